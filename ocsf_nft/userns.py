@@ -1,8 +1,6 @@
 """Conversion of user ids of another user namespace to those of this process's user namespace.
 
-Only user ids from nftables need the conversion. nftables gives a socket's owner as a user id of the
-user namespace that owns the network namespace (nft_meta.c). NFLOG already gives the owner as a user
-id of the reader's user namespace (nfnetlink_log.c). The reader is this process.
+Only user ids from nftables need the conversion.
 """
 
 from __future__ import annotations
@@ -42,12 +40,11 @@ class UserIdMap(NamedTuple):
 def user_id_map() -> UserIdMap | None:
     """Return the map that converts user ids from nftables to ids of this process's namespace.
 
-    The ids from nftables belong to the user namespace that owns the calling thread's network
-    namespace. Return None if that user namespace is this process's own, or if the kernel does not
-    reveal that namespace. Otherwise the map is read from a process in that user namespace; this
-    needs CAP_SYS_PTRACE. If no such process can be inspected, the map is empty, and converts each
-    id to 65534.
+    The ids are of the calling thread's network namespace. Return None if they need no conversion,
+    or this is unknown. If the map can't be read, each id becomes 65534.
     """
+    # nftables gives a socket's owner as an id of the user namespace that owns the network namespace
+    # (nft_meta.c). NFLOG already gives an id of the reader's namespace (nfnetlink_log.c).
     try:
         owner = _owner()
     except OSError:  # an older kernel, or an ancestor that we can't inspect
@@ -59,7 +56,8 @@ def user_id_map() -> UserIdMap | None:
     if os.path.samestat(there, _USER.stat()):
         return None
     # The kernel shows the map of a namespace only in its processes. We don't send a process of ours
-    # there: root there could control it, and it would have our user id.
+    # there: root there could control it, and it would have our user id. Reading the map needs
+    # CAP_SYS_PTRACE.
     for process in _PROC.iterdir():
         if process.name.isdecimal():
             text = _read_map(process, there)

@@ -1,13 +1,7 @@
 """Decoder of packet bytes to the header values that the kernel prints in its text log.
 
-A header value with a name, such as ``source_port``, is a fact. The decoder gives the same facts as
-the kernel's log line of the packet, if all log flags are set. So the decoder decodes no header that
-the kernel does not print (net/netfilter/nf_log_syslog.c).
-
-A packet may end inside a header. Where the kernel prints ``TRUNCATED`` for this, the facts have
-``incomplete``. Where the kernel prints ``INCOMPLETE [n bytes]``, the facts have
-``incomplete_bytes``, which is n. If the packet is long enough, but too few of its bytes were
-captured, the facts have ``truncated``.
+A named value, such as ``source_port``, is a fact. The facts equal those of the kernel's log line
+with all log flags (net/netfilter/nf_log_syslog.c).
 """
 
 from __future__ import annotations
@@ -101,11 +95,14 @@ def ip_facts(data: bytes, version: int) -> Facts:
     """Decode the headers of an IP packet to values by name; never raises.
 
     ``data`` may have only the first bytes of the packet. ``version`` is 4 or 6, from the ethertype.
-    Like the kernel, the decoder ignores the version field in the packet.
     """
+    # A packet may end inside a header. Where the kernel prints ``TRUNCATED`` for this, the facts
+    # have ``incomplete``. For ``INCOMPLETE [n bytes]`` they have ``incomplete_bytes``, which is n.
+    # If only the captured bytes end too early, they have ``truncated``.
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
     try:
+        # Like the kernel, the decoder ignores the version field in the packet.
         if version == 4:
             _ipv4(packet, 0, facts, quoted=False)
         else:
@@ -200,12 +197,10 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
-    """Decode the IPv6 extension headers, of which the first begins at offset ``at``.
+    """Decode the IPv6 extension headers that begin at ``at``, and store their values in ``facts``.
 
-    The values are added to ``facts``. ``following`` is the type of the header at ``at``. Return the
-    offset and the type of the first header that is no extension header. The third result is True if
-    the packet is a fragment, but not the first fragment. Raises _EndOfPrint if the kernel's text
-    log prints no header after the extension headers.
+    ``following`` is the first header's type. Return the next header's offset and type, and True for
+    a fragment after the first. Raises _EndOfPrint if the kernel prints no further header.
     """
     later_fragment = False
     while following in _EXTENSIONS:

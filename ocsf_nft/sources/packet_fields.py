@@ -1,8 +1,7 @@
 """Conversion of a packet's header values to a Record.
 
-A fact is a header value with a name, such as ``source_port``. The parser of the kernel's log text
-and the decoder of packet bytes make facts with the same names. If :class:`Record` has a field with
-the name of a fact, the fact becomes that field. Any other fact becomes an item of ``details``.
+A fact is a header value with a name, such as ``source_port``. A fact becomes the Record's field of
+that name, else an item of ``details``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ocsf_nft.record import VM_RULES, Record, split_prefix
 if TYPE_CHECKING:
     from ocsf_nft.record import Detail, Origin
 
-#: Facts of one packet by name; see the names in ``packet`` and ``grammar``.
+#: Facts of one packet by name; ``packet`` (bytes) and ``grammar`` (log text) use the same names.
 Facts: TypeAlias = "dict[str, Detail]"
 
 #: Ethernet's header: destination, source, type (IEEE 802.3).
@@ -51,11 +50,11 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    The function takes the facts that are fields of Record out of ``facts``. The same dictionary,
-    with the remaining facts, becomes ``details`` of the Record: don't use ``facts`` afterwards.
-    ``time_ns`` is when the kernel logged the packet, and ``received_ns`` is when the log record was
-    read. Both are in ns since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    Don't use ``facts`` afterwards: the Record keeps this dictionary. ``time_ns`` (when logged) and
+    ``received_ns`` (when read) are since the epoch. ``captured_sum`` is the Adler-32 of the
+    captured bytes.
     """
+    # What remains in ``facts`` becomes ``details`` of the Record, without a copy.
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
     if parts.rule in VM_RULES:  # the ids are of a process on the host, but the sender is in the VM

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 class PrefixFilter:
     """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
-    ``sandboxes`` are the sandboxes whose messages are selected; None selects all sandboxes.
-    ``foreign`` has the log prefixes of other firewalls whose messages are selected too. If
-    ``foreign`` is None, no message of another firewall is selected.
+    If ``sandboxes`` is None, all sandboxes are selected. ``foreign`` has log prefixes of other
+    firewalls that are selected too.
     """
 
     def __init__(
@@ -31,11 +30,9 @@ class PrefixFilter:
     def matches(self, message: str) -> bool:
         """Return True if a log message may have a selected prefix; this is a test before parsing.
 
-        After parsing, :meth:`select` checks the real prefix. If another firewall, not ocsf-nft,
-        logged the message, the prefix is the text before ``IN=… OUT=``. If ``IN=… OUT=`` occurs
-        several times, the text before each occurrence is tried. The writer of the message is not
-        checked, so a program may have forged the message.
+        A program may have forged the message. After parsing, :meth:`select` checks the real prefix.
         """
+        # Another firewall's prefix is the text before one of possibly several ``IN=… OUT=``.
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
@@ -43,11 +40,10 @@ class PrefixFilter:
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
         """Return ``found``; None if it is another firewall's record whose prefix is not selected.
 
-        "Another firewall" means that the record is not of ocsf-nft. ``found`` is the parsed form of
-        a message that :meth:`matches` has accepted. :meth:`matches` tries each possible prefix of
-        the message, so the real prefix must be checked here. A Reject (a message that is no valid
+        ``found`` is a parsed message that :meth:`matches` has accepted. A Reject (an invalid
         record) is returned unchanged.
         """
+        # ``matches`` tries each possible prefix of the message, so the real prefix is checked here.
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None
         return found

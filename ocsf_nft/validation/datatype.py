@@ -112,14 +112,15 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 def json_fault(value: Any) -> str | None:
     """Return the reason why ``value`` is not valid in JSON; None if ``value`` is valid.
 
-    NaN, for example, is not valid. An integer of more than 64 bits is not valid either, because
-    JSON readers may not accept it. ``value`` must not be an object or an array.
+    NaN and integers of more than 64 bits are not valid. ``value`` must not be an object or an
+    array.
     """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8
     if isinstance(value, float):
         return None if math.isfinite(value) else NOT_FINITE
     if isinstance(value, int):
+        # JSON readers may not accept more than 64 bits.
         return None if value in _INT64 else NOT_64_BITS
     return None if value is None else f"{describe(value)} is nothing that JSON has"
 

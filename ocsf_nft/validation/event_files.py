@@ -1,9 +1,6 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-A file has one of two formats. In the usual format, each line is one event. In the other format,
-each JSON document is one event or an array of events, and may have several lines. A file has the
-other format if its first line begins a document that continues on the next line. A file whose only
-line is an array also has the other format.
+Each document is one event or an array of events.
 """
 
 from __future__ import annotations
@@ -46,15 +43,17 @@ class _Line(NamedTuple):
 
 
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate each event of a file while the file is read; blank lines are skipped.
+    """Validate each event of a file while the file is read.
 
-    The ``path`` of a fault normally names an attribute of the event. Text that is not JSON gives
-    one fault, with the path "line". Raises OSError if the file can't be read.
+    Text that is not JSON gives one fault, with the path ``line`` instead of an attribute. Raises
+    OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
     if first is None:
         return
+    # A file has documents if its first one continues on the next line, or if its only line is an
+    # array. Otherwise each line is one event.
     if first.text is None or not _may_be_documents(first.text):
         yield from _line_by_line(chain((first,), lines), validator)
         return

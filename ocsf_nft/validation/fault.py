@@ -74,8 +74,8 @@ class FaultList:
 def describe(value: Any) -> str:
     """Describe a JSON value in a short text for people, for example ``true`` or ``an object``.
 
-    Text, numbers, booleans and null are shown as JSON, and cut if they are long. Other values are
-    shown only as their type. Never raises an error.
+    Text, numbers, booleans and null are shown as JSON, cut if long; other values only as their
+    type. Never raises.
     """
     if isinstance(value, str):
         return (
@@ -97,8 +97,8 @@ def describe(value: Any) -> str:
 def child_path(path: str, key: Any) -> str:
     """Return the path of the attribute ``key`` of an object, for example ``device.os``.
 
-    ``path`` is the object's path, empty for the event itself. A name with unusual characters is
-    shown as a JSON string in quotes. A name longer than 60 characters is also quoted, and cut.
+    ``path`` is the object's path, empty for the event itself. An unusual or long ``key`` is shown
+    in quotes, and cut.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

@@ -23,15 +23,12 @@ _BUDGET: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Attribute to which an observable refers, and the attribute's values in the event.
-
-    There are several values if the reference goes through an array. ``is_object`` is true if one of
-    the values is an object or an array. ``texts`` has, as text, the values that are neither objects
-    nor arrays.
-    """
+    """Attribute to which an observable refers, and the attribute's values in the event."""
 
     attribute: Attribute
+    #: Values as text, without objects and arrays; several if the reference goes through an array.
     texts: frozenset[str]
+    #: True if one of the values is an object or an array.
     is_object: bool
 
 

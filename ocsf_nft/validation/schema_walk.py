@@ -50,9 +50,8 @@ class Walk:
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
         """Check ``value``, which is the event or an object in the event, and all objects in it.
 
-        ``path`` is the object's path in the event, for example ``actor.process``. ``table`` is the
-        schema's definition of the object. ``depth`` is the level of nesting, 1 for the event.
-        Raises TooManyError if the event has too many faults.
+        ``table`` is the object's definition in the schema, ``path`` its path in the event.
+        ``depth`` is the nesting level, 1 for the event. Raises TooManyError after too many faults.
         """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
@@ -75,10 +74,9 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Report an attribute that must not be present; return True if its value can be checked.
 
-        An attribute that only certain profiles define is a fault if the event lists none of these
-        profiles. A deprecated attribute gives a warning. A ``value`` of null is a fault, and the
-        only case in which the result is False. Faults are reported for the path ``where``.
+        Faults are reported for the path ``where``. The result is False only for null.
         """
+        # Only these profiles define the attribute, so the event must list one of them.
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
             if self._listed.isdisjoint(attribute.profiles):

@@ -1,7 +1,7 @@
 """JSON decoder for validation: it also decodes invalid values, so that they can be reported.
 
-The decoder accepts a lone surrogate, NaN, and an integer of more than 64 bits. It also lists each
-name that is in one object twice. orjson is not used, because orjson refuses or hides these faults.
+The decoder accepts lone surrogates, NaN, integers of more than 64 bits, and repeated names. orjson
+refuses or hides these faults.
 """
 
 from __future__ import annotations

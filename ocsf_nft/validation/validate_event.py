@@ -1,13 +1,10 @@
 """Validator of OCSF events.
 
-A fault is an error in these cases:
+A fault is an error in these cases, otherwise a warning:
 
-- The validator of the OCSF schema server calls the fault an error.
-- The server's JSON Schema refuses the event.
-- JSON readers may refuse a value in the event, for example NaN.
+- The validator or the JSON Schema of the OCSF schema server refuses the event.
+- JSON readers may refuse a value, for example NaN.
 - Two attributes contradict each other.
-
-All other faults are warnings, for example a deprecated class.
 """
 
 from __future__ import annotations
@@ -29,11 +26,10 @@ class EventValidator:
     """Validator of events, for one OCSF version or for each event's ``metadata.version``."""
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
-        """Create a validator for an OCSF version, such as ``1.8`` or ``1.8.0``.
+        """Create a validator for an OCSF version (``1.8``); None means each event's own version.
 
-        Without ``version``, each event is validated against its ``metadata.version``. With
-        ``recommended``, a missing recommended attribute is a warning. Raises UsageError for an
-        unknown version. Raises UnsupportedError if the extra ``validate`` is not installed.
+        With ``recommended``, a missing recommended attribute is a warning. Raises UsageError for an
+        unknown version, UnsupportedError if the extra ``validate`` is not installed.
         """
         self._versions = schema.versions()
         self._version = None if version is None else schema.full_version(version)

@@ -27,21 +27,19 @@ _STAMP: Final = re.compile(rb"[0-9]{1,16}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelEntry:
-    """Fields of a journal entry: a kernel message, or journald's notice of missed kernel messages.
-
-    ``realtime_us`` and ``monotonic_us`` are the time at which journald received the message, on two
-    clocks. ``source_us`` is the kernel's (printk) timestamp. ``facility`` is the field
-    SYSLOG_FACILITY. Only journald sets ``transport`` and ``source_us``, so no program can forge
-    them.
-    """
+    """Fields of a systemd journal entry: a kernel message, or a notice of missed messages."""
 
     cursor: str
     boot: str
+    #: Times at which journald received the message (CLOCK_REALTIME, CLOCK_MONOTONIC).
     realtime_us: int
     monotonic_us: int
     message: bytes
+    #: Only journald sets ``transport`` and ``source_us``, so no program can forge them.
     transport: bytes | None
+    #: Field SYSLOG_FACILITY.
     facility: bytes | None
+    #: Kernel's (printk) timestamp.
     source_us: bytes | None
 
 
@@ -57,10 +55,9 @@ def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
 
 
 class KernelEntryParser:
-    """Parser that converts journal entries to records; it must get the entries in journal order.
+    """Parser that converts systemd journal entries to packet log records.
 
-    The time of a record is the wall-clock time at which the kernel logged the packet. This is
-    earlier than the time at which journald received the message (see ``boot_clock``).
+    The caller must pass the entries in the journal's order.
     """
 
     def __init__(self, prefix_filter: PrefixFilter) -> None:
@@ -70,12 +67,10 @@ class KernelEntryParser:
         self._previous_ns: int | None = None
 
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
-        """Convert a journal entry to a Record.
+        """Convert a journal entry to a packet's Record.
 
-        Return a Reject if the entry can't be parsed, or is forged: a program wrote it to the kernel
-        log. Return a Gap if journald missed kernel messages. Return None if the entry is not from
-        the kernel log, or if its log prefix is not selected. ``received_ns`` is the time of reading
-        (ns since the epoch).
+        Return a Gap for missed messages, a Reject for an invalid or forged entry, and None for any
+        other entry. ``received_ns`` is the time of reading, since the epoch.
         """
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._previous_ns is None else min(self._previous_ns, realtime_ns)
@@ -109,6 +104,7 @@ class KernelEntryParser:
             self._clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
         journald_ns = entry.monotonic_us * 1000
         printk_ns = self._clock.monotonic_ns(int(entry.source_us) * 1000, journald_ns, waited=True)
+        # The result is when the kernel logged the packet, before journald received the message.
         return realtime_ns - (journald_ns - printk_ns)
 
 

@@ -30,12 +30,10 @@ _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Return true if systemd-python is installed, and supports the journal's files.
+    """Return True if systemd-python is installed and can read the journal.
 
-    Return false if systemd-python is not installed, or fails to open a file that this process may
-    read. ``directory`` is the journal's folder; None means the default folders. Blocks for some
-    milliseconds. Raises AbsentError if there is no such journal, UnsupportedError if reading the
-    journal is not permitted.
+    If ``directory`` is None, the default folders are read. Blocks for some milliseconds. Raises
+    AbsentError if there is no journal, UnsupportedError if reading is not permitted.
     """
     samples = journal_files.samples(directory)
     try:
@@ -61,11 +59,10 @@ class LibraryReader:
         self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal, to read the entries after the entry with this cursor.
+        """Open the journal to read the entries after ``cursor``; None means after the newest entry.
 
-        If ``cursor`` is None, reading begins after the newest entry. Return the cursor of the entry
-        after which reading begins; None if the journal is empty. Raises SourceError if the cursor
-        is invalid, or if the journal can't be opened.
+        Return the start cursor; None if the journal is empty. Raises SourceError if opening fails
+        or ``cursor`` is invalid.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
@@ -85,11 +82,10 @@ class LibraryReader:
             self._reader = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Return new entries; wait at most ``timeout_s`` seconds for them (None: without limit).
+        """Return new journal entries; wait at most ``timeout_s`` seconds (None: without limit).
 
-        The result has only entries that the reader's :class:`PrefixFilter` selects, so it may be
-        empty. It is also empty if no entry arrives in time. Raises SourceError if the journal can
-        no longer be read.
+        The result is empty if no entry arrives in time, or if the prefix filter selects none.
+        Raises SourceError if reading fails.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

@@ -11,16 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Result of one read of the journal: entries that match a filter, and the new position.
-
-    ``cursor`` is the position of the last entry that was read, even if it does not match; None
-    if no entry was read. ``cursor_is_missing`` is not about ``cursor``, but about the cursor that
-    :meth:`JournalReader.open` returned. The flag is true if the journal has deleted the entry at
-    that cursor. Entries after the deleted entry may also have been deleted before they were read.
-    """
+    """Journal entries from one read that match a filter, and the new read position."""
 
     entries: tuple[KernelEntry, ...] = ()
+    #: Cursor of the last entry that was read, even if it does not match; None if none was read.
     cursor: str | None = None
+    #: True if the journal has deleted the entry at the cursor that :meth:`JournalReader.open`
+    #: returned. Entries after it may also have been deleted before they were read.
     cursor_is_missing: bool = False
 
 
@@ -28,11 +25,9 @@ class JournalReader(Protocol):
     """Interface of a reader of the systemd journal."""
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal, to read the entries that come after the entry with this ``cursor``.
+        """Open the journal to read the entries after ``cursor``; None means after the newest entry.
 
-        If ``cursor`` is None, read the entries that come after the present newest entry.
-        Returns the cursor of the entry after which reading begins; None if the journal is
-        empty.
+        Returns the start cursor; None if the journal is empty.
         """
 
     async def close(self) -> None:

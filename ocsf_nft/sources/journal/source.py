@@ -36,11 +36,9 @@ _STAMP_NS: Final = 1_000_000_000
 class Journal:
     """Source of the packet log records in the systemd journal.
 
-    ``sandboxes`` has the names of the sandboxes whose records are read; None means all. ``foreign``
-    has the log prefixes of other firewalls whose records are read too. ``directory`` is a folder of
-    journal files; None means the journal of this machine. The source begins after the journal entry
-    that ``cursor`` identifies. If ``cursor`` is None, the source begins with the first entry
-    written after the source was opened (``async with``).
+    If None, ``sandboxes`` means all, and ``directory`` means this machine's journal. ``foreign``
+    adds log prefixes of other firewalls. Reading begins after ``cursor``; if None, with new
+    entries.
     """
 
     def __init__(

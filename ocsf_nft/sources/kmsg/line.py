@@ -1,9 +1,4 @@
-r"""Parser of a record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg).
-
-A record begins with ``priority,sequence,microseconds,flags;`` and the message. The next lines are a
-dictionary (`` KEY=value``). The kernel writes unprintable bytes and the backslash as ``\xNN``
-(kernel/printk/printk.c, append_char). So a line break is never part of the message.
-"""
+"""Parser of a record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg)."""
 
 from __future__ import annotations
 
@@ -12,23 +7,25 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+#: ``priority,sequence,microseconds,flags;`` and then the message. The next lines of a record are a
+#: dictionary (`` KEY=value``).
 _HEADER: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,19}),([0-9]{1,16}),[^;\n]*;")
+#: The kernel writes unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c,
+#: append_char). So a line break is never part of the message.
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FACILITY_SHIFT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class KmsgLine:
-    """Fields of one record of /dev/kmsg, the kernel log.
+    """Fields of one record of /dev/kmsg, the kernel log."""
 
-    ``facility`` is 0 only if the kernel wrote the message. If a program writes a message with
-    facility 0, the kernel changes the facility. ``stamp_us`` is the kernel's (printk) timestamp in
-    microseconds since boot. ``message`` has the logged bytes, without the escapes of /dev/kmsg.
-    """
-
+    #: 0 only if the kernel wrote the message: the kernel changes the facility 0 of a program.
     facility: int
     sequence: int
+    #: Kernel's (printk) timestamp, in microseconds since boot.
     stamp_us: int
+    #: Logged bytes, without the escapes of /dev/kmsg.
     message: bytes
 
 

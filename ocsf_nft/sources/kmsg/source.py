@@ -1,8 +1,7 @@
 """Source of packet log records: the kernel log, /dev/kmsg.
 
-The kernel log is a ring buffer: the kernel overwrites the oldest messages, even if they are unread.
-Unread messages that were overwritten leave a gap in the sequence numbers. The source returns each
-gap with the number of missing messages.
+The kernel overwrites the oldest messages, even if they are unread. The source returns each gap in
+the sequence numbers with the number of missing messages.
 """
 
 from __future__ import annotations
@@ -52,13 +51,9 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 class Kmsg:
     """Source of the packet log records in the kernel log.
 
-    ``sandboxes`` are the names of the sandboxes whose log records are read; None means all.
-    ``foreign`` has the log prefixes of other firewalls whose log records are also read.
-
-    The source begins after the message at ``cursor``. If ``cursor`` is of an earlier boot, the
-    source begins with the oldest message. If ``cursor`` is None, only messages after the start of
-    the ``async with`` block are read. The source yields batches of log records; each batch has a
-    cursor. The first batch comes at once, even without log records.
+    If ``sandboxes`` is None, all are read. ``foreign`` adds log prefixes of other firewalls.
+    Reading begins after ``cursor``; if None, with new messages. A cursor of an earlier boot means
+    the oldest message.
     """
 
     def __init__(
@@ -77,6 +72,7 @@ class Kmsg:
         self._seen_ns = 0
         #: Last time without a record to read (CLOCK_BOOTTIME).
         self._empty_ns = 0
+        # Both begin at 0: so the first batch comes at once, even without log records.
         self._yielded_ns = 0
         self._yielded_next = 0
 
@@ -168,8 +164,8 @@ class Kmsg:
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
-        Return the batch, and True if no message is left to read. ``waited`` is true if the source
-        was already waiting when the first message arrived, so that this message is new.
+        Return the batch, and True if no message is left. ``waited`` means that the first message
+        arrived during a wait.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

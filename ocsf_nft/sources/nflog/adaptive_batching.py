@@ -17,10 +17,9 @@ _FALL_NS: Final = 1_000_000_000
 
 
 class AdaptiveBatching:
-    """Choice between the NFLOG settings CALM and FLOOD, by the number of log records per second.
+    """Choice between two kernel settings for NFLOG batching, by the rate of log records.
 
-    ``batching`` is the setting that is chosen now: CALM at the start. 400 records within 0.1 s
-    change it to FLOOD. Fewer than 1,000 records within a second change it back to CALM.
+    ``batching`` is the present choice: CALM for few records (and at the start), or FLOOD.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")

@@ -90,9 +90,8 @@ class Binding:
 def bind(group: int, batching: Batching) -> Binding:
     """Bind a new socket to an NFLOG group in the calling thread's network namespace.
 
-    The first log record after the binding has sequence number 0. Raises UnsupportedError if the
-    kernel has no NFLOG, or if the privilege CAP_NET_ADMIN is missing. Raises SourceError for any
-    other failure, for example if another program has bound the group.
+    Raises UnsupportedError if the kernel has no NFLOG, or if CAP_NET_ADMIN is missing. Raises
+    SourceError for any other failure.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
@@ -122,6 +121,7 @@ def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[byt
     command = (
         netlink.attribute(_NFULA_CFG_CMD, _NFULNL_CFG_CMD_BIND)
         + netlink.attribute(_NFULA_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _NFULNL_COPY_PACKET))
+        # The first log record after the binding has sequence number 0.
         + netlink.attribute(_NFULA_CFG_FLAGS, struct.pack(">H", _NFULNL_CFG_F_SEQ))
     )
     message = batching_message(group, batching, flags=netlink.NLM_F_ACK, more=command)

@@ -1,8 +1,6 @@
 """Names of a namespace's network interfaces, updated by the kernel's notifications.
 
-An NFLOG record has the index of an interface, not the name. A request to the kernel for every name
-would be slow, and a cache would be wrong after a rename. So this module subscribes to link
-notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h).
+An NFLOG record has only the index of an interface.
 """
 
 from __future__ import annotations
@@ -46,6 +44,8 @@ class InterfaceNames:
 
         Raises SourceError if the notifications can't be read.
         """
+        # A request for every name would be slow. A cache without notifications (RTNLGRP_LINK in
+        # include/uapi/linux/rtnetlink.h) would be wrong after a rename.
         self._socket = self._namespace.call(rtnetlink.subscribe)
         self.refresh()
 

@@ -1,14 +1,12 @@
-r"""Conversion of an NFLOG message to one line of text, and back.
+"""Conversion of an NFLOG message to one line of text, and back.
 
 An example, which is one line in reality::
 
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-Names and log prefixes are JSON strings in ASCII, so no byte in them can be mistaken for another
-field. The packet is hexadecimal, as are ``hwheader``, ``hwaddr`` and ``l2header``. Absent fields
-are left out. The field ``id`` is the unique id of the log record. So an event has the same
-``metadata.uid``, whether it is made from the line or from the NFLOG message.
+Names and log prefixes are JSON strings in ASCII. The packet, ``hwheader``, ``hwaddr`` and
+``l2header`` are hexadecimal. Absent fields are left out.
 """
 
 from __future__ import annotations
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 #: First characters of such a line.
 START: Final = "NFLOG group="
 
+#: JSON string in ASCII, so that no byte in a name or prefix can be mistaken for another field.
 _STRING: Final = r'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*"'
 _DEVICE: Final = rf"(?:{_STRING})?#\d{{1,10}}"
 _HEX: Final = r"(?:[0-9a-f]{2})*"
@@ -100,6 +99,7 @@ def render(datagram: Datagram, identity: str) -> str:
         ("seq", _decimal(d.sequence)),
         ("global_seq", _decimal(d.global_sequence)),
         ("time", stamp(d)),
+        # An event from this line gets the same metadata.uid as an event from the NFLOG message.
         ("id", json_string(identity)),
         ("prefix", json_string(d.prefix)),
         ("in", _quoted(d.input)),

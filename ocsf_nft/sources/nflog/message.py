@@ -1,9 +1,6 @@
 """Decoder of an NFLOG message from the kernel (NFULNL_MSG_PACKET) to a Record.
 
-The payload of the message is a ``nfgenmsg`` header, followed by attributes. All numbers in
-attributes are in network byte order. The header include/uapi/linux/netfilter/nfnetlink_log.h
-defines the attributes. The code in net/netfilter/nfnetlink_log.c decides which attributes the
-kernel sends.
+The payload of the message is a ``nfgenmsg`` header, followed by attributes.
 """
 
 from __future__ import annotations
@@ -22,6 +19,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.record import Record
 
+# Attributes (include/uapi/linux/netfilter/nfnetlink_log.h); all numbers in them are in network byte
+# order. net/netfilter/nfnetlink_log.c decides which attributes the kernel sends.
 NFULA_PACKET_HDR: Final = 1
 NFULA_MARK: Final = 2
 NFULA_TIMESTAMP: Final = 3
@@ -76,10 +75,8 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
 ) -> Record | Reject:
     """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``payload`` is the message without its netlink header. ``received_ns`` is the time of receipt in
-    ns since the epoch. ``interface_name`` returns the name of the interface with a given index;
-    None if it is unknown. ``identity`` takes the message's sequence number, or None, and returns a
-    unique id for the record. ``log_source`` is the log's name, which is stored in the record.
+    ``payload`` has no netlink header. ``received_ns`` is since the epoch. ``interface_name`` maps
+    an interface's index to its name, ``identity`` a sequence number to a unique id for the record.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)

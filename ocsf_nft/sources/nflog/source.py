@@ -1,8 +1,7 @@
 """NFLOG source: log records directly from the kernel, by netlink.
 
 NFLOG is the fastest log transport. It is also the only one that needs no privilege outside the
-sandbox's user namespace. Sequence numbers (NFULA_SEQ) show exactly how many records the kernel
-dropped, as soon as a later record arrives.
+sandbox's user namespace.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ _QUIET_S: Final = 0.15
 class Nflog:
     """Source of the log records of one NFLOG group of one network namespace.
 
-    The time of a record is the kernel's timestamp of the packet. Packets on the output hook have no
-    timestamp. The time of their records is the time of reading: at a low rate, about 0.1 ms after
-    the packet.
+    The time of a record is the kernel's timestamp; on the output hook, it is the time of reading.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -71,8 +68,8 @@ class Nflog:
     async def __aenter__(self) -> Self:
         """Bind a socket to the NFLOG group; blocks the event loop for about a millisecond.
 
-        Raises AbsentError if the namespace does not exist, and SourceError if another program has
-        the group. Raises UnsupportedError if the kernel has no NFLOG or the privilege is missing.
+        Raises AbsentError if the namespace does not exist, SourceError if another program has the
+        group, and UnsupportedError if the kernel has no NFLOG or the privilege is missing.
         """
         # The nonce distinguishes the records of two bindings: both count from 0.
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
@@ -180,6 +177,7 @@ class Nflog:
                 else:
                     number = nflog_message.sequence(payload)
                     rejected.append(found)
+                # NFULA_SEQ shows exactly how many records the kernel dropped before this one.
                 if number is not None and (dropped := self._sequence.dropped_before(number)):
                     gaps.append(self._gap(dropped, now_ns))
             elif kind == netlink.NLMSG_ERROR:

@@ -1,11 +1,7 @@
 """Parser of the header before a kernel message in a log file: timestamp, host, program name.
 
-The parser recognises the output of ``dmesg``, syslog (RFC 3164 and RFC 5424), and the short formats
-of ``journalctl``. A line of any other format counts as a kernel message without a header.
-
-The header shows if the kernel wrote the message: its facility, if present, must be ``kern``. In
-syslog, the program name must also be ``kernel``. Any process that can send syslog messages with the
-program name ``kernel`` can forge a kernel message.
+The formats are ``dmesg``, syslog (RFC 3164, RFC 5424) and short ``journalctl``. Any other line
+counts as a message.
 """
 
 from __future__ import annotations
@@ -89,17 +85,14 @@ class StampError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StampReference:
-    """Reference times for log timestamps that lack the date, the year or the time zone.
+    """Reference times for log timestamps that lack the date, the year or the time zone."""
 
-    ``boot_ns`` is the boot time of the log's machine, in ns since the epoch. If that time is
-    unknown, ``boot_ns`` is this machine's boot time, and ``is_assumed_boot`` is true.
-    ``now_ns`` returns the current time. ``zone`` is for timestamps without a time zone; None
-    means this machine's time zone.
-    """
-
+    #: Boot time of the log's machine (ns since the epoch), or of this machine if it is unknown.
     boot_ns: int
     now_ns: Callable[[], int]
+    #: Zone of timestamps without a time zone; None means this machine's zone.
     zone: dt.tzinfo | None
+    #: True if the boot time of the log's machine is unknown.
     is_assumed_boot: bool
 
     def since_boot(self, microseconds: int) -> int:
@@ -119,16 +112,14 @@ class StampReference:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """Message of a line in a log file, and the content of the line's header.
-
-    ``log_source`` is ``dmesg`` or ``syslog``. ``author`` describes the program that wrote the
-    message; None means the kernel. ``time_ns`` is the timestamp (ns since the epoch), and
-    ``stamp`` is its original text. Both are None without a timestamp.
-    """
+    """Message of a line in a log file, and the content of the line's header."""
 
     message: str
+    #: ``dmesg`` or ``syslog``.
     log_source: str
+    #: Description of the program that wrote the message; None means the kernel.
     author: str | None = None
+    #: Timestamp in ns since the epoch (``stamp`` is its original text); None without a timestamp.
     time_ns: int | None = None
     stamp: str | None = None
 
@@ -138,6 +129,8 @@ def parse(line: str, reference: StampReference) -> LogLine:
 
     Raises StampError if the line's timestamp is not a valid time.
     """
+    # The kernel wrote the message only if the facility, if present, is ``kern``. In syslog, the
+    # program name must also be ``kernel``, which any process that can send to syslog can forge.
     priority = _PRIORITY.match(line)
     author = None
     if priority is not None:

@@ -1,18 +1,7 @@
 """Source that reads packet records from log files.
 
-The format is detected for each line, so a file may mix formats. The formats are /dev/kmsg,
-``dmesg``, syslog, ``journalctl`` (short, json and export), and NFLOG lines. An NFLOG line is the
-text form, ``NFLOG group=…``, in which ocsf-nft writes a packet record from NFLOG.
-
-**Time.** A kernel timestamp counts from boot, so the time of that boot (``boot_ns``) is added.
-Without ``boot_ns``, the last boot of this machine is assumed. So a log of another machine or of an
-earlier boot needs ``boot_ns``. A line without a timestamp gets the time of the file's last
-modification. In a pipe, it gets the time of reading.
-
-**Identity.** A record gets the same identity each time its file is read. A journal entry is
-identified by its cursor. A kmsg record is identified by sequence number, timestamp and text. An
-NFLOG line contains its identity. Any other line is identified by its text, and by the number of
-equal lines before it.
+The format is detected for each line. Formats are /dev/kmsg, ``dmesg``, syslog, ``journalctl``
+(short, json and export), and NFLOG lines that ocsf-nft wrote (``NFLOG group=…``).
 """
 
 from __future__ import annotations
@@ -62,44 +51,41 @@ _NFLOG: Final = nflog_line.START.encode()
 
 @dataclass(slots=True)
 class LineTally:
-    """Numbers of lines that were read from log files.
+    """Numbers of lines that were read from log files; a journal export entry counts as one line."""
 
-    ``lines`` is the total. ``records`` counts the lines with a valid packet record. ``rejected``
-    counts the lines that may be a packet record but are not valid. Its keys are values of
-    ``Reject.kind``, for example ``malformed``. ``skipped`` counts all other lines. A journal export
-    entry counts as one line.
-    """
-
+    #: Total.
     lines: int = 0
+    #: Lines with a valid packet record.
     records: int = 0
+    #: Lines that are no packet record.
     skipped: int = 0
+    #: Lines that may be a packet record but are not valid, by ``Reject.kind``.
     rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _LoggedLine:
-    """Message in a line of a log file, and the content of the line's header.
-
-    ``raw`` is the text of the whole line. ``author`` describes the program that wrote the message;
-    None if the kernel wrote it. ``stamp`` is the timestamp as text.
-    """
+    """Message in a line of a log file, and the content of the line's header."""
 
     message: str
+    #: Whole line.
     raw: str
     log_source: str
+    #: Description of the program that wrote the message; None if the kernel wrote it.
     author: str | None
     time_ns: int | None
+    #: Timestamp as text.
     stamp: str | None
     identity: str | None = None
     sequence: int | None = None
 
 
 class Reader:
-    """Converter of one log file's bytes to batches of records; the caller reads the file.
+    """Converter of bytes from a log file to batches of packet log records.
 
-    ``boot_ns`` is the time from which kernel timestamps count. ``unstamped_ns`` is the time of
-    lines without a timestamp; None means the time of reading. Both are in ns since the epoch.
-    ``zone`` is the time zone of local timestamps; None means that of this machine.
+    ``boot_ns`` is the boot time for kernel timestamps; lines without a timestamp get
+    ``unstamped_ns``, or the time of reading. Both are since the epoch. ``zone`` is for timestamps
+    without a zone.
     """
 
     def __init__(
@@ -114,6 +100,8 @@ class Reader:
         self.tally = LineTally() if tally is None else tally
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
+        # A kernel timestamp counts from boot. Without ``boot_ns``, this machine's last boot is
+        # assumed: so a log of another machine or of an earlier boot needs ``boot_ns``.
         self._stamp_reference = log_header.StampReference(
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
@@ -130,12 +118,10 @@ class Reader:
         now_ns: Callable[[], int] = time.time_ns,
         tally: LineTally | None = None,
     ) -> Self:
-        """Return a reader for an open file.
+        """Return a reader for an open log file.
 
-        A line without a timestamp gets the file's last modification time. If the file is a pipe or
-        socket, such a line gets the time of reading. ``boot_ns`` is the time from which kernel
-        timestamps count, in ns since the epoch; None means this machine's boot time. ``tally``
-        counts the lines.
+        Lines without a timestamp get the file's modification time or, in a pipe or socket, the time
+        of reading. ``boot_ns`` is the boot time for kernel timestamps; None means this machine's.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
@@ -288,6 +274,9 @@ class Reader:
         return nflog_datagram.record(datagram, origin)
 
     def _line_identity(self, line: str) -> str:
+        # A record gets the same identity each time its file is read: from its cursor (journal), its
+        # sequence number, timestamp and text (kmsg), or from its ``id`` (NFLOG line). For any
+        # other line, it is made of the text and of the number of equal lines before it.
         digest = _digest(line.encode())
         number = self._seen.pop(digest, 0) + 1
         self._seen[digest] = number

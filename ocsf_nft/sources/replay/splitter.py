@@ -1,9 +1,4 @@
-"""Splitter of a byte stream into lines and journal export entries, in constant memory.
-
-An export entry has fields on separate lines. The entry begins with ``__CURSOR=`` and ends with an
-empty line, or with a line that is not a field. A binary field has its length before its value. If
-no line break follows the value, the length is wrong: the result is a :class:`BrokenField`.
-"""
+"""Splitter of a byte stream into lines and journal export entries, in constant memory."""
 
 from __future__ import annotations
 
@@ -17,11 +12,15 @@ if TYPE_CHECKING:
 
 #: Maximum length of a line, and of a field that we use (journald cuts kernel lines far below).
 LINE_LIMIT: Final = 1 << 20
+#: Start of an export entry, which has each field on a line. The entry ends with an empty line, or
+#: with a line that is not a field.
 _START: Final = b"__CURSOR="
 #: journal_field_valid() in systemd's src/libsystemd/sd-journal/journal-file.c.
 _NAME: Final = re.compile(rb"[A-Z_][A-Z0-9_]{0,63}")
 #: Maximum length of any field (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
 _FIELD_LIMIT: Final = 768 << 20
+#: A binary field has its length before its value. If no line break follows the value, the length is
+#: wrong: the result is a :class:`BrokenField`.
 _LENGTH_BYTES: Final = 8
 
 
@@ -153,11 +152,10 @@ class Splitter:
         yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Read a binary field into the current export entry; return the offset after the field.
+        """Read a binary field into the current export entry.
 
-        ``data`` has the field's length at offset ``at``, then the value. A value longer than
-        LINE_LIMIT is skipped. Return None if the caller must call again with more data. Raises
-        _LengthError if the stated length is above journald's maximum.
+        ``data`` has the field's length at offset ``at``, then the value. Return the offset after
+        the field, or None if more data is needed. Raises _LengthError for an impossible length.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

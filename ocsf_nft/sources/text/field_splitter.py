@@ -1,7 +1,6 @@
-r"""Splitter of a kernel log line into words, which the parser takes one after the other.
+"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-A word that the kernel never prints goes to ``unparsed``. So does a last word that may be cut off,
-because no space follows it: ``TTL=6`` may be a part of ``TTL=64``.
+The last word may be cut off if no space follows it: ``TTL=6`` may be a part of ``TTL=64``.
 """
 
 from __future__ import annotations
@@ -35,14 +34,13 @@ class MalformedError(Exception):
 
 
 class Words:
-    """Words of a kernel log line, and the position of the next word for the parser.
-
-    ``unparsed`` has the words that can't be used: unknown words, and a last word that may be cut
-    off. ``truncated`` is true if the line was cut or may be cut.
-    """
+    """Words of a kernel log line, and the position of the next word for the parser."""
 
     def __init__(self, line: str) -> None:
+        #: Words that can't be used: words that the kernel never prints, and a last word that may be
+        #: cut off.
         self.unparsed: list[str] = []
+        #: True if the line was cut or may be cut.
         self.truncated = False
         self._taken: set[str] = set()
         self._next = 0
@@ -96,8 +94,7 @@ class Words:
     def _take_word(self, *, certain: bool) -> bool:
         """Move past the next word; return True if it may be cut off, and so must not be used.
 
-        A caller that needs the word reads it with :meth:`peek` first. A word that may be cut off is
-        added to ``unparsed``. If ``certain`` is true, the caller knows that the word is complete.
+        Such a word is added to ``unparsed``. ``certain`` means that the word is complete.
         """
         word = self._words[self._next]
         self._next += 1
@@ -110,19 +107,16 @@ class Words:
     def flag(self, name: str, *, certain: bool = False) -> bool:
         """Take the next word if it is ``name``; return True if it is.
 
-        If the line ends directly after ``name``, the line may have been cut inside a longer word.
-        Then the word is taken, but the result is False. If ``certain`` is true, the word counts as
-        complete, and the result is True.
+        If the line ends directly after the word, the word may be cut off. Then the result is False,
+        unless ``certain`` is true.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
         """Take the next word if it is the field ``key``; return the field's value.
 
-        For example, the value of ``TTL=64`` is ``64``. Returns None if another word is next. Also
-        returns None if the line ends directly after the value, because the value may be cut off.
-        ``certain`` is a value that the caller knows to be complete: if the field has this value, it
-        is returned even at the end of the line.
+        Returns None if another word is next, or if the value may be cut off at the line's end. The
+        value ``certain`` counts as complete.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -134,14 +128,12 @@ class Words:
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take the next word if it is the decimal field ``key``; return its value as a number.
+        """Take the next word if it is the decimal field ``key``; return its value.
 
-        Returns None if another word is next. Also returns None if the line ends directly after the
-        number, because more digits may be cut off. Two numbers are returned even at the end of the
-        line: 0, and ``certain``, a number that the caller knows to be complete. Raises
-        MalformedError if the value is not a number, or is greater than ``limit``.
+        Returns None if another word is next, or the value may be cut off. The number ``certain``
+        counts as complete. Raises MalformedError if the value is invalid or above ``limit``.
         """
-        # No number of several digits begins with 0.
+        # No number of several digits begins with 0, so 0 is complete even at the end of the line.
         zero = self.peek() == f"{key}{separator}0"
         value = self.value(key, separator, certain="0" if zero else str(certain))
         if value is None:
@@ -153,11 +145,10 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take the next word if it is the hexadecimal field ``key``; return its value as a number.
+        """Take the next word if it is the hexadecimal field ``key``; return its value.
 
-        ``form`` is the regular expression of a valid value; its first capture group has the digits.
-        Returns None if another word is next, or if the line may be cut off inside the value. Raises
-        MalformedError if the value does not match ``form``.
+        ``form`` is a regular expression whose first group has the digits. Returns None if another
+        word is next, or the value may be cut off. Raises MalformedError if ``form`` does not match.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -194,9 +185,8 @@ class Words:
     def options(self) -> tuple[str | None, bool]:
         """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.
 
-        The bytes are lower-case hexadecimal digits; None if the options are missing or incomplete.
-        The second result is True for ``OPT (TRUNCATED)``: the packet ends inside the options.
-        Raises MalformedError for options of another form.
+        The bytes are lower-case hexadecimal; None if the options are missing or incomplete. Raises
+        MalformedError for options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False
@@ -210,6 +200,7 @@ class Words:
             self.unparsed.append(f"{_OPEN}{word}")
             self.truncated = True
             return None, False
+        # The packet ends inside the options.
         if word == "TRUNCATED":
             return None, True
         if not word.strip("0123456789ABCDEF") and len(word) % 2 == 0 and 2 <= len(word) <= 80:

@@ -1,12 +1,7 @@
 """Parser of the packet log lines of nf_log_syslog.c, in the forms of all kernel versions.
 
-A field may be missing, because rules log with different flags. A line with a word at a wrong
-position is malformed. Words that the kernel never prints are returned as the value ``unparsed``.
-
-A line may be cut anywhere in transit. If no space follows the last value, its end may be cut off.
-Then the value is returned only in ``unparsed``, and ``truncated`` is set. But many tools strip the
-last space. So a value that is certainly complete is used even if no space follows it. For example,
-``0`` is complete, because a number with more digits never begins with 0.
+A field may be missing, because rules log with different flags. A line may be cut anywhere in
+transit.
 """
 
 from __future__ import annotations
@@ -53,6 +48,8 @@ def read(line: str) -> Facts:
     head = _HEAD.match(line)
     if head is None:
         raise MalformedError("the devices after IN= and OUT= can't be read, or the line ends there")
+    # A value that may be cut off is only in ``unparsed``. But many tools strip the last space: so a
+    # value that is certainly complete, such as ``0``, is used even if no space follows it.
     words = Words(line[head.end() :])
     facts: Facts = {
         name: device
@@ -266,15 +263,13 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 
 @dataclass(slots=True)
 class _Chain:
-    """State of the parsing of one packet's IPv6 extension headers.
+    """State of the parsing of one packet's IPv6 extension headers."""
 
-    ``headers`` is the number of parsed headers. It is also 0 if the number is unknown, because the
-    line is cut inside a header. ``later_fragment`` is true for a fragment that is not the first
-    one. ``ended`` is true if neither another header nor a ``PROTO=`` field can follow.
-    """
-
+    #: Number of parsed headers; also 0 if it is unknown, because the line is cut inside a header.
     headers: int = 0
+    #: True for a fragment that is not the first one.
     later_fragment: bool = False
+    #: True if neither another header nor a ``PROTO=`` field can follow.
     ended: bool = False
 
 

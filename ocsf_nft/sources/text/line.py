@@ -1,9 +1,7 @@
 """Parser that converts one line of the kernel's log to a Record.
 
-A line has the rule's prefix, ``IN=<device> OUT=<device>``, and the packet's fields in a fixed order
-(net/netfilter/nf_log_syslog.c). The parser reads each field at its position and never searches for
-a name. The reason: a prefix, a device's name or a packet quoted in an ICMP error may contain the
-same names. An ambiguous line is rejected.
+The parser reads each field at its position (net/netfilter/nf_log_syslog.c), and never searches for
+a name. An ambiguous line is rejected.
 """
 
 from __future__ import annotations
@@ -38,6 +36,8 @@ _DEVICES_ANYWHERE: Final = re.compile(r"IN=(?:(?!IN=)[^ ])*+ OUT=")
 _NUMBER: Final = "(0|[1-9][0-9]{0,9})"
 _MAC: Final = "[0-9a-f]{2}(?::[0-9a-f]{2}){5}"
 _ADDRESS: Final = "([0-9.]{7,15}+|[0-9a-f:]{2,39}+)"
+#: A search for names would fail: a prefix, a device's name or a packet quoted in an ICMP error may
+#: contain the same names.
 #: The usual line: TCP and UDP as the kernel prints them. ``grammar``, which is slower, parses all
 #: other lines. Both give the same Record for the same line.
 #: ``[0-9]``, because ``\d`` accepts digits of any script.
@@ -75,11 +75,10 @@ def possible_prefixes(message: str) -> list[str]:
 
 
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
-    """Parse one kernel log message (prefix and packet, without timestamp and level) to a Record.
+    """Parse one kernel log message, without timestamp and level, to a Record.
 
-    Returns None if the message is not about a packet, and a Reject if the parsing fails. Never
-    raises. ``time_ns`` is the time of the packet, ``received_ns`` the time of reading (ns since the
-    epoch).
+    Returns None if the message is not about a packet, a Reject if parsing fails; never raises.
+    ``time_ns`` (of the packet) and ``received_ns`` (of reading) are since the epoch.
     """
     if not is_candidate(message):
         return None
@@ -105,15 +104,15 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 
 
 def _parse_foreign(message: str) -> tuple[str, Facts]:
-    """Split a message of another firewall into its log prefix and a dictionary of packet values.
+    """Split a message of another firewall into its log prefix and its packet values by name.
 
-    The prefix may itself contain ``IN=… OUT=``. So if ``IN=… OUT=`` occurs several times, exactly
-    one occurrence must begin a complete description of a packet. Otherwise the function raises
-    _AmbiguousError. It raises MalformedError if the packet can't be parsed.
+    Raises MalformedError if the packet can't be parsed, _AmbiguousError if it is unclear where the
+    packet begins.
     """
     starts = _starts(message)
     if len(starts) == 1:
         return message[: starts[0]], _packet(message, starts[0])
+    # The prefix may contain ``IN=… OUT=`` too: exactly one must begin a complete packet.
     whole: list[tuple[int, Facts]] = []
     for start in starts:
         try:

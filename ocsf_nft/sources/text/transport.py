@@ -50,11 +50,10 @@ def take_transport(
     *,
     quote: Callable[[Words, Facts], None] | None,
 ) -> None:
-    """Parse the transport header of a log line, for example TCP, and store its values in ``facts``.
+    """Parse a log line's transport header, for example TCP, and store its values in ``facts``.
 
-    ``words`` has the rest of the line. ``protocol`` is the number of the IP protocol. ``quote``
-    parses the packet inside an ICMP error. It is None if this header is itself inside an ICMP
-    error. Raises MalformedError if a field is invalid.
+    ``quote`` parses the packet inside an ICMP error; None if this header is itself in such a
+    packet. Raises MalformedError if a field is invalid.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -86,9 +85,8 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
     """Parse a field such as ``SPT=443``; return True if its number was stored in ``facts``.
 
-    ``key`` is the field's name in the line, and ``name`` its name in ``facts``. The number is not
-    stored if the line ends directly after it, and more digits may be cut off. Raises MalformedError
-    if the number is above ``limit``.
+    ``key`` is the field's name in the line, ``name`` its name in ``facts``. A number that may be
+    cut off is not stored. Raises MalformedError for a number above ``limit``.
     """
     number = words.number(key, limit)
     if number is None:
