@@ -219,7 +219,10 @@ async def test_two_hundred_kills_drop_and_duplicate_no_event(
 
 
 async def _crash(lab: Lab, state: StateDirectory, folder: Path, log: str, kills: int) -> None:
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     with contextlib.ExitStack() as stack:
+        # The fence's installation changes a sysctl of the machine.
+        stack.callback(command.run, "remove", *named)
         under: Sequence[str] = ()
         if log == "journal":
             stack.enter_context(journald(folder / "journald"))
