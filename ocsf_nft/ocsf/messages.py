@@ -108,7 +108,7 @@ def _process_or_user(by: Attribution, user: str) -> str:
         return f"{name} ({user})" if user else name
     if others < 2:  # at most one process is possible, and it is not named
         return user
-    was_each = all(each.calls is not None for each in by.seen)
+    was_each = bool(by.seen) and all(each.calls is not None for each in by.seen)
     several = attribution_enrichment.count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
 

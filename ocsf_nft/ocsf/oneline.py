@@ -184,7 +184,7 @@ def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
             seen, unnamed = _at(each, "data", "processes"), _at(each, "data", "unnamed")
             named = seen if isinstance(seen, list) else []
             others = sum(pid is None or _at(one, "pid") != pid for one in named)
-            was_each = all(_at(one, "calls") is not None for one in named)
+            was_each = bool(named) and all(_at(one, "calls") is not None for one in named)
             return others + max(_number(unnamed) or 0, 0), was_each
     return 0, True
 

@@ -166,6 +166,7 @@ def test_actor_text_has_the_number_of_candidate_processes() -> None:
         ([None, 1], 0, "one or more of 2 processes of uid 1000 in sandbox sb1"),
         ([1, 1], 0, "2 processes of uid 1000 in sandbox sb1"),
         ([1, 2], 3, "5 processes of uid 1000 in sandbox sb1"),
+        ([], 3, "one or more of 3 processes of uid 1000 in sandbox sb1"),
     ):
         processes = tuple(Seen(process=Process(pid=pid), calls=n) for pid, n in enumerate(seen))
         by = Attribution(method="capture", reason="seen", seen=processes, unnamed=unnamed)

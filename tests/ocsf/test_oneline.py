@@ -193,6 +193,7 @@ def _several(pids: list[Any], unnamed: Any = 0, **calls: int) -> list[Any]:
     [
         (_several([1, 2, 3]), "one or more of 3 processes of uid 1000"),
         (_several([1, 2], 2, calls=1), "4 processes of uid 1000"),
+        (_several([], 2), "one or more of 2 processes of uid 1000"),
         (_several([1]), "uid 1000"),
         (_several([1, None], True), "one or more of 2 processes of uid 1000"),
         (_several([1, 2], -5), "one or more of 2 processes of uid 1000"),
