@@ -38,15 +38,16 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     number: int,
     # Time at which the counters were read (ns since the epoch, UTC).
     read_ns: int,
+    # Log record that supplies the header fields.
     sample_record: Record | None = None,
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """Build an attempt (refused packets that one event reports) from a counter's packets.
+    """Build an attempt (the refused packets in one event) from a counter's packets.
 
-    The counter then has ``packets`` fewer unreported packets. ``flow`` is the decoded ``key``;
-    without a key, ``flow`` has only the flows' common fields. Header fields come from
-    ``sample_record``, a log record.
+    The counter then has ``packets`` fewer unreported packets. A counter in an nftables set has a
+    ``key``. The attempt's identity contains ``number``: how many packets of the rule earlier events
+    report.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)

@@ -54,9 +54,9 @@ class CounterId:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the ``verdict`` that a log record has if these counters count its packet.
+        """Return the verdict on the packets in these counters: ``permit``, or None (refused).
 
-        The verdict is ``permit`` if the fence is permissive, because the fence then allows the
-        packet. The verdict is None if the fence refuses the packet.
+        The verdict is ``permit`` if the fence is permissive: it logs and allows what it would
+        otherwise refuse.
         """
         return "permit" if self.is_permissive else None

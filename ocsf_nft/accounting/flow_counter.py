@@ -64,8 +64,8 @@ class FlowCounter:
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
         """Store the values of an nftables set element; return the number of new packets.
 
-        ``element`` is from a reading of the counters that ended at ``read_ns``. The previous
-        reading began at ``before_ns``. Both times are in ns since the epoch.
+        Normally the new packets came between ``before_ns``, when the previous counter reading
+        began, and ``read_ns``, when the reading of ``element`` ended.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -118,10 +118,10 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add unreported packets and bytes of another counter to those of this counter.
+        """Add ``more``, another counter's unreported packets and bytes, to those of this counter.
 
-        ``more`` may have negative numbers. ``last_ns`` is the time of the last added packet (ns
-        since the epoch, UTC).
+        A negative number subtracts packets that an event has already reported. ``last_ns`` is the
+        time of the last added packet (ns since the epoch, UTC).
         """
         # Negative if an event has reported packets that no reading of the other counter has shown.
         self._add_unreported(more.packets, more.bytes)

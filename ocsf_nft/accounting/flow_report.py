@@ -97,10 +97,10 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if a flow's event must wait, because its packets may already be reported.
+        """Return True if a new flow's event must wait: another event may have reported the packets.
 
-        The wait lasts three counter readings, at most 60 seconds. ``reading`` is the sequence
-        number of the latest reading.
+        The kernel may have logged them as another flow. The wait lasts three counter readings, at
+        most 60 seconds. ``reading`` is the latest reading's sequence number.
         """
         # A packet with an incomplete header may be counted for this flow, but logged as another.
         # Then the other flow's event reports it, and it is later subtracted from this flow. A flow
@@ -229,10 +229,11 @@ class FlowReports(dict["Key", FlowReport]):
     """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty map for the flows of one firewall rule.
+        """Create an empty map for flows of one rule that have their own events.
 
-        ``opened`` collects changes of incidents (series of a flow's refused packets) for the state
-        database. ``priority`` prefers some destinations, and selects OCSF findings.
+        ``opened`` collects incidents (repeated refused packets) for the state database.
+        ``priority`` raises the maximum number of flows for some destinations, and selects incidents
+        for Detection Finding events.
         """
         super().__init__()
         self._counter_id = counter_id

@@ -54,9 +54,10 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Return the processes of two attributions, and the minimum number of further processes.
+    """Return at most 16 possible senders of packets in two attributions, and a count of the others.
 
-    At most 16 processes are returned: those that started last. All others are only counted.
+    The returned processes are those that started last. The count is a minimum, because both
+    attributions may have counted the same unnamed processes.
     """
     # `first` is the attribution of the flow's earlier packets, `last` that of its latest packets.
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)

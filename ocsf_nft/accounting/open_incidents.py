@@ -1,4 +1,7 @@
-"""Incidents and scans with an emitted Create event and no Close event yet."""
+"""Open incidents (repeated refused packets of a flow) and scans (one user, many destinations).
+
+"Open" means that the Create event was emitted, but the Close event was not emitted yet.
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ _MAX_AGGREGATES: Final = 256
 
 
 class OverflowFlows:
-    """Flows without separate events, because a limit (of their user or in total) is reached.
+    """Flows that share events, because too many other flows have their own events.
 
-    All such flows of one user share one event. ``aggregates`` maps user ids to the unreported
-    packets of these flows.
+    All such flows of one user share one event. ``aggregates`` maps each user id to a FlowAggregate:
+    the sum of these flows' unreported packets.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:
@@ -36,10 +36,10 @@ class OverflowFlows:
         return key in self._users
 
     def add(self, key: Key, counter: FlowCounter) -> None:
-        """Move the unreported packets of the flow ``key`` to the aggregate of the flow's user.
+        """Let the flow ``key`` share an event with other flows of its user.
 
-        ``counter`` is the flow's counter. After the call, all packets of ``counter`` count as
-        reported.
+        The flow's unreported packets are added to the user's total, and marked as reported in
+        ``counter``, the flow's own counter. For new packets, call this method again.
         """
         decoded = None if key in self._users else flow(key)
         uid = self._users[key] if decoded is None else decoded.uid

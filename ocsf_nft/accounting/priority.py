@@ -1,6 +1,7 @@
-"""Settings that prefer some destinations for separate events, and that select OCSF findings.
+"""Settings: preferred destinations of flows, and a condition for Detection Finding events.
 
-If there are too many flows, flows to a preferred destination can still get separate events.
+If there are too many flows, they share events, but some to preferred destinations get their own.
+The condition is a function of a flow's log record and number of packets.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings that reserve separate events for some destinations, and select OCSF findings.
+    """Settings: preferred destinations of flows, and a condition for Detection Finding events.
 
-    Only a limited number of flows gets separate events; the other flows share events.
+    If there are too many flows, they share events, but some to ``destinations`` get their own. If
+    ``is_finding`` returns True, a Detection Finding event also reports the flow.
     """
 
     #: IP addresses. Flows to them have a reserve of separate events beyond the common limit.

@@ -1,6 +1,6 @@
-"""Comparison of the packets that the kernel has counted with the packets that events report.
+"""Check that each packet counted by a firewall rule is reported in exactly one event.
 
-Each counted packet of a firewall rule must be reported by an event, or be pending.
+A packet that is in no event yet must be pending: it is stored for a later event.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Balance:
 
     @property
     def counter_mismatch(self) -> int:
-        """Return the number of counted packets that are neither reported nor pending.
+        """Return how many counted packets are neither in an event nor stored for a later event.
 
-        The normal number is 0. It is negative if packets were reported too often.
+        Normally the number is 0. It is negative if events report more packets than were counted.
         """
         return self.refused + self.allowed - self.reported - self.pending

@@ -49,7 +49,7 @@ _OUTBOUND: Final = frozenset(
 
 
 class RuleAccount:
-    """Account of one firewall rule: assigns each refused packet to one attempt (for one event).
+    """Account of one firewall rule: assigns each refused packet to exactly one event.
 
     All calls must come from one thread. ``now_ns`` is of a monotonic clock; other times are since
     the epoch (UTC).
@@ -64,11 +64,11 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account for the kernel counters of one firewall rule.
+        """Create an empty account for the packet counters of one firewall rule.
 
-        ``begun_ns`` is before the counters' first packet. ``opened`` collects changes for the state
-        database. ``priority`` prefers some destinations, and selects OCSF findings.
-        ``add_attribution`` adds the sending process, if known, to an attempt.
+        ``begun_ns`` is before their first packet. ``opened`` collects incidents and scans for the
+        state database. ``priority`` selects flows for events of their own and Detection Finding
+        events. ``add_attribution`` adds sending processes to events.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -354,7 +354,8 @@ class RuleAccount:
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
         """Return other counters that may have counted packets of the flow ``key``, likeliest first.
 
-        Each counter is returned with its key; None if the counter is no set element.
+        Each counter is paired with its key in an nftables set. The last two counters are in no set,
+        so their key is None.
         """
         # `overflow` has the packets for which no slot was free under any key. `evicted` has those
         # of set elements that the kernel evicted.
@@ -386,10 +387,10 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Find the number of packets whose set elements the kernel has evicted, and store it.
+        """Update the number of packets whose nftables set element the kernel has evicted (deleted).
 
-        The last eight counter readings must lack these packets; two readings suffice if ``closing``
-        is true.
+        Eight successive counter readings (two if ``closing``) must show these packets in the rule's
+        total, but in no element.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS

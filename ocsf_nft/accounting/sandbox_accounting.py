@@ -38,11 +38,11 @@ class SandboxAccount:
         priority: Priority | None = None,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """Create an empty account for the sandbox with the name ``sandbox``.
+        """Create an empty account for the packets of the sandbox ``sandbox``.
 
-        No packet was counted before ``begun_ns`` (ns since the epoch). ``priority`` reserves
-        separate events for some destinations, and selects OCSF findings. ``add_attribution`` adds
-        the sending process, if known, to the packets of one event.
+        No packet was counted before ``begun_ns`` (ns since the epoch). ``priority`` selects flows
+        for events of their own and Detection Finding events. ``add_attribution`` adds the sending
+        process to an event.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -145,10 +145,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets between the previous reading and ``reading``, for each mode.
+        """Return, per mode, how many packets the kernel has counted since the previous reading.
 
-        ``reading`` is the new counter reading. The previous reading is the latest that
-        :meth:`observe` has processed. The modes of the fence are ``enforcing`` and ``permissive``.
+        ``reading`` is the new counter reading, not yet passed to :meth:`observe`. A fence in
+        ``enforcing`` mode refuses the packets; in ``permissive`` mode it allows them.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
