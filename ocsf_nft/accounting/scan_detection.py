@@ -88,7 +88,11 @@ class FanOuts:
             found.sample.append(decoded)
 
     def resume(self, opened: OpenFanOut) -> None:
-        """Continue a user's scan that had not ended when the service stopped."""
+        """Restore a detected scan after a restart of the service, to count its further packets.
+
+        A scan (fan-out) is one user's packets to many destinations or ports. ``opened`` is the
+        stored state of a scan that had not ended.
+        """
         before = opened.end
         found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns

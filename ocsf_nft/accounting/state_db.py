@@ -318,10 +318,10 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan in ``account``, from the columns of its database row.
+    """Restore in ``account`` an unfinished incident (repeated refused packets of a flow) or scan.
 
-    ``name`` is the key in ``account.rules``. If the rule's counters have another ``epoch`` now, the
-    incident or scan ends.
+    The other arguments are columns of its database row. If the counters of the rule ``name``
+    have been created again (another ``epoch``), the incident or scan is marked as ended.
     """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)

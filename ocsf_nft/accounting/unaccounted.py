@@ -40,9 +40,10 @@ class UnaccountedPackets:
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of packets whose flow's counter was evicted, except those in ``known``.
+        """Return the number of refused packets whose flow's counter the kernel has deleted.
 
-        All of the latest ``readings`` readings must lack a packet. Return zero if there were fewer
+        The number is the minimum of the latest ``readings`` readings of the counters. The packets
+        in ``known``, found by earlier calls, are subtracted. Return zero if there were fewer
         readings.
         """
         if len(self._lacked) < readings:

@@ -1,6 +1,7 @@
-"""Search for the counter of a packet that was logged as flow A, but counted as flow B.
+"""Search for the kernel counter of a packet whose log record shows another flow than the counter.
 
-This happens if the packet's header is cut short, or names a wrong protocol.
+The kernel logs a refused packet, and counts it in a counter of its flow. The log record and the
+counter can differ if the packet's header is cut short, or names a wrong protocol.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Find a counter with at least ``packets`` unreported packets, of the same user as ``key``.
+        """Find another flow's counter that probably counted ``packets`` packets of flow ``key``.
 
-        A counter with the protocol and destination of ``key`` is preferred. The list has at most
-        one entry.
+        The counter has the user of ``key``, and preferably its protocol and destination. At least
+        ``packets`` packets of the counter are in no event yet. Return an empty list if no counter
+        fits.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -39,7 +39,7 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """Event of the BPF programs: either a system call that sends or connects, or a refused packet.
+    """System call that sends or connects, or packet refused by nftables: an event of BPF programs.
 
     An unknown address is empty; an unknown port is 0.
     """
@@ -85,7 +85,7 @@ class Call(NamedTuple):
 
 
 class ClosedSocket(NamedTuple):
-    """Capture event: the last process that had a socket open has closed the socket.
+    """Event of the BPF programs: the last process that had a socket open has closed the socket.
 
     ``socket`` is the kernel's number (cookie) of the socket, as in an earlier :class:`Call`.
     ``time_ns`` is the time of the close (CLOCK_BOOTTIME).

@@ -145,10 +145,10 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the capture event of at least one logged packet will probably still come.
+        """Return True if BPF programs will probably soon report who sent a packet in ``records``.
 
-        ``records`` are the log records of the packets. The result is always False where the capture
-        reports system calls instead of packets.
+        The kernel logs a refused packet; a moment later, a BPF program reports the packet's sender.
+        The result is False if the BPF programs report only system calls in this sandbox.
         """
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))

@@ -162,10 +162,10 @@ class FallbackChain:
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        """Return one attribution for each log record, in the order of ``records``.
+        """Return for each log record which process sent its packet, in the order of ``records``.
 
-        ``records`` must be in the order in which the kernel logged them. The kernel must have
-        logged all of them after ``since_ns`` (CLOCK_BOOTTIME): earlier packets are ignored.
+        ``records`` must be in the kernel's order, and newer than ``since_ns`` (CLOCK_BOOTTIME).
+        Packets that BPF programs saw before ``since_ns`` are not compared with ``records``.
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -202,9 +202,9 @@ class FallbackChain:
     ) -> Attribution | None:
         """Return the processes that sent a flow's packets since the previous call for this flow.
 
-        ``record`` identifies the flow. ``packets`` is the kernel's packet count. The reading of
-        this count began at ``began_ns`` (ns since the epoch). Return None if BPF programs saw no
-        sender.
+        ``record`` identifies the flow. ``packets`` is the kernel's count of these packets, read at
+        ``began_ns`` (ns since 1970). The confidence is high only if BPF programs saw as many.
+        Return None if they saw no sender.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -287,7 +287,10 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read the new events of the BPF programs; in a flood of events, some stay unread."""
+        """Read the new events of the BPF programs, at most some thousands.
+
+        The next call reads the rest.
+        """
         for _ in range(_MOST_READS):
             try:
                 if self._capture is None or not self._capture.read_events():

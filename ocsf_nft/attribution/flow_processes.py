@@ -114,10 +114,10 @@ class FlowProcesses:
         self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
-        """Add a call (a captured system call or packet) to its flow, or ignore it.
+        """Add a process's ``call`` (a sending system call or refused packet) to the packet's flow.
 
-        A call is ignored if its process or flow is unknown. A call that only connects a
-        socket, or is about a link-layer frame, is ignored too.
+        A call is ignored if its process, or its packet's destination, is uncertain. A call that
+        only connects a socket, or whose packet is a link-layer frame, is ignored too.
         """
         if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
@@ -150,10 +150,10 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Subtract one packet from a flow, because a separate event reports this packet.
+        """Subtract one packet of the process ``pid`` from a flow: an event already reports it.
 
-        ``pid`` is the packet's sender; None if unknown. If the flow has no packet of this sender,
-        its next result is marked as uncertain instead.
+        If ``pid`` is None, or the flow has no packet of this process, nothing is subtracted. Then
+        the next result of :meth:`take` for this flow is marked as uncertain.
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)

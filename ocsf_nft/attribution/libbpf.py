@@ -226,8 +226,11 @@ class RingBuffer:
 
     @property
     def descriptor(self) -> int:
-        """Return a file descriptor to poll; it is readable only when there is much unread data."""
-        # The BPF programs decide how much that is (``capture.bpf.c``: wakeup_flag).
+        """Return a file descriptor to poll: it is readable if more than 128 KiB are unread.
+
+        :meth:`read` returns smaller amounts too.
+        """
+        # The BPF programs decide how much must be unread (``capture.bpf.c``: wakeup_flag).
         found: int = self._library.ring_buffer__epoll_fd(self._ring)
         return found
 

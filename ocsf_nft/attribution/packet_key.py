@@ -76,9 +76,10 @@ def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key to compare a log record with reports of BPF programs.
+    """Return the key to compare the packet of a log record with reports of BPF programs.
 
-    Return None if the record lacks the user id or, for an IP packet, the protocol.
+    Return None if no comparison is possible: no socket sent the packet (the record has no user id),
+    or the protocol of an IP packet is unknown.
     """
     if record.uid is None:  # no socket sent the packet
         return None

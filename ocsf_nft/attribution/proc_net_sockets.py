@@ -60,8 +60,9 @@ class Socket(NamedTuple):
 class ProcNetFiles:
     """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
 
-    Each ``deadline_ns`` is a time of :func:`time.monotonic_ns`. A lookup raises TooManySocketsError
-    (also if it lasts past the deadline), OSError, AbsentError, UnsupportedError.
+    A lookup raises TooManySocketsError for too many sockets, or after ``deadline_ns`` (of
+    time.monotonic_ns). AbsentError: the namespace does not exist. UnsupportedError: it can't be
+    entered. OSError: a table can't be read.
     """
 
     def __init__(self, namespace: Namespace) -> None:

@@ -37,8 +37,9 @@ class _Key(NamedTuple):
 class ProgramHashes:
     """Cache of the SHA-256 of executed files; a cached file is read again only if it has changed.
 
-    Files over ``most_bytes`` get no hash. Files beyond ``most_bytes_a_minute`` get none until the
-    next minute. Threads may share an instance.
+    Files larger than ``most_bytes`` get no hash. At most ``most_bytes_a_minute`` bytes are read in
+    a minute: a file that would exceed this gets no hash until the next minute. Threads may share an
+    instance.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Search for the processes that sent logged packets, in a BPF program's reports.
 
-The BPF program reports each refused packet after the kernel has logged it. In a flood, many reports
-have no log record.
+The BPF program reports a refused packet after the kernel has logged it. In a flood, the kernel logs
+only some of the packets, so many reports have no log record.
 """
 
 from __future__ import annotations
@@ -63,16 +63,18 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the two keys under which a report of the packet may be stored.
+        """Return the two keys under which a BPF program's report of the packet may be stored.
 
-        The first key is for reports that may be about any packet of the user.
+        The first key has only the user id, for packets whose details the BPF program did not
+        report. The second key also has the packet's protocol, ports and destination.
         """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
         """Return True if a reported packet may be the packet of the log record.
 
-        The report must not be older than ``since_ns``. The bytes must be the same, or unknown.
+        The report must not be older than ``since_ns``, the earliest time of the log record.
+        If both have a checksum of the packet's first bytes, the checksums must be equal.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
@@ -110,7 +112,11 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the searched packet may be missing: at most eight are stored."""
+        """Return True if the searched packet may be missing here.
+
+        At most the latest eight similar packets are stored, and in a flood the BPF program reports
+        no more than eight.
+        """
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
