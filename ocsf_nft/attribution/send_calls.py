@@ -107,18 +107,20 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Mark the senders of packets until about ten seconds after ``now_ns`` as uncertain.
+        """Mark the senders of all packets sent before ``now_ns`` + 10.5 s as uncertain.
 
-        Call this if the BPF programs' reports of some system calls were dropped.
+        Call this if BPF programs have dropped reports of system calls. The kernel may still send
+        packets of these system calls for about 10 s after ``now_ns``.
         """
-        # The kernel may send packets of a dropped call later, for example as TCP retransmissions.
+        # For example, the kernel sends TCP retransmissions later.
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield for each log record the system calls that may have sent its packet, or None.
+        """Yield for each log record of a packet the system calls that may have sent the packet.
 
-        Store all system calls with :meth:`add` first. The records must be in the kernel's order,
-        and newer than all records of earlier calls.
+        Yields None if no system call fits, or system calls of more than 16 processes fit. First
+        store all system calls with :meth:`add`. Pass each record once, in the order of the kernel's
+        log.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -199,10 +201,11 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 
 
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
-    """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
+    """Return the latest possible sending time of each packet, in ns of CLOCK_BOOTTIME.
 
-    For each record, in packet order, ``found`` has all possible system calls, or none if some are
-    unknown. ``read`` has the time at which the record was read.
+    For each packet, in sending order, ``found`` has all system calls that may have sent the packet.
+    It has an empty sequence if some of them are unknown. ``read`` has the times at which the
+    packets' log records were read.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

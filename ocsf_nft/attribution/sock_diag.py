@@ -1,7 +1,7 @@
 """Lookup of the sockets that may have sent a packet, by netlink (``sock_diag``).
 
 Raw, ping and packet sockets are read from /proc/net instead, and so are all sockets if the kernel
-lacks ``sock_diag``. A socket without a port is not found.
+lacks ``sock_diag``. A TCP or UDP socket that has no local port is not found.
 """
 
 from __future__ import annotations
@@ -99,11 +99,12 @@ class SocketTables:
         device: str | None,
         deadline_ns: int,
     ) -> tuple[Socket, ...]:
-        """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
+        """Return the TCP sockets that may have sent a packet from ``local`` to ``remote``.
 
-        Both are pairs of address and port. Without the packet's network ``device``, sockets that
-        are bound to a device may be missing. Raises TooManySocketsError (also past ``deadline_ns``,
-        a time.monotonic_ns), OSError.
+        This is the socket of the connection. After a refused connection, it is each socket that
+        still has the local port and the remote address. ``device`` is the packet's network device;
+        with None, sockets bound to a device may be missing. Raises TooManySocketsError (also past
+        ``deadline_ns``, a time.monotonic_ns), OSError.
         """
         expected = (local[1], remote[0], remote[1])
         try:

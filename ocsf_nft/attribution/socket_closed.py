@@ -54,10 +54,10 @@ class ClosedSockets:
         self._since_ns = 0
 
     def __enter__(self) -> Self:
-        """Start to listen for closed sockets.
+        """Start to listen for closed sockets in the network namespace.
 
-        Raises AbsentError and UnsupportedError if the namespace can't be entered. Raises OSError if
-        the kernel does not support notifications of closed sockets.
+        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered,
+        and OSError if the kernel does not report closed sockets.
         """
         self._socket = self._namespace.call(_subscribe)
         self._since_ns = _now_ns()

@@ -1,6 +1,7 @@
-"""Search for the processes that have a socket open, and for reasons to doubt that they used it.
+"""Search for the possible senders of a packet: the processes that have the packet's socket open.
 
-For example, a parent or child that has ended may have sent the packet with the same socket.
+The result also has reasons why another process may have sent the packet. For example, a child that
+shared the socket may have sent the packet and then ended.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of a search for the processes (holders) in which certain sockets are open.
+    """Result of a search for the processes (``holders``) that have certain sockets open.
 
-    If ``missed`` or ``unseen`` is not None, ``holders`` may lack a process.
+    ``holders`` may lack a process for the reason in ``missed``, such as too little time, or in
+    ``unseen``, such as no permission. Both are None if there is no such reason.
     """
 
     holders: tuple[Holder, ...]

@@ -54,7 +54,7 @@ class _PortWatch(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Sockets of the packet's user that may have sent the packet."""
+    """Sockets that may have sent a packet: all belong to the user (UID) that sent the packet."""
 
     sockets: tuple[Socket, ...]
     #: Name in messages, for example "ping or raw socket of the packet's user".

@@ -30,8 +30,9 @@ _CACHE_SECONDS: Final = 300.0
 class UserNames:
     """Cached lookup of user and group names, for the ids that /proc shows.
 
-    Every lookup returns None outside the initial user namespace. ``most`` limits the number of
-    cached answers. Threads may share an instance.
+    If this process is outside the initial user namespace, every lookup returns None, because /proc
+    then does not show the host's ids. ``most`` limits the number of cached answers. Threads may
+    share an instance.
     """
 
     def __init__(self, *, most: int = 1024) -> None:

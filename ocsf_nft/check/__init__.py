@@ -57,8 +57,9 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check: a VM or a sandbox in a network namespace.
 
-    For a VM, pass its TAP ``device`` or a pattern, its ``subnets``, and the ``port`` of its
-    gateway's proxy. For a sandbox, pass ``proxies`` and None as ``device``; ``port`` is unused.
+    For a VM, pass its TAP ``device`` (or a prefix, such as ``vmtap-*``), its ``subnets``, and the
+    ``port`` of its gateway's proxy. For a sandbox, pass the addresses and ports of its ``proxies``,
+    and None as ``device``; ``port`` is then unused.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),

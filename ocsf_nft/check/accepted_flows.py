@@ -82,8 +82,8 @@ class AcceptedFlow:
     def label(self) -> str:
         """Return protocol and destination port of the flow's first packet, for example ``tcp 443``.
 
-        A port that represents all others is ``other ports``. For a later packet of the flow, the
-        text ends with ``, once open``.
+        Ports without a flow of their own share one flow, with a text such as ``tcp other ports``.
+        For a later packet of any flow, the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -106,7 +106,11 @@ class Vm:
     uplinks: Mapping[int, str]
 
     def name(self) -> InterfaceName:
-        """Return the name of the VM's TAP device; for the pattern ``vmtap-*``, only the prefix."""
+        """Return the name of the VM's TAP device.
+
+        If the object stands for all VMs whose device names match a pattern, such as ``vmtap-*``,
+        return the prefix ``vmtap-``.
+        """
         return interface(self.device)
 
     def uplink(self, version: int) -> InterfaceName:

@@ -23,10 +23,10 @@ _CAPTURE: Final = (
 
 
 def findings(namespace: Namespace) -> Iterator[Finding]:
-    """Yield one finding: the best attribution method that works in the namespace.
+    """Yield one finding: the best method to find the processes that send packets in a namespace.
 
-    An attribution method finds the process that sent a packet. The finding's ``remedy`` lists what
-    a better method needs; None if this is the best method.
+    Only methods that work on this host are considered. The finding's ``remedy`` lists what a better
+    method needs; it is None if there is no better method.
     """
     try:
         with Capture([cookie(namespace)]) as capture:

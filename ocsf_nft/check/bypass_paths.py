@@ -152,7 +152,10 @@ def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> 
 
 
 def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
-    """Return at most 8 interfaces that belong to a VM in ``scope``, or lead to a proxy in it."""
+    """Return the interfaces that belong to the VM in ``scope``, or lead to a proxy in ``scope``.
+
+    Only the first 8 are returned, to limit the number of findings.
+    """
     found = []
     for device in devices.values():
         pattern = scope.device

@@ -1,7 +1,4 @@
-"""Network interfaces of a namespace, with the details that decide whether packets bypass a fence.
-
-Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
-"""
+"""Network interfaces of a namespace, with details that decide whether packets bypass a fence."""
 
 from __future__ import annotations
 
@@ -19,6 +16,8 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
 
+# Numbers and layouts of rtnetlink messages: if_link.h, rtnetlink.h and pkt_sched.h in
+# include/uapi/linux.
 _IFLA_IFNAME: Final = 3
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
@@ -67,8 +66,8 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
     """Return the name of the network interface through which packets to each address are sent.
 
-    The result has those keys of ``addresses`` whose address has a route; none if the routes can't
-    be read.
+    The result has the keys of ``addresses``, which the caller may choose freely. Addresses without
+    a route are left out. If the routes can't be read, the result is empty.
     """
 
     def query() -> dict[int, str]:

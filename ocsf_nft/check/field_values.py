@@ -58,10 +58,11 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that compares a packet's field with a value from a firewall rule.
+    """Return a function that tests if a packet's field matches a value from a firewall rule.
 
-    ``left`` (the field) and the value are in nft's JSON. The function returns YES, NO, or MAYBE if
-    unknown. If the packet doesn't have the field, return an :class:`Absent`.
+    ``left`` is the field in nft's JSON. The function's argument is the value in nft's JSON, such as
+    a number or a range. The function returns YES, NO, or MAYBE if unknown. If the packet doesn't
+    have the field, return an :class:`Absent`.
     """
     found = value(left, packet)
     if isinstance(found, Span):

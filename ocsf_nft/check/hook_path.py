@@ -39,9 +39,10 @@ class FlowStop:
 
 
 class Hooks(NamedTuple):
-    """Base chains of each netfilter hook, in the two possible orders of traversal.
+    """Base chains of each netfilter hook, sorted by priority, in two orders.
 
-    The order of two chains with equal priority is unknown.
+    The kernel's order of chains with equal priority is unknown. ``listed_first`` has such chains in
+    the order of nft's listing, and ``listed_last`` in the reverse order.
     """
 
     # Packets traverse the newer of two such chains first, but nft does not list their age.
@@ -52,10 +53,10 @@ class Hooks(NamedTuple):
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset, grouped by hook.
+    """Return the base chains of a ruleset, grouped by hook and sorted by priority.
 
-    The order of chains with equal priority is unknown. So the result has the chains in the two
-    possible orders (see :class:`Hooks`).
+    The kernel's order of chains with equal priority is unknown. So the result has all chains twice:
+    once with such chains in the order of nft's listing, once with the reverse order.
     """
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
