@@ -13,9 +13,10 @@ _TRIES: Final = 10
 def epoch_of(clock: int) -> int:
     """Return the wall-clock time (ns since the epoch) at which a kernel clock was 0.
 
-    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is wrong for times
-    before the wall clock was last set or, for CLOCK_MONOTONIC, before the last suspend.
+    A reading of ``clock`` (such as ``time.CLOCK_BOOTTIME``) plus the result is the reading's
+    wall-clock time. The sum is wrong for readings made before the wall clock was last set.
     """
+    # For CLOCK_MONOTONIC, the sum is also wrong for readings made before the last suspend.
     width_ns, epoch_ns = _read(clock)
     # The scheduler may stop the thread between two reads: use the fastest try.
     for _ in range(_TRIES):

@@ -58,12 +58,13 @@ class Database:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the database file; create a missing file, and rename and replace a damaged file.
+        """Open the database file; create a missing file, rename and replace a damaged file.
 
-        With ``read_only``, nothing is created or renamed; a damaged file fails at the first
-        transaction. Raises ClosedError if another process has the lock, DeliveryError for
-        other failures, SourceError with ``read_only``.
+        With ``read_only``, no file is created or renamed, and every failure raises SourceError.
+        Otherwise raises ClosedError if another process has locked the file for writing, else
+        DeliveryError.
         """
+        # With read_only, damage of the file is not found here, but at the first transaction.
         self._is_read_only = read_only
         try:
             if not read_only:

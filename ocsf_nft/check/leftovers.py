@@ -63,8 +63,8 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    They are for a VM whose interface is not in ``present``, or for the single VM that ``scope``
-    names.
+    They are for VMs whose network interface is not in ``present``. If ``scope`` names one VM, those
+    for this VM are returned too, even if its interface exists.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {

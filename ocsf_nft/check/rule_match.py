@@ -33,8 +33,8 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Evaluator of a firewall ruleset's statements for sample packets.
 
-    ``family`` and ``table`` of the methods name the table of the rule and its sets. ``spend`` is
-    called with a cost before set elements are compared; it may raise an error, to limit the work.
+    Sets are looked up in the nftables table that the methods' ``family`` and ``table`` name. Before
+    set elements are compared, ``spend`` gets the cost, and may raise an error to limit the work.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:

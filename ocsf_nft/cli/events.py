@@ -134,7 +134,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
     --dead --retry lets the run, or the next run, send them again.
 
-    Reads only the store, which only root may read by default. Needs no capability.
+    By default, only root may read the store. Only --retry changes the store. Needs no capability.
 
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """

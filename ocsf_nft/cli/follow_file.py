@@ -111,8 +111,8 @@ class GrowingFile:
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
         """Yield the last ``number`` lines of the file, in lists of lines.
 
-        If ``growing`` is true, :meth:`new_lines` later yields an incomplete last line. Raises
-        OSError if the file can't be read.
+        A last line without a line end is included if ``growing`` is false. If ``growing`` is true,
+        :meth:`new_lines` yields this line when it is complete. Raises OSError.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size

@@ -29,7 +29,7 @@ _MAX_MESSAGE: Final = 300
 class LogSettings:
     """Form of ocsf-nft's log, and the lowest level (of :mod:`logging`) that is written.
 
-    If ``form`` is None, the form is text on a terminal, else JSON.
+    If ``form`` is None, the log is text if standard error is a terminal, and JSON if it is not.
     """
 
     form: LogForm | None = None

@@ -66,10 +66,11 @@ class _Stderr(io.FileIO):
 def prepare() -> None:
     """Make the standard streams safe to use; call this function before any file is opened.
 
-    A closed stream is opened on the null device. Writing to a closed standard output still fails.
+    A closed stream is opened on the null device. Standard output is then opened only for reading,
+    so that a write still raises an error.
     """
     # A file that is opened later would get the descriptor of a closed stream, and receive printed
-    # text. Standard output is opened only for reading, so that writing to it still fails.
+    # text.
     for number in range(3):
         try:
             os.fstat(number)

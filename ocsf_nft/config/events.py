@@ -92,7 +92,7 @@ class FindingConfig(Table):
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """Convert this table to a Threshold."""
+        """Convert this table of the configuration file to the condition for Detection Findings."""
         return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 

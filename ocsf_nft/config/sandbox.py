@@ -68,11 +68,17 @@ class SandboxConfig(Table):
     For a VM, select the network namespace of the VM's host. With ``install``, the default is the
     namespace of `ocsf-nft run`. Without ``install``, it is the namespace of the installed fence.
 
-    ``transport`` is the log transport of the fence, and ``source`` the source of its log records.
-    For both keys, ``auto`` selects the best available one. ``proxy_uid`` has the ids of the users
-    that run the proxy. This key is for the profile ``sidecar``, in which the proxy is in the same
-    namespace. ``device``, ``subnet``, ``gateway_port`` and ``mac`` are for a VM (profile ``tap``).
-    ``subnet`` is the gateway's address with the prefix length.
+    ``transport`` is how the kernel logs the packets that the fence refuses: ``nflog`` (netlink),
+    ``kmsg`` (kernel log) or ``none``. ``source`` is where `ocsf-nft run` reads these log records:
+    ``nflog``, or for the kernel log ``kmsg`` or ``journal`` (systemd's journal). By default
+    (``auto``), the best log transport is used, and a source that fits the log transport.
+
+    ``proxy_uid`` has the ids of the users that run the proxy. This key is for the profile
+    ``sidecar``, in which the proxy is in the same namespace.
+
+    Four keys are for a VM (profile ``tap``). ``device`` is the VM's TAP device on the host, and
+    ``mac`` the VM's MAC address. ``subnet`` is the gateway's address with the prefix length, and
+    ``gateway_port`` the proxy's port on this address.
 
     With ``self_heal``, a fence that another process changes is reported and restored. Without it,
     the change is only reported. With ``exclusive``, no other process can change the tables of an

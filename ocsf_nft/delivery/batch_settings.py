@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """Limits of the size and time of the batches of events that a sink gets."""
+    """Limits for the batches of events that a sink gets.
+
+    They limit a batch's size, the wait for more events, the duration of a delivery, and the wait
+    before a retry.
+    """
 
     #: Maximum number of events in a batch.
     events: int = 500

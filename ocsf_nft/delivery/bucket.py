@@ -95,8 +95,8 @@ class Bucket:
     async def open(self, prefix: str) -> None:
         """Read the secret and the certificates, and check that the S3 bucket exists.
 
-        For the check, an object below ``prefix`` is requested. The permission to store objects is
-        not checked. Raises DeliveryError if the check fails.
+        For the check, an object below ``prefix`` is requested; the object need not exist. The
+        permission to store objects is not checked. Raises DeliveryError.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)

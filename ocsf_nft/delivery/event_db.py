@@ -1,4 +1,7 @@
-"""SQLite database of the event store: events, sinks' checkpoints, refused events, read positions.
+"""SQLite database of the event store.
+
+It has the events, the last event that each sink acknowledged, the events that sinks refused, and
+the positions at which to resume reading log sources.
 
 All functions block, and raise DeliveryError if the disk can't be written. Only one thread at a time
 may call them.
@@ -158,10 +161,10 @@ class EventDatabase:
         return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Store events, and read positions in sources of log records, in one transaction.
+        """Store, in one transaction, events (JSON ``lines``) and positions in log sources.
 
-        ``lines`` are events as JSON. ``positions`` are pairs of a source's name and its read
-        position. Raises FullError if there is no room, DeliveryError for other failures.
+        ``positions`` are pairs of a source's name and the position up to which it was read. Raises
+        FullError if there is no room, DeliveryError for other failures.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.

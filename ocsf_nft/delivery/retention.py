@@ -47,8 +47,8 @@ class FullError(DeliveryError):
 class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
-    If ``drops`` is true, a full store removes events that a sink (destination) still needs.
-    Otherwise a full store refuses new events.
+    If a full store has only events that a sink (destination) still needs, ``drops`` decides. If
+    ``drops`` is true, the oldest events are removed; otherwise new events are refused.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:

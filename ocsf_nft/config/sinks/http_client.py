@@ -98,11 +98,11 @@ User = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f:]*$")]
 class WebSink(SinkTable):
     """Sink that sends HTTP requests to the ``url``.
 
-    Every request has the ``headers``; the value of a header may be a secret. ``tls`` is allowed
-    only for an https URL. The receiver's certificate is always verified, by default with the
-    certificate authorities of the system. Requests go through ``proxy``, if given. Proxies in the
-    environment (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are
-    compressed (gzip).
+    Every request has the ``headers``. The configuration file has a header's value, or names the
+    file, environment variable or systemd credential that has it. ``tls`` is allowed only for an
+    https URL. The receiver's certificate is always verified, by default with the certificate
+    authorities of the system. Requests go through ``proxy``, if given. Proxies in the environment
+    (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are compressed (gzip).
     """
 
     url: BaseUrl

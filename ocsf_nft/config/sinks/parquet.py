@@ -59,10 +59,11 @@ class ParquetSink(SinkTable):
     <source_version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. In Security Lake,
     create a custom source for each event class, such as ``ocsf-nft-4001`` for Network Activity.
     ``source`` is the beginning of the names of these custom sources, by default ``ocsf-nft``.
-    ``source_version`` is by default the OCSF version, because all files of a custom source must
-    have the same columns. If the custom source was created without a version, give ``""``.
-    ``account`` is the AWS account of the events. For events from outside AWS, it is a text that
-    begins with ``external``.
+    All files of one version of a custom source must have the same columns, and the columns depend
+    on the OCSF version. So ``source_version`` is by default the OCSF version. If the custom source
+    was created without a version, give ``""``. ``region`` is the AWS region of the bucket; with a
+    ``directory``, it is only used in the path. ``account`` is the AWS account of the events. For
+    events from outside AWS, it is a text that begins with ``external``.
 
     The credentials are ``access_key`` and ``secret``. If both are omitted, the credentials come
     from the environment, the container or the machine, as for Amazon's tools. The credentials need
