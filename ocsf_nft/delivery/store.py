@@ -106,11 +106,10 @@ class Store:
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Store events (one JSON line each), and return when they are on the disk.
+        """Store events (JSON lines), and return when they are on the disk.
 
-        An event with the ``metadata.uid`` of a stored event is ignored. ``position`` is where to
-        resume reading the log ``source``, if any. If the call raises DeliveryError, nothing is
-        stored.
+        An event with the ``metadata.uid`` of a stored event is ignored. If ``source`` names a log,
+        its read position ``position`` is stored too. After a DeliveryError, nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)

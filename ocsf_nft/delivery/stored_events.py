@@ -70,8 +70,8 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the database file again if another file has replaced it.
 
-        ``last`` is the last event that the caller has read. Return the event after which the caller
-        continues; None means from the first event. Raises SourceError.
+        Return ``last`` (the event read last), or None if the new file lacks it and must be read
+        from the start. Raises SourceError if the new file can't be read.
         """
         if not self._database.is_replaced():
             return last
@@ -157,7 +157,7 @@ def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
     """Request a retry of dead letters (refused events) in the store ``path``; return their number.
 
     ``sink`` and the event's ``uid`` select dead letters; None selects all. A running service sends
-    them within seconds. Raises DeliveryError.
+    them within seconds. Raises DeliveryError if the store can't be written.
     """
     # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"

@@ -56,7 +56,11 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Byte layout that all elements of a set share: four values, and constant bytes around them."""
+    """Byte layout of the elements (entries) of an nftables set, in a netlink message.
+
+    Elements differ only in four values: key, packets, bytes and expiration. The bytes around these
+    values are constant.
+    """
 
     #: Splits an element into the columns 0 to 8. Columns 1, 3, 5 and 7 are the values.
     form: struct.Struct

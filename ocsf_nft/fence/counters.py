@@ -230,11 +230,13 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Add the boot id to ``epoch``; convert user ids in ``reading`` to our user namespace."""
+        """Add the boot id to ``epoch``; convert user ids in ``reading`` to our user namespace.
+
+        ``epoch`` identifies the version of the rule's counters. The boot id makes ``epoch`` unique
+        across reboots.
+        """
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
-        # The epoch identifies the rule's present counters. With the boot id, it is unique across
-        # reboots.
         return f"{self._boot}:{epoch}", reading
 
     def _open(self, entry: _NamespaceTables) -> Nftables:
@@ -322,10 +324,10 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the elements of one of the rule's sets: flows with their latest counts.
+        """Return the elements of one of the rule's nftables sets: flows with their packet counts.
 
-        ``kind`` is the kind of the set, such as ``flows4``. ``timeout_ms`` is the set's timeout for
-        its elements.
+        ``kind`` selects the set, such as ``flows4``. The kernel deletes a flow after ``timeout_ms``
+        without packets; each flow's idle time is computed from this timeout.
         """
         # The kernel sends a set in parts, and stores only its position (nf_tables_api.c). If
         # elements are added or expire between two parts, it may repeat or omit others without

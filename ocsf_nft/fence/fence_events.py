@@ -74,10 +74,11 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield tuples of changes to the fence by other processes; a tuple may be empty.
+        """Yield tuples of other processes' changes to the fence.
 
-        Each tuple comes within about 5 s. The caller should check the fence after each tuple.
-        Raises any error of the monitoring thread.
+        A tuple comes soon after a change. Without changes, an empty tuple comes about every 5 s.
+        The caller should check the fence after each tuple. Raises any error of the monitoring
+        thread.
         """
         # A tuple also comes early after a change of a network interface or a route. The tuple does
         # not contain that change, so the caller has to check the fence.

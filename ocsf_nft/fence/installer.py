@@ -267,7 +267,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec`` with ``has_changed`` true if the mode (permissive or not) ever changed."""
+    """Return ``spec``, with ``has_changed`` set by comparison with the previous fence, ``before``.
+
+    ``has_changed`` is true if the mode (enforcing, or permissive: only log) changed now or earlier.
+    It is false if ``before`` is not in the network namespace ``identity``.
+    """
     # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -378,10 +382,10 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the previous values of the log and forwarding sysctls that no fence needs any more.
+    """Restore the sysctls that a fence changed and that no fence needs any more.
 
-    Raises FenceError if a sysctl can't be restored. The result is ``installed`` itself, because the
-    callers return it.
+    The sysctls are ``nf_log_all_netns``, and IP forwarding in the namespace of the fence
+    ``installed``. Return ``installed`` unchanged. Raises FenceError if a sysctl can't be restored.
     """
     sandbox = installed.spec.sandbox
     try:
@@ -431,8 +435,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    ``identity`` identifies the namespace whose values were stored. The fence of the sandbox
-    ``besides`` does not count as active.
+    ``identity`` is the recorded identity of ``namespace``; nothing is restored if another namespace
+    has that name now. The fence of the sandbox ``besides`` is ignored.
     """
     if state.forwarding_before(identity) is None:
         return

@@ -147,7 +147,11 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on."""
+    """Yield the forwarding sysctl ``key``, and all sysctls that change when ``key`` is enabled.
+
+    For example, ``ipv6/conf/all/forwarding`` also changes ``accept_ra`` of interfaces, except the
+    VM's interface, which ``spec`` names. Results are paths below /proc/sys/net.
+    """
     if "/all/" not in key:
         yield key
         return
@@ -227,10 +231,10 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored values that a namespace's sysctls had before forwarding was enabled.
+    """Return the stored values that a namespace's sysctls had before IP forwarding was enabled.
 
-    The result is empty without stored values, or if the values have another ``origin`` (see
-    :func:`_origin`). Raises FenceError if the values are damaged.
+    ``identity`` and ``origin`` together identify the namespace. The result is empty if no values of
+    this namespace are stored. Raises FenceError if the stored values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:

@@ -113,9 +113,10 @@ class NftMonitor:
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return True if a transaction is part of an installation by ocsf-nft, and so no tampering.
+        """Return True if an nftables transaction does not count as tampering with the fence.
 
-        Return False if the transaction's ``generation`` is None.
+        Then it belongs to an installation of the fence, or a later check found the fence intact.
+        Return False if the transaction's ``generation`` is unknown (None).
         """
         return (
             transaction.generation is not None

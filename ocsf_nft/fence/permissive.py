@@ -1,7 +1,7 @@
 """Conversion of a policy file to its permissive form, which logs packets but refuses none.
 
-Statements and chain policies of ``rules/*.nft`` that refuse become ``accept``. Added jumps let each
-packet be counted once, without the packets that it causes, such as answers.
+Each ``drop`` and ``reject`` becomes ``accept``, also in chain policies. Added rules prevent that an
+accepted packet is counted again, or that answers are counted.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 
 
 def make_permissive(policy: str, additions: str) -> str:
-    """Return the permissive form of a policy file's text, which logs packets but refuses none.
+    """Return the permissive form of a policy's text, which logs packets but refuses none.
 
-    ``additions`` is the text of a file such as ``rules/permissive.nft``, or empty. Raises
-    AssertionError if the conversion could be wrong.
+    ``additions``, which may be empty, is inserted into the policy: nftables chains that prevent
+    double counting. Raises AssertionError for unexpected text, such as a comment after a rule.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))

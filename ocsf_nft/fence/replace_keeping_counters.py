@@ -1,6 +1,6 @@
 """Text of a ruleset that replaces a fence's tables, and preserves their packet counters.
 
-Instead of deleting a table, the text empties the table in the same transaction.
+The text does not delete a table: it empties the table and fills it again, in one transaction.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def _empty_table(
 ) -> str | None:
     """Return nft statements that empty a table, except its counters and the sets filled by packets.
 
-    ``listed`` is the existing table; None if its listing has an unexpected form. ``links`` names
-    the new interfaces, such as ``"eth0", "eth1"``. Return None if the counters can't be preserved.
+    ``defined`` is the new table, ``listed`` the existing one (None if unreadable). Only the
+    interfaces ``links`` (``"eth0", "eth1"``) keep netdev hooks. Return None if the counters can't
+    be preserved.
     """
     # A table that is not clearly ours is deleted with its counters: another process may have
     # created it.

@@ -1,6 +1,7 @@
-"""Sink for a topic of Kafka, with one record for each event.
+"""Sink for a Kafka topic, with one record for each event.
 
-The topic must not be compacted: compaction would leave only one event for each sandbox.
+A record's key is the event's sandbox, or else its host. The topic must not be compacted: only the
+last record of each key would remain.
 """
 
 from __future__ import annotations

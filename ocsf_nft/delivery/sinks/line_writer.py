@@ -25,8 +25,8 @@ _ENDS: Final[dict[str, Future[None]]] = {}
 class WriterThread:
     """Thread that does all work on one output's file descriptor, one job after another.
 
-    If a caller is cancelled, a job that has begun continues, and may never end. A job that still
-    waits is not run.
+    If the caller of a job is cancelled before the job has begun, the job is dropped. A job that has
+    begun continues.
     """
 
     def __init__(self, name: str, destination: object) -> None:

@@ -54,8 +54,8 @@ class _Rejection:
 class Nats(Sink):
     """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
 
-    If ``has_class`` is true, the subject ends with the event's class. Only ``stream`` may store the
-    events; None allows any stream. ``is_tls_first`` is for the server setting ``handshake_first``.
+    With ``has_class``, the subject ends with the event's class. Only ``stream`` may store events
+    (None: any). With ``is_tls_first``, TLS begins before the server's first message.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -76,6 +76,7 @@ class Nats(Sink):
         self._stream = stream
         self._login = login or Login()
         self._tls = tls
+        # For a server with the setting ``handshake_first``.
         self._is_tls_first = is_tls_first
         self._thread = LoopThread("nats")
         self._connection: NatsConnection | None = None

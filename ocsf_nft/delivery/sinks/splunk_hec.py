@@ -94,8 +94,8 @@ class SplunkHec(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send events; the result's ``refused`` lists the events that the collector finds invalid.
 
-        Raises RefusedError if the collector refuses the whole request, or does not correctly name
-        the invalid event. Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses events, and it is unknown which event is the
+        cause. Raises DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)

@@ -1,6 +1,7 @@
 """Sink that writes JSON Lines to the Unix stream socket of a program on this host.
 
-If the connection breaks, the program's last line may be incomplete, and events may arrive twice.
+If the connection breaks, the last line that the program received may be incomplete. Events may
+arrive twice, since the batch is sent again.
 """
 
 from __future__ import annotations
