@@ -92,8 +92,9 @@ class RuleReading:
 class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    Both times are in ns since the epoch. The keys of ``rules`` and ``epochs`` are results of
-    :func:`account_name`, such as ``egress``.
+    Both times are in ns since 1970 (UTC). The keys of ``rules`` and ``epochs`` are results of
+    :func:`account_name`, such as ``egress``. A text in ``epochs`` changes if the rule's counters
+    are created again.
     """
 
     #: Texts that identify the counters: a text changes if its counters are created again, at zero.
@@ -222,7 +223,8 @@ def keys(record: Record) -> tuple[Key, ...]:
 def lacks_port(record: Record) -> bool:
     """Return True if a log record has no port, but the kernel may have counted its packet by port.
 
-    This happens if the packet's transport header is incomplete.
+    This happens if a packet's transport header is cut off after the ports. Then nftables can read
+    the ports, but the kernel's log omits them.
     """
     # The kernel's counter needs only the four bytes of the ports, but the log record needs the
     # complete header.

@@ -44,8 +44,8 @@ class Namespace:
     def identity(self) -> str:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
-        The text changes if another namespace replaces this one. Raises AbsentError,
-        UnsupportedError.
+        The text changes if another namespace replaces this one. Raises AbsentError if the file does
+        not exist, UnsupportedError if access fails, for example without permission.
         """
         try:
             status = (self.path or _OWN).stat()

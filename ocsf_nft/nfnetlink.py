@@ -83,9 +83,9 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Not thread-safe. Methods raise OSError with the kernel's error, or TimeoutError. Close the
-    socket after TimeoutError or any other error except the kernel's, and after an unfinished
-    :meth:`dump`.
+    Not thread-safe. Methods raise OSError if the kernel reports an error, TimeoutError if it does
+    not answer. Close the socket after TimeoutError, an interruption such as KeyboardInterrupt, or a
+    :meth:`dump` that was not read to its end: the answer may still arrive.
     """
 
     def __init__(self) -> None:
@@ -242,8 +242,9 @@ class Nftables:
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    The changes are those in the calling thread's network namespace. Ignore messages from netlink
-    ports other than 0, the kernel's. Raises OSError.
+    The changes are those in the calling thread's network namespace. The caller must ignore messages
+    from senders other than netlink port 0 (the kernel), because other processes can send too.
+    Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

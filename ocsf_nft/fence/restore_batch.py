@@ -35,7 +35,9 @@ class NamespaceBatch:
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
         """Return sequences of netlink messages to send in turn, until the kernel accepts one.
 
-        ``recreated`` are tables that another process has deleted and created again.
+        The first sequence preserves packet counters, if possible; the last resets them. If another
+        process created a table again (``recreated``), its counters are wrong: only the last is
+        returned.
         """
         # A recreated table of this fence has counters that are not the fence's.
         if self.keeping_counters is None or set(recreated) & set(self.tables):
@@ -114,9 +116,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return the ruleset ``replacement``, changed to create missing tables with their comments.
+    """Return ``replacement`` with each table's comment copied to the line that creates the table.
 
-    ``is_owned`` is true if the ruleset gives the tables the flags ``owner`` and ``persist``.
+    In ``replacement``, a ruleset text, the comments come later, when the kernel ignores them.
+    ``is_owned`` must be true if the line has the flags ``owner`` and ``persist``, else false.
     """
     # Unchanged, the ruleset creates a missing table first, and gives its comment later. The kernel
     # ignores a comment for a table that exists already.

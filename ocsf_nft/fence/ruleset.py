@@ -1,6 +1,7 @@
 """Generation of a fence's ruleset text from the policy files in ``rules/``; runs on any OS.
 
-This module inserts values, set elements and packet counters, and adapts the log statements.
+This module inserts values, set elements and packet counters. It changes the log statements, so
+that the kernel logs packets to NFLOG, to the kernel log, or not at all.
 :mod:`ocsf_nft.fence.values` checks values from outside the policy files.
 """
 
@@ -78,7 +79,10 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 
 class Table(NamedTuple):
-    """nftables table of a fence: its family, its name, and the names of its rules with counters."""
+    """nftables table of a fence, with its family and its name.
+
+    ``rules`` are the names that ocsf-nft gives to the table's counting rules, such as ``egress``.
+    """
 
     family: str
     name: str

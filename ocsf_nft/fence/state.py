@@ -78,7 +78,7 @@ class StateDirectory:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     def directory(self, sandbox: str) -> Path:
-        """Return the path of a sandbox's directory, which may not exist yet."""
+        """Return the path of the directory with a sandbox's state files; it may not exist yet."""
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:

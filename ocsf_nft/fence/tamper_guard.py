@@ -175,11 +175,11 @@ class TamperGuard:
     ) -> None:
         """Set the prepared netlink messages that restore the fence; with None, nft restores it.
 
-        ``version`` is that of the stored record from which the messages were prepared.
-        ``generations`` is the result of :meth:`generations` before a check that found the fence
-        unchanged; else None.
+        ``version`` is that of the fence's stored record: the guard's thread restores nothing while
+        the record has another version. Changes up to the ruleset numbers ``generations`` are not
+        reverted.
         """
-        # The guard does not revert changes up to these rulesets.
+        # Given if a check after these rulesets found the fence as installed.
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
             monitor.accept(generation)
@@ -226,9 +226,10 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load the ruleset ``text`` into ``namespace`` by the guard's socket, or else by nft.
+        """Load the ruleset ``text`` into ``namespace``, by a netlink socket of the guard or by nft.
 
-        Raises UnsupportedError, FenceError.
+        nft loads the ruleset if the guard has no socket in the namespace, or can't send the ruleset
+        by this socket.
         """
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)

@@ -22,9 +22,10 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """Convert an attribution to an OCSF enrichment, for the attribute ``enrichments`` of an event.
+    """Convert ``attribution`` (which process sent an event's packets) to an OCSF enrichment.
 
-    The result has one enrichment; it is None if ``attribution`` is None.
+    The result is a tuple with one enrichment, for the event's attribute ``enrichments``. The result
+    is None if ``attribution`` is None.
     """
     if attribution is None:
         return None

@@ -337,7 +337,7 @@ class ApplicationLifecycle(Event):
     """OCSF class 6002: ocsf-nft started or stopped, or has a fault that affects events.
 
     Such a fault is: records or events were dropped, counters could not be read for some time, or
-    attribution uses a less exact method.
+    the processes that sent packets are found by a less exact method.
     """
 
     profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}

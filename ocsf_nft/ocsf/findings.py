@@ -140,11 +140,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     proxy: Proxy | None,
     processed_ns: int,
 ) -> DetectionFinding:
-    """Return the Detection Finding of an incident: a series of refused packets of one flow.
+    """Return the Detection Finding event of an incident: repeated refused packets of one flow.
 
-    ``found`` is the incident's latest attempt (part), or its end. ``event`` is the Network Activity
-    event with the incident's totals. ``processed_ns`` is the current time (ns since the epoch,
-    UTC).
+    ``found`` has the packets of the incident's latest time window, or marks the incident's end.
+    ``event`` is the Network Activity event with the incident's totals. ``processed_ns`` is the
+    current time (ns since the epoch).
     """
     record = found.record
     direction = event.connection_info.direction_id

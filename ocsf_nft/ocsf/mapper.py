@@ -55,8 +55,8 @@ class Mapper:
     def is_finding(self, record: Record, packets: int) -> bool:
         """Return True if a series of refused packets of one flow must become a Detection Finding.
 
-        The severity must be high, or at least Medium with many packets. ``record`` is the latest
-        log record.
+        By default, the severity must be at least High, or Medium with at least 10 packets. The
+        severity is that of ``record``, the latest log record.
         """
         return self._context.threshold.is_reached(self._severity(record), packets)
 

@@ -88,8 +88,9 @@ def sender_text(
 ) -> str:
     """Return the sender of packets as text, for example "uid 1000 in sandbox agent".
 
-    The text includes a process that ``by`` names. For a VM's firewall ``rule``, the text has "the
-    VM of sandbox agent".
+    The text includes a process that ``by`` names. ``rule`` is the name of the matched firewall
+    rule. For a VM's rule, such as ``vm-forward``, "the VM of sandbox agent" replaces "sandbox
+    agent".
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -210,8 +211,8 @@ def detail(
 ) -> str | None:
     """Return an explanation and advice for the program that sent the packets of ``attempt``.
 
-    ``answer`` is the fence's reaction, for example a TCP reset; None if unknown. Return None if
-    ``answer`` is None, unless ``attempt`` combines several flows.
+    ``answer`` is the fence's reaction, for example a TCP reset. If the reaction to a single flow is
+    unknown (None), return None. Packets of several flows always get a general text.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
