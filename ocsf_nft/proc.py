@@ -65,7 +65,7 @@ class Stat(NamedTuple):
     def created_ns(self) -> int:
         """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        Calls normally return the same time, unless the wall clock was set.
+        If the wall clock is set between two reads of this property, their results differ.
         """
         # The boot time is computed from the present wall clock, and has a small error that varies.
         # Rounding normally hides it.
@@ -189,8 +189,8 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
-    ``before`` and ``after`` are the two contents. ``has_program`` is true if /proc/PID/exe could be
-    read between the two reads.
+    The program's memory addresses must be equal in ``before`` and ``after``. If ``has_program`` is
+    false (/proc/PID/exe could not be read), the process name must be equal too.
     """
     if before.layout != after.layout:
         return False

@@ -98,7 +98,11 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: the detection method of a finding, for one flow or for a scan."""
+    """OCSF object ``analytic``: the method that led to a Detection Finding event.
+
+    The object names the method for blocked packets of one flow, or the method for scans of many
+    addresses or ports.
+    """
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")

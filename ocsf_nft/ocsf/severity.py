@@ -72,9 +72,11 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's packets: that of the first matching rule, or a default.
+    """Return the severity of a flow's packets, from the log record of one of them.
 
-    By default, packets that a kernel sends by itself, such as ICMP errors, are Informational.
+    The first matching rule decides. If no rule matches, the default depends on ``record``,
+    ``direction`` and ``destination``. For example, outbound TCP to a cloud metadata address has
+    severity High.
     """
     level = configured(record, rules)
     if level is not None:
@@ -88,10 +90,10 @@ def of_flow(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """Condition for blocked packets to be a finding: a high severity, or many packets.
+    """Condition for blocked packets of a flow to cause a Detection Finding event.
 
-    A severity of at least ``min_severity`` is enough. For a lower severity, at least Medium,
-    ``packets`` is the minimum number.
+    With severity ``min_severity`` or above, one packet is enough. With severity Medium or above,
+    ``packets`` packets are enough.
     """
 
     min_severity: Severity = Severity.HIGH

@@ -66,9 +66,9 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Key of an event's template: all inputs that must be equal in the events of one template.
+    """Key of an event template: the values and properties that all events made from it share.
 
-    All other inputs are only copied. A copied port, ``uid`` or ``gid`` has the value -1 here.
+    Other values, such as times, are filled in for each event.
     """
 
     version: str
@@ -123,10 +123,11 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an event about refused packets (an attempt), from a template.
+        """Return the JSON line of an event about refused packets (``attempt``), from a template.
 
-        Return None if there is no template. ``processed_ns`` is the current time, in ns since the
-        epoch.
+        Return None if there is no template; recurring similar events get one, if possible.
+        ``derived`` has values computed from ``attempt``. ``version`` is the OCSF version,
+        ``processed_ns`` the present time.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:

@@ -222,7 +222,7 @@ class AccountLoop:
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
-        """Read the counters and report attempts, in a loop until the task is cancelled."""
+        """Read the packet counters and emit events about refused packets, until cancelled."""
         while True:
             await asyncio.sleep(self._wait_seconds)
             await run_shielded(self._read_and_report())

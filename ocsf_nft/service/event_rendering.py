@@ -45,10 +45,11 @@ class StoreEvents(Protocol):
 
 
 class Reporter:
-    """Converter of blocked packets to OCSF events, for all sandboxes; it also stores the events.
+    """Converter of blocked packets to stored OCSF events, for all sandboxes.
 
-    ``host`` is the machine that logged the packets; None if unknown. ``severities`` are the rules
-    for an event's severity. ``threshold`` is the condition for a Detection Finding.
+    ``host`` is the machine that logged the packets, if known. ``severities`` are the rules for an
+    event's severity. ``threshold`` is the severity or number of packets needed for a Detection
+    Finding event.
     """
 
     def __init__(
@@ -86,7 +87,11 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Use new severity rules, and a new ``threshold`` for findings, for all later events."""
+        """Use new severity rules, and a new ``threshold``, for all later events.
+
+        The threshold is the severity, or number of packets, from which blocked packets cause a
+        Detection Finding event.
+        """
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
@@ -104,7 +109,11 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return the OCSF events of attempts, scans (FanOut) and ended incidents, as JSON lines."""
+        """Return OCSF events, as JSON lines, about blocked packets and scans.
+
+        An Attempt is about blocked packets of a flow. A FanOut is about a scan of many addresses or
+        ports. An IncidentEnd means that a flow has no more blocked packets.
+        """
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))

@@ -252,10 +252,9 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit events about past changes to a fence that is active now, for example restored.
+        """Emit events about any changes to a fence, after ``inspection`` found the fence active.
 
-        ``inspection`` is the check that found the fence active. ``alterations`` are the noticed
-        changes by other processes.
+        For example, another process changed the fence (``alterations``), and it was restored.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.

@@ -45,9 +45,9 @@ class Fence:
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
-    With ``sandbox.self_heal``, a changed or deleted fence is restored. Blocks for milliseconds.
-    Raises AbsentError if no fence is found, FenceError if it has no record, and the errors of
-    :func:`installer.install`.
+    With ``sandbox.self_heal``, a changed or deleted fence is restored. The call blocks. Raises
+    AbsentError if no fence is found, FenceError if the directory ``state`` has no record of it, and
+    the errors of :func:`installer.install`.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -231,7 +231,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     """Return the event about a change of a fence's state; the event's time is now.
 
     ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
-    change. ``is_regular`` is true after ``ocsf-nft remove``.
+    change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
     """
     return fence_state(
         context(installed, host),
@@ -264,10 +264,9 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of a fence whose rules in the kernel are equal to those in its record.
+    """Return the state of an unaltered fence: ACTIVE, or PERMISSIVE if it only reports packets.
 
-    It is ACTIVE, or PERMISSIVE for a permissive fence. If no log transport works, it is DEGRADED or
-    PERMISSIVE_DEGRADED.
+    If the fence can't log packets, the state is DEGRADED or PERMISSIVE_DEGRADED instead.
     """
     is_well = installed.degraded is None
     if installed.spec.is_permissive:

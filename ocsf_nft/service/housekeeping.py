@@ -46,10 +46,10 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 
 
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
-    """Emit an event for each sink whose events the store dropped since the previous call.
+    """Emit an event for each sink whose stored events were dropped before the sink got them.
 
-    Also emit an event if a damaged database was quarantined. Return the present time, the
-    ``since_ns`` of the next call (ns since the epoch, UTC).
+    Also emit an event if a damaged event database was renamed. The emitted events state the period
+    from ``since_ns`` to the returned time (ns since the epoch).
     """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [

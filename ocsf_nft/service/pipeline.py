@@ -36,7 +36,7 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """Totals of one run of the service."""
+    """Totals of one run of the service, such as processed log records and emitted events."""
 
     records: int = 0
     events: int = 0
@@ -78,13 +78,13 @@ class Pipeline:
         sandboxes: frozenset[str | None] | None = None,
         *,
         quiet_seconds: float = QUIET_SECONDS,
-        name: str = "",
+        name: str = "",  # key of the stored read position
     ) -> None:
         """Hand each log record to its sandbox's packet counter, until the source ends.
 
-        ``sandboxes`` are the allowed sandboxes; None among them allows other firewalls. After
-        ``stop`` is set, reading ends after ``quiet_seconds`` without records. ``name`` is the key
-        of the stored read position. Raises SourceError, DeliveryError.
+        If ``sandboxes`` is given, records of all other sandboxes are rejected. A None in this set
+        allows records of other firewalls. After ``stop`` is set, reading ends after
+        ``quiet_seconds`` without a record. Raises SourceError, DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())

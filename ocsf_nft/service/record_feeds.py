@@ -121,13 +121,13 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     accounts: Mapping[str, AccountLoop],
     store: Store,
     early: EarlySources,
-    stack: contextlib.AsyncExitStack,
+    stack: contextlib.AsyncExitStack,  # closes the sources later
 ) -> list[Feed]:
-    """Open the sources of log records, and return a feed (source with its sandboxes) for each.
+    """Open the log sources, and return a feed (a source with its sandboxes) for each.
 
-    The stored read positions come from ``accounts`` and ``store``. ``active_fences`` is in the
-    order of the configured sandboxes. ``stack`` closes the sources later. Raises an OcsfNftError if
-    opening fails.
+    Reading resumes where the last run stopped, if ``accounts`` (for sandboxes) or ``store`` (for
+    other firewalls) has the position. ``active_fences`` has the order of ``config.sandbox``. Raises
+    an OcsfNftError if opening fails.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -135,7 +135,7 @@ class Service:
 
     @property
     def events(self) -> int:
-        """Return the number of events stored since the start."""
+        """Return how many events the service has written to its event database since its start."""
         return self._reporter.events
 
     def stop(self) -> None:
