@@ -38,10 +38,10 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the map that converts user ids from nftables to ids of this process's namespace.
+    """Return the map that converts user ids from nftables to ids of this process's user namespace.
 
-    The ids are of the calling thread's network namespace. Return None if they need no conversion,
-    or this is unknown. If the map can't be read, each id becomes 65534.
+    The calling thread must be in the network namespace of the nftables tables. Return None if the
+    ids need no conversion, or their user namespace is unknown.
     """
     # nftables gives a socket's owner as an id of the user namespace that owns the network namespace
     # (nft_meta.c). NFLOG already gives an id of the reader's namespace (nfnetlink_log.c).
@@ -64,7 +64,7 @@ def user_id_map() -> UserIdMap | None:
             if text:
                 lines = [tuple(map(int, line.split())) for line in text.splitlines()]
                 return UserIdMap(tuple((there, here, count) for there, here, count in lines))
-    # It converts each id to 65534, which is better than a wrong id.
+    # No map can be read. This map converts each id to 65534, which is better than a wrong id.
     return UserIdMap(())
 
 

@@ -40,7 +40,10 @@ _OPEN_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlet:
-    """Sink of a service, with its name, the events that it gets, and its batch settings."""
+    """Destination of events (``sink``), with its name and its delivery settings.
+
+    The settings are the OCSF version and classes of the delivered events, and the batch settings.
+    """
 
     name: str
     sink: Sink
@@ -84,12 +87,11 @@ class Outlet:
         return line if self.version == LATEST else line_at(line, self.version)
 
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
-        """Send events directly to the open sink, without a store; keyword arguments are ignored.
+        """Send events (JSON lines) directly to the open sink, without storing them first.
 
         Events that the sink does not accept are dropped, and DeliveryError is raised. Use this only
-        for events from log files.
+        for events that come from log files, because these files can be read again.
         """
-        # Dropped events are not lost for good: log files can be read again.
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
         if not messages:
@@ -134,7 +136,11 @@ class SinkDelivery:
         self._is_over = False
 
     async def __aenter__(self) -> Self:
-        """Start delivery; raises DeliveryError if a local sink or the store can't be opened."""
+        """Open the store, and start delivery to the sinks.
+
+        Raises DeliveryError if the store, or a sink that is a file or standard output, can't be
+        opened.
+        """
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._remove_store)
@@ -182,8 +188,9 @@ class SinkDelivery:
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Replace all sinks by those in ``found``; do nothing if delivery has ended.
 
-        A new sink continues after the last event acknowledged under the same name. If a new local
-        sink can't be opened, raises DeliveryError and keeps the old sinks.
+        A new sink continues after the last event acknowledged under the same name. If a new sink
+        that is a file or standard output can't be opened, raises DeliveryError and keeps the old
+        sinks.
         """
         async with self._replacing:
             if not self._is_over:
@@ -214,10 +221,10 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each sink in ``found``, and open the local sinks.
+        """Create a forwarder for each sink; open the sinks that are files or standard output.
 
-        A forwarder delivers stored events to its sink. A sink stays closed while a running
-        forwarder has the same name or file.
+        A forwarder delivers stored events to its sink. Other sinks, and sinks that a running
+        forwarder uses, are opened later by their forwarders.
         """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
@@ -274,7 +281,10 @@ class SinkDelivery:
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove stored events above the age limit, also refused events; retry after a failure."""
+        """Remove stored events that are older than the store's age limit; retry after a failure.
+
+        Events that a sink refused have the same age limit.
+        """
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:

@@ -28,10 +28,10 @@ _DRIFT_DIVISOR: Final = 10_000
 # time; but NTP corrects only CLOCK_MONOTONIC. A measurement showed a drift of 0.6 ms after 20
 # minutes. A bad oscillator (50 ppm) causes 4 s a day.
 class KernelClock:
-    """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
+    """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC; results never decrease.
 
-    ``slack_ns`` is the maximum age of a record when a waiting reader reads it. ``lag_ns`` is the
-    maximum by which read times are too early. Results never decrease.
+    A waiting reader reads a message at most ``slack_ns`` after the kernel logged it. A reader takes
+    the time of a read at most ``lag_ns`` before the read itself.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")

@@ -197,10 +197,10 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
-    """Decode the IPv6 extension headers that begin at ``at``, and store their values in ``facts``.
+    """Decode the IPv6 extension headers of a packet, and store their values in ``facts``.
 
-    ``following`` is the first header's type. Return the next header's offset and type, and True for
-    a fragment after the first. Raises _EndOfPrint if the kernel prints no further header.
+    The first one is at the offset ``at`` and has the type ``following``. Return offset and type of
+    the header after all of them, and True for a fragment other than the first.
     """
     later_fragment = False
     while following in _EXTENSIONS:
@@ -213,7 +213,7 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
             later_fragment = _fragment(packet, at, facts) or later_fragment
             size = 8
         elif later_fragment and following != ESP:
-            raise _EndOfPrint
+            raise _EndOfPrint  # the kernel prints no further header of a later fragment
         elif following in {AH, ESP}:
             _security(packet, at, facts, following, later_fragment=later_fragment)
             size = (packet.data[at + 1] + 2) * 4

@@ -43,10 +43,9 @@ class _Line(NamedTuple):
 
 
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate each event of a file while the file is read.
+    """Validate each event of a file, and yield each result while the file is read.
 
-    Text that is not JSON gives one fault, with the path ``line`` instead of an attribute. Raises
-    OSError if the file can't be read.
+    Text that is not JSON gives a result with one fault. Raises OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)

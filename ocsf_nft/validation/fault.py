@@ -97,8 +97,8 @@ def describe(value: Any) -> str:
 def child_path(path: str, key: Any) -> str:
     """Return the path of the attribute ``key`` of an object, for example ``device.os``.
 
-    ``path`` is the object's path, empty for the event itself. An unusual or long ``key`` is shown
-    in quotes, and cut.
+    ``path`` is the object's path, empty for the event itself. A ``key`` with special
+    characters, such as a space, is quoted. A ``key`` of over 60 characters is quoted and cut.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

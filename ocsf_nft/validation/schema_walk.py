@@ -72,9 +72,10 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Report an attribute that must not be present; return True if its value can be checked.
+        """Report an attribute that is null or deprecated, or whose profile the event doesn't list.
 
-        Faults are reported for the path ``where``. The result is False only for null.
+        Faults get the path ``where``. Return False if ``value`` is null, so that it can't be
+        checked further; otherwise True.
         """
         # Only these profiles define the attribute, so the event must list one of them.
         if attribute.profiles:

@@ -21,16 +21,15 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """Return one file for each combination of features that a journal's files use.
+    """Return sample files of a journal: if libsystemd can open them, it can open all files.
 
-    ``directory`` None means the default folders. A given folder without journal files gives an
-    empty list. Raises AbsentError if the folder is missing or the default folders are empty,
-    UnsupportedError without permission to read.
+    ``directory`` None means journald's default folders. Raises AbsentError if ``directory`` does
+    not exist or the default folders have no journal, UnsupportedError if reading is not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")
-    # libsystemd can't open a file with a feature that it lacks. If it can open these files, it
-    # supports all files of the journal.
+    # libsystemd can't open a file with a feature that it lacks. So there is one sample for each
+    # combination of features (the header's incompatible flags, such as a compression).
     by_features: dict[int, Path] = {}
     denied: Path | None = None
     for path in _files((directory,) if directory is not None else _DEFAULT):
@@ -52,7 +51,7 @@ def samples(directory: Path | None) -> list[Path]:
         )
     if directory is None:
         raise AbsentError("this machine has no journal: start systemd-journald, or read by NFLOG")
-    return []
+    return []  # the given folder exists, but has no journal files
 
 
 def _files(directories: tuple[Path, ...]) -> Iterator[Path]:

@@ -82,10 +82,10 @@ class LibraryReader:
             self._reader = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Return new journal entries; wait at most ``timeout_s`` seconds (None: without limit).
+        """Return new journal entries that pass this reader's filter of log prefixes.
 
-        The result is empty if no entry arrives in time, or if the prefix filter selects none.
-        Raises SourceError if reading fails.
+        Waits at most ``timeout_s`` seconds (None: without limit). The result is empty if no entry
+        arrives in time, or if no new entry passes the filter. Raises SourceError if reading fails.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

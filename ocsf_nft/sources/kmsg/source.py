@@ -51,9 +51,9 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 class Kmsg:
     """Source of the packet log records in the kernel log.
 
-    If ``sandboxes`` is None, all are read. ``foreign`` adds log prefixes of other firewalls.
-    Reading begins after ``cursor``; if None, with new messages. A cursor of an earlier boot means
-    the oldest message.
+    ``sandboxes`` selects the records of these sandboxes; None selects those of all sandboxes.
+    ``foreign`` adds records with the log prefixes of other firewalls. Reading begins after the log
+    position ``cursor``; if ``cursor`` is None, with new messages.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class Kmsg:
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
-        Return the batch, and True if no message is left. ``waited`` means that the first message
-        arrived during a wait.
+        Return the batch, and True if no message is left. If ``waited`` is true, the caller waited
+        for the first message, which then improves the conversion of the log's timestamps.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

@@ -5,8 +5,8 @@ An example, which is one line in reality::
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-Names and log prefixes are JSON strings in ASCII. The packet, ``hwheader``, ``hwaddr`` and
-``l2header`` are hexadecimal. Absent fields are left out.
+Names, ids and log prefixes are JSON strings in ASCII. The number after ``#`` is the interface's
+index. Bytes, such as those of the packet, are hexadecimal. Absent fields are left out.
 """
 
 from __future__ import annotations

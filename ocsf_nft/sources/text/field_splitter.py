@@ -113,10 +113,10 @@ class Words:
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take the next word if it is the field ``key``; return the field's value.
+        """Take the next word if it is the field ``key``, and return its value; else return None.
 
-        Returns None if another word is next, or if the value may be cut off at the line's end. The
-        value ``certain`` counts as complete.
+        A value at the line's end may be cut off. It is returned only if it equals ``certain``,
+        which is known to be complete.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -128,10 +128,10 @@ class Words:
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take the next word if it is the decimal field ``key``; return its value.
+        """Take the next word if it is the decimal field ``key``; return its value, else None.
 
-        Returns None if another word is next, or the value may be cut off. The number ``certain``
-        counts as complete. Raises MalformedError if the value is invalid or above ``limit``.
+        At the line's end, a number may be cut off: only 0 and the number ``certain`` are returned
+        then. Raises MalformedError if the value is invalid or above ``limit``.
         """
         # No number of several digits begins with 0, so 0 is complete even at the end of the line.
         zero = self.peek() == f"{key}{separator}0"

@@ -1,8 +1,10 @@
-"""Parser that converts one line of the kernel's log to a Record.
+"""Parser that converts a kernel log line about a packet to a Record.
 
-The parser reads each field at its position (net/netfilter/nf_log_syslog.c), and never searches for
-a name. An ambiguous line is rejected.
+The parser expects the fields in the order in which the kernel writes them. A line that can be read
+in more than one way is rejected.
 """
+
+# The order of the fields: net/netfilter/nf_log_syslog.c in the kernel's source.
 
 from __future__ import annotations
 
