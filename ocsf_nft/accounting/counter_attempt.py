@@ -43,11 +43,10 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """Build an attempt (the refused packets in one event) from a counter's packets.
+    """Build an attempt (the refused packets that one event reports) from a packet counter.
 
-    The counter then has ``packets`` fewer unreported packets. A counter in an nftables set has a
-    ``key``. The attempt's identity contains ``number``: how many packets of the rule earlier events
-    report.
+    This function also subtracts ``packets`` from the counter's unreported packets. ``number``
+    (packets of the firewall rule in earlier events) makes the attempt's identity unique.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)

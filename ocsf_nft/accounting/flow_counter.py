@@ -62,10 +62,10 @@ class FlowCounter:
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
-        """Store the values of an nftables set element; return the number of new packets.
+        """Store the values of ``element``, an nftables counter; return the number of new packets.
 
-        Normally the new packets came between ``before_ns``, when the previous counter reading
-        began, and ``read_ns``, when the reading of ``element`` ended.
+        The previous reading of the counter began at ``before_ns``; this reading ended at
+        ``read_ns``. The time range of the new packets is computed from these times.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -118,12 +118,12 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add ``more``, another counter's unreported packets and bytes, to those of this counter.
+        """Add ``more``, the unreported packets and bytes of another counter, to this counter.
 
-        A negative number subtracts packets that an event has already reported. ``last_ns`` is the
-        time of the last added packet (ns since the epoch, UTC).
+        Unreported packets are in no event yet. ``last_ns`` is the time of the last added packet (ns
+        since the epoch, UTC).
         """
-        # Negative if an event has reported packets that no reading of the other counter has shown.
+        # `more` is negative if an event has reported packets that no reading of its counter shows.
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 

@@ -53,10 +53,10 @@ class AttributedRecord(NamedTuple):
 
 
 class FlowReport:
-    """The report state of one flow, or of several flows that are reported together (an aggregate).
+    """Due time of the next event about a flow's refused packets, and the flow's latest log record.
 
-    The state has the due time of the next event (of a monotonic clock), and the latest kernel log
-    record.
+    Flows that share events have one common FlowReport, with ``key`` None. ``begun_ns`` is when the
+    flow was first seen (monotonic clock).
     """
 
     __slots__ = (
@@ -111,9 +111,10 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Add a kernel log record; it replaces the flow's latest log record.
+        """Store a kernel log record as the flow's latest, and its packet's sending process.
 
-        ``last_ns`` is the time of the flow's last packet that a counter reading has shown.
+        Packets up to ``last_ns`` are counted for the next event. The previous record remains
+        available for this event if its packet is one of them.
         """
         self._save_record(last_ns)
         self.record = record
@@ -229,11 +230,11 @@ class FlowReports(dict["Key", FlowReport]):
     """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty map for flows of one rule that have their own events.
+        """Create an empty map from flow keys to FlowReport objects, for one firewall rule.
 
-        ``opened`` collects incidents (repeated refused packets) for the state database.
-        ``priority`` raises the maximum number of flows for some destinations, and selects incidents
-        for Detection Finding events.
+        ``opened`` collects incidents (a flow's repeated refused packets) for the state database.
+        ``priority`` selects incidents for Detection Finding events, and destinations with a higher
+        flow limit.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -246,10 +247,10 @@ class FlowReports(dict["Key", FlowReport]):
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the report state of a log record's flow; None if not found.
+        """Return the FlowReport of the flow ``key``; None if not found.
 
-        ``key`` is made from the record. If the record lacks the port, the found flow may have
-        another key.
+        ``record`` is the flow's log record. If it lacks the destination port, the FlowReport may be
+        of another flow with the same user, protocol and destination.
         """
         # The latest flow of the same user, protocol and destination.
         there = self._by_destination.get(key) if lacks_port(record) else None
@@ -320,10 +321,10 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Update a flow's report state after an event; return ``attempt`` with the flow's incident.
+        """Mark the packets in ``attempt`` as reported; return ``attempt`` with the flow's incident.
 
-        ``attempt`` has the event's packets, the last of them at ``last_ns``. An incident is a
-        series of attempts of one flow; aggregated flows have none.
+        An incident is repeated refused packets of one flow. An ``attempt`` of several flows is
+        returned unchanged. ``now_ns`` is monotonic; ``last_ns`` (UTC) is the last packet's time.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key
@@ -338,10 +339,10 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """Remove the flows that have ended at ``now_ns``, and yield the ends of their incidents.
+        """Remove ended flows, and yield the ends of their incidents (repeated refused packets).
 
-        Flows in ``unreported`` have not ended. With ``closing``, also yield the ends of all other
-        incidents, but keep their flows.
+        Flows in ``unreported`` have packets for another event, so they have not ended. With
+        ``closing`` (last call), all incidents end, even if their flows remain.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)

@@ -23,10 +23,10 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt (a flow's packets in one time window) to the flow's incident.
+    """Extend a flow's incident (its repeated refused packets) by ``attempt``, the latest packets.
 
-    Return the incident as if ``attempt`` were its last one. ``before`` is None for a new incident.
-    ``is_finding`` decides whether the incident becomes an OCSF finding.
+    ``before`` is None for a new incident. The returned end is valid until more packets follow.
+    ``is_finding`` decides whether the incident gets a Detection Finding event.
     """
     identity = attempt.record.origin.identity
     incident = (

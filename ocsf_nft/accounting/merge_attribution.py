@@ -54,10 +54,9 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Return at most 16 possible senders of packets in two attributions, and a count of the others.
+    """Return at most 16 processes that may have sent packets, and the minimum number of others.
 
-    The returned processes are those that started last. The count is a minimum, because both
-    attributions may have counted the same unnamed processes.
+    Both arguments name such processes. This function selects the processes that started last.
     """
     # `first` is the attribution of the flow's earlier packets, `last` that of its latest packets.
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
@@ -71,6 +70,7 @@ def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
         elif not unnamed or _began(one) > max(map(_began, seen), default=0):
             seen.append(one)
     seen.sort(key=_began)
+    # The numbers are not added: both attributions may have counted the same unnamed processes.
     dropped = max(0, len(seen) - _MAX_NAMED)
     return seen[dropped:], max(unnamed + dropped, len(latest) + last.unnamed - len(seen))
 

@@ -36,10 +36,10 @@ class OverflowFlows:
         return key in self._users
 
     def add(self, key: Key, counter: FlowCounter) -> None:
-        """Let the flow ``key`` share an event with other flows of its user.
+        """Let a flow share events with its user's other flows, because there are too many flows.
 
-        The flow's unreported packets are added to the user's total, and marked as reported in
-        ``counter``, the flow's own counter. For new packets, call this method again.
+        The flow's unreported packets move from ``counter`` to a common counter of the Linux user.
+        For new packets, call this method again.
         """
         decoded = None if key in self._users else flow(key)
         uid = self._users[key] if decoded is None else decoded.uid

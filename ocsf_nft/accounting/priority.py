@@ -1,7 +1,7 @@
-"""Settings: preferred destinations of flows, and a condition for Detection Finding events.
+"""Settings: which flows get events of their own, and which also a Detection Finding event.
 
-If there are too many flows, they share events, but some to preferred destinations get their own.
-The condition is a function of a flow's log record and number of packets.
+The number of flows with events of their own is limited. The limit is higher for flows to preferred
+destinations. The other flows share events.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings: preferred destinations of flows, and a condition for Detection Finding events.
+    """Settings: which flows get events of their own, and which also a Detection Finding event.
 
-    If there are too many flows, they share events, but some to ``destinations`` get their own. If
-    ``is_finding`` returns True, a Detection Finding event also reports the flow.
+    The number of flows with events of their own is limited; the limit is higher for flows to
+    ``destinations``. ``is_finding`` decides on Detection Finding events.
     """
 
     #: IP addresses. Flows to them have a reserve of separate events beyond the common limit.

@@ -66,9 +66,9 @@ class RuleAccount:
     ) -> None:
         """Create an empty account for the packet counters of one firewall rule.
 
-        ``begun_ns`` is before their first packet. ``opened`` collects incidents and scans for the
-        state database. ``priority`` selects flows for events of their own and Detection Finding
-        events. ``add_attribution`` adds sending processes to events.
+        ``opened`` collects unfinished series of events for storage. No packet was counted before
+        ``begun_ns``. ``priority`` selects flows for events of their own. ``add_attribution`` adds
+        an event's sending process.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -111,9 +111,10 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record; return an attempt if its packet must be reported at once.
+        """Process a refused packet's log record; return the content of its event, if due at once.
 
-        An attempt is the packets of one event. Return None if a later event reports the packet.
+        Usually, a flow's first packet gets an event at once. Otherwise return None: a later event
+        reports the packet. ``attribution`` names the sending process.
         """
         self.received += 1
         key = keys(record)[0]
@@ -151,11 +152,11 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move some flows from ``before``, the account of the rule's old counters, to this account.
+        """Move some flows to this account from ``before``, the account of the rule's old counters.
 
-        A flow is moved if an event has reported a packet that the old counters have not shown.
+        A flow is moved if an event reported a packet that the new counters may still count. This
+        prevents a second report.
         """
-        # The new counters may still show such a packet, and it must not be reported again.
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -305,10 +306,10 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Mark a flow as missing: the latest counter reading has no set element for its ``key``.
+        """Mark the flow ``key`` as missing from the latest counter reading, begun at ``began_ns``.
 
-        ``began_ns`` is the start of the reading. After two such readings, the flow's counter may be
-        deleted.
+        A flow that is missing twice in a row is removed from this account if all its packets are
+        reported.
         """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
@@ -326,12 +327,12 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Correct the counters if packets were logged as flow A, but counted as flow B.
+        """Avoid a second report of packets logged as one flow, but counted as another.
 
-        An event has reported these packets for A, so they are subtracted from B. ``closing`` marks
-        the last call.
+        An event of the first flow reports the packets, so the second flow's counter is reduced.
+        With ``closing``, a counter with too few packets is reduced.
         """
-        # The kernel counts a packet as B, for example, if the nftables set has no free slot for A.
+        # This happens, for example, if the nftables set has no free slot for the first flow.
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -375,9 +376,10 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update, from a counter reading, the numbers of packets without a set element.
+        """Update the number of packets that were counted for the rule, but for no flow.
 
-        A set element counts the packets of one flow. ``began_ns`` is the start of the reading.
+        This happens if the nftables set is full, or the kernel has deleted an entry. ``began_ns``,
+        the start of ``reading``, becomes the packets' time.
         """
         if self.overflow.counter.grow(*reading.overflow):
             # This counter has the packets whose set is full. The kernel gives no time for it.
@@ -387,10 +389,10 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Update the number of packets whose nftables set element the kernel has evicted (deleted).
+        """Update the count of packets whose nftables entry the kernel deleted before it was read.
 
-        Eight successive counter readings (two if ``closing``) must show these packets in the rule's
-        total, but in no element.
+        The number is the rule's total minus all entries: the minimum of the last eight readings.
+        With ``closing``, two readings are enough.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
@@ -519,10 +521,7 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return how many packets an event of several flows must leave out, to report none twice.
-
-        ``reason`` is why the event reports several flows.
-        """
+        # Number of packets that an event of several flows must leave out, to report none twice.
         # An event may report a packet from its log record before any reading shows the packet. The
         # common counter of several flows may include it, so one is left out for each such flow.
         # With ``many`` (too many flows of one user), the aggregate is the sum of the flows' own
