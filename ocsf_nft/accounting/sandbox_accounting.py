@@ -73,10 +73,10 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record; return an attempt if its packet must be reported at once.
+        """Process the kernel's log record of a packet.
 
-        An attempt is the packets of one event. Return None if :meth:`due` reports the packet later.
-        ``now_ns`` is monotonic.
+        Return the content of an event about the packet if the event must be emitted now. Return
+        None if a later call of :meth:`due` reports the packet. ``now_ns`` is monotonic time.
         """
         # A log record is ignored if the account has no counters of its rule.
         account = self.rules.get(_name(record))
@@ -103,9 +103,10 @@ class SandboxAccount:
     def is_of_new_mode(self, record: Record) -> bool:
         """Return True if a log record shows that the fence has changed its mode.
 
-        A record is of one mode: enforcing or permissive. The result is True if the account has
-        counters of the record's rule only for the other mode.
+        Each log record shows the fence's mode: ``enforcing`` or ``permissive``. The mode is new if
+        the account has no packet counters of this mode.
         """
+        # A rule without any counters does not show the fence's earlier mode.
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
@@ -145,10 +146,11 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return, per mode, how many packets the kernel has counted since the previous reading.
+        """Return how many more refused packets ``reading`` shows than the previous counter reading.
 
-        ``reading`` is the new counter reading, not yet passed to :meth:`observe`. A fence in
-        ``enforcing`` mode refuses the packets; in ``permissive`` mode it allows them.
+        The result's key ``enforcing`` has this number. Its key ``permissive`` has the number of
+        packets that the fence allowed only because it was permissive. Call this method before
+        :meth:`observe`.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():

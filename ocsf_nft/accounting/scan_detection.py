@@ -169,7 +169,8 @@ class FanOuts:
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
     """Return the stage of the scan event that is due now: ``begun``, ``goes on``, or None.
 
-    ``is_over`` is true if the scan ends now; the caller itself emits the event for the end.
+    With ``is_over``, the scan ends now. Then the result is ``begun`` if no event has reported the
+    scan yet, else None. The caller itself adds the ``ended`` event.
     """
     if found.schedule is None:
         # Too few flows for a scan.

@@ -159,9 +159,9 @@ class StateDatabase:
     def load(self, account: SandboxAccount) -> None:
         """Restore the packet counts and open incidents of ``account`` from the file.
 
-        A damaged file is renamed, and ``account`` stays empty. A file opened read-only is not
-        renamed, and restores no incidents. Raises DeliveryError (SourceError if read-only) if the
-        file can't be read or renamed.
+        A damaged file is renamed, and ``account`` stays empty. Raises DeliveryError if the file
+        can't be read or renamed. If the file was opened read-only, only the packet counts are
+        restored, and damage or any other failure raises SourceError.
         """
         try:
             self._load(account)
@@ -318,11 +318,6 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore in ``account`` an unfinished incident (repeated refused packets of a flow) or scan.
-
-    The other arguments are columns of its database row. If the counters of the rule ``name``
-    have been created again (another ``epoch``), the incident or scan is marked as ended.
-    """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:

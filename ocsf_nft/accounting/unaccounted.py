@@ -21,20 +21,21 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Last 8 readings of a rule's counters, to find packets whose counter the kernel has evicted.
+    """Numbers of a rule's refused packets that no flow's counter has, one per counter reading.
 
-    Each reading is stored as one number: all packets of the rule, minus those in the flows'
-    counters.
+    The kernel counts each refused packet for its firewall rule and for its flow. The kernel may
+    delete a flow's counter before the counter is read.
     """
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Append a reading as one number: ``refused`` minus the sum of ``found``.
+        """Store how many refused packets of a rule no other counter has: ``refused`` - ``found``.
 
-        ``refused`` has all refused packets of the rule. ``found`` has those in the flows' counters,
-        and those for which no counter was free.
+        Call this method once for each reading of the counters. ``refused`` is the number of all
+        refused packets of the rule. ``found`` has the numbers in other counters, such as those of
+        single flows.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
@@ -42,9 +43,8 @@ class UnaccountedPackets:
     def beyond(self, known: FlowCounter, readings: int) -> Count:
         """Return the number of refused packets whose flow's counter the kernel has deleted.
 
-        The number is the minimum of the latest ``readings`` readings of the counters. The packets
-        in ``known``, found by earlier calls, are subtracted. Return zero if there were fewer
-        readings.
+        Each of the latest ``readings`` readings must show these packets in the rule's counter, but
+        in no flow's counter. The packets in ``known``, found by earlier calls, are not included.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -29,12 +29,12 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Find another flow's counter that probably counted ``packets`` packets of flow ``key``.
+        """Find the counter that probably counted ``packets`` packets logged as flow ``key``.
 
-        The counter has the user of ``key``, and preferably its protocol and destination. At least
-        ``packets`` packets of the counter are in no event yet. Return an empty list if no counter
-        fits.
+        The kernel may count a packet under another flow than it logs, for example if the packet's
+        header is cut short. The list has one counter and its key, or is empty.
         """
+        # The counter is of the same user, and preferably of the same protocol and destination.
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
 

@@ -54,7 +54,11 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Events that the BPF programs captured in one sandbox: refused packets, or system calls."""
+    """Reports of BPF programs about the processes that send packets in one sandbox.
+
+    With ``is_refused``, each report is about a refused packet. Without it, each report is about a
+    system call that may have sent a packet.
+    """
 
     def __init__(self, *, is_refused: bool) -> None:
         self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
@@ -147,9 +151,10 @@ class CaptureMethod:
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
         """Return True if BPF programs will probably soon report who sent a packet in ``records``.
 
-        The kernel logs a refused packet; a moment later, a BPF program reports the packet's sender.
-        The result is False if the BPF programs report only system calls in this sandbox.
+        The kernel logs a refused packet a moment before a BPF program reports the packet's sender.
+        If the result is True, wait a moment and call :meth:`read_events`.
         """
+        # Only reports of refused packets follow the log record; a system call comes before it.
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
 
