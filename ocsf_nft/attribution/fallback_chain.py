@@ -162,10 +162,10 @@ class FallbackChain:
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        """Return for each log record which process sent its packet, in the order of ``records``.
+        """Return for each of ``records`` which process sent the logged packet, if known.
 
-        ``records`` must be in the kernel's order, and newer than ``since_ns`` (CLOCK_BOOTTIME).
-        Packets that BPF programs saw before ``since_ns`` are not compared with ``records``.
+        Pass ``records`` in the order of the kernel's log. All were logged after ``since_ns``
+        (CLOCK_BOOTTIME), so packets that BPF programs saw earlier are ignored.
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -200,15 +200,14 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent a flow's packets since the previous call for this flow.
+        """Return the processes that sent a flow's packets since the previous call; None if unknown.
 
-        ``record`` identifies the flow. ``packets`` is the kernel's count of these packets, read at
-        ``began_ns`` (ns since 1970). The confidence is high only if BPF programs saw as many.
-        Return None if they saw no sender.
+        ``record`` identifies the flow. Packets after ``began_ns`` (ns since 1970) are left for the
+        next call. The confidence is high only if BPF programs saw exactly ``packets`` packets.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
-        # Packets after ``began_ns`` are left for the next call.
+        # The kernel's counters, which show ``packets``, were read from ``began_ns`` on.
         found = self._capture.since_last(sandbox, record, packets, began_ns)
         return None if found is None else self._with_names(record, found)
 

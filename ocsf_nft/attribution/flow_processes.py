@@ -1,7 +1,7 @@
 """Processes that sent the packets of each flow, for events that report many packets at once.
 
-BPF programs report a process's calls: system calls that send packets, or packets that the kernel
-refused.
+The processes are known from reports of BPF programs. Each report is about a refused packet, or
+about a system call that sends packets.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class _Flow:
             self.recent.remove(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """Move the packets after ``began_ns`` to a new flow object, and return the new object.
+        """Move packets after ``began_ns`` to a new flow object, and return the new object.
 
-        The kernel's packet counters were read between ``began_ns`` and ``ended_ns``. If the flow
-        has packets from this time, the new object is marked as uncertain (``is_mixed``).
+        The kernel's packet counters were read from ``began_ns`` to ``ended_ns``. A packet sent
+        meanwhile may be counted or not: it makes the new object uncertain (``is_mixed``).
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -114,10 +114,10 @@ class FlowProcesses:
         self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
-        """Add a process's ``call`` (a sending system call or refused packet) to the packet's flow.
+        """Store the process that sent a packet, under the packet's flow.
 
-        A call is ignored if its process, or its packet's destination, is uncertain. A call that
-        only connects a socket, or whose packet is a link-layer frame, is ignored too.
+        ``call`` is a BPF program's report of a refused packet, or of a sending system call. Reports
+        of connect calls, link-layer frames, and unknown processes or destinations are ignored.
         """
         if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
@@ -135,10 +135,11 @@ class FlowProcesses:
         return found
 
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
-        """Remove and return the processes that sent a flow's packets before a counter reading.
+        """Remove and return the processes that sent a flow's packets until ``began_ns``.
 
-        The kernel's packet counters were read between ``began_ns`` and ``ended_ns``
-        (CLOCK_BOOTTIME). Packets after ``began_ns`` stay stored for the next result.
+        Later packets stay stored. The kernel's packet counters were read from ``began_ns`` to
+        ``ended_ns`` (CLOCK_BOOTTIME). Packets sent meanwhile may be counted or not: they make the
+        next result uncertain.
         """
         flow = self._flows.pop(target, None)
         if flow is None:

@@ -96,9 +96,10 @@ def key_of_record(record: Record) -> PacketKey | None:
 
 
 def key_of_call(call: Call) -> PacketKey:
-    """Return the key of a call: a system call or refused packet that the BPF programs reported.
+    """Return the key to compare a report of BPF programs with log records.
 
-    The source port of a connect call is 0, because the socket gets its port only after the call.
+    ``call`` is the report: of a refused packet or a system call. For ``connect``, the key has
+    source port 0, because the socket gets its port later.
     """
     if call.is_frame:
         return FRAME_KEY

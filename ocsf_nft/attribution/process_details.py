@@ -128,10 +128,10 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Open the /proc directory of a process's parent; return its descriptor and details.
+    """Return a descriptor of a parent's /proc directory, and the parent's details; None on failure.
 
-    ``child`` and ``born`` are the process's own /proc directory and ``stat``. ``opened`` closes the
-    descriptor. Return None if the parent has exited or can't be read.
+    ``child`` is a descriptor of the child's /proc directory. ``born`` is the child's ``stat``,
+    which has the parent's pid. ``opened`` closes the returned descriptor.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))

@@ -82,8 +82,8 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        It must pass :meth:`may_match`. If the bytes are unknown, the report must also fit the
-        record's timestamp.
+        The reported packet must pass :meth:`may_match`. Unless report and log record both have a
+        checksum of the packet, their times must also fit.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -120,20 +120,21 @@ class _SimilarPackets:
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the stored packets that may be the packet that ``query`` searches for.
+        """Return the stored packets that may be the packet of a log record.
 
-        If the searched packet may be missing (:meth:`is_incomplete`), return all stored packets.
-        The process that sent them may also have sent the missing packet.
+        ``query`` describes the record's packet. If that packet may not be stored here
+        (:meth:`is_incomplete`), return all stored packets: their sender may also have sent that
+        packet.
         """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove the first stored packet that fits ``query``, so that no other record matches it.
+        """Remove the first stored packet that fits a log record, so no later record matches it.
 
-        If the searched packet may be missing (:meth:`is_incomplete`), remove nothing, because the
-        stored packet may belong to another log record.
+        ``query`` describes the record's packet. If that packet may not be stored here
+        (:meth:`is_incomplete`), nothing is removed.
         """
-        if self.is_incomplete(query):
+        if self.is_incomplete(query):  # the packet that fits may be of another record
             return
         found = self.candidates(query)
         # Remove the first: later packets may match later records.
@@ -248,11 +249,8 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest of ``calls``: reports of refused packets that one process sent.
-
-    If several threads sent the packets, the result has the ``tid`` 0.
-    """
     latest = calls[-1]
+    # The tid 0: several threads sent the packets.
     return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
 
 

@@ -128,8 +128,8 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return all sockets with the local port ``port`` that can send packets of an IP version.
 
-        ``protocol`` is the number of UDP or UDP-Lite. Raises TooManySocketsError (also past
-        ``deadline_ns``, a time.monotonic_ns), OSError.
+        ``protocol`` is the number of UDP or UDP-Lite. Raises TooManySocketsError for too many
+        sockets, or if ``deadline_ns`` (time.monotonic_ns) passes; OSError for other failures.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))

@@ -30,6 +30,7 @@ _KCMP: Final = _KCMPS.get(platform.machine())
 _KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
+# fs/proc/fd.c: seq_show
 _FDINFO: Final = re.compile(rb"pos:\t\d+\nflags:\t([0-7]+)\nmnt_id:\t(\d+)\nino:\t(\d+)\n")
 _IGNORED: Final = re.compile(rb"^SigIgn:\t([0-9a-f]+)$", re.MULTILINE)
 _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
@@ -50,8 +51,8 @@ class Holder(NamedTuple):
 class Scan(NamedTuple):
     """Result of a search for the processes (``holders``) that have certain sockets open.
 
-    ``holders`` may lack a process for the reason in ``missed``, such as too little time, or in
-    ``unseen``, such as no permission. Both are None if there is no such reason.
+    If the search is incomplete, ``missed`` is the reason, such as too little time. If some
+    processes can't be checked, ``unseen`` is the reason, such as no permission.
     """
 
     holders: tuple[Holder, ...]
@@ -128,8 +129,8 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if at least one thread of a process is alive.
 
-        If the main thread has ended, the parent's pid is added to ``_parents_of_dead``. This
-        happens even if another thread is alive.
+        If the main thread has ended, also add the parent's pid to ``_parents_of_dead``. The
+        process may have used a socket that it shared with its parent.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -204,10 +205,10 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Search one descriptor table for the sockets of ``_inodes``; add them to ``found``.
+        """Search a thread's table of open descriptors for wanted sockets; add them to ``found``.
 
-        ``directory`` is a descriptor of /proc/PID, and ``owner`` a path that :meth:`_tables`
-        yields. Return False if the search may have missed a socket.
+        ``directory`` is a descriptor of /proc/PID. ``owner`` is the thread's path in it: ``.`` for
+        the main thread, or ``task/TID``. Return False if a socket may have been missed.
         """
         # Not found: sockets that are registered with io_uring, or in transit through a Unix socket.
         seen = closed = 0
@@ -303,10 +304,10 @@ class _Search:
 
 
 class _Descriptor(NamedTuple):
-    """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
+    """Details of an open descriptor, from its file in /proc/PID/fdinfo.
 
-    Linux 5.14 or later shows the inode. Reading fdinfo of another user's process needs
-    CAP_SYS_PTRACE. Only Unix sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
+    Linux 5.14 or later shows the inode. To read the file of another user's process,
+    CAP_SYS_PTRACE is necessary.
     """
 
     flags: int
@@ -325,6 +326,7 @@ class _Descriptor(NamedTuple):
         if found is None:  # the lines are missing, or in another order
             return cls(0, -1, -1, is_unix_socket=True)
         flags, mount, inode = found.groups()
+        # Only Unix sockets have the line ``scm_fds`` (net/unix/af_unix.c).
         return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in text)
 
 
