@@ -75,15 +75,19 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if the packet is neither the first packet of its flow nor a reply."""
+        """Return true if ``self.packet`` is a later packet of a flow, and not a reply.
+
+        An AcceptedFlow object models one packet. For a flow's first packet and for replies, the
+        result is false.
+        """
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
-        """Return protocol and destination port of the flow's first packet, for example ``tcp 443``.
+        """Return protocol and server port of the flow as a short text, such as ``tcp 443``.
 
-        Ports without a flow of their own share one flow, with a text such as ``tcp other ports``.
-        For a later packet of any flow, the text ends with ``, once open``.
+        If the port represents many ports, the text is, for example, ``tcp other ports``. It ends
+        with ``, once open`` if ``self.packet`` is a later packet of the flow, and not a reply.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -114,10 +118,10 @@ class Vm:
         return interface(self.device)
 
     def uplink(self, version: int) -> InterfaceName:
-        """Return the name of the interface to the internet, for IP ``version`` 4 or 6.
+        """Return the name of the interface that leads to the internet, for IP ``version`` 4 or 6.
 
-        If the name is unknown, the result is a wildcard. It matches all interfaces except the VM's
-        device and the loopback.
+        If the name is unknown, the result stands for any interface. Its field ``excluded_prefixes``
+        then rules out the VM's device and the loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:
@@ -126,10 +130,10 @@ class Vm:
 
 
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield example packets, each with its path, of all traffic that a VM's fence accepts.
+    """Yield example packets for each kind of traffic that a VM's fence accepts.
 
-    The packets go to the internet, and to TCP port ``vm.port`` of the VM's gateway. Replies are
-    included.
+    The kinds are packets to the internet, packets to TCP port ``vm.port`` of the VM's gateway, and
+    the replies to both. Each example lists the netfilter hooks that the packet passes.
     """
     if vm.subnets:
         for subnet in vm.subnets:

@@ -125,11 +125,6 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Separate intended stops, by rules of a fence of ocsf-nft, from all other stops.
-
-    A stop is a rule that blocks, or may block, an example packet. ``by_rule`` has one list for each
-    rule.
-    """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
     for flow_stops in by_rule:

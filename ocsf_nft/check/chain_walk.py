@@ -70,10 +70,11 @@ class Walker:
         self.matcher = Matcher(ruleset, self.spend)
 
     def walk(self, chain: Chain, packet: Packet, depth: int = _DEPTH) -> WalkResult:
-        """Return the result of a packet's walk through a chain, including jumps to other chains.
+        """Simulate a packet in a chain's rules, including jumps to other chains; return the result.
 
-        The chain's policy is not applied. ``depth`` is the maximum number of nested jumps. Raises
-        TooLargeError if the walker's budget is exhausted.
+        The chain's policy is not applied. If jumps nest deeper than ``depth``, the packet counts as
+        possibly dropped. Raises TooLargeError if this walker has evaluated too many rules and set
+        elements in total.
         """
         result = self._results.get((chain.key, packet))
         if result is None:
@@ -82,10 +83,11 @@ class Walker:
         return result
 
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
-        """Return the result of a packet's walk through the chain ``key``, the target of a jump.
+        """Simulate a packet in the chain ``key``, the target of a jump; return the result.
 
         Return None if the chain doesn't exist, or if ``depth`` (the nested jumps still permitted)
-        is 0. Raises TooLargeError.
+        is 0. Raises TooLargeError if this walker has evaluated too many rules and set elements in
+        total.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:

@@ -43,8 +43,8 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 def value(left: Any, packet: Packet) -> Value | Absent:
     """Return the value that a field, such as ``tcp dport``, has in a packet.
 
-    ``left`` is the field in nft's JSON. Returns None if the value is unknown, an :class:`Absent` if
-    the field is missing.
+    ``left`` is the field in nft's JSON. ``Value`` includes None, for an unknown value. An
+    :class:`Absent` means that the packet has no such field.
     """
     if not isinstance(left, dict) or len(left) != 1:
         return None

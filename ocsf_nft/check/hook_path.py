@@ -53,10 +53,11 @@ class Hooks(NamedTuple):
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset, grouped by hook and sorted by priority.
+    """Return two mappings from netfilter hooks to a ruleset's base chains, sorted by priority.
 
-    The kernel's order of chains with equal priority is unknown. So the result has all chains twice:
-    once with such chains in the order of nft's listing, once with the reverse order.
+    The mappings differ in chains with equal priority, whose order in the kernel is unknown.
+    ``listed_first`` has such chains in the order of nft's listing, ``listed_last`` in the reverse
+    order.
     """
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():

@@ -1,6 +1,7 @@
-"""Detection and removal of iptables rules that an older set-up for VMs left behind.
+"""Detection and removal of old iptables rules for virtual machines (VMs).
 
-Rules that other programs manage, such as ufw or Docker, are no leftovers.
+A rule is old if its VM's interface no longer exists, or if a fence of ocsf-nft replaces the rule.
+Rules that a program such as ufw or Docker manages are not removed.
 """
 
 from __future__ import annotations

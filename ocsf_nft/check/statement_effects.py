@@ -63,8 +63,8 @@ def mangled(body: Any, packet: Packet) -> Packet:
 def rewrites_addresses(key: Any) -> bool:
     """Return true if setting the packet field ``key`` may change addresses or ports.
 
-    ``key`` is a field in nft's JSON. For a position in a header without a field name, the result is
-    true.
+    ``key`` is a field in nft's JSON. A field given by offset and length, not by name, may contain
+    an address. So the result for such a field is true.
     """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS

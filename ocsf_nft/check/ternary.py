@@ -45,9 +45,10 @@ class Span(NamedTuple):
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Return YES if the number is certainly in ``other``, and NO if it certainly is not.
+        """Return YES if this span, the range of an unknown number, is completely inside ``other``.
 
-        Return MAYBE if only a part of this span is in ``other``.
+        Return NO if the two spans have no number in common. Otherwise return MAYBE: the unknown
+        number may be in ``other``.
         """
         if self.high < other.low or other.high < self.low:
             return Truth.NO
@@ -147,9 +148,9 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return the model of a field that has exactly one of the flags ``alternatives``.
+    """Return a Bits object for a packet that has exactly one of the flags ``alternatives``.
 
-    An empty text stands for no flag. For example, ``bits("new", "")`` is a field with the flag
-    ``new``, or with no flag.
+    For example, ``bits("new", "established")`` means that the packet has one of these two flags,
+    but it is unknown which. An empty text in ``alternatives`` means no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

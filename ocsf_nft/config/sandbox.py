@@ -61,6 +61,11 @@ class ContainerConfig(Table):
 class SandboxConfig(Table):
     """Sandbox to watch, table ``[[sandbox]]`` in the file.
 
+    ``profile`` is the kind of fence. The profile ``sandbox`` is for a network namespace. The
+    profile ``sidecar`` is for a network namespace in which the proxy also runs, such as a pod. The
+    profile ``tap`` is for a VM. A proxy is a program through which the sandbox may reach the
+    internet.
+
     With ``install``, `ocsf-nft run` installs the fence. Without ``install``, `ocsf-nft run` watches
     a fence that is already installed.
 
@@ -70,13 +75,14 @@ class SandboxConfig(Table):
 
     ``transport`` is how the kernel logs the packets that the fence refuses: ``nflog`` (netlink),
     ``kmsg`` (kernel log) or ``none``. ``source`` is where `ocsf-nft run` reads these log records:
-    ``nflog``, or for the kernel log ``kmsg`` or ``journal`` (systemd's journal). By default
-    (``auto``), the best log transport is used, and a source that fits the log transport.
+    ``nflog``, or for the kernel log ``kmsg`` or ``journal`` (systemd's journal). If both are
+    ``auto`` (the default), the fence uses the first of the three log transports that works on the
+    host. The source then fits the log transport.
 
-    ``proxy_uid`` has the ids of the users that run the proxy. This key is for the profile
-    ``sidecar``, in which the proxy is in the same namespace.
+    ``proxy_uid`` is for the profile ``sidecar``. It has the ids of the users that run the proxy.
+    The fence allows all packets of these users.
 
-    Four keys are for a VM (profile ``tap``). ``device`` is the VM's TAP device on the host, and
+    Four keys are for the profile ``tap``. ``device`` is the VM's TAP device on the host, and
     ``mac`` the VM's MAC address. ``subnet`` is the gateway's address with the prefix length, and
     ``gateway_port`` the proxy's port on this address.
 
