@@ -33,10 +33,10 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database whose file the next transaction restores if it was deleted or replaced.
+    """SQLite database that restores its file, with all data, if the file is deleted or replaced.
 
-    A committed transaction survives a crash of the process; with ``synchronous`` FULL, also a power
-    cut. With ``is_exclusive``, only one process at a time can open it for writing.
+    With ``synchronous`` FULL, committed data survives a power cut. With ``is_exclusive``, only one
+    process at a time can open the file for writing.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises ClosedError if the file is damaged or another process has its lock, DeliveryError for
-        other failures. If the file is open read-only, raises only SourceError.
+        A failure of the database raises DeliveryError, or ClosedError if a retry can't succeed. If
+        the file is open read-only, the error is SourceError in both cases.
         """
         try:
             with self.raw_transaction() as connection:

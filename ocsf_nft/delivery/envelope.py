@@ -1,4 +1,4 @@
-"""Form in which an event is delivered to a sink."""
+"""Message to a sink (destination of events): one event as JSON, with its ``metadata.uid``."""
 
 from __future__ import annotations
 

@@ -199,10 +199,9 @@ class Forwarder:
         self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait until a batch is full or its time limit has passed; return True if there are events.
+        """Wait for the first event, and then until the batch is full or its time limit has passed.
 
-        Return False if a stop is requested before the batch begins, or dead letters are to be
-        checked.
+        Return True if there are events to deliver now. A requested stop ends the wait early.
         """
         if self._store.end <= self.done:
             # The caller then checks if a user has requested to send dead letters again.

@@ -1,7 +1,7 @@
 """Removal of stored events, by limits of size and age.
 
-To make room, events that every sink (destination) has acknowledged are removed first, then refused
-events. Events that a sink still needs are last, if allowed.
+To make room, events that every sink (destination) has acknowledged are removed first. Events that
+a sink refused are next. Events that a sink still needs are last, if allowed.
 """
 
 from __future__ import annotations

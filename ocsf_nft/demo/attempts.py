@@ -51,7 +51,10 @@ class Trace:
     ethertype: int | None = None
 
     def is_in(self, event: Mapping[str, Any]) -> bool:
-        """Return true if ``event`` reports a refused attempt, and has the values of this trace."""
+        """Return true if ``event`` reports refused packets that match this trace.
+
+        All values must be equal: protocol, destination address, port and ethertype.
+        """
         destination = event.get("dst_endpoint", {})
         found = Trace(
             protocol=event.get("connection_info", {}).get("protocol_num"),

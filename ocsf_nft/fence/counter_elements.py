@@ -107,7 +107,10 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same elements as :meth:`parse`; decode each element separately (slower)."""
+        """Return the entries of an nftables set in a netlink payload, decoded one at a time.
+
+        :meth:`parse` has the same result, and is faster if all entries have the same byte layout.
+        """
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:

@@ -34,12 +34,15 @@ class StdoutSink(SinkTable):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return true if the first line on standard output is a handshake."""
+        """Return true if a JSON line, the handshake, is written before the first event.
+
+        The line reports that every fence is active.
+        """
         return self.handshake
 
     @property
     def file(self) -> Path:
-        """Return ``/dev/stdout``; no other sink may write to the same file."""
+        """Return ``/dev/stdout``, the path of the file that this sink writes to."""
         return Path("/dev/stdout")
 
     @property

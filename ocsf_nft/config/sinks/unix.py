@@ -59,7 +59,10 @@ class UnixSink(SinkTable):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return true if the first line of each connection reports that every fence is active."""
+        """Return true if the sink sends a JSON line, the handshake, first on each connection.
+
+        The line reports that every fence is active. The receiver does not answer.
+        """
         return self.handshake
 
     @property

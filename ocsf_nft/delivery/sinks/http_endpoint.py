@@ -1,4 +1,4 @@
-"""Receiver of an HTTP sink: its URL, credentials, TLS settings and proxy."""
+"""Settings for requests to an HTTP server that receives events: URL, credentials, TLS, proxy."""
 
 from __future__ import annotations
 

@@ -50,15 +50,15 @@ class Otlp(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events as log records in one request, and return the result.
+        """Send events as OpenTelemetry log records in one request.
 
-        The result's ``refused`` has either no events or all of them. Raises RefusedError if the
-        receiver rejects only some records, or the request's content. Raises DeliveryError for other
-        failures.
+        If the receiver rejects all records, the result lists all events as refused. Raises
+        RefusedError if a smaller request may succeed, DeliveryError for other failures.
         """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
         if not answer.is_success:
+            # A RefusedError for the status codes 400, 413 and 422.
             raise self._session.error(answer)
         reply = answer.json() if answer.body else {}
         if not isinstance(reply, dict):

@@ -113,7 +113,10 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def add(self) -> None:
-        """Rename the full event file, so that it becomes an old file; raises DeliveryError."""
+        """Rename the full event file, so that it becomes an old file.
+
+        Raises DeliveryError if the renaming fails.
+        """
         try:
             self.path.rename(self._path_of(self._next_stamp()))
             sync_directory(self.path.parent)

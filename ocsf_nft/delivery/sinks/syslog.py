@@ -61,10 +61,9 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send each event whose syslog message has at most ``max_bytes`` bytes.
+        """Send each event as a syslog message, except messages of more than ``max_bytes`` bytes.
 
-        The result lists the other events as refused. Raises RefusedError if a message is too long
-        for a UDP datagram. Raises DeliveryError for other failures.
+        The result lists the unsent events as refused. Raises DeliveryError if sending fails.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []
@@ -76,7 +75,8 @@ class Syslog(Sink):
                 frames.append(framed)
             if number % _EVENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)
-        # Syslog has no acknowledgement. After a RefusedError (UDP), the later events are not sent.
+        # Syslog has no acknowledgement. If the kernel rejects a datagram as too long, this raises
+        # RefusedError, and the later events are not sent.
         await self._transport.send(frames)
         return BatchResult(refused=tuple(refused))
 

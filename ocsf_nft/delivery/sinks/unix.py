@@ -50,7 +50,7 @@ class Unix(Sink):
         self._stream = Stream(sock)
 
     async def close(self) -> None:
-        """Close the connection to the program."""
+        """Close the connection to the program that listens on the Unix socket."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
