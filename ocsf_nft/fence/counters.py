@@ -230,10 +230,10 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Add the boot id to ``epoch``; convert user ids in ``reading`` to our user namespace.
+        """Return ``epoch`` with the boot id added, and ``reading`` with converted user ids.
 
-        ``epoch`` identifies the version of the rule's counters. The boot id makes ``epoch`` unique
-        across reboots.
+        ``epoch`` changes if the rule's counters are created again. The boot id makes ``epoch``
+        unique across reboots. ``entry.users`` converts user ids to this process's user namespace.
         """
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)

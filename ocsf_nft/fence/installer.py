@@ -81,9 +81,10 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew`, for a caller that holds the lock ``state.locked()``.
+    """Load a sandbox's fence again if the fence, a network interface or ocsf-nft's rules changed.
 
-    ``load_text`` loads a ruleset into a namespace, as :func:`nft.load` does.
+    The caller must hold the lock ``state.locked()``. ``load_text`` loads the ruleset, like
+    :func:`nft.load`. Return the stored description of the fence, or None if missing.
     """
     before = state.read(sandbox)
     if before is None:
@@ -267,10 +268,10 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec``, with ``has_changed`` set by comparison with the previous fence, ``before``.
+    """Return ``spec`` with ``has_changed`` True if the fence ever changed its mode.
 
-    ``has_changed`` is true if the mode (enforcing, or permissive: only log) changed now or earlier.
-    It is false if ``before`` is not in the network namespace ``identity``.
+    The mode is enforcing or permissive (log and allow). ``before.spec`` has the previous mode, and
+    ``has_changed`` for earlier changes. ``before`` is ignored outside the namespace ``identity``.
     """
     # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
@@ -398,9 +399,9 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the ids of the tables that a fence without a record is assumed to have.
+    """Return the usual table ids of a fence; used if no description of the fence is stored.
 
-    ``device`` is a VM's TAP device; None for the fence of a namespace.
+    ``device`` is the TAP device of a fenced VM. None means the fence of a network namespace.
     """
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
@@ -435,8 +436,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    ``identity`` is the recorded identity of ``namespace``; nothing is restored if another namespace
-    has that name now. The fence of the sandbox ``besides`` is ignored.
+    Nothing is restored if another namespace, whose identity is not ``identity``, has replaced the
+    original one. The fence of the sandbox ``besides`` is ignored.
     """
     if state.forwarding_before(identity) is None:
         return

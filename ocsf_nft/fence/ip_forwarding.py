@@ -58,10 +58,10 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 
 
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Store the current values of the sysctls that :func:`switch_on` will change.
+    """Store the current values of the sysctls that :func:`switch_on` changes to forward packets.
 
-    Does nothing if the fence is not a VM's. Raises UnsupportedError if a sysctl can't be written;
-    then nothing is stored.
+    Does nothing if the fence is not a VM's. First checks that IP forwarding can be enabled. If not,
+    raises UnsupportedError and stores nothing.
     """
     if spec.tap is None:
         return
@@ -131,9 +131,10 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of the sysctls before forwarding is enabled, by path below /proc/sys/net.
+    """Return the original values of the sysctls that a VM's fence changes to enable IP forwarding.
 
-    A value in ``stored`` replaces the present value.
+    Values saved earlier, in ``stored``, are returned unchanged. Others are read now. Keys are paths
+    below /proc/sys/net. Raises UnsupportedError if a sysctl is read-only.
     """
     # Stored earlier, for example for another VM. The present value may be the changed one.
     found = dict(stored)
@@ -147,10 +148,10 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the forwarding sysctl ``key``, and all sysctls that change when ``key`` is enabled.
+    """Yield the sysctl ``key``, and all other sysctls that change when ``key`` is enabled for a VM.
 
-    For example, ``ipv6/conf/all/forwarding`` also changes ``accept_ra`` of interfaces, except the
-    VM's interface, which ``spec`` names. Results are paths below /proc/sys/net.
+    ``key`` is a forwarding sysctl. ``key`` and the results are paths below /proc/sys/net, such as
+    ``ipv6/conf/all/forwarding``. ``spec`` describes the VM's fence.
     """
     if "/all/" not in key:
         yield key

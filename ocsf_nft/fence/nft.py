@@ -71,10 +71,10 @@ def show_messages(namespace: Namespace, text: str) -> str:
 
 
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
-    """Return nft's listing of a table, with rule handles; None if there is no such table.
+    """Return nft's listing of a table, with rule handles; None if the table does not exist.
 
-    The listing omits counter values, set elements and the flag ``owner``. Raises AbsentError,
-    UnsupportedError, FenceError.
+    The listing omits counter values, set elements and the flag ``owner``. Raises AbsentError
+    without the namespace, UnsupportedError without nft or privileges, and FenceError otherwise.
     """
     # Counter values and elements of large sets would cost nft time and memory (-s, -t).
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])

@@ -47,10 +47,10 @@ class NftMonitor:
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
-        """Open a socket for the kernel's notices about ``tables``, and one for our transactions.
+        """Open two netlink sockets in a namespace: one to monitor ``tables``, one to restore them.
 
-        Raises SourceError if a socket can't be opened. Raises AbsentError if the namespace does not
-        exist. Raises UnsupportedError if the namespace can't be entered.
+        Raises SourceError if a socket can't be opened, AbsentError if the namespace does not exist,
+        and UnsupportedError if the namespace can't be entered.
         """
         self.namespace = namespace
         #: Identity of the sockets' namespace; another one may have the same name by now.
@@ -78,10 +78,10 @@ class NftMonitor:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Read the queued notices; return other processes' transactions that changed ``tables``.
+        """Read the kernel's queued notices; return other processes' changes to monitored tables.
 
-        The method blocks only briefly, if a transaction has not arrived completely. :data:`OVERRUN`
-        replaces transactions whose notices the kernel dropped.
+        The method may wait briefly for the rest of a change. If the kernel dropped notices, the
+        result contains :data:`OVERRUN` in place of the missing changes.
         """
         found: list[Transaction] = []
         poll = select.poll()
@@ -134,13 +134,13 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Accept all changes up to the ruleset with the number ``generation``.
+        """Accept all nftables changes up to the ruleset with the number ``generation``.
 
-        Accepted changes are not reverted, and do not count as tampering. The method sets
-        ``restored_generation`` and ``regular_generation`` to ``generation``. Nothing happens if
-        ``restored_generation`` is already higher.
+        Accepted changes are not reverted, and do not count as tampering. The kernel increments the
+        ruleset's number with each transaction.
         """
         with self._lock:
+            # Otherwise a later ruleset was already restored or accepted.
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation
 

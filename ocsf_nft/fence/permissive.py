@@ -28,10 +28,10 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 
 
 def make_permissive(policy: str, additions: str) -> str:
-    """Return the permissive form of a policy's text, which logs packets but refuses none.
+    """Return ``policy``, an nftables ruleset, changed to log packets but refuse none.
 
-    ``additions``, which may be empty, is inserted into the policy: nftables chains that prevent
-    double counting. Raises AssertionError for unexpected text, such as a comment after a rule.
+    ``additions``, which may be empty, are nftables chains to insert. These chains prevent that an
+    allowed packet is counted twice. Raises AssertionError if ``policy`` has an unexpected form.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))

@@ -140,10 +140,10 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from a netdev chain: those on interfaces not in ``links``.
+    """Return the hooks to delete from a chain: those on interfaces not in ``links``.
 
-    ``defined`` and ``listed`` are the lines of the new and the existing chain. ``links`` is a text
-    such as ``"eth0", "eth1"``. Return None if the whole chain must be deleted.
+    ``links`` is a text such as ``"eth0", "eth1"``. Return None if the old chain ``listed`` can't
+    become the new chain ``defined``, for example because priorities differ.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]

@@ -91,10 +91,11 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
-    """Return the netlink statements that load a ruleset; the ruleset itself is not loaded.
+    """Return the netlink messages that would load ``text``, a ruleset of ocsf-nft; load nothing.
 
-    ``text`` is a ruleset that this package generated. nft runs in ``namespace`` only if nft fails
-    in an empty temporary namespace. Raises AbsentError, UnsupportedError, FenceError.
+    nft translates ``text`` in an empty temporary namespace. If this fails, for example because
+    ``text`` refers to existing tables, nft uses ``namespace``. Raises AbsentError,
+    UnsupportedError, FenceError.
     """
     # In an empty namespace, tables of other processes don't disturb nft. For example, this fails
     # if the ruleset refers to existing tables.
@@ -104,9 +105,10 @@ def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
 
 
 def parse_messages(output: str) -> Iterator[Statement]:
-    """Yield the netlink statements of one transaction in nft's debug output (``--debug=mnl``).
+    """Yield the messages of a netlink transaction, read from nft's debug output.
 
-    Raises FenceError if the output has no transaction, or an unknown format.
+    The output is that of ``nft --debug=mnl``. The messages that only begin or end the transaction
+    are omitted. Raises FenceError without a transaction, or for an unknown format.
     """
     is_inside = False
     for found in _MESSAGE.finditer(output):

@@ -102,7 +102,11 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if a table on the host is the guard (second filter) of another sandbox."""
+    """Raise FenceError if the table ``table_id`` is the guard of a sandbox other than ``sandbox``.
+
+    A guard is a sandbox's second packet filter, always a table in the host's network namespace.
+    ``state`` describes the guards of all sandboxes.
+    """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return
