@@ -39,9 +39,10 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of a packet counter.
+    """Key of a packet counter, which is an entry of an nftables set.
 
-    ``kind`` is the kind of its nftables set, such as ``flows4``. ``data`` has the bytes of the key.
+    Each firewall rule has one set of each ``kind``: ``flows4`` for IPv4 flows, ``flows6`` for IPv6
+    flows, ``others`` for other packets. ``data`` has the key's bytes.
     """
 
     kind: Kind
@@ -106,9 +107,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """User, protocol and destination of packets that have the same kernel counter.
+    """User, protocol and destination shared by all packets that one kernel counter counts.
 
-    A value is None if it is unknown or if the packets have no such value.
+    Each firewall rule has its own counter for each combination of these values. A value is None if
+    it is unknown or absent.
     """
 
     #: None if no socket sent the packets.

@@ -109,10 +109,10 @@ class Prefixes:
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
-        """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
+        """Return a packet's log record with the sandbox, rule and verdict from its log prefix.
 
-        If the prefix is unknown, only the verdict is set, to ``log``. An ocsf-nft record is
-        returned unchanged.
+        If the prefix is unknown, only the verdict is set, to ``log``. A record of ocsf-nft is
+        returned unchanged: unlike one of ufw, it already has these values.
         """
         if record.sandbox is not None:  # the record of a fence already has these values
             return record

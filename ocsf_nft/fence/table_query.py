@@ -70,8 +70,8 @@ def elements(
 ) -> tuple[str, ...]:
     """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
-    A missing set has no lines. A set with more than ``most`` elements has only one line, which
-    states this. Raises the errors of :func:`comment`.
+    A missing set has no lines. A set with more than ``most`` elements has one line, which
+    states this. Raises AbsentError, UnsupportedError or FenceError.
     """
     return _call(
         namespace,

@@ -175,9 +175,9 @@ class TamperGuard:
     ) -> None:
         """Set the prepared netlink messages that restore the fence; with None, nft restores it.
 
-        ``version`` is that of the fence's stored record: the guard's thread restores nothing while
-        the record has another version. Changes up to the ruleset numbers ``generations`` are not
-        reverted.
+        The guard's thread restores nothing while the fence's stored description has another
+        ``version``. Changes up to each namespace's ruleset number in ``generations`` were checked,
+        and stay.
         """
         # Given if a check after these rulesets found the fence as installed.
         is_settled = generations is not None
@@ -291,7 +291,10 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait for notices, the end of a pause or a call of :meth:`stop`; handle the notices."""
+        """Wait until the kernel reports changes of nftables, interfaces or routes; handle them.
+
+        The wait also ends without a change, for example if :meth:`stop` is called.
+        """
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()

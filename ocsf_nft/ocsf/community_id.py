@@ -42,8 +42,8 @@ def community_id(
 ) -> str:
     """Return the Community ID of a flow, the same for both directions except with ``one_way``.
 
-    Addresses are bytes in network order. For ICMP, ``ports`` are the types of message and
-    counterpart, such as (8, 0). Without a counterpart, they are type and code, with ``one_way``.
+    Addresses are in network order. For an ICMP request or reply, ``ports`` are its type and its
+    counterpart's type, such as (8, 0). Other ICMP messages need type, code and ``one_way``.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source

@@ -89,10 +89,10 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     svc_name: str | None = None,
     container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """Return an OCSF endpoint with the given values, or None if nothing identifies the endpoint.
+    """Return an OCSF endpoint, or None if no name, interface, MAC or valid address is given.
 
-    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind``
-    classifies ``address``; without ``kind``, ``address`` is omitted as invalid.
+    ``kind`` classifies ``address``, for example as internal. An invalid address must have the
+    ``kind`` None, and is omitted.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:

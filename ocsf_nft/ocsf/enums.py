@@ -73,7 +73,10 @@ class Severity(Captioned):
 
 @unique
 class Status(Captioned):
-    """Values of the OCSF attribute ``status_id``, in every class except the findings."""
+    """Values of the OCSF attribute ``status_id``, for example in Network Activity events.
+
+    Detection Finding events have other values.
+    """
 
     UNKNOWN = 0, "Unknown"
     SUCCESS = 1, "Success"

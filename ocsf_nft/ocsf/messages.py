@@ -209,12 +209,12 @@ def detail(
     proxy: Proxy | None,
     destination: AddressKind | None,
 ) -> str | None:
-    """Return an explanation and advice for the program that sent the packets of ``attempt``.
+    """Return a text with explanation and advice for the program whose packets the fence refused.
 
-    ``answer`` is the fence's reaction, for example a TCP reset. If the reaction to a single flow is
-    unknown (None), return None. Packets of several flows always get a general text.
+    ``attempt`` describes the packets. ``answer`` is the fence's reaction, for example a TCP reset.
+    If ``answer`` is None (unknown), the result may be None.
     """
-    if attempt.aggregation is not None:
+    if attempt.aggregation is not None:  # packets of several flows always get a general text
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
     record = attempt.record
     if answer is None:
@@ -239,9 +239,10 @@ def _detail_of_many(
 
 
 def _noun(record: Record, number: int) -> str:
-    """Return a noun in the singular for the packets of a record, such as "UDP packet" or "frame".
+    """Return the noun for a logged packet, such as "UDP packet" or "frame".
 
-    The noun is "TCP connection" only if ``number`` is 1 and the packet opens a connection.
+    The noun is "TCP connection" if the packet opens a connection, and is the only packet of its
+    flow (``number`` is 1).
     """
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"

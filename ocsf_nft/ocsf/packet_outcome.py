@@ -136,9 +136,9 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return True if the packet broke a rule: it was refused, or a permissive fence only logged it.
+    """Return True if a firewall refused the packet, or only logged it instead of refusing it.
 
-    Return False if another firewall accepted the packet, or if that firewall's verdict is unknown.
+    Otherwise return False, for example if ufw accepted the packet, or if the verdict is unknown.
     """
     return foreign_verdict(record) not in {"accept", "log"}
 

@@ -123,11 +123,11 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an event about refused packets (``attempt``), from a template.
+        """Return the JSON line of an event about refused packets, made from a cached template.
 
-        Return None if there is no template; recurring similar events get one, if possible.
-        ``derived`` has values computed from ``attempt``. ``version`` is the OCSF version,
-        ``processed_ns`` the present time.
+        Return None if no template fits. ``attempt`` describes the packets, ``derived`` has values
+        computed from ``attempt``. ``version`` is the OCSF version, ``processed_ns`` the present
+        time.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:
@@ -294,10 +294,10 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
-    """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
+    """Return made-up data for an event, from which the caller makes an event template.
 
-    Values that differ between the attempts of ``shape`` are random placeholders, which become slots
-    of the template.
+    The data are refused packets, values computed from them, and the time of processing. Values not
+    in ``shape`` are random placeholders, which become slots of the template.
     """
     start = _number()
     record = Record(

@@ -1,6 +1,7 @@
 """Conversion of events from the newest OCSF version to an older one.
 
-An attribute that the older version lacks is removed, or converted to the form of that version.
+Attributes that the older version lacks are removed or renamed. Values that the older version lacks
+are replaced by similar ones.
 """
 
 from __future__ import annotations
