@@ -178,10 +178,10 @@ class AccountLoop:
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
-        """Deliver the events of the last transaction once more, and read the counters.
+        """Deliver the last stored events again, in case the previous process did not deliver them.
 
-        The previous process may have been killed before it delivered these events. Raises
-        DeliveryError.
+        Then read the fence's packet counters, which show packets that were refused while the
+        service did not run. Raises DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)

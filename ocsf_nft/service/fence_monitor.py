@@ -96,11 +96,10 @@ class FenceMonitor:
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Emit the first event about the fence.
+        """Emit an event that describes the fence at the start of the service.
 
-        If the fence was already installed, active and unchanged, no event is emitted. Also
-        set the facts about the fence, such as its rules, that later events of the sandbox
-        contain.
+        Emit none if the fence was active before the start and equals its stored description. Also
+        set the fence's rules and other facts that later events of the sandbox contain.
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -238,13 +237,13 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return ``alterations``, followed by further changes that the tamper guard has noticed.
+        """Return the detected changes to the fence: ``alterations``, then those still queued.
 
-        If ``alterations`` is empty, first wait 0.1 s, because the guard may be about to notice a
-        change.
+        If ``alterations`` is empty, first wait 0.1 s for a change to be detected.
         """
         if self._watch is None:
             return alterations
+        # The caller found the fence changed, so the tamper guard is about to detect a change.
         if not alterations:
             await asyncio.sleep(_RETRY_SECONDS)
         return (*alterations, *self._watch.take_pending())
@@ -325,10 +324,9 @@ class FenceMonitor:
     async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit an event about an absent or altered fence, unless the last event reported the same.
+        """Emit an event that the fence is absent or altered, unless the last event said the same.
 
-        ``alterations`` are the noticed changes by other processes. If restoring is paused, only the
-        pause is reported.
+        The event has the ``reason``, and the last of ``alterations`` (changes by other processes).
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -336,6 +334,7 @@ class FenceMonitor:
                 await self._report_change(
                     fences.state_of(self._installed), _restored_text(each), _tampering(each)
                 )
+        # The event about the pause of restoring replaces the event about the fault.
         if last is not None and last.given_up:
             await self._give_up(state, last)
         elif self._given_up and self._reported[0] not in _ACTIVE_STATES:
@@ -451,9 +450,9 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    ``known`` is the description's version at the last call. ``now`` returns the ruleset generation
-    of each namespace. Return the arguments of :meth:`TamperGuard.use_restore_batch`; None if the
-    version is still ``known``.
+    Return the arguments of :meth:`TamperGuard.use_restore_batch`; those not available are None.
+    ``now`` supplies the argument ``generations``. If the description still has the version
+    ``known``, return only None.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

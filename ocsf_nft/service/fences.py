@@ -81,10 +81,10 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
-    """Restore a fence that was changed or deleted while no service monitored it; return its state.
+    """Restore a fence that was changed or deleted while no service monitored it.
 
-    ``found`` is the result of comparing the fence with its record. Return None if nothing was
-    restored.
+    Return the restored fence; None if nothing was restored. ``found`` says how the fence differs
+    from its description in the directory ``state``.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":

@@ -117,10 +117,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the log records that a stop leaves unprocessed, and report them as dropped.
+        """Count the log records that a stop leaves in ``batches``, and report them as dropped.
 
-        ``sandboxes`` are the sandboxes of these records, and None for other firewalls. If the
-        counting takes too long, it ends with a lower bound.
+        The loss is also counted for each sandbox named in ``sandboxes``. If counting takes too
+        long, a lower bound is reported.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS

@@ -123,11 +123,10 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,  # closes the sources later
 ) -> list[Feed]:
-    """Open the log sources, and return a feed (a source with its sandboxes) for each.
+    """Open the configured log sources, and return a feed (a source with its sandboxes) for each.
 
-    Reading resumes where the last run stopped, if ``accounts`` (for sandboxes) or ``store`` (for
-    other firewalls) has the position. ``active_fences`` has the order of ``config.sandbox``. Raises
-    an OcsfNftError if opening fails.
+    Reading resumes at the positions stored in ``accounts`` and ``store``, if any. ``active_fences``
+    has the order of ``config.sandbox``. Raises an OcsfNftError if opening fails.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

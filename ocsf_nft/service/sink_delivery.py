@@ -275,8 +275,8 @@ class SinkDelivery:
     ) -> None:
         """Store events (JSON lines) on the disk; after a failure, retry until the disk is writable.
 
-        After a restart, reading of the log ``source`` resumes at ``position``. Raises DeliveryError
-        if the service stops before a retry succeeds.
+        If ``source`` names a log, also store the ``position`` at which its reading resumes. Raises
+        DeliveryError if the service stops before a retry succeeds.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
@@ -361,7 +361,10 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """Return a value that is equal for all paths of a file, also for links; None without a file."""
+    """Return a value that is equal for all paths of a file, also for links.
+
+    The file need not exist. Return None if ``file`` is None.
+    """
     if file is None:
         return None
     try:

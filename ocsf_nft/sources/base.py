@@ -35,6 +35,6 @@ class Source(Protocol):
     def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of log records, in the order in which the kernel logged them.
 
-        A batch has at least one record, Gap, Reject (text that is no valid record) or new cursor
-        (position to resume from).
+        A batch has at least one record, Gap (lost log records), Reject (text that is no valid log
+        record) or new cursor (position to resume from).
         """

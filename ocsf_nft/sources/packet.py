@@ -1,7 +1,7 @@
 """Decoder of packet bytes to the header values that the kernel prints in its text log.
 
-A named value, such as ``source_port``, is a fact. The facts equal those of the kernel's log line
-with all log flags (net/netfilter/nf_log_syslog.c).
+The result, ``Facts``, is a dictionary of names and values, for example ``source_port`` and 443. The
+values are those of a kernel log line with all log flags (net/netfilter/nf_log_syslog.c).
 """
 
 from __future__ import annotations

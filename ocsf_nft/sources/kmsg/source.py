@@ -164,8 +164,8 @@ class Kmsg:
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
-        Return the batch, and True if no message is left. If ``waited`` is true, the caller waited
-        for the first message, which then improves the conversion of the log's timestamps.
+        Return the batch, and True if no message is left. If ``waited`` is true, the first message
+        has just been logged, and its timestamp shows the drift of the log's clock.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

@@ -113,10 +113,10 @@ class Words:
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take the next word if it is the field ``key``, and return its value; else return None.
+        """Take the next word if it is the field ``key``; return its value, else None.
 
-        A value at the line's end may be cut off. It is returned only if it equals ``certain``,
-        which is known to be complete.
+        The line's last word may be cut off. It is taken too, but the result is None, unless its
+        value equals ``certain``, the value that the caller expects.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -128,10 +128,11 @@ class Words:
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take the next word if it is the decimal field ``key``; return its value, else None.
+        """Take the next word if it is the decimal field ``key``; return its number, else None.
 
-        At the line's end, a number may be cut off: only 0 and the number ``certain`` are returned
-        then. Raises MalformedError if the value is invalid or above ``limit``.
+        The line's last word may be cut off. It is taken too, but only 0 or the expected number
+        ``certain`` is returned. Raises MalformedError for an invalid number, or one above
+        ``limit``.
         """
         # No number of several digits begins with 0, so 0 is complete even at the end of the line.
         zero = self.peek() == f"{key}{separator}0"
@@ -145,11 +146,13 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take the next word if it is the hexadecimal field ``key``; return its value.
+        """Take the next word if it is the hexadecimal field ``key``; return its number, else None.
 
-        ``form`` is a regular expression whose first group has the digits. Returns None if another
-        word is next, or the value may be cut off. Raises MalformedError if ``form`` does not match.
+        Raises MalformedError if the value does not match ``form``, a regular expression whose first
+        group has the digits. If the line ends inside the value, or may do so, the result
+        is None instead.
         """
+        # A value of fixed length is complete if it matches, even at the line's end.
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
         value = self.value(key, separator, certain=whole if is_whole else None)
