@@ -97,10 +97,10 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if a new flow's event must wait: another event may have reported the packets.
+        """Return True if the flow is too new for an event.
 
-        The kernel may have logged them as another flow. The wait lasts three counter readings, at
-        most 60 seconds. ``reading`` is the latest reading's sequence number.
+        A flow without a log record waits for three counter readings (at most 60 seconds). Its
+        packets may turn out to belong to another flow. ``reading`` is the latest reading's number.
         """
         # A packet with an incomplete header may be counted for this flow, but logged as another.
         # Then the other flow's event reports it, and it is later subtracted from this flow. A flow

@@ -71,19 +71,19 @@ class _Query(NamedTuple):
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
-        """Return True if a reported packet may be the packet of the log record.
+        """Return True if the BPF program may have seen ``packet`` when the kernel logged it.
 
-        The report must not be older than ``since_ns``, the earliest time of the log record.
-        If both have a checksum of the packet's first bytes, the checksums must be equal.
+        The time of ``packet`` must be ``since_ns`` or later. If ``packet`` and the log record both
+        have a checksum of the packet's first bytes, the checksums must be equal.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if a reported packet is probably the packet of the log record.
+        """Return True if ``packet``, seen by the BPF program, is probably the logged packet.
 
-        The reported packet must pass :meth:`may_match`. Unless report and log record both have a
-        checksum of the packet, their times must also fit.
+        :meth:`may_match` must be True. If ``packet`` or the log record has no checksum, their times
+        must be close too.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS

@@ -54,7 +54,7 @@ def status(
     counted the packets of these records too, so events report them.
 
     Exit 0: the counts match. 1: they don't. For example, another process writes log records that
-    look like the fence's, and events report these too. 2: no fence is on record, or a fence lacks
+    imitate the fence's, and events report these too. 2: no fence is on record, or a fence lacks
     counters. 3: the counters can't be read.
 
     Needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to enter one.
