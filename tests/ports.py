@@ -12,6 +12,8 @@ from typing import Final
 #: (net.ipv4.ip_local_port_range). So no other socket takes a port before its server does.
 _FIRST, _LAST = 10_000, 32_767
 _KINDS: Final = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+#: More than there are workers, also if some crash: a new worker has the next number.
+_MOST_WORKERS: Final = 32
 #: Ports that this process has returned. A server may not have bound them yet.
 _returned: set[int] = set()
 
@@ -45,7 +47,5 @@ def free_port() -> int:
 
 
 def _ports_of_worker() -> range:
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    # A replaced worker (after a crash) has a higher number.
-    return range(_FIRST + number % workers, _LAST + 1, workers)
+    return range(_FIRST + number % _MOST_WORKERS, _LAST + 1, _MOST_WORKERS)

@@ -110,6 +110,11 @@ class FlowReport:
             return False
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
+    def awaits_record(self, wait_ns: int, now_ns: int) -> bool:
+        """Return True if the flow has no log record yet, and is less than ``wait_ns`` old."""
+        begun_ns = self._grew_ns
+        return self.is_unlogged and begun_ns is not None and now_ns - begun_ns < wait_ns
+
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
         """Store a kernel log record as the flow's latest, and its packet's sending process.
 

@@ -222,17 +222,19 @@ class RuleAccount:
                     self._report_of(key, counter, now_ns)
             yield
 
-    def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | IncidentEnd]:
+    def due(
+        self, now_ns: int, *, closing: bool, record_wait_ns: int = 0
+    ) -> Iterator[Attempt | FanOut | IncidentEnd]:
         """Yield the attempts, scans and ended incidents that must be reported now.
 
         With ``closing``, report all packets that no event reports yet, and end all incidents and
-        scans.
+        scans. Otherwise a new flow waits up to ``record_wait_ns`` for its log record.
         """
         self._find_evicted(closing=closing)
         self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
         for key in sorted(self._unreported):
-            yield from self._due(key, now_ns, closing=closing)
+            yield from self._due(key, now_ns, closing=closing, record_wait_ns=record_wait_ns)
         for aggregate, uid, reason in self._aggregates():
             if aggregate.counter.unreported_packets > self._held_back(reason) and (
                 closing or aggregate.report.is_due(now_ns)
@@ -427,7 +429,9 @@ class RuleAccount:
                 if self._readings - readings >= LAST_READINGS:
                     del self._waiting[key], self._reports[key]
 
-    def _due(self, key: Key, now_ns: int, *, closing: bool) -> Iterator[Attempt]:
+    def _due(
+        self, key: Key, now_ns: int, *, closing: bool, record_wait_ns: int
+    ) -> Iterator[Attempt]:
         counter = self._entry(key)
         if counter is None or counter.unreported_packets < 1:
             self._unreported.discard(key)
@@ -437,8 +441,11 @@ class RuleAccount:
         report = self._report_of(key, counter, now_ns)
         if report is None:
             return
-        # The packets may be those of an already reported record of another flow.
-        is_waiting = bool(self._unread) and report.is_young(self._readings, now_ns)
+        # The packets may be those of an already reported record of another flow, or the flow's
+        # record may not be processed yet.
+        is_waiting = report.awaits_record(record_wait_ns, now_ns) or (
+            bool(self._unread) and report.is_young(self._readings, now_ns)
+        )
         if closing or (report.is_due(now_ns) and not is_waiting):
             self._unreported.discard(key)
             named = report.new_record(counter.since_ns, counter.last_ns)

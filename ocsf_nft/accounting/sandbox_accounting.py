@@ -132,18 +132,19 @@ class SandboxAccount:
             yield from account.aggregate_overflow(now_ns)
 
     def due(
-        self, now_ns: int, *, closing: bool = False
+        self, now_ns: int, *, closing: bool = False, record_wait_ns: int = 0
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
         """Yield refused packets, scans and ended incidents (series of packets) to be reported now.
 
         ``now_ns`` is monotonic. With ``closing``, also yield all other unreported packets, and end
-        all incidents and scans.
+        all incidents and scans. Otherwise a new flow waits up to ``record_wait_ns`` for its log
+        record.
         """
         yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
         for account in list(self.rules.values()):
-            yield from account.due(now_ns, closing=closing)
+            yield from account.due(now_ns, closing=closing, record_wait_ns=record_wait_ns)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
         """Return how many more refused packets ``reading`` shows than the previous counter reading.

@@ -79,7 +79,8 @@ class FallbackChain:
         self._sandboxes = sandboxes
         self._permissive = permissive
         self._top = top
-        self._wait_seconds = wait_seconds
+        #: Maximum time that a log record waits for its attribution.
+        self.wait_seconds = wait_seconds
         self._names = CachedNames(UserNames())
         self._hashes = ProgramHashes(most_bytes=hashed_bytes) if hashed_bytes else None
         self._capture: CaptureMethod | None = None
@@ -169,7 +170,7 @@ class FallbackChain:
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
-        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        deadline = asyncio.get_running_loop().time() + self.wait_seconds
         found = await self._capture_attributions(sandbox, records, since_ns, deadline)
         uncertain = [
             number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -55,8 +55,6 @@ _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
 #: Longest normal time between two readings; a longer one is reported.
 _LATE_NS: Final = 5 * 1_000_000_000
-#: Maximum time that a report waits for a batch of log records that is being processed.
-_BATCH_SECONDS: Final = 2.0
 #: Shortest time between two readings that unknown records cause. A process that forges log prefixes
 #: must not cause more.
 _CHECK_NS: Final = 500_000_000
@@ -111,8 +109,8 @@ class AccountLoop:
         # One thread, because neither the sockets nor the file allow two operations at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._lock = asyncio.Lock()
-        #: Held while a batch of log records is processed.
-        self._processing = asyncio.Lock()
+        #: Number of batches of log records that are being processed, and when the last one ended.
+        self._running, self._taken_at = 0, -math.inf
         # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
@@ -193,8 +191,12 @@ class AccountLoop:
         The first packet of a flow is normally reported now. All other packets are reported later,
         by :meth:`run`.
         """
-        async with self._processing:
+        self._running += 1
+        try:
             await self._process(batch)
+        finally:
+            self._running -= 1
+            self._taken_at = time.monotonic()
 
     async def _process(self, batch: Batch) -> None:
         records = batch.records
@@ -242,11 +244,6 @@ class AccountLoop:
     async def _read_and_report(self) -> None:
         await self._observe()
         await asyncio.sleep(self._grace_seconds)
-        # A record that waits for its process may be of a counted packet. Its event is to have the
-        # record's fields, for example the source port.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_BATCH_SECONDS), self._processing:
-                pass
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
@@ -348,10 +345,18 @@ class AccountLoop:
             for _ in self._account.aggregate_overflow(now_ns):
                 await asyncio.sleep(0)
             await self._fallback_chain.read_events()
-            due = self._account.due(now_ns, closing=closing)
+            due = self._account.due(now_ns, closing=closing, record_wait_ns=self._record_wait_ns())
             while found := list(islice(due, _BATCH)):
                 await self._report(found)
             await self._commit([])
+
+    def _record_wait_ns(self) -> int:
+        """Return how long a counted flow must wait for its log record, in ns."""
+        # Batches are processed in order. The record waits for the attributions of the batch that is
+        # processed now, and then for its own.
+        is_idle = not self._running and time.monotonic() - self._taken_at > self._grace_seconds
+        seconds = self._grace_seconds + 2 * self._fallback_chain.wait_seconds
+        return 0 if is_idle else round(seconds * 1_000_000_000)
 
     async def _report(self, found: Sequence[Attempt | FanOut | IncidentEnd]) -> None:
         if found:

@@ -180,7 +180,9 @@ class FenceMonitor:
             inspection = await self._inspect_and_own(may_heal=may_heal)
         except OcsfNftError as error:
             state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
-            await self._report_fault(state, str(error), await self._with_pending(alterations))
+            more = await self._with_pending(alterations)
+            before = fences.state_of(self._installed)
+            await self._report_fault(before, state, str(error), more)
             return
         if inspection is None:
             await self._report_removed()
@@ -188,7 +190,7 @@ class FenceMonitor:
         fence = inspection.fence
         if fence.state not in _ACTIVE_STATES:
             more = await self._with_pending(alterations)
-            await self._report_fault(fence.state, fence.reason or "", more)
+            await self._report_fault(fence.before, fence.state, fence.reason or "", more)
             return
         if inspection.was_renewed:
             alterations = await self._with_pending(alterations)
@@ -322,18 +324,21 @@ class FenceMonitor:
             await self._report_change(state, inspection.fence.reason or _ACTIVE_AGAIN)
 
     async def _report_fault(
-        self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
+        self,
+        before: FenceState,
+        state: FenceState,
+        reason: str,
+        alterations: tuple[FenceChange, ...],
     ) -> None:
         """Emit an event that the fence is absent or altered, unless the last event said the same.
 
         The event has the ``reason``, and the last of ``alterations`` (changes by other processes).
+        ``before`` is the state to which the fence was restored after each other change.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
-                await self._report_change(
-                    fences.state_of(self._installed), _restored_text(each), _tampering(each)
-                )
+                await self._report_change(before, _restored_text(each), _tampering(each))
         # The event about the pause of restoring replaces the event about the fault.
         if last is not None and last.given_up:
             await self._give_up(state, last)

@@ -219,10 +219,14 @@ async def test_two_hundred_kills_drop_and_duplicate_no_event(
 
 
 async def _crash(lab: Lab, state: StateDirectory, folder: Path, log: str, kills: int) -> None:
-    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    def remove_fence() -> None:
+        named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+        removed = command.run("remove", *named)
+        assert removed.code == 0, removed.stderr
+
     with contextlib.ExitStack() as stack:
         # The fence's installation changes a sysctl of the machine.
-        stack.callback(command.run, "remove", *named)
+        stack.callback(remove_fence)
         under: Sequence[str] = ()
         if log == "journal":
             stack.enter_context(journald(folder / "journald"))

@@ -372,8 +372,8 @@ def _by(pid: int) -> Attribution:
 class Waiting(FallbackChain):
     """Fallback chain that finds a process only after ``found`` is set."""
 
-    def __init__(self) -> None:
-        super().__init__({})
+    def __init__(self, wait_seconds: float) -> None:
+        super().__init__({}, wait_seconds=wait_seconds)
         self.asked, self.found = asyncio.Event(), asyncio.Event()
 
     async def attributions(
@@ -385,34 +385,42 @@ class Waiting(FallbackChain):
         return [_by(1) for _ in records]
 
 
+@pytest.mark.parametrize("ports", [[80], [80, 81]])
 async def test_packet_whose_record_waits_for_its_process_is_reported_with_its_record(
-    tmp_path: Path,
+    tmp_path: Path, ports: list[int]
 ) -> None:
-    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting()
+    """The record of the last packet waits for the batch before."""
+    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting(wait_seconds=60)
     async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
-        logged = record(tcp(), at_ns=counters.at_ns + 1)
-        taking = asyncio.create_task(account.take(batch(logged)))
+        logged = [record(tcp(port), port, counters.at_ns + 1) for port in ports]
+        taking = asyncio.create_task(account.take(batch(logged[0])))
         await fallback_chain.asked.wait()
-        counters.counts = {key(tcp()): 1}
-        reporting = asyncio.create_task(account._read_and_report())
-        await asyncio.sleep(2 * account_loop._GRACE_SECONDS)
+        counters.counts = {key(tcp(port)): 1 for port in ports}
+        await account._read_and_report()
         assert not sink.events
         fallback_chain.found.set()
-        await asyncio.gather(taking, reporting)
-    (event,) = sink.of_class(4001)
-    assert event["actor"]["process"]["pid"] == 1  # of the record
+        await taking
+        await account._report_due()
+        for each in logged[1:]:
+            await account.take(batch(each))
+        await account._report_due()
+    events = sink.of_class(4001)
+    assert [event["dst_endpoint"]["port"] for event in events] == ports
+    assert {event["actor"]["process"]["pid"] for event in events} == {1}  # of the records
 
 
-async def test_record_whose_process_is_never_found_delays_other_events_only_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_packet_without_a_record_is_reported_while_another_record_waits(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(account_loop, "_BATCH_SECONDS", 0.01)
-    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting()
+    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting(wait_seconds=0.01)
     async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         taking = asyncio.create_task(account.take(batch(record(tcp()))))
         await fallback_chain.asked.wait()
         counters.counts = {key(tcp(81)): 1}
         await account._read_and_report()
+        assert not sink.events
+        await asyncio.sleep(account_loop._GRACE_SECONDS + 2 * fallback_chain.wait_seconds)
+        await account._report_due()
         (event,) = sink.of_class(4001)
         assert event["dst_endpoint"]["port"] == 81
         fallback_chain.found.set()

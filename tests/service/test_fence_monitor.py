@@ -215,18 +215,37 @@ async def test_unrestored_fence_is_reported_as_altered_once(
     assert sink.events[0]["actor"]["process"]["name"] == "nft"
 
 
+@pytest.mark.parametrize("fault", ["altered", "error"])
 async def test_permissive_fence_was_restored_to_permissive_before_a_later_fault(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    fault: str,
+) -> None:
+    permissive = Fence(
+        installed=PERMISSIVE,
+        state=FenceState.PERMISSIVE,
+        before=FenceState.PERMISSIVE,
+        is_ours=False,
+    )
+    changed = replace(permissive, state=FenceState.ALTERED, reason="a rule came")
+    set_inspections(FenceError("no nft") if fault == "error" else Inspection(fence=changed))
+    # The present installation may be newer than the one that the monitor knows.
+    await make(permissive if fault == "error" else ACTIVE, self_heal=True)._inspect(
+        (TAMPERED, UNMENDED)
+    )
+    (_, restored, _), (previous, state, _) = state_changes(sink)
+    assert (restored, previous, state) == ("Permissive", "Permissive", "Altered")
+
+
+async def test_degraded_fence_was_restored_to_degraded_before_a_later_fault(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    permissive = Fence(installed=PERMISSIVE, state=FenceState.PERMISSIVE, is_ours=True)
-    set_inspections(
-        Inspection(fence=replace(permissive, state=FenceState.ALTERED, reason="a rule came"))
-    )
-    await make(permissive, self_heal=True)._inspect((TAMPERED, UNMENDED))
-    assert [states for *states, _ in state_changes(sink)] == [
-        ["Permissive", "Permissive"],
-        ["Permissive", "Altered"],
-    ]
+    installed = replace(INSTALLED, degraded="no nft_log")
+    degraded = Fence(installed=installed, state=FenceState.DEGRADED, is_ours=False)
+    set_inspections(FenceError("no nft"))
+    await make(degraded, self_heal=True)._inspect((TAMPERED, UNMENDED))
+    assert [after for _, after, _ in state_changes(sink)] == ["Degraded", "Altered"]
 
 
 async def test_reverted_change_is_reported_without_self_heal(

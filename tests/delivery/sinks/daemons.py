@@ -90,7 +90,7 @@ class Rsyslog:
 
     @property
     def output(self) -> str:
-        return (self.folder / "output").read_text()
+        return (self.folder / "output").read_text(errors="replace")
 
     @property
     def stored(self) -> list[tuple[str, bytes]]:
