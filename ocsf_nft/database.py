@@ -35,8 +35,9 @@ _LOG_BYTES: Final = 16 << 20
 class Database:
     """SQLite database that restores its file, with all data, if the file is deleted or replaced.
 
-    With ``synchronous`` FULL, committed data survives a power cut. With ``is_exclusive``, only one
-    process at a time can open the file for writing.
+    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process; with FULL,
+    also a power cut. With ``is_exclusive``, only one process at a time can open the file for
+    writing.
     """
 
     def __init__(
@@ -135,8 +136,9 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        A failure of the database raises DeliveryError, or ClosedError if a retry can't succeed. If
-        the file is open read-only, the error is SourceError in both cases.
+        Raises ClosedError if the file is damaged (the next :meth:`open` quarantines it), or locked
+        by another process. Other failures raise DeliveryError. If the file is open read-only, all
+        failures raise SourceError.
         """
         try:
             with self.raw_transaction() as connection:

@@ -42,7 +42,8 @@ class Key(NamedTuple):
     """Key of a packet counter, which is an entry of an nftables set.
 
     Each firewall rule has one set of each ``kind``: ``flows4`` for IPv4 flows, ``flows6`` for IPv6
-    flows, ``others`` for other packets. ``data`` has the key's bytes.
+    flows, and ``others``. ``others`` has packets that are not IP, and IP packets without a free
+    slot. ``data`` has the key's bytes.
     """
 
     kind: Kind

@@ -44,14 +44,14 @@ class Namespace:
     def identity(self) -> str:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
-        The text changes if another namespace replaces this one. Raises AbsentError if the file does
-        not exist, UnsupportedError if access fails, for example without permission.
+        The text normally changes if another namespace replaces this one, but the kernel may reuse
+        the inode number. Raises AbsentError if the file does not exist, UnsupportedError if access
+        fails, for example without permission.
         """
         try:
             status = (self.path or _OWN).stat()
         except OSError as error:
             raise _unreachable(self, error) from error
-        # The kernel may reuse the inode number: then a new namespace has the text of an old one.
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:

@@ -83,9 +83,9 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Not thread-safe. Methods raise OSError if the kernel reports an error, TimeoutError if it does
-    not answer. Close the socket after TimeoutError, an interruption such as KeyboardInterrupt, or a
-    :meth:`dump` that was not read to its end: the answer may still arrive.
+    Not thread-safe. If the kernel refuses a request, OSError is raised, and the socket can still be
+    used. Close it after any other exception, such as TimeoutError, or after an unfinished
+    :meth:`dump`: the answer may still arrive.
     """
 
     def __init__(self) -> None:

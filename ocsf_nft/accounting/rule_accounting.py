@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 #: Function that adds an attribution to an attempt, if more is known than from one of its records.
+#: Call it exactly once for each attempt: it consumes the senders that BPF programs reported.
 AddAttribution: TypeAlias = "Callable[[Attempt], Attempt]"
 #: Elements processed before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500
@@ -67,8 +68,8 @@ class RuleAccount:
         """Create an empty account for the packet counters of one firewall rule.
 
         ``opened`` collects unfinished series of events for storage. No packet was counted before
-        ``begun_ns``. ``priority`` selects flows for events of their own. ``add_attribution`` adds
-        an event's sending process.
+        ``begun_ns``. ``priority`` selects flows for events of their own. ``add_attribution`` is
+        called exactly once for each attempt, and adds the sending process.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -310,8 +311,8 @@ class RuleAccount:
     def _mark_missing(self, key: Key, began_ns: int) -> None:
         """Mark the flow ``key`` as missing from the latest counter reading, begun at ``began_ns``.
 
-        A flow that is missing twice in a row is removed from this account if all its packets are
-        reported.
+        A fully reported flow is removed after two such readings, if its element has expired or the
+        set is crowded. An unread flow is only marked.
         """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
@@ -381,7 +382,7 @@ class RuleAccount:
         """Update the number of packets that were counted for the rule, but for no flow.
 
         This happens if the nftables set is full, or the kernel has deleted an entry. ``began_ns``,
-        the start of ``reading``, becomes the packets' time.
+        the start of ``reading``, becomes the time of new packets in the overflow counter.
         """
         if self.overflow.counter.grow(*reading.overflow):
             # This counter has the packets whose set is full. The kernel gives no time for it.

@@ -41,8 +41,8 @@ class SandboxAccount:
         """Create an empty account for the packets of the sandbox ``sandbox``.
 
         No packet was counted before ``begun_ns`` (ns since the epoch). ``priority`` selects flows
-        for events of their own and Detection Finding events. ``add_attribution`` adds the sending
-        process to an event.
+        for events of their own and Detection Finding events. ``add_attribution`` is called exactly
+        once for each attempt, and adds the sending process.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.

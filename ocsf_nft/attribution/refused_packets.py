@@ -82,8 +82,8 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if ``packet``, seen by the BPF program, is probably the logged packet.
 
-        :meth:`may_match` must be True. If ``packet`` or the log record has no checksum, their times
-        must be close too.
+        :meth:`may_match` must be True. If a checksum is missing, ``packet`` must not be reported
+        more than ``_SOON_NS`` before the record's timestamp. There is no upper limit.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS

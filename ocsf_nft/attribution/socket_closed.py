@@ -78,10 +78,11 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return the reason why the socket that sent a packet may be closed; None if it is open.
+        """Return the reason why the socket that sent a packet may be closed.
 
         The packet was sent from ``port`` at ``since_ns``, or up to ``slack_ns`` earlier.
-        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
+        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. Return None if the kernel reported all
+        closed sockets since then, and none had this port.
         """
         with self._lock:
             is_all = self._drain()

@@ -1,6 +1,6 @@
 """Recognition of the program that made a chain, by the table and chain names of known firewalls.
 
-Any other program can use the same names, so the recognised program may be the wrong one.
+Any program can choose these names. So use the result only in findings of `check`.
 """
 
 from __future__ import annotations

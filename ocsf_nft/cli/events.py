@@ -128,11 +128,12 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is
     active.
 
-    A run deletes stored events after 30 days. If the store reaches 1 GiB, the run deletes the
-    oldest events that every sink has acknowledged. The configuration can change these rules.
+    A run deletes stored events after 30 days. If the store reaches 1 GiB, the run first deletes the
+    oldest events that every sink has acknowledged. Then it deletes the oldest dead letters: events
+    that a sink refused. The configuration can change these rules.
 
-    Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
-    --dead --retry lets the run, or the next run, send them again.
+    --dead lists the dead letters. When the sink is repaired, --dead --retry lets the run, or the
+    next run, send them again.
 
     By default, only root may read the store. Only --retry changes the store. Needs no capability.
 

@@ -56,9 +56,10 @@ Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | 
 class StoreConfig(Table):
     """Store of the events on the disk, table ``[store]`` in the file.
 
-    The store uses at most ``max_bytes`` of the disk. To make room, the store deletes the oldest
-    events that every sink has acknowledged. An event that is older than ``max_age`` is deleted even
-    if a sink still needs it.
+    The store uses at most ``max_bytes`` of the disk. To make room, the store first deletes the
+    oldest events that every sink has acknowledged. Then it deletes the oldest dead letters: events
+    that a sink refused. An event that is older than ``max_age`` is deleted even if a sink still
+    needs it.
 
     ``when_full`` decides what happens if the disk is full, or if the store is full of events that a
     sink still needs. With ``wait``, `ocsf-nft run` reads no more log records until there is room.

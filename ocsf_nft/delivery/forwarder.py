@@ -201,7 +201,8 @@ class Forwarder:
     async def _wait(self) -> bool:
         """Wait for the first event, and then until the batch is full or its time limit has passed.
 
-        Return True if there are events to deliver now. A requested stop ends the wait early.
+        Return False if a stop is requested before the batch begins, or if no event has come.
+        Otherwise return True. A requested stop ends the wait early.
         """
         if self._store.end <= self.done:
             # The caller then checks if a user has requested to send dead letters again.

@@ -109,7 +109,8 @@ class Store:
         """Store events (JSON lines), and return when they are on the disk.
 
         An event with the ``metadata.uid`` of a stored event is ignored. If ``source`` names a log,
-        its read position ``position`` is stored too. Raises DeliveryError if storing fails.
+        its read position ``position`` is stored in the same transaction. Raises DeliveryError if
+        the transaction fails; then the call may be repeated.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)

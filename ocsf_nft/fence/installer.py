@@ -61,9 +61,10 @@ def install(
 ) -> InstalledFence:
     """Install or replace a network namespace's fence, and store its record.
 
-    ``transport`` is the way to log packets; None selects the first that works. If none works, the
-    result's ``degraded`` has the reason. Raises AbsentError, UnsupportedError, FenceError,
-    DeliveryError; then the previous fence normally stays active.
+    ``transport`` is the way to log packets; one that does not work raises UnsupportedError. None
+    selects the first that works; if none works, ``degraded`` has the reason. Also raises
+    AbsentError, FenceError, DeliveryError. The previous fence normally stays active then; a
+    FenceError states if it was replaced.
     """
     around = _survey(spec, namespace)
     with state.locked():

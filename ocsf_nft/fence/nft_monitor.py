@@ -42,8 +42,8 @@ OVERRUN: Final = Transaction(
 class NftMonitor:
     """Monitor of a fence's nftables tables, with two netlink sockets in one network namespace.
 
-    One socket receives notices of changes, the other changes the tables. Only one thread may call
-    :meth:`read`. Methods raise OSError if a socket fails.
+    Only one thread may call :meth:`read`; any thread may call :meth:`generation` and the methods
+    that change tables. Methods raise OSError if a socket fails.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
@@ -64,7 +64,8 @@ class NftMonitor:
         self._changes = ChangeReader(tables)
         #: Held during each change by the socket.
         self._lock = threading.RLock()
-        # Only changes after the ruleset ``restored_generation`` need repair.
+        # Changes up to ``restored_generation`` were reverted, accepted, or made before this. It is
+        # never below ``regular_generation``, which restore() leaves: a revert is no acceptance.
         try:
             self.notices, self._nftables, self.restored_generation = namespace.call(_open_sockets)
         except OSError as error:

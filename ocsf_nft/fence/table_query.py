@@ -71,7 +71,8 @@ def elements(
     """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
     A missing set has no lines. A set with more than ``most`` elements has one line, which
-    states this. Raises AbsentError, UnsupportedError or FenceError.
+    states this. So has a set that other processes keep changing during its read. Raises
+    AbsentError, UnsupportedError or FenceError.
     """
     return _call(
         namespace,

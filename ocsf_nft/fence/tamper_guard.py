@@ -175,9 +175,9 @@ class TamperGuard:
     ) -> None:
         """Set the prepared netlink messages that restore the fence; with None, nft restores it.
 
-        The guard's thread restores nothing while the fence's stored description has another
-        ``version``. Changes up to each namespace's ruleset number in ``generations`` were checked,
-        and stay.
+        The guard restores nothing while the fence's record has another ``version``. Read
+        :meth:`generations` before a check of the fence, and pass them only if it found no
+        difference. The guard never reverts changes up to them.
         """
         # Given if a check after these rulesets found the fence as installed.
         is_settled = generations is not None

@@ -84,6 +84,8 @@ class Shape(NamedTuple):
     source: AddressKind | None
     destination: AddressKind | None
     protocol: int | None
+    #: Ports, ``uid`` and ``gid`` are ``_COPIED`` if the event only copies them. Otherwise each
+    #: value would make a template.
     source_port: int | None
     destination_port: int | None
     tcp_flags: int | None

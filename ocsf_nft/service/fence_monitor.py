@@ -139,8 +139,9 @@ class FenceMonitor:
     async def watch(self) -> None:
         """Restore the fence after each change, and emit an event about the change, until cancelled.
 
-        If the configuration turns ``self_heal`` off, nothing is restored. Raises SourceError if the
-        sandbox's namespace was created again, and the errors of :meth:`FenceEvents.changes`.
+        Without ``self_heal``, nothing is restored. A failed restore is reported once, and
+        monitoring continues. Raises SourceError if the sandbox's namespace was created again, and
+        the errors of :meth:`FenceEvents.changes`.
         """
         if self._watch is None:
             raise RuntimeError("call start first")
@@ -245,7 +246,7 @@ class FenceMonitor:
         """
         if self._watch is None:
             return alterations
-        # The caller found the fence changed, so the tamper guard is about to detect a change.
+        # The caller may have found a change that the tamper guard is about to detect.
         if not alterations:
             await asyncio.sleep(_RETRY_SECONDS)
         return (*alterations, *self._watch.take_pending())

@@ -119,7 +119,11 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the service: read the last records, remove its fences, and deliver the events."""
+        """Stop the service: read the last records, remove its fences, and deliver the events.
+
+        Sinks get 5 s; other events wait in the store. ``counts.given_up`` then names sandboxes
+        whose fence was not active, because restoring it was paused.
+        """
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
         else:  # the caller's own error, which is raised again unchanged

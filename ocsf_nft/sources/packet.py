@@ -15,6 +15,8 @@ from ocsf_nft.sources.packet_fields import mac_text
 if TYPE_CHECKING:
     from ocsf_nft.sources.packet_fields import Facts
 
+# Decode no header that the kernel does not print: all transports must give an equal Record.
+
 # IANA protocol numbers, IPv6 extension headers included (include/uapi/linux/in.h, in6.h).
 HOP_BY_HOP: Final = 0
 ICMP: Final = 1

@@ -56,7 +56,7 @@ class Kafka(Sink):
 
     ``servers`` are addresses (``host:port``) of some brokers. An event with more than
     ``max_bytes``, key and header included, is refused. ``mechanism`` is for the SASL login; None
-    means no login.
+    means no login. ``timeout_seconds`` limits each delivery and each attempt to connect.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer

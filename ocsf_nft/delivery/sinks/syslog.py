@@ -63,7 +63,9 @@ class Syslog(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send each event as a syslog message, except messages of more than ``max_bytes`` bytes.
 
-        The result lists the unsent events as refused. Raises DeliveryError if sending fails.
+        The result lists the unsent events as refused. Raises DeliveryError if sending fails. Over
+        UDP, raises RefusedError if a datagram is too long for the kernel; later events are then not
+        sent.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []
@@ -75,8 +77,7 @@ class Syslog(Sink):
                 frames.append(framed)
             if number % _EVENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)
-        # Syslog has no acknowledgement. If the kernel rejects a datagram as too long, this raises
-        # RefusedError, and the later events are not sent.
+        # Syslog has no acknowledgement.
         await self._transport.send(frames)
         return BatchResult(refused=tuple(refused))
 

@@ -61,8 +61,8 @@ class LibraryReader:
     async def open(self, cursor: str | None) -> str | None:
         """Open the journal to read the entries after ``cursor``; None means after the newest entry.
 
-        Return the start cursor; None if the journal is empty. Raises SourceError if opening fails
-        or ``cursor`` is invalid.
+        Return the cursor after which reading begins; None if the journal is empty. Raises
+        SourceError if opening fails or ``cursor`` is invalid.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)

@@ -27,7 +27,7 @@ class JournalReader(Protocol):
     async def open(self, cursor: str | None) -> str | None:
         """Open the journal to read the entries after ``cursor``; None means after the newest entry.
 
-        Returns the start cursor; None if the journal is empty.
+        Returns the cursor after which reading begins; None if the journal is empty.
         """
 
     async def close(self) -> None:
