@@ -385,14 +385,14 @@ class RuleAccount:
         the start of ``reading``, becomes the time of new packets in the overflow counter.
         """
         if self.overflow.counter.grow(*reading.overflow):
-            # This counter has the packets whose set is full. The kernel gives no time for it.
+            # This counter has the packets that found a full set. The kernel gives no time for it.
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
         # Other packets without an element: for example, the kernel has evicted the element.
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Update the count of packets whose nftables entry the kernel deleted before it was read.
+        """Update the count of packets in entries that the kernel deleted before they were read.
 
         The number is the rule's total minus all entries: the minimum of the last eight readings.
         With ``closing``, two readings are enough.
@@ -407,7 +407,7 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record whose packet turns out to be unreported.
+        """Yield an attempt for each waiting log record of a packet that no event has reported.
 
         A log record waits if an event of several flows may have reported its packet already.
         """

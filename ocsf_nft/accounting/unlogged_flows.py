@@ -1,4 +1,4 @@
-"""Search for the kernel counter of a packet whose log record shows another flow than the counter.
+"""Search for the kernel counter of a packet, if the packet's log record shows another flow.
 
 The kernel logs a refused packet, and counts it in a counter of its flow. The log record and the
 counter can differ if the packet's header is cut short, or names a wrong protocol.

@@ -98,7 +98,7 @@ class AcceptedFlow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """Virtual machine (VM) whose accepted traffic is modelled."""
+    """Virtual machine (VM) in the model of the accepted traffic."""
 
     #: Name of the TAP device, or a pattern such as ``vmtap-*``.
     device: str

@@ -49,8 +49,8 @@ def status(
     total of "allowed" packets must be this sum.
 
     "Reported" packets are in an event. "Pending" packets are only in the kernel's counters, and a
-    later event will report them. "Aggregated" packets are reported packets whose event does not
-    name their flow. "Dropped" is the number of log records that no process has read. The kernel has
+    later event will report them. "Aggregated" packets are in an event that does not name their
+    flow. "Dropped" is the number of log records that no process has read. The kernel has
     counted the packets of these records too, so events report them.
 
     Exit 0: the counts match. 1: they don't. For example, another process writes log records that
