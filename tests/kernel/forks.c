@@ -1,23 +1,29 @@
-/* Forks as fast as possible for a number of milliseconds; prints the number of children. */
+/* Forks as fast as possible until SIGTERM, or for a number of seconds; prints the number of children. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-static long now_ms(void)
-{
-	struct timespec t;
+static volatile sig_atomic_t is_over;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+static void end(int number)
+{
+	(void)number;
+	is_over = 1;
 }
 
 int main(int argc, char **argv)
 {
-	long end = now_ms() + (argc > 1 ? atol(argv[1]) : 0), children = 0;
+	struct sigaction action = {.sa_handler = end};
+	long children = 0;
 
-	while (now_ms() < end) {
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGALRM, &action, NULL);
+	alarm(argc > 1 ? atoi(argv[1]) : 1);
+	puts("begun");
+	fflush(stdout);
+	while (!is_over) {
 		for (int i = 0; i < 16; i++) {
 			if (fork() == 0)
 				_exit(0);
@@ -26,6 +32,8 @@ int main(int argc, char **argv)
 		while (wait(NULL) > 0)
 			;
 	}
+	while (wait(NULL) > 0)
+		;
 	printf("%ld\n", children);
 	return 0;
 }
