@@ -21,6 +21,10 @@ JOURNAL_SLACK_NS: Final = 100_000_000
 JOURNAL_LAG_NS: Final = 100_000_000
 #: Maximum drift of the clocks, as a divisor of the elapsed time (100 ppm).
 _DRIFT_DIVISOR: Final = 10_000
+#: Records, and the time in which they are read, that prove a drift: a busy machine does not delay
+#: all of them.
+_PROOF_RECORDS: Final = 8
+_PROOF_NS: Final = 10_000_000_000
 
 
 # The kernel log (printk) takes its timestamps from ``local_clock()`` (kernel/printk/printk.c,
@@ -34,7 +38,10 @@ class KernelClock:
     the time of a read at most ``lag_ns`` before the read itself.
     """
 
-    __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
+    __slots__ = (
+        "_lag_ns", "_last_ns", "_least_age_ns", "_limit_ns", "_limited_ns", "_offset_ns",
+        "_proven_ns", "_records", "_since_ns", "_slack_ns", "unproven_ns",
+    )  # fmt: skip
 
     def __init__(self, slack_ns: int, lag_ns: int = 0) -> None:
         self._slack_ns = slack_ns
@@ -44,6 +51,12 @@ class KernelClock:
         self._limit_ns = 0
         self._limited_ns = 0
         self._last_ns = 0
+        #: The difference is certainly not less than this.
+        self._proven_ns = 0
+        #: How much the latest result can be too late, because the first records were read late.
+        self.unproven_ns = 0
+        #: Records that were waited for since ``_since_ns``, and the least age of one.
+        self._records = self._since_ns = self._least_age_ns = 0
 
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
         """Convert ``stamp_ns``, the timestamp of a kernel log record, to CLOCK_MONOTONIC.
@@ -61,10 +74,22 @@ class KernelClock:
         # A waiting reader reads a record soon after the record's timestamp.
         if waited:
             self._offset_ns = max(self._offset_ns, age_ns - self._slack_ns)
+            self._prove(age_ns, read_ns)
         # The upper limit is applied last: a record that waited in a queue must not count as drift.
         self._offset_ns = min(self._offset_ns, limit_ns)
+        self._proven_ns = min(self._proven_ns, limit_ns)
         self._last_ns = max(self._last_ns, stamp_ns + self._offset_ns)
+        self.unproven_ns = self._last_ns - (stamp_ns + self._proven_ns)
         return self._last_ns
+
+    def _prove(self, age_ns: int, read_ns: int) -> None:
+        if self._records == 0:
+            self._since_ns, self._least_age_ns = read_ns, age_ns
+        self._records += 1
+        self._least_age_ns = min(self._least_age_ns, age_ns)
+        if self._records >= _PROOF_RECORDS and read_ns - self._since_ns >= _PROOF_NS:
+            self._proven_ns = max(self._proven_ns, self._least_age_ns - self._slack_ns)
+            self._records = 0
 
 
 def boottime_ns() -> int:

@@ -121,5 +121,33 @@ def test_kernel_clock_stamp_beyond_the_lag_moves_the_difference() -> None:
     assert made == SECOND - SECOND // 10
 
 
+def test_kernel_clock_shows_by_how_much_late_first_records_can_mislead_it() -> None:
+    """A busy machine delays the first records, and then no more."""
+    clock, late = KernelClock(SLACK), 3 * SECOND
+    made = 100_000 * SECOND
+    for number in range(20):
+        stamp = made + number * SECOND // 10
+        result = clock.monotonic_ns(stamp, stamp + late, waited=True)
+        assert result - clock.unproven_ns == stamp, "at the earliest, there is no drift"
+    for number in range(20, 60):  # the results never decrease
+        stamp = made + number * SECOND // 10
+        result = clock.monotonic_ns(stamp, stamp + SLACK // 2, waited=True)
+        assert 0 <= result - clock.unproven_ns - stamp <= SLACK
+    assert result - stamp <= SLACK
+
+
+@pytest.mark.parametrize(
+    ("records", "seconds", "is_proven"), [(8, 10, True), (7, 10, False), (8, 9.9, False)]
+)
+def test_kernel_clock_takes_a_drift_as_proven_after_enough_records_and_time(
+    records: int, seconds: float, is_proven: bool
+) -> None:
+    clock, drift, made = KernelClock(SLACK), 4 * SECOND, 100_000 * SECOND
+    for number in range(records):
+        read = made + round(number * seconds * SECOND / (records - 1))
+        clock.monotonic_ns(read - drift, read + (number != 3), waited=True)
+    assert clock.unproven_ns == (1 if is_proven else drift - SLACK + 1)
+
+
 def test_kernel_clock_limits_the_drift_to_100_ppm() -> None:
     assert KernelClock(0).monotonic_ns(0, 10_000 * SECOND, waited=True) == SECOND

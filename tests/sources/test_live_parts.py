@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
+from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal.command import _entry as entry_of_json
 from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
+from ocsf_nft.sources.journal.reading import Chunk
 from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
 from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
@@ -135,6 +139,27 @@ def test_journal_entry_of_another_boot_uses_that_boots_clock() -> None:
         found = parser.parse(booted, received_ns=1)
         assert isinstance(found, Record)
         assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND, boot
+
+
+@pytest.mark.parametrize("late_ms", [10, 3_000])
+def test_journal_batch_begins_before_its_records_if_journald_was_late(late_ms: int) -> None:
+    """A late first record looks like a drift of the kernel's clock."""
+    uptime_ms = 100_000_000
+    source = Journal()
+    made_ns = time.time_ns() - late_ms * MILLISECOND
+    since_boot_ns = boottime_ns() - late_ms * MILLISECOND
+    batch = source._batch(
+        Chunk(
+            entries=(
+                entry(
+                    realtime_us=(made_ns + late_ms * MILLISECOND) // 1000,
+                    monotonic_us=uptime_ms * 1000,
+                    source_us=b"%d" % ((uptime_ms - late_ms) * 1000),
+                ),
+            )
+        )
+    )
+    assert since_boot_ns - 1_100 * MILLISECOND < batch.since_ns <= since_boot_ns
 
 
 def test_journal_entry_times_follow_the_drift_of_the_kernels_clock() -> None:

@@ -66,6 +66,14 @@ class KernelEntryParser:
         self._clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
         self._previous_ns: int | None = None
 
+    @property
+    def unproven_ns(self) -> int:
+        """Return how much the time of the latest record can be too late, in nanoseconds.
+
+        It is too late if journald read the first records late.
+        """
+        return self._clock.unproven_ns
+
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
         """Convert a journal entry to a packet's Record.
 

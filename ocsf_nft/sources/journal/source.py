@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 #: Minimum time between batches that have only a new cursor.
 _CURSOR_INTERVAL_S: Final = 1.0
-#: Upper bound of the error in the conversion of the kernel's stamps (``boot_clock.py``).
+#: Upper bound of the error in the conversion of the kernel's stamps (``boot_clock.py``), without
+#: the part of it that is not proven.
 _STAMP_NS: Final = 1_000_000_000
 
 
@@ -114,18 +115,18 @@ class Journal:
         records: list[Record] = []
         gaps: list[Gap] = []
         rejected: list[Reject] = []
-        received_ns = time.time_ns()
+        received_ns = earliest_ns = time.time_ns()
         if chunk.cursor_is_missing:
             gaps.append(_missing_cursor_gap(received_ns))
         for entry in chunk.entries:
             found = self._parser.parse(entry, received_ns)
             if isinstance(found, Record):
                 records.append(found)
+                earliest_ns = min(earliest_ns, found.time_ns - self._parser.unproven_ns)
             elif isinstance(found, Gap):
                 gaps.append(found)
             elif found is not None:
                 rejected.append(found)
-        earliest_ns = min((each.time_ns for each in records), default=0)
         return Batch(
             records=tuple(records),
             gaps=tuple(gaps),
