@@ -22,7 +22,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_STARTED_SECONDS = 20
+_STARTED_SECONDS = 120
 _MOCK = Path(__file__).with_name("kafka_mock.py")
 
 
@@ -155,11 +155,11 @@ class KafkaBroker(_Child):
         found = subprocess.run(
             [
                 "kcat", "-C", "-b", self.host, "-t", topic, "-o", "beginning", "-e", "-q", "-J",
-                "-X", "fetch.wait.max.ms=10",
+                "-m", "60", "-X", "fetch.wait.max.ms=10",
             ],
             capture_output=True,
             check=True,
-            timeout=30,
+            timeout=120,
         )  # fmt: skip
         return [json.loads(line) for line in found.stdout.splitlines()]
 

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]  # it ships no types
 
 from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.secrets import Secret
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 _REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
 _STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-_IMMEDIATE_SECONDS = 3
+#: Maximum duration of an immediate report, for a busy machine. The client waits longer if its
+#: ``timeout_seconds`` is `_PATIENT_SECONDS`: 0.4 of that for each request.
+_IMMEDIATE_SECONDS = 60
+_PATIENT_SECONDS = 300.0
 
 # Numbers of Kafka's protocol: requests, and errors.
 _PRODUCE, _INIT_PRODUCER_ID = 0, 22
@@ -44,6 +48,35 @@ _CLUSTER_NOT_ALLOWED, _OUT_OF_ORDER = 31, 45
 def broker() -> Iterator[KafkaBroker]:
     with KafkaBroker(ocsf=3) as broker:
         yield broker
+
+
+class Limits:
+    """Time limits of sinks, which a test ends itself, as soon as it has seen the cause."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._latest: asyncio.Timeout
+        self._create = asyncio.timeout
+        patch.setattr(asyncio, "timeout", self._limit)
+
+    def _limit(self, seconds: float | None) -> asyncio.Timeout:
+        self._latest = self._create(seconds)
+        return self._latest
+
+    async def end_delivery(self, sink: Kafka, delivery: asyncio.Task[Any], cause: str) -> None:
+        """Wait until the sink knows a cause, and let the limit of its only delivery expire.
+
+        If the sink never knows the cause, its own limit ends the delivery.
+        """
+        while cause not in sink._log_capture.last and not delivery.done():  # noqa: ASYNC110 - a log
+            await asyncio.sleep(0.01)
+        loop = sink._thread._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(self._latest.reschedule, 0)
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    return Limits(monkeypatch)
 
 
 def _sink(broker: KafkaBroker | KafkaRelay, **given: Any) -> Kafka:
@@ -122,7 +155,7 @@ async def test_events_of_one_sandbox_are_in_one_partition_and_in_order(broker: K
 
 
 async def test_error_for_a_broker_that_is_down_is_immediate_and_one_sentence() -> None:
-    sink = _sink_at(f"127.0.0.1:{(port := free_port())}")
+    sink = _sink_at(f"127.0.0.1:{(port := free_port())}", timeout_seconds=_PATIENT_SECONDS)
     async with asyncio.timeout(_IMMEDIATE_SECONDS):
         with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
             await sink.open()
@@ -136,10 +169,21 @@ async def test_kafka_sink_needs_one_reachable_broker(broker: KafkaBroker) -> Non
     assert len(broker.records("ocsf")) == 4
 
 
-async def test_kafka_sink_names_a_missing_or_forbidden_topic(broker: KafkaBroker) -> None:
+async def test_kafka_sink_names_a_missing_or_forbidden_topic(
+    broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = AIOKafkaClient._wait_on_metadata
+
+    async def wait_shortly(client: Any, topic: str) -> Any:
+        # The client waits so long for the topic. Its connections have their own limits.
+        client._request_timeout_ms = 300
+        return await wait(client, topic)
+
     broker.send_command("lose", "ocsf", _UNKNOWN_TOPIC)
-    with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
-        await _sink(broker, timeout_seconds=2.0).open()
+    with monkeypatch.context() as patch:
+        patch.setattr(AIOKafkaClient, "_wait_on_metadata", wait_shortly)
+        with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
+            await _sink(broker).open()
     broker.send_command("lose", "ocsf", _NOT_ALLOWED)
     with pytest.raises(DeliveryError, match="does not let us write to topic ocsf: grant WRITE"):
         await _sink(broker).open()
@@ -159,11 +203,13 @@ async def test_kafka_sink_retries_errors_that_end_in_time(broker: KafkaBroker) -
     ]
 
 
-async def test_kafka_sink_reports_an_error_that_lasts(broker: KafkaBroker) -> None:
-    async with _sink(broker, timeout_seconds=1.0) as sink:
+async def test_kafka_sink_reports_an_error_that_lasts(broker: KafkaBroker, limits: Limits) -> None:
+    async with _sink(broker) as sink:
         broker.send_command("fail", _PRODUCE, _NOT_ENOUGH_REPLICAS, 1000)
+        delivery = asyncio.create_task(sink.deliver(messages(b"{}")))
+        await limits.end_delivery(sink, delivery, "NotEnoughReplicas")
         with pytest.raises(DeliveryError, match="NotEnoughReplicas"):
-            await sink.deliver(messages(b"{}"))
+            await delivery
 
 
 async def test_kafka_sink_replaces_a_failed_producer(
@@ -209,11 +255,12 @@ async def test_kafka_sink_refuses_a_batch_above_the_limit_of_the_broker(
 async def test_kafka_sink_reports_a_missing_permission_for_idempotence(broker: KafkaBroker) -> None:
     broker.send_command("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
     with pytest.raises(DeliveryError, match="ClusterAuthorizationFailed"):
-        await _sink(broker, timeout_seconds=1.0).open()
+        await _sink(broker).open()
 
 
 async def test_kafka_sink_reports_a_partition_without_a_leader(broker: KafkaBroker) -> None:
-    async with _sink(broker, timeout_seconds=1.0) as sink:
+    async with _sink(broker) as sink:
+        sink._timeout_seconds = 1.0  # from now on: any cause is right
         for partition in range(3):
             broker.send_command("leader", "ocsf", partition, -1)
         with pytest.raises(DeliveryError, match="can't be used"):
@@ -221,16 +268,17 @@ async def test_kafka_sink_reports_a_partition_without_a_leader(broker: KafkaBrok
 
 
 async def test_broker_that_dies_in_a_delivery_gets_the_batch_after_its_restart(
-    broker: KafkaBroker,
+    broker: KafkaBroker, limits: Limits
 ) -> None:
     batch = _events_of("sb1", *range(5000))
-    sink = _sink(broker, timeout_seconds=3.0)
+    sink = _sink(broker)
     async with sink:
-        broker.send_command("slow", 300)
+        broker.send_command("slow", 60_000)
         delivery = asyncio.create_task(sink.deliver(batch))
         await asyncio.sleep(0.1)
         assert not delivery.done()
         broker.send_command("down")
+        await limits.end_delivery(sink, delivery, "Connection refused")
         with pytest.raises(DeliveryError, match=r"can't be used: (?!Unable to update)"):
             await delivery
     with pytest.raises(DeliveryError, match="can't be used"):
@@ -247,8 +295,8 @@ async def test_cancelled_delivery_does_not_wait_for_a_silent_broker(
     broker: KafkaBroker,
 ) -> None:
     batch = messages(*(b'"%s"' % (b"x" * 60_000) for _ in range(500)))
-    sink = _sink(broker)
-    async with asyncio.timeout(20):
+    sink = _sink(broker, timeout_seconds=_PATIENT_SECONDS)
+    async with asyncio.timeout(_PATIENT_SECONDS):
         await sink.open()
         broker.freeze()
         try:
@@ -276,7 +324,8 @@ async def test_nothing_is_printed(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broker: KafkaBroker
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
-    async with _sink(broker, timeout_seconds=1.0) as sink:
+    async with _sink(broker) as sink:
+        sink._timeout_seconds = 1.0  # from now on: only the printed text counts
         broker.send_command("down")
         with pytest.raises(DeliveryError):
             await sink.deliver(messages(b"{}"))
