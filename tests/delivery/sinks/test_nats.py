@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -18,8 +19,10 @@ from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StreamConfig
 
 from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks import nats_link
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.nats import Nats
+from ocsf_nft.delivery.sinks.nats_link import NatsConnection
 from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
@@ -39,8 +42,14 @@ if TYPE_CHECKING:
 
 _REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
 _STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-#: Maximum duration of an immediate report. Timeouts of the client take longer.
-_IMMEDIATE_SECONDS = 3
+#: Maximum duration of an immediate report, for a busy machine. Timeouts of the client take longer.
+_IMMEDIATE_SECONDS = 60
+_TIMEOUT_SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def _patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_link, "_CONNECT_SECONDS", _TIMEOUT_SECONDS)
 
 
 @pytest.fixture
@@ -54,9 +63,9 @@ async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
     """Connect another client to a stream ``ocsf``; create the stream if it does not exist."""
     options = {key: given.pop(key) for key in ("user", "password", "tls") if key in given}
     client = Client()
-    await client.connect(url, **options)
+    await client.connect(url, connect_timeout=_TIMEOUT_SECONDS, **options)
     try:
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=_TIMEOUT_SECONDS)
         await stream.add_stream(StreamConfig(name="ocsf", subjects=["ocsf", "ocsf.>"], **given))
         yield stream
     finally:
@@ -154,7 +163,7 @@ async def test_error_for_a_missing_stream_has_the_command_that_creates_it(
 
 async def test_nats_sink_refuses_an_answer_that_is_no_acknowledgement(server: NatsServer) -> None:
     other = Client()
-    await other.connect(server.url)
+    await other.connect(server.url, connect_timeout=_TIMEOUT_SECONDS)
     try:
         for answer in (b"OK", b"[]", b'{"stream":1}', b'{"stream":"ocsf","seq":"1"}'):
 
@@ -162,7 +171,7 @@ async def test_nats_sink_refuses_an_answer_that_is_no_acknowledgement(server: Na
                 await message.respond(answer)
 
             responder = await other.subscribe("ocsf", cb=respond)
-            await other.flush()
+            await other.flush(_TIMEOUT_SECONDS)
             async with Nats(servers=[server.url], subject="ocsf") as sink:
                 with pytest.raises(DeliveryError, match="is not from a stream"):
                     await sink.deliver(messages(b"{}"))
@@ -193,15 +202,26 @@ async def test_nats_sink_needs_one_reachable_server(server: NatsServer) -> None:
 
 
 async def test_server_that_dies_in_a_delivery_gets_the_batch_after_its_restart(
-    server: NatsServer,
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = messages(*(b'{"n":%d,"x":"%s"}' % (n, b"y" * 4000) for n in range(2000)))
     sink = Nats(servers=[server.url], subject="ocsf")
-    async with _stream(server.url) as stream, sink:
+    publish, numbers = NatsConnection.publish, itertools.count()
+    is_held, is_frozen = threading.Event(), threading.Event()
+
+    async def publish_until_held(*given: Any) -> Any:
+        # The first messages have their answers, and most have not been sent.
+        if next(numbers) == 500:
+            is_held.set()
+            assert is_frozen.wait(_TIMEOUT_SECONDS)
+        return await publish(*given)
+
+    monkeypatch.setattr(NatsConnection, "publish", publish_until_held)
+    async with _stream(server.url), sink:
         delivery = asyncio.create_task(sink.deliver(batch))
-        while (await stream.stream_info("ocsf")).state.messages == 0:
-            pass
+        assert await asyncio.to_thread(is_held.wait, _TIMEOUT_SECONDS)
         server.freeze()
+        is_frozen.set()
         await asyncio.sleep(0.1)
         assert not delivery.done()
         server.kill()
@@ -248,7 +268,7 @@ async def test_cancelled_delivery_does_not_wait_for_a_silent_server(
 ) -> None:
     batch = messages(*(b"x" * 60_000 for _ in range(500)))  # more than any socket takes
     sink = Nats(servers=[server.url], subject="ocsf")
-    async with _stream(server.url), asyncio.timeout(20):
+    async with _stream(server.url), asyncio.timeout(5 * _TIMEOUT_SECONDS):
         await sink.open()
         server.freeze()
         try:
@@ -274,7 +294,8 @@ async def test_sink_that_is_not_connected_delivers_nothing() -> None:
 
 async def test_nats_sink_reports_a_missing_permission_at_once(tmp_path: Path) -> None:
     users = (
-        "authorization: {users: [{user: a, password: right, permissions: {publish: {deny: ocsf}}}]}"
+        "authorization: {timeout: 60, "
+        "users: [{user: a, password: right, permissions: {publish: {deny: ocsf}}}]}"
     )
     login = Login(user="a", password=_secret(tmp_path, "right"))
     with NatsServer(tmp_path, users) as server:
@@ -342,6 +363,7 @@ def _credentials(tmp_path: Path) -> tuple[str, Path]:
     public = nkeys.from_seed(bytearray(account)).public_key.decode()
     return (
         f"operator: {_jwt(operator, operator, 'operator')}\nresolver: MEMORY\n"
+        "authorization: {timeout: 60}\n"
         f"resolver_preload: {{ {public}: {account_jwt} }}"
     ), path
 
@@ -349,7 +371,7 @@ def _credentials(tmp_path: Path) -> tuple[str, Path]:
 def _tls(certificates: Certificates, name: str = "127.0.0.1", extra: str = "") -> str:
     """Return a server configuration with TLS for a host name."""
     certificate, key = certificates.issue(name)
-    return f'tls: {{cert_file: "{certificate}", key_file: "{key}", {extra}}}'
+    return f'tls: {{timeout: 60, cert_file: "{certificate}", key_file: "{key}", {extra}}}'
 
 
 async def _accepts_login(server: NatsServer, login: Login, **given: Any) -> bool:
@@ -365,14 +387,14 @@ async def _accepts_login(server: NatsServer, login: Login, **given: Any) -> bool
 
 
 async def test_nats_sink_logs_in_with_a_token(tmp_path: Path) -> None:
-    with NatsServer(tmp_path, "authorization: {token: right}") as server:
+    with NatsServer(tmp_path, "authorization: {timeout: 60, token: right}") as server:
         assert await _accepts_login(server, Login(token=_secret(tmp_path, "right")))
         assert not await _accepts_login(server, Login(token=_secret(tmp_path, "wrong")))
         assert not await _accepts_login(server, Login())
 
 
 async def test_nats_sink_logs_in_with_a_password(tmp_path: Path) -> None:
-    with NatsServer(tmp_path, "authorization: {user: me, password: right}") as server:
+    with NatsServer(tmp_path, "authorization: {timeout: 60, user: me, password: right}") as server:
         right, wrong = _secret(tmp_path, "right"), _secret(tmp_path, "wrong")
         assert await _accepts_login(server, Login(user="me", password=right))
         assert not await _accepts_login(server, Login(user="me", password=wrong))
@@ -382,7 +404,9 @@ async def test_nats_sink_logs_in_with_a_password(tmp_path: Path) -> None:
 async def test_nats_sink_logs_in_with_an_nkey(tmp_path: Path) -> None:
     right, wrong = (_seed(nkeys.PREFIX_BYTE_USER) for _ in range(2))
     public = nkeys.from_seed(bytearray(right)).public_key.decode()
-    with NatsServer(tmp_path, f"authorization: {{users: [{{nkey: {public}}}]}}") as server:
+    with NatsServer(
+        tmp_path, f"authorization: {{timeout: 60, users: [{{nkey: {public}}}]}}"
+    ) as server:
         assert await _accepts_login(server, Login(nkey=_secret(tmp_path, right.decode())))
         assert not await _accepts_login(server, Login(nkey=_secret(tmp_path, wrong.decode())))
 
@@ -434,7 +458,7 @@ async def test_secret_is_read_again_when_the_sink_is_opened_again(tmp_path: Path
     secret = _secret(tmp_path, "right")
     sink = Nats(servers=[], subject="ocsf", login=Login(token=secret))
     for token in ("one", "two"):
-        with NatsServer(tmp_path, f"authorization: {{token: {token}}}") as server:
+        with NatsServer(tmp_path, f"authorization: {{timeout: 60, token: {token}}}") as server:
             sink._servers = (server.url,)
             with pytest.raises(DeliveryError):
                 await sink.open()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _STREAM: Final = "ocsf"
 _MESSAGE_BYTES: Final = 20_000
+_TIMEOUT_SECONDS: Final = 120
 #: Numbers of Kafka's protocol.
 _PRODUCE, _TOO_LARGE = 0, 10
 
@@ -76,10 +77,11 @@ class Nats(Receiver):
     async def uids(self) -> list[str]:
         async with self._stream() as stream:
             last = (await stream.stream_info(_STREAM)).state.last_seq
-            numbers = range(1, last + 1)
-            return [
-                uid_of((await stream.get_msg(_STREAM, number)).data or b"") for number in numbers
-            ]
+            # All requests at once: thousands of round trips take long on a busy machine.
+            found = await asyncio.gather(
+                *(stream.get_msg(_STREAM, number) for number in range(1, last + 1))
+            )
+            return [uid_of(each.data or b"") for each in found]
 
     async def stop_answering(self) -> None:
         self._relay.may_pass.clear()
@@ -104,9 +106,11 @@ class Nats(Receiver):
         tls = None if certificates is None else ssl.create_default_context(cafile=certificates.ca)
         token = RIGHT if self._setting.is_locked else None
         client = Client()
-        await client.connect(self._server.url, tls=tls, token=token)
+        await client.connect(
+            self._server.url, tls=tls, token=token, connect_timeout=_TIMEOUT_SECONDS
+        )
         try:
-            yield client.jetstream()
+            yield client.jetstream(timeout=_TIMEOUT_SECONDS)
         finally:
             with contextlib.suppress(NatsError):
                 await client.close()
@@ -116,9 +120,9 @@ def _configured(setting: Setting) -> list[str]:
     found = []
     if setting.certificates is not None:
         cert, key = setting.certificates.certificate, setting.certificates.key
-        found.append(f'tls: {{cert_file: "{cert}", key_file: "{key}"}}')
+        found.append(f'tls: {{timeout: 60, cert_file: "{cert}", key_file: "{key}"}}')
     if setting.is_locked:
-        found.append(f'authorization: {{token: "{RIGHT}"}}')
+        found.append(f'authorization: {{timeout: 60, token: "{RIGHT}"}}')
     return found
 
 

@@ -33,7 +33,7 @@ _FAILURES: Final = 3
 #: It is also down for this time: `OCSF_NFT_DOWN_SECONDS=60` makes it a whole minute.
 DOWN_SECONDS: Final = float(os.environ.get("OCSF_NFT_DOWN_SECONDS", "0"))
 _EVERY_SECONDS: Final = 0.004
-_SOON_SECONDS: Final = 20.0
+_SOON_SECONDS: Final = 60.0
 #: For a busy machine. A blocked sink would be blocked as long as the receiver does not answer.
 _AT_ONCE_SECONDS: Final = 5.0
 #: The maximum length of a reason, with a receiver's own text.
