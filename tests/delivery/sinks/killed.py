@@ -70,7 +70,7 @@ async def deliver(path: Path, acknowledge: Callable[[int], object]) -> None:
 
 async def wait_until_finished(folder: Path) -> None:
     """Wait until the sink has finished the work that a crash left."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while unfinished_files(folder):  # noqa: ASYNC110 - the thread sends no event
             await asyncio.sleep(0.001)
 

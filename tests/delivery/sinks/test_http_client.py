@@ -28,6 +28,7 @@ from tests.delivery.sinks.servers import (
     port_of,
     serving,
 )
+from tests.ports import free_port
 
 TIMEOUT_SECONDS = 20
 
@@ -87,7 +88,7 @@ async def test_web_sink_sends_the_configured_headers(kind: Kind, token: Secret) 
 async def test_opening_a_web_sink_reports_a_receiver_that_is_down(
     kind: Kind, token: Secret
 ) -> None:
-    async with serving(kind.server()) as url:
+    async with serving(kind.server(), port=free_port()) as url:
         pass
     with pytest.raises(
         DeliveryError, match=r"http://127.0.0.1:\d+ can't be reached: Connection refused$"
@@ -107,7 +108,7 @@ async def test_receiver_that_dies_gets_the_batch_again_after_its_restart(
 ) -> None:
     server = kind.server()
     batch = attempts(3)
-    async with serving(server) as url:
+    async with serving(server, port=free_port()) as url:
         sink = kind.sink(url, token)
         server.then(death)
         async with sink:

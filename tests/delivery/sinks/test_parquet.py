@@ -351,16 +351,16 @@ async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
 
     def held_up(_maker: Maker, _messages: Sequence[Message]) -> MadeFiles:
         making.set()
-        assert goes_on.wait(60)
+        assert goes_on.wait(120)
         raise AssertionError("no caller waits for the file")
 
     monkeypatch.setattr(Maker, "make", held_up)
     sink = parquet(tmp_path)
     await sink.open()
     delivering = asyncio.create_task(sink.deliver(samples.packets(1)))
-    await asyncio.to_thread(making.wait, 60)
+    assert await asyncio.to_thread(making.wait, 60)
     # A close that waits for the thread ends when the timer does.
-    timer = threading.Timer(5, goes_on.set)
+    timer = threading.Timer(60, goes_on.set)
     timer.start()
     await sink.close()
     assert not goes_on.is_set()

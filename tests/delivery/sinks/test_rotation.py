@@ -239,7 +239,7 @@ def test_kill_at_any_system_call_drops_and_duplicates_no_event(tmp_path: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) > 30
