@@ -89,7 +89,7 @@ class Receiver(Sink):
         await self._wait_until(lambda: len(self.batches) >= number)
 
     async def _wait_until(self, is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_true():
                 self._change.clear()
                 await self._change.wait()

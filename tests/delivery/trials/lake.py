@@ -65,7 +65,7 @@ class Bucket(Receiver):
             "region": "eu-west-1",
             "access_key": ACCESS_KEY,
             "secret": {"file": str(self._setting.secret)},
-            "timeout_seconds": 0.5 if self._setting.is_slow else 10.0,
+            "timeout_seconds": 2.0 if self._setting.is_slow else 10.0,
             **self._setting.tls,
         }
 

@@ -70,7 +70,7 @@ class OverHttp(Receiver):
         """Accept the next request, and stop before the answer."""
         self._died.clear()
         self.server.then(self._dies)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._died.wait()
         await self.end()
 

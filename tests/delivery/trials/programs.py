@@ -43,7 +43,7 @@ class Program(Receiver):
     async def kill(self) -> None:
         """Stop with data in the socket that it has not read."""
         await self.stop_answering()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(each.unread for each in self._connections):  # noqa: ASYNC110 - no reader
                 await asyncio.sleep(0.002)
         await self.end()

@@ -150,7 +150,7 @@ class Kafka(Receiver):
             "topic": "ocsf",
             # The broker drops events above 5 MiB of a partition; and poison must be readable.
             "compress": not self._setting.is_strict,
-            "timeout_seconds": 1.0 if is_cut_soon else 20.0,
+            "timeout_seconds": 3.0 if is_cut_soon else 20.0,
             **self._setting.tls,
             **self._setting.secrets("password", sasl="PLAIN", user="me"),
         }

@@ -35,7 +35,7 @@ DOWN_SECONDS: Final = float(os.environ.get("OCSF_NFT_DOWN_SECONDS", "0"))
 _EVERY_SECONDS: Final = 0.004
 _SOON_SECONDS: Final = 60.0
 #: For a busy machine. A blocked sink would be blocked as long as the receiver does not answer.
-_AT_ONCE_SECONDS: Final = 5.0
+_AT_ONCE_SECONDS: Final = 30.0
 #: The maximum length of a reason, with a receiver's own text.
 _REASON_LENGTH: Final = 500
 
@@ -62,10 +62,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Shorten the waits that are long for networks and people."""
     monkeypatch.setattr(forwarder, "_RETRY_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.05)
+    # By UDP, an error that comes later would be that of a batch that counts as delivered.
+    if name != "syslog_udp":
+        monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.05)
     monkeypatch.setattr(splunk_hec, "_FIRST_POLL_SECONDS", 0.05)
     monkeypatch.setenv("NO_PROXY", "*")
 
@@ -208,6 +210,8 @@ async def test_slow_receiver_gets_each_event_and_blocks_no_other_sink(
         await run.deliver(table)
         await run.put([event(0)])
         await run.drained()
+        progress = run.forwarder.progress
+        before = progress.failures
         await receiver.stop_answering()
         for number in range(1, 51):
             put_at = time.monotonic()
@@ -215,9 +219,8 @@ async def test_slow_receiver_gets_each_event_and_blocks_no_other_sink(
             await run.memory.has(number + 1)
             assert time.monotonic() - put_at < _AT_ONCE_SECONDS
         assert run.forwarder.pending
-        progress = run.forwarder.progress
         if "timeout_seconds" in table:
-            await run.until(lambda: progress.failures > 0, "cut")
+            await run.until(lambda: progress.failures > before, "cut")
             assert_one_sentence(progress.fault)
         await receiver.answer_slowly(0.05)
         await run.drained()
