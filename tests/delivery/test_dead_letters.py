@@ -36,7 +36,7 @@ async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
     earlier = make_forwarder(store, Receiver(bad={"uid-1"}))
     async with running(earlier):
         await store.put(events([1]))
-        await asyncio.wait_for(earlier.drain(), 10)
+        await asyncio.wait_for(earlier.drain(), 60)
     request_retry(tmp_path)
     sink = Receiver()
     async with running(make_forwarder(store, sink)):
@@ -61,11 +61,11 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
         for number in range(20):
             await store.put([event(number)])
             await sink.tried(number + 1)
-        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 1), 60)
         assert checked <= 1 + (time.monotonic() - begun)
         with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
             other.execute("DELETE FROM dead")
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 60)
 
 
 async def test_refused_event_becomes_a_dead_letter_and_the_others_are_delivered(
@@ -116,14 +116,14 @@ async def test_dead_letter_is_sent_again_when_a_retry_is_requested(
     forwarder = make_forwarder(store, sink, seconds=3600.0, events=1)
     async with running(forwarder):
         await store.put(events([1]))
-        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 1), 60)
         request_retry(tmp_path)
         await sink.tried(2)
-        await asyncio.wait_for(_no_retry_requested(store), 10)
+        await asyncio.wait_for(_no_retry_requested(store), 60)
         sink.bad = set()
         request_retry(tmp_path)
         await sink.has(1)
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 60)
     assert await store.count_dead_letters("a") == 0
 
 
@@ -171,6 +171,6 @@ async def test_event_that_cannot_be_converted_is_a_dead_letter_until_it_can(stor
         assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
         known.add("uid-1")
         retry_dead_letters(store.path, "a", None)
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 60)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
     assert await store.count_dead_letters("a") == 0

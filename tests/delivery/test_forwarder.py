@@ -40,11 +40,11 @@ async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store
     forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events([1]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while forwarder.progress.fault is None:  # noqa: ASYNC110 - no event announces it
                 await asyncio.sleep(0.001)
         sink.down = False
-        await asyncio.wait_for(forwarder.drain(), 10)
+        await asyncio.wait_for(forwarder.drain(), 60)
         assert forwarder.progress.fault is None
 
 
@@ -55,9 +55,10 @@ async def test_sink_that_is_down_at_first_gets_all_events_in_order_later(
     forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events(range(15)))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while forwarder.progress.failures < 2:  # noqa: ASYNC110 - no event announces it
+                await asyncio.sleep(0.001)
         assert forwarder.progress.fault == "it is down"
-        assert forwarder.progress.failures > 1
         sink.down = False
         await forwarder.drain()
     assert sink.got == uids(range(15))
@@ -162,7 +163,7 @@ async def test_sink_gets_the_handshake_first_each_time_it_is_opened(store: Store
         await store.put(events([2]))
         await sink.tried(3)
         sink.down = False
-        await asyncio.wait_for(forwarder.drain(), 10)
+        await asyncio.wait_for(forwarder.drain(), 60)
     assert lines == [b"hello", event(1), b"hello", event(2)]
     assert forwarder.progress.delivered == 2
 
@@ -247,7 +248,7 @@ async def test_forwarder_of_a_sink_that_is_down_stops_at_once_on_request(store: 
     while not forwarder.progress.failures:  # noqa: ASYNC110 - no event announces it
         await asyncio.sleep(0.001)
     forwarder.request_stop()
-    await asyncio.wait_for(running_, 10)
+    await asyncio.wait_for(running_, 60)
     assert await store.checkpoint("a") == (0, None)
 
 
@@ -296,7 +297,7 @@ async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
         other.execute("DELETE FROM event")
     forwarder = make_forwarder(store, Receiver())
     async with running(forwarder):
-        await asyncio.wait_for(forwarder.drain(), 10)
+        await asyncio.wait_for(forwarder.drain(), 60)
         assert forwarder.pending == 0
 
 
@@ -339,7 +340,7 @@ async def test_forwarder_reports_a_sink_with_an_oserror_as_down(store: Store) ->
     forwarder = make_forwarder(store, Full())
     async with running(forwarder):
         await store.put(events(range(1)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while forwarder.progress.fault is None:  # noqa: ASYNC110 - no event announces it
                 await asyncio.sleep(0.005)
     assert forwarder.progress.fault == "a: No space left on device"

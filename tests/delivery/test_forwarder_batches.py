@@ -52,7 +52,7 @@ async def test_batch_that_waits_to_be_full_is_sent_when_the_run_ends(store: Stor
         await store.put(events(range(3)))
         await asyncio.sleep(0.01)
         assert sink.got == []
-        await asyncio.wait_for(forwarder.drain(), 10)
+        await asyncio.wait_for(forwarder.drain(), 60)
         assert sink.got == uids(range(3))
 
 

@@ -72,7 +72,7 @@ class Rsyslog:
                 stdout=output,
                 stderr=output,
             )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not await self._listens():
                 assert self._process.poll() is None, self.output
                 await asyncio.sleep(0.02)
@@ -81,7 +81,7 @@ class Rsyslog:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            process.wait(20)
+            process.wait(120)
 
     def freeze(self) -> None:
         """Stop the process; its connections stay open, but it reads nothing."""
@@ -111,7 +111,7 @@ class Rsyslog:
 
     async def wait_for(self, number: int) -> None:
         """Wait until ``number`` messages are stored."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(self.stored) < number:  # noqa: ASYNC110 - another process sends no event
                 await asyncio.sleep(0.02)
 

@@ -34,7 +34,7 @@ async def test_loop_thread_cancels_all_tasks_when_it_stops(
     thread = LoopThread("library")
     thread.start()
     task = await thread.run(start_task())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await thread.stop()
     assert ended == [task]
 

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ocsf_nft.delivery.sinks.file import File
-from ocsf_nft.delivery.sinks.rotation import Rotation
+from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
 
@@ -42,7 +43,7 @@ def content(paths: list[Path]) -> list[bytes]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - the thread sends no event
             await asyncio.sleep(0.005)
 
@@ -141,19 +142,28 @@ async def test_old_files_are_compressed(tmp_path: Path) -> None:
 
 
 async def test_close_does_not_wait_for_compression_which_is_repeated_later(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = tmp_path / "events-20260101T000000.000000Z.jsonl"
-    whole = os.urandom(20_000_000)
+    whole = os.urandom(1_000_000)
     old.write_bytes(whole)
     sink = File(path=tmp_path / "events.jsonl", rotation=Rotation(full_bytes=1, compress=True))
-    async with sink:
-        await until(lambda: hidden(tmp_path))
-        (part,) = hidden(tmp_path)
-        begun = part.stat().st_ino
-        for letter in b"AB":
-            await sink.deliver(messages(b"%c" % letter))
-        assert part.stat().st_ino == begun
+    write = OldFiles._write
+
+    def write_slowly(self: OldFiles, compressed: gzip.GzipFile, chunk: bytes) -> None:
+        # A close that does not stop the compression ends after this wait.
+        self._stop_requested.wait(60)
+        write(self, compressed, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OldFiles, "_write", write_slowly)
+        async with sink:
+            await until(lambda: hidden(tmp_path))
+            (part,) = hidden(tmp_path)
+            begun = part.stat().st_ino
+            for letter in b"AB":
+                await sink.deliver(messages(b"%c" % letter))
+            assert part.stat().st_ino == begun
     assert old.exists()
     assert hidden(tmp_path) == []
     async with sink:
@@ -210,15 +220,24 @@ async def test_error_for_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path
 
 @pytest.mark.kernel
 async def test_old_file_stays_uncompressed_on_a_full_disk(
-    small_disk: Path,
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, ballast = small_disk / "events.jsonl", small_disk / "ballast"
     noise = os.urandom(300_000).replace(b"\n", b" ")
+    compress, is_delivered = OldFiles._compress, threading.Event()
+
+    def compress_later(self: OldFiles, source: Path, target: Path) -> None:
+        # An unfinished compressed file would leave no room for the delivery.
+        assert is_delivered.wait(60)
+        compress(self, source, target)
+
+    monkeypatch.setattr(OldFiles, "_compress", compress_later)
     with capture_logs() as logged:
         async with File(path=path, rotation=Rotation(full_bytes=1, compress=True)) as sink:
             await sink.deliver(messages(noise))
             ballast.write_bytes(b"x" * 600_000)
             await sink.deliver(messages(b"B"))
+            is_delivered.set()
             # The thread tries twice if its first listing, at the opening, comes late.
             await until(lambda: logged and not hidden(small_disk))
             assert content(old_files(small_disk)) == [noise + b"\n"]

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft.delivery.sinks import stdout
+from ocsf_nft.delivery.sinks.line_writer import write_lines
 from ocsf_nft.delivery.sinks.stdout import Stdout
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.sinks.batches import messages
@@ -114,13 +116,23 @@ async def test_a_non_blocking_pipe_is_waited_for_too(pipe: Pipe) -> None:
 
 
 async def test_cancelled_delivery_is_written_completely_before_the_next_one(
-    pipe: Pipe,
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe.fill()
     sink = Stdout()
-    with pytest.raises(TimeoutError):
-        async with sink, asyncio.timeout(0.1):
-            await sink.deliver(messages(b"A" * 200_000))
+    has_begun = threading.Event()
+
+    def write(descriptor: int, lines: bytes) -> None:
+        has_begun.set()
+        write_lines(descriptor, lines)
+
+    monkeypatch.setattr(stdout, "write_lines", write)
+    async with sink:
+        delivery = asyncio.create_task(sink.deliver(messages(b"A" * 200_000)))
+        assert await asyncio.to_thread(has_begun.wait, 60)
+        delivery.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await delivery
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1), sink:
             pytest.fail("the earlier write has not ended")

@@ -57,7 +57,7 @@ async def wait_until_blocked(sink: Syslog) -> None:
     stream = sink._transport._stream
     assert stream is not None
     before, now = -1, 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while now == 0 or now != before:
             await asyncio.sleep(0.1)
             before, now = now, stream._outstanding_bytes()
@@ -125,7 +125,10 @@ async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
             await Syslog(transport=transport, host="no-such-host.invalid", port=514).open()
 
 
-async def test_closed_udp_port_is_reported_at_the_first_delivery() -> None:
+async def test_closed_udp_port_is_reported_at_the_first_delivery(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the error ends it
     sink = sink_at(free_port(), "udp")
     for batch in (attempts(1), attempts(3)):
         async with sink:
@@ -199,7 +202,7 @@ async def test_delivery_to_a_slow_receiver_can_be_cancelled(daemon: Rsyslog) -> 
         await wait_until_blocked(sink)
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(delivery, 5)
+            await asyncio.wait_for(delivery, 60)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -237,7 +240,10 @@ async def _read_once(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> N
     await reader.read(10)
 
 
-async def test_receiver_that_accepts_and_closes_drops_no_batch() -> None:
+async def test_receiver_that_accepts_and_closes_drops_no_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the close ends it
     async with receiving(_close_soon) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(1))
@@ -254,7 +260,7 @@ async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPat
                 await sink.deliver(attempts(1))
                 assert loop.time() - begun > 0.29
                 monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 100)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await sink.deliver(attempts(1))
                 monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
 
@@ -265,7 +271,10 @@ async def test_text_of_a_syslog_receiver_is_ignored() -> None:
             assert await sink.deliver(attempts(3)) == DELIVERED
 
 
-async def test_events_unread_at_the_close_of_the_receiver_are_not_delivered() -> None:
+async def test_events_unread_at_the_close_of_the_receiver_are_not_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the close ends it
     async with receiving(_read_once) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(3))
@@ -279,7 +288,7 @@ async def test_events_that_the_receiver_never_read_are_not_delivered_after_its_e
             assert not delivery.done()
             server.close()
             with pytest.raises(DeliveryError, match="broke"):
-                await asyncio.wait_for(delivery, 20)
+                await asyncio.wait_for(delivery, 60)
 
 
 async def test_cancelled_delivery_is_not_completed_later() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -11,6 +12,7 @@ import trustme
 
 from ocsf_nft.delivery.sinks import syslog_transport
 from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.stream_connection import Stream
 from ocsf_nft.delivery.sinks.syslog import Syslog
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
@@ -136,7 +138,12 @@ async def test_client_sends_the_certificate_that_the_receiver_permits(
 
 @pytest.mark.parametrize("shown", ["nothing", "another name", "of another authority"])
 async def test_client_that_the_receiver_refuses_drops_no_event(
-    strict: Rsyslog, driver: Driver, ours: CertificateFolder, theirs: CertificateFolder, shown: str
+    strict: Rsyslog,
+    driver: Driver,
+    ours: CertificateFolder,
+    theirs: CertificateFolder,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     certificate: Path | None = None
     key: Path | None = None
@@ -146,11 +153,20 @@ async def test_client_that_the_receiver_refuses_drops_no_event(
     await strict.start()
     sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
     delivered = 0
+    wait_while_open = Stream.wait_while_open
+
+    async def wait_for_judgement(stream: Stream, _: float) -> None:
+        # The receiver closes the connection, however late, or stores the events.
+        while len(strict.stored) < delivered + 3:
+            await wait_while_open(stream, 0.05)
+
+    monkeypatch.setattr(Stream, "wait_while_open", wait_for_judgement)
     for _ in range(3):
-        with contextlib.suppress(DeliveryError):
-            async with sink:
-                await sink.deliver(attempts(3))
-                delivered += 3
+        async with asyncio.timeout(60):
+            with contextlib.suppress(DeliveryError):
+                async with sink:
+                    await sink.deliver(attempts(3))
+                    delivered += 3
     await strict.wait_for(delivered)
     assert len(strict.stored) == delivered
     # rsyslog 8.2504 with this library checks names only if a handshake takes more than one read.
@@ -160,7 +176,10 @@ async def test_client_that_the_receiver_refuses_drops_no_event(
 
 
 async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
-    strict: Rsyslog, ours: CertificateFolder, theirs: CertificateFolder
+    strict: Rsyslog,
+    ours: CertificateFolder,
+    theirs: CertificateFolder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     certificate, key = ours.issue(PERMITTED)
     sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
@@ -168,9 +187,11 @@ async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
     for path, content in zip((certificate, key), theirs.issue(PERMITTED), strict=True):
         path.write_bytes(content.read_bytes())
     await strict.start()
-    with pytest.raises(DeliveryError):
-        async with sink:
-            await sink.deliver(attempts(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the refusal ends it
+        with pytest.raises(DeliveryError):
+            async with sink:
+                await sink.deliver(attempts(1))
     for path, renewed in zip((certificate, key), valid, strict=True):
         path.write_bytes(renewed)
     async with sink:
