@@ -124,7 +124,7 @@ async def test_wait_for_an_event_ends_when_it_is_stored(tmp_path: Path) -> None:
         await asyncio.sleep(0.01)
         assert not waiting.done()
         await store.put([event(2)])
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
 
 
 async def test_new_sink_gets_only_later_events(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ async def test_store_that_cannot_be_opened_leaves_no_thread(tmp_path: Path) -> N
         other = Store(tmp_path / FILE)
         with pytest.raises(DeliveryError, match="another run"):
             await other.__aenter__()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while set(threading.enumerate()) - before:  # noqa: ASYNC110 - no event announces the end of a thread
             await asyncio.sleep(0.01)
 

@@ -30,7 +30,8 @@ from tests.delivery.sinks.servers import (
 )
 from tests.ports import free_port
 
-TIMEOUT_SECONDS = 20
+#: Shorter than the minute that asyncio waits for a TLS handshake.
+TIMEOUT_SECONDS = 40
 
 
 #: Sinks that read the body of a success.

@@ -26,7 +26,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 120
 DAY = "ocsf-2026.01.01"
 
 

@@ -263,7 +263,7 @@ class SlowDisk:
 
     def sync(self, descriptor: int) -> None:
         self._started.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(120)
         self._sync(descriptor)
 
     def stop(self) -> None:
@@ -271,7 +271,7 @@ class SlowDisk:
         self.go_on.clear()
 
     async def started(self) -> None:
-        assert await asyncio.to_thread(self._started.wait, 30)
+        assert await asyncio.to_thread(self._started.wait, 60)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ async def test_cancelled_parquet_delivery_does_not_wait_and_its_files_are_comple
         await slow_disk.started()
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(delivery, 10)
+            await asyncio.wait_for(delivery, 60)
     entering: asyncio.Task[Any] = asyncio.create_task(sink.open())
     await asyncio.sleep(0.05)
     assert not entering.done()

@@ -23,7 +23,7 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
-    theirs.settimeout(10)
+    theirs.settimeout(60)
     ours.setblocking(False)
     with ours, theirs:
         yield ours, theirs
