@@ -19,8 +19,11 @@ pytestmark = pytest.mark.kernel
 
 _ROOT: Final = Path(__file__).parents[2]
 _CONFTEST: Final = """
-from tests import leftovers
+import pathlib
+from tests import leftovers, scheduling
 leftovers._EXIT_SECONDS = 0.1
+# Its own: those of the machine are for the test that runs this one, and for tests beside it.
+scheduling._LOCKS = pathlib.Path(__file__).parent
 
 def pytest_configure(config):
     for name in ("kernel", "kernel_log"):
@@ -28,43 +31,58 @@ def pytest_configure(config):
     config.pluginmanager.register(leftovers.Leftovers(config))
 """
 _START: Final = """
-import os, socket, subprocess, threading, time
+import os, pathlib, socket, subprocess, threading, time
 import pytest
 pytestmark = pytest.mark.kernel
 started = []
 def run(*command): subprocess.run(command, check=True)
 def meet(mine, others):
     open(mine, "w").close()
-    end = time.monotonic() + 20
-    while not os.path.exists(others):
+    until(lambda: os.path.exists(others))
+def until(holds):
+    end = time.monotonic() + 100
+    while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
-def start(*command, **more):
-    started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **more))
-    started[-1].stdout.readline()
+def commands():
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            yield path.read_bytes().split(b"\\0")[:-1]
+        except OSError:  # it has ended
+            pass
+def until_shown(*command):  # the kernel shows it some time after the process has started
+    until(lambda: list(map(os.fsencode, command)) in commands())
+def start(*command):
+    started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+    until_shown(*command)
+def leave(shell, *command):  # a shell starts it in the background
+    run("sh", "-c", shell.format(" ".join(command)) + " >&- 2>&- &")
+    until_shown(*command)
+def end(pid):
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
 """
 #: The code of a test, and the pattern of the failure that reports its leftover.
 _KINDS: Final = {
     "namespace": ("run('ip', 'netns', 'add', 'one')", r"mount \d+ on /run/netns/one.*space one"),
-    "child": ("start('sh', '-c', 'echo; exec sleep 5')", r"descriptor .*process \d+ \(sleep 5\)"),
-    "orphan": ("run('sh', '-c', 'setsid env -i sleep 5 >&- 2>&- &')", r"process \d+ \(sleep 5\)"),
-    "elsewhere": (
-        "run('sh', '-c', 'setsid unshare -m sleep 5 >&- 2>&- &')",
-        r"process \d+ \(sleep 5\)",
-    ),
+    "child": ("start('sleep', '601')", r"descriptor .*process \d+ \(sleep 601\)"),
+    "orphan": ("leave('setsid env -i {}', 'sleep', '602')", r"process \d+ \(sleep 602\)"),
+    "elsewhere": ("leave('setsid unshare -m {}', 'sleep', '603')", r"process \d+ \(sleep 603\)"),
     "zombie": (
-        "started.append(os.posix_spawn('/bin/true', ['true'], {}))",
+        "started.append(end(os.posix_spawn('/bin/true', ['true'], {})))",
         r"process \d+ \(ended\)",
     ),
     "mount": ("run('mount', '-t', 'tmpfs', 'tmpfs', '/mnt')", r"mount \d+ on /mnt"),
     "descriptor": ("started.append(socket.socket())", r"descriptor \d+ of socket:\[\d+\]"),
     "thread": (
-        "threading.Thread(target=threading.Event().wait, args=[5], daemon=True, name='x').start()",
+        "threading.Thread(target=time.sleep, args=[600], daemon=True, name='x').start()",
         r"thread \d+ \(x\)",
     ),
 }
-#: Run pytest on a machine with its own table.
-_HOST: Final = 'nft add table ip hosts; exec "$0" -m pytest -q -p no:cacheprovider "$@"'
+#: Run pytest on a machine with its own table. The shell waits for orphans, as an init process does.
+_HOST: Final = 'nft add table ip hosts; "$0" -m pytest -q -p no:cacheprovider "$@"; exit'
+#: Leftovers end with the first process of their namespace.
+_ENDING: Final = ("--pid", "--fork", "--mount-proc", "--kill-child")
 #: The same for leftovers on the machine. A separate network namespace replaces the machine here.
 _OF_THE_MACHINE: Final = {
     "table": ("run('nft', 'add', 'table', 'ip', 'mine')", "table ip mine"),
@@ -78,17 +96,17 @@ _OF_THE_MACHINE: Final = {
 
 
 def _run(folder: Path, program: str, *options: str) -> str:
-    """Run tests in their own network namespace; return the output of pytest."""
+    """Run tests in their own network and process namespaces; return the output of pytest."""
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_it.py").write_text(_START + program)
     done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", _HOST, sys.executable, *options],
+        ["unshare", "--net", *_ENDING, "sh", "-c", _HOST, sys.executable, *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "300"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     return done.stdout + done.stderr
 
@@ -120,14 +138,15 @@ def test_leftovers_fail_the_test_that_left_them(tmp_path: Path, cgroup: Path) ->
 
 
 def test_leftovers_of_a_shared_fixture_fail_its_last_test(tmp_path: Path) -> None:
-    def fixture(name: str, scope: str, after: str) -> str:
+    def fixture(name: str, scope: str, seconds: int, after: str) -> str:
         return (
             f"@pytest.fixture(scope='{scope}')\ndef {name}():\n"
-            f"    start('sh', '-c', 'echo; exec sleep 5')\n    yield started[-1]\n    {after}\n"
+            f"    start('sleep', '{seconds}')\n    yield started[-1]\n    {after}\n"
         )
 
     ended = "started[-1].kill(); started[-1].communicate()"
-    fixtures = fixture("whole", "session", "pass") + fixture("some", "module", ended)
+    fixtures = fixture("whole", "session", 601, "pass")
+    fixtures += fixture("some", "module", 602, ended)
     tests = "def test_a(whole, some): pass\ndef test_b(some): pass\ndef test_c(): pass\n"
     output = _run(tmp_path, fixtures + tests)
     blamed = re.findall(
