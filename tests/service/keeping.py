@@ -42,7 +42,7 @@ class MemoryStore:
             self.positions[source] = position
 
     async def wait_for_class(self, uid: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.of_class(uid):  # noqa: ASYNC110 - no other task waits
                 await asyncio.sleep(0.001)
 
