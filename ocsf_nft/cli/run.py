@@ -293,7 +293,10 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
 
     hung_up = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    # Not by asyncio, which sets the default action when it removes a handler: a signal at that time
+    # would end the run. asyncio's handlers for other signals wake the loop for this one too.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(hung_up.set))
+    signal.siginterrupt(signal.SIGHUP, False)  # as asyncio does
     try:
         while True:
             await hung_up.wait()
@@ -310,7 +313,6 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
                 _log.warning("reloaded", path=str(path))
             sd_notify.notify(READY="1")
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 

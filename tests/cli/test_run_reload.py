@@ -7,7 +7,7 @@ import os
 import signal
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -39,6 +39,29 @@ def own_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGHUP)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+async def test_hangup_never_has_its_default_action_which_ends_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = import_module("ocsf_nft.cli.run")
+    actions: list[object] = []
+    set_action = signal.signal
+
+    def set_and_note(number: int, action: Any) -> Any:
+        if number == signal.SIGHUP:
+            actions.append(action)
+        return set_action(number, action)
+
+    set_action(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(signal, "signal", set_and_note)
+    reloading = asyncio.create_task(command._reload_on_hangup(Failing(), Path("x")))
+    await asyncio.sleep(0)
+    assert callable(signal.getsignal(signal.SIGHUP))
+    reloading.cancel()
+    await asyncio.wait([reloading])
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.SIG_DFL not in actions
 
 
 async def test_failing_reload_during_a_stop_ends(
