@@ -353,6 +353,8 @@ class TamperGuard:
             self._notify(None)
             return later
         is_regular = self._self_heal and not given_up and outcome == "none"
+        if given_up:  # before the report: the check that follows it must not restore the fence
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
         self._report(
             foreign,
             arrival,
@@ -360,10 +362,7 @@ class TamperGuard:
             given_up=given_up,
             is_regular=is_regular,
         )
-        if given_up:
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
-            return []
-        return later
+        return [] if given_up else later
 
     def _report(
         self,

@@ -173,6 +173,18 @@ def test_tamper_guard_that_gives_up_pauses_for_a_minute(
     assert guard._paused_until == 160.0
 
 
+def test_tamper_guard_is_paused_before_it_reports_that_it_gives_up(
+    guard: TamperGuard, at: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check after the report must not restore the fence."""
+    paused: list[bool] = []
+    at(100.0)
+    guard._restore_times.extend([99.0] * 10)
+    monkeypatch.setattr(guard, "_notify", lambda _: paused.append(guard.is_paused))
+    guard._handle_notices(_monitor(is_reverted=False))
+    assert paused == [True]
+
+
 def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
     guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
