@@ -37,8 +37,8 @@ def build_once(name: str, of: Iterable[object], make: Callable[[Path], None]) ->
             if not folder.exists():
                 raise
         for each in older:
-            if each != folder:
-                shutil.rmtree(each)
+            if each != folder:  # another run may be removing it too
+                shutil.rmtree(each, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder

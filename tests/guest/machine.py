@@ -137,7 +137,7 @@ def running(
 
 @contextlib.contextmanager
 def _connected(path: Path, process: subprocess.Popen[bytes]) -> Iterator[socket.socket]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     with socket.socket(socket.AF_UNIX) as sock:
         while True:
             try:

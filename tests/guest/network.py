@@ -90,4 +90,4 @@ def address_server(namespace: netns.Namespace, address: str, port: int) -> Itera
             yield
         finally:
             server.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(60)

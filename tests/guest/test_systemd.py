@@ -72,7 +72,9 @@ def test_unit_is_ready_before_the_network(guest: Machine) -> None:
 
 def test_workload_starts_after_the_run_reads_records(guest: Machine) -> None:
     # A busy machine may add others, for example that the attribution is degraded.
-    started, *_ = (event for event in guest.ask("events") if event["class_uid"] == _LIFECYCLE)
+    started, *_ = until(
+        lambda: [event for event in guest.ask("events") if event["class_uid"] == _LIFECYCLE]
+    )
     text = show(guest, "workload.service", "ExecMainStartTimestamp")
     at = dt.datetime.strptime(text, "%a %Y-%m-%d %H:%M:%S.%f %Z").replace(tzinfo=dt.UTC)
     assert started["activity_name"] == "Start"
@@ -132,7 +134,7 @@ def test_fence_remains_active_and_each_event_is_delivered_during_a_restart(
     )
     uids = [json.loads(line)["metadata"]["uid"] for line in stored.splitlines()]
     assert len(uids) == len(set(uids)) > 0
-    assert {event["metadata"]["uid"] for event in guest.ask("events")} >= set(uids)
+    until(lambda: {event["metadata"]["uid"] for event in guest.ask("events")} >= set(uids))
 
 
 def test_refusals_are_reported_from_the_journal(

@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system of a host")]
 
 _HOST = "ocsf-nft-host.service"
+_ACTIVITY = 4001  # Network Activity
 _ACTIVE, _ABSENT = 0, 2  # exit codes of `verify`
 _NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _PERFMON, _BPF = 12, 19, 21, 38, 39
 _IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
 #: With the namespace, in case there is no record: the machine's own namespace has another fence.
 _WHERE = ("--sandbox", AGENT, "--netns", AGENT)
-_CONNECT_PROGRAM = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=5)"
-#: The same, and stays alive for a while.
+_CONNECT_PROGRAM = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=300)"
+#: The same in the background, again and again, with a new flow each time.
 _STAY_PROGRAM = """
-import socket, sys, time
-try:
-    socket.create_connection((sys.argv[1], 443), timeout=5)
-except ConnectionRefusedError:
-    time.sleep(10)
+import itertools, os, socket, sys, time
+if os.fork():
+    os._exit(0)
+for port in itertools.count(443):
+    try:
+        socket.create_connection((sys.argv[1], port), timeout=300)
+    except ConnectionRefusedError:
+        time.sleep(5)
 """
 _PYTHON = str(Path(sys.executable).resolve())
 
@@ -89,7 +93,9 @@ def test_hosts_unit_names_a_process_of_its_sandbox_and_hashes_its_program(
     host: Machine,
 ) -> None:
     shell(host, *_IN_SANDBOX, _PYTHON, "-c", _STAY_PROGRAM, "203.0.113.44")
-    process = until(lambda: captured(_received(host), "203.0.113.44"))
+    # A busy machine may hash the program too late for the first event.
+    process = until(lambda: _hashed(_received(host), "203.0.113.44"))
+    assert host.ask("terminate", "203.0.113.44") == 1
     assert process["path"] == _PYTHON
     assert "203.0.113.44" in process["cmd_line"]
     program = Path(_PYTHON).read_bytes()
@@ -170,6 +176,12 @@ def _received(host: Machine) -> list[Any]:
     requests = host.ask("events", RECEIVED)
     assert {request["authorization"] for request in requests} <= {f"Bearer {system.TOKEN}"}
     return [event for request in requests for event in request["events"]]
+
+
+def _hashed(events: list[Any], address: str) -> dict[str, Any] | None:
+    """Return the captured process of an attempt whose event has the hashes of its program."""
+    found = (captured([event], address) for event in events if event["class_uid"] == _ACTIVITY)
+    return next((each for each in found if each and each["file"].get("hashes")), None)
 
 
 def _event_to(events: list[Any], address: str) -> Any:

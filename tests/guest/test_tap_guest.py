@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
 from tests.guest import machine, network
-from tests.guest.conftest import OWN_INIT, refusals
+from tests.guest.conftest import OWN_INIT, TIMEOUT_SECONDS, refusals
 from tests.kernel import command, conftest, tap, written
 from tests.kernel.packets import PAYLOAD
 from tests.kernel.vm_escapes import FORBIDDEN
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
-_BOOT_SECONDS = 300
 _NAME = "vm-7"
 _WEB = 443
 #: The host's earlier tables: its own firewall and a published port.
@@ -115,7 +114,7 @@ def fenced_guest(
                 f"guest_test.net={tap.VM6}/64,{tap.GATEWAY6}",
             )
         )
-        guest.wait_for_agent(_BOOT_SECONDS)
+        guest.wait_for_agent(TIMEOUT_SECONDS)
         guest.ask("start_capture")
         yield FencedGuest(guest, site, named, output, running, before)
 
@@ -136,7 +135,7 @@ def _state(site: tap.Site) -> tuple[str, dict[str, str]]:
 
 
 def _until(holds: Callable[[], bool], fault: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not holds():
         assert time.monotonic() < deadline, fault()
         time.sleep(0.02)

@@ -75,14 +75,14 @@ async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
 
     def block() -> None:
         begun.set()
-        may_end.wait(10)
+        may_end.wait(60)
 
     async def inspect() -> None:
         await asyncio.to_thread(block)
         has_reported.set()
 
     watch = asyncio.ensure_future(run_shielded(inspect()))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     watch.cancel()
     await asyncio.sleep(0.05)
     assert not watch.done()

@@ -52,7 +52,7 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
         await _until(lambda: reporter.events == 1)
         left = await store.read(0, events=1 << 20, size=1 << 30)
         assert [row.number for row in left] == [number + 1], "the event that reports the others"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await delivery.dropped_events():  # noqa: ASYNC110 - no other task waits
                 await asyncio.sleep(0.01)
         housekeeping_task.cancel()
@@ -78,7 +78,7 @@ async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
         housekeeping_task = asyncio.create_task(
             housekeeping.run_housekeeping(delivery, Reporter(delivery.store_events, host=None))
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await many.wait()
         monkeypatch.undo()
         housekeeping_task.cancel()
@@ -102,6 +102,6 @@ async def test_damaged_store_is_reported_once_as_dropped_events(tmp_path: Path) 
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_so():  # noqa: ASYNC110 - no other task waits
             await asyncio.sleep(0.01)

@@ -31,7 +31,7 @@ async def test_batch_is_delivered_when_the_next_event_is_requested() -> None:
     await asyncio.sleep(0)
     assert not delivering.done()
     asking = asyncio.ensure_future(anext(events))
-    await asyncio.wait_for(delivering, 5)
+    await asyncio.wait_for(delivering, 60)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 
@@ -41,9 +41,9 @@ async def test_second_iteration_repeats_the_last_event_and_yields_the_rest() -> 
     delivering = asyncio.create_task(sink.deliver(batch(1, 2, 3)))
     assert await take(sink, 2) == [1, 2]
     second_iteration = asyncio.create_task(take(sink, 9))
-    await asyncio.wait_for(delivering, 5)
+    await asyncio.wait_for(delivering, 60)
     sink.end()
-    assert await asyncio.wait_for(second_iteration, 5) == [2, 3]
+    assert await asyncio.wait_for(second_iteration, 60) == [2, 3]
 
 
 async def test_cancelled_batch_is_delivered_again_and_taken_once() -> None:
@@ -54,9 +54,9 @@ async def test_cancelled_batch_is_delivered_again_and_taken_once() -> None:
     await asyncio.gather(cut, return_exceptions=True)
     again = asyncio.create_task(sink.deliver(batch(1, 2)))
     taking = asyncio.create_task(take(sink, 9))
-    await asyncio.wait_for(again, 5)
+    await asyncio.wait_for(again, 60)
     sink.end()
-    assert await asyncio.wait_for(taking, 5) == [1, 2]
+    assert await asyncio.wait_for(taking, 60) == [1, 2]
 
 
 async def test_another_forwarder_can_use_the_same_sink() -> None:
@@ -66,9 +66,9 @@ async def test_another_forwarder_can_use_the_same_sink() -> None:
     async with sink:
         delivering = asyncio.create_task(sink.deliver(batch(1)))
         taking = asyncio.create_task(take(sink, 9))
-        await asyncio.wait_for(delivering, 5)
+        await asyncio.wait_for(delivering, 60)
     sink.end()
-    assert await asyncio.wait_for(taking, 5) == [1]
+    assert await asyncio.wait_for(taking, 60) == [1]
     with pytest.raises(StopAsyncIteration):
         await anext(sink.events())
 
@@ -82,7 +82,7 @@ async def test_event_of_the_next_batch_is_not_dropped_if_a_batch_is_cancelled() 
     await asyncio.gather(cut, return_exceptions=True)
     delivering = asyncio.create_task(sink.deliver(batch(3, 4)))
     await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert [(await anext(events))["number"] for _ in range(2)] == [3, 4]
         sink.end()
         assert [event async for event in events] == []

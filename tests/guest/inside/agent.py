@@ -74,7 +74,7 @@ def escape(name: str) -> dict[str, Any]:
     return {"seconds": seconds, "refused": rules}
 
 
-def talk(address: str, port: int, seconds: float = 5) -> str:
+def talk(address: str, port: int, seconds: float = 300) -> str:
     """Connect by TCP and return the text of the other end, or the name of the error."""
     try:
         with socket.create_connection((address, port), timeout=seconds) as sock:
