@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import secrets
 import select
@@ -17,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocsf_nft.fence.spec import FenceSpec, Tap
@@ -43,6 +45,10 @@ NEXT_HOPS = _NEXT4, _NEXT6 = "198.51.100.254", "2001:db8:1::fe"
 _TUNSETIFF = 0x400454CA  # include/uapi/linux/if_tun.h
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 _FRAME_BYTES = 65535
+#: Guards against waiting forever: a kernel worker or a thread may be held up for seconds.
+_SECONDS = 60
+_ROUTES6 = Path("/proc/thread-self/net/ipv6_route")
+_RTF_LOCAL = 0x80000000  # include/uapi/linux/ipv6_route.h
 
 
 def spec(sandbox: str, device: str = DEVICE, *subnets: str, mac: str | None = None) -> FenceSpec:
@@ -213,20 +219,41 @@ def routes_back(site: Site) -> None:
 
 def _await(address: str) -> None:
     """Wait until an address answers: a link accepts nothing for a short time after it is up."""
-    for _ in range(50):
+    end = time.monotonic() + _SECONDS
+    while True:
         try:
             socket.create_connection((address, 9), 0.1).close()
         except ConnectionRefusedError:
             return
-        except OSError:
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(address) from error
             time.sleep(0.02)
-    raise TimeoutError(address)
+
+
+def wait_until_local(address: str) -> None:
+    """Wait until the calling thread's namespace accepts packets to its new IPv6 address.
+
+    A kernel worker adds the route of the address some time later, even with ``nodad``.
+    """
+    route = f"{ipaddress.IPv6Address(address).packed.hex()} 80 "
+    end = time.monotonic() + _SECONDS
+    while not any(
+        line.startswith(route) and int(line.split()[-2], 16) & _RTF_LOCAL
+        for line in _ROUTES6.read_text(encoding="ascii").splitlines()
+    ):
+        if time.monotonic() > end:
+            raise TimeoutError(address)
+        time.sleep(0.002)
 
 
 def _up(namespace: str, device: str, *addresses: str) -> None:
     for address in addresses:
         ip("-n", namespace, "address", "add", address, "dev", device)
     ip("-n", namespace, "link", "set", device, "up")
+    for address in addresses:
+        if ":" in address:
+            named(namespace).call(partial(wait_until_local, address.split("/")[0]))
 
 
 def settings(namespace: Namespace) -> dict[str, str]:
@@ -249,5 +276,5 @@ def listening(namespace: Namespace, address: str, port: int) -> Iterator[socket.
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = namespace.call(lambda: socket.create_server((address, port), family=family))
     with server:
-        server.settimeout(5)
+        server.settimeout(_SECONDS)
         yield server

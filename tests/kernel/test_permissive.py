@@ -30,7 +30,7 @@ from ocsf_nft.lab import (
 from ocsf_nft.ocsf.versions import VERSIONS, at_version
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.validation import EventValidator
-from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
+from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets, tap
 from tests.kernel.escapes import ESCAPES
 from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import rest, until_found
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PORT = 443
+#: Guards against waiting forever: a thread may be held up for seconds.
+_SECONDS = 60
 
 
 @pytest.fixture
@@ -63,12 +65,13 @@ def internet(lab: Lab) -> Iterator[Callable[[int, int], socket.socket]]:
     """Yield a function that opens server sockets on the far side, at addresses of the internet."""
     for address, nodad in ((f"{INTERNET4}/32", ()), (f"{INTERNET6}/128", ("nodad",))):
         ip("-n", lab.gateway, "address", "add", address, "dev", "lo", *nodad)
+    lab.gateway_namespace.call(lambda: tap.wait_until_local(INTERNET6))
     opened: list[socket.socket] = []
 
     def listening(family: int, kind: int) -> socket.socket:
         sock = lab.gateway_namespace.call(lambda: socket.socket(family, kind))
         opened.append(sock)
-        sock.settimeout(5)
+        sock.settimeout(_SECONDS)
         sock.bind((INTERNET4 if family == socket.AF_INET else INTERNET6, _PORT))
         if kind == socket.SOCK_STREAM:
             sock.listen()
@@ -159,25 +162,33 @@ async def test_permissive_fence_allows_logs_and_counts_each_escape_once(
 
 
 def _eventually(far: far_side.FarSide, protocol: int) -> bool:
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
+    end = time.monotonic() + 20
+    while True:
+        is_last = time.monotonic() > end  # look once more after the wait
         if any(protocol in far_side.protocols(stray) for stray in far.strays()):
             return True
+        if is_last:
+            return False
         time.sleep(0.002)
-    return False
 
 
 def test_permissive_fence_reports_each_escape_as_allowed_and_account_reconciles(
     lab: Lab, permissive: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
+    found: list[command.Outcome] = []
+
+    def is_balanced() -> bool:
+        found.append(accounts.status(state))
+        return found[-1].code == 0
+
     with command.running(*accounts.options(state, output)) as running:
         for escape in ESCAPES:
             lab.sandbox_namespace.call(escape.attempt)
-        time.sleep(2.5)
-        shown = accounts.status(state)
+        accounts.until(is_balanced)
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert shown.code == 0
+    assert accounts.status(state).code == 0
+    shown = found[-1]
     assert {(each["mode"], each["fence"]) for each in shown.events} == {("permissive",) * 2}
     assert {each["refused"] for each in shown.events} == {0}
     events = accounts.events_of(output)
@@ -199,14 +210,17 @@ def test_permissive_fence_reports_each_escape_as_allowed_and_account_reconciles(
             assert not [str(fault) for fault in EventValidator(version).faults(downgraded)]
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
-async def _all(source: Nflog) -> list[Record]:
-    """Return the remaining records, without those of the kernel's own reports to groups."""
-    return [
-        record
-        for record in await rest(source)
-        if not (record.destination or "").startswith("ff02::")
-    ]
+async def _all(source: Nflog, rule: str) -> list[Record]:
+    """Return the records up to one of the rule and the remaining ones.
+
+    Those of the kernel's own reports to groups are left out.
+    """
+
+    def is_attempt(record: Record) -> bool:
+        return not (record.destination or "").startswith("ff02::")
+
+    found = await until_found(source, lambda each: is_attempt(each) and each.rule == rule)
+    return list(filter(is_attempt, found + await rest(source)))
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
@@ -220,13 +234,14 @@ async def test_allowed_connection_is_one_attempt_from_begin_to_end(
     server = internet(family, socket.SOCK_STREAM)
 
     def talk() -> None:
-        with socket.create_connection((server.getsockname()[0], _PORT), 5) as sock:
+        with socket.create_connection((server.getsockname()[0], _PORT), _SECONDS) as sock:
             sock.sendall(b"question")
             assert sock.recv(100) == b"answer"
 
     def answer() -> None:
         sock, _ = server.accept()
         with sock:
+            sock.settimeout(_SECONDS)
             assert sock.recv(100) == b"question"
             sock.sendall(b"answer")
             assert not sock.recv(100)
@@ -237,8 +252,9 @@ async def test_allowed_connection_is_one_attempt_from_begin_to_end(
         far = threading.Thread(target=answer)
         far.start()
         lab.sandbox_namespace.call(talk)
-        far.join(10)
-        found = await _all(source)
+        far.join(_SECONDS)
+        assert not far.is_alive()
+        found = await _all(source, "egress")
     assert {(each.rule, each.uid, each.protocol) for each in found} == {("egress", 0, 6)}
     assert {each.verdict for each in found} == {"permit"}
     assert set(_attempted_by_rule(permissive) - before) == {"egress"}
@@ -255,7 +271,7 @@ async def test_udp_query_and_its_answer_are_one_attempt(
 
     def ask() -> None:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(_SECONDS)
             sock.sendto(b"question", (server.getsockname()[0], _PORT))
             _, asker = server.recvfrom(100)
             server.sendto(b"answer", asker)
@@ -288,16 +304,16 @@ async def test_connection_from_outside_is_allowed_and_reported(lab: Lab) -> None
     with lab.sandbox_namespace.call(socket.socket) as server:
         server.bind((SANDBOX4, 8080))
         server.listen()
-        server.settimeout(5)
+        server.settimeout(_SECONDS)
         async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
             await rest(source)
             with lab.gateway_namespace.call(socket.socket) as client:
-                client.settimeout(5)
+                client.settimeout(_SECONDS)
                 client.connect((SANDBOX4, 8080))
                 sock, _ = server.accept()
                 sock.close()
                 assert not client.recv(1)
-            found = await _all(source)
+            found = await _all(source, "egress")
     assert found[0].rule == "ingress"
     # Packets of the sandbox are reported separately: they could carry data out.
     assert {each.rule for each in found} == {"ingress", "egress"}
@@ -335,7 +351,7 @@ def test_packet_from_nested_namespace_is_reported_once_and_answered(
 
     def ask() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(_SECONDS)
             sock.sendto(b"question", (INTERNET4, _PORT))
             _, asker = server.recvfrom(100)
             server.sendto(b"answer", asker)
@@ -419,17 +435,26 @@ def test_change_of_mode_under_traffic_keeps_the_mode_of_each_packet(
     requested = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
     with command.running(*accounts.options(state, output)) as running:
         flood = lab.sandbox_namespace.call(
-            lambda: attempts.start_attempts(lab.sandbox_namespace, 1000, 3_000_000, "flood")
+            lambda: attempts.start_attempts(lab.sandbox_namespace, 1000, 1_000_000_000, "flood")
         )
-        for turn in range(6):
-            is_permissive = turn % 2 == 1
-            installer.install(requested[is_permissive], lab.sandbox_namespace, state, "nflog")
-            time.sleep(0.05)  # for packets that are still in the veth's queue
-            before = _out(lab)
-            time.sleep(0.7)
-            assert (_out(lab) > before) == is_permissive
-        flood.kill()
-        flood.wait()
+        try:
+            accounts.until(lambda: _out(lab) > 0)
+            for turn in range(6):
+                is_permissive = turn % 2 == 1
+                installer.install(requested[is_permissive], lab.sandbox_namespace, state, "nflog")
+                if is_permissive:
+                    enough = _out(lab) + 5_000
+                    accounts.until(lambda: _out(lab) > enough)  # noqa: B023 - called here only
+                    continue
+                _wait_for_refusals(permissive, 1)  # the sender is past its last allowed packet
+                before = _settled(lab)
+                _wait_for_refusals(permissive, 5_000)
+                if turn == 0:
+                    accounts.until(lambda: b'"Enabled"' in output.read_bytes())
+                assert _out(lab) == before
+        finally:
+            flood.kill()
+            flood.wait()
         time.sleep(1.5)
         code, errors = running.stop(signal.SIGTERM)
     assert code == 0, errors
@@ -451,6 +476,22 @@ def test_change_of_mode_under_traffic_keeps_the_mode_of_each_packet(
 def _out(lab: Lab) -> int:
     listed = conftest.nft(lab.gateway_namespace, "list", "counter", "netdev", "far", "out")
     return int(listed.partition("packets ")[2].split()[0])
+
+
+def _settled(lab: Lab) -> int:
+    """Return the packets that came out, after the last one has left the veth's queue."""
+    found, since = _out(lab), time.monotonic()
+    while time.monotonic() - since < 0.3:
+        if (now := _out(lab)) != found:
+            found, since = now, time.monotonic()
+        time.sleep(0.02)
+    return found
+
+
+def _wait_for_refusals(installed: InstalledFence, more: int) -> None:
+    """Wait until the kernel has refused so many further packets."""
+    enough = accounts.refused_by(installed)["egress"] + more
+    accounts.until(lambda: accounts.refused_by(installed)["egress"] >= enough)
 
 
 def test_first_packet_after_change_of_mode_is_reported_with_its_record(

@@ -15,7 +15,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, SANDBOX4, SANDBOX6, ip
-from tests.kernel import conftest, sidecar
+from tests.kernel import conftest, sidecar, tap
 from tests.kernel.sidecar import GATEWAY, OWN, PORT, PROXY_UID, SPEC, WORKLOAD_UID
 from tests.kernel.users import as_user
 
@@ -189,6 +189,9 @@ def test_large_transfer_with_packet_loss_is_complete_and_nothing_is_refused(
     content = bytes(range(256)) * (20 * _MEGABYTE // 256)
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(pod, family, server)
+        # A lost packet may be sent again several times, after 0.2 s, 0.4 s, 0.8 s …
+        ours.settimeout(120)
+        theirs.settimeout(120)
         _drop_packets(pod)
         with theirs:
             with ours:
@@ -275,6 +278,7 @@ def test_hosts_outside_cannot_reach_servers_in_the_pod(
 @pytest.mark.parametrize("address", ["127.0.0.1", SANDBOX4, "::1", SANDBOX6, "fe80::7"])
 def test_all_users_may_use_loopback_and_the_pods_own_address(pod: Lab, address: str) -> None:
     ip("-n", pod.sandbox, "address", "add", "fe80::7/64", "dev", "sb0", "nodad")
+    pod.sandbox_namespace.call(lambda: tap.wait_until_local("fe80::7"))
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     scope = pod.sandbox_namespace.call(lambda: socket.if_nametoindex("sb0"))
     end = (address, PORT, 0, scope) if address.startswith("fe80:") else (address, PORT)

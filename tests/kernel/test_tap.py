@@ -36,6 +36,8 @@ pytestmark = pytest.mark.kernel
 
 _NAME = "vm-7"
 _SIZE = 100_000
+#: Guards against waiting forever for what must arrive: a thread may be held up for seconds.
+_SECONDS = 60
 _METADATA, _METADATA6 = "169.254.169.254", "fd00:ec2::254"
 _FORWARDING = [
     Path("/proc/sys/net") / name for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
@@ -59,11 +61,11 @@ def _spec_of_neighbour(sandbox: str = "vm-8") -> FenceSpec:
 def _conversation(client: Namespace, server: Namespace, address: str, port: int) -> str:
     """Exchange data over TCP in both directions; return the address that the server sees."""
     with tap.listening(server, address, port) as listener:
-        ours = client.call(lambda: socket.create_connection((address, port), 5))
+        ours = client.call(lambda: socket.create_connection((address, port), _SECONDS))
         theirs, seen = listener.accept()
         with ours, theirs:
-            ours.settimeout(5)
-            theirs.settimeout(5)
+            ours.settimeout(_SECONDS)
+            theirs.settimeout(_SECONDS)
             for one, other in ((ours, theirs), (theirs, ours)):
                 sender = threading.Thread(target=one.sendall, args=(b"x" * _SIZE,))
                 sender.start()
@@ -90,7 +92,7 @@ def _datagrams(
     here = client.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
     with there, here:
         for sock in (there, here):
-            sock.settimeout(5)
+            sock.settimeout(_SECONDS)
         there.bind((address, port))
         here.sendto(b"x" * size, (address, port))
         question, seen = there.recvfrom(65535)
@@ -111,7 +113,7 @@ def test_vm_reaches_the_gateways_port_and_the_internet_with_the_hosts_address(
         # Larger than the link's MTU, so in fragments.
         assert _datagrams(machine.guest, site.internet, internet, 53, 4000) == (b"x" * 4000, seen)
         _refused(machine.guest, gateway, 22)
-        ping = ["ping", "-c1", "-W5", internet]
+        ping = ["ping", "-c1", f"-W{_SECONDS}", internet]
         machine.guest.call(partial(subprocess.run, ping, capture_output=True, check=True))
     assert installer.verify(_NAME, state).verdict == "as installed"
 
@@ -124,7 +126,7 @@ def test_errors_about_a_vms_packets_reach_the_vm(
     family = socket.AF_INET6 if ":" in internet else socket.AF_INET
     # From the internet, because no socket listens there.
     with machine.guest.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
-        sock.settimeout(5)
+        sock.settimeout(_SECONDS)
         sock.connect((internet, 9))
         sock.send(b"x")
         with pytest.raises(ConnectionRefusedError):
@@ -152,10 +154,11 @@ def test_connection_from_outside_ends_with_the_installation_of_the_fence(
     )
     with tap.listening(machine.guest, vm, 22) as listener:
         theirs = site.internet.call(
-            lambda: socket.create_connection((vm, 22), 5, source_address=(internet, 0))
+            lambda: socket.create_connection((vm, 22), _SECONDS, source_address=(internet, 0))
         )
         ours, _ = listener.accept()
         with ours, theirs:
+            theirs.settimeout(_SECONDS)
             ours.send(b"before")
             assert theirs.recv(9) == b"before"
             installer.install(tap.spec(_NAME), site.host, state, "nflog")
@@ -177,7 +180,7 @@ def test_host_accepts_errors_only_about_its_replies(
     server = site.host.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
     client = machine.guest.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
     with server, client:
-        server.settimeout(5)
+        server.settimeout(_SECONDS)
         server.bind((gateway, 53))
         client.sendto(b"x", (gateway, 53))
         _, seen = server.recvfrom(1)
@@ -253,7 +256,8 @@ def test_gateways_port_may_be_forwarded_to_a_container(
         f"tcp dport {{ {tap.PORT}, 8080 }} dnat to {container}; }}; }}\n",
     )
     with tap.listening(site.internet, container, tap.PORT) as listener:
-        machine.guest.call(lambda: socket.create_connection((gateway, tap.PORT), 5)).close()
+        end = (gateway, tap.PORT)
+        machine.guest.call(lambda: socket.create_connection(end, _SECONDS)).close()
         listener.accept()[0].close()
     with tap.listening(site.internet, container, 8080):
         _refused(machine.guest, gateway, 8080)

@@ -132,7 +132,7 @@ def _default_route(site: tap.Site) -> str:
 
 def _await_route(site: tap.Site) -> None:
     """Send router advertisements on the uplink until the host has a route from them."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while "proto ra" not in _default_route(site):
         assert time.monotonic() < end
         site.internet.call(_advertise)

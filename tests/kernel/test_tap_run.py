@@ -37,7 +37,7 @@ def _arguments(site: tap.Site, state: StateDirectory, output: Path) -> list[str]
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -20,6 +20,8 @@ _XDP_COPY = 1 << 1
 _PGOFF_TX_RING = 0x80000000
 _FRAMES, _FRAME_BYTES = 4, 2048
 _RING = struct.Struct("=4Q")  # producer, consumer, desc, flags: offsets of struct xdp_ring_offset
+#: Guards against waiting forever: a kernel worker may be held up for seconds.
+_SECONDS = 60
 
 
 class _Address(ctypes.Structure):
@@ -49,18 +51,21 @@ def send(device: str, frame: bytes) -> None:
         _bind(sock, _Address(_AF_XDP, _XDP_COPY, socket.if_nametoindex(device), 0, 0))
         struct.pack_into("=QII", transmit, descriptors, 0, len(frame), 0)
         struct.pack_into("=I", transmit, producer, 1)
-        for _ in range(10):  # the device may not be ready at the first call
+        end = time.monotonic() + _SECONDS
+        while True:  # the device may not be ready at the first call
             try:
                 sock.send(b"", socket.MSG_DONTWAIT)
                 break
             except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
                 time.sleep(0.01)
         transmit.close()
 
 
 def _bind(sock: socket.socket, address: _Address) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    end = time.monotonic() + 2
+    end = time.monotonic() + _SECONDS
     while libc.bind(sock.fileno(), ctypes.byref(address), ctypes.sizeof(address)) != 0:
         code = ctypes.get_errno()
         # A kernel worker releases the queue some time after the old socket was closed.
