@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 _RECEIVE_BYTES: Final = 1 << 16
 #: Maximum of datagrams in one read, so that it ends.
 _MAX_DATAGRAMS: Final = 1024
-#: The end of a transaction follows its parts at once, in a separate datagram.
-_END_SECONDS: Final = 0.02
+#: The end of a transaction follows its parts in a separate datagram, later if its process loses the
+#: CPU. The kernel starts no other transaction before, so that this wait delays no restore.
+_END_SECONDS: Final = 1.0
+#: The same if the kernel has dropped notices, maybe that end too: then a wait delays a restore.
+_END_SECONDS_AFTER_DROP: Final = 0.02
 #: Attempts, if other processes change the ruleset all the time.
 _TRIES: Final = 8
 #: Placeholder for dropped notices.
@@ -62,6 +65,8 @@ class NftMonitor:
         self.regular_generation: int | None = None
         self.tables = tables
         self._changes = ChangeReader(tables)
+        #: Whether notices were dropped since the socket was last empty.
+        self._has_dropped = False
         #: Held during each change by the socket.
         self._lock = threading.RLock()
         # Changes up to ``restored_generation`` were reverted, accepted, or made before this. It is
@@ -91,13 +96,16 @@ class NftMonitor:
             try:
                 datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:
-                if self._changes.is_incomplete and poll.poll(_END_SECONDS * 1000):
+                seconds = _END_SECONDS_AFTER_DROP if self._has_dropped else _END_SECONDS
+                if self._changes.is_incomplete and poll.poll(seconds * 1000):
                     continue
                 found += self._changes.take_unfinished()
+                self._has_dropped = False
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                self._has_dropped = True
                 found.append(OVERRUN)
                 continue
             if sender[0] == 0:  # other processes can send to this socket too

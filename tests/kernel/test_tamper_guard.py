@@ -22,6 +22,7 @@ from ocsf_nft.fence import (
     links,
     load_ruleset,
     nft,
+    nft_monitor,
     restore_batch,
     ruleset_diff,
     tamper_guard,
@@ -90,7 +91,7 @@ class GuardProbe:
     def next_change(self) -> FenceChange:
         """Return the next change; notifications about links are skipped."""
         while True:
-            news = self.notifications.get(timeout=20)
+            news = self.notifications.get(timeout=60)
             if isinstance(news, Exception):
                 raise news
             if news is not None:
@@ -128,7 +129,7 @@ def make_guard(
 def _tamper(lab: Lab, text: str) -> int:
     """Run nft inside the sandbox, and return its pid."""
     process = lab.sandbox_namespace.call(lambda: subprocess.Popen(["nft", text]))
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     return process.pid
 
 
@@ -487,9 +488,11 @@ def test_tamper_guard_restores_the_latest_installation(
     probe = make_guard()
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     newer = installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    # With the new batch the guard would restore the fence after the installation too.
+    assert probe.next_change().restored_after_ns is None
     probe.use_restore_batch(newer, state)
     _tamper(fenced, "flush ruleset")
-    # The notice of the installation may still arrive.
+    # Further notices of the installation may still arrive.
     while probe.next_change().restored_after_ns is None:
         pass
     assert _verdict(state) == "as installed"
@@ -512,7 +515,7 @@ def test_tamper_guard_gives_up_and_resumes_after_a_pause(
     change = probe.next_change()
     assert (change.restored_after_ns, change.given_up) == (None, True)
     assert "absent" not in _verdict(state)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while probe.guard.is_paused:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -537,6 +540,29 @@ def test_tamper_guard_reports_unread_changes_without_a_process(
     assert _verdict(state) == "as installed"
 
 
+@pytest.mark.parametrize("starts", [False, True], ids=["before a read", "during a wait"])
+def test_tamper_guard_does_not_wait_for_a_dropped_end_of_a_change(
+    fenced: Lab,
+    state: StateDirectory,
+    make_guard: Callable[..., GuardProbe],
+    monkeypatch: pytest.MonkeyPatch,
+    starts: bool,
+) -> None:
+    """Otherwise a process could keep the fence changed by a change with very many parts."""
+    monkeypatch.setattr(nft_monitor, "_END_SECONDS", 3600.0)
+    monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
+    probe = make_guard(starts=starts)
+    rules = "".join(
+        f"add rule inet ocsf_nft output tcp dport {port} accept; " for port in range(99)
+    )
+    _tamper(fenced, f"delete table netdev ocsf_nft; {rules}")
+    if not starts:
+        probe.guard.start()
+    while probe.next_change().restored_after_ns is None:
+        pass
+    assert _verdict(state) == "as installed"
+
+
 def test_many_changes_to_other_tables_cause_one_report_and_no_pause(
     fenced: Lab,
     state: StateDirectory,
@@ -544,6 +570,7 @@ def test_many_changes_to_other_tables_cause_one_report_and_no_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
+    monkeypatch.setattr(tamper_guard, "RESTORE_WINDOW_SECONDS", 600.0)
     probe = make_guard(starts=False)
     chains = "".join(f"add chain ip theirs c{number}; " for number in range(200))
     tampered = tamper_guard.MAX_RESTORES + 2
@@ -669,7 +696,7 @@ def test_tamper_guard_ignores_a_forged_notice_of_a_deleted_link(
 def _add_links(lab: Lab, installed: InstalledFence, *pair: str) -> None:
     """Add two links, and wait until the guard has attached its chains to them."""
     ip("-n", lab.sandbox, "link", "add", pair[0], "type", "veth", "peer", "name", pair[1])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not set(pair) <= set(_attached_links(installed)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
