@@ -88,7 +88,7 @@ class Running:
 
     def wait_for_message(self, words: str) -> None:
         """Wait for a line with these words; raise AssertionError if the process ends before."""
-        with self._killed_after(20):
+        with self._killed_after(60):
             for line in self.stderr:
                 self.messages.append(line)
                 if words in line:
@@ -98,7 +98,7 @@ class Running:
     def stop(self, number: int) -> tuple[int, str]:
         """Send a signal; return the exit code and the messages since it was ready."""
         self.process.send_signal(number)
-        with self._killed_after(30):
+        with self._killed_after(120):
             self.messages += self.stderr
             code = self.process.wait()
         return code, "".join(self.messages)

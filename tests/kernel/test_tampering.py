@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer
-from ocsf_nft.fence.tamper_guard import MAX_RESTORES
+from ocsf_nft.fence import installer, tamper_guard
+from ocsf_nft.fence.tamper_guard import MAX_RESTORES, TamperGuard
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
+from ocsf_nft.service import fence_monitor
+from ocsf_nft.service.fence_monitor import FenceMonitor
 from tests.kernel import command, conftest, flooding, written
 
 if TYPE_CHECKING:
@@ -32,6 +34,18 @@ pytestmark = pytest.mark.kernel
 
 _FLOOD = Path(__file__).with_name("flood.py")
 _GATEWAY_DEVICE = "gw0"
+#: The command line, which creates a file after each check of the fence.
+_RUN = """
+import os, pathlib
+from ocsf_nft.cli import main
+from ocsf_nft.service.fence_monitor import FenceMonitor
+check = FenceMonitor._inspect
+async def check_and_record(monitor, *arguments):
+    await check(monitor, *arguments)
+    pathlib.Path(os.environ["CHECKED"]).touch()
+FenceMonitor._inspect = check_and_record
+main()
+"""
 _PROXIES = ("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--proxy", f"[{GATEWAY6}]:{PROXY_PORT}")
 
 
@@ -49,10 +63,48 @@ class Output:
         return [event for event in self.of_fence() if "changes" in event["unmapped"]]
 
     def wait(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < deadline, self.of_fence()
             time.sleep(0.05)
+
+
+@pytest.fixture
+def slow_second_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the guard's thread time to restore and report a change that a check has found first.
+
+    A run, a fork of this process, waits so long only after such a check. Otherwise the check
+    restores the fence itself, and reports the change without its process.
+    """
+    monkeypatch.setattr(fence_monitor, "_RETRY_SECONDS", 5.0)
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Return a function that counts the ended steps of runs, which are forks of this process.
+
+    The steps are each "check" of the fence, and each "preparation" of its guard for a restore. The
+    first check is later than "ready", and must not find a test's change before the guard does.
+    """
+    check, prepare = FenceMonitor._inspect, TamperGuard.use_restore_batch
+
+    def record(step: str) -> None:
+        with (tmp_path / step).open("ab") as file:
+            file.write(b".")
+
+    async def check_and_record(monitor: FenceMonitor, *arguments: Any) -> None:
+        await check(monitor, *arguments)
+        record("check")
+
+    def prepare_and_record(guard: TamperGuard, *arguments: Any) -> None:
+        prepare(guard, *arguments)
+        record("preparation")
+
+    monkeypatch.setattr(FenceMonitor, "_inspect", check_and_record)
+    monkeypatch.setattr(TamperGuard, "use_restore_batch", prepare_and_record)
+    for step in ("check", "preparation"):
+        (tmp_path / step).touch()
+    return lambda step: (tmp_path / step).stat().st_size
 
 
 @pytest.fixture
@@ -95,7 +147,7 @@ def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
 def _tamper(namespace: Namespace, text: str) -> int:
     """Run nft in the namespace; return its pid."""
     process = namespace.call(lambda: subprocess.Popen(["nft", text]))
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     return process.pid
 
 
@@ -124,6 +176,7 @@ def test_tampering_under_a_flood_is_one_event_and_the_fence_is_restored(
     named: list[str],
     flood: Callable[[], list[subprocess.Popen[str]]],
     judge: Callable[[Any], list[str]],
+    ended: Callable[[str], int],
     tampering: str,
     words: str,
     keeps: bool,
@@ -131,13 +184,14 @@ def test_tampering_under_a_flood_is_one_event_and_the_fence_is_restored(
     assert installed
     with command.running(*named) as running:
         senders = flood()
+        output.wait(lambda: ended("check") > 0)
         output.wait(lambda: any(e["class_uid"] == 4001 for e in written.so_far(output.path)))
         pid = _tamper(fenced.sandbox_namespace, tampering)
         output.wait(lambda: bool(output.tampered()))
         assert _is_active(state)
         for sender in senders:
             sender.terminate()
-        sent = sum(int(sender.communicate(timeout=30)[0]) for sender in senders)
+        sent = sum(int(sender.communicate(timeout=60)[0]) for sender in senders)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert len(output.of_fence()) == 1, [each["status_detail"] for each in output.of_fence()]
     (event,) = output.tampered()
@@ -156,11 +210,17 @@ def test_tampering_under_a_flood_is_one_event_and_the_fence_is_restored(
     assert status.code == 0, status.stderr
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_several_tamperings_are_as_many_events(
-    fenced: Lab, state: StateDirectory, output: Output, named: list[str]
+    fenced: Lab,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
 ) -> None:
     pids = []
     with command.running(*named) as running:
+        output.wait(lambda: ended("check") > 0)
         for number in range(5):
             pids.append(_tamper(fenced.sandbox_namespace, "delete table inet ocsf_nft"))
             output.wait(lambda many=number + 1: len(output.tampered()) == many)  # type: ignore[misc]
@@ -169,21 +229,32 @@ def test_several_tamperings_are_as_many_events(
     assert _is_active(state)
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_tampering_during_a_stop_is_reported(
-    fenced: Lab, state: StateDirectory, output: Output, named: list[str]
+    fenced: Lab,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
 ) -> None:
     with command.running(*named) as running:
-        output.wait(output.path.exists)
+        output.wait(lambda: output.path.exists() and ended("check") > 0)
         _tamper(fenced.sandbox_namespace, "delete table inet ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
     assert len(output.tampered()) == 1
     assert _is_active(state)
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_tampering_without_self_heal_is_reported_and_not_reverted(
-    fenced: Lab, state: StateDirectory, output: Output, named: list[str]
+    fenced: Lab,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
 ) -> None:
     with command.running(*named, "--no-self-heal") as running:
+        output.wait(lambda: ended("check") > 0)
         pid = _tamper(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
         output.wait(lambda: bool(output.tampered()))
         assert running.stop(signal.SIGTERM)[0] == 0
@@ -237,13 +308,21 @@ def test_fence_removed_in_the_regular_way_is_not_restored(
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_reinstalled_fence_is_accepted(
-    fenced: Lab, spec: FenceSpec, state: StateDirectory, output: Output, named: list[str]
+    fenced: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
 ) -> None:
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     with command.running(*named) as running:
+        output.wait(lambda: ended("check") > 0)
+        prepared = ended("preparation")
         installer.install(other, fenced.sandbox_namespace, state, "nflog")
-        output.wait(lambda: bool(output.of_fence()))
+        output.wait(lambda: bool(output.of_fence()) and ended("preparation") > prepared)
         _tamper(fenced.sandbox_namespace, "flush ruleset")
         output.wait(lambda: bool(output.tampered()))
         assert running.stop(signal.SIGTERM)[0] == 0
@@ -257,10 +336,18 @@ def test_reinstalled_fence_is_accepted(
     assert _is_active(state)
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_run_gives_up_a_fence_changed_too_often_and_reports_it_at_the_end(
-    fenced: Lab, state: StateDirectory, output: Output, named: list[str]
+    fenced: Lab,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tamper_guard, "RESTORE_WINDOW_SECONDS", 600.0)
     with command.running(*named) as running:
+        output.wait(lambda: ended("check") > 0)
         # As two processes that replace each other's fence, more often than a run tolerates.
         for number in range(MAX_RESTORES + 1):
             _tamper(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
@@ -268,7 +355,7 @@ def test_run_gives_up_a_fence_changed_too_often_and_reports_it_at_the_end(
         code, messages = running.stop(signal.SIGTERM)
     *_, last = output.tampered()
     assert (last["severity"], last["status"], last["state"]) == ("Critical", "Failure", "Altered")
-    assert last["status_detail"].startswith(f"given up: restored {MAX_RESTORES} times in 60 s")
+    assert last["status_detail"].startswith(f"given up: restored {MAX_RESTORES} times in 600 s")
     assert code == 1, messages
     assert (
         messages.splitlines()[-1]
@@ -289,8 +376,9 @@ def test_a_new_interface_is_no_tampering(
     assert _is_active(state)
 
 
+@pytest.mark.usefixtures("slow_second_check")
 def test_the_guard_on_the_host_is_guarded_too(
-    lab: Lab, state: StateDirectory, output: Output
+    lab: Lab, state: StateDirectory, output: Output, ended: Callable[[str], int]
 ) -> None:
     """The gateway's namespace serves as the host of this run."""
     options = [
@@ -299,6 +387,7 @@ def test_the_guard_on_the_host_is_guarded_too(
         *("--state-dir", str(state.path), "--output", str(output.path)),
     ]
     with command.running(*options, inside=lab.gateway_namespace) as running:
+        output.wait(lambda: ended("check") > 0)
         pid = _tamper(lab.gateway_namespace, "flush ruleset")
         output.wait(lambda: bool(output.tampered()))
         listed = conftest.nft(lab.gateway_namespace, "list", "table", "netdev", "ocsf_nft_gw0")
@@ -320,9 +409,9 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     ip address add 10.9.0.2/24 dev a0
     "$@" 2> "$LOG" &
     run=$!
-    until grep -q ready "$LOG"; do kill -0 $run || exit 9; sleep 0.05; done
+    until grep -q ready "$LOG" && test -e "$CHECKED"; do kill -0 $run || exit 9; sleep 0.05; done
     nft flush ruleset
-    until grep -q "restored" "$OUTPUT"; do sleep 0.05; done
+    until grep -q "restored" "$OUTPUT"; do kill -0 $run || exit 8; sleep 0.05; done
     kill -TERM $run; wait $run
     """
     options = [
@@ -331,12 +420,17 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     ]
     unshare = ["unshare", "-Urn", *(("-p", "-f", "--mount-proc") if own_pids else ())]
     done = subprocess.run(
-        [*unshare, "sh", "-c", script, "sh", *command.COMMAND, "run", *options],
-        env={**os.environ, "LOG": str(tmp_path / "log"), "OUTPUT": str(output.path)},
+        [*unshare, "sh", "-c", script, "sh", sys.executable, "-c", _RUN, "run", *options],
+        env={
+            **os.environ,
+            "LOG": str(tmp_path / "log"),
+            "OUTPUT": str(output.path),
+            "CHECKED": str(tmp_path / "checked"),
+        },
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
     (event,) = output.tampered()
