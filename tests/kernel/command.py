@@ -6,23 +6,41 @@ A command without ``under`` is a fork of the test process (tests/cli/forked.py).
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import orjson
 
 from tests.cli import forked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocsf_nft.netns import Namespace
 
 COMMAND = (sys.executable, "-m", "ocsf_nft")
+#: Constants for the stop of a run, which a busy machine may hold up for seconds. Otherwise the run
+#: leaves events in its store, or counts the records of events without reading them.
+LONG_STOP: Final[Mapping[str, float]] = {
+    "ocsf_nft.service.sink_delivery._DRAIN_SECONDS": 60.0,
+    "ocsf_nft.service.pipeline._DRAIN_SECONDS": 60.0,
+    "ocsf_nft.service.pipeline._COUNT_SECONDS": 60.0,
+}
+#: A new process of the command line with other constants, which a fork inherits from the tests.
+_WITH_CONSTANTS: Final = """
+import importlib, json, sys
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    setattr(importlib.import_module(module), constant, value)
+from ocsf_nft.cli import main
+main()
+"""
 #: Value of ``under`` for a new process instead of a fork: this command changes nothing.
 FRESH = ("env",)
 
@@ -67,11 +85,18 @@ def run(
 
 
 def _started(
-    arguments: Sequence[str], under: Sequence[str], inside: Namespace | None, **streams: Any
+    arguments: Sequence[str],
+    under: Sequence[str],
+    inside: Namespace | None,
+    constants: Mapping[str, float] | None = None,
+    **streams: Any,
 ) -> subprocess.Popen[str]:
     # In text form, as on a terminal: standard error is a pipe here.
     arguments = ("--log-format", "text", *arguments)
-    command = [*under, *COMMAND, *arguments]
+    start_with = COMMAND
+    if constants is not None:
+        start_with = (sys.executable, "-c", _WITH_CONSTANTS, json.dumps(dict(constants)))
+    command = [*under, *start_with, *arguments]
     work = None if under else partial(forked.become, arguments)
 
     def start() -> subprocess.Popen[str]:
@@ -120,9 +145,17 @@ def running(
     under: Sequence[str] = (),
     inside: Namespace | None = None,
     stdout: IO[bytes] | None = None,
+    constants: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[Running]:
-    """Start a ``run``, wait until it is ready, and yield it; kill it at the end."""
-    process = _started(("run", *arguments), under, inside, stdout=stdout, stderr=subprocess.PIPE)
+    """Start a ``run``, wait until it is ready, and yield it; kill it at the end.
+
+    ``constants`` are full names and values for a new process. A fork has those of the tests.
+    """
+    process = _started(
+        *(("run", *arguments), under, inside, {**LONG_STOP, **constants}),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
     try:
         assert process.stderr is not None
         for line in process.stderr:

@@ -17,8 +17,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import InstalledFence, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
-from ocsf_nft.service import pipeline, sink_delivery
-from tests.kernel import attempts, kernel_log, tap
+from tests.kernel import attempts, command, kernel_log, tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,15 +30,10 @@ _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 @pytest.fixture(autouse=True)
 def _patient_stops() -> Iterator[None]:
-    """Let a stopping run finish on a busy machine: a run is a fork of this process.
-
-    Otherwise a run that is held up for seconds leaves events in its store, or counts the records
-    of an event without reading them.
-    """
+    """Let a run that is a fork of this process take long for its stop."""
     with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches
-        patch.setattr(sink_delivery, "_DRAIN_SECONDS", 60.0)
-        patch.setattr(pipeline, "_DRAIN_SECONDS", 60.0)
-        patch.setattr(pipeline, "_COUNT_SECONDS", 60.0)
+        for name, value in command.LONG_STOP.items():
+            patch.setattr(name, value)
         yield
 
 

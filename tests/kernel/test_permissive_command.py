@@ -13,8 +13,9 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.validation import EventValidator
-from tests.kernel import accounts, attempts, command, conftest, far_side
+from tests.kernel import accounts, attempts, command, conftest, far_side, written
 from tests.kernel.journald import in_journal, journald
+from tests.kernel.test_run import OF_RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,17 +41,23 @@ def _attempts(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("source", ["nflog", "kmsg", "journal"])
 def test_each_transport_reports_allowed_packets_as_permissive(
-    lab: Lab, state: StateDirectory, tmp_path: Path, source: str
+    lab: Lab,
+    state: StateDirectory,
+    tmp_path: Path,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
     output = tmp_path / "events.jsonl"
     options = (*_named(lab, state), *_PROXY, "--output", str(output), "--install", "--permissive",
                "--source", source)  # fmt: skip
+    for name, value in OF_RECORDS.items():
+        monkeypatch.setattr(name, value)
     if source == "journal":
         with journald(tmp_path / "journald"):
-            _run(lab, options, in_journal(tmp_path / "journald"))
+            _run(lab, options, output, in_journal(tmp_path / "journald"))
     else:
-        _run(lab, options, ())
+        _run(lab, options, output, ())
     events = accounts.events_of(output)
     assert not [fault for event in events for fault in EventValidator().faults(event)]
     found = _attempts(events)
@@ -67,11 +74,13 @@ def test_each_transport_reports_allowed_packets_as_permissive(
     assert (event["disposition"], event["status_code"]) == ("Logged", "permissive")
 
 
-def _run(lab: Lab, options: Sequence[str], under: Sequence[str]) -> None:
-    with command.running(*options, under=under) as running:
+def _run(lab: Lab, options: Sequence[str], output: Path, under: Sequence[str]) -> None:
+    with command.running(*options, under=under, constants=OF_RECORDS) as running:
         with far_side.watch(lab) as far:
             attempts.attempt(lab.sandbox_namespace, 1000, 3, "udp4")
             accounts.until(lambda: any(17 in far_side.protocols(each) for each in far.strays()))
+        # It has an event of a record before the counters are read at the stop.
+        accounts.until(lambda: bool(_attempts(written.so_far(output))))
         code, errors = running.stop(signal.SIGTERM)
     assert code == 0, errors
 
