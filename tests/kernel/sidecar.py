@@ -39,6 +39,8 @@ SPEC: Final = FenceSpec(sandbox=POD, proxy_uids=(PROXY_UID,), proxies=(endpoint(
 OWN: Final = {socket.AF_INET: SANDBOX4, socket.AF_INET6: SANDBOX6}
 GATEWAY: Final = {socket.AF_INET: GATEWAY4, socket.AF_INET6: GATEWAY6}
 PORT: Final = 8080
+#: Guards against waiting forever: a thread or a subprocess may be held up for seconds.
+_SECONDS: Final = 60
 _LINK: Final = f"""
 link set lo up
 address add {SANDBOX4}/24 dev sb0
@@ -86,7 +88,7 @@ def connect(family: socket.AddressFamily, to: str, port: int = PORT) -> socket.s
     # create_connection imports further modules, which the user may have no permission to read.
     sock = socket.socket(family)
     try:
-        sock.settimeout(10)
+        sock.settimeout(_SECONDS)
         sock.connect((to, port))
     except OSError:
         sock.close()
@@ -98,7 +100,7 @@ def connect(family: socket.AddressFamily, to: str, port: int = PORT) -> socket.s
 def server(
     lab: Lab, family: socket.AddressFamily, kind: socket.SocketKind
 ) -> Iterator[socket.socket]:
-    """Open a server socket on the gateway, with a timeout of ten seconds."""
+    """Open a server socket on the gateway, with a timeout of a minute."""
 
     def made() -> socket.socket:
         sock = socket.socket(family, kind)
@@ -106,7 +108,7 @@ def server(
         sock.bind((GATEWAY[family], PORT))
         if kind == socket.SOCK_STREAM:
             sock.listen()
-        sock.settimeout(10)
+        sock.settimeout(_SECONDS)
         return sock
 
     with lab.gateway_namespace.call(made) as sock:
@@ -119,7 +121,7 @@ def connected(
     """Connect the proxy to the server; return the proxy's end and the server's end."""
     ours = proxy(lab, lambda: connect(family, GATEWAY[family]))
     theirs, _ = server.accept()
-    theirs.settimeout(10)
+    theirs.settimeout(_SECONDS)
     return ours, theirs
 
 
@@ -149,8 +151,8 @@ def fill(sock: socket.socket) -> int:
 
 
 def until(is_true: Callable[[], object]) -> None:
-    """Wait until ``is_true`` returns a true value, at most twenty seconds."""
-    end = time.monotonic() + 20
+    """Wait until ``is_true`` returns a true value, at most a minute."""
+    end = time.monotonic() + _SECONDS
     while not is_true():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -70,7 +70,7 @@ def _check_consistency(events: list[dict[str, Any]]) -> None:
 
 
 def _wait_for(path: Path, holds: Callable[[list[dict[str, Any]]], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds(written.so_far(path)):
         assert time.monotonic() < deadline
         time.sleep(0.05)

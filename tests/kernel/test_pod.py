@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _ACTIVITY = 4001
 _STATE_CHANGE = 5019
-_WAIT_SECONDS = 20
+_WAIT_SECONDS = 60
 #: Attempts each way out and prints the results: "out", or the name of the error.
 _ATTEMPTS = """
 import errno, json, socket, sys
@@ -42,7 +42,7 @@ for where in sys.argv[1:]:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sort = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     with socket.socket(family, sort) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         try:
             sock.connect((address, int(port)))
             sock.send(b"bypass")
@@ -339,7 +339,7 @@ def _attempt_all_under(under: list[str]) -> dict[tuple[str, str, int], str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     return {ways[where]: outcome for where, outcome in json.loads(done.stdout).items()}
 

@@ -30,6 +30,7 @@ from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +44,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_port()
 
 
 def settings(lab: Lab, state: StateDirectory, **more: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _is_tables(value: Any) -> bool:
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

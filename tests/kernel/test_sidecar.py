@@ -77,7 +77,7 @@ def test_only_the_proxy_sends_over_udp_and_receives_answers(
     to = (GATEWAY[family], PORT)
 
     def ask(sock: socket.socket) -> None:
-        sock.settimeout(10)
+        sock.settimeout(60)
         if is_connected:
             sock.connect(to)
             sock.send(b"question")
@@ -105,14 +105,14 @@ def test_fragmented_answers_are_reassembled(pod: Lab, family: socket.AddressFami
         sidecar.server(pod, family, socket.SOCK_DGRAM) as server,
         sidecar.proxy(pod, lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock,
     ):
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.sendto(content, (GATEWAY[family], PORT))
         question, asker = server.recvfrom(5000)
         server.sendto(question, asker)
         assert sock.recv(5000) == content
 
     def ping() -> bytes:
-        return sidecar.ping(family, GATEWAY[family], seconds=10, content=content)
+        return sidecar.ping(family, GATEWAY[family], seconds=60, content=content)
 
     assert sidecar.proxy(pod, ping).endswith(content)
     assert not any(sidecar.refused(pod, "ingress", each) for each in ("udp", "icmp", "ipv6-icmp"))
@@ -120,7 +120,7 @@ def test_fragmented_answers_are_reassembled(pod: Lab, family: socket.AddressFami
 
 @_FAMILIES
 def test_only_the_proxy_pings(pod: Lab, family: socket.AddressFamily) -> None:
-    answer = sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
+    answer = sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=60))
     assert answer.endswith(b"bypass")
     # Over IPv6 the kernel does not report the refusal to the sender (net/ipv6/ping.c).
     with pytest.raises((PermissionError, TimeoutError)):
@@ -132,7 +132,7 @@ def test_host_that_the_proxy_pings_cannot_ping_the_pod(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     pod.gateway_namespace.call(sidecar.allow_ping_sockets)
-    sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
+    sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=60))
     with pytest.raises(TimeoutError):
         pod.gateway_namespace.call(lambda: sidecar.ping(family, OWN[family], seconds=0.3))
     protocol = "icmp" if family == socket.AF_INET else "ipv6-icmp"
@@ -219,7 +219,7 @@ def test_download_aborted_by_the_proxy_is_reset_without_a_refusal(
             theirs.setblocking(False)
             with ours:
                 sidecar.fill(theirs)
-            theirs.settimeout(10)
+            theirs.settimeout(60)
             with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 - whichever
                 while True:
                     theirs.sendall(bytes(_MEGABYTE))
@@ -288,7 +288,7 @@ def test_all_users_may_use_loopback_and_the_pods_own_address(pod: Lab, address: 
     ):
         server.bind(end)
         server.listen()
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect(end)
         with server.accept()[0] as accepted:
             sock.sendall(b"CONNECT")

@@ -97,7 +97,7 @@ def test_all_users_reach_an_exception_and_receive_answers(
             sidecar.server(pod, family, socket.SOCK_DGRAM) as server,
             pod.sandbox_namespace.call(opened) as sock,
         ):
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.sendto(b"question", (GATEWAY[family], PORT))
             server.sendto(b"answer", server.recvfrom(100)[1])
             assert sock.recv(100) == b"answer"
@@ -111,7 +111,7 @@ def test_buffered_data_of_a_closed_connection_to_an_exception_arrives(
         ours = sidecar.workload(pod, lambda: sidecar.connect(family, GATEWAY[family]))
         theirs, _ = server.accept()
         with theirs:
-            theirs.settimeout(10)
+            theirs.settimeout(60)
             with ours:
                 sent = sidecar.fill(ours)
             received = 0
@@ -254,7 +254,7 @@ async def test_kernels_own_multipath_connection_is_refused(pod: Lab) -> None:
 
     def connect() -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP)
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect((GATEWAY4, PORT))
         return sock
 

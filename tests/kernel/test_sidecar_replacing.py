@@ -86,8 +86,11 @@ def test_replacement_under_a_flood_lets_nothing_out_keeps_counts_and_the_proxys_
                  '{ type filter hook ingress device "gw0" priority 0; }; '
                  "add rule netdev far ingress udp dport 9 counter name out")  # fmt: skip
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
-    time.sleep(0.1)  # earlier packets have left every queue
-    out = counters(lab.gateway_namespace)["out"]
+    out, since = counters(lab.gateway_namespace)["out"], time.monotonic()
+    while time.monotonic() - since < 1:  # until earlier packets have left every queue
+        if (now := counters(lab.gateway_namespace)["out"]) != out:
+            out, since = now, time.monotonic()
+        time.sleep(0.05)
     with sidecar.server(lab, socket.AF_INET, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(lab, socket.AF_INET, server)
         with theirs, ours:
@@ -104,7 +107,7 @@ def test_replacement_under_a_flood_lets_nothing_out_keeps_counts_and_the_proxys_
             ours.shutdown(socket.SHUT_WR)
             echo.join()
     flood.terminate()
-    flood.communicate(timeout=30)
+    flood.communicate(timeout=60)
     assert counters(lab.gateway_namespace)["out"] == out
     assert seen == sorted(seen)
     assert rounds.made > times
@@ -142,7 +145,7 @@ def test_udp_answer_arrives_after_a_replacement(
         sidecar.server(lab, family, socket.SOCK_DGRAM) as server,
         sidecar.proxy(lab, lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock,
     ):
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.sendto(b"question", (GATEWAY[family], PORT))
         _, asker = server.recvfrom(100)
         installer.install(_OTHER, lab.sandbox_namespace, state, "nflog")

@@ -78,7 +78,7 @@ def test_user_of_the_proxys_former_port_gets_nothing_out(
             with socket.socket(family) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((OWN[family], port))
-                sock.settimeout(10)
+                sock.settimeout(60)
                 sock.connect((GATEWAY[family], PORT))
 
         with pytest.raises(ConnectionRefusedError):
@@ -115,7 +115,7 @@ def _connected_by_the_workload(
 ) -> tuple[socket.socket, socket.socket]:
     ours = sidecar.workload(lab, lambda: sidecar.connect(family, GATEWAY[family]))
     theirs, _ = server.accept()
-    theirs.settimeout(10)
+    theirs.settimeout(60)
     return ours, theirs
 
 
