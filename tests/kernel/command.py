@@ -45,6 +45,11 @@ main()
 FRESH = ("env",)
 
 
+def with_constants(constants: Mapping[str, float]) -> tuple[str, ...]:
+    """Return a command like COMMAND, with other values of constants, by their full names."""
+    return (sys.executable, "-c", _WITH_CONSTANTS, json.dumps(dict(constants)))
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int
@@ -93,9 +98,7 @@ def _started(
 ) -> subprocess.Popen[str]:
     # In text form, as on a terminal: standard error is a pipe here.
     arguments = ("--log-format", "text", *arguments)
-    start_with = COMMAND
-    if constants is not None:
-        start_with = (sys.executable, "-c", _WITH_CONSTANTS, json.dumps(dict(constants)))
+    start_with = COMMAND if constants is None else with_constants(constants)
     command = [*under, *start_with, *arguments]
     work = None if under else partial(forked.become, arguments)
 

@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.delivery.sinks.servers import AnyJson, serving
-from tests.kernel import conftest
+from tests.kernel import command, conftest
 from tests.kernel.test_crash import load, start_run, stored
 from tests.ports import free_port
 
@@ -45,8 +45,13 @@ def resident_kib(pid: int) -> int:
     ],
 )  # fmt: skip
 async def test_failed_sink_blocks_no_other_takes_no_memory_and_gets_all_events_in_order(
-    lab: Lab, state: StateDirectory, tmp_path: Path, seconds: float
+    lab: Lab,
+    state: StateDirectory,
+    tmp_path: Path,
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(command, "COMMAND", command.with_constants(command.LONG_STOP))
     port, receiver, sent = free_port(), AnyJson(), list[int]()
     file, config = tmp_path / "events.jsonl", tmp_path / "ocsf-nft.toml"
     config.write_text(
