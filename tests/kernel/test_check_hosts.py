@@ -23,7 +23,7 @@ from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
 from ocsf_nft.netns import Namespace
 from tests.kernel import command
-from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
+from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, own_iptables_lock, vm_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +58,8 @@ _POLICY_DROP = """table inet site {
 
 
 @pytest.fixture
-def host() -> Iterator[VmHost]:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VmHost]:
+    own_iptables_lock(tmp_path, monkeypatch)
     with vm_host() as vm:
         yield vm
 

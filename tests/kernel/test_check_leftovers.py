@@ -12,7 +12,7 @@ from ocsf_nft import check
 from ocsf_nft.check import devices, leftovers, read_ruleset
 from ocsf_nft.fence import nft
 from tests.kernel import command
-from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, vm_host
+from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, own_iptables_lock, vm_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,8 @@ _LEFTOVERS: Final = {
 
 
 @pytest.fixture
-def host() -> Iterator[VmHost]:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VmHost]:
+    own_iptables_lock(tmp_path, monkeypatch)
     with vm_host() as vm:
         yield vm
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netns
+from ocsf_nft.check import bounded_command
 from ocsf_nft.check.accepted_flows import INTERNET, AcceptedFlow, FlowDirection
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.fence.values import Subnet, subnet
@@ -28,6 +29,8 @@ from tests.kernel import packets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import pytest
 
     from ocsf_nft.netns import Namespace
 
@@ -49,7 +52,7 @@ _MARKER: Final = 0x88B5  # for local experiments (IEEE 802)
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP_NO_PI: Final = 0x1002
 _ALL: Final = 3  # ETH_P_ALL
-_WAIT_SECONDS: Final = 5.0
+_WAIT_SECONDS: Final = 60.0
 #: Time for packets in one processor's queue after the marker came through another's.
 _GRACE_SECONDS: Final = 0.02
 
@@ -97,6 +100,9 @@ class VmHost:
             answer = self._arriving(self.tap, _ends(to, port), is_expected=is_expected)
             return answer is not None, None
         payload = packets.tcp(to, 0x02, port) if is_tcp else _udp(port, to)
+        # A late packet of an earlier attempt could have the same destination port.
+        while select.select([self.far], [], [], 0)[0]:
+            self.far.recv(65536)
         self._from_machine(version, _FAR[version], payload)
         seen = self._arriving(self.far.fileno(), _ends(None, to), is_expected=is_expected)
         if seen is None:
@@ -130,13 +136,15 @@ class VmHost:
         marker = _marker(next(self._ports))
         if not is_expected:
             self._mark(end, marker)
-        deadline = time.monotonic() + _WAIT_SECONDS
+        deadline, is_marked = time.monotonic() + _WAIT_SECONDS, False
         while (left := deadline - time.monotonic()) > 0 and select.select([end], [], [], left)[0]:
             frame = os.read(end, 65536)
             if is_match(frame):
                 return frame
             if frame[12 : len(marker) + 12] == marker:
+                is_marked = True
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        assert is_expected or is_marked, "the marker has not arrived"
         return None
 
     def _mark(self, end: int, marker: bytes) -> None:
@@ -151,6 +159,17 @@ class VmHost:
                 raw.send(_addresses(_TAP_MAC, _MACHINE_MAC) + marker.ljust(48, b"\0"))
 
         self.namespace.call(send)
+
+
+def own_iptables_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give legacy iptables a lock file of the test's own, in ``folder``.
+
+    Each network namespace has its own tables, but the host has one lock file. Most commands fail at
+    once if the command of another test has locked it.
+    """
+    lock = str(folder / "xtables.lock")
+    monkeypatch.setenv("XTABLES_LOCKFILE", lock)
+    monkeypatch.setitem(bounded_command._ENVIRONMENT, "XTABLES_LOCKFILE", lock)
 
 
 @contextlib.contextmanager
