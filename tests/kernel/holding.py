@@ -45,7 +45,7 @@ class Program:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         # Another process that has the pipe open is still running.
         self._process.stdout.read()
         self._process.stdout.close()

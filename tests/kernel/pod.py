@@ -190,15 +190,15 @@ class World:
         for each in self._sockets:
             each.close()
 
-    def reached(self, seconds: float = 0) -> list[tuple[str, int]]:
+    def reached(self, number: int = 0) -> list[tuple[str, int]]:
         """Return the sorted protocols and ports that were reached since the last call.
 
-        Wait at most ``seconds`` for the first one.
+        Wait at most a minute until there are ``number`` of them.
         """
         found: list[tuple[str, int]] = []
-        until = time.monotonic() + seconds
+        until = time.monotonic() + 60
         while True:
-            left = 0 if found else max(0, until - time.monotonic())
+            left = max(0, until - time.monotonic()) if len(found) < number else 0
             ready, _, _ = select.select(self._sockets, (), (), left)
             if not ready:
                 return sorted(found)
