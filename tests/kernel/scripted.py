@@ -30,7 +30,7 @@ def run(lab: Lab, program: str, by: tuple[str, ...] = BY) -> list[int]:
             [*by, f"{START}\n{textwrap.dedent(program)}"],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=120,
             check=True,
         )
     )

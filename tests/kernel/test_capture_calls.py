@@ -74,13 +74,14 @@ class Reader:
         self._chain, self._source = chain, source
 
     async def read(self, protocol: int, number: int) -> list[Attribution]:
+        """Return the attributions of at least ``number`` packets of a protocol."""
         found: list[Attribution] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for batch in self._source.batches():
                 by = await self._chain.attributions(SANDBOX, batch.records, batch.since_ns)
                 pairs = zip(batch.records, by, strict=True)
                 found += [each for record, each in pairs if record.protocol == protocol]
-                if len(found) == number:
+                if len(found) >= number:
                     break
         return found
 
@@ -125,7 +126,9 @@ async def test_packet_with_a_detour_is_not_attributed_to_a_caller_of_its_first_h
     (first,) = scripted.run(lab, _CONNECTS.format(header="", to="TO6"))
     detour = textwrap.indent(textwrap.dedent(_DETOUR), "    ")
     scripted.run(lab, _CONNECTS.format(header=detour, to='("2001:db8::9", 443)'))
-    direct, by_detour = await reader.read(socket.IPPROTO_TCP, 2)
+    # The kernel sends a SYN without an answer again if its process is held up.
+    direct, *by_detour = await reader.read(socket.IPPROTO_TCP, 2)
     assert direct.process is not None
     assert (direct.process.pid, direct.confidence) == (first, "medium")
-    assert by_detour.process is None
+    assert by_detour
+    assert {by.process for by in by_detour} == {None}

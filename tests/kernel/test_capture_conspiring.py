@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,8 @@ _ACTIONS: dict[str, tuple[int, str, str]] = {
         s.connect(TO4)
         """,
         """
-        s = tcp(); s.setsockopt(1, 2, 1); s.bind(('10.200.0.2', port)); s.settimeout(0.2)
+        s = tcp(); s.setsockopt(1, 2, 1); s.bind(('10.200.0.2', port))
+        s.setblocking(False)  # it gets no answer: the kernel would send its SYN again
         s.connect(by_way_of(s, '198.51.100.9'))
         """,
     ),
@@ -146,17 +148,27 @@ async def test_each_process_is_named_for_its_own_packets(
     )
     async with watching(lab) as watched:
         one, other = await asyncio.to_thread(scripted.run, lab, program)
-        await watched.until(1, protocol=protocol)
+
+        def found() -> list[tuple[int | None, int | None, str]]:
+            return [
+                (record.source_port, None if by.process is None else by.process.pid, by.confidence)
+                for record, by in watched.found
+                if record.protocol == protocol and record.uid == 0
+            ]
+
+        with contextlib.suppress(TimeoutError):  # what was found shows why
+            await watched.wait_for(lambda: other in {pid for _, pid, _ in found()})
         await asyncio.sleep(0.2)
-    found = [
-        (record.source_port, None if by.process is None else by.process.pid, by.confidence)
-        for record, by in watched.found
-        if record.protocol == protocol and record.uid == 0
-    ]
-    assert [pid for _, pid, _ in found][-2:] in ([one, other], [other])
-    assert {confidence for _, _, confidence in found} == {"high"}
+    pids = [pid for _, pid, _ in found()]
+    # Without an answer, the kernel sends a SYN again if its process is held up. That one has no
+    # process.
+    is_unanswered = protocol == _TCP and "by_way_of" in second
+    end = pids.index(other) + 1 if is_unanswered and other in pids else len(pids)
+    assert set(pids[end:]) <= {None}
+    assert pids[:end][-2:] in ([one, other], [other])
+    assert {confidence for _, _, confidence in found()[:end]} == {"high"}
     # The imitation used the same port.
-    assert len({port for port, *_ in found}) == 1
+    assert len({port for port, *_ in found()}) == 1
 
 
 def _refused(action: str) -> str:

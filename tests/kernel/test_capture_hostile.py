@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
-    from ocsf_nft.process import Process
+    from ocsf_nft.process import Attribution, Process
 
 pytestmark = pytest.mark.kernel
 
@@ -293,16 +293,19 @@ async def test_sender_is_named_for_each_kind_of_socket(
     program = f"print_pid()\nwith refused:\n    {action}"
     async with watching(lab) as watched:
         pid = await asyncio.to_thread(run, program)
-        await watched.until(1, protocol=protocol)
+
+        def mine() -> list[Attribution]:
+            return [
+                by
+                for record, by in watched.found
+                if (record.rule == "link" if protocol is None else record.protocol == protocol)
+                and record.uid == 0
+            ]
+
+        await watched.wait_for(lambda: any(by.process is not None for by in mine()))
         await asyncio.sleep(0.1)
-    mine = [
-        by
-        for record, by in watched.found
-        if (record.rule == "link" if protocol is None else record.protocol == protocol)
-        and record.uid == 0
-    ]
-    assert [by.process.pid for by in mine if by.process is not None] == [pid]
-    assert mine[0].method == "capture"
+    assert [by.process.pid for by in mine() if by.process is not None] == [pid]
+    assert mine()[0].method == "capture"
 
 
 async def test_process_with_a_reused_number_is_not_taken_for_the_sender(
@@ -310,25 +313,33 @@ async def test_process_with_a_reused_number_is_not_taken_for_the_sender(
 ) -> None:
     """The kernel reuses the number at once, for a process with another program."""
     program = """
-        first = os.fork()
-        if not first:
-            with refused:
-                tcp().connect(TO4)
-            os._exit(0)
-        os.waitpid(first, 0)
-        with open("/proc/sys/kernel/ns_last_pid", "w") as last:
-            last.write(str(first - 1))
-        second = os.posix_spawn("/usr/bin/sleep", ["sleep", "0.5"], os.environ)
-        print(first if first == second else -1, flush=True)
-        os.waitpid(second, 0)
+        for _ in range(100):  # other programs start processes too
+            first = os.fork()
+            if not first:
+                with refused:
+                    tcp().connect(TO4)
+                os._exit(0)
+            os.waitpid(first, 0)
+            with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                last.write(str(first - 1))
+            second = os.posix_spawn("/usr/bin/sleep", ["sleep", "0.5"], os.environ)
+            if first == second:
+                print(first, flush=True)
+            else:
+                os.kill(second, signal.SIGKILL)
+            os.waitpid(second, 0)
+            if first == second:
+                break
     """
-    for _ in range(5):  # other programs start processes too
-        process, pid = await _sender(lab, lambda: run(program), _TCP)
-        assert process.path == PYTHON
-        if pid != -1:
-            assert process.pid == pid
-            return
-    pytest.fail("the number was not reused")
+    async with watching(lab) as watched:
+        pid = await asyncio.to_thread(run, program)
+        await watched.wait_for(
+            lambda: pid in {by.process.pid for by in watched.of(_TCP) if by.process}
+        )
+    for by in watched.of(_TCP):
+        assert (by.method, by.confidence) == ("capture", "high"), by
+        assert by.process is not None
+        assert by.process.path == PYTHON
 
 
 async def test_permissive_fence_names_no_unseen_sender(
@@ -360,7 +371,12 @@ async def test_hash_is_of_the_running_program_and_not_of_a_later_one(
 ) -> None:
     copy = tmp_path / "implant"
     shutil.copy(PYTHON, copy)
-    stays = "print_pid()\nwith refused: tcp().connect(TO4)\ntime.sleep(0.5)"
+    is_read = tmp_path / "is read"
+    stays = f"""
+        print_pid()
+        with refused: tcp().connect(TO4)
+        while not os.path.exists({str(is_read)!r}): time.sleep(0.01)
+    """
     execs = f"""
         os.unlink({str(copy)!r})
         print_pid()
@@ -370,9 +386,13 @@ async def test_hash_is_of_the_running_program_and_not_of_a_later_one(
         os.chmod({str(copy)!r}, 0o755)
         os.execv({str(copy)!r}, ["implant", "0.5"])
     """
-    async with watching(lab, hashed_bytes=1 << 30, wait_seconds=1) as watched:
-        for program in (stays, execs):
-            await asyncio.to_thread(run, program, by=(str(copy), "-I", "-c"))
+    async with watching(lab, hashed_bytes=1 << 30, wait_seconds=60) as watched:
+        by = (str(copy), "-I", "-c")
+        staying = asyncio.create_task(asyncio.to_thread(run, stays, by=by))
+        await watched.until(1, protocol=_TCP)
+        is_read.touch()
+        await staying
+        await asyncio.to_thread(run, execs, by=by)
         first, second = await watched.until(2, protocol=_TCP)
     expected = hashlib.sha256(Path(PYTHON).read_bytes()).hexdigest()  # noqa: ASYNC240 - a test
     assert first.process is not None

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import pytest
+
+from ocsf_nft.attribution import fallback_chain
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.fence import installer, ruleset
 from ocsf_nft.fence.spec import FenceSpec
@@ -16,9 +19,7 @@ from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab, ip
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    import pytest
+    from collections.abc import AsyncIterator, Callable
 
     from ocsf_nft.attribution.fallback_chain import TopMethod
     from ocsf_nft.fence.state import StateDirectory
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 SANDBOX = "lab"
+#: The delay of a run: it waits so long for the capture's event of a logged packet.
+SHORT_DELAY: Final = fallback_chain._EVENT_DELAY_SECONDS
 _BUDGET = "limit rate 1/second burst 4 packets"
 
 
@@ -34,14 +37,23 @@ class Watched:
     """Records and attributions so far, in the kernel's order."""
 
     chain: FallbackChain
+    _patch: pytest.MonkeyPatch
     found: list[tuple[Record, Attribution]] = field(default_factory=list)
     more: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until(self, number: int, *, protocol: int | None = None) -> list[Attribution]:
         """Wait for ``number`` packets (of a protocol) and return their attributions."""
-        async with asyncio.timeout(20), self.more:
-            await self.more.wait_for(lambda: len(self.of(protocol)) >= number)
+        await self.wait_for(lambda: len(self.of(protocol)) >= number)
         return self.of(protocol)
+
+    async def wait_for(self, is_there: Callable[[], bool]) -> None:
+        """Wait until a condition on the records so far is true."""
+        async with asyncio.timeout(60), self.more:
+            await self.more.wait_for(is_there)
+
+    def set_event_delay(self, seconds: float) -> None:
+        """Set how long the chain waits for the capture's event of a logged packet."""
+        self._patch.setattr(fallback_chain, "_EVENT_DELAY_SECONDS", seconds)
 
     def of(self, protocol: int | None) -> list[Attribution]:
         """Return the attributions of a protocol's packets so far."""
@@ -75,30 +87,41 @@ def fence(
 
 @contextlib.asynccontextmanager
 async def watching(
-    lab: Lab, *, top: TopMethod = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
+    lab: Lab,
+    *,
+    top: TopMethod = "capture",
+    wait_seconds: float = 0.05,
+    hashed_bytes: int = 0,
+    event_delay: float = 1.0,
 ) -> AsyncIterator[Watched]:
-    """Read the fence of the lab in the background."""
+    """Read the fence of the lab in the background.
+
+    On a busy machine, a sender may be stopped between the record of its packet and the capture's
+    event. So the chain waits longer for the event than in a run: ``event_delay``, in seconds.
+    """
     sandboxes = {SANDBOX: lab.sandbox_namespace}
-    async with (
-        FallbackChain(
-            sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes
-        ) as chain,
-        Nflog(lab.sandbox_namespace, 4001) as source,
-    ):
-        watched = Watched(chain)
+    with pytest.MonkeyPatch.context() as patch:
+        async with (
+            FallbackChain(
+                sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes
+            ) as chain,
+            Nflog(lab.sandbox_namespace, 4001) as source,
+        ):
+            watched = Watched(chain, patch)
+            watched.set_event_delay(event_delay)
 
-        async def read() -> None:
-            async for batch in source.batches():
-                assert not batch.gaps
-                attributions = await chain.attributions(SANDBOX, batch.records, batch.since_ns)
-                async with watched.more:
-                    watched.found.extend(zip(batch.records, attributions, strict=True))
-                    watched.more.notify_all()
+            async def read() -> None:
+                async for batch in source.batches():
+                    assert not batch.gaps
+                    attributions = await chain.attributions(SANDBOX, batch.records, batch.since_ns)
+                    async with watched.more:
+                        watched.found.extend(zip(batch.records, attributions, strict=True))
+                        watched.more.notify_all()
 
-        reading = asyncio.create_task(read())
-        try:
-            yield watched
-        finally:
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
+            reading = asyncio.create_task(read())
+            try:
+                yield watched
+            finally:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reading
