@@ -2,8 +2,8 @@
 
 ``same ADDRESS TIMES [PAUSE]``: TIMES datagrams to one address. ``distinct OCTET TIMES [PAUSE]``:
 TIMES datagrams, each to another pair of address and port. PAUSE is in seconds, after each
-thousand. ``users FIRST TIMES``: one datagram from each of TIMES users. ``rare SECONDS``: attempts
-at random times, each of a unique kind; prints them as JSON.
+thousand. ``users FIRST TIMES``: one datagram from each of TIMES users. ``rare TIMES``: attempts at
+random times, each of a unique kind; prints them as JSON.
 """
 
 from __future__ import annotations
@@ -87,13 +87,10 @@ def flood_as_users(first: int, number: int) -> None:
                 sock.sendto(b"flood", (FLOODED[0], PORT))
 
 
-def try_rare(seconds: float) -> list[Rare]:
+def try_rare(times: int) -> list[Rare]:
     made: list[Rare] = []
-    end = time.monotonic() + seconds
-    number = 0
-    while time.monotonic() < end:
+    for number in range(1, times + 1):
         time.sleep(random.uniform(0, 0.1))
-        number += 1
         uid, protocol, port = 0, socket.IPPROTO_UDP, PORT
         address = FLOODED[0]
         match random.choice(("uid", "destination", "port", "protocol", "tcp")):
@@ -145,7 +142,7 @@ def start(namespace: Namespace, *arguments: str) -> subprocess.Popen[bytes]:
 
 def made(program: subprocess.Popen[bytes]) -> list[Rare]:
     """Wait for the program of rare attempts, and return its attempts."""
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=300)
     rare: list[Rare] = orjson.loads(output)
     return rare
 
@@ -159,4 +156,4 @@ if __name__ == "__main__":
     elif what == "users":
         flood_as_users(int(argument), int(more[0]))
     else:
-        sys.stdout.buffer.write(orjson.dumps(try_rare(float(argument))))
+        sys.stdout.buffer.write(orjson.dumps(try_rare(int(argument))))
