@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.kernel import inside, socket_heirs, socket_kinds, socket_ports
 
 if TYPE_CHECKING:
+    from threading import Event
     from types import ModuleType
 
     from ocsf_nft.netns import Namespace
@@ -51,8 +52,13 @@ class Program:
         self._process.stdout.close()
 
 
-def start(namespace: Namespace, scenario: str, *, uid: int = 1000) -> Program:
-    """Run a scenario as a user, and wait until it has printed its line."""
+def start(
+    namespace: Namespace, scenario: str, *, uid: int = 1000, recorded: Event | None = None
+) -> Program:
+    """Run a scenario as a user, and wait until it has printed its line.
+
+    Send it a line when the test has set ``recorded``, because it has the record of the attempt.
+    """
     module = next(each for each in _SCENARIOS if hasattr(each, scenario))
     # In the command line: the user may have no permission to read the folder of these files.
     texts = json.dumps([_text(inside), _text(module)])
@@ -67,7 +73,12 @@ def start(namespace: Namespace, scenario: str, *, uid: int = 1000) -> Program:
             extra_groups=[],
         )
     )
+    assert process.stdin is not None
     assert process.stdout is not None
+    if recorded is not None:
+        recorded.wait()
+        process.stdin.write("\n")
+        process.stdin.flush()
     return Program(process, json.loads(process.stdout.readline()))
 
 

@@ -25,6 +25,11 @@ def print_pids(**pids: object) -> None:
     sys.stdout.flush()
 
 
+def wait_for_record() -> None:
+    """Wait until the test has the record of the attempt, or until standard input ends."""
+    os.read(0, 1)
+
+
 def stay() -> NoReturn:
     """Run until standard input ends, then exit."""
     while os.read(0, 4096):

@@ -32,7 +32,7 @@ Ending: TypeAlias = Literal["exits", "stays"]
 _NUMBERS: Final = {"tcp": 6, "udp": 17}
 _FIRST_PORT: Final = 1024
 _USER: Final = 1000
-_SECONDS: Final = 10.0
+_SECONDS: Final = 60.0
 
 
 @dataclass

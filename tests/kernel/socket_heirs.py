@@ -19,6 +19,7 @@ from tests.kernel.inside import (
     print_pids,
     stay,
     udp_socket,
+    wait_for_record,
 )
 
 _CLONE_FILES: Final = 0x400
@@ -39,7 +40,10 @@ def forked_after() -> None:
     """Send as a parent, and fork a child afterwards."""
     sock = udp_socket()
     attempt(sock)
-    time.sleep(1)  # the record may be read late; the child's start time must be later than that
+    # The record has the time at which it was read. The child's start time, which is inexact, must
+    # be later than that.
+    wait_for_record()
+    time.sleep(0.05)
     child = fork(stay)
     print_pids(sender=os.getpid(), child=child)
     stay()
