@@ -75,7 +75,7 @@ def refused(namespace: Namespace) -> int:
 
 def attempt(namespace: Namespace, uid: int, times: int, *kinds: str) -> None:
     """Make each kind of attempt ``times`` times, as the user ``uid``."""
-    if namespace.call(lambda: _program(uid, times, *kinds)).wait(30) != 0:
+    if namespace.call(lambda: _program(uid, times, *kinds)).wait(120) != 0:
         raise RuntimeError("the attempts were not made")
 
 

@@ -87,7 +87,7 @@ def _directory(process: subprocess.Popen[bytes], parent: Path) -> Path:
     """Return the journal folder once journald has created its file and read up to now."""
     marker = f"journald is to reach {secrets.token_hex(8)}"
     kernel_log.write(marker)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = list(parent.glob("*/system.journal"))
         if found and _holds(found[0].parent, marker):

@@ -109,9 +109,9 @@ def _long_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _reported_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Report each flow's first packet alone, and all others together when the service stops."""
-    monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 60 * _SECOND)
-    monkeypatch.setattr(report_schedule, "OVER_NS", 60 * _SECOND)
-    monkeypatch.setattr(flow_report, "OVER_NS", 60 * _SECOND)
+    monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 600 * _SECOND)
+    monkeypatch.setattr(report_schedule, "OVER_NS", 600 * _SECOND)
+    monkeypatch.setattr(flow_report, "OVER_NS", 600 * _SECOND)
 
 
 # A report between the packets would make their sender uncertain.
@@ -122,7 +122,7 @@ async def test_packets_of_one_event_are_counted_for_their_senders(lab: Lab, tmp_
     for (port, pid), times in truth.items():
         is_named = port in {_SILENT, _FRAMES} or reported.sure[port, pid] == times
         assert is_named, f"{times} of {pid} to {port}: {reported.events[port]}"
-    assert sum(times for (port, _), times in reported.named.items() if port == _SILENT) < 100
+    assert sum(times for (port, _), times in reported.named.items() if port == _SILENT) < 200
 
 
 async def test_packets_around_a_reading_are_counted_for_their_senders(
@@ -169,7 +169,7 @@ async def _reported(
     program = program.replace("{flood_flows}", str(flood_flows))
     config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(state_dir)}, where="test")
     reported = _Reported(Counter(), Counter(), Counter(), defaultdict(list))
-    async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(40):
+    async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(300):
         running = asyncio.create_task(asyncio.to_thread(_run, lab, program))
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
@@ -190,7 +190,7 @@ def _run(lab: Lab, program: str) -> Counter[tuple[int, int]]:
             [*scripted.BY, f"{scripted.START}\n{program}"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=240,
             check=True,
         )
     )

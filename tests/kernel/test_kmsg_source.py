@@ -14,7 +14,7 @@ from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, refused
-from tests.kernel.reading import assert_nothing_left_open, dropped, until, until_quiet
+from tests.kernel.reading import assert_nothing_left_open, dropped, joined, until, until_quiet
 
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
@@ -87,7 +87,8 @@ async def test_kmsg_source_counts_dropped_records_after_an_overrun(
         batches = source.batches()
         start = (await anext(batches)).cursor
         attempt(namespace, 0, 5_000, "flood")
-        read = await until_quiet(batches)
+        read = await until(batches, lambda batch: len(batch.records) + dropped(batch) >= 5_000)
+        read = joined(read, await until_quiet(batches))
     assert start is not None
     assert read.cursor is not None
     logged = int(read.cursor.rsplit(":", 1)[1]) - int(start.rsplit(":", 1)[1])
@@ -107,7 +108,9 @@ async def test_kmsg_source_resumes_without_missing_or_repeated_records(
     attempt(namespace, 0, 5, "udp6")
     async with Kmsg(names, first.cursor) as source:
         attempt(namespace, 0, 3, "tcp4")
-        second = await until_quiet(source.batches())
+        batches = source.batches()
+        second = await until(batches, lambda batch: len(batch.records) >= 8)
+        second = joined(second, await until_quiet(batches))
     async with Kmsg(names, second.cursor) as source:
         third = await until_quiet(source.batches())
     assert [record.protocol for record in second.records] == [17] * 5 + [6] * 3
@@ -122,7 +125,7 @@ async def test_kmsg_cursor_advances_without_records(sandbox: str) -> None:
         batches = source.batches()
         start = await anext(batches)
         kernel_log.write("<14>of no interest")
-        moved = await until(batches, lambda batch: batch.cursor is not None, seconds=5)
+        moved = await until(batches, lambda batch: batch.cursor is not None)
     assert start.cursor != moved.cursor
 
 
@@ -146,6 +149,7 @@ async def test_kmsg_source_finds_the_end_of_a_long_ring_in_several_steps(
 ) -> None:
     for _ in range(3):
         kernel_log.write("<14>of no interest")
+    monkeypatch.setattr(kmsg_source, "_SCAN_NS", 60_000_000_000)
     async with Kmsg(frozenset({sandbox})) as source:
         end = source._next
     monkeypatch.setattr(kmsg_source, "_BATCH_RECORDS", 2)
