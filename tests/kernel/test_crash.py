@@ -10,7 +10,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import nats
@@ -75,9 +75,20 @@ async def load(lab: Lab, sent: list[int], ports: int = PORTS) -> AsyncIterator[N
             await process.wait()
 
 
-async def start_run(config: Path, under: Sequence[str]) -> asyncio.subprocess.Process:
+#: A run with a busy machine's time to deliver all events after SIGTERM.
+_PATIENT: Final = """
+from ocsf_nft.cli import main
+from ocsf_nft.service import sink_delivery
+sink_delivery._DRAIN_SECONDS = 60.0
+main()
+"""
+
+
+async def start_run(
+    config: Path, under: Sequence[str], program: Sequence[str] = command.COMMAND
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *under, *command.COMMAND, "run", "--config", str(config),
+        *under, *program, "run", "--config", str(config),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=1 << 20,
     )  # fmt: skip
 
@@ -95,15 +106,15 @@ async def run_and_kill(config: Path, under: Sequence[str], seconds: float) -> No
 
 async def run_until_delivered(config: Path, under: Sequence[str], has_all: Any) -> None:
     """Run until the sinks have all events, then stop in the regular way."""
-    process = await start_run(config, under)
+    process = await start_run(config, under, (sys.executable, "-c", _PATIENT))
     assert process.stderr is not None
     reading = asyncio.create_task(process.stderr.read())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             while not await has_all():  # noqa: ASYNC110 - the state of another process
                 await asyncio.sleep(0.2)
         process.terminate()
-        code = await asyncio.wait_for(process.wait(), 30)
+        code = await asyncio.wait_for(process.wait(), 180)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
