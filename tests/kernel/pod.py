@@ -190,13 +190,13 @@ class World:
         for each in self._sockets:
             each.close()
 
-    def reached(self, number: int = 0) -> list[tuple[str, int]]:
+    def reached(self, seconds: float = 0, number: int = 1) -> list[tuple[str, int]]:
         """Return the sorted protocols and ports that were reached since the last call.
 
-        Wait at most a minute until there are ``number`` of them.
+        Wait at most ``seconds`` until there are ``number`` of them.
         """
         found: list[tuple[str, int]] = []
-        until = time.monotonic() + 60
+        until = time.monotonic() + seconds
         while True:
             left = max(0, until - time.monotonic()) if len(found) < number else 0
             ready, _, _ = select.select(self._sockets, (), (), left)

@@ -149,7 +149,7 @@ async def test_each_process_is_named_for_its_own_packets(
     async with watching(lab) as watched:
         one, other = await asyncio.to_thread(scripted.run, lab, program)
 
-        def found() -> list[tuple[int | None, int | None, str]]:
+        def found() -> list[tuple[int | None, int | None, str | None]]:
             return [
                 (record.source_port, None if by.process is None else by.process.pid, by.confidence)
                 for record, by in watched.found

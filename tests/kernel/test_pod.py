@@ -106,7 +106,7 @@ def test_example_refuses_and_reports_the_direct_attempt_of_the_agent(
             world.reached()
             with _container(pod, "agent"):
                 # The attempt through the proxy succeeds; the direct attempt after it fails.
-                assert world.reached(1) == [("tcp4", 443)]
+                assert world.reached(60) == [("tcp4", 443)]
                 (event,) = _until(lambda: _activities_of_processes(output))
     assert event["dst_endpoint"]["ip"] == "192.0.2.7"
     assert event["actor"]["user"]["uid"] == "10001"
@@ -128,7 +128,7 @@ def test_only_the_proxys_user_gets_out_and_each_attempt_is_reported(
     _start_init_container(pod)
     with _watched(pod, output) as watching:
         assert set(_attempt_all(pod, "proxy").values()) == {"out"}
-        assert len(world.reached(len(_WAYS))) == len(_WAYS)
+        assert len(world.reached(60, len(_WAYS))) == len(_WAYS)
         for name in ("agent", "fence"):
             for (kind, _, _), outcome in _attempt_all(pod, name).items():
                 assert outcome == _REFUSALS[kind]
