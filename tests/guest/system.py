@@ -81,7 +81,7 @@ _JOURNAL: Final = "[Service]\nSupplementaryGroups=systemd-journal\n"
 #: Python has the same path as on this machine, which may be below a home directory.
 _PYTHON: Final = "[Service]\nProtectHome=read-only\n"
 #: Shorter than the timeout of a test, and longer than a busy machine holds up the run.
-_WATCHDOG: Final = "[Service]\nWatchdogSec=120\n"
+_WATCHDOG: Final = "[Service]\nWatchdogSec=40\n"
 #: A unit starts slowly in an emulated machine, and this machine may be busy.
 _SLOW: Final = "[Manager]\nDefaultTimeoutStartSec=600\n"
 _NETWORK: Final = """[Unit]
