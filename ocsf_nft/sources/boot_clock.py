@@ -51,7 +51,7 @@ class KernelClock:
         self._limit_ns = 0
         self._limited_ns = 0
         self._last_ns = 0
-        #: The difference is certainly not less than this.
+        #: The difference is not less than this, unless every record of a proof was read late.
         self._proven_ns = 0
         #: How much the latest result can be too late, because the first records were read late.
         self.unproven_ns = 0
