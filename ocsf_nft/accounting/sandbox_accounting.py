@@ -169,7 +169,8 @@ class SandboxAccount:
 
         The time is in ns since the epoch, UTC.
         """
-        return min((account.read_ns for account in self.rules.values()), default=None)
+        # Of any rule: a reading lacks the rules whose counters no longer exist.
+        return max((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
         """Return the numbers of counted, reported and pending packets for each rule.

@@ -223,13 +223,15 @@ def test_packets_unreported_before_a_restart_are_reported_after_it(
     assert [each.packets for each in attempts(_due(taken, 2))] == [1]
 
 
-def test_reading_of_two_rules_is_as_old_as_the_older(account: SandboxAccount) -> None:
+def test_rule_that_is_gone_does_not_keep_the_time_of_the_last_reading(
+    account: SandboxAccount,
+) -> None:
     one = reading({}, NOW + SECOND)
     observe(
         account,
         dataclasses.replace(one, rules={"link": one.rules[RULE]}, epochs={"link": "boot:1"}),
     )
-    assert account.read_ns == NOW
+    assert account.read_ns == NOW + SECOND
 
 
 def test_balance_has_no_dropped_record_when_records_are_ahead_of_the_reading(

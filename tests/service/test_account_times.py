@@ -65,6 +65,23 @@ async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
         assert pauses == ["Collection Gap"] * is_reported
 
 
+async def test_rule_that_is_gone_causes_no_gap_at_each_reading(tmp_path: Path) -> None:
+    class WithGuard(_Counters):
+        def read(self) -> Reading:
+            found = super().read()
+            (rule,) = found.rules.values()
+            more = {"guard": rule} if self.readings == 1 else {}
+            epochs = {**found.epochs, **dict.fromkeys(more, "boot:2")}
+            return replace(found, rules={**found.rules, **more}, epochs=epochs)
+
+    counters, sink = WithGuard(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        for _ in range(4):
+            await account._observe()
+            counters.at_ns += 4 * SECOND
+    assert sink.of_class(6002) == []
+
+
 async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     tmp_path: Path,
 ) -> None:
