@@ -20,8 +20,8 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 class Aggregation:
     """Description of several flows that are reported as one attempt.
 
-    ``reason`` is the reason why they are not reported separately. ``flows`` is the number of these
-    flows; None if unknown. ``sample`` has some of the flows.
+    ``reason`` is the reason why the flows are not reported separately. ``flows`` is the number of
+    these flows; None if unknown. ``sample`` has some of the flows.
     """
 
     reason: AggregationReason
@@ -31,7 +31,7 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Series of attempts of one flow, without a pause between the attempts.
+    """Series of attempts of one flow, without a long pause between the attempts.
 
     An attempt is the refused packets of the flow in one time window.
     """

@@ -13,8 +13,9 @@ _TRIES: Final = 10
 def epoch_of(clock: int) -> int:
     """Return the wall-clock time (ns since the epoch) at which a kernel clock was 0.
 
-    A reading of ``clock`` (such as ``time.CLOCK_BOOTTIME``) plus the result is the reading's
-    wall-clock time. The sum is wrong for readings made before the wall clock was last set.
+    ``clock`` is the clock's number, such as ``time.CLOCK_BOOTTIME``. To convert a reading of this
+    clock to wall-clock time, add the result. The sum is wrong for readings made before the wall
+    clock was last set.
     """
     # For CLOCK_MONOTONIC, the sum is also wrong for readings made before the last suspend.
     width_ns, epoch_ns = _read(clock)

@@ -35,9 +35,9 @@ _LOG_BYTES: Final = 16 << 20
 class Database:
     """SQLite database that restores its file, with all data, if the file is deleted or replaced.
 
-    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process; with FULL,
-    also a power cut. With ``is_exclusive``, only one process at a time can open the file for
-    writing.
+    A committed transaction survives a crash of the process. If ``synchronous`` is FULL, the
+    transaction also survives a power cut. With ``is_exclusive``, only one process at a time can
+    open the file for writing.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Database:
         """Open the database file; create a missing file, rename and replace a damaged file.
 
         With ``read_only``, no file is created or renamed, and every failure raises SourceError.
-        Otherwise raises ClosedError if another process has locked the file for writing, else
-        DeliveryError.
+        Without ``read_only``, raises ClosedError if another process has locked the file for
+        writing, and DeliveryError for any other failure.
         """
         # With read_only, damage of the file is not found here, but at the first transaction.
         self._is_read_only = read_only
@@ -102,7 +102,7 @@ class Database:
             self.path.parent.rmdir()
 
     def is_replaced(self) -> bool:
-        """Return true if another file is now at the database's path; false if no file is there."""
+        """Return true if the database's path has a file that is not the opened database file."""
         try:
             return self._file_identity() != self._identity
         except OSError:
@@ -136,9 +136,9 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises ClosedError if the file is damaged (the next :meth:`open` quarantines it), or locked
-        by another process. Other failures raise DeliveryError. If the file is open read-only, all
-        failures raise SourceError.
+        If the file is open read-only, every failure of the database raises SourceError. Otherwise,
+        raises ClosedError if the file is damaged or another process has locked it. Raises
+        DeliveryError for other failures. The next :meth:`open` renames a damaged file.
         """
         try:
             with self.raw_transaction() as connection:

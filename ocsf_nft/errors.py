@@ -42,7 +42,7 @@ class SourceError(OcsfNftError):
 
 
 class DeliveryError(OcsfNftError):
-    """Failure to write or send, for example to a full disk; a later retry may succeed.
+    """Failure to write or send, for example because a disk is full; a later retry may succeed.
 
     ``after_seconds`` is the pause that the receiver requested before the retry, or None.
     """

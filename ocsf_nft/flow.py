@@ -39,11 +39,11 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of a packet counter, which is an entry of an nftables set.
+    """Key of a packet counter, which is an element of an nftables set.
 
     Each firewall rule has one set of each ``kind``: ``flows4`` for IPv4 flows, ``flows6`` for IPv6
-    flows, and ``others``. ``others`` has packets that are not IP, and IP packets without a free
-    slot. ``data`` has the key's bytes.
+    flows, and ``others``. ``others`` counts packets that are not IP, and IP packets without a free
+    slot in the other sets. ``data`` has the key's bytes.
     """
 
     kind: Kind
@@ -74,8 +74,8 @@ class Element(NamedTuple):
 class RuleReading:
     """Values of the kernel counters of one firewall rule, from one reading of these counters.
 
-    In a permissive fence, which allows all packets, "refused" means that the rule would have
-    refused them.
+    A permissive fence allows all packets. Its "refused" packets are those that an enforcing fence
+    would refuse.
     """
 
     #: All refused packets, read before the elements.
@@ -95,8 +95,8 @@ class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
     Both times are in ns since 1970 (UTC). The keys of ``rules`` and ``epochs`` are results of
-    :func:`account_name`, such as ``egress``. A text in ``epochs`` changes if the rule's counters
-    are created again.
+    :func:`account_name`, such as ``egress``. A value of ``epochs`` is a text that identifies a
+    rule's counters. The text changes if these counters are created again, at zero.
     """
 
     #: Texts that identify the counters: a text changes if its counters are created again, at zero.
@@ -166,8 +166,8 @@ def flow(key: Key) -> Flow:
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
     """Return a copy of a counter reading in which ``map_uid`` has converted each user id.
 
-    ``map_uid`` converts an id from the sandbox's user namespace to this process's. Counters whose
-    keys become equal are added up.
+    ``map_uid`` converts an id from the sandbox's user namespace to the user namespace of this
+    process. If keys become equal, their counters are added up.
     """
     return replace(
         reading,
@@ -200,8 +200,8 @@ def _map_element_uids(
 def keys(record: Record) -> tuple[Key, ...]:
     """Return the counter keys under which the kernel may have counted the packet of a log record.
 
-    The first key is the most likely: it has all details. The :func:`fallback_keys` of this key
-    follow.
+    The first key is the most likely: it has all details. The other keys are the
+    :func:`fallback_keys` of the first key.
     """
     uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)

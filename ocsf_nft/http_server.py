@@ -98,8 +98,8 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        If too many connections are open, the one that has waited longest for its client is closed.
-        If none waits for its client, the new connection is refused.
+        If too many connections are open, the connection that has waited longest for its client is
+        closed. If no connection waits for its client, the new connection is refused.
         """
         server = self._runner.server
         if server is None:  # the server has stopped

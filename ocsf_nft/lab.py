@@ -153,8 +153,8 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 def set_sysctls() -> None:
     """Reset sysctls that the calling thread's network namespace may have inherited from the host.
 
-    Most of them get the kernel's default. A few for IPv6 differ: for example, a new address is
-    usable at once.
+    Most of them get the kernel's default value. Some IPv6 sysctls get another value, for example so
+    that a new address is usable at once.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")

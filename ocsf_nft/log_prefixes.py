@@ -31,7 +31,7 @@ _CACHED: Final = 1024
 class Meaning:
     """Sandbox, rule and verdict that a log prefix of another firewall stands for.
 
-    ``sandbox`` is None if the prefix names no sandbox.
+    ``sandbox`` is None if the prefix does not identify a sandbox.
     """
 
     sandbox: str | None
@@ -43,8 +43,8 @@ class Meaning:
 class Configured:
     """Row that the configuration adds to the table of log prefixes.
 
-    The row is for all prefixes that begin with the literal text ``begins``. If ``rule`` is None,
-    the whole prefix is the name of the rule.
+    The row applies to all prefixes that begin with the literal text ``begins``. If ``rule`` is
+    None, the whole prefix is the name of the rule.
     """
 
     begins: str
@@ -88,8 +88,9 @@ _WORD: Final = re.compile(r"[^\W_]+")
 class Prefixes:
     """Table that decodes the log prefixes of other firewalls.
 
-    Configured rows are tried before built-in rows, the longest prefix text (``begins``) first.
-    Raises UsageError if two configured rows have the same ``begins``.
+    Configured rows are tried before built-in rows. Among the configured rows, the row with the
+    longest ``begins`` is tried first. Raises UsageError if two configured rows have the same
+    ``begins``.
     """
 
     def __init__(self, configured: Sequence[Configured] = ()) -> None:
@@ -109,10 +110,10 @@ class Prefixes:
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
-        """Return a packet's log record with the sandbox, rule and verdict from its log prefix.
+        """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
-        If the prefix is unknown, only the verdict is set, to ``log``. A record of ocsf-nft is
-        returned unchanged: unlike one of ufw, it already has these values.
+        If the prefix is unknown, only the verdict is set, to ``log``. A record of an ocsf-nft fence
+        already has these values, and is returned unchanged.
         """
         if record.sandbox is not None:  # the record of a fence already has these values
             return record
@@ -160,7 +161,7 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that the words of a log prefix name; None if they name none.
+    """Return the verdict that a log prefix contains as a word; None if it contains no such word.
 
     For example, the word "DROP" means ``drop``. If the words contradict each other, return ``log``
     (unknown verdict).

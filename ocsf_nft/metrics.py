@@ -80,7 +80,7 @@ _SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
 
 
 def exposition(found: Sequence[Status]) -> bytes:
-    """Return the metrics of sandboxes in Prometheus' text format; ``found`` is their status."""
+    """Convert the status of sandboxes (``found``) to metrics in Prometheus' text format."""
     return _text(_of_sandboxes(found))
 
 

@@ -99,7 +99,7 @@ def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
 def raise_for_error(payload: memoryview) -> None:
     """Raise OSError with the error code in the payload of an NLMSG_ERROR message.
 
-    If the code is 0 (an acknowledgement), return.
+    The code 0 is an acknowledgement, and raises no error.
     """
     (code,) = struct.unpack_from("=i", payload)
     if code:

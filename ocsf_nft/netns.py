@@ -55,7 +55,7 @@ class Namespace:
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` inside the network namespace; wait for its end and return its result.
+        """Run ``work`` inside the network namespace; return the result when ``work`` has ended.
 
         Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered.
         Exceptions of ``work`` are raised unchanged.
@@ -79,8 +79,8 @@ def named(name: str) -> Namespace:
 def in_scratch(work: Callable[[], T]) -> T:
     """Run ``work`` inside a new, empty network namespace; return the result of ``work``.
 
-    The kernel deletes the namespace after the end of ``work``. Raises UnsupportedError without
-    CAP_SYS_ADMIN, and any exception of ``work``.
+    The kernel deletes the namespace after the end of ``work``. Raises UnsupportedError if the
+    process lacks CAP_SYS_ADMIN. Exceptions of ``work`` are raised unchanged.
     """
     _require_linux()
     return _in_thread(_unshare, work)

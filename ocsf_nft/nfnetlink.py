@@ -83,9 +83,9 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Not thread-safe. If the kernel refuses a request, OSError is raised, and the socket can still be
-    used. Close it after any other exception, such as TimeoutError, or after an unfinished
-    :meth:`dump`: the answer may still arrive.
+    Not thread-safe. If the kernel refuses a request, OSError is raised, and the socket remains
+    usable. Close the socket after any other exception, such as TimeoutError, and after an
+    unfinished :meth:`dump`. In these cases, the answer may still arrive.
     """
 
     def __init__(self) -> None:
@@ -145,8 +145,9 @@ class Nftables:
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
         """Request a list of nf_tables objects; yield each message's netlink attributes.
 
-        The arguments are those of :meth:`query`. A yielded value is valid until the next. Raises
-        InterruptedDumpError at the end if the list changed meanwhile.
+        The arguments are those of :meth:`query`. A yielded value is valid only until the next value
+        is requested. Raises InterruptedDumpError at the end if the list changed while the kernel
+        sent it.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         # If the caller does not read to the end, the rest of the answer could arrive after the next
@@ -164,7 +165,7 @@ class Nftables:
                 yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
-        """Return the number of the current ruleset, which each transaction increments."""
+        """Return the ruleset's generation: a number that each transaction increments."""
         return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
 
     def table(self, family: str, name: str) -> Table | None:
@@ -185,8 +186,8 @@ class Nftables:
         """Execute all statements in one transaction of nf_tables: all of them or none.
 
         ``generation`` is the required generation number of the ruleset; None allows any. Raises
-        OSError: the kernel's error for the first rejected statement, or ERESTART for another
-        generation.
+        OSError with ERESTART if the ruleset has another generation. For rejected statements, raises
+        OSError with the kernel's error for the first of them.
         """
         first = self._sequence + 1
         head = _BATCH

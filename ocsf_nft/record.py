@@ -138,7 +138,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Result of one read of a log: records of packets, in the kernel's order."""
+    """Result of one read of a log: log records in the kernel's order, gaps and rejected lines."""
 
     records: tuple[Record, ...] = ()
     gaps: tuple[Gap, ...] = ()

@@ -1,4 +1,4 @@
-"""Network interfaces from rtnetlink. Nothing here needs a privilege.
+"""Functions that read network interfaces from rtnetlink; none of them needs a privilege.
 
 Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net/if.h``.
 """

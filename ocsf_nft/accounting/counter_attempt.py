@@ -46,7 +46,7 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     """Build an attempt (the refused packets that one event reports) from a packet counter.
 
     This function also subtracts ``packets`` from the counter's unreported packets. ``number``
-    (packets of the firewall rule in earlier events) makes the attempt's identity unique.
+    counts the firewall rule's packets in earlier events. It makes the attempt's identity unique.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -104,7 +104,7 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the details of a log record that show the kind of packet, such as ``icmp_type``.
+    """Return those details of a log record that show the kind of packet, such as ``icmp_type``.
 
     An attempt with several packets of a flow gets these details from the log record of one packet.
     """

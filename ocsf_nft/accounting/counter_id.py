@@ -54,9 +54,9 @@ class CounterId:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict on the packets in these counters: ``permit``, or None (refused).
+        """Return the verdict on these counters' packets: ``permit``, or None for refused packets.
 
-        The verdict is ``permit`` if the fence is permissive: it logs and allows what it would
-        otherwise refuse.
+        The verdict is ``permit`` if the fence is permissive: such a fence only counts and logs
+        packets, and refuses none.
         """
         return "permit" if self.is_permissive else None

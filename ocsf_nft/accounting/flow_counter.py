@@ -18,7 +18,7 @@ MAX_COUNT: Final = 1 << 62
 
 
 class FlowCounter:
-    """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
+    """State of a flow's kernel packet counter: last value, and packets that no event reports yet.
 
     Times in ns are since the epoch (UTC).
     """
@@ -58,7 +58,7 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return True if only log records, and no counter reading yet, have shown this flow."""
+        """Return True if the flow is known only from log records, not from a counter reading."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
@@ -128,7 +128,7 @@ class FlowCounter:
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes from the unreported numbers, because an event reports them."""
+        """Subtract the packets and bytes in a new event from the unreported packets and bytes."""
         # If a log record has a wrong length, the bytes of the next event make up the difference.
         self.unreported_packets -= packets
         self.unreported_bytes -= octets

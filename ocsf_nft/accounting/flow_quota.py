@@ -17,7 +17,8 @@ _MAX_USERS: Final = 256
 class Quota:
     """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
 
-    The limit has room for 256 users at a time. Flows of further users are not reported separately.
+    At most 256 users at a time have such a limit. Flows of all other users are not reported
+    separately.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class Quota:
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Return True if one more flow of a user may be reported separately, and count it.
+        """Return True if one more flow of a user may be reported separately; then count the flow.
 
         ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic clock.
         """

@@ -99,8 +99,9 @@ class FlowReport:
     def is_young(self, reading: int, now_ns: int) -> bool:
         """Return True if the flow is too new for an event.
 
-        A flow without a log record waits for three counter readings (at most 60 seconds). Its
-        packets may turn out to belong to another flow. ``reading`` is the latest reading's number.
+        A flow without a log record waits for three counter readings (at most 60 seconds). These
+        readings may show that its packets belong to another flow. ``reading`` is the number of the
+        latest reading.
         """
         # A packet with an incomplete header may be counted for this flow, but logged as another.
         # Then the other flow's event reports it, and it is later subtracted from this flow. A flow
@@ -116,10 +117,10 @@ class FlowReport:
         return self.is_unlogged and begun_ns is not None and now_ns - begun_ns < wait_ns
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Store a kernel log record as the flow's latest, and its packet's sending process.
+        """Store a kernel log record as the flow's latest one, with the attribution of its packet.
 
-        Packets up to ``last_ns`` are counted for the next event. The previous record remains
-        available for this event if its packet is one of them.
+        The next event reports the packets up to ``last_ns``. The previous record remains available
+        for this event if the event reports that record's packet.
         """
         self._save_record(last_ns)
         self.record = record
@@ -149,7 +150,7 @@ class FlowReport:
         """Return the newest log record that fits the flow's next event; None if no record fits.
 
         The event reports the packets from ``since_ns`` to ``last_ns``. A record fits if its packet
-        is one of these.
+        is one of these packets.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -173,8 +174,8 @@ class FlowReport:
     def set_growing(self) -> None:
         """Mark the flow as growing: it has new packets.
 
-        This method stores no time. The next call of :meth:`is_due` or :meth:`is_over` stores its
-        argument ``now_ns`` as the time of the new packets.
+        The time of these packets is set later, by the next call of :meth:`is_due` or
+        :meth:`is_over`. It is the ``now_ns`` of that call.
         """
         self._is_growing = True
 
@@ -262,7 +263,7 @@ class FlowReports(dict["Key", FlowReport]):
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return True if a new flow may have its own events, and count the flow toward the limits.
+        """Return True if a new flow may have its own events; then count it toward the limits.
 
         Otherwise the flow must share events with other flows. ``now_ns`` is of a monotonic clock.
         """
@@ -328,7 +329,7 @@ class FlowReports(dict["Key", FlowReport]):
     ) -> Attempt:
         """Mark the packets in ``attempt`` as reported; return ``attempt`` with the flow's incident.
 
-        An incident is repeated refused packets of one flow. An ``attempt`` of several flows is
+        An incident is a series of one flow's refused packets. An ``attempt`` of several flows is
         returned unchanged. ``now_ns`` is monotonic; ``last_ns`` (UTC) is the last packet's time.
         """
         report.mark_reported(now_ns, last_ns)

@@ -1,6 +1,7 @@
 """Conversion of open incidents and scans to JSON text for the state database, and back.
 
-An incident is a series of a flow's refused packets. The end of an open one is not reported yet.
+An incident is a series of a flow's refused packets. The end of an open incident is not reported
+yet.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def encode(opened: OpenEntry) -> str:
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
     """Convert a JSON text of :func:`encode` back to the open incident or scan.
 
-    The result's ``counter_id`` is not in the text. Raises ValueError, or another error of
-    ``state_db._DAMAGE``, if the text is damaged.
+    The text does not contain ``counter_id``, so it is an argument. Raises ValueError, or another
+    error in the tuple ``state_db._DAMAGE``, if the text is damaged.
     """
     state = json.loads(text)
     if "fan_out" in state:

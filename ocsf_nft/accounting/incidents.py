@@ -25,8 +25,9 @@ def extend_incident(
 ) -> IncidentEnd:
     """Extend a flow's incident (its repeated refused packets) by ``attempt``, the latest packets.
 
-    ``before`` is None for a new incident. The returned end is valid until more packets follow.
-    ``is_finding`` decides whether the incident gets a Detection Finding event.
+    ``before`` is the incident so far; None for a new incident. The result describes the end of the
+    incident, unless more packets follow. ``is_finding`` decides whether the incident gets a
+    Detection Finding event.
     """
     identity = attempt.record.origin.identity
     incident = (

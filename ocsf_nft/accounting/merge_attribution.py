@@ -54,9 +54,9 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Return at most 16 processes that may have sent packets, and the minimum number of others.
+    """Return at most 16 possible senders from both attributions, and the minimum number of others.
 
-    Both arguments name such processes. This function selects the processes that started last.
+    If there are more than 16 possible senders, the processes that started last are selected.
     """
     # `first` is the attribution of the flow's earlier packets, `last` that of its latest packets.
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)

@@ -32,7 +32,7 @@ class OpenIncident(NamedTuple):
 
 
 class OpenFanOut(NamedTuple):
-    """Scan (fan-out) with an emitted Create event and no Close event yet."""
+    """Scan (one user, many destinations) with a Create event and no Close event yet."""
 
     #: Counters of the firewall rule that refused the packets.
     counter_id: CounterId

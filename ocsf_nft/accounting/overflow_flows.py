@@ -39,7 +39,7 @@ class OverflowFlows:
         """Let a flow share events with its user's other flows, because there are too many flows.
 
         The flow's unreported packets move from ``counter`` to a common counter of the Linux user.
-        For new packets, call this method again.
+        If the flow gets new packets, call this method again.
         """
         decoded = None if key in self._users else flow(key)
         uid = self._users[key] if decoded is None else decoded.uid

@@ -1,6 +1,6 @@
-"""Settings: which flows get events of their own, and which also a Detection Finding event.
+"""Settings that select flows for separate events and for Detection Finding events.
 
-The number of flows with events of their own is limited. The limit is higher for flows to preferred
+The number of flows with separate events is limited. The limit is higher for flows to preferred
 destinations. The other flows share events.
 """
 
@@ -23,10 +23,10 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings: which flows get events of their own, and which also a Detection Finding event.
+    """Settings that select flows for separate events and for Detection Finding events.
 
-    The number of flows with events of their own is limited; the limit is higher for flows to
-    ``destinations``. ``is_finding`` decides on Detection Finding events.
+    The number of flows with separate events is limited. The limit is higher for flows to
+    ``destinations``. ``is_finding`` decides which incidents get a Detection Finding event.
     """
 
     #: IP addresses. Flows to them have a reserve of separate events beyond the common limit.

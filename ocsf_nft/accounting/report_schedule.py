@@ -16,8 +16,8 @@ OVER_NS: Final = 10 * _SECOND
 class Schedule:
     """Schedule of the events about one flow; the interval doubles each time, up to 60 seconds.
 
-    Create the schedule when an event is emitted, at ``now_ns``. ``times`` is the number of the
-    flow's events so far, including this one.
+    Create the schedule when an event is emitted; ``now_ns`` is the time of this event. ``times`` is
+    the number of the flow's events so far, including this event.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")

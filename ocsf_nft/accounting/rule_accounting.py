@@ -67,8 +67,8 @@ class RuleAccount:
     ) -> None:
         """Create an empty account for the packet counters of one firewall rule.
 
-        ``opened`` collects unfinished series of events for storage. No packet was counted before
-        ``begun_ns``. ``priority`` selects flows for events of their own. ``add_attribution`` is
+        ``opened`` collects open incidents and scans for storage. No packet was counted before
+        ``begun_ns``. ``priority`` selects flows for separate events. ``add_attribution`` is
         called exactly once for each attempt, and adds the sending process.
         """
         self.epoch = counter_id.epoch
@@ -112,10 +112,10 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a refused packet's log record; return the content of its event, if due at once.
+        """Process a log record of a refused packet; return an attempt if its event is due at once.
 
-        Usually, a flow's first packet gets an event at once. Otherwise return None: a later event
-        reports the packet. ``attribution`` names the sending process.
+        Return None if a later event reports the packet. Usually, only a flow's first packet gets
+        an event at once. ``attribution`` names the sending process.
         """
         self.received += 1
         key = keys(record)[0]
@@ -155,8 +155,8 @@ class RuleAccount:
     def take_over(self, before: RuleAccount) -> None:
         """Move some flows to this account from ``before``, the account of the rule's old counters.
 
-        A flow is moved if an event reported a packet that the new counters may still count. This
-        prevents a second report.
+        A flow is moved if an event reported a packet that the new counters may still count. The
+        move prevents a second report of this packet.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -182,7 +182,7 @@ class RuleAccount:
             self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
-        """Process a reading of the rule's counters, which lasted from ``began_ns`` to ``ended_ns``.
+        """Process a counter reading of the rule, made between ``began_ns`` and ``ended_ns``.
 
         The iterator yields after each step of the work, so that other tasks can run.
         """
@@ -311,8 +311,9 @@ class RuleAccount:
     def _mark_missing(self, key: Key, began_ns: int) -> None:
         """Mark the flow ``key`` as missing from the latest counter reading, begun at ``began_ns``.
 
-        A fully reported flow is removed after two such readings, if its element has expired or the
-        set is crowded. An unread flow is only marked.
+        After two such readings, a fully reported flow is removed if its set element has expired. It
+        is also removed if too many flows are stored. A flow that no reading has shown yet is not
+        removed.
         """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
@@ -330,10 +331,10 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Avoid a second report of packets logged as one flow, but counted as another.
+        """Avoid a second report of packets that are logged as one flow, but counted as another.
 
-        An event of the first flow reports the packets, so the second flow's counter is reduced.
-        With ``closing``, a counter with too few packets is reduced.
+        An event of the logged flow reports the packets, so the other flow's counter is reduced.
+        With ``closing``, this counter is reduced even if it has too few packets.
         """
         # This happens, for example, if the nftables set has no free slot for the first flow.
         unlogged: UnloggedFlows | None = None
@@ -381,8 +382,9 @@ class RuleAccount:
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
         """Update the number of packets that were counted for the rule, but for no flow.
 
-        This happens if the nftables set is full, or the kernel has deleted an entry. ``began_ns``,
-        the start of ``reading``, becomes the time of new packets in the overflow counter.
+        There are such packets if the nftables set is full, or if the kernel has deleted an entry.
+        ``began_ns`` is the start of ``reading``. It becomes the time of new packets that found a
+        full set.
         """
         if self.overflow.counter.grow(*reading.overflow):
             # This counter has the packets that found a full set. The kernel gives no time for it.
@@ -392,10 +394,10 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Update the count of packets in entries that the kernel deleted before they were read.
+        """Update the number of packets in set entries that the kernel deleted before a reading.
 
-        The number is the rule's total minus all entries: the minimum of the last eight readings.
-        With ``closing``, two readings are enough.
+        Each reading gives a number: the rule's total minus the packets in all entries. The minimum
+        of the last eight readings is used; with ``closing``, the minimum of the last two.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS

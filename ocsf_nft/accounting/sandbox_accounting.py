@@ -41,7 +41,7 @@ class SandboxAccount:
         """Create an empty account for the packets of the sandbox ``sandbox``.
 
         No packet was counted before ``begun_ns`` (ns since the epoch). ``priority`` selects flows
-        for events of their own and Detection Finding events. ``add_attribution`` is called exactly
+        for separate events and for Detection Finding events. ``add_attribution`` is called exactly
         once for each attempt, and adds the sending process.
         """
         self.sandbox = sandbox
@@ -58,8 +58,9 @@ class SandboxAccount:
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
-        ``name`` is the rule's :func:`ocsf_nft.flow.account_name`. ``epoch`` changes if the rule's
-        counters restart at zero. No packet was counted before ``begun_ns`` (Unix time).
+        ``name`` is a result of :func:`ocsf_nft.flow.account_name`, such as ``egress``. ``epoch`` is
+        a text that changes if the rule's counters restart at zero. No packet was counted before
+        ``begun_ns`` (ns since the epoch).
         """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
@@ -104,7 +105,7 @@ class SandboxAccount:
         """Return True if a log record shows that the fence has changed its mode.
 
         Each log record shows the fence's mode: ``enforcing`` or ``permissive``. The mode is new if
-        the account has no packet counters of this mode.
+        the account has packet counters of the record's rule only for the other mode.
         """
         # A rule without any counters does not show the fence's earlier mode.
         return _name(record) not in self.rules and any(
@@ -134,11 +135,11 @@ class SandboxAccount:
     def due(
         self, now_ns: int, *, closing: bool = False, record_wait_ns: int = 0
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield refused packets, scans and ended incidents (series of packets) to be reported now.
+        """Yield the attempts (refused packets), scans and ended incidents to be reported now.
 
-        ``now_ns`` is monotonic. With ``closing``, also yield all other unreported packets, and end
-        all incidents and scans. Otherwise a new flow waits up to ``record_wait_ns`` for its log
-        record.
+        ``now_ns`` is from a monotonic clock. With ``closing``, also yield all other unreported
+        packets, and end all incidents and scans. Otherwise a new flow waits up to
+        ``record_wait_ns`` for its log record.
         """
         yield from self.opened.due()
         while self._ended:
@@ -147,11 +148,11 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing, record_wait_ns=record_wait_ns)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return how many more refused packets ``reading`` shows than the previous counter reading.
+        """Return how many more packets ``reading`` shows than the previous counter reading.
 
-        The result's key ``enforcing`` has this number. Its key ``permissive`` has the number of
-        packets that the fence allowed only because it was permissive. Call this method before
-        :meth:`observe`.
+        The value of ``enforcing`` is the number of refused packets. The value of ``permissive`` is
+        the number of packets that the fence allowed only because it was permissive. Call this
+        method before :meth:`observe`.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():

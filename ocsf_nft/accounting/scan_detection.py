@@ -167,7 +167,7 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of the scan event that is due now: ``begun``, ``goes on``, or None.
+    """Return the stage (``begun`` or ``goes on``) of the scan event that is due now, or None.
 
     With ``is_over``, the scan ends now. Then the result is ``begun`` if no event has reported the
     scan yet, else None. The caller itself adds the ``ended`` event.

@@ -1,4 +1,4 @@
-"""State database of one sandbox: a SQLite file that outlives the service.
+"""State database of one sandbox: a SQLite file that remains when the service stops.
 
 One transaction stores packet counts, and the events that report the packets. All functions block;
 call them from one thread at a time.
@@ -124,8 +124,8 @@ class Changes:
 class StateDatabase:
     """SQLite file with all values of one sandbox that the service needs after a restart.
 
-    These are packet counts, open incidents, the last commit's events, and the read position in the
-    log source.
+    The values are packet counts, open incidents, the last commit's events, and the read position in
+    the log source.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,7 +161,7 @@ class StateDatabase:
 
         A damaged file is renamed, and ``account`` stays empty. Raises DeliveryError if the file
         can't be read or renamed. If the file was opened read-only, only the packet counts are
-        restored, and damage or any other failure raises SourceError.
+        restored. Then each failure, including damage of the file, raises SourceError.
         """
         try:
             self._load(account)
@@ -186,7 +186,7 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the stored read position of a source of log records; None if none is stored."""
+        """Return the stored read position of a log source; None if no position is stored."""
         with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -199,7 +199,7 @@ class StateDatabase:
         """Store changed counts, and the events that report these changes, in one transaction.
 
         The previous commit's events are deleted: the caller must have delivered them. ``position``
-        is a log source and its new read position.
+        is a pair: the name of a log source, and its new read position.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -260,7 +260,7 @@ def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
 
 
 def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
-    """Return ``numbers`` as a tuple; raises TypeError if one of them is no integer."""
+    """Return ``numbers`` as a tuple; raise TypeError if one of them is not an integer."""
     if not all(type(number) is int for number in numbers):
         raise TypeError("not a whole number")
     return cast("tuple[int, ...]", tuple(numbers))

@@ -21,7 +21,7 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Numbers of a rule's refused packets that no flow's counter has, one per counter reading.
+    """Numbers of a rule's refused packets in no flow's counter: one number for each reading.
 
     The kernel counts each refused packet for its firewall rule and for its flow. The kernel may
     delete a flow's counter before the counter is read.
@@ -31,17 +31,17 @@ class UnaccountedPackets:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Store how many refused packets of a rule no other counter has: ``refused`` - ``found``.
+        """Store the number of a rule's refused packets that are in no other counter.
 
-        Call this method once for each reading of the counters. ``refused`` is the number of all
+        The number is ``refused`` minus the sum of ``found``. ``refused`` is the number of all
         refused packets of the rule. ``found`` has the numbers in other counters, such as those of
-        single flows.
+        single flows. Call this method once for each reading of the counters.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of refused packets of flows without a counter: the kernel deleted it.
+        """Return the number of refused packets of flows whose counters the kernel has deleted.
 
         Each of the latest ``readings`` readings must show these packets in the rule's counter, but
         in no flow's counter. The packets in ``known``, found by earlier calls, are not included.

@@ -31,8 +31,8 @@ class UnloggedFlows:
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
         """Find the counter that probably counted ``packets`` packets logged as flow ``key``.
 
-        The kernel may count a packet under another flow than it logs, for example if the packet's
-        header is cut short. The list has one counter and its key, or is empty.
+        The kernel may log a packet as one flow, but count it as another. An example is a packet
+        with an incomplete header. The list has one counter and its key, or is empty.
         """
         # The counter is of the same user, and preferably of the same protocol and destination.
         alike = self._alike.get(without_port(key), [])

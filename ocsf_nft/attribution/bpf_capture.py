@@ -66,11 +66,11 @@ class Capture:
         permissive: Collection[int] = (),
         knows_types: bool | None = None,
     ) -> None:
-        """Start to report refused packets in network namespaces, each given by its :func:`cookie`.
+        """Start to report refused packets in network namespaces with these :func:`cookie` numbers.
 
-        In namespaces in ``permissive``, and without BTF type information, report system calls that
-        send or connect. ``knows_types`` is true if the kernel has BTF; None detects BTF. Raises
-        UnsupportedError.
+        For namespaces in ``permissive``, or if the kernel has no BTF, report system calls that send
+        or connect instead. ``knows_types`` is true if the kernel has BTF; None detects BTF. Raises
+        UnsupportedError if the capture can't start.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))

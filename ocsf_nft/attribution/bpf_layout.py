@@ -39,7 +39,7 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """System call that sends or connects, or packet refused by nftables: an event of BPF programs.
+    """Event of BPF programs: system call that sends or connects, or packet refused by nftables.
 
     An unknown address is empty; an unknown port is 0.
     """

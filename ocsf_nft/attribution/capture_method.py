@@ -70,7 +70,7 @@ class CaptureMethod:
     """Finder of the processes that sent logged packets, by events of BPF programs (the capture).
 
     ``sandboxes`` maps sandbox names to the kernel's numbers (cookies) of their network namespaces.
-    ``permissive`` has the cookies of those with a permissive fence.
+    ``permissive`` has the cookies of the sandboxes with a permissive fence.
     """
 
     def __init__(
@@ -161,10 +161,11 @@ class CaptureMethod:
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield for each log record the BPF events that may belong to its packet; None if none.
+        """Yield for each log record a match (BPF events that may be about its packet), or None.
 
-        Pass each record once, in the order of the kernel's log. The kernel logged all of them after
-        ``since_ns`` (CLOCK_BOOTTIME). First call :meth:`read_events` until it returns False.
+        Pass each record once, in the order of the kernel's log. The kernel must have logged all
+        records after ``since_ns`` (CLOCK_BOOTTIME). First call :meth:`read_events` until it returns
+        False.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -199,8 +200,9 @@ class CaptureMethod:
     ) -> Attribution | None:
         """Return the processes that sent packets of a flow since the previous call for that flow.
 
-        ``record`` was made from the flow's kernel counters, which show ``packets`` new packets. The
-        reading began at ``began_ns`` (since the epoch). Return None if no process is known.
+        ``record`` was made from the flow's kernel counter, which shows ``packets`` new packets. The
+        reading of the counter began at ``began_ns`` (ns since the epoch). Return None if no process
+        is known.
         """
         target = flow_target(record)
         if target is None:

@@ -13,8 +13,8 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 def hierarchy(mounts: str | None = None) -> Path:
     """Return the mount point of cgroup v2.
 
-    ``mounts`` is a text in the format of /proc/self/mountinfo; None reads that file. Raises
-    UnsupportedError if cgroup v2 is not mounted.
+    ``mounts`` is a text in the format of /proc/self/mountinfo. If it is None, this file is read.
+    Raises UnsupportedError if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
     if mounts is None:

@@ -62,9 +62,9 @@ _NO_PROCESS: Final = Attribution(
 class FallbackChain:
     """Finder of the process that sent each logged packet, by the best method that this host allows.
 
-    ``sandboxes`` maps names to network namespaces; the sandboxes in ``permissive`` block nothing. A
-    lookup takes at most ``wait_seconds``. Program files up to ``hashed_bytes`` are hashed; 0
-    disables hashes.
+    ``sandboxes`` maps names to network namespaces. ``permissive`` has the names of sandboxes with a
+    permissive fence. A lookup takes at most ``wait_seconds``. Program files of at most
+    ``hashed_bytes`` bytes are hashed; 0 disables hashes.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class FallbackChain:
     async def __aenter__(self) -> Self:
         """Start the best attribution method that this host allows.
 
-        This never fails, because the method ``user`` is always available.
+        The start never fails, because the attribution method ``user`` is always available.
         """
         if self._sandboxes and self._top != "user":
             opening = asyncio.ensure_future(asyncio.to_thread(self._open))
@@ -142,8 +142,8 @@ class FallbackChain:
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
         """Wait until the attribution method ``capture`` fails, then call ``on_fallback``.
 
-        The argument of ``on_fallback`` is the reason. If ``capture`` is not in use, return at once,
-        and do not call ``on_fallback``.
+        The argument of ``on_fallback`` is the reason for the failure. If ``capture`` is not in use,
+        return at once, and do not call ``on_fallback``.
         """
         initial = self.method
         while self.method == "capture":
@@ -224,8 +224,8 @@ class FallbackChain:
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
 
-        The attribution has the method ``none`` if ``record`` has no user, or if no process of the
-        sandbox sent its packet.
+        The attribution method is ``none`` if ``record`` has no user, or if no process of the
+        sandbox sent the record's packet.
         """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
@@ -371,8 +371,9 @@ class FallbackChain:
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
         """Run ``work`` in a thread; wait until it ends or until the deadline.
 
-        ``deadline`` is on the event loop's clock; ``work`` gets it on the clock of time.monotonic.
-        While the thread of an earlier call runs, ``work`` is skipped.
+        ``deadline`` is a time of the event loop's clock. The argument of ``work`` is the same
+        deadline as a time of time.monotonic. While the thread of an earlier call runs, ``work`` is
+        skipped.
         """
         left = deadline - asyncio.get_running_loop().time()
         if left > 0 and (self._busy is None or self._busy.done()):
@@ -423,7 +424,7 @@ def limit_to_one_packet(known: Attribution) -> Attribution:
     """Weaken the attribution of one packet, to use it for a whole group of packets.
 
     The result names the process of ``known`` only as a possible sender, with low confidence.
-    Without a process, ``known`` is returned unchanged.
+    If ``known`` names no process as the sender, it is returned unchanged.
     """
     if known.process is None:
         return known

@@ -151,7 +151,7 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Subtract one packet of the process ``pid`` from a flow: an event already reports it.
+        """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.
 
         If ``pid`` is None, or the flow has no packet of this process, nothing is subtracted. Then
         the next result of :meth:`take` for this flow is marked as uncertain.

@@ -66,10 +66,10 @@ class Match(NamedTuple):
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return the possible senders of one packet: the latest of each process's BPF reports.
+    """Return the possible senders of one packet, with the latest BPF report of each process.
 
     ``calls`` has the oldest report first. ``is_sender`` is true if one of these processes certainly
-    sent the packet. Return None for no process or more than 16.
+    sent the packet. Return None if there is no process, or more than 16.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
@@ -98,8 +98,8 @@ def key_of_record(record: Record) -> PacketKey | None:
 def key_of_call(call: Call) -> PacketKey:
     """Return the key to compare a report of BPF programs with log records.
 
-    ``call`` is the report: of a refused packet or a system call. For ``connect``, the key has
-    source port 0, because the socket gets its port later.
+    ``call`` is the report of a refused packet or of a system call. For the system call ``connect``,
+    the key has source port 0, because the socket gets its port later.
     """
     if call.is_frame:
         return FRAME_KEY

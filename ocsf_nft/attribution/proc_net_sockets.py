@@ -60,9 +60,9 @@ class Socket(NamedTuple):
 class ProcNetFiles:
     """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
 
-    A lookup raises TooManySocketsError for too many sockets, or if its argument ``deadline_ns``
-    (time.monotonic_ns) passes. Other errors: AbsentError (no namespace), UnsupportedError (no
-    access to it), OSError (unreadable table).
+    A lookup raises TooManySocketsError if it finds too many sockets, or if it does not end before
+    ``deadline_ns`` (time.monotonic_ns). Other errors: AbsentError (no namespace), UnsupportedError
+    (no access to the namespace), OSError (unreadable table).
     """
 
     def __init__(self, namespace: Namespace) -> None:

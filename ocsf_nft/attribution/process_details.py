@@ -56,8 +56,9 @@ def read(
 ) -> Process | None:
     """Return the details of the process with this id or thread id; None if they can't be read.
 
-    To exclude later processes with the same id, pass the exact start (``started_ns``) or the latest
-    possible start (``started_by_ns``), of CLOCK_BOOTTIME. May block without a time limit.
+    A later process may have the same id. To exclude it, pass the process's exact start time in
+    ``started_ns``, or its latest possible start time in ``started_by_ns``. Both are of
+    CLOCK_BOOTTIME. May block without a time limit.
     """
     try:
         # The process may exit or run another program meanwhile. This descriptor never refers to
@@ -183,10 +184,10 @@ def _read_consistent(
 def _read_once(
     directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
 ) -> tuple[_Observation, bool]:
-    """Return the details of a process, and True if it ran the same program during the whole read.
+    """Return the details of a process, and whether it ran the same program during the whole read.
 
-    Otherwise, details that may be of the wrong program are None. ``before`` is the process's
-    ``stat`` before the read.
+    If it did not, the details that may belong to another program are None. ``before`` is the
+    process's ``stat`` before the read.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:

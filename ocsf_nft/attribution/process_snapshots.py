@@ -46,10 +46,10 @@ class _Caller(NamedTuple):
 
 
 class ProcessSnapshots:
-    """Store of the process details that the BPF programs report; finds the process of a call.
+    """Store of the process details that the BPF programs report.
 
     The BPF programs also report calls (:class:`Call`). A call is a system call that sends or
-    connects, or the refusal of a packet.
+    connects, or the refusal of a packet. :meth:`process` returns the process of a call.
     """
 
     def __init__(self, names: CachedNames) -> None:
@@ -71,10 +71,10 @@ class ProcessSnapshots:
         self._made.clear()
 
     def note_dropped(self) -> None:
-        """Mark all stored details as possibly outdated, because the kernel dropped newer ones.
+        """Mark all stored details as possibly outdated.
 
-        :meth:`is_latest` then returns False for a process, until :meth:`add` stores new details of
-        the process.
+        Call this if the kernel dropped newer details. :meth:`is_latest` then returns False for a
+        process, until :meth:`add` stores new details of the process.
         """
         self._latest.clear()
 
@@ -120,7 +120,7 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the ancestors of a process, at most 16, its parent first."""
+        """Return the nearest ancestors of a process (at most 16), beginning with its parent."""
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS:
             image = snapshot.parent
@@ -192,10 +192,10 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 
 
 def _path(names: Sequence[bytes]) -> str | None:
-    """Return the path that consists of ``names``, last part first; None if it is incomplete.
+    """Return the path whose parts are ``names``; None if the first parts of the path are missing.
 
-    For example, ``curl``, ``bin``, ``/`` become ``/bin/curl``. The single name ``memfd:NAME`` (a
-    program in memory) is returned unchanged.
+    ``names`` begins with the last part: ``curl``, ``bin``, ``/`` become ``/bin/curl``. The single
+    name ``memfd:NAME`` (a program in memory) is returned unchanged.
     """
     if names and names[-1] == _ROOT:
         return _text(_ROOT + _ROOT.join(reversed(names[:-1])))

@@ -60,8 +60,9 @@ class ProgramHashes:
     def sha256(self, program: int) -> str | None:
         """Return the hash of an executed file as hexadecimal text, or None.
 
-        ``program`` is a descriptor; O_PATH is enough. The result is None if the file is over a size
-        limit, on FUSE, unreadable, not regular, or changed during the read. May block.
+        ``program`` is a descriptor; O_PATH is enough. The result is None if the file is not a
+        regular file, exceeds a size limit, or is on FUSE. It is also None if the file can't be
+        read, or changes during the read. May block.
         """
         status = os.fstat(program)
         key = _key(status)

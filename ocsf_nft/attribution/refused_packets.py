@@ -1,4 +1,4 @@
-"""Search for the processes that sent logged packets, in a BPF program's reports.
+"""Matching of logged packets with a BPF program's reports, to find the packets' senders.
 
 The BPF program reports a refused packet after the kernel has logged it. In a flood, the kernel logs
 only some of the packets, so many reports have no log record.
@@ -51,7 +51,7 @@ _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Search for the packet of a log record among the packets that the BPF program reported."""
+    """Query that looks for a log record's packet among the packets reported by the BPF program."""
 
     key: _Key
     #: Checksum of the packet's bytes in the record; None if the record has no bytes.
@@ -71,7 +71,7 @@ class _Query(NamedTuple):
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
-        """Return True if the BPF program may have seen ``packet`` when the kernel logged it.
+        """Return True if ``packet``, reported by the BPF program, may be the logged packet.
 
         The time of ``packet`` must be ``since_ns`` or later. If ``packet`` and the log record both
         have a checksum of the packet's first bytes, the checksums must be equal.
@@ -80,10 +80,10 @@ class _Query(NamedTuple):
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if ``packet``, seen by the BPF program, is probably the logged packet.
+        """Return True if ``packet``, reported by the BPF program, is probably the logged packet.
 
-        :meth:`may_match` must be True. If a checksum is missing, ``packet`` must not be reported
-        more than ``_SOON_NS`` before the record's timestamp. There is no upper limit.
+        :meth:`may_match` must be True. If a checksum is missing, the time of ``packet`` must be
+        ``stamp_ns`` - ``_SOON_NS`` or later. ``stamp_ns`` is the log record's timestamp.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -91,7 +91,7 @@ class _Query(NamedTuple):
 
 
 class _SimilarPackets:
-    """Similar packets of one process that the BPF program reported: the latest, at most eight.
+    """Latest similar packets (at most eight) that the BPF program reported for one process.
 
     Similar packets have the same ``_Key``: the same user, protocol, ports and destination.
     :meth:`remove_match` removes a packet that matches a log record.
@@ -112,10 +112,10 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the searched packet may be missing here.
+        """Return True if the packet that ``query`` looks for may be missing here.
 
-        At most the latest eight similar packets are stored, and in a flood the BPF program reports
-        no more than eight.
+        Only the latest eight similar packets are stored. In a flood, the BPF program reports only
+        eight similar packets.
         """
         return self.incomplete_ns >= query.since_ns
 
@@ -129,7 +129,7 @@ class _SimilarPackets:
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove the first stored packet that fits a log record, so no later record matches it.
+        """Remove the first packet that fits a log record, so no later record matches that packet.
 
         ``query`` describes the record's packet. If that packet may not be stored here
         (:meth:`is_incomplete`), nothing is removed.
@@ -157,7 +157,7 @@ class RefusedPackets:
         self._evicted_ns = -1
 
     def add(self, packet: Call) -> None:
-        """Store a refused packet that the kernel has reported."""
+        """Store a refused packet that the BPF program has reported."""
         key = _key_of_call(packet)
         by_image = self._by_key.setdefault(key, {})
         self._by_key.move_to_end(key)
@@ -175,8 +175,8 @@ class RefusedPackets:
     def note_dropped(self, now_ns: int) -> None:
         """Mark the senders of packets before ``now_ns`` as uncertain.
 
-        Call this if the kernel dropped reports of the BPF program. A dropped report may have named
-        another possible sender.
+        Call this if the kernel dropped reports of the BPF program. A dropped report may be about a
+        packet of another possible sender.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns)
 
@@ -196,7 +196,7 @@ class RefusedPackets:
         return False
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield for each log record the processes that may have sent its packet; None if unknown.
+        """Yield the possible senders of each log record's packet; None if they are unknown.
 
         ``logged`` must be in the order in which the kernel logged the records. Pass each record
         only once, because a packet belongs to only one record.

@@ -1,7 +1,7 @@
-"""Match of log records to the system calls that may have sent the logged packets.
+"""Matching of log records with the system calls that may have sent the logged packets.
 
-It is used where the kernel reports no refused packets to BPF programs, for example because the
-fence is permissive (refuses nothing).
+This module is used if the kernel reports no refused packets to BPF programs. For example, a
+permissive fence refuses no packets.
 """
 
 from __future__ import annotations
@@ -63,11 +63,10 @@ class _StoredCall:
 
 
 class SendCalls:
-    """Record of the latest sending system calls in one network namespace.
+    """Store of the latest system calls that send packets in one network namespace.
 
-    It is used to find the process that sent a packet.
-
-    All times are of CLOCK_BOOTTIME.
+    The stored calls are used to find the process that sent a packet. All times are of
+    CLOCK_BOOTTIME.
     """
 
     def __init__(self) -> None:
@@ -116,11 +115,11 @@ class SendCalls:
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield for each log record of a packet the system calls that may have sent the packet.
+        """Yield, for each log record, the system calls that may have sent the logged packet.
 
-        Yields None if no system call fits, or system calls of more than 16 processes fit. First
-        store all system calls with :meth:`add`. Pass each record once, in the order of the kernel's
-        log.
+        Yields None if no system call fits, or if those of more than 16 processes fit. First store
+        all system calls with :meth:`add`. Pass each log record only once, in the order in which the
+        kernel logged the packets.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -203,9 +202,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each packet, in ns of CLOCK_BOOTTIME.
 
-    For each packet, in sending order, ``found`` has all system calls that may have sent the packet.
-    It has an empty sequence if some of them are unknown. ``read`` has the times at which the
-    packets' log records were read.
+    Packets are in the order in which they were sent. For each packet, ``found`` has all system
+    calls that may have sent the packet. If not all of them are known, ``found`` has an empty
+    sequence for the packet. ``read`` has the times at which the packets' log records were read.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

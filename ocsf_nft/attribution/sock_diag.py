@@ -101,10 +101,11 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return the TCP sockets that may have sent a packet from ``local`` to ``remote``.
 
-        This is the socket of the connection. After a refused connection, it is each socket that
-        still has the local port and the remote address. ``device`` is the packet's network device;
-        with None, sockets bound to a device may be missing. Raises TooManySocketsError (also past
-        ``deadline_ns``, a time.monotonic_ns), OSError.
+        If the connection has a socket, only this socket is returned. After a refused connection,
+        all sockets that still have the local port and the remote address are returned. ``device``
+        is the packet's network device. If it is None, sockets bound to a device may be missing.
+        Raises TooManySocketsError for too many sockets, or if ``deadline_ns`` (time.monotonic_ns)
+        passes; OSError for other failures.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -271,7 +272,7 @@ def _request(family: int, protocol: int, states: int, identity: bytes, ifindex: 
 
 
 def _index(sock: socket.socket, device: str) -> int:
-    """Return the index of a network device in the socket's namespace; 0 if there is none."""
+    """Return the index of a network device in the namespace of ``sock``; 0 if it is not found."""
     name = device.encode("utf-8", "surrogateescape")
     try:
         answer = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(name, 0))

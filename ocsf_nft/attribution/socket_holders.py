@@ -1,4 +1,4 @@
-"""Search for the possible senders of a packet: the processes that have the packet's socket open.
+"""Lookup of the possible senders of a packet: the processes that have the packet's socket open.
 
 The result also has reasons why another process may have sent the packet. For example, a child that
 shared the socket may have sent the packet and then ended.
@@ -37,7 +37,7 @@ _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 
 
 class Holder(NamedTuple):
-    """Process that has one or more of the searched sockets open."""
+    """Process that has one or more of the wanted sockets open."""
 
     pid: int
     #: Start of the process (CLOCK_BOOTTIME), rounded down to a clock tick.
@@ -207,8 +207,9 @@ class _Search:
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
         """Search a thread's table of open descriptors for wanted sockets; add them to ``found``.
 
-        ``directory`` is a descriptor of /proc/PID. ``owner`` is the thread's path in it: ``.`` for
-        the main thread, or ``task/TID``. Return False if a socket may have been missed.
+        ``directory`` is a descriptor of /proc/PID. ``owner`` is the thread's path below /proc/PID:
+        ``.`` for the main thread, or ``task/TID``. Return False if a wanted socket may have been
+        missed.
         """
         # Not found: sockets that are registered with io_uring, or in transit through a Unix socket.
         seen = closed = 0

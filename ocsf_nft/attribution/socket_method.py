@@ -68,8 +68,8 @@ class _Candidates(NamedTuple):
 class SocketLookup:
     """Lookup of the processes that sent a sandbox's refused packets, by a search for their sockets.
 
-    Open the lookup before the source of the log records: it can't find the senders of earlier
-    packets.
+    Open the lookup before the source of the log records. A packet that was sent before the lookup
+    was opened is attributed to no process.
     """
 
     def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
@@ -83,7 +83,7 @@ class SocketLookup:
         self._is_open = False
 
     def __enter__(self) -> Self:
-        """Start to watch the sandbox's sockets, which takes a millisecond or two.
+        """Start to watch the sandbox's sockets; the call takes one or two milliseconds.
 
         Raises AbsentError or UnsupportedError if the sandbox's network namespace is not available.
         """

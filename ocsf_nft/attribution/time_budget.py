@@ -1,4 +1,4 @@
-"""Time budget of process lookups, so that many lookups in a row can't slow the service."""
+"""Time budget of process lookups, so that frequent lookups can't slow the service."""
 
 from __future__ import annotations
 

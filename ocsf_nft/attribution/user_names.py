@@ -53,8 +53,8 @@ class UserNames:
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
         """Return whether the cache has a valid answer for an id, and the cached name.
 
-        ``(True, None)`` means that the id has no name. ``(False, "root")`` is an answer that is too
-        old. This method never blocks.
+        ``(True, None)`` means that the id has no name. ``(False, "root")`` means that the cached
+        name is too old. ``(False, None)`` means that no name is cached. This method never blocks.
         """
         if not self._is_in_initial_namespace():
             return True, None

@@ -57,9 +57,9 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check: a VM or a sandbox in a network namespace.
 
-    For a VM, pass its TAP ``device`` (or a prefix, such as ``vmtap-*``), its ``subnets``, and the
-    ``port`` of its gateway's proxy. For a sandbox, pass the addresses and ports of its ``proxies``,
-    and None as ``device``; ``port`` is then unused.
+    For a VM, pass its TAP ``device`` (or a pattern such as ``vmtap-*``) and its ``subnets``.
+    ``port`` is the port of the proxy at the VM's gateway. For a sandbox, pass None as ``device``,
+    and the addresses and ports of its ``proxies``. ``port`` is not used for a sandbox.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),

@@ -84,10 +84,10 @@ class AcceptedFlow:
 
     @property
     def label(self) -> str:
-        """Return protocol and server port of the flow as a short text, such as ``tcp 443``.
+        """Return the flow's protocol and server port as a short text, such as ``tcp 443``.
 
-        If the port represents many ports, the text is, for example, ``tcp other ports``. It ends
-        with ``, once open`` if ``self.packet`` is a later packet of the flow, and not a reply.
+        If the port represents many ports, the text is, for example, ``tcp other ports``. If
+        :attr:`is_continuation` is true, the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"

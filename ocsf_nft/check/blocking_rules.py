@@ -74,8 +74,9 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    An active fence gets one ``info`` finding, unchecked rules a ``blocked`` finding. Without
-    findings about other rules, yield an ``ok`` finding.
+    An active fence of ocsf-nft gives one finding of severity ``info``. Rules that can't be checked
+    give findings of severity ``blocked``. If there is no finding, except about an active fence,
+    yield a finding of severity ``ok``.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -138,7 +139,8 @@ def _by_owner(
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
     """Return True if a chain belongs to a fence that is meant to block the checked traffic.
 
-    For a single VM, this is the fence of its interface; otherwise, every fence of ocsf-nft.
+    For a single VM, only the fence of the VM's interface is meant to block the traffic. In all
+    other cases, the result is True for every fence of ocsf-nft.
     """
     if not chain_owner.is_ours(key):
         return False

@@ -28,8 +28,8 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    ``devices`` are all interfaces, by name. Only interfaces of the VM in ``scope``, or that lead to
-    its proxies, are checked.
+    ``devices`` are all interfaces, by name. Only interfaces that belong to the VM in ``scope``, or
+    lead to a proxy in ``scope``, are checked.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)

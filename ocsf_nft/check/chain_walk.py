@@ -85,9 +85,9 @@ class Walker:
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
         """Simulate a packet in the chain ``key``, the target of a jump; return the result.
 
-        Return None if the chain doesn't exist, or if ``depth`` (the nested jumps still permitted)
-        is 0. Raises TooLargeError if this walker has evaluated too many rules and set elements in
-        total.
+        ``depth`` is the number of nested jumps that are still permitted. Return None if it is 0, or
+        if the chain doesn't exist. Raises TooLargeError if this walker has evaluated too many rules
+        and set elements in total.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:

@@ -66,8 +66,8 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
     """Return the name of the network interface through which packets to each address are sent.
 
-    The result has the keys of ``addresses``, which the caller may choose freely. Addresses without
-    a route are left out. If the routes can't be read, the result is empty.
+    The caller can choose any keys for ``addresses``; the result has the same keys. Addresses
+    without a route are omitted. If the routes can't be read, the result is empty.
     """
 
     def query() -> dict[int, str]:

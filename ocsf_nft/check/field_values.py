@@ -43,8 +43,8 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 def value(left: Any, packet: Packet) -> Value | Absent:
     """Return the value that a field, such as ``tcp dport``, has in a packet.
 
-    ``left`` is the field in nft's JSON. ``Value`` includes None, for an unknown value. An
-    :class:`Absent` means that the packet has no such field.
+    ``left`` is the field in nft's JSON. Return None if the value is unknown, and an
+    :class:`Absent` if the packet doesn't have the field.
     """
     if not isinstance(left, dict) or len(left) != 1:
         return None
@@ -60,9 +60,9 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 def operand(left: Any, packet: Packet) -> Operand | Absent:
     """Return a function that tests if a packet's field matches a value from a firewall rule.
 
-    ``left`` is the field in nft's JSON. The function's argument is the value in nft's JSON, such as
-    a number or a range. The function returns YES, NO, or MAYBE if unknown. If the packet doesn't
-    have the field, return an :class:`Absent`.
+    ``left`` is the field in nft's JSON. The returned function takes the rule's value in nft's JSON,
+    such as a number or a range. It returns YES or NO, or MAYBE if that is unknown. If the packet
+    doesn't have the field, return an :class:`Absent` instead of a function.
     """
     found = value(left, packet)
     if isinstance(found, Span):

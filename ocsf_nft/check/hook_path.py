@@ -39,10 +39,10 @@ class FlowStop:
 
 
 class Hooks(NamedTuple):
-    """Base chains of each netfilter hook, sorted by priority, in two orders.
+    """Two mappings from netfilter hooks to a ruleset's base chains, sorted by priority.
 
     The kernel's order of chains with equal priority is unknown. ``listed_first`` has such chains in
-    the order of nft's listing, and ``listed_last`` in the reverse order.
+    the order of nft's listing. ``listed_last`` has them in the reverse order.
     """
 
     # Packets traverse the newer of two such chains first, but nft does not list their age.
@@ -55,9 +55,9 @@ class Hooks(NamedTuple):
 def by_hook(ruleset: Ruleset) -> Hooks:
     """Return two mappings from netfilter hooks to a ruleset's base chains, sorted by priority.
 
-    The mappings differ in chains with equal priority, whose order in the kernel is unknown.
-    ``listed_first`` has such chains in the order of nft's listing, ``listed_last`` in the reverse
-    order.
+    The mappings differ only in the order of chains with equal priority: the kernel's order of such
+    chains is unknown. ``listed_first`` has them in the order of nft's listing, and ``listed_last``
+    in the reverse order.
     """
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():

@@ -1,4 +1,4 @@
-"""Checks of the features of kernel and system that a fence needs: each feature is tried.
+"""Checks of the kernel and system features that a fence needs; each check tries one feature.
 
 Nothing on the host is changed: rules and interfaces are created in a temporary namespace.
 """

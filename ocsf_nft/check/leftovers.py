@@ -64,8 +64,8 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    They are for VMs whose network interface is not in ``present``. If ``scope`` names one VM, those
-    for this VM are returned too, even if its interface exists.
+    A rule or chain is returned if it is for a VM whose network interface is not in ``present``. If
+    ``scope`` has a single VM, its rules and chains are returned too, even if its interface exists.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
@@ -109,10 +109,10 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
 
 
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove leftover iptables rules and chains; yield each with None or the reason of a failure.
+    """Remove leftover iptables rules and chains; yield each with None, or why it was not removed.
 
     A leftover that has changed since it was found is not removed. After a failure, the removal
-    continues.
+    continues with the next leftover.
     """
     for leftover in found:
         try:

@@ -1,7 +1,7 @@
 """Reader of all firewall rules in a namespace, including rules that nft doesn't list or decode.
 
-These need iptables-nft-save and iptables-legacy-save. If one is missing, the result has a message
-about each unread table.
+The rules that nft doesn't list or decode are read with iptables-nft-save and iptables-legacy-save.
+If one of these programs is missing, the result has a message about each unread table.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
     """Return a copy of a chain in which decoded rules replace the rules that nft can't decode.
 
-    ``saved`` has the decoded rules, from iptables-nft-save. Returns the chain unchanged if the
-    numbers of rules differ.
+    ``saved`` has the decoded rules, from iptables-nft-save. Returns the chain unchanged if
+    ``saved`` has a different number of rules for the chain.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

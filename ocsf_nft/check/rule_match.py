@@ -33,8 +33,9 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Evaluator of a firewall ruleset's statements for sample packets.
 
-    Sets are looked up in the nftables table that the methods' ``family`` and ``table`` name. Before
-    set elements are compared, ``spend`` gets the cost, and may raise an error to limit the work.
+    The methods' arguments ``family`` and ``table`` identify the nftables table of a rule and its
+    sets. Before set elements are compared, ``spend`` is called with the cost of the comparison. It
+    may raise an error to limit the work.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -177,8 +178,8 @@ class Matcher:
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
         """Return the values with which a rule compares a packet's field.
 
-        ``right`` has them in nft's JSON, or names a set, such as ``@allowed4``. Returns None if the
-        elements of the set were not read.
+        ``right`` contains the values in nft's JSON, or is the name of a set, such as ``@allowed4``.
+        Returns None if the elements of the set were not read.
         """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))

@@ -98,8 +98,8 @@ class Flowtable:
 class Ruleset:
     """Whole ruleset of a network namespace.
 
-    ``unread`` has sentences about rules that could not be read. A key of ``sets`` is family,
-    table and name.
+    ``unread`` has sentences about rules that could not be read. The keys of ``sets`` are tuples
+    (family, table, name).
     """
 
     chains: Mapping[ChainKey, Chain] = field(default_factory=dict)

@@ -148,9 +148,10 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return a Bits object for a packet that has exactly one of the flags ``alternatives``.
+    """Return a Bits object for a packet that has at most one flag.
 
-    For example, ``bits("new", "established")`` means that the packet has one of these two flags,
-    but it is unknown which. An empty text in ``alternatives`` means no flag.
+    ``alternatives`` are the flags that the packet may have. For example, ``bits("new",
+    "established")`` means that the packet has one of these two flags, but it is unknown which. An
+    empty text in ``alternatives`` means that the packet may have no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

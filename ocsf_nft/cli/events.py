@@ -195,8 +195,8 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 class _Selection:
     """Reader of several event stores that shows the selected events.
 
-    ``is_selected`` takes an event's JSON line, and returns True if the event is selected. ``write``
-    shows JSON lines of events, and returns True if it has shown at least one.
+    The function ``is_selected`` takes an event's JSON line, and returns True to select the event.
+    The function ``write`` shows JSON lines of events, and returns True if there was at least one.
     """
 
     def __init__(
@@ -212,10 +212,11 @@ class _Selection:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> bool:
-        """Show the newest selected events, oldest first; return True if at least one was shown.
+        """Show the newest selected events, in the order in which they were stored.
 
         ``number`` is the maximum number of events; None shows all selected events. Events that were
-        stored after this object was created are omitted; :meth:`follow` shows them.
+        stored after this object was created are omitted; :meth:`follow` shows them. Return True if
+        at least one event was shown.
         """
         if number is None:
             return self._write(
@@ -275,7 +276,7 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     until: str | None,
     uid: str | None,
 ) -> Callable[[bytes], bool]:
-    """Return a function that takes an event's JSON line, and returns True if all filters match it.
+    """Return a function that takes an event's JSON line, and returns True if all filters match.
 
     The arguments are the values of the command's options. Raises UsageError if a value is not
     valid.
@@ -326,10 +327,10 @@ def _severity(name: str) -> int:
 
 
 def _time_ms(option: str, text: str) -> int:
-    """Convert a time (ISO 8601), or an age such as ``12h``, to ms since the epoch, UTC.
+    """Convert a time (ISO 8601), or an age such as ``12h`` (12 hours ago), to ms since the epoch.
 
-    ``text`` is the value of the option with the name ``option``. Raises UsageError if ``text`` is
-    neither.
+    ``text`` is the time or age. ``option`` is the name of its command-line option, for the error's
+    text. Raises UsageError if ``text`` is neither a time nor an age.
     """
     ago = _AGO.fullmatch(text)
     if ago is not None:

@@ -171,7 +171,7 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
 
 
 def _show_blocking_rules(installed: InstalledFence) -> None:
-    """Show the host's other rules that drop traffic which a VM's fence allows."""
+    """Show the host's rules outside a VM's fence that drop traffic which the fence allows."""
     from ocsf_nft import check
     from ocsf_nft.ocsf.safe_text import visible
 

@@ -1,4 +1,4 @@
-"""Reader of complete lines from a growing file or a pipe, with a maximum length of a line."""
+"""Reader of complete lines from a growing file or a pipe, with a maximum line length."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def _read(descriptor: int) -> bytes:
 class GrowingFile:
     """Reader of a regular file to which another process appends lines.
 
-    If another file gets the name ``path`` (log rotation), the reader closes ``descriptor`` and
-    continues with the new file. If ``path`` is None, the reader stays with the open file.
+    ``descriptor`` belongs to the open file, and ``path`` is the file's path. If another file gets
+    this path (log rotation), the reader closes ``descriptor`` and continues with the new file. If
+    ``path`` is None, the reader never changes to another file.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -112,7 +113,7 @@ class GrowingFile:
         """Yield the last ``number`` lines of the file, in lists of lines.
 
         A last line without a line end is included if ``growing`` is false. If ``growing`` is true,
-        :meth:`new_lines` yields this line when it is complete. Raises OSError.
+        :meth:`new_lines` yields this line when it is complete. Raises OSError if reading fails.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -127,7 +128,8 @@ class GrowingFile:
         """Yield the lines that became complete since the last call, in lists of lines.
 
         A rewritten file is read from its beginning. After a log rotation, the new file is read
-        after the old. Raises OSError, or AbsentError if the new file can't be opened.
+        after the old one. Raises OSError if reading fails. Raises AbsentError if the new file can't
+        be opened.
         """
         if self._is_rewritten():
             self._begin(0)

@@ -52,10 +52,10 @@ def as_text(record: Mapping[str, Any]) -> bytes:
 def limited(
     record: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes], size: int
 ) -> bytes:
-    """Return a log record as a line of at most ``size`` bytes; its longest values are shortened.
+    """Return a log record as a line of at most ``size`` bytes; shorten its values if necessary.
 
-    ``encode`` converts a record to a line, for example :func:`as_json`. If the record's keys alone
-    are too long, the line is longer than ``size``.
+    ``encode`` converts a record to a line, for example :func:`as_json`. The longest values are
+    shortened first. If the record's keys alone are too long, the line is longer than ``size``.
     """
     line = encode(record)
     while len(line) > size:
@@ -78,8 +78,8 @@ def limited(
 def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Convert the values of a log record to text, numbers, booleans, None, and lists of these.
 
-    ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its source line).
-    structlog calls this function.
+    An exception in the key ``exc_info`` is replaced by two keys. ``error`` is the exception as
+    text, and ``at`` is the source line that raised it. structlog calls this function.
     """
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given

@@ -73,10 +73,10 @@ def to_stderr(settings: LogSettings = _DEFAULT) -> None:
 
 
 def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
-    """Configure ocsf-nft's log: write to standard error, but never wait for its reader.
+    """Configure ocsf-nft's log: write to standard error, but never block.
 
-    A log record that can't be written at once is dropped. The next record has the number of dropped
-    records as ``log_dropped``.
+    A log record that can't be written at once is dropped. The next record that is written has the
+    number of dropped records in the key ``log_dropped``.
     """
     # A sandboxed program can cause log records, so a full pipe must not block the service.
     _configure(_AtOnce(_line_writer(settings)), settings)

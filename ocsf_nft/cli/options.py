@@ -176,10 +176,10 @@ def ocsf_version(text: str) -> str:
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Read other firewalls' log prefixes and event severities from a configuration file.
+    """Read log prefixes of other firewalls, and severities of events, from a configuration file.
 
-    The Context has the severities. If ``config`` is None, both have their defaults. Raises
-    AbsentError or UsageError if the file can't be used.
+    The returned Context has the severities. If ``config`` is None, the defaults are returned.
+    Raises AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
@@ -193,10 +193,11 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
 
 def state_directory(option: Path | None, config: Path | None = None) -> Path:
-    """Return the state directory: ``option``, or else the state directory in the file ``config``.
+    """Return the state directory: ``option``, or else the one that the file ``config`` sets.
 
-    If both are missing, it is the environment variable ``OCSF_NFT_STATE_DIR``, or else the default.
-    Raises AbsentError or UsageError if the file can't be used.
+    If neither sets a directory, return the value of the environment variable
+    ``OCSF_NFT_STATE_DIR``, or else the default. Raises AbsentError or UsageError if the file can't
+    be used.
     """
     if option is not None:
         return option
@@ -208,9 +209,9 @@ def state_directory(option: Path | None, config: Path | None = None) -> Path:
 
 
 def store(config: Path) -> Path | None:
-    """Return the path of the event store that a configuration file names.
+    """Return the path of the event store that is set in a configuration file.
 
-    Return None if the file names no store: the store is then in the state directory. Raises
+    Return None if the path is not set: the store is then in the state directory. Raises
     AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
@@ -221,8 +222,9 @@ def store(config: Path) -> Path | None:
 def configuration(path: Path) -> Config:
     """Read the configuration file of the command `run`.
 
-    If the file names no state directory, ``OCSF_NFT_STATE_DIR`` or the default is used. Raises
-    AbsentError or UsageError if the file can't be used.
+    If the file does not set the state directory, the environment variable ``OCSF_NFT_STATE_DIR``
+    sets it. Without this variable, the default is used. Raises AbsentError or UsageError if the
+    file can't be used.
     """
     from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
 

@@ -66,8 +66,8 @@ class _Stderr(io.FileIO):
 def prepare() -> None:
     """Make the standard streams safe to use; call this function before any file is opened.
 
-    A closed stream is opened on the null device. Standard output is then opened only for reading,
-    so that a write still raises an error.
+    A closed stream is opened on the null device. If standard output was closed, it is opened only
+    for reading. So a write to it still raises an error.
     """
     # A file that is opened later would get the descriptor of a closed stream, and receive printed
     # text.

@@ -373,8 +373,8 @@ def _end_at_once() -> NoReturn:
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
     """Raise UsageError if the user has given an option that is not in ``allowed``.
 
-    ``sentence`` is the error's text. In it, ``{}`` is replaced by the names of all options that are
-    not allowed.
+    ``sentence`` is the error's text. The placeholder ``{}`` in the text is replaced by the names of
+    the given options that are not allowed.
     """
     given = [
         f"--{name.replace('_', '-')}"

@@ -1,6 +1,6 @@
-"""Import of structlog and typer without rich; import this module first.
+"""Import of structlog and typer without the package rich; import this module before these two.
 
-structlog, and typer before 0.16, import rich if it is installed. Importing rich would cost 4 MB
+structlog, and typer before 0.16, import rich if rich is installed. Importing rich would cost 4 MB
 of memory, and a third of the time of ``--help``.
 """
 

@@ -62,7 +62,7 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Return the ``[[sink]]`` tables; without any, return one sink for the key ``output``.
+        """Return the ``[[sink]]`` tables; if there are none, return a table for the key ``output``.
 
         Without ``output``, the sink is standard output. Raises UsageError if ``output`` can't be
         the path of a file, or if ``handshake`` is set for a file.
@@ -204,8 +204,9 @@ def _sentence(error: ValidationError) -> str:
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
     """Return the class of the configuration table in which pydantic found an error.
 
-    ``path`` is the error's location, as pydantic gives it. For example, ``("sink", 0, "file")`` is
-    the first ``[[sink]]`` table, of type ``file``; the result is :class:`FileSink`.
+    ``model`` is the class of the complete configuration. ``path`` is the error's location, as
+    pydantic gives it. For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, of type
+    ``file``. For this table, the result is :class:`FileSink`.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

@@ -11,12 +11,13 @@ from ocsf_nft.config.store import Size
 
 
 class AttributionConfig(Table):
-    """Attribution of packets to processes, ``[attribution]``.
+    """Attribution of packets to the processes that sent them, table ``[attribution]`` in the file.
 
-    ``method`` is the best method that is tried. If it does not work, a weaker method is used. With
-    ``capture``, BPF programs record the process at the time when it sends. With ``socket``, an
-    event names the process that has the socket when the packet's log record arrives. With ``user``,
-    an event names only the user. No log record waits longer than ``wait_ms`` for its process.
+    ``method`` is the first method that is tried to find the process. If it does not work, a weaker
+    method is used. With ``capture``, BPF programs record the process at the time when it sends.
+    With ``socket``, an event names the process that has the socket when the packet's log record
+    arrives. With ``user``, an event names only the user. The search for the process delays a log
+    record by at most ``wait_ms``.
 
     An event has the SHA-256 of the process's program file if the file has at most
     ``hash_max_bytes``. The hash is missing if the file can't be read within ``wait_ms``. If

@@ -83,9 +83,10 @@ class SeverityConfig(Table):
 class FindingConfig(Table):
     """Condition for an attempt to become a finding, table ``[finding]`` in the file.
 
-    An attempt is a group of refused packets of one flow that one event reports. An attempt with the
-    severity ``min_severity`` or a higher one becomes a finding. An attempt with the severity Medium
-    or a higher one also becomes a finding if its flow has at least ``threshold`` packets so far.
+    An attempt is a group of refused packets of one flow; one event reports the group. An attempt
+    with the severity ``min_severity`` or a higher one becomes a finding (Detection Finding event).
+    The key ``threshold`` is for attempts with the severity Medium or a higher one. Such an attempt
+    becomes a finding if at least ``threshold`` packets of its flow have been refused so far.
     """
 
     min_severity: SeverityName = "high"
@@ -99,10 +100,10 @@ class FindingConfig(Table):
 class PrefixConfig(Table):
     """Meaning of another firewall's log prefix, table ``[[prefix]]`` in the file.
 
-    A log prefix is the text that a firewall puts before its log records. The table applies to each
-    prefix that starts with the text ``begins``. It states the verdict of these records, and
-    optionally their sandbox and rule. Without the key ``rule``, the complete prefix becomes the
-    rule's name.
+    A log prefix is the text at the start of a firewall's log record. The table applies to log
+    records whose prefix starts with the text ``begins``. ``verdict`` is the verdict of these
+    records. The optional keys ``sandbox`` and ``rule`` set their sandbox and their rule. Without
+    ``rule``, the complete prefix becomes the rule's name.
     """
 
     begins: Annotated[str, checked(begins)]

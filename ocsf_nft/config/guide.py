@@ -109,7 +109,7 @@ def _default(field: FieldInfo, *, is_common: bool) -> str:
 
 
 def main() -> None:
-    """Write the reference page about sinks to the file that the command line names."""
+    """Write the reference page about sinks to the file given on the command line."""
     parser = argparse.ArgumentParser(description="Write the guide to sinks.")
     parser.add_argument("page", type=Path)
     page: Path = parser.parse_args().page

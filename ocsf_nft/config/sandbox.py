@@ -38,9 +38,9 @@ _Text = Annotated[str, Field(min_length=1, max_length=256)]
 class ContainerConfig(Table):
     """Names of the sandbox's container, table ``[sandbox.container]`` in the file.
 
-    A sandbox that is a container has this table. The container runtime has given the names, and
-    events about the sandbox contain them. ``uid`` is the container's id in the runtime. A ``uid``
-    or a ``name`` is required.
+    The table is for a sandbox that is a container. It has the names that the container runtime uses
+    for the container. Events about the sandbox contain these names. ``uid`` is the container's id
+    in the runtime. A ``uid`` or a ``name`` is required.
     """
 
     uid: _Text | None = None
@@ -77,7 +77,7 @@ class SandboxConfig(Table):
     ``kmsg`` (kernel log) or ``none``. ``source`` is where `ocsf-nft run` reads these log records:
     ``nflog``, or for the kernel log ``kmsg`` or ``journal`` (systemd's journal). If both are
     ``auto`` (the default), the fence uses the first of the three log transports that works on the
-    host. The source then fits the log transport.
+    host. The source is then the one with the same name as the log transport.
 
     ``proxy_uid`` is for the profile ``sidecar``. It has the ids of the users that run the proxy.
     The fence allows all packets of these users.
@@ -86,9 +86,9 @@ class SandboxConfig(Table):
     ``mac`` the VM's MAC address. ``subnet`` is the gateway's address with the prefix length, and
     ``gateway_port`` the proxy's port on this address.
 
-    With ``self_heal``, a fence that another process changes is reported and restored. Without it,
-    the change is only reported. With ``exclusive``, no other process can change the tables of an
-    installed fence while ``ocsf-nft run`` watches the fence.
+    If another process changes the fence, `ocsf-nft run` reports that. With ``self_heal`` (the
+    default), it also restores the fence. With ``exclusive``, no other process can change the tables
+    of the fence while `ocsf-nft run` watches the fence.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]

@@ -54,15 +54,15 @@ Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | 
 
 
 class StoreConfig(Table):
-    """Store of the events on the disk, table ``[store]`` in the file.
+    """Settings of the event store on the disk: table ``[store]`` in the configuration file.
 
     The store uses at most ``max_bytes`` of the disk. To make room, the store first deletes the
     oldest events that every sink has acknowledged. Then it deletes the oldest dead letters: events
-    that a sink refused. An event that is older than ``max_age`` is deleted even if a sink still
-    needs it.
+    that a sink refused. An event that is older than ``max_age`` is deleted even if a sink has not
+    acknowledged it.
 
-    ``when_full`` decides what happens if the disk is full, or if the store is full of events that a
-    sink still needs. With ``wait``, `ocsf-nft run` reads no more log records until there is room.
+    ``when_full`` applies if the disk is full, or the store is full of events that a sink has not
+    acknowledged. With ``wait``, `ocsf-nft run` reads no more log records until there is room.
     With ``drop``, `ocsf-nft run` drops the oldest events, and reports how many events each sink
     will never get.
     """

@@ -12,9 +12,10 @@ _MAX_REQUESTED_SECONDS: Final = 3600.0
 
 
 class Backoff:
-    """Wait times between retries: each is double the one before, up to ``max_seconds``.
+    """Wait times between retries; the wait time doubles after each retry, up to ``max_seconds``.
 
-    A random part (jitter) shortens each wait time, so that many senders do not retry together.
+    A random part (jitter) shortens each wait time, so that many senders do not retry at the same
+    time.
     """
 
     def __init__(self, *, max_seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Client that stores whole objects in a bucket of S3, or of a server with the same API.
 
-One request stores an object, completely or not at all. The client does not retry after a failure,
-because its callers do.
+One request stores an object, completely or not at all. The client does not retry a failed request,
+because the callers of the client retry it.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ _CERTIFICATES: Final = {
 class Bucket:
     """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
 
-    ``endpoint`` is the URL of a server other than Amazon's. ``ca`` has certificates to trust in
-    addition to the system's. Without ``access_key`` or ``secret``, credentials are found as
-    Amazon's tools find them.
+    ``endpoint`` is the URL of the S3 server; None means Amazon's server. The certificates in the
+    file ``ca`` are trusted in addition to the system's. Without ``access_key`` or ``secret``, the
+    credentials come from the environment, the container or the machine, as for Amazon's tools.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket

@@ -1,7 +1,8 @@
 """SQLite database of the event store.
 
-It has the events, the last event that each sink acknowledged, the events that sinks refused, and
-the positions at which to resume reading log sources.
+The database has the events. For each sink, it has the number of the last acknowledged event, and
+the dead letters (refused events). For each source of log records, it has the position at which to
+resume reading.
 
 All functions block, and raise DeliveryError if the disk can't be written. Only one thread at a time
 may call them.
@@ -54,7 +55,7 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Stored event: number in the order of storage, unique identifier ``uid``, JSON ``line``."""
+    """Event in the store: number in storage order, unique identifier ``uid``, and JSON ``line``."""
 
     number: int
     uid: str
@@ -87,8 +88,9 @@ class RefusedEvent(NamedTuple):
 class EventDatabase:
     """SQLite database file with stored events; it uses at most ``max_bytes`` on the disk.
 
-    Delivered and refused events are removed to make room; undelivered events only if ``drops`` is
-    true. :meth:`sweep` removes any event older than ``max_seconds``.
+    To make room, events that all sinks have acknowledged are removed first, then dead letters.
+    Events that a sink has not acknowledged are removed only if ``drops`` is true. :meth:`sweep`
+    removes any event older than ``max_seconds``.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -139,10 +141,10 @@ class EventDatabase:
         self._database.close()
 
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoints (delivery progress) of other sinks.
+        """Add the sinks ``names``; delete the checkpoint (delivery progress) of any other sink.
 
-        A new sink gets only events that are stored later. Returns the number of undelivered events
-        of each deleted sink that has any.
+        A new sink gets only events that are stored later. For each deleted sink with undelivered
+        events, returns the sink's name and the number of these events.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -161,10 +163,10 @@ class EventDatabase:
         return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Store, in one transaction, events (JSON ``lines``) and positions in log sources.
+        """Store events and read positions in one transaction; ``lines`` has the events' JSON.
 
-        ``positions`` are pairs of a source's name and the position up to which it was read. Raises
-        FullError if there is no room, DeliveryError for other failures.
+        ``positions`` has pairs: a log source's name, and the position up to which the source was
+        read. Raises FullError if there is no room, DeliveryError for other failures.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.
@@ -191,9 +193,10 @@ class EventDatabase:
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before that sink had received them.
+        """Return, for each sink, the number of events that were removed without delivery to it.
 
-        Events that were passed to :meth:`confirm_reported` are not counted.
+        Removed dead letters are counted too. Events that were passed to :meth:`confirm_reported`
+        are not counted.
         """
         return self._retention.dropped_events()
 
@@ -208,7 +211,7 @@ class EventDatabase:
         """Return stored events with numbers above ``beyond`` and up to ``until``, in order.
 
         Return at most ``events`` events, and at most ``size`` bytes of JSON. But the first event is
-        returned even if it is larger.
+        returned even if its JSON has more than ``size`` bytes.
         """
         found: list[StoredEvent] = []
         with self._database.transaction() as connection:
@@ -225,10 +228,11 @@ class EventDatabase:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return the last event number that a sink acknowledged, and the last of its pending batch.
+        """Return the checkpoint of a sink, and the number of the last event in its pending batch.
 
-        The second number is None if no batch is between :meth:`begin_batch` and
-        :meth:`acknowledge`.
+        The checkpoint is the number of the last acknowledged event. A batch is pending from
+        :meth:`begin_batch` to :meth:`acknowledge`. Without a pending batch, the second number is
+        None.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
@@ -249,7 +253,7 @@ class EventDatabase:
             connection.execute(statement, values)
 
     def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent]) -> None:
-        """Store that a sink has received all events up to the number ``until`` (included).
+        """Store that a sink has accepted or refused all events up to number ``until`` (included).
 
         The ``refused`` events become dead letters of the sink.
         """
@@ -288,10 +292,10 @@ class EventDatabase:
     def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the ``delivered`` dead letters; store the new reasons of the ``refused`` ones.
+        """Delete the ``delivered`` dead letters; store why the others were refused again.
 
-        ``refused`` has pairs: a dead letter and its new reason. A dead letter that no longer exists
-        is ignored.
+        ``refused`` has pairs: a dead letter that was refused again, and the new reason. A dead
+        letter that no longer exists is ignored.
         """
         with self._database.transaction() as connection:
             connection.executemany(

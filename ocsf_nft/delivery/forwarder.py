@@ -1,7 +1,7 @@
 """Task that delivers stored events to one sink, in order, and retries failed deliveries.
 
-Each sink has its own forwarder, so a sink that is down delays no other sink. Refused events stay in
-the store as dead letters.
+Each sink has its own forwarder, so a sink that is down delays no other sink. Events that the sink
+refuses stay in the store as dead letters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SLICE: Final = 32
 
 @dataclass(slots=True)
 class Progress:
-    """Counts and present state of the delivery of events to one sink."""
+    """Delivery progress of one sink: counts of events and failures, and the present state."""
 
     #: Number of delivered events.
     delivered: int = 0
@@ -135,13 +135,13 @@ class Forwarder:
     async def load_checkpoint(self) -> None:
         """Read the sink's checkpoint from the store into :attr:`done`.
 
-        The checkpoint is an event number: the sink needs no event up to this number any
-        more. Raises DeliveryError if the store can't be read.
+        The checkpoint is the number of the last event that needs no delivery to the sink any more.
+        Raises DeliveryError if the store can't be read.
         """
         self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
-        """Set a line to send before the first event, each time the sink is opened."""
+        """Set the handshake, which is the first line to send each time the sink is opened."""
         self._handshake = Message("", line)
 
     def request_stop(self) -> None:
@@ -201,8 +201,8 @@ class Forwarder:
     async def _wait(self) -> bool:
         """Wait for the first event, and then until the batch is full or its time limit has passed.
 
-        Return False if a stop is requested before the batch begins, or if no event has come.
-        Otherwise return True. A requested stop ends the wait early.
+        A requested stop ends the wait early. Return False if the stop was requested before the
+        first event, or if the wait for it timed out. Otherwise return True.
         """
         if self._store.end <= self.done:
             # The caller then checks if a user has requested to send dead letters again.
@@ -234,7 +234,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        If ``rows`` is empty, deliver nothing, and continue after the event number ``end``.
+        If ``rows`` is empty, the store has removed the events up to the number ``end``. Then only
+        set :attr:`done` to ``end``.
         """
         if not rows:  # the store has removed the events up to ``end``
             self._advance(end)
@@ -324,7 +325,8 @@ class Forwarder:
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
         """Deliver a batch, and return the refused messages with the reasons.
 
-        If the receiver refuses the batch, or is too slow for it, the batch is sent in halves.
+        If the receiver refuses the whole batch, or repeatedly causes a timeout, the batch is sent
+        in halves.
         """
         refused: list[Refusal] = []
         parts = deque([_Part(messages)])
@@ -345,9 +347,10 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch; after a failure, retry.
 
-        ``part.refused`` gets individually refused messages. Raises RefusedError (the whole part is
-        refused), _SlowError (repeated timeouts), ClosedError, _StoppedError (stop requested while
-        the sink is down).
+        Messages that the receiver refuses individually are added to ``part.refused``. Raises
+        RefusedError if the receiver refuses the whole part, and _SlowError after repeated timeouts.
+        Raises ClosedError if the sink is closed permanently. Raises _StoppedError if a stop is
+        requested while the sink is down.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)

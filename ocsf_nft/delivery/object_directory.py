@@ -1,6 +1,6 @@
 """Directory that stores whole files by key (a relative path), like the objects in an S3 bucket.
 
-A file gets its final name only after all of it is on the disk, safe from a power cut.
+A file gets its final name only after its complete content is synced to the disk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Conversion of an event to a row of a Parquet table with fixed columns.
 
-A value without a column, or of the wrong type, goes into the column ``unmapped``, with its path
-(``src_endpoint.port``) as key.
+The column ``unmapped`` gets each value that has no column, or does not have its column's type.
+The key of such a value is its path, for example ``src_endpoint.port``.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine the event's own attribute ``unmapped`` (``own``) with the values that fit no column.
+    """Combine ``own``, the event's attribute ``unmapped``, with the values that fit no column.
 
-    The argument ``unmapped`` has these values by their path in the event.
+    The argument ``unmapped`` maps each such value's path in the event to the value.
     """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():

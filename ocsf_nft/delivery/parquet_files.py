@@ -117,8 +117,8 @@ class Maker:
 class _Part:
     """Rows of a Parquet file that is not complete yet.
 
-    New rows are Python objects in ``rows``. Every 32 rows are converted to a pyarrow batch, and
-    moved to ``batches``.
+    New rows are added to ``rows`` as Python objects. When ``rows`` has 32 rows, these rows are
+    converted to one pyarrow batch, which is added to ``batches``.
     """
 
     schema: pa.Schema

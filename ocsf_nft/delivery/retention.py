@@ -1,7 +1,8 @@
 """Removal of stored events, by limits of size and age.
 
-To make room, events that every sink (destination) has acknowledged are removed first. Events that
-a sink refused are next. Events that a sink still needs are last, if allowed.
+To make room, events that every sink (destination) has acknowledged are removed first. Dead letters
+(events that a sink refused) are removed next. Events that a sink has not acknowledged are removed
+last, and only if the settings permit it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Name of a sink, and the number of events that were deleted without having been delivered.
+    """Name of a sink, and the number of events that were deleted without delivery to this sink.
 
     Deleted dead letters (events that the sink refused) are counted too.
     """
@@ -47,8 +48,8 @@ class FullError(DeliveryError):
 class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
-    If a full store has only events that a sink (destination) still needs, ``drops`` decides. If
-    ``drops`` is true, the oldest events are removed; otherwise new events are refused.
+    A full store may have only events that a sink (destination) has not acknowledged. Then the
+    oldest events are removed if ``drops`` is true; otherwise the store accepts no new events.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -149,9 +150,10 @@ class Retention:
         return removed > 0
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before the sink got them.
+        """Return, for each sink, the number of events that were removed without delivery to it.
 
-        Events that were already reported (:meth:`confirm_reported`) are not counted.
+        Removed dead letters are counted too. Events that were already reported
+        (:meth:`confirm_reported`) are not counted.
         """
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
@@ -237,8 +239,8 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
     """Return the number of the last event that one transaction may remove because of its age.
 
-    Events stored before ``oldest_ms`` (ms since the epoch) are too old. Without any, the result is
-    lower than every event number.
+    Events stored before ``oldest_ms`` (ms since the epoch) are too old. If no event is too old, the
+    result is lower than every event number.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -26,8 +26,8 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    The caller waits meanwhile. When the service shuts down (``stop``), retries continue for 3 s.
-    After that, the error is raised.
+    The caller waits meanwhile. When ``stop`` is set because the service shuts down, retries
+    continue for 3 s. After that, the error of the operation is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:

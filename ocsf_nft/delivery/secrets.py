@@ -19,9 +19,9 @@ _MAX_BYTES: Final = 1 << 16
 class Secret:
     """Location of a secret, such as a password or a token.
 
-    If ``kind`` is ``file``, ``location`` is a path. For ``environment``, it is the name of a
-    variable. For ``credential``, it is the name in LoadCredential= of the systemd unit
-    (systemd.exec(5)).
+    If ``kind`` is ``file``, ``location`` is a path. If ``kind`` is ``environment``, ``location`` is
+    the name of an environment variable. If ``kind`` is ``credential``, ``location`` is the name in
+    LoadCredential= of the systemd unit (systemd.exec(5)).
     """
 
     kind: Literal["file", "environment", "credential"]

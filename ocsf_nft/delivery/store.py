@@ -1,7 +1,7 @@
 """Store of events on disk, from which each sink (destination) gets its events.
 
-An event stays until every sink has acknowledged it, unless limits of size and age remove it. All
-methods may raise DeliveryError.
+An event stays at least until every sink has acknowledged it. Only the limits of size and age can
+remove the event earlier. All methods may raise DeliveryError.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ class Store:
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
         """Set the names of all sinks (destinations of events); remove all other sinks.
 
-        Return how many events each removed sink had not received, if any. A new sink gets only
-        events stored from now on.
+        For each removed sink with undelivered events, the result has the number of these events. A
+        new sink gets only events stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Store events (JSON lines), and return when they are on the disk.
 
-        An event with the ``metadata.uid`` of a stored event is ignored. If ``source`` names a log,
-        its read position ``position`` is stored in the same transaction. Raises DeliveryError if
-        the transaction fails; then the call may be repeated.
+        An event with the ``metadata.uid`` of a stored event is ignored. ``source`` is the name of a
+        log, or empty. The read position of that log, ``position``, is stored in the same
+        transaction. Raises DeliveryError if the transaction fails; then the call may be repeated.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -129,7 +129,7 @@ class Store:
     async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
         """Return the next stored events with numbers above ``beyond``, in order.
 
-        Returns at most ``events`` events with at most ``size`` bytes of JSON. The first
+        Returns at most ``events`` events, with at most ``size`` bytes of JSON in total. The first
         event is returned even if it is larger.
         """
         return await self._work(lambda: self._database.read(beyond, LAST, events, size))
@@ -139,18 +139,19 @@ class Store:
         return await self._work(lambda: self._database.read(beyond, until, LAST, LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return the last event number that a sink no longer needs, and the last one being sent.
+        """Return two event numbers that describe the progress of a sink.
 
-        A batch of events is being sent from :meth:`begin_batch` until :meth:`acknowledge`. Without
-        a batch, the second number is None.
+        The sink no longer needs the events up to and including the first number. The second is the
+        number of the pending batch's last event, or None without a pending batch. A batch is
+        pending from :meth:`begin_batch` until :meth:`acknowledge`.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
     async def begin_batch(self, sink: str, until: int) -> None:
-        """Store which batch is sent to a sink next: ``until`` is the number of its last event.
+        """Store that a batch is sent to a sink next; ``until`` is the batch's last event number.
 
-        The batch begins with the first event after the sink's :meth:`checkpoint`. After a crash,
-        exactly the same batch can then be sent again.
+        The batch begins with the first event that the sink still needs (:meth:`checkpoint`). After
+        a crash, exactly the same batch can then be sent again.
         """
         await self._work(lambda: self._database.begin_batch(sink, until))
 
@@ -213,9 +214,10 @@ class Store:
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the database file, unless it has undelivered or refused events.
+        """Delete the database file, unless it has undelivered events or dead letters.
 
-        Return True if the file was deleted. After a deletion, the caller must close the store.
+        A dead letter is an event that a sink refused. Return True if the file was deleted. After a
+        deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 

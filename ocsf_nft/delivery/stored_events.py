@@ -1,4 +1,4 @@
-"""Access to an event store from another process than the service; all functions block.
+"""Access to an event store from a process other than the service; all functions block.
 
 The service can write to the store at the same time.
 """
@@ -31,7 +31,7 @@ class ArchivedEvent(NamedTuple):
 
 
 class SinkBacklog(NamedTuple):
-    """Counts of a sink's undelivered events (``waiting``) and of its refused events (``dead``)."""
+    """Counts of undelivered events (``waiting``) and of events that the sink refused (``dead``)."""
 
     sink: str
     waiting: int
@@ -70,8 +70,9 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the database file again if another file has replaced it.
 
-        Return ``last`` (the event read last), or None if the new file lacks it and must be read
-        from the start. Raises SourceError if the new file can't be read.
+        Return ``last``, the event that was read last, if reading can continue after that event.
+        Return None if the new file lacks that event: then the file must be read from the start.
+        Raises SourceError if the new file can't be read.
         """
         if not self._database.is_replaced():
             return last
@@ -108,9 +109,10 @@ class Archive:
             number = rows[-1].number
 
     def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
-        """Yield the dead letters (refused events) of a sink, or of all sinks (None), oldest first.
+        """Yield the dead letters of a sink, oldest first; with None, those of all sinks.
 
-        Raises SourceError if the database file can't be read.
+        A dead letter is an event that a sink refused. Raises SourceError if the database file can't
+        be read.
         """
         last = 0
         query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
@@ -154,10 +156,11 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 
 
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
-    """Request a retry of dead letters (refused events) in the store ``path``; return their number.
+    """Request a retry of dead letters in the store ``path``; return how many were selected.
 
-    ``sink`` and the event's ``uid`` select dead letters; None selects all. A running service sends
-    them within seconds. Raises DeliveryError if the store can't be written.
+    A dead letter is an event that a sink refused. ``sink`` and the event's ``uid`` select dead
+    letters; None means any. A running service sends the selected dead letters within seconds.
+    Raises DeliveryError if the store can't be written.
     """
     # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings for a receiver of events, whose certificate is always verified."""
+    """TLS settings for a receiver of events; the receiver's certificate is always verified."""
 
     #: Certificates to trust, in place of the system's. If the receiver's certificate is
     #: self-signed, this file must contain it.
@@ -27,8 +27,7 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """Return the TLS context for a connection.
 
-        Raises DeliveryError if a file of these settings can't be read or has no valid
-        content.
+        Raises DeliveryError if a certificate file or the key file can't be read or is invalid.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)

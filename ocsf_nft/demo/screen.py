@@ -183,8 +183,8 @@ class Screen:
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
     """Return a value as readable JSON, with line breaks so that lines fit in ``width`` columns.
 
-    ``indent`` is the indentation of the value's first line. ``taken`` is the number of columns
-    before the value in this line.
+    ``indent`` is the indentation of the line in which the value begins. ``taken`` is the number of
+    columns before the value in that line.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -248,7 +248,8 @@ def _slowest(refused: Sequence[Row]) -> str:
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence about the refused packets that the sandbox's kernel sent by itself.
 
-    The kernel sends these packets to manage its IPv6 link. The result is empty if there are none.
+    The kernel sends these packets to manage its IPv6 link. Without such packets, the result is an
+    empty text.
     """
     others = sum(
         # Events about these packets have the severity Informational.

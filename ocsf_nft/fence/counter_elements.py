@@ -56,10 +56,10 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Byte layout of the elements (entries) of an nftables set, in a netlink message.
+    """Byte layout that elements of an nftables set have in common, in a netlink message.
 
-    Elements differ only in four values: key, packets, bytes and expiration. The bytes around these
-    values are constant.
+    Such elements differ only in four values: key, packets, bytes and expiration. The bytes around
+    these values are constant.
     """
 
     #: Splits an element into the columns 0 to 8. Columns 1, 3, 5 and 7 are the values.
@@ -79,7 +79,7 @@ class ElementParser:
     """Parser for the elements of one nftables set that counts packets by flow.
 
     Elements without a counter, or with a key of another length than ``key_bytes``, are ignored.
-    ``timeout_ms`` is the timeout of elements without their own.
+    ``timeout_ms`` is the timeout of each element for which the kernel sends no timeout.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
@@ -107,9 +107,9 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the entries of an nftables set in a netlink payload, decoded one at a time.
+        """Return the elements of an nftables set in a netlink payload, decoded one at a time.
 
-        :meth:`parse` has the same result, and is faster if all entries have the same byte layout.
+        :meth:`parse` has the same result, and is faster if all elements have the same byte layout.
         """
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
@@ -210,7 +210,7 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return the span of the attribute ``kind`` inside ``nest``; None if it is missing."""
+    """Return the span of the attribute ``kind`` inside ``nest``; None without this attribute."""
     # The last one, if there are several.
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 

@@ -27,8 +27,8 @@ _MAX_PENDING: Final = 64
 class FenceEvents:
     """Stream of the changes that other processes make to a fence's nftables tables.
 
-    With ``self_heal``, a thread also reverts the changes. Needs CAP_NET_ADMIN over the fence's
-    network namespaces, and CAP_SYS_ADMIN to enter another namespace.
+    With ``self_heal``, a thread also reverts the changes. The stream needs CAP_NET_ADMIN over the
+    fence's network namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
-    ``difference`` is a short text for people; empty if there is none. ``installed`` is the record;
-    None if there is none.
+    ``difference`` is a short text for people if ``verdict`` is "differs", else an empty text.
+    ``installed`` is the record, or None without a record.
     """
 
     verdict: Verdict
@@ -61,10 +61,10 @@ def install(
 ) -> InstalledFence:
     """Install or replace a network namespace's fence, and store its record.
 
-    ``transport`` is the way to log packets; one that does not work raises UnsupportedError. None
-    selects the first that works; if none works, ``degraded`` has the reason. Also raises
-    AbsentError, FenceError, DeliveryError. The previous fence normally stays active then; a
-    FenceError states if it was replaced.
+    ``transport`` is the way to log packets; UnsupportedError is raised if it does not work. None
+    selects the first way that works. If no way works, ``degraded`` of the result has the reason.
+    Also raises AbsentError, FenceError, DeliveryError. After an error, the previous fence normally
+    stays active; a FenceError states if that fence was replaced.
     """
     around = _survey(spec, namespace)
     with state.locked():
@@ -85,7 +85,7 @@ def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> In
     """Load a sandbox's fence again if the fence, a network interface or ocsf-nft's rules changed.
 
     The caller must hold the lock ``state.locked()``. ``load_text`` loads the ruleset, like
-    :func:`nft.load`. Return the stored description of the fence, or None if missing.
+    :func:`nft.load`. Return the fence's stored record, or None without a record.
     """
     before = state.read(sandbox)
     if before is None:
@@ -159,9 +159,9 @@ def verify(
 ) -> Verification:
     """Compare a sandbox's present fence and interfaces with the record of the installation.
 
-    By default, ``namespace`` is that of the record, or without a record this process's own.
-    ``device`` is a VM's TAP device, needed only without a record. Raises AbsentError,
-    UnsupportedError, FenceError.
+    The default of ``namespace`` is the namespace in the record. Without a record, the default is
+    this process's own namespace. ``device`` is a VM's TAP device, needed only without a record.
+    Raises AbsentError, UnsupportedError, FenceError.
     """
     installed = state.read(sandbox)
     if installed is None:  # then the result only states whether a fence is there
@@ -254,7 +254,7 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    """Return messages about interfaces that the fence does not cover; empty if there are none."""
+    """Return a list with a message about interfaces that the fence does not cover, or []."""
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -269,10 +269,10 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec`` with ``has_changed`` True if the fence ever changed its mode.
+    """Return ``spec`` with ``has_changed`` set: True if the fence has ever changed its mode.
 
-    The mode is enforcing or permissive (log and allow). ``before.spec`` has the previous mode, and
-    ``has_changed`` for earlier changes. ``before`` is ignored outside the namespace ``identity``.
+    The mode is enforcing or permissive (log and allow). ``before`` is the record of the previous
+    fence. If that fence was not in the namespace ``identity``, ``has_changed`` is False.
     """
     # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
@@ -400,7 +400,7 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the usual table ids of a fence; used if no description of the fence is stored.
+    """Return the usual identifiers of a fence's tables, without reading the fence's record.
 
     ``device`` is the TAP device of a fenced VM. None means the fence of a network namespace.
     """
@@ -437,8 +437,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    Nothing is restored if another namespace, whose identity is not ``identity``, has replaced the
-    original one. The fence of the sandbox ``besides`` is ignored.
+    Nothing is restored if the present identity of ``namespace`` is not ``identity``. The fence of
+    the sandbox ``besides`` counts as inactive.
     """
     if state.forwarding_before(identity) is None:
         return

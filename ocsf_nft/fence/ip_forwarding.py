@@ -50,7 +50,7 @@ _ACCEPT_RA_ALWAYS: Final = "2"
 def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
     """Return the names of the forwarding sysctls that a VM's fence needs and that are off.
 
-    The result is empty if the fence is not a VM's.
+    If the fence is not for a VM, the result is an empty tuple.
     """
     if spec.tap is None:
         return ()
@@ -60,8 +60,8 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Store the current values of the sysctls that :func:`switch_on` changes to forward packets.
 
-    Does nothing if the fence is not a VM's. First checks that IP forwarding can be enabled. If not,
-    raises UnsupportedError and stores nothing.
+    Does nothing if the fence is not for a VM. If IP forwarding can't be enabled, stores nothing and
+    raises UnsupportedError.
     """
     if spec.tap is None:
         return
@@ -76,7 +76,7 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Enable the forwarding of a VM's packets in a namespace; call :func:`prepare` before.
 
-    Does nothing if the fence is not a VM's. Raises UnsupportedError if a sysctl can't be written.
+    Does nothing if the fence is not for a VM. Raises UnsupportedError if a sysctl can't be written.
     """
     if spec.tap is None:
         return
@@ -87,10 +87,10 @@ def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> N
 def release(
     identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
 ) -> None:
-    """Restore the forwarding sysctls of a namespace, except those that remaining VMs' fences need.
+    """Restore the forwarding sysctls of a namespace, except those that the fences ``others`` need.
 
-    ``others`` are the remaining fences. Nothing is restored if ``namespace`` is deleted or now has
-    another ``identity``. Raises UnsupportedError if a sysctl can't be written.
+    Nothing is restored if ``namespace`` is deleted, or if its present identity is not ``identity``.
+    Raises UnsupportedError if a sysctl can't be written.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:

@@ -59,8 +59,9 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
     """Return the name and index of a VM's TAP device; all other values of the result are empty.
 
-    Raises AbsentError if ``device`` does not exist, and UsageError for loopback. Raises FenceError
-    for a port of a bridge, a bond or a VRF. Also raises UnsupportedError.
+    Raises AbsentError if ``device`` does not exist, and UsageError if it is the loopback interface.
+    Raises FenceError if ``device`` is a port of a bridge, of a bond or of a VRF. Also raises
+    UnsupportedError.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])

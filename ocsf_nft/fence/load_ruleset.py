@@ -1,6 +1,6 @@
 """Loading of a fence into the kernel, with the first log transport that the kernel supports.
 
-A log transport is the way of log records to a reader: NFLOG, the kernel log, or ``none``.
+A log transport is the way in which log records reach a reader: NFLOG, the kernel log, or ``none``.
 """
 
 from __future__ import annotations
@@ -193,10 +193,11 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Return the listings that the tables of a fence have after a correct installation.
+    """Return the content that each table of a fence has after a correct installation.
 
-    To get these listings, the fence is also loaded into an empty, temporary namespace. Return None
-    if this loading fails, for example without CAP_SYS_ADMIN or before Linux 6.16.
+    The result has the form of :func:`listings`. To get this content, the fence is loaded into an
+    empty, temporary namespace. Return None if this loading fails, for example without CAP_SYS_ADMIN
+    or before Linux 6.16.
     """
 
     def load_and_list() -> dict[str, str]:
@@ -221,7 +222,7 @@ def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 
 
 def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the identifier of the guard's table; empty if the fence has no guard.
+    """Return a tuple with the identifier of the guard's table, or an empty tuple without a guard.
 
     The guard is a second table on the host, which filters the host's end of the sandbox's link.
     """
@@ -229,10 +230,10 @@ def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return the content of each table of an installed fence, by name, such as ``inet ocsf_nft``.
+    """Return a dict with the content of each table of an installed fence.
 
-    The content is nft's listing, then one line for each element of the sets that the installer
-    fills. Missing tables are omitted.
+    The keys are names such as ``inet ocsf_nft``. The content is nft's listing, then one line for
+    each element of the sets that the installer fills. Missing tables are omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

@@ -73,8 +73,9 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles; None if the table does not exist.
 
-    The listing omits counter values, set elements and the flag ``owner``. Raises AbsentError
-    without the namespace, UnsupportedError without nft or privileges, and FenceError otherwise.
+    The listing omits counter values, set elements and the flag ``owner``. Raises AbsentError if the
+    namespace does not exist. Raises UnsupportedError if nft or a privilege is missing, FenceError
+    for any other error.
     """
     # Counter values and elements of large sets would cost nft time and memory (-s, -t).
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])

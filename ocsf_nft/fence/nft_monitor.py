@@ -115,7 +115,8 @@ class NftMonitor:
     def is_reverted(self, transaction: Transaction) -> bool:
         """Return True if a transaction needs no repair: it was reverted, or checked and accepted.
 
-        If the transaction's ``generation`` is None, this is unknown, and the result is False.
+        Return False if the transaction's ``generation`` (number of the resulting ruleset) is
+        unknown (None).
         """
         return transaction.generation is not None and _is_up_to(
             transaction.generation, self.restored_generation
@@ -124,8 +125,8 @@ class NftMonitor:
     def is_regular(self, transaction: Transaction) -> bool:
         """Return True if an nftables transaction does not count as tampering with the fence.
 
-        Then it belongs to an installation of the fence, or a later check found the fence intact.
-        Return False if the transaction's ``generation`` is unknown (None).
+        Such a transaction belongs to an installation of the fence, or a later check found the fence
+        intact. Return False if the transaction's ``generation`` is unknown (None).
         """
         return (
             transaction.generation is not None

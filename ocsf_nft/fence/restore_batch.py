@@ -33,11 +33,11 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return sequences of netlink messages to send in turn, until the kernel accepts one.
+        """Return netlink message sequences to send in turn, until the kernel accepts a sequence.
 
-        The first sequence preserves packet counters, if possible; the last resets them. If another
-        process created a table again (``recreated``), its counters are wrong: only the last is
-        returned.
+        The first sequence preserves packet counters, if possible; the last resets them.
+        ``recreated`` are tables that another process has created again, so their counters are
+        wrong. If a recreated table is to be restored, only the last sequence is returned.
         """
         # A recreated table of this fence has counters that are not the fence's.
         if self.keeping_counters is None or set(recreated) & set(self.tables):
@@ -64,7 +64,7 @@ class RestoreBatch:
         """Return True if these messages, made for ``self.installed``, also restore ``installed``.
 
         The two fences must have the same specification, log transport, namespace and TAP device.
-        Other interfaces, and routes, may differ.
+        Their routes may differ, and so may their other interfaces.
         """
         own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
@@ -116,10 +116,11 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return ``replacement`` with each table's comment copied to the line that creates the table.
+    """Return the ruleset ``replacement``, changed so that each table is created with its comment.
 
-    In ``replacement``, a ruleset text, the comments come later, when the kernel ignores them.
-    ``is_owned`` must be true if the line has the flags ``owner`` and ``persist``, else false.
+    In ``replacement``, the comment comes after the line that creates the table. The kernel ignores
+    such a late comment. ``is_owned`` must be true if that line has the flags ``owner`` and
+    ``persist``, else false.
     """
     # Unchanged, the ruleset creates a missing table first, and gives its comment later. The kernel
     # ignores a comment for a table that exists already.

@@ -1,4 +1,4 @@
-"""Search for the logging rules of a fence in the output of ``nft -a list table``."""
+"""Parser that finds the logging rules of a fence in the output of ``nft -a list table``."""
 
 from __future__ import annotations
 

@@ -117,9 +117,10 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
 
 
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the guard of a fence, an additional table on the host; empty if there is no guard.
+    """Return a tuple with the guard's table, or an empty tuple if the fence has no guard.
 
-    The guard blocks packets that have bypassed the fence inside the sandbox.
+    The guard is an additional table on the host. It blocks packets that have bypassed the fence
+    inside the sandbox.
     """
     if spec.guard_device is None:
         return ()

@@ -108,7 +108,7 @@ def parse_messages(output: str) -> Iterator[Statement]:
     """Yield the messages of a netlink transaction, read from nft's debug output.
 
     The output is that of ``nft --debug=mnl``. The messages that only begin or end the transaction
-    are omitted. Raises FenceError without a transaction, or for an unknown format.
+    are omitted. Raises FenceError if the output has no transaction, or has an unknown format.
     """
     is_inside = False
     for found in _MESSAGE.finditer(output):

@@ -1,7 +1,7 @@
 """Decoder of the kernel's messages about changes to a fence's nftables tables; runs on any OS.
 
-For each transaction, the kernel sends one message for each changed object. The last message has the
-number of the new ruleset, and the process that made the transaction.
+The kernel sends one message for each object that a transaction changes. Then a last message has the
+number of the new ruleset, and the sending thread's id and name.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _NAME_CHARACTERS: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """nftables transaction that changed a fence's tables, and the process that made it.
+    """nftables transaction that changed a fence's tables, and the process that made the change.
 
     ``generation``, ``pid`` and ``comm`` are None if the kernel's last message about the transaction
     is missing.
@@ -106,10 +106,10 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Decode a datagram; yield each transaction on the tables when its last message arrives.
+        """Decode a datagram; yield each transaction that changed the fence's tables.
 
-        If the kernel dropped this last message, the received part of the transaction is yielded
-        when the next transaction begins.
+        A transaction is yielded when its last message arrives. If the kernel dropped this message,
+        the received part of the transaction is yielded when the next transaction begins.
         """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
@@ -142,7 +142,7 @@ class ChangeReader:
 
     @property
     def is_incomplete(self) -> bool:
-        """Return True if a transaction on the tables has begun, and its last message is missing."""
+        """Return True if the last message of a transaction on the tables is still missing."""
         return self._unfinished.concerns_fence
 
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:

@@ -45,7 +45,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceSpec:
-    """Specification of a sandbox's fence by the operator; an invalid value raises UsageError."""
+    """Operator's specification of a sandbox's fence; an invalid value raises UsageError."""
 
     sandbox: str
     #: Endpoints that the sandbox may reach: ``proxies`` and ``exceptions``.

@@ -78,13 +78,13 @@ class StateDirectory:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     def directory(self, sandbox: str) -> Path:
-        """Return the path of the directory with a sandbox's state files; it may not exist yet."""
+        """Return the directory for a sandbox's state files; this directory may not exist yet."""
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:
-        """Return when the record of a sandbox's fence was last written, in ns since the epoch.
+        """Return the time when the record of a sandbox's fence was last written.
 
-        Return None if there is no record.
+        The time is in ns since the epoch. Return None if there is no record.
         """
         try:
             return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
@@ -118,9 +118,10 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock that lets only one process monitor the sandbox, during the ``with`` block.
+        """Hold the sandbox's monitoring lock during the ``with`` block.
 
-        Raises SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
+        Only one process at a time can hold this lock, and so monitor the sandbox. Raises
+        SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
         DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")

@@ -21,19 +21,20 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 
 def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
-    """Return the sandbox that a table's comment names; None if the table or the comment is missing.
+    """Return the name of the sandbox to which a table belongs, according to the table's comment.
 
-    The comment is untrusted, because any process with CAP_NET_ADMIN can write it. Raises the errors
-    of :func:`table_query.comment`.
+    Return None if the table is missing, or if the comment does not contain such a name. The comment
+    is untrusted, because any process with CAP_NET_ADMIN can write it. Raises the errors of
+    :func:`table_query.comment`.
     """
     found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
     return None if found is None else found[1]
 
 
 def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
-    """Raise FenceError if a table's comment names another sandbox than ``sandbox``.
+    """Raise FenceError if the sandbox in a table's comment is not ``sandbox``.
 
-    A missing table, or a table whose comment names no sandbox, is no error.
+    A missing table, or a comment that contains no sandbox's name, is not an error.
     """
     found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
@@ -45,8 +46,8 @@ def refuse_exclusive(
 ) -> None:
     """Raise FenceError if a process owns one of the tables exclusively.
 
-    Only the owner can change such a table. The error message names the sandbox, if the owner is a
-    run of ocsf-nft with the state directory ``state``.
+    Only the owner can change such a table. If the owner is a process ``ocsf-nft run`` with the
+    state directory ``state``, the error message contains the sandbox's name.
     """
     for table_id in table_ids:
         found = table_query.table(namespace, *table_id)
@@ -69,7 +70,7 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the sandbox of a deleted VM whose tables a new fence replaces; None if there is none.
+    """Return the sandbox of a deleted VM if a new fence replaces this VM's tables; otherwise None.
 
     ``spec`` and ``around`` describe the new fence. Raises FenceError if the tables belong to
     another sandbox that may still be in use.

@@ -44,9 +44,10 @@ _TRIES: Final = 3
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
-    """Return the comment of an nftables table, which may be empty; None if there is no such table.
+    """Return the comment of an nftables table; None if there is no such table.
 
-    Raises AbsentError, UnsupportedError, FenceError.
+    If the table has no comment, the result is an empty text. Raises AbsentError if the namespace
+    does not exist, UnsupportedError or FenceError if the query is not possible.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
@@ -70,9 +71,9 @@ def elements(
 ) -> tuple[str, ...]:
     """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
-    A missing set has no lines. A set with more than ``most`` elements has one line, which
-    states this. So has a set that other processes keep changing during its read. Raises
-    AbsentError, UnsupportedError or FenceError.
+    A missing set has no lines. If a set has more than ``most`` elements, a single line states this
+    instead. A single line also states that a set could not be read because other processes changed
+    it repeatedly. Raises AbsentError, UnsupportedError or FenceError.
     """
     return _call(
         namespace,

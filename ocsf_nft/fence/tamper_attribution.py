@@ -18,9 +18,9 @@ _DELETED: Final = " (deleted)"
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
     """Return the process that changed nftables, with its program's path and arguments if known.
 
-    ``pid`` and ``comm`` are the thread's id and name in the kernel's message, read at
-    ``arrived_ns`` (CLOCK_BOOTTIME). Return None if ``pid`` is None, or if ocsf-nft does not run in
-    the initial pid namespace.
+    ``pid`` and ``comm`` are the thread's id and name, from the kernel's message. This message was
+    read at ``arrived_ns`` (CLOCK_BOOTTIME). Return None if ``pid`` is None, or if ocsf-nft does not
+    run in the initial pid namespace.
     """
     # The kernel's id is valid only in the initial pid namespace.
     if pid is None or pid <= 0 or not proc.is_initial():

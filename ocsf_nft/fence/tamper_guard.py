@@ -55,7 +55,7 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceChange:
-    """Change to a fence by another process, and the reaction of the monitoring thread."""
+    """Change that another process made to a fence, and the reaction of the monitoring thread."""
 
     #: Text about the change.
     changes: str
@@ -91,8 +91,9 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    The thread calls ``notify`` with a :class:`FenceChange`, an exception that ended the thread, or
-    None (the fence should be checked). Without ``self_heal``, the thread restores nothing.
+    The thread calls ``notify`` with a :class:`FenceChange`, or with an exception that ended the
+    thread. The argument None requests a check of the fence. If ``self_heal`` is false, the thread
+    restores nothing.
     """
 
     def __init__(
@@ -132,18 +133,18 @@ class TamperGuard:
 
     @property
     def is_paused(self) -> bool:
-        """Return true if the guard pauses now, and so restores nothing.
+        """Return True during a pause, in which the guard restores nothing.
 
-        A pause begins after too many restores, and lasts a minute.
+        A pause begins after too many restores within a minute. The pause lasts a minute.
         """
         return self._paused_until is not None
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if the guard has attached the fence to new interfaces.
+        """Return True if the guard has attached the fence to new interfaces.
 
-        This is about the time since the last call of :meth:`use_restore_batch`. The result is true
-        even if these interfaces have been removed again.
+        Only interfaces that were attached since the last call of :meth:`use_restore_batch` count.
+        They count even if they have been removed again.
         """
         return bool(self._attached)
 
@@ -173,11 +174,11 @@ class TamperGuard:
         version: tuple[int, ...] | None,
         generations: tuple[int, ...] | None = None,
     ) -> None:
-        """Set the prepared netlink messages that restore the fence; with None, nft restores it.
+        """Set the netlink messages that restore the fence; with None, :meth:`renew` restores it.
 
-        The guard restores nothing while the fence's record has another ``version``. Read
-        :meth:`generations` before a check of the fence, and pass them only if it found no
-        difference. The guard never reverts changes up to them.
+        The guard restores nothing while the version of the fence's record is not ``version``. Pass
+        ``generations`` only if a check found no difference: the result of :meth:`generations`
+        before the check. The guard never reverts changes up to these generations.
         """
         # Given if a check after these rulesets found the fence as installed.
         is_settled = generations is not None
@@ -203,7 +204,7 @@ class TamperGuard:
             ) from error
 
     def renew(self) -> InstalledFence | None:
-        """Restore the fence from its stored record, and return the record; None if there is none.
+        """Restore the fence from its stored record, and return this record; None without a record.
 
         Works like :func:`installer.renew`, but through the guard's sockets. Blocks. Raises the
         errors of :func:`installer.renew`.
@@ -325,10 +326,9 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Restore the fence after other processes have changed it, and report their changes.
+        """Restore the fence after other processes changed it; report their changes, ``foreign``.
 
-        ``foreign`` has these changes. Return the changes that arrived during the restore. The
-        caller must handle them.
+        Return the changes that arrived during the restore, which the caller must handle.
         """
         started, arrival = time.monotonic_ns(), _Arrival.now()
         # A process that changes very much at once, as some do to their own tables, is no conflict.

@@ -94,8 +94,8 @@ def mac(text: str) -> str:
 def subnet(text: str) -> Subnet:
     """Parse a VM's subnet ``ADDR/LENGTH``; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address. If ADDR is the network's own address, the gateway has the next
-    address. Raises UsageError.
+    ADDR is the gateway's address, or the address of the network itself. In the second case, the
+    gateway has the next address. Raises UsageError if the text is invalid.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -124,9 +124,9 @@ def subnet(text: str) -> Subnet:
 
 
 def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
-    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; return it with the given protocol.
+    """Parse ``ADDR:PORT``; return an endpoint with this address and port, and with ``protocol``.
 
-    Raises UsageError if the text is invalid.
+    An IPv6 address must be in brackets. Raises UsageError if the text is invalid.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:

@@ -24,8 +24,8 @@ _OWNER_CHAIN: Final = re.compile(
 def addresses(tap: Tap) -> dict[str, str]:
     """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
 
-    ``vm4`` and ``vm6`` are nftables sets of the addresses that the VM may have. Variables of an IP
-    version without a subnet are omitted.
+    ``vm4`` and ``vm6`` are nftables sets of the addresses that the VM may have. If ``tap`` has no
+    subnet of an IP version, the two variables of this version are omitted.
     """
     found = {}
     for subnet in tap.subnets:

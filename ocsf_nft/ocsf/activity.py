@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class Derived(NamedTuple):
-    """Values computed by :func:`derive` from refused packets, for their Network Activity event."""
+    """Values that :func:`derive` computes from an attempt for its Network Activity event."""
 
     #: Kind of the packets' source address, for example private; None if unknown.
     source: AddressKind | None

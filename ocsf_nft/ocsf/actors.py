@@ -41,7 +41,8 @@ def actor_of(
 ) -> Actor | None:
     """Return the sender of a log record's packet as an OCSF actor; None if the sender is unknown.
 
-    A group id without a user id is added to ``unmapped``, the values without an OCSF attribute.
+    ``unmapped`` collects values for which OCSF has no attribute. If the record has a group id but
+    no user id, the group id is added to ``unmapped``.
     """
     if record.uid is None and record.gid is not None:
         unmapped["gid"] = record.gid
@@ -68,9 +69,9 @@ def actor_of_process(process: Process) -> Actor:
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return facts for which OCSF has no attribute, for example the systemd unit of a process.
+    """Return those facts about a process that have no OCSF attribute, for example its systemd unit.
 
-    The result is empty if ``process`` is None.
+    Return an empty dictionary if ``process`` is None.
     """
     if process is None:
         return {}

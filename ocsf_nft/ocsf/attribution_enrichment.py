@@ -22,10 +22,10 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """Convert ``attribution`` (which process sent an event's packets) to an OCSF enrichment.
+    """Convert an attribution to the value of the event's attribute ``enrichments``.
 
-    The result is a tuple with one enrichment, for the event's attribute ``enrichments``. The result
-    is None if ``attribution`` is None.
+    An attribution states which process sent the event's packets. The result is a tuple with one
+    OCSF enrichment, or None if ``attribution`` is None.
     """
     if attribution is None:
         return None

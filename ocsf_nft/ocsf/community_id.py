@@ -40,10 +40,11 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow, the same for both directions except with ``one_way``.
+    """Return the Community ID of a flow; without ``one_way``, both directions have the same ID.
 
-    Addresses are in network order. For an ICMP request or reply, ``ports`` are its type and its
-    counterpart's type, such as (8, 0). Other ICMP messages need type, code and ``one_way``.
+    Addresses are in network order. For an ICMP request or reply, ``ports`` has its type and the
+    opposite message's type, such as (8, 0). For other ICMP messages, ``ports`` has the type and the
+    code, and ``one_way`` must be true.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source

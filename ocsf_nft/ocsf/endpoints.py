@@ -31,9 +31,9 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
     """Return source and destination of a log record's packet as OCSF endpoints.
 
-    ``source`` and ``destination`` classify the addresses; None if invalid. ``direction`` shows
-    which endpoint ``container`` belongs to. Values that fit no endpoint are added to ``unmapped``.
-    At least one result is not None.
+    ``source`` and ``destination`` are the kinds of the addresses; None for an invalid address.
+    ``direction`` determines to which endpoint ``container`` is added. Values that fit no endpoint
+    are added to ``unmapped``. At least one of the two endpoints is not None.
     """
     # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
     # incoming interface of a packet that is not outbound.
@@ -91,8 +91,8 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
 ) -> NetworkEndpoint | None:
     """Return an OCSF endpoint, or None if no name, interface, MAC or valid address is given.
 
-    ``kind`` classifies ``address``, for example as internal. An invalid address must have the
-    ``kind`` None, and is omitted.
+    ``kind`` is the kind of ``address``, for example internal. ``kind`` must be None if the address
+    is invalid. Then the endpoint does not contain the address.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:
@@ -121,8 +121,9 @@ def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
 def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
     """Return the OCSF boundary that a packet between two addresses would have crossed.
 
-    It is ``LOCALHOST`` between loopback addresses. It is ``EXTERNAL`` if at least one address is
-    external, and ``INTERNAL`` if both are internal. In all other cases, return None.
+    The boundary is ``LOCALHOST`` between loopback addresses. It is ``EXTERNAL`` if at least one
+    address is external, and ``INTERNAL`` if both are internal. Return None if a kind is None, and
+    in all other cases.
     """
     if source is None or destination is None:
         return None

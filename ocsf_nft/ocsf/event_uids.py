@@ -28,8 +28,8 @@ NETWORK_ACTIVITY: Final = 4001
 def stable_uid(*parts: str | int | None) -> str:
     """Return a UUID that is a hash of ``parts``: equal parts always give the same UUID.
 
-    Parts of other types give another UUID: ``1`` and ``"1"`` differ. Any text is valid, also with
-    lone surrogates.
+    The type of a part matters: ``1`` and ``"1"`` give different UUIDs. A text may contain lone
+    surrogates.
     """
     return _uuid5(_json(parts))
 
@@ -86,10 +86,10 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid shared by events that combine flows of one sandbox, rule, user and reason.
+    """Return the uid shared by events about aggregated flows of one sandbox, rule, user and reason.
 
-    ``uid`` is a Linux user id; None for several or unknown users. ``reason`` is why the flows are
-    combined.
+    The argument ``uid`` is a Linux user id, or None for several or unknown users. ``reason`` is the
+    reason for the aggregation.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

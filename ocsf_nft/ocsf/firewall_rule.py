@@ -28,7 +28,8 @@ _DESCRIPTIONS: Final = {
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
     """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
 
-    ``is_ours`` means a rule of an ocsf-nft fence: its unique id and condition are added, if known.
+    ``is_ours`` is true for a rule of an ocsf-nft fence. The object of such a rule also has the
+    rule's unique id and condition, if known.
     """
     if not rule:
         return None

@@ -66,7 +66,7 @@ class Mapper:
         """Return the Detection Finding of an incident: a series of refused packets of one flow.
 
         Return None if ``found.incident`` is None or below the threshold for findings.
-        ``processed_ns`` is the current time since the epoch.
+        ``processed_ns`` is the current time (ns since the epoch, UTC).
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

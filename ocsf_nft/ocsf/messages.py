@@ -88,9 +88,9 @@ def sender_text(
 ) -> str:
     """Return the sender of packets as text, for example "uid 1000 in sandbox agent".
 
-    The text includes a process that ``by`` names. ``rule`` is the name of the matched firewall
-    rule. For a VM's rule, such as ``vm-forward``, "the VM of sandbox agent" replaces "sandbox
-    agent".
+    ``by`` is the attribution; the text includes its process, if known. ``rule`` is the name of the
+    matched firewall rule. For a VM's rule, such as ``vm-forward``, "the VM of sandbox agent"
+    replaces "sandbox agent".
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:

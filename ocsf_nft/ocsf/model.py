@@ -62,7 +62,7 @@ class Model(BaseModel):
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """Return the fields of a model that contain OCSF objects, with the class of these objects.
+    """Return the names of a model's fields that contain OCSF objects, each with the objects' class.
 
     For example, the result maps ``device`` to Device.
     """
@@ -82,9 +82,9 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields of a model that contain objects which may use OCSF profiles.
+    """Return the names of a model's fields that contain objects which may use OCSF profiles.
 
-    The result has the name of each field, and the class of its objects.
+    Each name is in a pair with the class of the field's objects.
     """
     return tuple(
         (name, kind)
@@ -94,9 +94,9 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Check that a caption, such as ``severity``, is OCSF's caption for its id (``severity_id``).
+    """Check that a field such as ``severity`` has OCSF's caption for the id in ``severity_id``.
 
-    Return the caption; raise ValueError if OCSF has another one. Id 99 (Other) allows any caption.
+    Return ``value``. Raises ValueError if OCSF has another caption. Id 99 (Other) allows any text.
     """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:

@@ -98,10 +98,10 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: the method that led to a Detection Finding event.
+    """OCSF object ``analytic``: the detection method that led to a Detection Finding event.
 
-    The object names the method for blocked packets of one flow, or the method for scans of many
-    addresses or ports.
+    One method detects blocked packets of one flow. The other detects scans of many addresses or
+    ports.
     """
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
@@ -308,7 +308,7 @@ class Process(Model):
 
 
 class Actor(Model):
-    """OCSF object ``actor``: the process and the user behind an event, each only if known."""
+    """OCSF object ``actor``: the process and the user that caused an event, each only if known."""
 
     process: Process | None = optional_field(
         "the process, if it is known for certain enough; never a guess"
@@ -380,7 +380,7 @@ class Device(Model):
 
 
 class Observable(Model):
-    """OCSF object ``observable``: path and value of an attribute that analysts search for."""
+    """OCSF object ``observable``: an event's attribute that analysts search for: path and value."""
 
     name: str = Field(description="path of the attribute in the event")
     type_id: ObservableType = Field(description="type of the attribute")

@@ -1,4 +1,4 @@
-"""Short form of an OCSF event: one line for the person on call.
+"""One-line form of an OCSF event, for a person who reads events in a terminal.
 
 An example, which is one line in reality:
 
@@ -75,7 +75,7 @@ _ARP: Final = 0x0806
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """Return the one-line form of an OCSF event as segments; never raises for decoded JSON."""
+    """Return the one-line form of an OCSF event as segments. No decoded JSON raises an error."""
     label, style = _severity(event)
     parts = _FORMS.get(_number(event.get("class_uid")), _other)(event)
     return (
@@ -137,7 +137,7 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
 
 
 def sandbox_or_host(event: Mapping[str, Any]) -> str:
-    """Return the name of an event's sandbox, else of its host; empty if both are unknown."""
+    """Return an event's sandbox name, else its host name; an empty text if both are unknown."""
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
@@ -170,10 +170,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Count the processes in an event that may have sent its packets, except the process ``pid``.
+    """Return the number of possible senders of an event's packets, except the process ``pid``.
 
-    If ``pid`` is None, count all. The second result is True if each process certainly sent a
-    packet.
+    If ``pid`` is None, no process is excepted. The second result is True if each process that the
+    event lists certainly sent a packet.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
@@ -240,7 +240,7 @@ def _protocol(event: Any, number: int | None) -> str:
 
 
 def _end(endpoint: Any) -> str:
-    """Return an endpoint as text, for example ``10.0.0.1:443``; empty if nothing identifies it."""
+    """Return an endpoint as text, such as ``10.0.0.1:443``; an empty text if all is unknown."""
     # Not the endpoint's name: it is the sandbox's name, which the line already has.
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):

@@ -128,8 +128,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
-    ``time_ns`` is in ns since the epoch. ``transport`` is how log records arrive, such as ``nflog``
-    or ``none``. ``is_regular`` means a requested removal. Equal arguments give the same event uid.
+    ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
+    as ``nflog``, or ``none`` for a fence that logs nothing. ``is_regular`` means that a removal was
+    requested. Equal arguments give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -206,8 +207,8 @@ def attribution_degraded(
 ) -> ApplicationLifecycle:
     """Return the event which reports that BPF programs no longer find the senders of packets.
 
-    From ``time_ns`` on (ns since the epoch, UTC), the less exact ``method`` is used to find the
-    senders. ``reason`` is why the BPF programs stopped.
+    From ``time_ns`` on (ns since the epoch, UTC), senders are found by ``method``, which is less
+    exact: ``socket`` or ``user``. ``reason`` is why the BPF programs stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -319,8 +320,9 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event about a time in which a fence's counters and log were not read.
 
-    Times are in ns since the epoch. ``packets`` is the number that the fence counted meanwhile;
-    ``allowed`` of them were not blocked. Later events count the same packets too.
+    Times are in ns since the epoch. ``packets`` is the number of packets that the fence counted in
+    this time. ``allowed`` is how many of these were not blocked. Later events count the same
+    packets too.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -369,9 +371,10 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return when the change of a fence was detected, and when the fence was restored.
+    """Return the time at which a fence's change was detected, and the time of the restoration.
 
-    Both are in ms since the epoch; None if unknown, or not restored.
+    Both are in ms since the epoch. An unknown time is None. Without a restoration, the second time
+    is None.
     """
     if tampering is None or tampering.since_ns is None:
         return None, None

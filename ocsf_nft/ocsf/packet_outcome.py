@@ -136,7 +136,7 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return True if a firewall refused the packet, or only logged it instead of refusing it.
+    """Return True if a firewall refused the packet, or if a permissive fence allowed and logged it.
 
     Otherwise return False, for example if ufw accepted the packet, or if the verdict is unknown.
     """
@@ -147,7 +147,7 @@ def outcome(record: Record, answer: Answer | None) -> Outcome:
     """Return the outcome of a packet as OCSF ids, for example action Denied, disposition Blocked.
 
     ``answer`` is what the fence sends back; None if unknown. If another firewall logged the packet,
-    that firewall's verdict decides.
+    the outcome depends only on that firewall's verdict.
     """
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
@@ -167,8 +167,9 @@ def outcome_of(answer: Answer | None) -> Outcome:
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Return the direction of a packet: inbound, outbound or unknown.
 
-    Outbound means out of the sandbox (or host, for another firewall's record). ``uplinks`` are the
-    interfaces out of the sandbox, needed only for forwarded packets.
+    Outbound means out of the sandbox or, for another firewall's record, out of the host.
+    ``uplinks`` are the interfaces that lead out of the sandbox. The function uses them only for
+    forwarded packets.
     """
     if is_ours(record):
         if record.rule == FORWARD:  # the sandbox is a router, for example for containers inside it
@@ -195,9 +196,10 @@ def direction_of_rule(rule: str) -> Direction:
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the answer of a fence's rule to senders, if it is the same for all packets.
+    """Return the answer of a fence's rule to senders, if all packets get the same answer.
 
-    If the answer depends on the packet, return None: then call :func:`answer`.
+    If the answer depends on the packet, return None: then call :func:`answer`. A ``verdict`` of
+    ``permit`` means that the fence is permissive.
     """
     if verdict == "permit":  # the fence is permissive
         return Answer.PERMITTED
@@ -208,8 +210,8 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
     """Return the fence's answer to the sender of a packet, for example a TCP reset.
 
-    Return ``NOTHING`` if the kernel never replies to such a packet. None means unknown, for example
-    for another firewall's packet.
+    Return ``NOTHING`` if the fence drops the packet without an answer. Return None if the answer is
+    unknown, for example if another firewall logged the packet.
     """
     if not is_ours(record):
         return None
@@ -271,10 +273,10 @@ def _is_answer(record: Record) -> bool:
 
 
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
-    """Return the default severity of a packet; configured severity rules have precedence.
+    """Return the default severity of a packet, for use if no configured severity rule matches.
 
-    For example, a refused packet to a cloud metadata address is High. ``destination`` is None if
-    there is no address.
+    For example, a refused packet to a cloud metadata address has severity High. ``destination`` is
+    None if the packet has no destination address.
     """
     if not is_attempt(record):  # a packet that a permissive fence allowed is an attempt too
         return Severity.INFORMATIONAL

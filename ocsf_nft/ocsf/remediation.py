@@ -1,4 +1,4 @@
-"""Advice after a refused packet, for the program in the sandbox and its author.
+"""Advice after a refused packet, for the program in the sandbox and its developer.
 
 The program may be an agent that follows the advice. So the advice names a setting or a command that
 works inside the sandbox, if there is one.
@@ -154,7 +154,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
 
 
 def _end(record: Record) -> str:
-    """Return the packet's destination as a value for ``--allow``: ``tcp:203.0.113.7:22``."""
+    """Return a packet's destination for the option ``--allow``, such as ``tcp:203.0.113.7:22``."""
     name = protocols.NAMES.get(record.protocol or 0, "")
     address = visible(record.destination or "")
     host = f"[{address}]" if ":" in address else address

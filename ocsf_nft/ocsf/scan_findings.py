@@ -65,8 +65,8 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
     """Return the Detection Finding for a stage of a scan: start, growth or end.
 
-    Counts are totals since the start. Network Activity events count the same packets too.
-    ``processed_ns`` is the current time since the epoch.
+    The finding's counts are totals since the start of the scan. Network Activity events count the
+    same packets too. ``processed_ns`` is the present time (ns since the epoch).
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)

@@ -100,7 +100,7 @@ class Threshold:
     packets: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Return true if this number of packets with this severity is a finding."""
+        """Return true if this number of a flow's packets, with this severity, causes a finding."""
         if severity >= self.min_severity:
             return True
         return severity >= Severity.MEDIUM and packets >= self.packets

@@ -127,9 +127,9 @@ class Templates:
     ) -> bytes | None:
         """Return the JSON line of an event about refused packets, made from a cached template.
 
-        Return None if no template fits. ``attempt`` describes the packets, ``derived`` has values
-        computed from ``attempt``. ``version`` is the OCSF version, ``processed_ns`` the present
-        time.
+        Return None if no template fits. ``attempt`` describes the packets. ``derived`` has values
+        computed from ``attempt``. ``version`` is the OCSF version. ``processed_ns`` is the present
+        time (ns since the epoch).
         """
         shape = _shape(attempt, derived, version)
         if shape is None:

@@ -84,8 +84,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not counted. ``source`` is the key of the stored read position in the log, such as
-        ``journal``; empty for a log without positions.
+        are not counted. The read position in the log is stored under the key ``source``, such as
+        ``journal``. For a log without positions, ``source`` is empty.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -161,15 +161,15 @@ class AccountLoop:
 
     @property
     def fault(self) -> str | None:
-        """Return the reason why the counters can't be read now; None if they can."""
+        """Return the reason why the last reading of the counters failed; None if it succeeded."""
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the counted, reported and pending packets of each rule, as of the last reading."""
+        """Return each rule's numbers of counted, reported and pending packets at the last read."""
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return how many log records each source has dropped.
+        """Return the stored numbers of gaps and of dropped log records for each source.
 
         Raises DeliveryError if the state database can't be read.
         """
@@ -351,7 +351,7 @@ class AccountLoop:
             await self._commit([])
 
     def _record_wait_ns(self) -> int:
-        """Return how long a counted flow must wait for its log record, in ns."""
+        """Return how long to wait for the log record of a packet that a counter counted, in ns."""
         # Batches are processed in order. The record waits for the attributions of the batch that is
         # processed now, and then for its own.
         is_idle = not self._running and time.monotonic() - self._taken_at > self._grace_seconds
@@ -366,9 +366,10 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Return an attempt (refused packets of one event) with its sender: a process or a user.
+        """Add the sender, a process or a user, to an attempt (refused packets of one event).
 
-        An attempt with a log record got its sender with the record, and is returned unchanged.
+        Return the new attempt. An attempt with a log record already has its sender, and is returned
+        unchanged.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":

@@ -1,4 +1,4 @@
-"""Setup of the methods that find the process behind a packet."""
+"""Setup of the methods that find the process that sent a packet."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
-    """Return the chain of methods that find the process behind a packet.
+    """Return the chain of methods that find the process that sent a packet.
 
-    The chain tries the configured method first, then weaker methods. ``state`` is the directory
+    The configured method is used first, then less exact methods. ``state`` is the directory
     with the records of the installed fences.
     """
     settings = config.attribution

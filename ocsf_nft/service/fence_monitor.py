@@ -98,8 +98,8 @@ class FenceMonitor:
     async def announce(self) -> None:
         """Emit an event that describes the fence at the start of the service.
 
-        Emit none if the fence was active before the start and equals its stored description. Also
-        set the fence's rules and other facts that later events of the sandbox contain.
+        Emit no event if the fence was active before the start and equals its stored description.
+        Also store the facts that later events of the sandbox contain, such as the fence's rules.
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -174,7 +174,7 @@ class FenceMonitor:
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.
 
-        ``alterations`` are the already noticed changes by other processes.
+        ``alterations`` are changes by other processes that the tamper guard has already detected.
         """
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
@@ -240,9 +240,9 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return the detected changes to the fence: ``alterations``, then those still queued.
+        """Return all detected changes to the fence: ``alterations``, then the changes in the queue.
 
-        If ``alterations`` is empty, first wait 0.1 s for a change to be detected.
+        If ``alterations`` is empty, first wait 0.1 s for the tamper guard to detect a change.
         """
         if self._watch is None:
             return alterations
@@ -254,9 +254,9 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit events about any changes to a fence, after ``inspection`` found the fence active.
+        """Emit events about the changes to a fence, after ``inspection`` found the fence active.
 
-        For example, another process changed the fence (``alterations``), and it was restored.
+        ``alterations`` are the detected changes by other processes, which may be undone already.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
@@ -331,10 +331,11 @@ class FenceMonitor:
         reason: str,
         alterations: tuple[FenceChange, ...],
     ) -> None:
-        """Emit an event that the fence is absent or altered, unless the last event said the same.
+        """Emit an event that the fence is absent or altered, unless this is already reported.
 
         The event has the ``reason``, and the last of ``alterations`` (changes by other processes).
-        ``before`` is the state to which the fence was restored after each other change.
+        Earlier changes that were undone get their own events. ``before`` is the fence's state after
+        such a change was undone.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -456,9 +457,9 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    Return the arguments of :meth:`TamperGuard.use_restore_batch`; those not available are None.
-    ``now`` supplies the argument ``generations``. If the description still has the version
-    ``known``, return only None.
+    Return the arguments of :meth:`TamperGuard.use_restore_batch`; unavailable arguments are None.
+    ``now`` returns the argument ``generations``. If the description still has the version
+    ``known``, return None instead of a tuple.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

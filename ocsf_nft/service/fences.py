@@ -1,4 +1,4 @@
-"""Fences of a running service: installation, inspection, and the events about them."""
+"""Installation and inspection of a running service's fences, and events about the fences."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
     With ``sandbox.self_heal``, a changed or deleted fence is restored. The call blocks. Raises
-    AbsentError if no fence is found, FenceError if the directory ``state`` has no record of it, and
-    the errors of :func:`installer.install`.
+    AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
+    ``state``. Also raises the errors of :func:`installer.install`.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -294,7 +294,7 @@ def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """Describe how a fence has changed since its earlier record ``seen``; None if it has not.
+    """Return a text about a fence's change since its earlier record ``seen``; None if unchanged.
 
     ``inspection`` is the latest inspection of the fence. ``has_new_links`` is true if interfaces
     were added since the record ``seen``, even if they were removed again.

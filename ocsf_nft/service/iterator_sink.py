@@ -44,7 +44,7 @@ class IteratorSink(Sink):
         return DELIVERED
 
     def end(self) -> None:
-        """End the iteration after the events that were already offered to it."""
+        """End the iteration over :meth:`events` after the events that are already in its queue."""
         self._is_over = True
         self._notify()
 

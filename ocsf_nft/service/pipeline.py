@@ -117,10 +117,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the log records that a stop leaves in ``batches``, and report them as dropped.
+        """Count the unprocessed log records in ``batches`` at a stop, and report them as dropped.
 
-        The loss is also counted for each sandbox named in ``sandboxes``. If counting takes too
-        long, a lower bound is reported.
+        The loss is also counted for each sandbox in ``sandboxes``. If the counting takes longer
+        than 4 s, only a minimum number is reported.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -178,7 +178,7 @@ class Pipeline:
         """Hand the records of one sandbox to its packet counter; without a counter, emit events.
 
         ``sandbox`` is None for other firewalls. The log position after ``batch`` is stored with the
-        counts or, under the key ``source``, with the events.
+        counts or with the events. If it is stored with events, its key is ``source``.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.

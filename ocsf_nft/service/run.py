@@ -64,9 +64,9 @@ def _log_to_stderr() -> None:
 class Service:
     """Service that fences the configured sandboxes, and reports their blocked packets as events.
 
-    ``async with`` activates the fences; its exit removes those that the service installed. Entering
-    may raise an OcsfNftError. A later failure cancels the task that entered, is raised on exit, and
-    leaves the fences active.
+    The start of ``async with`` activates the fences, and may raise an OcsfNftError. Its end removes
+    the fences that the service installed. A later failure of the service cancels the task in the
+    block, and is raised at the end of the block. After such a failure, the fences stay active.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Service:
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
-        The sinks in ``found`` replace the configured ones. With ``iterates``, ``async for event in
-        service`` also yields the events, and standard output is no default sink. Setting ``stop``
-        stops the service.
+        The sinks in ``found`` replace the configured sinks. If ``iterates`` is true, ``async for
+        event in service`` also yields the events. In this case, standard output is not the default
+        sink. Setting ``stop`` stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -121,8 +121,9 @@ class Service:
     ) -> None:
         """Stop the service: read the last records, remove its fences, and deliver the events.
 
-        Sinks get 5 s; other events wait in the store. ``counts.given_up`` then names sandboxes
-        whose fence was not active, because restoring it was paused.
+        Delivery takes at most 5 s; undelivered events stay in the store. After the stop,
+        ``counts.given_up`` has the names of some sandboxes. Their fences were not active at the
+        stop, because the service had given up restoring them.
         """
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
@@ -163,8 +164,9 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Apply a new configuration to the running service, and open all sinks again.
 
-        After an error, the old configuration stays in use. Raises UsageError if a key outside
-        :data:`RELOADED` has changed, OcsfNftError if a file or standard output can't be opened.
+        After an error, the old configuration stays in use. Raises UsageError if a key that is not
+        in :data:`RELOADED` has changed. Raises OcsfNftError if a file or standard output can't be
+        opened.
         """
         changed = [
             name

@@ -12,10 +12,11 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if the calling task is cancelled once; return its result.
+    """Return the result of ``work``; one cancellation of the calling task does not stop ``work``.
 
-    After a cancellation, raise the work's error, or else CancelledError. A second cancellation is
-    raised at once, and the work continues.
+    After a cancellation, wait for the end of ``work``. Then raise the error of ``work``, or
+    CancelledError if ``work`` has no error. A second cancellation is raised at once, while
+    ``work`` continues.
     """
     task = asyncio.ensure_future(work)
     try:

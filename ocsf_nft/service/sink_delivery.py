@@ -80,7 +80,7 @@ class Outlet:
     def convert(self, line: bytes) -> bytes | None:
         """Convert an event (a JSON line) to the sink's OCSF version, and return it.
 
-        Return None if the sink gets no events of this class.
+        Return None if the sink does not get events of this event's class.
         """
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None
@@ -89,8 +89,8 @@ class Outlet:
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Send events (JSON lines) directly to the open sink, without storing them first.
 
-        Events that the sink does not accept are dropped, and DeliveryError is raised. Use this only
-        for events that come from log files, because these files can be read again.
+        Raises DeliveryError if the sink does not accept some of the events; these events are
+        not sent again. Use this method only for events from log files, which can be read again.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -115,8 +115,8 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 class SinkDelivery:
     """Store of events, and for each sink a task that delivers events from the store to the sink.
 
-    The tasks run inside ``async with``. A failed task cancels the block, which then raises an
-    ExceptionGroup.
+    The tasks run inside ``async with``. If a task fails, the ``async with`` block is cancelled, and
+    raises an ExceptionGroup.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -161,9 +161,10 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Deliver the remaining events for at most five seconds; then stop, and close the store.
+        """Deliver the remaining events for at most five seconds; then close the store.
 
-        After a cancellation, stop at once. Events that are not delivered stay in the store.
+        After a cancellation, deliver no more events. Events that are not delivered stay in the
+        store.
         """
         try:
             async with self._replacing:  # a later replacement does nothing
@@ -188,9 +189,9 @@ class SinkDelivery:
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Replace all sinks by those in ``found``; do nothing if delivery has ended.
 
-        A new sink continues after the last event acknowledged under the same name. If a new sink
-        that is a file or standard output can't be opened, raises DeliveryError and keeps the old
-        sinks.
+        A new sink begins after the last event that a sink of the same name has acknowledged. Raises
+        DeliveryError if a new sink that is a file or standard output can't be opened. Then the old
+        sinks remain.
         """
         async with self._replacing:
             if not self._is_over:
@@ -221,10 +222,10 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each sink; open the sinks that are files or standard output.
+        """Create a forwarder for each sink; open the new sinks that are files or standard output.
 
-        A forwarder delivers stored events to its sink. Other sinks, and sinks that a running
-        forwarder uses, are opened later by their forwarders.
+        A forwarder delivers stored events to its sink. All other sinks are opened later by their
+        forwarders. This includes each sink that a running forwarder still uses.
         """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
@@ -275,15 +276,15 @@ class SinkDelivery:
     ) -> None:
         """Store events (JSON lines) on the disk; after a failure, retry until the disk is writable.
 
-        If ``source`` names a log, also store the ``position`` at which its reading resumes. Raises
-        DeliveryError if the service stops before a retry succeeds.
+        If ``source`` is the name of a log, also store ``position``, at which reading the log
+        resumes. Raises DeliveryError if the service stops before a retry succeeds.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove stored events that are older than the store's age limit; retry after a failure.
+        """Remove events and dead letters older than the store's age limit; retry after a failure.
 
-        Events that a sink refused have the same age limit.
+        A dead letter is an event that a sink refused.
         """
         await self._retrier(self.store.sweep)
 
@@ -361,7 +362,7 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """Return a value that is equal for all paths of a file, also for links.
+    """Return a value that is the same for all paths to one file, including links.
 
     The file need not exist. Return None if ``file`` is None.
     """

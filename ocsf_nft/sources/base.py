@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """Interface of a source of packet log records, used as an asynchronous context manager.
 
-    Entering the context may raise SourceError, UnsupportedError, AbsentError. A source of files
-    ends after its last file, a live source when its context exits.
+    Entering the context may raise SourceError, UnsupportedError or AbsentError. A source that reads
+    files ends after the last file. A live source ends when its context exits.
     """
 
     async def __aenter__(self) -> Self:
@@ -35,6 +35,7 @@ class Source(Protocol):
     def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of log records, in the order in which the kernel logged them.
 
-        A batch has at least one record, Gap (lost log records), Reject (text that is no valid log
-        record) or new cursor (position to resume from).
+        Each batch has at least one item: a record, a Gap, a Reject or a new cursor. A Gap reports
+        lost log records. A Reject is text that is no valid log record. A cursor is a position from
+        which reading can resume.
         """

@@ -1,7 +1,7 @@
 """Conversion of kernel log timestamps to CLOCK_MONOTONIC, and from there to wall-clock time.
 
 The clock of the kernel log drifts from CLOCK_MONOTONIC, and user space can't read the difference.
-So :class:`KernelClock` estimates it.
+So :class:`KernelClock` estimates this difference.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PROOF_NS: Final = 10_000_000_000
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC; results never decrease.
 
-    A waiting reader reads a message at most ``slack_ns`` after the kernel logged it. A reader takes
-    the time of a read at most ``lag_ns`` before the read itself.
+    A waiting reader reads a message at most ``slack_ns`` after the kernel has logged the message.
+    The time of the read that a caller passes is at most ``lag_ns`` before the real read.
     """
 
     __slots__ = (
@@ -61,8 +61,8 @@ class KernelClock:
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
         """Convert ``stamp_ns``, the timestamp of a kernel log record, to CLOCK_MONOTONIC.
 
-        ``read_ns``, the CLOCK_MONOTONIC time of the read, must not decrease. ``waited`` is true if
-        the reader was already waiting when the record arrived.
+        ``read_ns`` is the CLOCK_MONOTONIC time of the read; it must not decrease between calls.
+        ``waited`` is true if the reader was already waiting when the record arrived.
         """
         # The difference is at most the age, because no record is from the future. Later it may be
         # greater, by the largest possible drift.

@@ -6,10 +6,10 @@ from ocsf_nft.record import Reject
 
 
 def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
-    """Return None if the kernel wrote a log message, otherwise ``a program of facility N``.
+    """Return None if the kernel wrote a log message, otherwise a description of the program.
 
-    ``facility`` is the message's syslog facility. ``kernel`` is the kernel's facility: 0, or
-    ``kern`` if ``facility`` is a name.
+    The description is ``a program of facility N``. ``facility`` is the message's syslog facility.
+    ``kernel`` is the kernel's facility in the same form: 0, or ``kern`` if ``facility`` is a name.
     """
     # RFC 5424, 6.2.1 has the numbers of the facilities.
     return None if facility == kernel else f"a program of facility {facility}"

@@ -75,8 +75,8 @@ class _Packet:
     def holds(self, at: int, size: int) -> bool:
         """Return True if all ``size`` bytes that begin at offset ``at`` were captured.
 
-        Return False if the packet itself is too short. Raises _CaptureCut if only the captured
-        bytes end too early.
+        Return False if the packet itself is too short. Raises _CaptureCut if the packet is long
+        enough, but the captured bytes end too early.
         """
         if at + size <= len(self.data):
             return True
@@ -201,8 +201,9 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
     """Decode the IPv6 extension headers of a packet, and store their values in ``facts``.
 
-    The first one is at the offset ``at`` and has the type ``following``. Return offset and type of
-    the header after all of them, and True for a fragment other than the first.
+    The first extension header is at the offset ``at`` and has the type ``following``. Return the
+    offset and the type of the header after the last extension header. The third returned value is
+    True for a fragment other than the first.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -1,7 +1,7 @@
 """Conversion of a packet's header values to a Record.
 
 A fact is a header value with a name, such as ``source_port``. A fact becomes the Record's field of
-that name, else an item of ``details``.
+that name. If there is no such field, the fact becomes an item of the Record's ``details``.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    Don't use ``facts`` afterwards: the Record keeps this dictionary. ``time_ns`` (when logged) and
-    ``received_ns`` (when read) are since the epoch. ``captured_sum`` is the Adler-32 of the
-    captured bytes.
+    Don't use ``facts`` afterwards: the Record keeps this dictionary. ``time_ns`` is the time of
+    logging, and ``received_ns`` is the time of reading, both since the epoch. ``captured_sum`` is
+    the Adler-32 checksum of the captured bytes.
     """
     # What remains in ``facts`` becomes ``details`` of the Record, without a copy.
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class PrefixFilter:
-    """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
+    """Filter of kernel log messages by their log prefix, which contains the sandbox and the rule.
 
     If ``sandboxes`` is None, all sandboxes are selected. ``foreign`` has log prefixes of other
-    firewalls that are selected too.
+    firewalls. These prefixes are selected too.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class PrefixFilter:
     def matches(self, message: str) -> bool:
         """Return True if a log message may have a selected prefix; this is a test before parsing.
 
-        A program may have forged the message. After parsing, :meth:`select` checks the real prefix.
+        The test does not detect forged messages. After parsing, :meth:`select` checks the real
+        prefix.
         """
         # Another firewall's prefix is the text before one of possibly several ``IN=… OUT=``.
         return message.startswith(self._prefix_starts) or (

@@ -44,7 +44,7 @@ class DataType:
     def fault(self, value: Any) -> str | None:
         """Return the reason why a value is not valid for this type; None if it is valid.
 
-        ``value`` is not null. The reason is a text, for example ``70000 is more than 65535``.
+        ``value`` must not be null. The reason is a text, for example ``70000 is more than 65535``.
         """
         if self.primitive == "string_t" and isinstance(value, str):
             return self._text_fault(value)

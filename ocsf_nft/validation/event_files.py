@@ -28,7 +28,7 @@ _TOO_LONG: Final = Fault(
 class ValidatedEvent:
     """Validation result of one event, or of text that can't be read as an event.
 
-    ``line`` is the first line of the event or text in the file, counted from 1.
+    ``line`` is the number of the line where the event or text begins. The first line has number 1.
     """
 
     line: int
@@ -36,7 +36,7 @@ class ValidatedEvent:
 
 
 class _Line(NamedTuple):
-    """Non-blank line of an event file, with its number; ``text`` is None if it is too long."""
+    """Non-blank line of an event file and its number; ``text`` is None if the line is too long."""
 
     number: int
     text: str | None

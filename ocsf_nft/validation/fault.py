@@ -74,8 +74,8 @@ class FaultList:
 def describe(value: Any) -> str:
     """Describe a JSON value in a short text for people, for example ``true`` or ``an object``.
 
-    Text, numbers, booleans and null are shown as JSON, cut if long; other values only as their
-    type. Never raises.
+    Text, numbers, booleans and null are shown as JSON; long text is cut. Objects, arrays and very
+    long integers are shown only by their type. Never raises.
     """
     if isinstance(value, str):
         return (
@@ -97,7 +97,7 @@ def describe(value: Any) -> str:
 def child_path(path: str, key: Any) -> str:
     """Return the path of the attribute ``key`` of an object, for example ``device.os``.
 
-    ``path`` is the object's path, empty for the event itself. A ``key`` with special
+    ``path`` is the object's path, or an empty text for the event itself. A ``key`` with special
     characters, such as a space, is quoted. A ``key`` of over 60 characters is quoted and cut.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)

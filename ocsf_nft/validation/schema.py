@@ -52,7 +52,7 @@ class Table:
     """Definition of an OCSF class or object: its attributes and constraints.
 
     At least one of the attributes ``at_least_one`` must be present, and exactly one of the
-    attributes ``just_one``. An empty tuple is no constraint.
+    attributes ``just_one``. An empty tuple means that there is no such constraint.
     """
 
     name: str

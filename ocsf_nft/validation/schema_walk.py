@@ -25,7 +25,7 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 
 
 class Walk:
-    """Check of one event, attribute by attribute; ``fault_list`` gets the faults.
+    """Check of one event, attribute by attribute; the faults are added to ``fault_list``.
 
     An event lists profiles in its ``metadata.profiles``. After the check, ``used`` has the listed
     profiles that define an attribute of the event.
@@ -38,8 +38,8 @@ class Walk:
     ) -> None:
         """Prepare the check of one event; :meth:`visit` starts it.
 
-        ``listed`` are the profiles in the event's ``metadata.profiles``. With ``recommended``, each
-        missing recommended attribute gives a warning.
+        ``listed`` are the profiles in the event's ``metadata.profiles``. If ``recommended`` is
+        true, each missing recommended attribute gives a warning.
         """
         self._schema = schema
         self._listed = listed
@@ -48,7 +48,7 @@ class Walk:
         self.used: set[str] = set()
 
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
-        """Check ``value``, which is the event or an object in the event, and all objects in it.
+        """Check ``value`` (the event or an object in the event) and all objects inside ``value``.
 
         ``table`` is the object's definition in the schema, ``path`` its path in the event.
         ``depth`` is the nesting level, 1 for the event. Raises TooManyError after too many faults.
@@ -74,8 +74,8 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Report an attribute that is null or deprecated, or whose profile the event doesn't list.
 
-        Faults get the path ``where``. Return False if ``value`` is null, so that it can't be
-        checked further; otherwise True.
+        The reported faults have the path ``where``. Return False if ``value`` is null, because null
+        can't be checked further. Otherwise, return True.
         """
         # Only these profiles define the attribute, so the event must list one of them.
         if attribute.profiles:
@@ -202,8 +202,8 @@ class Walk:
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
         """Check an object or array whose content the schema doesn't define.
 
-        Only the depth is checked, and that the names and values are valid in JSON. Null gives a
-        warning. ``depth`` is the level of nesting.
+        Only two things are checked: the depth, and that names and values are valid in JSON. A null
+        value gives a warning. ``depth`` is the level of nesting.
         """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)

@@ -29,7 +29,7 @@ class NotJsonError(Exception):
 
 
 class Decoder:
-    """JSON decoder that also finds names that are in one object twice (see :meth:`faults`)."""
+    """JSON decoder that also finds names that occur twice in one object (see :meth:`faults`)."""
 
     def __init__(self) -> None:
         self._repeated: list[str] = []
@@ -60,7 +60,7 @@ class Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """Return a fault for each name that is twice in an object of the last decoded value.
+        """Return a fault for each name that occurs twice in an object of the last decoded value.
 
         At most :data:`LIMIT` faults are returned.
         """
@@ -100,7 +100,8 @@ def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
 def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
     """Yield the items of a JSON array with their offsets; return the offset after the array.
 
-    ``start`` is the offset after the opening bracket. Raises NotJsonError.
+    ``start`` is the offset after the opening bracket. Raises NotJsonError if the array is
+    not valid JSON.
     """
     at = skip_space(text, start)
     if text.startswith("]", at):

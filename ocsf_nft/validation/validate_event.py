@@ -2,7 +2,7 @@
 
 A fault is an error in these cases, otherwise a warning:
 
-- The validator or the JSON Schema of the OCSF schema server refuses the event.
+- The validator of the OCSF schema server, or its JSON Schema, refuses the event.
 - JSON readers may refuse a value, for example NaN.
 - Two attributes contradict each other.
 """
@@ -28,8 +28,9 @@ class EventValidator:
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
         """Create a validator for an OCSF version (``1.8``); None means each event's own version.
 
-        With ``recommended``, a missing recommended attribute is a warning. Raises UsageError for an
-        unknown version, UnsupportedError if the extra ``validate`` is not installed.
+        If ``recommended`` is true, each missing recommended attribute gives a warning. Raises
+        UsageError for an unknown version. Raises UnsupportedError if the extra ``validate`` is not
+        installed.
         """
         self._versions = schema.versions()
         self._version = None if version is None else schema.full_version(version)

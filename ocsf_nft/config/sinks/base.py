@@ -29,12 +29,13 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class SinkTable(Table):
-    """Destination of events. Each sink has its OCSF version and its selection of event classes.
+    """Destination of events, with its own OCSF version and its own selection of event classes.
 
-    The default ``name`` consists of the type and the destination. A batch has at most
-    ``batch_events`` events and ``batch_bytes`` bytes. A batch below these limits waits at most
-    ``batch_seconds`` for more events. A delivery that takes longer than ``timeout_seconds`` is
-    stopped and retried. The pause between two attempts is at most ``retry_seconds``.
+    The default ``name`` is a short text for the destination, such as a path or a URL. Events are
+    sent in batches. A batch has at most ``batch_events`` events and ``batch_bytes`` bytes. A batch
+    below these limits waits at most ``batch_seconds`` for more events. A delivery that takes longer
+    than ``timeout_seconds`` is stopped and retried. The pause before each retry is at most
+    ``retry_seconds``.
     """
 
     #: True if the sink must be available when the run starts.
@@ -136,8 +137,9 @@ class SecretTable(Table):
 class TlsTable(Table):
     """TLS settings for the connection to a receiver.
 
-    ``ca`` is a file of certificates to trust in place of the system's. ``certificate`` and ``key``
-    are the files of our certificate and its key, for a receiver that requests a client certificate.
+    ``ca`` is a file of certificates to trust in place of the system's certificates. For a receiver
+    that requests a client certificate, ``certificate`` is the file of this certificate. ``key`` is
+    the file of its private key.
     """
 
     ca: Annotated[Path, FileName] | None = None

@@ -23,8 +23,8 @@ class FileSink(SinkTable):
     """JSON Lines in the file ``path``, which only this process appends to.
 
     With ``sync``, a batch counts as delivered only when it is on the disk. So a power cut drops no
-    event. That costs one write to the disk for each batch. Without ``sync``, a power cut or a crash
-    of the system drops the events of up to half a minute.
+    event, but each batch needs a separate write to the disk. Without ``sync``, a power cut or a
+    crash of the system can drop the events of the last half minute.
 
     A full file is rotated: ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``.
     A file is full if the next events would exceed ``rotate_bytes``. With ``rotate_seconds``, the
@@ -37,11 +37,11 @@ class FileSink(SinkTable):
     If logrotate rotates the file, leave out ``rotate_bytes``, ``rotate_seconds``, ``compress``,
     ``keep_files`` and ``keep_bytes``. logrotate may rename the file, or truncate it (copytruncate).
 
-    Choose a directory that no other user may write to. The sink follows a symbolic link only if it
-    belongs to root or to our user. If all users may write to the directory nevertheless, the sink
-    does not write to a file of another user. Only the owner and the group of a new file may read
-    it. To give another group access to new files, set the directory's group to that group, and set
-    the directory's setgid bit.
+    Choose a directory that no other user may write to. The sink follows a symbolic link only if the
+    link belongs to root or to the user of `ocsf-nft run`. In a directory that all users may write
+    to, the file must also belong to one of these two users. Only the owner and the group of a new
+    file may read it. To give another group access to new files, set that group and the setgid bit
+    on the directory.
     """
 
     is_local: ClassVar[bool] = True

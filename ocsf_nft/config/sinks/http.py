@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class HttpSink(SecuredSink):
     """Sink that sends events as JSON over HTTP: a batch is one request to the ``url``.
 
-    ``format`` is ``ndjson`` (one event a line) or ``json_array``. The request uses ``method``. An
+    ``format`` is ``ndjson`` (one event a line) or ``json_array``. ``method`` is the HTTP method. An
     answer 2xx means that the receiver has the batch. 400, 413 or 422 means that the receiver
-    refuses the batch. Then the batch is sent in parts, until a refused event is alone and becomes a
-    dead letter. After any other answer, the batch is sent again later. ``compress`` is off by
-    default, because not every receiver accepts gzip.
+    refuses the batch. Then the batch is sent in smaller parts. If the receiver refuses a part
+    with only one event, this event becomes a dead letter. After any other answer, the batch is sent
+    again later. ``compress`` is off by default, because not every receiver accepts gzip.
 
     Credentials are optional: ``bearer``, or ``user`` with ``password``. ``tls`` with a certificate
     and a key is for a receiver that requires a client certificate (mTLS). The value of a header can

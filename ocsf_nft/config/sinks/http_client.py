@@ -98,11 +98,11 @@ User = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f:]*$")]
 class WebSink(SinkTable):
     """Sink that sends HTTP requests to the ``url``.
 
-    Every request has the ``headers``. The configuration file has a header's value, or names the
-    file, environment variable or systemd credential that has it. ``tls`` is allowed only for an
-    https URL. The receiver's certificate is always verified, by default with the certificate
-    authorities of the system. Requests go through ``proxy``, if given. Proxies in the environment
-    (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are compressed (gzip).
+    Every request has the ``headers``. The value of a header is a text, or a secret in a file,
+    environment variable or systemd credential. ``tls`` is allowed only for an https URL. The
+    receiver's certificate is always verified, by default with the certificate authorities of the
+    system. Requests go through ``proxy``, if given. Proxies in the environment (``HTTPS_PROXY``)
+    are ignored. With ``compress``, the bodies of requests are compressed (gzip).
     """
 
     url: BaseUrl
@@ -150,7 +150,7 @@ class WebSink(SinkTable):
 
 
 class SecuredSink(WebSink):
-    """HTTP sink with a ``bearer`` token, or a ``user`` with a ``password``, or neither."""
+    """HTTP sink with a ``bearer`` token, with ``user`` and ``password``, or without credentials."""
 
     bearer: SecretTable | None = None
     user: User | None = None
@@ -176,9 +176,10 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Replace an ImportError in the ``with`` body by an UnsupportedError with a remedy.
+    """Replace an ImportError in the ``with`` body by an UnsupportedError.
 
-    ``kind`` is the type of the sink, for the error's text.
+    The error's text asks the user to install the package extra ``ocsf-nft[http]``. ``kind`` is the
+    type of the sink, for this text.
     """
     try:
         yield

@@ -28,13 +28,13 @@ class KafkaSink(SinkTable):
     An event counts as delivered when all in-sync replicas have it (``acks=all``). The key of a
     record is the name of the sandbox. So the events of one sandbox stay in order, in one partition.
     For an event without a sandbox, the key is the name of the host. After the sink connects again,
-    an event can arrive twice. To detect that, use the header ``uid``, which is the event's
-    ``metadata.uid``. The topic must not be compacted, since compaction would leave one event for
-    each sandbox.
+    an event can arrive twice. To detect the second copy, use the header ``uid``, which is the
+    event's ``metadata.uid``. The topic must not be compacted, since compaction would leave only one
+    event for each sandbox.
 
     An event larger than ``max_message_bytes``, or than the topic's ``max.message.bytes``, becomes a
-    dead letter. ``compress`` sends gzip. ``sasl`` is the login mechanism, and needs ``user`` and
-    ``password``. Without ``tls``, the mechanism PLAIN sends the password in clear text. With
+    dead letter. ``compress`` uses gzip. ``sasl`` is the login mechanism; ``user`` and ``password``
+    are then required. Without ``tls``, the mechanism PLAIN sends the password in clear text. With
     ``tls = {}``, the brokers' certificates are verified with the system's authorities. The account
     needs the right WRITE on the topic. Before Kafka 2.8, it also needs IDEMPOTENT_WRITE on the
     cluster.

@@ -56,10 +56,10 @@ class NatsSink(SinkTable):
     stream is full and accepts no new events (``--discard new``), the sink waits.
 
     The sink logs in with a ``token``, with ``user`` and ``password``, or with an ``nkey`` (the seed
-    of a user's key). It can also use a file of ``credentials``, as NATS's command-line tool ``nsc``
-    creates it, or no login. With a tls:// URL, ``tls`` or ``tls_first``, the sink sends nothing in
-    clear text. Otherwise the server decides whether TLS is used. Set ``tls_first`` if the server
-    has ``handshake_first``.
+    of a user's key). ``credentials`` is in place of these: the path of a file that NATS's
+    command-line tool ``nsc`` creates. A login is optional. With a tls:// URL, ``tls`` or
+    ``tls_first``, the sink sends nothing in clear text. Otherwise the server decides whether TLS is
+    used. Set ``tls_first`` if the server has ``handshake_first``.
     """
 
     type: Literal["nats"]

@@ -31,12 +31,12 @@ def _index(text: str) -> str:
 
 
 class OpenSearchSink(SecuredSink):
-    """OpenSearch or Elasticsearch at ``url``: https://opensearch.example:9200.
+    """OpenSearch or Elasticsearch at ``url``, such as https://opensearch.example:9200.
 
     An event is a document of the ``index``. In the name of the index, ``{date}`` is the event's day
-    in UTC, such as 2026.11.25. The document's identifier is the event's ``metadata.uid``, so an
-    event that is sent twice is stored once. With ``data_stream``, the index is a data stream, whose
-    documents also have ``@timestamp``.
+    in UTC, such as 2026.11.25. The document's identifier is the event's ``metadata.uid``. So an
+    index stores an event only once, even if the event is sent twice. With ``data_stream``, the
+    index is a data stream, whose documents also have ``@timestamp``.
 
     The sink logs in with a ``bearer`` token, with ``user`` and ``password``, with an ``api_key``,
     or not at all. The ``api_key`` is the base64 form of ``id:key``. The account needs the right to

@@ -23,7 +23,7 @@ class OtlpSink(SecuredSink):
     its event in plain JSON.
 
     The credentials are a ``bearer`` token, or a ``user`` with a ``password``, or a secret in
-    ``headers``. They may also be omitted.
+    ``headers``. The credentials are optional.
     """
 
     type: Literal["otlp"]

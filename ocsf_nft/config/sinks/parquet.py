@@ -67,12 +67,12 @@ class ParquetSink(SinkTable):
 
     The credentials are ``access_key`` and ``secret``. If both are omitted, the credentials come
     from the environment, the container or the machine, as for Amazon's tools. The credentials need
-    the permission ``s3:PutObject`` for the paths of each custom source. The authorities of
-    ``tls.ca`` are trusted in addition to the system's authorities. A client certificate is not
-    possible. The environment variable ``HTTPS_PROXY`` sets the proxy.
+    the permission ``s3:PutObject`` for the paths of each custom source. The certificate
+    authorities in the file ``tls.ca`` are trusted in addition to the system's authorities. Client
+    certificates are not supported. The environment variable ``HTTPS_PROXY`` sets the proxy.
 
-    Security Lake requires few and large files. So a batch of events waits five minutes by default.
-    It becomes one file for each event class and day.
+    Security Lake requires few and large files. So a batch waits up to five minutes for more events
+    by default. Each batch becomes one file for each event class and day.
     """
 
     type: Literal["parquet"]
@@ -113,7 +113,7 @@ class ParquetSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the sink's default name: the start of the paths or URLs of its files."""
+        """Return the sink's default name, such as ``s3://my-bucket/ext/ocsf-nft/1.8.0``."""
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
             root = root.replace("s3:/", self.endpoint, 1)

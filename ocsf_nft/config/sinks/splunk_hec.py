@@ -17,18 +17,18 @@ _IndexName = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_-]{0,79}$")]
 
 
 class SplunkHecSink(WebSink):
-    """Splunk HTTP Event Collector at ``url``: https://splunk.example:8088, without a path.
+    """Splunk HTTP Event Collector at ``url``, such as https://splunk.example:8088, without a path.
 
     ``token`` is the collector's token. Events go to the ``index`` (by default the token's index)
     with the ``source`` and ``sourcetype``. Choose a ``sourcetype`` that begins with ``ocsf:``,
     because Splunk's pipelines and its OCSF-CIM add-on apply to the source types ``ocsf:*``.
 
-    With ``ack_seconds``, an event counts as delivered only when an indexer reports that it is on
-    disk. If no such report arrives within ``ack_seconds``, the event is sent again. This needs a
-    token with indexer acknowledgement. Without ``ack_seconds``, a crash of the collector drops the
-    events in its memory. Set ``ack_seconds`` to 60 or more, since the report can be late.
-    ``timeout_seconds`` limits the complete delivery, with the wait for the report. Set it to a
-    higher value than ``ack_seconds``.
+    With ``ack_seconds``, an event counts as delivered only when an indexer reports that the event
+    is on disk. If no such report arrives within ``ack_seconds``, the event is sent again. The
+    token must have indexer acknowledgement. Set ``ack_seconds`` to 60 or more, since the report can
+    be late. ``timeout_seconds`` limits the complete delivery, including the wait for the report.
+    Set ``timeout_seconds`` to more than ``ack_seconds``. Without ``ack_seconds``, events in the
+    collector's memory count as delivered. If the collector crashes, these events are dropped.
     """
 
     type: Literal["splunk_hec"]

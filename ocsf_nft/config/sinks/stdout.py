@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class StdoutSink(SinkTable):
     """JSON Lines on standard output.
 
-    An event counts as delivered when it is written. If standard output is a full pipe, the sink
-    waits for the reader. If the reader closes the pipe, `ocsf-nft run` ends, and the events in the
-    pipe are dropped. The events that are not written yet stay in the store.
+    An event counts as delivered when it is written. Standard output may be a pipe. If the pipe is
+    full, the sink waits until the reader reads from it. If the reader closes the pipe,
+    `ocsf-nft run` ends, and the events in the pipe are dropped. The events that are not written yet
+    stay in the store.
 
     With ``handshake``, the first line reports that every fence is active. The line also reports
     that `ocsf-nft run` has begun to read all sources of log records. Nothing is written before that

@@ -36,20 +36,21 @@ class SyslogSink(SinkTable):
     """Syslog messages (RFC 5424) to ``host`` and ``port``, each with the JSON of an event as text.
 
     ``transport`` is ``tls`` (port 6514 by default), ``tcp`` or ``udp`` (both 514). The table
-    ``tls`` is for the transport ``tls``: ``ca``, ``certificate`` and ``key``. The receiver's
-    certificate must be valid for ``host``. With ``tls`` and ``tcp``, each message begins with its
-    length (octet counting). rsyslog, syslog-ng and Vector understand this without a setting.
+    ``tls`` has the keys ``ca``, ``certificate`` and ``key``. It is only for the transport ``tls``.
+    The receiver's certificate must be valid for ``host``. With ``tls`` and ``tcp``, each message
+    begins with its length (octet counting). rsyslog, syslog-ng and Vector accept this format by
+    default.
 
-    An event whose message is longer than ``max_bytes`` becomes a dead letter: receivers truncate
-    longer messages, and a truncated event is no JSON. The default, 8096, is the limit of rsyslog.
-    If your rsyslog accepts more, for example with ``global(maxMessageSize="64k")``, set
-    ``max_bytes`` to 64000. For example, an event about a process with long arguments can have
-    40,000 bytes.
+    If an event's message is longer than ``max_bytes``, the event becomes a dead letter. Receivers
+    truncate longer messages, and truncated JSON is invalid. The default, 8096, is the limit of
+    rsyslog. An event about a process with long arguments can have 40,000 bytes. If your rsyslog has
+    a higher limit, increase ``max_bytes`` too. For example, set ``max_bytes`` to 64000 if rsyslog
+    has ``global(maxMessageSize="64k")``.
 
     Syslog has no acknowledgement. With TCP and TLS, an event counts as delivered when the
-    receiver's system has it. A receiver that crashes drops the events that it had not read or
-    stored. With UDP, an event is dropped without an error if the network or the receiver drops its
-    datagram.
+    receiver's kernel has received it. If the receiver crashes, the events that it had not read or
+    stored are dropped. With UDP, an event is dropped without an error if the network or the
+    receiver drops its datagram.
 
     With every transport, the first delivery to a newly connected receiver waits half a second for
     an error. This half second is part of ``timeout_seconds``, so ``timeout_seconds`` must be at

@@ -36,9 +36,9 @@ class UnixSink(SinkTable):
     """JSON Lines to the program that listens on the Unix stream socket at ``path``.
 
     With ``until_read``, an event counts as delivered when the program has read it. Without
-    ``until_read``, it is enough that the event is in the socket's buffer. Such an event is dropped
-    if the program exits before it reads the event. The program does not acknowledge that it has
-    processed an event.
+    ``until_read``, an event counts as delivered when it is in the socket's buffer. Such an event is
+    dropped if the program exits before it reads the event. In both cases, there is no
+    acknowledgement that the program has processed an event.
 
     If a connection breaks, its last line may be incomplete, without a line end. The next connection
     may repeat events of the broken connection.

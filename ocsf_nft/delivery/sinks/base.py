@@ -54,7 +54,7 @@ class Sink(Protocol):
         """
 
     async def close(self) -> None:
-        """Close the sink; raises DeliveryError if an earlier write turns out to have failed."""
+        """Close the sink; raises DeliveryError if the closing fails or reports a failed write."""
 
     async def __aenter__(self) -> Self:
         """Open the sink; raises DeliveryError if this fails."""
@@ -68,9 +68,9 @@ class Sink(Protocol):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Deliver one or more events in order, and wait until the receiver has acknowledged them.
 
-        Without acknowledgements, wait until the kernel has accepted all events. Raises
-        DeliveryError if it is unknown which events arrived, RefusedError if the receiver refuses
-        events without naming them.
+        If the receiver sends no acknowledgements, wait until the kernel has accepted all events.
+        Raises DeliveryError if it is unknown which events arrived. Raises RefusedError if the
+        receiver refuses events, but does not identify them.
         """
         # After a DeliveryError, the caller repeats the whole batch; after a RefusedError, it
         # delivers parts of it. Messages arrive whole, with two exceptions. A byte stream (Unix

@@ -85,8 +85,8 @@ class HttpAnswer:
 class HttpSession:
     """HTTP session with a receiver of events.
 
-    :meth:`open` connects once as a test, but sends no request. Any request could have an effect on
-    some receivers.
+    :meth:`open` connects once as a test. The test sends no request, because any request could
+    change the state of some receivers.
     """
 
     def __init__(self, receiver: Receiver) -> None:
@@ -165,10 +165,10 @@ class HttpSession:
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
     def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
-        """Return a sentence for people: what the receiver answered, and what to do.
+        """Return a sentence for the user: the receiver's answer, and an instruction.
 
-        ``remedy`` is the text on what to do. If it is empty, there is a default text for some
-        statuses.
+        ``remedy`` is the instruction. If ``remedy`` is empty, a default instruction is used for
+        some status codes.
         """
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:

@@ -1,7 +1,7 @@
-"""Sink for a Kafka topic, with one record for each event.
+"""Sink for a Kafka topic, with one Kafka record for each event.
 
-A record's key is the event's sandbox, or else its host. The topic must not be compacted: only the
-last record of each key would remain.
+The record's key is the name of the event's sandbox, or the host's name if there is no sandbox. The
+topic must not be compacted: only the last record of each key would remain.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ _PROTOCOLS: Final = {
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
-    ``servers`` are addresses (``host:port``) of some brokers. An event with more than
-    ``max_bytes``, key and header included, is refused. ``mechanism`` is for the SASL login; None
-    means no login. ``timeout_seconds`` limits each delivery and each attempt to connect.
+    ``servers`` are addresses (``host:port``) of some brokers. The sink refuses an event that has
+    more than ``max_bytes``, including its key and header. ``mechanism`` is the SASL mechanism of
+    the login; None means no login. ``timeout_seconds`` limits each delivery and each attempt to
+    connect.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer

@@ -50,7 +50,7 @@ class LogCapture(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Store the text of a log record in ``last``.
 
-        A text that is already in ``last`` is replaced only if the log record has an exception.
+        If ``last`` has a text, replace it only if an argument of the log record is an exception.
         """
         if record.thread != self._thread:
             return

@@ -1,7 +1,7 @@
 """Sink for a stream of NATS JetStream.
 
-A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores a repeated event only once
-within its duplicate window (``nats stream add --dupe-window``).
+A message's ``Nats-Msg-Id`` is the event's uid. So within the stream's duplicate window
+(``nats stream add --dupe-window``), an event that is sent twice is stored only once.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class _Rejection:
 class Nats(Sink):
     """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
 
-    With ``has_class``, the subject ends with the event's class. Only ``stream`` may store events
-    (None: any). With ``is_tls_first``, TLS begins before the server's first message.
+    With ``has_class``, the subject ends with the event's class. ``stream`` is the only stream that
+    may store the events; None permits any stream. With ``is_tls_first``, TLS begins before the
+    server's first message.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject

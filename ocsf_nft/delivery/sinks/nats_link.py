@@ -52,8 +52,8 @@ class NatsConnection:
         """Connect to the server and log in.
 
         TLS is required with ``tls``, with ``is_tls_first`` or for a URL ``tls://…``. With
-        ``is_tls_first``, TLS begins before the first NATS message. Raises DeliveryError, without
-        the server's name in its text.
+        ``is_tls_first``, TLS begins before the first NATS message. Raises DeliveryError if the
+        connection or the login fails. The text of the error does not contain the server's name.
         """
         # In other cases, the server decides.
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"

@@ -48,7 +48,7 @@ class LoginValues:
 class Login:
     """Credentials for a NATS server: the user's name, and the locations of the secrets.
 
-    ``token``, ``password``, ``nkey`` and ``credentials`` are alternatives.
+    At most one of ``token``, ``password``, ``nkey`` and ``credentials`` is set.
     """
 
     token: Secret | None = None

@@ -35,7 +35,8 @@ _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 class Otlp(Sink):
     """Sink that sends events as OpenTelemetry log records, many in one request.
 
-    If a receiver rejects only some of the records, accepted records may arrive twice.
+    If a receiver rejects only some of the records, all records are sent again. So accepted records
+    may arrive twice.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:

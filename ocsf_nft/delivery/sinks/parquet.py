@@ -41,7 +41,7 @@ class Parquet(Sink):
     """Sink that stores events as Parquet files, one for each class and day of the events.
 
     ``columns`` maps each ``class_uid`` to the columns of that class. ``source_version`` is the
-    version of the custom source in Security Lake, or empty.
+    version of the custom source in Security Lake, or an empty text without a version.
     """
 
     # A batch that is delivered again replaces its files, so each event is stored only once.

@@ -42,7 +42,7 @@ _CHUNK_BYTES: Final = 1 << 18
 class Rotation:
     """Settings of a file rotation: when a file is full, and which old files remain.
 
-    None means no limit.
+    A limit that is None does not apply.
     """
 
     #: A file is full if the next write would exceed this size.

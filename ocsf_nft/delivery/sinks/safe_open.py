@@ -36,7 +36,7 @@ def open_to_append(path: Path) -> OpenedFile:
     """Open the file at ``path`` for appending; create the file and its directory if missing.
 
     The descriptor of a regular file is readable too. Raises DeliveryError if another user could
-    have redirected or created the file. Raises OSError if the opening fails.
+    have created the file, or a link to it. Raises OSError if the opening fails.
     """
     # One risk remains: a user who may rename files in one of the path's directories can replace the
     # file.
@@ -66,7 +66,7 @@ def open_to_append(path: Path) -> OpenedFile:
 def sync_directory(folder: Path) -> None:
     """Sync a directory to the disk, so that the names of new files survive a power cut.
 
-    Raises OSError, but not if the file system can't sync directories.
+    If the file system can't sync directories, do nothing. Any other failure raises OSError.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

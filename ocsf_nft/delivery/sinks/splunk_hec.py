@@ -55,8 +55,8 @@ class _InvalidEvent:
 class SplunkHec(Sink):
     """Sink that sends events to Splunk's HTTP Event Collector, many in one request.
 
-    ``ack_seconds`` is the time within which an indexer must have the events on disk. If it is None,
-    events in the collector's memory count as delivered.
+    ``ack_seconds`` is the time within which an indexer must have the events on disk. If
+    ``ack_seconds`` is None, events count as delivered when the collector has accepted them.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class SplunkHec(Sink):
             raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
 
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
-        """Send events; return the event that the collector names as invalid, else None.
+        """Send events; return the event that the collector reports as invalid, else None.
 
-        Raises RefusedError if the collector refuses the whole request, or names no invalid event.
-        Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or if it is unknown which
+        event is invalid. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)

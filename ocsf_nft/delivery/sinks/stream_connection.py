@@ -1,7 +1,7 @@
 """Stream connection to a peer whose protocol has no acknowledgements.
 
-Instead, a caller can wait until the peer's kernel has all sent bytes (TCP), or until the peer has
-read them (Unix socket).
+Instead, a caller can wait until all sent bytes have arrived. For TCP, bytes have arrived when the
+peer's kernel has them. For a Unix socket, bytes have arrived when the peer has read them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Stream:
         self._is_incomplete = False
 
     async def handshake(self) -> None:
-        """Do the TLS handshake, if there is TLS; raises OSError if the handshake fails."""
+        """Do the TLS handshake if the connection uses TLS; raises OSError if that fails."""
         if isinstance(self._socket, ssl.SSLSocket):
             await self._when_ready(self._socket.do_handshake)
 
@@ -81,8 +81,8 @@ class Stream:
     def close(self) -> None:
         """Close the connection.
 
-        If no :meth:`wait_until_acknowledged` has succeeded since the last :meth:`send`, a TCP
-        connection is reset. The kernel then discards unsent bytes.
+        A TCP connection is reset if :meth:`wait_until_acknowledged` has not succeeded since the
+        last :meth:`send`. The kernel then discards unsent bytes.
         """
         try:
             if self._is_incomplete:

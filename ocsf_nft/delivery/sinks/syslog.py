@@ -61,9 +61,9 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send each event as a syslog message, except messages of more than ``max_bytes`` bytes.
+        """Send each event as a syslog message; omit messages of more than ``max_bytes`` bytes.
 
-        The result lists the unsent events as refused. Raises DeliveryError if sending fails. Over
+        The result lists the omitted events as refused. Raises DeliveryError if sending fails. Over
         UDP, raises RefusedError if a datagram is too long for the kernel; later events are then not
         sent.
         """

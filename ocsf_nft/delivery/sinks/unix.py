@@ -1,7 +1,7 @@
 """Sink that writes JSON Lines to the Unix stream socket of a program on this host.
 
-If the connection breaks, the last line that the program received may be incomplete. Events may
-arrive twice, since the batch is sent again.
+If the connection breaks, the last line that the program received may be incomplete. The whole batch
+of events is then sent again, so some events may arrive twice.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class CommandReader:
         """Start journalctl, to read entries after ``cursor``; None means after the newest entry.
 
         Return the cursor after which reading begins; None if the journal has no entry yet. Raises
-        UnsupportedError without journalctl, SourceError if journalctl fails.
+        UnsupportedError if journalctl is not installed, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)

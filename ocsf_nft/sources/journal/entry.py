@@ -44,7 +44,7 @@ _MICROSECONDS_LIMIT: Final = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Message of a journal entry, with its author, cursor and times."""
+    """Message of a journal entry, with its cursor, its time, and the program that wrote it."""
 
     message: str
     #: Name or description of the program that wrote the message; None means the kernel.
@@ -71,7 +71,7 @@ def from_json(line: bytes) -> Entry | None:
 
 
 def from_export(fields: Mapping[str, bytes]) -> Entry | None:
-    """Make an entry from fields of ``journalctl -o export``; return None if they lack MESSAGE."""
+    """Make an entry from fields of ``journalctl -o export``; return None if MESSAGE is absent."""
     return _entry(fields) if _MESSAGE in fields else None
 
 

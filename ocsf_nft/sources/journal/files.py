@@ -23,8 +23,9 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 def samples(directory: Path | None) -> list[Path]:
     """Return sample files of a journal: if libsystemd can open them, it can open all files.
 
-    ``directory`` None means journald's default folders. Raises AbsentError if ``directory`` does
-    not exist or the default folders have no journal, UnsupportedError if reading is not permitted.
+    If ``directory`` is None, the journal is in journald's default folders. Raises AbsentError if
+    ``directory`` does not exist, or if the default folders have no journal. Raises
+    UnsupportedError if reading is not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")

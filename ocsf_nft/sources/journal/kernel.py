@@ -68,9 +68,9 @@ class KernelEntryParser:
 
     @property
     def unproven_ns(self) -> int:
-        """Return how much the time of the latest record can be too late, in nanoseconds.
+        """Return by how many nanoseconds, at most, the time of the latest record is too late.
 
-        It is too late if journald read the first records late.
+        The time can be too late if journald read the first records with a delay.
         """
         return self._clock.unproven_ns
 

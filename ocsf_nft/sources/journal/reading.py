@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Journal entries from one read that match a filter, and the new read position."""
+    """Result of one read of the journal: entries that match a filter, and the new position."""
 
     entries: tuple[KernelEntry, ...] = ()
     #: Cursor of the last entry that was read, even if it does not match; None if none was read.

@@ -37,9 +37,10 @@ _STAMP_NS: Final = 1_000_000_000
 class Journal:
     """Source of the packet log records in the systemd journal.
 
-    If None, ``sandboxes`` means all, and ``directory`` means this machine's journal. ``foreign``
-    adds log prefixes of other firewalls. Reading begins after ``cursor``; if None, with new
-    entries.
+    ``sandboxes`` selects the records of these sandboxes; None selects those of all sandboxes.
+    ``foreign`` adds records with the log prefixes of other firewalls. Reading begins after
+    ``cursor``; if ``cursor`` is None, with new entries. If ``directory`` is None, this machine's
+    journal is read.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class Journal:
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of records, in the journal's order; raises SourceError if reading fails.
 
-        Unless the journal is empty, the first batch comes at once: it has no records, only a
-        cursor.
+        The first batch comes at once, and has only a cursor. If the journal is empty when it is
+        opened, there is no such batch.
         """
         reader = self._reader
         if reader is None:

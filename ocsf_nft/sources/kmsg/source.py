@@ -79,8 +79,8 @@ class Kmsg:
     async def __aenter__(self) -> Self:
         """Open /dev/kmsg and find the message to begin with (see ``cursor`` of :class:`Kmsg`).
 
-        Raises UnsupportedError if /dev/kmsg is missing or not permitted. Raises SourceError if
-        ``cursor`` is invalid.
+        Raises UnsupportedError if /dev/kmsg is missing, or if reading is not permitted. Raises
+        SourceError if ``cursor`` is invalid.
         """
         self._boot = boot_id()
         position = None if self._resume is None else self._position(self._resume)
@@ -165,7 +165,7 @@ class Kmsg:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
         Return the batch, and True if no message is left. If ``waited`` is true, the first message
-        has just been logged, and its timestamp shows the drift of the log's clock.
+        has just been logged. Then its timestamp shows the drift of the log's clock.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

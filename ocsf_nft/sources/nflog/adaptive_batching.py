@@ -1,6 +1,6 @@
 """Choice of the NFLOG batching: how the kernel collects log records into datagrams.
 
-With few records, a low latency is preferred; in a flood of records, a high throughput.
+With few records, a low latency is preferred. In a flood of records, a high throughput is preferred.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FALL_NS: Final = 1_000_000_000
 class AdaptiveBatching:
     """Choice between two kernel settings for NFLOG batching, by the rate of log records.
 
-    ``batching`` is the present choice: CALM for few records (and at the start), or FLOOD.
+    ``batching`` is the present setting: CALM at the start and for few records, otherwise FLOOD.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")

@@ -1,7 +1,7 @@
 """Binding of a socket to an NFLOG group, by the configuration messages of nfnetlink_log.
 
-Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h, the behaviour
-in net/netfilter/nfnetlink_log.c.
+Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h. The kernel
+processes the messages in net/netfilter/nfnetlink_log.c.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
     """Build the netlink message that sets how the kernel batches the records of an NFLOG group.
 
-    ``flags`` are added to the flag NLM_F_REQUEST of the header. ``more`` are encoded attributes to
-    put before the attributes of ``batching``.
+    ``flags`` are set in the header, in addition to NLM_F_REQUEST. ``more`` has encoded netlink
+    attributes, which come before the attributes of ``batching``.
     """
     return netlink.message(
         _CONFIG,

@@ -75,8 +75,9 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
 ) -> Record | Reject:
     """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``payload`` has no netlink header. ``received_ns`` is since the epoch. ``interface_name`` maps
-    an interface's index to its name, ``identity`` a sequence number to a unique id for the record.
+    ``payload`` is the message without its netlink header. ``received_ns`` is the time of receipt,
+    since the epoch. ``interface_name`` maps an interface's index to its name. ``identity`` maps a
+    sequence number to a unique id for the record.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)

@@ -19,10 +19,10 @@ class Sequence32:
         self._next = 0
 
     def extended(self, number: int) -> int:
-        """Return the full number of a new record, from its 32-bit sequence number ``number``.
+        """Return the sequence number of a new record without the limit of 32 bits.
 
-        The kernel's number starts again from 0 after 2**32 records; the full number continues to
-        grow. Call this before :meth:`dropped_before` for the same record.
+        ``number`` is the record's 32-bit sequence number, which starts again from 0 after 2**32
+        records. Call this method before :meth:`dropped_before` for the same record.
         """
         return self._next + (number - self._next) % _MODULUS
 

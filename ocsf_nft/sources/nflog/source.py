@@ -46,7 +46,8 @@ _QUIET_S: Final = 0.15
 class Nflog:
     """Source of the log records of one NFLOG group of one network namespace.
 
-    The time of a record is the kernel's timestamp; on the output hook, it is the time of reading.
+    The time of a record is the kernel's timestamp or, without a timestamp, the time of reading. On
+    the output hook, the kernel sends no timestamp.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -68,8 +69,9 @@ class Nflog:
     async def __aenter__(self) -> Self:
         """Bind a socket to the NFLOG group; blocks the event loop for about a millisecond.
 
-        Raises AbsentError if the namespace does not exist, SourceError if another program has the
-        group, and UnsupportedError if the kernel has no NFLOG or the privilege is missing.
+        Raises AbsentError if the namespace does not exist. Raises SourceError if another program
+        uses the group. Raises UnsupportedError if the kernel has no NFLOG, or if CAP_NET_ADMIN is
+        missing.
         """
         # The nonce distinguishes the records of two bindings: both count from 0.
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"

@@ -99,7 +99,7 @@ class StampReference:
         """Convert a time since boot, in microseconds, to nanoseconds since the epoch.
 
         If the boot time of the log's machine is unknown (``is_assumed_boot``), this machine's boot
-        time is used. Then a result more than a minute in the future raises StampError.
+        time is used. In this case, raises StampError if the result is over a minute in the future.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:

@@ -83,9 +83,9 @@ class _LoggedLine:
 class Reader:
     """Converter of bytes from a log file to batches of packet log records.
 
-    ``boot_ns`` is the boot time for kernel timestamps; lines without a timestamp get
-    ``unstamped_ns``, or the time of reading. Both are since the epoch. ``zone`` is for timestamps
-    without a zone.
+    ``boot_ns`` is the boot time, from which kernel timestamps count. ``unstamped_ns`` is the time
+    for lines without a timestamp; None means the time of reading. Both are since the epoch.
+    ``zone`` is the time zone of timestamps that state no zone.
     """
 
     def __init__(
@@ -120,8 +120,9 @@ class Reader:
     ) -> Self:
         """Return a reader for an open log file.
 
-        Lines without a timestamp get the file's modification time or, in a pipe or socket, the time
-        of reading. ``boot_ns`` is the boot time for kernel timestamps; None means this machine's.
+        A line without a timestamp gets the file's modification time. In a pipe or socket, such a
+        line gets the time of reading. ``boot_ns`` is the boot time, from which kernel timestamps
+        count; None means this machine's boot time.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
@@ -369,7 +370,7 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 
 def _this_boot_ns() -> int:
-    """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms."""
+    """Return the boot time of this machine, in nanoseconds since the epoch, rounded to 10 ms."""
     # Two clocks are read one after the other: without rounding, each call gives other last digits.
     return round(boot_clock.wall_ns(0), -7)
 

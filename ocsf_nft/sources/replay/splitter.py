@@ -43,7 +43,7 @@ class BrokenField:
     """Unreadable field of a journal export entry.
 
     The field's stated length is wrong, or the file ends inside the field. ``reason`` is a sentence
-    for people.
+    that describes the fault.
     """
 
     reason: str

@@ -63,7 +63,7 @@ class Words:
         return known
 
     def peek(self) -> str:
-        """Return the next word without taking it; an empty text at the end of the line."""
+        """Return the next word without taking it, or an empty text if no word is left."""
         return self._words[self._next] if self._next < len(self._words) else ""
 
     def ended(self) -> bool:
@@ -81,7 +81,8 @@ class Words:
     def finish(self) -> None:
         """Check that all words have been taken; raises MalformedError if a word is left.
 
-        A last word that may be cut off raises no error, but is added to ``unparsed``.
+        No error is raised if only the last word is left, and it may be cut off. Then this word is
+        added to ``unparsed``.
         """
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
@@ -115,7 +116,7 @@ class Words:
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
         """Take the next word if it is the field ``key``; return its value, else None.
 
-        The line's last word may be cut off. It is taken too, but the result is None, unless its
+        The line's last word is taken even if it may be cut off. Then the result is None, unless the
         value equals ``certain``, the value that the caller expects.
         """
         start = key + separator
@@ -130,9 +131,9 @@ class Words:
     ) -> int | None:
         """Take the next word if it is the decimal field ``key``; return its number, else None.
 
-        The line's last word may be cut off. It is taken too, but only 0 or the expected number
-        ``certain`` is returned. Raises MalformedError for an invalid number, or one above
-        ``limit``.
+        The line's last word is taken even if it may be cut off. Then the result is None, unless the
+        number is 0 or equals ``certain``, the number that the caller expects. Raises
+        MalformedError for an invalid number, or for a number above ``limit``.
         """
         # No number of several digits begins with 0, so 0 is complete even at the end of the line.
         zero = self.peek() == f"{key}{separator}0"
@@ -148,9 +149,9 @@ class Words:
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
         """Take the next word if it is the hexadecimal field ``key``; return its number, else None.
 
-        Raises MalformedError if the value does not match ``form``, a regular expression whose first
-        group has the digits. If the line ends inside the value, or may do so, the result
-        is None instead.
+        ``form`` is a regular expression for the value; its first group has the digits. If the line
+        may be cut off inside the value, the result is None. Raises MalformedError if a complete
+        value does not match ``form``.
         """
         # A value of fixed length is complete if it matches, even at the line's end.
         whole = self.peek().removeprefix(key + separator)
@@ -188,8 +189,9 @@ class Words:
     def options(self) -> tuple[str | None, bool]:
         """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.
 
-        The bytes are lower-case hexadecimal; None if the options are missing or incomplete. Raises
-        MalformedError for options of another form.
+        The options are truncated if the packet ends inside them. The bytes are lower-case
+        hexadecimal, or None if the options are missing or incomplete. Raises MalformedError for
+        options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False

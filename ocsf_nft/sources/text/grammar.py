@@ -263,7 +263,7 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 
 @dataclass(slots=True)
 class _Chain:
-    """State of the parsing of one packet's IPv6 extension headers."""
+    """State of the parser for the IPv6 extension headers of one packet."""
 
     #: Number of parsed headers; also 0 if it is unknown, because the line is cut inside a header.
     headers: int = 0

@@ -80,7 +80,7 @@ def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Rec
     """Parse one kernel log message, without timestamp and level, to a Record.
 
     Returns None if the message is not about a packet, a Reject if parsing fails; never raises.
-    ``time_ns`` (of the packet) and ``received_ns`` (of reading) are since the epoch.
+    ``time_ns`` is the packet's time, and ``received_ns`` the time of reading, both since the epoch.
     """
     if not is_candidate(message):
         return None

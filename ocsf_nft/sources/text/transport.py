@@ -52,8 +52,8 @@ def take_transport(
 ) -> None:
     """Parse a log line's transport header, for example TCP, and store its values in ``facts``.
 
-    ``quote`` parses the packet inside an ICMP error; None if this header is itself in such a
-    packet. Raises MalformedError if a field is invalid.
+    ``quote`` parses the packet that an ICMP error quotes. ``quote`` is None if the header is part
+    of such a quoted packet. Raises MalformedError if a field is invalid.
     """
     if protocol == TCP:
         _tcp(words, facts)
