@@ -170,7 +170,7 @@ class SandboxAccount:
 
         The time is in ns since the epoch, UTC.
         """
-        # Of any rule: a reading lacks the rules whose counters no longer exist.
+        # Of any rule: a reading lacks a rule without counters in the kernel.
         return max((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:

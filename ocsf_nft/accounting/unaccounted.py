@@ -41,7 +41,7 @@ class UnaccountedPackets:
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of refused packets of flows whose counters the kernel has deleted.
+        """Return the number of refused packets of flows without a counter: the kernel deleted it.
 
         Each of the latest ``readings`` readings must show these packets in the rule's counter, but
         in no flow's counter. The packets in ``known``, found by earlier calls, are not included.

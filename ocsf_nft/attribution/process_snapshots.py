@@ -192,7 +192,7 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 
 
 def _path(names: Sequence[bytes]) -> str | None:
-    """Return the path whose parts are ``names``; None if the first parts of the path are missing.
+    """Return the path with the parts ``names``; None if the first parts of the path are missing.
 
     ``names`` begins with the last part: ``curl``, ``bin``, ``/`` become ``/bin/curl``. The single
     name ``memfd:NAME`` (a program in memory) is returned unchanged.

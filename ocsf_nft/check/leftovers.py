@@ -64,7 +64,7 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    A rule or chain is returned if it is for a VM whose network interface is not in ``present``. If
+    A rule or chain is returned if the network interface of its VM is not in ``present``. If
     ``scope`` has a single VM, its rules and chains are returned too, even if its interface exists.
     """
     test = _LeftoverTest(present, scope)

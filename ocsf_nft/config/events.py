@@ -100,10 +100,10 @@ class FindingConfig(Table):
 class PrefixConfig(Table):
     """Meaning of another firewall's log prefix, table ``[[prefix]]`` in the file.
 
-    A log prefix is the text at the start of a firewall's log record. The table applies to log
-    records whose prefix starts with the text ``begins``. ``verdict`` is the verdict of these
-    records. The optional keys ``sandbox`` and ``rule`` set their sandbox and their rule. Without
-    ``rule``, the complete prefix becomes the rule's name.
+    A log prefix is the text at the start of a firewall's log record. The table applies to each
+    log record with a prefix that starts with the text ``begins``. ``verdict`` is the verdict of
+    these records. The optional keys ``sandbox`` and ``rule`` set their sandbox and their rule.
+    Without ``rule``, the complete prefix becomes the rule's name.
     """
 
     begins: Annotated[str, checked(begins)]

@@ -248,7 +248,7 @@ def with_current_guide(page: str) -> str:
 
 
 def main() -> None:
-    """Update the field guide in the page whose path is the command's argument."""
+    """Update the field guide in the page given on the command line."""
     parser = argparse.ArgumentParser(description="Update the field guide in a page.")
     parser.add_argument("page", type=Path, help="the page, which has the guide's two markers")
     page: Path = parser.parse_args().page

@@ -43,7 +43,7 @@ def statuses(
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
     """Return the status of one sandbox, or of all recorded sandboxes if ``sandbox`` is None.
 
-    The second tuple has an error for each sandbox whose status can't be read. Blocks. Needs
+    The second tuple has an error for each sandbox without a readable status. Blocks. Needs
     CAP_NET_ADMIN over the sandboxes' namespaces. Raises AbsentError if there is no record of any
     sandbox, FenceError if the records can't be listed.
     """

@@ -91,14 +91,14 @@ _SECOND: Final = 1_000_000_000
 class _Reported(NamedTuple):
     """Packets by port, by port and process, and the events that reported them.
 
-    ``sure`` are those of ``named`` whose process is named with high confidence. ``last`` are those
-    of a port's last event, if not all of its senders are certain.
+    ``sure`` are the packets of processes that are named with high confidence. ``left`` are calls
+    that the service would count for the flow's next event.
     """
 
     packets: Counter[int]
     named: Counter[tuple[int, int]]
     sure: Counter[tuple[int, int]]
-    last: Counter[int]
+    left: Counter[tuple[int, int]]
     events: defaultdict[int, list[object]]
 
 
@@ -138,9 +138,8 @@ async def test_packets_around_a_reading_are_counted_for_their_senders(
     for (port, pid), times in truth.items():
         # A reading may count a packet that is sent meanwhile. The packet's call is then in the
         # flow's next event, and there is none after the last one.
-        is_named = port in {_SILENT, _FRAMES} or (
-            reported.named[port, pid] + reported.last[port] >= times
-        )
+        named = reported.named[port, pid] + reported.left[port, pid]
+        is_named = port in {_SILENT, _FRAMES} or named == times
         assert is_named, f"{times} of {pid} to {port}: {reported.events[port]}"
 
 
@@ -176,6 +175,8 @@ async def _reported(
     config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(state_dir)}, where="test")
     reported = _Reported(Counter(), Counter(), Counter(), Counter(), defaultdict(list))
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(300):
+        capture = service.fallback_chain._capture
+        assert capture is not None
         running = asyncio.create_task(asyncio.to_thread(_run, lab, program))
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
@@ -184,10 +185,12 @@ async def _reported(
                 reported.packets[port] += event["count"]
                 reported.events[port].append((event["count"], event["enrichments"]))
                 is_sure, processes = _named(event)
-                reported.last[port] = 0 if is_sure else event["count"]
                 for pid, times in processes.items():
                     reported.named[port, pid] += times
                     reported.sure[port, pid] += times * is_sure
+        for target, flow in capture._by_name["agent"].flows._flows.items():
+            for image, latest in flow.latest.items():
+                reported.left[target.port, image.pid] += latest.times
     return await running, reported
 
 

@@ -36,7 +36,7 @@ class OpenSearchSink(SecuredSink):
     An event is a document of the ``index``. In the name of the index, ``{date}`` is the event's day
     in UTC, such as 2026.11.25. The document's identifier is the event's ``metadata.uid``. So an
     index stores an event only once, even if the event is sent twice. With ``data_stream``, the
-    index is a data stream, whose documents also have ``@timestamp``.
+    index is a data stream. Its documents also have ``@timestamp``.
 
     The sink logs in with a ``bearer`` token, with ``user`` and ``password``, with an ``api_key``,
     or not at all. The ``api_key`` is the base64 form of ``id:key``. The account needs the right to
