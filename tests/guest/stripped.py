@@ -34,15 +34,15 @@ class Stripped:
     def __init__(self, running: Machine, modules: str) -> None:
         self.machine = running
         self._modules = modules
-        self._missing = set(_REMOVED)
+        self.missing = set(_REMOVED)
         self._remove_fence()
         for name in _REMOVED:
             self.machine.ask("move", self._path(name), f"/tmp/{name}.ko")  # noqa: S108 - the guest's
 
     def give(self, *names: str) -> None:
-        """Put the modules that are missing into the folder that modprobe reads."""
-        for name in self._missing.intersection(names):
-            self._missing.remove(name)
+        """Put missing modules into the folder that modprobe reads."""
+        for name in names:
+            self.missing.remove(name)
             self.machine.ask("move", f"/tmp/{name}.ko", self._path(name))  # noqa: S108 - the guest's
 
     def guest_init(self, *arguments: str) -> Outcome:
