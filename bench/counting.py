@@ -33,7 +33,7 @@ def run() -> Subject:
             number = sum(
                 len(elements)
                 for rule in reading.rules.values()
-                for elements in rule.elements.values()
+                for elements in (rule.elements or {}).values()
             )
             ours = _median_ns(_TIMES, counters.read)
         usual = _median_ns(

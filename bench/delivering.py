@@ -22,9 +22,13 @@ from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
 from ocsf_nft.config.sinks.unix import UnixSink
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery
+from ocsf_nft.delivery.event_stream import EventStream
+from ocsf_nft.delivery.sink_db import SinkDatabase
+from ocsf_nft.service.outlet import Outlet
+from ocsf_nft.service.sink_delivery import SinkDelivery
+from ocsf_nft.state.change import Change
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,16 +132,29 @@ async def _delivered(
     """Return seconds and CPU seconds until a sink has all events but the first, which starts it."""
     found = [] if table is None else [Outlet.of(table)]
     retrier = StorageRetrier(asyncio.Event())
-    async with asyncio.timeout(_TIMEOUT_S), SinkDelivery(found, Store(path), retrier) as delivery:
-        await delivery.store_events(events[:1])
+    sinks = SinkDatabase(path.with_name("sinks.sqlite3"), max_bytes=1 << 30, max_seconds=1e9)
+    async with (
+        asyncio.timeout(_TIMEOUT_S),
+        StateStore(path, retrier) as store,
+        SinkDelivery(found, _stream(store), sinks, retrier) as delivery,
+    ):
+        await store.commit(Change(events=events[:1]))
         if all(each.batch_settings.seconds < _LONG_S for each in found):
             while any(each.pending for each in delivery.forwarders):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.01)
         begun, cpu_s = time.perf_counter(), time.process_time()
         for at in range(1, len(events), _BATCH):
-            await delivery.store_events(events[at : at + _BATCH])
+            await store.commit(Change(events=events[at : at + _BATCH]))
         await asyncio.gather(*(each.drain() for each in delivery.forwarders))
         return time.perf_counter() - begun, time.process_time() - cpu_s
+
+
+def _stream(store: StateStore) -> EventStream:
+    """Return the events of a store, in the same process: a service has a process for the sinks."""
+    stream = EventStream(store.path, store.identity, store.end)
+    store.on_stored = stream.advance
+    store.set_acknowledged({})
+    return stream
 
 
 @contextlib.contextmanager

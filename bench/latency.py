@@ -13,7 +13,7 @@ import orjson
 from bench import disk, receivers, stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab
-from ocsf_nft.delivery.stored_events import Archive
+from ocsf_nft.state.archive import Archive
 
 if TYPE_CHECKING:
     import subprocess
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _CALM: Final = 300
 _BUSY: Final = 1_000
 #: Each packet is a separate flow: some 4,000 have separate events, and the first 1,000 of one user
-#: (accounting.quota).
+#: (flows.overflow).
 _PACKETS: Final = 2_700
 _USERS: Final = 3
 _FIRST_PORT: Final = 20_000

@@ -18,9 +18,9 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
-from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Count, Reading, RuleReading
+from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.sources.replay import Reader
@@ -45,6 +45,8 @@ _NOTHING: Final = Reading(
     epochs={_RULE: "bench"},
     began_ns=0,
     ended_ns=0,
+    began_ms=0,
+    ended_ms=0,
     rules={
         _RULE: RuleReading(refused_before=Count(), refused=Count(), overflow=Count(), elements={})
     },

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from bench import receivers, stage
 from bench.subject import Subject
 from ocsf_nft import lab
-from ocsf_nft.delivery.stored_events import Archive
+from ocsf_nft.delivery.sink_archive import SinkArchive
+from ocsf_nft.state.archive import Archive
 
 if TYPE_CHECKING:
     import subprocess
@@ -69,9 +70,9 @@ class _Run:
 
     def measure_store(self) -> None:
         """Record the number of stored events, and of events that wait for a sink."""
-        with Archive(self.fenced.store) as archive:
+        with Archive(self.fenced.store) as archive, SinkArchive(self.fenced.store) as sinks:
             self.stored = next((each.number for each in archive.newest()), 0)
-            self.waiting = max(each.waiting for each in archive.sink_backlogs())
+            self.waiting = max(each.waiting for each in sinks.backlogs(archive))
 
     def row(self) -> tuple[str, ...]:
         shown = (f"{each / 1e6:.1f}" for each in self.found)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from bench import disk
 from ocsf_nft import lab
-from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
+from ocsf_nft.state.state_db import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,11 @@ import orjson
 
 from bench import disk, lines, stage
 from bench.subject import Subject, milliseconds, percentile
-from ocsf_nft.delivery.store import Store
+from ocsf_nft.delivery.event_stream import EventStream
+from ocsf_nft.delivery.sink_db import SinkDatabase
+from ocsf_nft.state.change import Change
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,33 +56,39 @@ class _EventStore(Protocol):
 
 
 class _Ours:
-    """Our store."""
+    """Our state database, and our database of checkpoints."""
 
     has_checkpoints = True
 
     def __init__(self, folder: Path) -> None:
-        self._store = Store(folder / "store.sqlite3", max_bytes=1 << 40)
+        retrier = StorageRetrier(asyncio.Event())
+        self._store = StateStore(folder / "store.sqlite3", retrier, max_bytes=1 << 40)
+        self._sinks = SinkDatabase(folder / "sinks.sqlite3", max_bytes=1 << 40, max_seconds=1e9)
 
     async def __aenter__(self) -> Self:
         await self._store.__aenter__()
-        await self._store.register([_SINK])
+        self._sinks.open()
+        self._sinks.register([_SINK], self._store.identity, 0)
+        self._stream = EventStream(self._store.path, self._store.identity, self._store.end)
+        self._store.on_stored = self._stream.advance
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._sinks.close()
         await self._store.__aexit__(None, None, None)
 
     async def put(self, events: Sequence[bytes]) -> None:
-        await self._store.put(events)
+        await self._store.commit(Change(events=events))
 
     async def read(self, beyond: int) -> int:
-        return len(await self._store.read(beyond, events=_READ, size=_READ_BYTES))
+        return len(self._stream.read(beyond, events=_READ, size=_READ_BYTES))
 
     async def acknowledge(self, until: int) -> None:
-        await self._store.acknowledge(_SINK, until)
+        self._sinks.acknowledge(_SINK, until)
 
 
 class _ByHand:
-    """The same tables in SQLite, in the same mode, without a thread, retention or checks."""
+    """The same tables in SQLite, in the same mode, without retention or checks."""
 
     has_checkpoints = True
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from ocsf_nft.flow import Flow
-    from ocsf_nft.process import Attribution, Process
-    from ocsf_nft.record import Record, Verdict
+from ocsf_nft.flow import Flow
+from ocsf_nft.process import Attribution, Process
+from ocsf_nft.record import Record, Verdict
 
 #: Reason why packets of several flows are aggregated. ``many``: one user has more flows than are
 #: reported separately. ``unplaced``: the flows found no free slot in the kernel's sets.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ocsf_nft.ip_text import packed, text_of
 from ocsf_nft.record import PERMISSIVE
@@ -16,10 +16,12 @@ from ocsf_nft.record import PERMISSIVE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import Record, Verdict
 
 #: Sets of a rule: IPv4 flows, IPv6 flows, and packets that are neither or that found no free slot.
 Kind: TypeAlias = Literal["flows4", "flows6", "others"]
+#: Mode of a fence: it refuses packets, or only reports them.
+Mode: TypeAlias = Literal["enforcing", "permissive"]
 KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 
 #: User id in the key of a packet that no socket sent.
@@ -86,23 +88,26 @@ class RuleReading:
     overflow: Count
     #: Packets that the kernel logged.
     logged: int = 0
-    #: Counters of single flows, by the kind of their nftables set.
-    elements: Mapping[Kind, Sequence[Element]]
+    #: Counters of single flows, by the kind of their nftables set. None if they were not read,
+    #: because the total has not changed since the last reading.
+    elements: Mapping[Kind, Sequence[Element]] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    Both times are in ns since 1970 (UTC). The keys of ``rules`` and ``epochs`` are results of
-    :func:`account_name`, such as ``egress``. A value of ``epochs`` is a text that identifies a
-    rule's counters. The text changes if these counters are created again, at zero.
+    Both times are in ns since 1970 (UTC). ``began_ms`` and ``ended_ms`` are the same times by the
+    monotonic clock, which nobody can set. The keys of ``rules`` and ``epochs`` are results of
+    :func:`account_name`, such as ``egress``.
     """
 
     #: Texts that identify the counters: a text changes if its counters are created again, at zero.
     epochs: Mapping[str, str]
     began_ns: int
     ended_ns: int
+    began_ms: int
+    ended_ms: int
     rules: Mapping[str, RuleReading]
 
 
@@ -125,6 +130,40 @@ class Flow:
     port: int | None = None
     #: None except in the set ``others``.
     ethertype: int | None = None
+
+
+class CounterId(NamedTuple):
+    """Identity of the packet counters of one firewall rule in one sandbox.
+
+    ``epoch`` is a text that changes each time the counters restart at zero. If ``is_permissive`` is
+    true, the fence is permissive: it allows the packets that these counters count.
+    """
+
+    sandbox: str
+    rule: str
+    epoch: str
+    is_permissive: bool = False
+
+    @classmethod
+    def named(cls, sandbox: str, name: str, epoch: str) -> Self:
+        """Create the identity of counters from their :func:`account_name`, such as ``egress``."""
+        rule, colon, _ = name.partition(":")
+        return cls(sandbox, rule, epoch, bool(colon))
+
+    @property
+    def name(self) -> str:
+        """Return the :func:`account_name` of the counters."""
+        return account_name(self.rule, is_permissive=self.is_permissive)
+
+    @property
+    def mode(self) -> Mode:
+        """Return the mode of the fence that has these counters."""
+        return "permissive" if self.is_permissive else "enforcing"
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Return the verdict on the counted packets: ``permit``, or None if they were refused."""
+        return "permit" if self.is_permissive else None
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
@@ -169,6 +208,8 @@ def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading
     ``map_uid`` converts an id from the sandbox's user namespace to the user namespace of this
     process. If keys become equal, their counters are added up.
     """
+    if reading.elements is None:
+        return reading
     return replace(
         reading,
         elements={

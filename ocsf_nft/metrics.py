@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
-    from ocsf_nft.delivery.forwarder import Forwarder
+    from ocsf_nft.service.delivery_answers import SinkStatus
     from ocsf_nft.service.run import Service
     from ocsf_nft.service.status import Status
 
@@ -48,33 +48,33 @@ _METHOD: Final = (
 )
 _CAPTURE_DROPPED: Final = "Calls and processes that the capture had no room for in this run."
 
-#: Counters and state of a sink's forwarder.
-_SINK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
+#: Counters and state of a sink.
+_SINK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[SinkStatus], float]]]] = {
     "sink_delivered_events": (
         "Events that the sink acknowledged in this run.",
-        lambda forwarder: forwarder.progress.delivered,
+        lambda sink: sink.delivered,
     ),
     "sink_refused_events": (
         "Events that the sink refused: they are dead letters.",
-        lambda forwarder: forwarder.progress.refused,
+        lambda sink: sink.refused,
     ),
     "sink_failures": (
         "Deliveries that failed, and are retried.",
-        lambda forwarder: forwarder.progress.failures,
+        lambda sink: sink.failures,
     ),
 }
-_SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
+_SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[SinkStatus], float]]]] = {
     "sink_up": (
         "1 if the last delivery succeeded, else 0.",
-        lambda forwarder: forwarder.progress.fault is None,
+        lambda sink: sink.fault is None,
     ),
     "sink_waiting_events": (
         "Stored events after the sink's checkpoint, also of classes that it does not get.",
-        lambda forwarder: forwarder.pending,
+        lambda sink: sink.waiting,
     ),
     "sink_dead_letters": (
-        "Refused events in the store.",
-        lambda forwarder: forwarder.progress.dead,
+        "Refused events that are stored.",
+        lambda sink: sink.dead,
     ),
 }
 
@@ -90,9 +90,7 @@ async def exposition_of(service: Service) -> bytes:
     Raises DeliveryError if the state of a sandbox can't be read.
     """
     found = await service.statuses()
-    return _text(
-        (*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders))
-    )
+    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.sinks)))
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:
@@ -142,7 +140,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
 
     from ocsf_nft.ocsf.context import product
 
-    counts, store = service.counts, service.delivery.store
+    counts, store = service.counts, service.store
     build = GaugeMetricFamily("ocsf_nft_build_info", "1, for its version.", labels=("version",))
     build.add_metric((product().version,), 1)
     yield build
@@ -160,11 +158,13 @@ def _of_run(service: Service) -> Iterator[Metric]:
     )
     yield from _of_attribution(service.fallback_chain)
     yield GaugeMetricFamily(
-        "ocsf_nft_store_bytes", "Bytes that the store uses on disk.", store.used_bytes
+        "ocsf_nft_store_bytes",
+        "Size of the stored events in bytes.",
+        store.used_bytes,
     )
     yield GaugeMetricFamily(
         "ocsf_nft_store_max_bytes",
-        "Maximum number of bytes that the store may use on disk.",
+        "Largest size of the stored events in bytes.",
         store.max_bytes,
     )
     yield GaugeMetricFamily(
@@ -186,7 +186,7 @@ def _of_attribution(chain: FallbackChain) -> Iterator[Metric]:
     yield CounterMetricFamily("ocsf_nft_capture_dropped_events", _CAPTURE_DROPPED, chain.dropped)
 
 
-def _of_sinks(forwarders: Sequence[Forwarder]) -> Iterator[Metric]:
+def _of_sinks(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     for family, names in (
@@ -195,6 +195,6 @@ def _of_sinks(forwarders: Sequence[Forwarder]) -> Iterator[Metric]:
     ):
         for name, (text, value) in names.items():
             metric = family(f"ocsf_nft_{name}", text, labels=("sink",))
-            for forwarder in forwarders:
-                metric.add_metric((forwarder.name,), value(forwarder))
+            for sink in sinks:
+                metric.add_metric((sink.name,), value(sink))
             yield metric

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import sys
 import threading
@@ -15,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft.errors import AbsentError, UnsupportedError
+from ocsf_nft.errors import AbsentError, UnsupportedError, reason_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 T = TypeVar("T")
 
 CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h
+_SIOCGSKNS: Final = 0x894C  # include/uapi/linux/sockios.h
 #: Directory of the names of ``ip netns add`` (iproute2's NETNS_RUN_DIR).
 NAMED: Final = Path("/run/netns")
 _OWN: Final = Path("/proc/thread-self/ns/net")
@@ -65,6 +68,32 @@ class Namespace:
             return work()
         path = self.path
         return _in_thread(lambda: _enter(self, path), work)
+
+
+def call_beside(sock: socket.socket, work: Callable[[], T]) -> T:
+    """Run ``work`` inside the network namespace of a socket; return its result.
+
+    This works also if the namespace has no file any more. Raises UnsupportedError if the namespace
+    can't be entered. Exceptions of ``work`` are raised unchanged.
+    """
+    try:
+        descriptor = fcntl.ioctl(sock, _SIOCGSKNS)
+    except (OSError, ValueError) as error:  # another thread may have closed it
+        raise UnsupportedError(
+            f"the network namespace of a socket can't be opened: {reason_of(error)}"
+        ) from error
+    try:
+        return _in_thread(lambda: _enter_descriptor(descriptor), work)
+    finally:
+        os.close(descriptor)
+
+
+def _enter_descriptor(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise UnsupportedError(
+            f"entering a network namespace failed: {os.strerror(ctypes.get_errno())}"
+        )
 
 
 def named(name: str) -> Namespace:

@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import enum
 import os
+import resource
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_SET_PDEATHSIG: Final = 1
 _VERSION_3: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two 32-bit words a set
 _NICE: Final = -10
 _SWITCH_SECONDS: Final = 0.001
@@ -60,6 +63,12 @@ def raise_priority() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
+def raise_descriptor_limit() -> None:
+    """Allow as many open descriptors as the system permits: a service needs some per sandbox."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def keep_only(needed: AbstractSet[Capability]) -> None:
     """Drop all capabilities of the calling thread except ``needed``, permanently.
 
@@ -84,7 +93,19 @@ def keep_only(needed: AbstractSet[Capability]) -> None:
     _check(libc.capset(ctypes.byref(header), ctypes.byref(held)))
 
 
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the thread that started it ends.
+
+    ``parent`` is the process id of that thread's process. Raises UnsupportedError if the kernel
+    refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    _check(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+    if os.getppid() != parent:  # it has ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _check(result: int) -> None:
     if result != 0:
         reason = os.strerror(ctypes.get_errno())
-        raise UnsupportedError(f"dropping capabilities failed: {reason}")
+        raise UnsupportedError(f"dropping privileges failed: {reason}")

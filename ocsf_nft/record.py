@@ -5,11 +5,9 @@ Every transport (NFLOG, /dev/kmsg, journal, file) returns these types.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 #: ``counters``: a record made from a counter of the fence, not from a log.
 Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
@@ -25,7 +23,7 @@ Verdict: TypeAlias = Literal[ForeignVerdict, "permit"]
 
 #: Header field without its own attribute in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
-Detail: TypeAlias = "int | str | bool | Mapping[str, Detail]"
+Detail: TypeAlias = int | str | bool | Mapping[str, Any]
 
 #: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport. That of a
 #: permissive ruleset has one more word: ``ocsf-nft:<sandbox>:<rule>:permissive:``.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from tests import leftovers, scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from pathlib import Path
 
 #: On other systems only the pure parts are tested. On Linux no test is skipped.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
@@ -82,3 +85,34 @@ def judge() -> Callable[..., list[str]]:
         return [str(fault) for fault in EventValidator(version).faults(event)]
 
     return faults
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on its own disk of 1 MiB; needs root."""
+    with _mounted(tmp_path / "small", "1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on its own disk of 32 MiB; needs root."""
+    with _mounted(tmp_path / "disk", "32m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def large_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on its own disk of 160 MiB; needs root."""
+    with _mounted(tmp_path / "large", "160m") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -1,9 +1,9 @@
 """Run tests many times on a machine that is busy with something else: `make test-loaded`.
 
 Two processes compute without pause, and one writes to the disk and syncs. Meanwhile the tests of
-the kernel, the service, the guests and delivery run repeatedly. A test that depends on timing fails
-here sooner or later. Prints one line for each run, and the failed tests at the end. Exits with 1 if
-a test failed.
+the kernel, the service, the guests, delivery and the state run repeatedly. A test that depends on
+timing fails here sooner or later. Prints one line for each run, and the failed tests at the end.
+Exits with 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TESTS: Final = ("tests/kernel", "tests/service", "tests/guest", "tests/delivery")
+TESTS: Final = ("tests/kernel", "tests/service", "tests/guest", "tests/delivery", "tests/state")
 _FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 _CHUNK: Final = 1 << 20
 _FILE_BYTES: Final = 64 << 20

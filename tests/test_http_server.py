@@ -31,10 +31,9 @@ SHORT_SECONDS = 0.4
 
 #: A run without a fault.
 WELL: Any = SimpleNamespace(
-    fence_monitors=(),
-    accounts=(),
+    sandboxes=(),
     retrier=SimpleNamespace(fault=None),
-    delivery=SimpleNamespace(forwarders=()),
+    delivery=SimpleNamespace(sinks=(), fault=None, storage_fault=None),
 )
 
 
@@ -281,8 +280,13 @@ async def test_status_codes_of_answers_show_the_health(
     monkeypatch.setattr(WELL.retrier, "fault", "the disk is full")
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("200", text), ("503", text)]
     monkeypatch.setattr(WELL.retrier, "fault", None)
-    stuck = SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=31.0)
-    monkeypatch.setattr(WELL, "accounts", (stuck,))
+    stuck = SimpleNamespace(
+        name="sb1",
+        failure=None,
+        monitor=SimpleNamespace(fault=None),
+        account=SimpleNamespace(fault=None, late_seconds=31.0),
+    )
+    monkeypatch.setattr(WELL, "sandboxes", (stuck,))
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2
 
 

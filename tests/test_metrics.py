@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
-from ocsf_nft.accounting.reconciliation import Balance
-from ocsf_nft.accounting.state_db import DroppedRecords
 from ocsf_nft.attribution.fallback_chain import TopMethod
+from ocsf_nft.flows.sandbox_account import Balance
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
+from ocsf_nft.state.change import DroppedRecords
 from tests.deploy import exposed
 
 if TYPE_CHECKING:

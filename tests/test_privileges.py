@@ -53,5 +53,6 @@ def test_children_inherit_the_capabilities_without_special_treatment_of_root() -
 def test_refused_drop_of_capabilities_is_an_error_with_its_cause() -> None:
     ctypes.set_errno(errno.EPERM)
     privileges._check(0)
-    with pytest.raises(UnsupportedError, match="capabilities failed: Operation not permitted"):
+    sentence = "dropping privileges failed: Operation not permitted"
+    with pytest.raises(UnsupportedError, match=sentence):
         privileges._check(-1)

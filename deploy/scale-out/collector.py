@@ -29,7 +29,7 @@ from ocsf_nft.cli.logs import to_stderr
 from ocsf_nft.config.sinks import SinkConfig  # noqa: TC001 - pydantic reads it
 from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.errors import DeliveryError, OcsfNftError
-from ocsf_nft.service.sink_delivery import Outlet
+from ocsf_nft.service.outlet import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

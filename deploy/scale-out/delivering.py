@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.batch_settings import BatchSettings
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.service.sink_delivery import Outlet
+    from ocsf_nft.service.outlet import Outlet
 
 _log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 import structlog
 
-from ocsf_nft.attribution import process_details
+from ocsf_nft.attribution import process_details, socket_closed
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
 from ocsf_nft.attribution.program_hashes import ProgramHashes
@@ -85,7 +85,13 @@ class FallbackChain:
         self._hashes = ProgramHashes(most_bytes=hashed_bytes) if hashed_bytes else None
         self._capture: CaptureMethod | None = None
         self._dropped = 0
+        #: Opened at the start, or, while a capture works, at the first packet that it can't name.
         self._lookups: dict[str, SocketLookup] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
+        self._cookies: dict[str, int] = {}
+        #: Lookups whose notices about closed sockets are not read for a short time.
+        self._pausing: set[str] = set()
         self._stack = contextlib.ExitStack()
         self._budget = TimeBudget()
         #: Lookup in a thread. A hostile process may delay it, so only one runs at a time.
@@ -113,13 +119,12 @@ class FallbackChain:
         The start never fails, because the attribution method ``user`` is always available.
         """
         if self._sandboxes and self._top != "user":
-            opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+            opening = asyncio.ensure_future(self._open())
             try:
                 await asyncio.shield(opening)
             except asyncio.CancelledError:
                 await asyncio.wait([opening])
-                self._close_capture()
-                self._stack.close()
+                self._close()
                 raise
         if self.reason is not None:
             _log.info("not every process can be named", method=self.method, reason=self.reason)
@@ -136,7 +141,17 @@ class FallbackChain:
         traceback: TracebackType | None,
     ) -> None:
         """Stop the BPF programs and the socket lookups."""
+        if opening := [each for each in self._opening.values() if not each.done()]:
+            await asyncio.wait(opening)
+        self._close()
+
+    def _close(self) -> None:
         self._close_capture()
+        for name in tuple(self._lookups):
+            closed = self._lookups[name].closed
+            if closed is not None:
+                asyncio.get_running_loop().remove_reader(closed.fileno())
+            del self._lookups[name]
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
@@ -150,6 +165,7 @@ class FallbackChain:
             await asyncio.sleep(_CHECK_SECONDS)
             await self._check_capture()
         if initial == "capture":
+            await self._open_lookups(is_late=True)
             await on_fallback(self.reason or "")
 
     async def _check_capture(self) -> None:
@@ -236,26 +252,80 @@ class FallbackChain:
             group_name=None if record.gid is None else self._names.group(record.gid),
         )
 
-    def _open(self) -> None:
-        names = {}
-        for name, namespace in self._sandboxes.items():
-            with contextlib.suppress(OcsfNftError):  # the method "user" remains
-                lookup = self._stack.enter_context(SocketLookup(namespace, self._hashes))
-                self._lookups[name] = lookup
+    async def _open(self) -> None:
         if self._top == "capture":
+            await asyncio.to_thread(self._open_capture)
+        if self._capture is None:
+            await self._open_lookups(is_late=False)
+
+    async def _open_lookups(self, *, is_late: bool) -> None:
+        for name in self._sandboxes:
+            await asyncio.shield(self._open_lookup(name, is_late=is_late))
+
+    def _open_capture(self) -> None:
+        try:
+            self._cookies = {name: cookie(each) for name, each in self._sandboxes.items()}
+            names = self._cookies
+            permissive = {names[each] for each in self._permissive if each in names}
+            capture = self._start_capture(names.values(), permissive)
             try:
-                names = {name: cookie(each) for name, each in self._sandboxes.items()}
-                permissive = {names[each] for each in self._permissive if each in names}
-                capture = self._start_capture(names.values(), permissive)
-                try:
-                    self._capture = CaptureMethod(
-                        capture, names, self._names, permissive=permissive
-                    )
-                except BaseException:
-                    capture.close()
-                    raise
-            except OcsfNftError as error:
-                self.reason = str(error)
+                self._capture = CaptureMethod(capture, names, self._names, permissive=permissive)
+            except BaseException:
+                capture.close()
+                raise
+        except OcsfNftError as error:
+            self.reason = str(error)
+
+    def _open_lookup(self, name: str, *, is_late: bool = True) -> asyncio.Task[None]:
+        """Start to follow the sockets of a sandbox, once; return the task that does it."""
+        if name not in self._opening:
+            opening = self._open_new_lookup(name, is_late=is_late)
+            self._opening[name] = asyncio.create_task(opening)
+        return self._opening[name]
+
+    async def _open_new_lookup(self, name: str, *, is_late: bool) -> None:
+        lookup = SocketLookup(self._sandboxes[name], self._hashes, is_late=is_late)
+        known = self._cookies.get(name)
+
+        def open_same() -> bool:
+            # The namespace may have been replaced since the start: the records are of the old one.
+            with contextlib.ExitStack() as opened:
+                opened.enter_context(lookup)
+                if known is not None and cookie(lookup.namespace) != known:
+                    return False
+                opened.pop_all()
+            return True
+
+        try:
+            is_open = await asyncio.to_thread(open_same)
+        except (OcsfNftError, OSError, RuntimeError):  # the method "user" remains
+            return
+        if is_open:
+            self._stack.push(lookup)
+            self._lookups[name] = lookup
+            self._read_closed(name)
+
+    def _read_closed(self, name: str) -> None:
+        """Read the notices about closed sockets of a sandbox, and again when there are others."""
+        lookup, loop = self._lookups.get(name), asyncio.get_running_loop()
+        if lookup is None or lookup.closed is None:  # it was closed meanwhile
+            return
+        loop.remove_reader(lookup.closed.fileno())
+        try:
+            lookup.closed.read()
+        except OSError:  # then no process is named
+            return
+        # All sandboxes together must not use much of the loop's time.
+        self._pausing.add(name)
+        seconds = socket_closed.PACE_SECONDS * len(self._pausing)
+        loop.call_later(seconds, self._await_closed, name)
+
+    def _await_closed(self, name: str) -> None:
+        self._pausing.discard(name)
+        lookup = self._lookups.get(name)
+        if lookup is not None and lookup.closed is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(lookup.closed.fileno(), self._read_closed, name)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
         try:
@@ -391,8 +461,13 @@ class FallbackChain:
         self, sandbox: str, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
         """Return for each record the processes with the packet's socket, or why none were found."""
-        lookup = self._lookups.get(sandbox)
         found: list[Attribution | str] = [_TOO_LONG] * len(records)
+        if records and self._top != "user":
+            opening = self._open_lookup(sandbox)
+            if not opening.done():
+                left = max(0.0, deadline - asyncio.get_running_loop().time())
+                await asyncio.wait({opening}, timeout=left)
+        lookup = self._lookups.get(sandbox)
         if lookup is None:
             return [_LOOKUP_INACTIVE] * len(records)
 

@@ -6,8 +6,6 @@ The sending socket still has the port if no socket with this port was closed sin
 from __future__ import annotations
 
 import errno
-import os
-import select
 import socket
 import struct
 import threading
@@ -32,7 +30,7 @@ _RECEIVE_BYTES: Final = 4096
 #: Maximum number of notifications in one read, and the pause between reads. They limit the time
 #: spent on a sandbox that closes sockets at a higher rate; its sockets are then not followed.
 _MOST: Final = 512
-_PACE_SECONDS: Final = 0.02
+PACE_SECONDS: Final = 0.02
 
 #: The protocols with notifications; UDP-Lite, raw, ping and packet sockets have none.
 WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
@@ -41,11 +39,14 @@ WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 class ClosedSockets:
     """Listener for the kernel's notifications of closed sockets in a network namespace.
 
-    A thread listens during the ``with`` body. All times are of CLOCK_BOOTTIME.
+    The kernel stores the notifications during the ``with`` body; call :meth:`read` when the socket
+    is readable. All times are of CLOCK_BOOTTIME.
     """
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *, margin_ns: int = 0) -> None:
+        """Create a listener; packets up to ``margin_ns`` after its start are in doubt."""
         self._namespace = namespace
+        self._margin_ns = margin_ns
         self._lock = threading.Lock()
         #: Time of the last closed socket of each port, by protocol.
         self._last: dict[int, dict[int, int]] = {protocol: {} for protocol in WATCHED_PROTOCOLS}
@@ -60,10 +61,7 @@ class ClosedSockets:
         and OSError if the kernel does not report closed sockets.
         """
         self._socket = self._namespace.call(_subscribe)
-        self._since_ns = _now_ns()
-        self._stop = os.eventfd(0)
-        self._thread = threading.Thread(target=self._listen, name="ended-sockets", daemon=True)
-        self._thread.start()
+        self._since_ns = _now_ns() + self._margin_ns
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,11 +69,20 @@ class ClosedSockets:
 
         After this call, :meth:`doubt` raises OSError.
         """
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        os.close(self._stop)
         with self._lock:  # another thread may be inside doubt
             self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket with the notifications."""
+        return self._socket.fileno()
+
+    def read(self) -> None:
+        """Read notifications, but not too many; the next call is due after ``PACE_SECONDS``.
+
+        Any thread may call this. Raises OSError after the ``with`` body.
+        """
+        with self._lock:
+            self._drain()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
         """Return the reason why the socket that sent a packet may be closed.
@@ -97,15 +104,6 @@ class ClosedSockets:
             return "the sandbox closes so many sockets that not each is reported"
         # Not detected: a socket gives up its port and stays open (``connect`` to AF_UNSPEC).
         return None
-
-    def _listen(self) -> None:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.register(self._stop, select.POLLIN)
-        while not any(descriptor == self._stop for descriptor, _ in poll.poll()):
-            with self._lock:
-                self._drain()
-            select.select([self._stop], [], [], _PACE_SECONDS)
 
     def _drain(self) -> bool:
         """Read notifications of closed sockets; return False if some may still be unread."""

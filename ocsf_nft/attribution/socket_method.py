@@ -68,11 +68,19 @@ class _Candidates(NamedTuple):
 class SocketLookup:
     """Lookup of the processes that sent a sandbox's refused packets, by a search for their sockets.
 
-    Open the lookup before the source of the log records. A packet that was sent before the lookup
-    was opened is attributed to no process.
+    It can't find the senders of packets that were sent before it is open. Open it before the source
+    of the log records, or with ``is_late``: then no record of an earlier packet that is read later
+    gets a process.
     """
 
-    def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        hashes: ProgramHashes | None = None,
+        *,
+        is_late: bool = False,
+    ) -> None:
+        self._margin_ns = _LATE_NS if is_late else 0
         self._tables = SocketTables(namespace)
         self._hashes = hashes
         self._closed: ClosedSockets | None = None
@@ -91,9 +99,11 @@ class SocketLookup:
             opened.enter_context(self._tables)
             # Without it, no process is named if the check for closed sockets is needed.
             with contextlib.suppress(OSError):
-                self._closed = opened.enter_context(ClosedSockets(self._tables.namespace))
+                self._closed = opened.enter_context(
+                    ClosedSockets(self._tables.namespace, margin_ns=self._margin_ns)
+                )
             self._opened = opened.pop_all()
-        self._since_ns = _now_ns()
+        self._since_ns = _now_ns() + self._margin_ns
         self._is_open = True
         return self
 
@@ -105,6 +115,16 @@ class SocketLookup:
         with self._lock:
             self._is_open = False
             self._opened.close()
+
+    @property
+    def namespace(self) -> Namespace:
+        """Return the opened network namespace, even if its path leads to another one now."""
+        return self._tables.namespace
+
+    @property
+    def closed(self) -> ClosedSockets | None:
+        """Return the listener for closed sockets; None if the kernel does not report them."""
+        return self._closed
 
     def attribution(self, record: Record) -> Attribution | str:
         """Return the process that sent the packet of a log record, or several possible senders.

@@ -14,7 +14,7 @@ from ocsf_nft.cli import output
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config
-    from ocsf_nft.service.sink_delivery import Outlet
+    from ocsf_nft.service.outlet import Outlet
 
 
 def config(
@@ -50,7 +50,7 @@ def config(
     """
     from ocsf_nft.config import load
     from ocsf_nft.errors import UsageError
-    from ocsf_nft.service.sink_delivery import outlets
+    from ocsf_nft.service.outlet import outlets
 
     if schema == (path is not None) or (schema and connect):
         raise UsageError("give a FILE to check, with --connect or without, or only --schema")
@@ -59,7 +59,7 @@ def config(
         return
     found = load(path)
     sinks = outlets(found.sinks)
-    _show(found, sinks)
+    _show(found)
     if connect and not asyncio.run(_connect(sinks)):
         raise typer.Exit(3)
 
@@ -72,14 +72,14 @@ def _write_schema() -> None:
     output.write(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def _show(found: Config, sinks: tuple[Outlet, ...]) -> None:
+def _show(found: Config) -> None:
     for sandbox in found.sandbox:
         mode = "to be fenced and watched" if sandbox.install else "to be watched"
         output.show(f"sandbox {sandbox.name}: {mode}, profile {sandbox.profile}")
     if found.host_log is not None:
         output.show(f"logs of other firewalls: read from {found.host_log}")
-    for sink in sinks:
-        output.show(f"sink {sink.name}: OCSF {sink.version}")
+    for sink in found.sinks:
+        output.show(f"sink {sink.called}: OCSF {sink.ocsf_version}")
     if found.listen is not None:
         output.show(f"metrics and health: http://{found.listen}/metrics, /healthz, /readyz")
 

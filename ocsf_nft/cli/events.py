@@ -23,7 +23,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.delivery.stored_events import Archive, ArchivedEvent
+    from ocsf_nft.state.archive import Archive, ArchivedEvent
 
 _PAUSE_SECONDS: Final = 0.2
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -128,9 +128,10 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is
     active.
 
-    A run deletes stored events after 30 days. If the store reaches 1 GiB, the run first deletes the
-    oldest events that every sink has acknowledged. Then it deletes the oldest dead letters: events
-    that a sink refused. The configuration can change these rules.
+    A run deletes stored events and dead letters (events that a sink refused) after 30 days. If the
+    store reaches 1 GiB, the run deletes the oldest events that every sink has acknowledged. Dead
+    letters use at most an eighth of that: then the run deletes the oldest ones. The configuration
+    can change these rules.
 
     --dead lists the dead letters. When the sink is repaired, --dead --retry lets the run, or the
     next run, send them again.
@@ -140,7 +141,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
-    from ocsf_nft.delivery.stored_events import Archive
+    from ocsf_nft.state.archive import Archive
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry need --dead: give --dead as well")
@@ -161,7 +162,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         if sinks:
             _show_sinks(archives)
         elif dead:
-            _show_dead(archives, sink, form, is_selected)
+            _show_dead(paths, sink, form, is_selected)
         else:
             shown = _Selection(archives, is_selected, lambda found: _write(found, version, write))
             _show(shown, lines, follow=follow)
@@ -181,7 +182,7 @@ def _show(shown: _Selection, lines: int, *, follow: bool) -> None:
 
 
 def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> Sequence[Path]:
-    from ocsf_nft.delivery.stored_events import stores
+    from ocsf_nft.state.archive import stores
 
     if store is None and state_dir is None and config is not None:
         store = options.store(config)
@@ -344,7 +345,7 @@ def _time_ms(option: str, text: str) -> int:
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
-    from ocsf_nft.delivery.stored_events import retry_dead_letters
+    from ocsf_nft.delivery.sink_archive import retry_dead_letters
 
     number = sum(retry_dead_letters(path, sink, uid) for path in paths)
     letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
@@ -352,36 +353,43 @@ def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
 
 
 def _show_dead(
-    archives: Sequence[Archive], sink: str | None, form: str, is_selected: Callable[[bytes], bool]
+    paths: Sequence[Path], sink: str | None, form: str, is_selected: Callable[[bytes], bool]
 ) -> None:
     import orjson
 
+    from ocsf_nft.delivery.sink_archive import SinkArchive
     from ocsf_nft.ocsf.safe_text import visible
     from ocsf_nft.utc_text import utc_text
 
-    for archive in archives:
-        for letter in archive.dead_letters(sink):
-            if not is_selected(letter.line):
-                continue
-            facts = {
-                "sink": letter.sink,
-                "uid": letter.uid,
-                "refused": utc_text(letter.since_ms),
-                "reason": letter.reason,
-                "is_again": bool(letter.is_again),
-            }
-            if form == "jsonl":
-                facts["event"] = orjson.loads(letter.line)
-                output.write(orjson.dumps(facts) + b"\n")
-            else:
-                again = "  (to be sent again)" if letter.is_again else ""
-                words = (facts["refused"], letter.sink, letter.uid, letter.reason)
-                output.write(f"{'  '.join(visible(str(word)) for word in words)}{again}\n".encode())
+    for path in paths:
+        with SinkArchive(path) as archive:
+            for letter in archive.dead_letters(sink):
+                if not is_selected(letter.line):
+                    continue
+                facts = {
+                    "sink": letter.sink,
+                    "uid": letter.uid,
+                    "refused": utc_text(letter.since_ms),
+                    "reason": letter.reason,
+                    "is_again": bool(letter.is_again),
+                }
+                if form == "jsonl":
+                    facts["event"] = orjson.loads(letter.line)
+                    output.write(orjson.dumps(facts) + b"\n")
+                else:
+                    again = "  (to be sent again)" if letter.is_again else ""
+                    words = (facts["refused"], letter.sink, letter.uid, letter.reason)
+                    line = f"{'  '.join(visible(str(word)) for word in words)}{again}\n"
+                    output.write(line.encode())
 
 
 def _show_sinks(archives: Sequence[Archive]) -> None:
+    from ocsf_nft.delivery.sink_archive import SinkArchive
+
     for archive in archives:
-        for backlog in archive.sink_backlogs():
+        with SinkArchive(archive.path) as sinks:
+            backlogs = sinks.backlogs(archive)
+        for backlog in backlogs:
             dead = f", {backlog.dead} refused (--dead)" if backlog.dead else ""
             line = f"{backlog.sink}: {backlog.waiting} events wait{dead}  [{archive.path}]\n"
             output.write(line.encode())

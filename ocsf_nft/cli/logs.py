@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import structlog
 
+from ocsf_nft import library_log
 from ocsf_nft.cli import log_record, output
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
@@ -18,11 +18,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_log = structlog.get_logger()
-
 LogForm: TypeAlias = Literal["text", "json"]
-#: Maximum number of characters of a library's log message.
-_MAX_MESSAGE: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +76,7 @@ def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
     """
     # A sandboxed program can cause log records, so a full pipe must not block the service.
     _configure(_AtOnce(_line_writer(settings)), settings)
-    # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
-    # logger with its own handler writes elsewhere, and may have a secret (see sinks/kafka_log.py).
-    logging.lastResort = _FromOthers()
+    library_log.use()
 
 
 def _line_writer(settings: LogSettings) -> Callable[[Mapping[str, Any]], bytes]:
@@ -115,39 +109,6 @@ class _AtOnce:
             self._dropped += 1
 
     debug = info = warning = error = critical = msg
-
-
-class _FromOthers(logging.Handler):
-    """Handler that writes libraries' log messages to ocsf-nft's own log, without a traceback.
-
-    If one line of code logs many messages, only the first, second, fourth, eighth … is written.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._numbers: Counter[tuple[object, ...]] = Counter()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        origin = record.pathname, record.lineno, type(error)
-        self._numbers[origin] += 1
-        number = self._numbers[origin]
-        # So a remote peer that sends invalid data can't flood the log.
-        if number & (number - 1) == 0:
-            _log.warning(
-                "warning from a library", library=record.name, number=number,
-                reason=_message(record, error),
-            )  # fmt: skip
-
-
-def _message(record: logging.LogRecord, error: BaseException | None) -> str:
-    try:
-        text = record.getMessage()
-        if error is not None:
-            text = f"{text}: {type(error).__name__}: {error}"
-    except Exception as failure:  # noqa: BLE001 - no error may stop the library that logs
-        text = f"{type(failure).__name__} while the message was formatted"
-    return " ".join(text.split())[:_MAX_MESSAGE]
 
 
 def _configure(logger: _Waiting | _AtOnce, settings: LogSettings) -> None:

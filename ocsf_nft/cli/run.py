@@ -111,7 +111,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         str,
         typer.Option(
             "--store-max-bytes",
-            help="Maximum size of the store of events on the disk.",
+            help="Maximum size of the stored events and dead letters, without packet counts.",
             metavar="SIZE",
         ),
     ] = "1GiB",
@@ -154,9 +154,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft import config as configuration
     from ocsf_nft import malloc_trim, privileges
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.delivery.event_db import FILE
     from ocsf_nft.service import run as service
-    from ocsf_nft.service.sink_delivery import Outlet
+    from ocsf_nft.service.outlet import Outlet
+    from ocsf_nft.state.state_db import FILE
 
     log_settings: LogSettings = context.obj
     to_stderr_at_once(log_settings)
@@ -217,6 +217,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     if any(each.self_heal for each in requested.sandbox):
         privileges.raise_priority()
     malloc_trim.use_one_heap()
+    privileges.raise_descriptor_limit()
     privileges.keep_only(service.capabilities(requested))
 
     counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop, log_settings)))

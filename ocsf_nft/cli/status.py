@@ -13,7 +13,7 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.accounting.reconciliation import Balance
+    from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.service.status import Status
 
 _HEADINGS: Final = {

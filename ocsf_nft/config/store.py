@@ -54,12 +54,15 @@ Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | 
 
 
 class StoreConfig(Table):
-    """Settings of the event store on the disk: table ``[store]`` in the configuration file.
+    """Store of the events and of the packet counts on the disk, table ``[store]`` in the file.
 
-    The store uses at most ``max_bytes`` of the disk. To make room, the store first deletes the
-    oldest events that every sink has acknowledged. Then it deletes the oldest dead letters: events
-    that a sink refused. An event that is older than ``max_age`` is deleted even if a sink has not
-    acknowledged it.
+    Events use at most ``max_bytes``. An eighth of that is for dead letters: events that a sink
+    refused. Packet counts are stored in addition. To make room, the store deletes the oldest events
+    that every sink has acknowledged, and the oldest dead letters. An event that is older than
+    ``max_age`` is deleted even if a sink still needs it.
+
+    The checkpoints of the sinks and the dead letters are in a file beside ``path``. It has the same
+    name with ``.delivery-1`` at the end.
 
     ``when_full`` applies if the disk is full, or the store is full of events that a sink has not
     acknowledged. With ``wait``, `ocsf-nft run` reads no more log records until there is room.

@@ -11,9 +11,6 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from obstore.exceptions import BaseError
-from obstore.store import S3Store
-
 from ocsf_nft.delivery.sinks.error_text import printable
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from obstore.store import ClientConfig, S3Config, S3Credential
+    from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
     from ocsf_nft.delivery.secrets import Secret
 
@@ -98,6 +95,8 @@ class Bucket:
         For the check, an object below ``prefix`` is requested; the object need not exist. The
         permission to store objects is not checked. Raises DeliveryError.
         """
+        from obstore.exceptions import BaseError  # noqa: PLC0415 - only an open sink needs it
+
         try:
             self._store = await asyncio.to_thread(self._create_store)
         except (OSError, ValueError) as error:
@@ -119,6 +118,8 @@ class Bucket:
         Raises RefusedError if the object is too large, DeliveryError if it can't be stored for
         another reason.
         """
+        from obstore.exceptions import BaseError  # noqa: PLC0415 - as in open
+
         if self._store is None:
             raise DeliveryError(f"{self._url} is not open")
         try:
@@ -127,6 +128,8 @@ class Bucket:
             raise self._failure(error) from error
 
     def _create_store(self) -> S3Store:
+        from obstore.store import S3Store  # noqa: PLC0415 - as in open
+
         options: ClientConfig = {"connect_timeout": _CONNECT_TIMEOUT, "timeout": _TIMEOUT}
         config: S3Config = {"region": self._region}
         if self._endpoint is not None:

@@ -1,7 +1,7 @@
 """Task that delivers stored events to one sink, in order, and retries failed deliveries.
 
-Each sink has its own forwarder, so a sink that is down delays no other sink. Events that the sink
-refuses stay in the store as dead letters.
+Each sink has its own forwarder, so a sink that is down delays no other sink. Refused events become
+dead letters.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.envelope import Message
-from ocsf_nft.delivery.event_db import RefusedEvent
+from ocsf_nft.delivery.sink_db import RefusedEvent
 from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError, reason_of
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from ocsf_nft.delivery.batch_settings import BatchSettings
-    from ocsf_nft.delivery.event_db import DeadLetter, StoredEvent
-    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+    from ocsf_nft.delivery.event_stream import EventStream
+    from ocsf_nft.delivery.sink_db import DeadLetter, SinkDatabase
     from ocsf_nft.delivery.sinks.base import BatchResult, Sink
-    from ocsf_nft.delivery.store import Store
+    from ocsf_nft.state.retry_until_writable import StorageRetrier
+    from ocsf_nft.state.state_db import StoredEvent
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -51,7 +54,7 @@ class Progress:
     refused: int = 0
     #: Number of failed attempts to deliver.
     failures: int = 0
-    #: Number of dead letters: refused events that are in the store now.
+    #: Number of dead letters: refused events that are stored now.
     dead: int = 0
     #: Reason why the sink is down; None while it works.
     fault: str | None = None
@@ -83,20 +86,24 @@ class _Part:
 class Forwarder:
     """Task that delivers stored events to one sink, beginning after the last acknowledged event.
 
-    ``convert`` returns an event's JSON line in the sink's OCSF version, or None to omit the event.
-    ``retrier`` repeats an operation of the store after a failure.
+    ``stream`` has the events, ``database`` the checkpoints. ``convert`` returns an event's JSON
+    line in the sink's OCSF version, or None to omit the event. ``retrier`` repeats an operation of
+    the database after a failure.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one forwarder
         self,
         name: str,
         sink: Sink,
-        store: Store,
+        stream: EventStream,
+        database: SinkDatabase,
         *,
         convert: Callable[[bytes], bytes | None] = lambda line: line,
         batch_settings: BatchSettings,
         retrier: StorageRetrier,
         progress: Progress | None = None,
+        on_advance: Callable[[str, int], None] = lambda _name, _number: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         #: The forwarder adds to these counts.
@@ -104,7 +111,10 @@ class Forwarder:
         #: Number of the last event that needs no delivery any more.
         self.done = 0
         self._sink = sink
-        self._store = store
+        self._stream = stream
+        self._database = database
+        self._on_advance = on_advance
+        self._on_change = on_change
         self._convert = convert
         self._batch_settings = batch_settings
         self._retrier = retrier
@@ -133,12 +143,12 @@ class Forwarder:
             _log.warning("a sink could not be closed", sink=self.name, reason=_cause(error))
 
     async def load_checkpoint(self) -> None:
-        """Read the sink's checkpoint from the store into :attr:`done`.
+        """Read the sink's checkpoint from the database into :attr:`done`.
 
-        The checkpoint is the number of the last event that needs no delivery to the sink any more.
-        Raises DeliveryError if the store can't be read.
+        The checkpoint is an event number: the sink needs no event up to this number any
+        more. Raises DeliveryError if the database can't be read.
         """
-        self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
+        self.done, _ = await self._retrier(lambda: self._database.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
         """Set the handshake, which is the first line to send each time the sink is opened."""
@@ -156,10 +166,10 @@ class Forwarder:
         """Deliver events until cancelled or until a stop is requested; then close the sink.
 
         Raises ClosedError if the sink is closed permanently (a pipe without a reader),
-        DeliveryError if the store can't be used.
+        DeliveryError if a database can't be used.
         """
         try:
-            self.done, batch_end = await self._retrier(lambda: self._store.checkpoint(self.name))
+            self.done, batch_end = await self._retrier(lambda: self._database.checkpoint(self.name))
             await self._count_dead()
             if self._handshake is not None:  # its reader needs it even without any event
                 await self._deliver_part(_Part(()))
@@ -169,7 +179,7 @@ class Forwarder:
                 await self._retry_dead_letters()
                 if await self._wait():
                     # Before the read, so that events stored meanwhile are not skipped.
-                    end = self._store.end
+                    end = self._stream.end
                     await self._forward(await self._read(), end)
         except _StoppedError:
             pass  # the next forwarder delivers the rest
@@ -179,7 +189,19 @@ class Forwarder:
     @property
     def pending(self) -> int:
         """Return the number of stored events that still wait for delivery to the sink."""
-        return max(0, self._store.end - self.done)
+        return max(0, self._stream.end - self.done)
+
+    def status(self) -> dict[str, Any]:
+        """Return the progress of the sink as JSON values."""
+        return {
+            "name": self.name,
+            "done": self.done,
+            "delivered": self.progress.delivered,
+            "refused": self.progress.refused,
+            "failures": self.progress.failures,
+            "dead": self.progress.dead,
+            "fault": self.progress.fault,
+        }
 
     async def drain(self) -> None:
         """Wait until :meth:`run` has delivered all stored events, or stored them as dead letters.
@@ -187,7 +209,7 @@ class Forwarder:
         From this call on, :meth:`run` does not wait until a batch is full.
         """
         self._hurry.set()
-        while self.done < self._store.end:
+        while self.done < self._stream.end:
             self._advanced.clear()
             await self._advanced.wait()
 
@@ -196,7 +218,10 @@ class Forwarder:
         return self._sink.repeats_batches
 
     async def _count_dead(self) -> None:
-        self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
+        self.progress.dead = await self._retrier(
+            lambda: self._database.count_dead_letters(self.name)
+        )
+        self._on_change()
 
     async def _wait(self) -> bool:
         """Wait for the first event, and then until the batch is full or its time limit has passed.
@@ -204,16 +229,16 @@ class Forwarder:
         A requested stop ends the wait early. Return False if the stop was requested before the
         first event, or if the wait for it timed out. Otherwise return True.
         """
-        if self._store.end <= self.done:
+        if self._stream.end <= self.done:
             # The caller then checks if a user has requested to send dead letters again.
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
             await _wait_for_first(
-                (self._store.wait_for_event(self.done), self._stop_requested.wait()), interval
+                (self._stream.wait_for_event(self.done), self._stop_requested.wait()), interval
             )
-        if self._store.end <= self.done or self._stop_requested.is_set():
+        if self._stream.end <= self.done or self._stop_requested.is_set():
             return False
         if self._batch_settings.seconds and not self._hurry.is_set():
-            full = self._store.wait_for_event(self.done + self._batch_settings.events - 1)
+            full = self._stream.wait_for_event(self.done + self._batch_settings.events - 1)
             waits = (full, self._hurry.wait(), self._stop_requested.wait())
             await _wait_for_first(waits, self._batch_settings.seconds)
         return True
@@ -224,11 +249,9 @@ class Forwarder:
         ``until`` is the number of the last event to read. If it is None, the batch settings
         limit the number and the size of the events.
         """
-        if until is not None:
-            return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
         return await self._retrier(
-            lambda: self._store.read(self.done, events=settings.events, size=settings.bytes)
+            lambda: self._stream.read(self.done, until, events=settings.events, size=settings.bytes)
         )
 
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
@@ -244,7 +267,7 @@ class Forwarder:
         messages, refused = await self._converted(rows)
         if messages:
             if self._repeats:
-                await self._retrier(lambda: self._store.begin_batch(self.name, until))
+                await self._retrier(lambda: self._database.begin_batch(self.name, until))
             refusals = await self._deliver(messages)
             self.progress.delivered += len(messages) - len(refusals)
             lines = {row.uid: row.line for row in rows}
@@ -252,7 +275,7 @@ class Forwarder:
                 RefusedEvent(each.message.uid, lines[each.message.uid], each.reason)
                 for each in refusals
             ]
-        await self._retrier(lambda: self._store.acknowledge(self.name, until, refused))
+        await self._retrier(lambda: self._database.acknowledge(self.name, until, refused))
         _log.debug(
             "batch acknowledged", sink=self.name, events=len(messages), refused=len(refused),
             until=until,
@@ -264,6 +287,7 @@ class Forwarder:
     def _advance(self, done: int) -> None:
         self.done = done
         self._advanced.set()
+        self._on_advance(self.name, done)
 
     async def _converted(
         self, rows: Sequence[StoredEvent | DeadLetter]
@@ -301,13 +325,13 @@ class Forwarder:
     async def _retry_dead_letters(self) -> None:
         """Send dead letters again if a user requested it (``ocsf-nft events --dead --retry``).
 
-        Searches the store for such dead letters at most once a second.
+        Searches the database for such dead letters at most once a second.
         """
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
         while letters := await self._retrier(
-            lambda: self._store.dead_letters_to_retry(self.name, events=self._batch_settings.events)
+            lambda: self._database.dead_letters_to_retry(self.name, self._batch_settings.events)
         ):
             await self._send_again(letters)
         await self._count_dead()  # retention may have removed some
@@ -319,7 +343,7 @@ class Forwarder:
         reasons.update((each.message.uid, each.reason) for each in refusals)
         refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
         delivered = [each for each in letters if each.uid not in reasons]
-        await self._retrier(lambda: self._store.finish_retries(delivered, refused))
+        await self._retrier(lambda: self._database.finish_retries(delivered, refused))
         self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
@@ -416,12 +440,14 @@ class Forwarder:
             self.progress.since = time.monotonic()
             _log.error("sink down: events wait in the store", sink=self.name, reason=reason)
         self.progress.fault = reason
+        self._on_change()
 
     def _recover(self) -> None:
         if self.progress.fault is not None:
             seconds = round(time.monotonic() - self.progress.since, 1)
             _log.warning("sink works again", sink=self.name, seconds=seconds)
             self.progress.fault = None
+            self._on_change()
 
 
 def _cause(error: Exception) -> str:

@@ -22,7 +22,6 @@ from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.service.run import Service
-from ocsf_nft.service.sink_delivery import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -103,15 +102,21 @@ async def _watched(
         "install": True,
     }
     requested = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
-    outlet = Outlet(name=_SANDBOX, sink=collector)
-    async with Service(requested, found=[outlet]):
+    async with Service(requested, iterates=True) as service:
         installed = state.read(_SANDBOX)
         if installed is not None and installed.degraded is not None:
             raise UnsupportedError(
                 "the fence is active, but this kernel can't log refused packets: "
                 f"{installed.degraded}"
             )
-        yield
+        collecting = asyncio.create_task(collector.collect(service))
+        try:
+            yield
+            service.stop()
+            await collecting  # ends after the last event
+        finally:
+            collecting.cancel()
+            await asyncio.wait({collecting})
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:

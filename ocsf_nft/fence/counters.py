@@ -11,7 +11,7 @@ import itertools
 import operator
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -30,11 +30,12 @@ from ocsf_nft.flow import (
     counter_suffix,
     map_uids,
 )
-from ocsf_nft.netns import Namespace
+from ocsf_nft.netns import Namespace, call_beside
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import socket
+    from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
     from ocsf_nft.fence.state import InstalledFence
@@ -61,6 +62,10 @@ _NFTA_COUNTER_BYTES: Final = 1
 _NFTA_COUNTER_PACKETS: Final = 2
 _NFT_OBJECT_COUNTER: Final = 1
 
+#: Counters of each rule: the last one includes the one before, so it is read later.
+_COUNTERS: Final = ("logged", "overflow", "refused")
+#: Far more counters than a table of a fence has.
+_MAX_COUNTERS: Final = 1000
 #: Length of the keys (ocsf_nft.flow) and size of the sets (accounting.nft).
 _KEY_BYTES: Final[Mapping[Kind, int]] = {"flows4": 16, "flows6": 28, "others": 12}
 _SIZES: Final[Mapping[Kind, int]] = {"flows4": 16_384, "flows6": 16_384, "others": 1_024}
@@ -90,18 +95,31 @@ class _NamespaceTables:
     nftables: Nftables | None = field(default=None)
     #: Converts user ids of counted flows to our user namespace; None if they are not converted.
     users: UserIdMap | None = field(default=None)
+    #: Cookie of the namespace for which ``users`` was read. It is read once: later, the owning user
+    #: namespace may have no process.
+    cookie: int | None = field(default=None)
+    #: Number of the ruleset (:meth:`Nftables.generation`) at the last reading.
+    generation: int | None = field(default=None)
 
 
 class _Snapshot(NamedTuple):
     """Totals of one rule's counters at one time, without the counters of single flows."""
 
-    #: The kernel's numbers of the table, its sets and its counters. The kernel never reuses a
-    #: number: if two snapshots have equal numbers, nothing was deleted between them.
+    #: The kernel's numbers of the table, its sets and its counters. The kernel never reuses the
+    #: number of a table, and no other number in the same table. If two snapshots have equal
+    #: numbers, nothing was deleted between them.
     handles: tuple[int, ...]
     timeouts_ms: Mapping[Kind, int]
     logged: Count
     overflow: Count
     refused: Count
+
+
+class _RuleCounters(NamedTuple):
+    """Reading of one rule's counters, with a text that changes if they are created again."""
+
+    epoch: str
+    reading: RuleReading
 
 
 class _ReplacedError(Exception):
@@ -119,6 +137,10 @@ class Counters:
         self._sandbox = installed.spec.sandbox
         self._is_permissive = installed.spec.is_permissive
         self._boot = ""
+        #: Socket in the sandbox's namespace, to enter it although its file may be gone.
+        self._beside: socket.socket | None = None
+        #: Last complete reading of each rule, without its flows.
+        self._latest: dict[str, _RuleCounters] = {}
         spec = installed.spec
         self._namespaces = [
             _NamespaceTables(
@@ -166,6 +188,10 @@ class Counters:
         for entry in self._namespaces:
             _close(entry)
 
+    def enter_beside(self, sock: socket.socket) -> None:
+        """Open later sockets in the network namespace of ``sock``, which is in the sandbox."""
+        self._beside = sock
+
     @property
     def rules(self) -> tuple[str, ...]:
         """Return the names of the fence's rules, for example ``egress``.
@@ -179,41 +205,120 @@ class Counters:
             for rule in names
         )
 
-    def read(self) -> Reading:
+    def read(self, settled: Collection[str] = ()) -> Reading:
         """Read all counters of the fence, except those of rules whose counters or sets are missing.
 
-        Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large. Also
-        raises the errors of :meth:`open`.
+        ``settled`` are names of rules whose flows are not needed if the rule's total has not
+        changed. Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large.
+        Also raises the errors of :meth:`open`.
         """
-        began_ns = time.time_ns()
+        began_ns, began_ms = time.time_ns(), time.monotonic_ns() // 1_000_000
         deadline = time.monotonic() + _READ_SECONDS
-        rules: dict[str, RuleReading] = {}
-        epochs: dict[str, str] = {}
+        latest: dict[str, _RuleCounters] = {}
+        generations: list[int | None] = []
         for entry in self._namespaces:
+            # Before the counters are read: a change during the reading is seen by the next one.
+            generations.append(self._generation(entry, deadline))
+            is_same = generations[-1] is not None and generations[-1] == entry.generation
             for family, table, names in entry.tables:
-                # Both modes, if the fence has changed between enforcing and permissive.
-                for rule, is_permissive in itertools.product(names, (False, True)):
-                    counting = counter_suffix(rule, is_permissive=is_permissive)
-                    found = self._read(entry, family, table, counting, deadline)
+                suffixes = _suffixes(names)
+                known = settled if is_same else ()
+                totals = self._totals(entry, family, table, suffixes, deadline) if known else {}
+                for name, suffix in suffixes.items():
+                    found = self._unchanged(name, suffix, totals) if name in known else None
+                    found = found or self._read(entry, family, table, suffix, deadline)
                     if found is not None:
-                        name = account_name(rule, is_permissive=is_permissive)
-                        epochs[name], rules[name] = found
-        return Reading(epochs=epochs, began_ns=began_ns, ended_ns=time.time_ns(), rules=rules)
+                        latest[name] = found
+        # Not earlier: what the caller does not get is not known to it. The flows need much memory.
+        self._latest = {
+            name: found._replace(reading=replace(found.reading, elements=None))
+            for name, found in latest.items()
+        }
+        for entry, generation in zip(self._namespaces, generations, strict=True):
+            entry.generation = generation
+        return Reading(
+            epochs={name: found.epoch for name, found in latest.items()},
+            began_ns=began_ns,
+            ended_ns=time.time_ns(),
+            began_ms=began_ms,
+            ended_ms=time.monotonic_ns() // 1_000_000,
+            rules={name: found.reading for name, found in latest.items()},
+        )
+
+    def _generation(self, entry: _NamespaceTables, deadline: float) -> int | None:
+        """Return the number of the namespace's ruleset; None if it can't be read now.
+
+        If it is that of the last reading, no counter or set was created again. Packets do not
+        change a ruleset.
+        """
+        nftables = self._open(entry)
+        nftables.deadline = deadline
+        try:
+            return nftables.generation()
+        except OSError as error:
+            _close(entry)
+            if error.errno not in _TEMPORARY:
+                raise _unreadable(entry.namespace, error) from error
+            return None
+
+    def _unchanged(
+        self, name: str, suffix: str, totals: Mapping[str, Count]
+    ) -> _RuleCounters | None:
+        """Return a rule's reading without its flows, if its total is that of the last reading."""
+        last = self._latest.get(name)
+        logged, refused = totals.get(f"logged_{suffix}"), totals.get(f"refused_{suffix}")
+        if last is None or logged is None or refused != last.reading.refused:
+            return None
+        reading = replace(
+            last.reading, refused_before=refused, refused=refused, logged=logged.packets
+        )
+        return last._replace(reading=reading)
+
+    def _totals(
+        self,
+        entry: _NamespaceTables,
+        family: str,
+        table: str,
+        suffixes: Mapping[str, str],
+        deadline: float,
+    ) -> Mapping[str, Count]:
+        """Return the counters of a table by their names: empty if they can't be read at once.
+
+        ``suffixes`` are those of the counters' names, by rule.
+        """
+        names = {f"{each}_{suffix}" for suffix in suffixes.values() for each in _COUNTERS}
+        nftables = self._open(entry)
+        nftables.deadline = deadline
+        try:
+            return _table_counters(nftables, family, table, names)
+        except InterruptedDumpError:  # the caller reads each rule by itself
+            return {}
+        except _CrowdedError:
+            _close(entry)  # the rest of the list may still arrive
+            return {}
+        except OSError as error:
+            _close(entry)
+            if error.errno not in _TEMPORARY:
+                raise _unreadable(entry.namespace, error) from error
+            return {}
+        except BaseException:
+            _close(entry)
+            raise
 
     def _read(
         self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
-    ) -> tuple[str, RuleReading] | None:
-        """Read one rule's counters; return their epoch and values, or None if they are missing.
+    ) -> _RuleCounters | None:
+        """Read one rule's counters and flows; return None if they are missing.
 
-        The epoch is a text that changes if the counters are created again. ``rule`` is the suffix
-        of the counters' names in nftables. ``deadline`` is a time of :func:`time.monotonic`.
+        ``rule`` is the suffix of the counters' names in nftables. ``deadline`` is a time of
+        :func:`time.monotonic`.
         """
         for _ in range(_TRIES):
             try:
                 nftables = self._open(entry)  # again after an error
                 nftables.deadline = deadline
                 found = _Rule(nftables, family, table, rule).read()
-                return None if found is None else self._localize(entry, *found)
+                return None if found is None else self._localize(entry, found)
             except _ReplacedError:
                 continue
             except OSError as error:
@@ -227,25 +332,31 @@ class Counters:
             f"the counters of rule {rule} in {entry.namespace} are replaced again and again"
         )
 
-    def _localize(
-        self, entry: _NamespaceTables, epoch: str, reading: RuleReading
-    ) -> tuple[str, RuleReading]:
-        """Return ``epoch`` with the boot id added, and ``reading`` with converted user ids.
+    def _localize(self, entry: _NamespaceTables, found: _RuleCounters) -> _RuleCounters:
+        """Return a reading with the boot id in its epoch, and with converted user ids.
 
-        ``epoch`` changes if the rule's counters are created again. The boot id makes ``epoch``
-        unique across reboots. ``entry.users`` converts user ids to this process's user namespace.
+        The boot id makes the epoch unique across reboots. ``entry.users`` converts user ids to this
+        process's user namespace.
         """
+        reading = found.reading
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
-        return f"{self._boot}:{epoch}", reading
+        return found._replace(epoch=f"{self._boot}:{found.epoch}", reading=reading)
 
     def _open(self, entry: _NamespaceTables) -> Nftables:
         if entry.nftables is None:
             try:
-                entry.nftables = entry.namespace.call(lambda: self._open_here(entry))
+                entry.nftables = self._call_inside(entry, lambda: self._open_here(entry))
             except OSError as error:
                 raise _unreadable(entry.namespace, error) from error
         return entry.nftables
+
+    def _call_inside(self, entry: _NamespaceTables, work: Callable[[], Nftables]) -> Nftables:
+        beside = self._beside
+        is_open = beside is not None and beside.fileno() >= 0
+        if beside is None or not is_open or entry is not self._namespaces[0]:
+            return entry.namespace.call(work)
+        return call_beside(beside, work)
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
         """Open and return a netlink socket in the calling thread's network namespace.
@@ -258,9 +369,46 @@ class Counters:
                 f"{entry.namespace} is no longer the namespace in which the fence of sandbox "
                 f"{self._sandbox} was installed"
             )
-        entry.users = userns.user_id_map()
         # While this socket is open, the kernel keeps the namespace.
-        return Nftables()
+        nftables = Nftables()
+        try:
+            if entry.cookie != nftables.cookie:
+                entry.users, entry.cookie = userns.user_id_map(), nftables.cookie
+        except BaseException:
+            nftables.close()
+            raise
+        return nftables
+
+
+class _CrowdedError(Exception):
+    """Error: a table has far more counters than a fence's table."""
+
+
+def _suffixes(rules: Collection[str]) -> dict[str, str]:
+    """Return the suffixes of the counters' names of some rules, by the rules' account names."""
+    # Both modes, if the fence has changed between enforcing and permissive.
+    return {
+        account_name(rule, is_permissive=mode): counter_suffix(rule, is_permissive=mode)
+        for rule, mode in itertools.product(rules, (False, True))
+    }
+
+
+def _table_counters(
+    nftables: Nftables, family: str, table: str, names: Collection[str]
+) -> dict[str, Count]:
+    counters = _name(_NFTA_TABLE, table) + netlink.attribute(
+        _NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)
+    )
+    found = {}
+    dump = nftables.dump(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], counters)
+    for number, message in enumerate(dump):
+        if number > _MAX_COUNTERS:  # another process has added them
+            raise _CrowdedError
+        attributes = {kind: bytes(value) for kind, value in netlink.attributes(message)}
+        name = attributes.get(_NFTA_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
+        if name in names:
+            found[name] = _count(attributes)
+    return found
 
 
 class _Rule:
@@ -272,11 +420,11 @@ class _Rule:
         self._table = table
         self._rule = rule
 
-    def read(self) -> tuple[str, RuleReading] | None:
-        """Return an identifier of the rule's counters, and their values; None if they don't exist.
+    def read(self) -> _RuleCounters | None:
+        """Return the values of the rule's counters, and its flows; None if they don't exist.
 
-        The identifier changes if the counters are created again. It is unique until the next boot.
-        Raises _ReplacedError if the counters were deleted during the read.
+        The epoch is unique until the next boot. Raises _ReplacedError if the counters were deleted
+        during the read.
         """
         before = self._snapshot()
         if before is None:
@@ -292,8 +440,9 @@ class _Rule:
             logged=before.logged.packets,
             elements=elements,
         )
-        numbers = (self._nftables.cookie, *before.handles)
-        return ":".join(map(str, numbers)), reading
+        # Without the sets: if a set is created again, the total stays, and so does the account.
+        numbers = self._nftables.cookie, before.handles[0], before.handles[-1]
+        return _RuleCounters(":".join(map(str, numbers)), reading)
 
     def _snapshot(self) -> _Snapshot | None:
         try:
@@ -306,7 +455,7 @@ class _Rule:
                     self._object_name(counter)
                     + netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)),
                 )
-                for counter in ("logged", "overflow", "refused")
+                for counter in _COUNTERS
             )
         except FileNotFoundError:
             return None

@@ -12,6 +12,7 @@ from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 #: Changes come in bursts (a veth pair, its address, its state). One check at the end of each burst
@@ -27,15 +28,21 @@ _MAX_PENDING: Final = 64
 class FenceEvents:
     """Stream of the changes that other processes make to a fence's nftables tables.
 
-    With ``self_heal``, a thread also reverts the changes. The stream needs CAP_NET_ADMIN over the
+    With ``self_heal``, a guard also reverts the changes. Needs CAP_NET_ADMIN over the
     fence's network namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(
-        self, installed: InstalledFence, state: StateDirectory, *, self_heal: bool
+        self,
+        installed: InstalledFence,
+        state: StateDirectory,
+        thread: GuardThread | None = None,
+        *,
+        self_heal: bool,
     ) -> None:
         self._installed = installed
         self._state = state
+        self._thread = thread
         self._self_heal = self_heal
         self._has_news = asyncio.Event()
         self._pending: deque[FenceChange] = deque(maxlen=_MAX_PENDING)
@@ -44,7 +51,7 @@ class FenceEvents:
 
     @property
     def tamper_guard(self) -> TamperGuard:
-        """Return the thread that detects changes to the fence.
+        """Return the guard that detects changes to the fence.
 
         Raises RuntimeError if :meth:`start` has not been called.
         """
@@ -53,7 +60,7 @@ class FenceEvents:
         return self._tamper_guard
 
     async def start(self) -> None:
-        """Start the tamper guard's thread.
+        """Start the tamper guard.
 
         Raises SourceError if the fence can't be monitored, and the errors of
         :meth:`Namespace.call`.
@@ -65,33 +72,36 @@ class FenceEvents:
                 loop.call_soon_threadsafe(self._receive, news)
 
         self._tamper_guard = await asyncio.to_thread(
-            lambda: TamperGuard(self._installed, self._state, notify, self_heal=self._self_heal)
+            lambda: TamperGuard(
+                self._installed, self._state, notify, self_heal=self._self_heal, thread=self._thread
+            )
         )
         self._tamper_guard.start()
 
     async def stop(self) -> None:
-        """Stop the tamper guard's thread, and wait for its end."""
+        """Stop the tamper guard, and wait for its end."""
         await asyncio.to_thread(self.tamper_guard.stop)
 
-    async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
+    async def changes(self) -> AsyncIterator[tuple[FenceChange, ...] | None]:
         """Yield tuples of other processes' changes to the fence.
 
-        A tuple comes soon after a change. Without changes, an empty tuple comes about every 5 s.
-        The caller should check the fence after each tuple. Raises any error of the monitoring
-        thread.
+        A tuple comes soon after a change, and the caller should check the fence after it. Without
+        changes, None comes about every 5 s. Raises any error of the guard.
         """
         # A tuple also comes early after a change of a network interface or a route. The tuple does
         # not contain that change, so the caller has to check the fence.
+        yield self.take_pending()
         while True:
-            yield self.take_pending()
             await asyncio.sleep(_MIN_INTERVAL_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CHECK_SECONDS):
                     await self._has_news.wait()
                 await asyncio.sleep(_SETTLE_SECONDS)
+            has_news = self._has_news.is_set()  # also if it was set at the end of the time
             self._has_news.clear()
             if self._error is not None:
                 raise self._error
+            yield self.take_pending() if has_news else None
 
     def take_pending(self) -> tuple[FenceChange, ...]:
         """Return the changes that the caller has not received yet, without waiting for new ones."""

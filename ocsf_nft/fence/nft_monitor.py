@@ -143,6 +143,17 @@ class NftMonitor:
                 self._reopen()
                 raise
 
+    def generation_now(self) -> int | None:
+        """Return the number of the present ruleset without a wait; None if it is not known."""
+        if not self._lock.acquire(blocking=False):  # a change may take any time
+            return None
+        try:
+            return self._nftables.generation()
+        except OSError:
+            return None
+        finally:
+            self._lock.release()
+
     def accept(self, generation: int) -> None:
         """Accept all nftables changes up to the ruleset with the number ``generation``.
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pydantic
 
-from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, reason_of
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
@@ -23,6 +25,22 @@ from ocsf_nft.netns import Namespace
 DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
 
 _FILE: Final = "fence.json"
+#: File with the locks of all runs.
+_RUNS: Final = "runs"
+#: ``struct flock``: type, whence, start, length, process.
+_FLOCK: Final = struct.Struct("@hhqqi0q")
+#: File with the identity and the path of the database that has the sandbox's packet counts.
+_DATABASE: Final = "database"
+
+
+class AccountPlace(NamedTuple):
+    """State database that has the packet counts of a sandbox: its path, and its identity.
+
+    The identity is a random text inside the database.
+    """
+
+    path: Path
+    identity: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +75,9 @@ class StateDirectory:
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
+        #: Descriptor of the file with the locks of this run while it has any, and their sandboxes.
+        self._runs: int | None = None
+        self._locked: set[str] = set()
         # A separate file, so that a damaged record of a fence does not affect it.
         self._all_netns = path / "nf_log_all_netns.before"
 
@@ -102,6 +123,45 @@ class StateDirectory:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
+    def account_place(self, sandbox: str) -> AccountPlace | None:
+        """Return which state database has a sandbox's packet counts.
+
+        Return None if no database has counts of the sandbox. Raises FenceError if that can't be
+        read.
+        """
+        file = self.directory(sandbox) / _DATABASE
+        try:
+            identity, _, path = file.read_bytes().partition(b"\n")
+            return AccountPlace(self.path / os.fsdecode(path), identity.decode("ascii"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise FenceError(f"{file} can't be read: {reason_of(error)}") from error
+
+    def set_account_place(self, sandbox: str, place: AccountPlace) -> None:
+        """Store which state database has a sandbox's packet counts, and sync it to disk.
+
+        Raises DeliveryError if this can't be stored.
+        """
+        path = place.path.absolute()
+        with contextlib.suppress(ValueError):  # below the state directory, which may be moved
+            path = path.relative_to(self.path.absolute())
+        content = place.identity.encode("ascii") + b"\n" + os.fsencode(path)
+        self._write(self.directory(sandbox) / _DATABASE, content)
+
+    def delete_account_place(self, sandbox: str) -> None:
+        """Store that no state database has packet counts of a sandbox.
+
+        Raises DeliveryError if this can't be stored.
+        """
+        directory = self.directory(sandbox)
+        try:
+            (directory / _DATABASE).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(directory, error) from error
+        with contextlib.suppress(OSError):  # the sandbox may have other files there
+            directory.rmdir()
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock on all records of fences during the ``with`` block.
@@ -124,17 +184,25 @@ class StateDirectory:
         SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
         DeliveryError if the lock file can't be created.
         """
-        descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
+        name = values.sandbox_name(sandbox)
+        # One descriptor for all sandboxes of a run: a lock on a part of the file for each.
+        if self._runs is None:
+            self._runs = self._lock_file(_RUNS)
+        lock = _RunLock(self._runs, name)
         try:
+            # An open file may take its own locks again.
+            if name in self._locked or not lock.acquire():
+                raise SourceError(f"another run watches sandbox {sandbox}: stop that run first")
+            self._locked.add(name)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SourceError(
-                    f"another run watches sandbox {sandbox}: stop that run first"
-                ) from error
-            yield
+                yield
+            finally:
+                lock.release()
+                self._locked.discard(name)
         finally:
-            _unlock(descriptor)
+            if not self._locked:
+                os.close(self._runs)
+                self._runs = None
 
     def is_watched(self, sandbox: str) -> bool:
         """Return True if a process such as ``ocsf-nft run`` monitors the sandbox now.
@@ -142,18 +210,15 @@ class StateDirectory:
         Raises UsageError if ``sandbox`` is no valid sandbox name.
         """
         # The name may be from the comment of a table, which a sandboxed program can write.
-        path = self._lock_path(f"run-{values.sandbox_name(sandbox)}")
+        name = values.sandbox_name(sandbox)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:  # no run ever monitored it
+            descriptor = os.open(self._lock_path(_RUNS), os.O_RDONLY)
+        except OSError:  # no run ever monitored a sandbox
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return _RunLock(descriptor, name).is_held_by_another()
         finally:
-            _unlock(descriptor)
-        return False
+            os.close(descriptor)
 
     def _lock_path(self, name: str) -> Path:
         return self.path / f".{name}.lock"
@@ -203,6 +268,7 @@ class StateDirectory:
                 os.fsync(file.fileno())
             # A reader finds the old or the new file, never a part of one, even after a crash.
             temporary.replace(path)
+            _sync_folder(path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
@@ -276,6 +342,48 @@ class StateDirectory:
     def _forwarding(self, identity: str) -> Path:
         # A sandbox name has no colon, so this file belongs to no sandbox.
         return self.path / f"forwarding-{identity}.before"
+
+
+class _RunLock:
+    """Lock that lets only one process monitor a sandbox: on one byte of an open file.
+
+    The locks are those of the open file (``F_OFD_SETLK`` in fcntl(2)), not of the process.
+    """
+
+    def __init__(self, descriptor: int, sandbox: str) -> None:
+        self._descriptor = descriptor
+        digest = hashlib.sha256(sandbox.encode("ascii")).digest()
+        #: Position of the byte: no two names have the same one, but by an unlikely chance.
+        self._start = int.from_bytes(digest[:7], "big")
+
+    def acquire(self) -> bool:
+        """Take the lock; return False if another open file has it."""
+        try:
+            self._call(fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._call(fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+
+    def is_held_by_another(self) -> bool:
+        """Return True if another open file has the lock."""
+        kind, *_ = _FLOCK.unpack(self._call(fcntl.F_OFD_GETLK, fcntl.F_WRLCK))
+        return bool(kind != fcntl.F_UNLCK)
+
+    def _call(self, command: int, kind: int) -> bytes:
+        request = _FLOCK.pack(kind, os.SEEK_SET, self._start, 1, 0)
+        return fcntl.fcntl(self._descriptor, command, request)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unlock(descriptor: int) -> None:

@@ -66,6 +66,19 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
     return _call(namespace, query)
 
 
+def generation(namespace: Namespace) -> int:
+    """Return the generation of a namespace's ruleset, which each transaction increments.
+
+    Raises the errors of :func:`comment`.
+    """
+
+    def query() -> int:
+        with Nftables() as nftables:
+            return nftables.generation()
+
+    return _call(namespace, query)
+
+
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Thread that detects changes to a fence at once, and restores the fence.
+"""Guard that detects changes to a fence at once, and restores the fence.
 
-To be fast, the thread sends netlink messages that were prepared before. The service later compares
+To be fast, the guard sends netlink messages that were prepared before. The service later compares
 the fence with its stored record.
 """
 
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import select
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,12 +16,13 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, kernel_errors, load_ruleset, nft, ruleset_batch
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
 from ocsf_nft.fence.tamper_attribution import attribute_change
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from ocsf_nft.fence.replace_keeping_counters import TableId
     from ocsf_nft.fence.restore_batch import RestoreBatch
@@ -89,11 +87,11 @@ class _Arrival(NamedTuple):
 
 
 class TamperGuard:
-    """Thread that monitors an installed fence, and restores it if another process changes it.
+    """Guard of an installed fence, which restores it if another process changes it.
 
-    The thread calls ``notify`` with a :class:`FenceChange`, or with an exception that ended the
-    thread. The argument None requests a check of the fence. If ``self_heal`` is false, the thread
-    restores nothing.
+    The guard's turns are in the threads of ``thread``, by default of a thread of its own. They call
+    ``notify`` with a :class:`FenceChange`, an exception that ended the guard, or None (the fence
+    should be checked). Without ``self_heal``, the guard restores nothing.
     """
 
     def __init__(
@@ -103,7 +101,11 @@ class TamperGuard:
         notify: Callable[[FenceChange | Exception | None], None],
         *,
         self_heal: bool,
+        thread: GuardThread | None = None,
     ) -> None:
+        self.pause_seconds = _PAUSE_BETWEEN_TURNS_SECONDS if self_heal else _IDLE_PAUSE_SECONDS
+        self._thread = thread or GuardThread()
+        self._has_own_thread = thread is None
         self._sandbox = installed.spec.sandbox
         self._namespace = installed.namespace
         self._state = state
@@ -111,9 +113,7 @@ class TamperGuard:
         self._self_heal = self_heal
         self._monitors: list[NftMonitor] = []
         self._links: socket.socket | None = None
-        self._wake = -1
-        self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._guard, name="tamper-guard", daemon=True)
+        self._has_failed = False
         self._restore_batch: RestoreBatch | None = None
         self._record_version: tuple[int, ...] | None = None
         #: New links that no record has yet, and those of them that have been attached, maybe
@@ -130,6 +130,11 @@ class TamperGuard:
         except BaseException:
             self._close()
             raise
+
+    @property
+    def namespace_socket(self) -> socket.socket:
+        """Return a socket in the sandbox's network namespace; it is open until :meth:`stop`."""
+        return self._monitors[0].notices
 
     @property
     def is_paused(self) -> bool:
@@ -149,16 +154,36 @@ class TamperGuard:
         return bool(self._attached)
 
     def start(self) -> None:
-        """Start the guard's thread."""
-        self._thread.start()
+        """Start the guard."""
+        self._thread.add(self)
 
     def stop(self) -> None:
-        """Stop the guard's thread, wait until it has ended, and close its sockets."""
-        self._is_stopping.set()
-        os.eventfd_write(self._wake, 1)
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Stop the guard, wait for the end of its turn, and close its sockets."""
+        self._thread.remove(self)
+        if self._has_own_thread:
+            self._thread.close()
+        if not self._has_failed:
+            self._run(self._handle_rest)
         self._close()
+
+    def awaited(self, now: float) -> tuple[int, ...]:
+        """Return the descriptors whose notices are handled at ``now`` (monotonic)."""
+        monitors = () if self.is_paused else self._monitors
+        found = [monitor.notices.fileno() for monitor in monitors]
+        if self._links is not None and now >= self._links_from:
+            found.append(self._links.fileno())
+        return tuple(found)
+
+    def deadline(self, now: float) -> float | None:
+        """Return when the guard has to do something without a notice (monotonic), or None."""
+        found = [] if self._paused_until is None else [self._paused_until]
+        if now < self._links_from:
+            found.append(self._links_from)
+        return min(found, default=None)
+
+    def turn(self, ready: Collection[int]) -> bool:
+        """Handle the notices on the descriptors in ``ready``; return False after a failure."""
+        return self._run(lambda: self._turn(ready))
 
     def generations(self) -> tuple[int, ...]:
         """Return the generation of the ruleset in each namespace where the fence has tables.
@@ -167,6 +192,12 @@ class TamperGuard:
         OSError if a generation can't be read.
         """
         return tuple(monitor.generation() for monitor in self._monitors)
+
+    def generations_now(self) -> tuple[int, ...] | None:
+        """Return the generations without a wait; None if one is not known."""
+        found = [monitor.generation_now() for monitor in self._monitors]
+        known = tuple(each for each in found if each is not None)
+        return known if len(known) == len(found) else None
 
     def use_restore_batch(
         self,
@@ -253,7 +284,6 @@ class TamperGuard:
             raise kernel_errors.ruleset_error(error) from error
 
     def _open(self, installed: InstalledFence) -> None:
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         spec = installed.spec
         guard = load_ruleset.guard_table_ids(spec)
         if guard and installed.namespace.identity() == load_ruleset.HOST.identity():
@@ -273,48 +303,36 @@ class TamperGuard:
             monitor.close()
         if self._links is not None:
             self._links.close()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
 
-    def _guard(self) -> None:
+    def _run(self, work: Callable[[], None]) -> bool:
+        """Run ``work``; return False, and report the failure, if it raises an error."""
         try:
-            while not self._is_stopping.is_set():
-                self._turn()
-                time.sleep(_PAUSE_BETWEEN_TURNS_SECONDS if self._self_heal else _IDLE_PAUSE_SECONDS)
-            for monitor in self._monitors:  # notices that arrived during the shutdown
-                self._handle_notices(monitor)
+            work()
         except OSError as error:
             self._notify(
                 SourceError(f"the fence in {self._namespace} can't be watched: {error.strerror}")
             )
         except Exception as error:  # noqa: BLE001 - raised in FenceEvents.changes()
             self._notify(error)
+        else:
+            return True
+        self._has_failed = True
+        return False
 
-    def _turn(self) -> None:
-        """Wait until the kernel reports changes of nftables, interfaces or routes; handle them.
-
-        The wait also ends without a change, for example if :meth:`stop` is called.
-        """
-        now = time.monotonic()
-        if self._paused_until is not None and now >= self._paused_until:
+    def _turn(self, ready: Collection[int]) -> None:
+        """Handle changes of nftables, interfaces or routes; end a pause that is over."""
+        if self._paused_until is not None and time.monotonic() >= self._paused_until:
             self._end_pause()
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        until = [self._paused_until] if self._paused_until is not None else []
-        if self._paused_until is None:
-            for monitor in self._monitors:
-                poll.register(monitor.notices, select.POLLIN)
-        if now < self._links_from:
-            until.append(self._links_from)
-        elif self._links is not None:
-            poll.register(self._links, select.POLLIN)
-        ready = dict(poll.poll(max(0.0, min(until) - now) * 1000 if until else None))
         for monitor in self._monitors:
             if monitor.notices.fileno() in ready:
                 self._handle_notices(monitor)
         if self._links is not None and self._links.fileno() in ready:
             self._read_links(self._links)
+
+    def _handle_rest(self) -> None:
+        """Handle the notices that arrived during the shutdown."""
+        for monitor in self._monitors:
+            self._handle_notices(monitor)
 
     def _handle_notices(self, monitor: NftMonitor) -> None:
         found = monitor.read()

@@ -142,16 +142,20 @@ def name_of(process: Process) -> str | None:
     If the program is unknown, return the name that the process has given itself. If that name is
     unknown too, return None.
     """
-    return _shown(_program(process) or process.name)
+    return _shown(program(process) or process.name)
 
 
-def _program(process: Process) -> str:
+def program(process: Process) -> str:
+    """Return the name of a process's program file, or of a program without a file.
+
+    Return an empty text if the program is unknown.
+    """
     path = process.path or ""
     return path if path.startswith(_MEMORY) else basename(path)
 
 
 def _file(process: Process) -> File | None:
-    name = _program(process)
+    name = program(process)
     if process.path is None or not name:
         return None
     return File(
@@ -164,7 +168,7 @@ def _file(process: Process) -> File | None:
 
 
 def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
-    if sha256 is None or _SHA256.fullmatch(sha256) is None:
+    if sha256 is None or not is_valid_hash(sha256):
         return None
     return (Fingerprint(algorithm_id=FingerprintAlgorithm.SHA_256, value=sha256),)
 
@@ -186,8 +190,18 @@ def container_of(container: Container | None) -> objects.Container | None:
         name=_shown(container.name),
         runtime=_shown(container.runtime),
         image=image,
-        pod_uuid=None if pod is None or _UUID.fullmatch(pod) is None else pod,
+        pod_uuid=None if pod is None or not is_valid_pod_uid(pod) else pod,
     ).cache_json()
+
+
+def is_valid_hash(text: str) -> bool:
+    """Return True if ``text`` is a SHA-256 hash, as OCSF requires."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def is_valid_pod_uid(text: str) -> bool:
+    """Return True if the uid of a pod is a UUID, as OCSF requires."""
+    return _UUID.fullmatch(text) is not None
 
 
 def _shown(text: str | None) -> str | None:

@@ -111,8 +111,13 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     )
 
 
+def is_mac(text: str) -> bool:
+    """Return True if ``text`` is a MAC address, as OCSF requires."""
+    return _MAC.match(text) is not None
+
+
 def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
-    if text is None or _MAC.match(text) is not None:
+    if text is None or is_mac(text):
         return text
     unmapped[key] = visible(text)
     return None

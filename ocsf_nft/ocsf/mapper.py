@@ -8,7 +8,8 @@ from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.templates import Templates
+from ocsf_nft.ocsf.cache_sizes import CACHED
+from ocsf_nft.ocsf.templates import Surroundings, Templates
 from ocsf_nft.ocsf.versions import LATEST, line_at
 
 if TYPE_CHECKING:
@@ -25,10 +26,17 @@ class Mapper:
     threads may use a mapper at once.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, templates: Templates | None = None) -> None:
+        """Create the converter of a sandbox; mappers of the same host can share ``templates``.
+
+        Raises ValueError if the templates are those of another host than ``context``'s.
+        """
+        if templates is not None and templates.host != context.host:
+            raise ValueError("the templates are those of another host")
         self._context = context
         self._activities = Activities(context)
-        self._templates = Templates(self._activities)
+        self._templates = templates or Templates(context.host)
+        self._around: dict[tuple[object, ...], Surroundings] = {}
 
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
         """Return the Network Activity event of an attempt: one or more refused packets.
@@ -46,11 +54,33 @@ class Mapper:
         time (ns since the epoch, UTC).
         """
         derived = derive(attempt, self._context.severities)
-        line = self._templates.line(attempt, derived, processed_ns=processed_ns, version=version)
+        line = self._templates.line(
+            attempt, derived, self.around(attempt), processed_ns=processed_ns, version=version
+        )
         if line is None:
             event = self._activities.event(attempt, derived, processed_ns=processed_ns)
             line = line_at(event.to_json(), version)
         return line
+
+    def around(self, attempt: Attempt) -> Surroundings:
+        """Return the facts about the sandbox that the event of an attempt has."""
+        record, context = attempt.record, self._context
+        direction = packet_outcome.direction(record, context.uplinks)
+        is_ours = packet_outcome.is_ours(record)
+        is_frame = record.ip_version is None and attempt.aggregation is None
+        key = direction, is_ours, record.rule if is_ours else "", record.ip_version, is_frame
+        found = self._around.get(key)
+        if found is None:
+            found = Surroundings.of(
+                direction,
+                self._activities.proxy(attempt, direction)[0],
+                context.rules.get(record.rule) if is_ours else None,
+                context.container,
+            )
+            if len(self._around) >= CACHED:  # a text from a file may have any name
+                self._around.clear()
+            self._around[key] = found
+        return found
 
     def is_finding(self, record: Record, packets: int) -> bool:
         """Return True if a series of refused packets of one flow must become a Detection Finding.

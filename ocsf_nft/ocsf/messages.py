@@ -115,10 +115,15 @@ def _process_or_user(by: Attribution, user: str) -> str:
 
 
 def _process_name(process: Process) -> str:
-    name = name_of(process) or "process "
-    if len(name) > _NAME_CHARACTERS:
-        name = f"{name[: _NAME_CHARACTERS - 1]}…"
-    return f"{name}[{process.pid}]"
+    return f"{short_name(process) or 'process '}[{process.pid}]"
+
+
+def short_name(process: Process) -> str | None:
+    """Return the name of a process for a sentence, with at most 64 characters; None if unknown."""
+    name = name_of(process)
+    if name is None or len(name) <= _NAME_CHARACTERS:
+        return name
+    return f"{name[: _NAME_CHARACTERS - 1]}…"
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
 
 import structlog
 
-from ocsf_nft.accounting import state_db
-from ocsf_nft.accounting.flow_counter import MAX_COUNT
-from ocsf_nft.accounting.priority import Priority
-from ocsf_nft.accounting.reconciliation import Mode
-from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attribution.fallback_chain import limit_to_one_packet
-from ocsf_nft.errors import DeliveryError, OcsfNftError
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence.state import AccountPlace
+from ocsf_nft.flow import Mode
+from ocsf_nft.flows import codec
+from ocsf_nft.flows.flow_counter import MAX_COUNT
+from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.addresses import METADATA
 from ocsf_nft.record import Gap
+from ocsf_nft.service import stored_account
+from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
 from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.service.stored_account import StoredAccount
+from ocsf_nft.state.change import Account, AccountChange, Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from concurrent.futures import Executor
     from types import TracebackType
 
-    from ocsf_nft.accounting.reconciliation import Balance
     from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.attribution.fallback_chain import FallbackChain
-    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
     from ocsf_nft.fence.counters import Counters
+    from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.flow import Reading
+    from ocsf_nft.flows.sandbox_account import Balance
+    from ocsf_nft.ocsf.events import Event
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Batch, Record
     from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.state.state_store import StateStore
 
 T = TypeVar("T")
 
 _log = structlog.get_logger()
 
 #: Destinations that are reported separately also beyond a user's limits.
-_PRIORITY_DESTINATIONS: Final = frozenset(map(str, METADATA))
-_READ_SECONDS: Final = 0.5
-#: Readings take at most a tenth of the time: with many flows they are less frequent, up to a limit.
-_PART: Final = 10
-_LONGEST_SECONDS: Final = 2.0
+_PREFERRED: Final = frozenset(map(str, METADATA))
+#: Longest pause between two readings of a fence that logs nothing.
+_UNLOGGED_SECONDS: Final = 1.0
 #: Records of packets that a reading has shown may come later, by some tenths of a second through a
 #: journal.
 _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
-#: Longest normal time between two readings; a longer one is reported.
+#: Longest normal delay of a reading; a longer one is reported.
 _LATE_NS: Final = 5 * 1_000_000_000
 #: Shortest time between two readings that unknown records cause. A process that forges log prefixes
 #: must not cause more.
@@ -65,74 +71,88 @@ _BATCH: Final = 256
 class AccountLoop:
     """Task that counts the refused packets of one sandbox, and reports them as events.
 
-    The counts come from the kernel's log records and the fence's counters. If the service is
-    killed, its next start delivers the undelivered events.
+    The counts come from the kernel's log records and the fence's counters. Events, and the counts
+    that they report, are stored in one transaction.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
         self,
         sandbox: str,
         counters: Counters,
-        path: Path,
+        store: StateStore,
+        state: StateDirectory,
         reporter: Reporter,
         *,
         begun_ns: int,
-        retrier: StorageRetrier,
         fallback_chain: FallbackChain,
+        pool: Executor | None = None,
+        is_logged: bool = True,
         source: str = "",
     ) -> None:
         """Create the loop; nothing is opened yet.
 
-        ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not counted. The read position in the log is stored under the key ``source``, such as
-        ``journal``. For a log without positions, ``source`` is empty.
+        ``state`` has the path of the database with the account. Packets before ``begun_ns`` (ns
+        since the epoch) are not counted. ``pool`` has the threads that read counters; None for
+        asyncio's. ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is
+        the key of the stored read position in the log, such as ``journal``; empty for a log without
+        positions.
         """
         self.sandbox = sandbox
-        self._retrier = retrier
+        self._store = store
+        self._state = state
+        self._stored = StoredAccount()
         self._fallback_chain = fallback_chain
         self._source = source
         #: Position after all processed records, and the stored one.
         self._position: str | None = None
         self._stored_position: str | None = None
         self._counters = counters
-        self._database = state_db.StateDatabase(path)
         self._reporter = reporter
-        priority = Priority(destinations=_PRIORITY_DESTINATIONS, is_finding=reporter.is_finding)
         self._account = SandboxAccount(
-            sandbox, begun_ns=begun_ns, priority=priority, add_attribution=self._add_attribution
+            sandbox,
+            begun_ns=begun_ns,
+            preferred=_PREFERRED,
+            is_finding=reporter.is_finding,
+            add_attribution=self._add_attribution,
         )
-        self._wait_seconds = _READ_SECONDS
+        self._pool = pool
+        self._schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
-        #: Whether stored events are not delivered yet.
-        self._has_undelivered = False
-        # One thread, because neither the sockets nor the file allow two operations at a time.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
+        #: Set by log records: the counters must be read soon.
+        self._has_records = asyncio.Event()
         self._lock = asyncio.Lock()
         #: Number of batches of log records that are being processed, and when the last one ended.
         self._running, self._taken_at = 0, -math.inf
         # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
-        self._read_at = time.monotonic()
         self._is_first = True
 
     async def __aenter__(self) -> Self:
-        """Open the state database and the counters.
+        """Open the counters, and restore the stored counts.
 
-        Raises an OcsfNftError if the counters can't be read, or the database can't be written.
+        Raises an OcsfNftError if the counters or the state database can't be read.
         """
         try:
-            await self._work(self._counters.open)
-            await self._work(self._database.open)
-            await self._work(lambda: self._database.load(self._account))
-            if self._source:
-                self._position = await self._work(lambda: self._database.position(self._source))
-                self._stored_position = self._position
+            await self._in_thread(self._counters.open)
+            await self._load()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         return self
+
+    async def _load(self) -> None:
+        self._stored = await stored_account.find(self._store, self._state, self.sandbox)
+        stored = self._stored.account
+        try:
+            codec.restore(self._account, stored.parts)
+        except codec.DAMAGE as error:
+            fault = f"its stored counts are damaged ({type(error).__name__}: {error})"
+            self._stored = StoredAccount(fault=fault)
+            return
+        if stored.position is not None and stored.position.source == self._source:
+            self._position = self._stored_position = stored.position.position
 
     async def __aexit__(
         self,
@@ -140,10 +160,9 @@ class AccountLoop:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the counters' sockets and the state database."""
-        self._worker.submit(self._counters.close)
-        self._worker.submit(self._database.close)
-        self._worker.shutdown(wait=False)
+        """Close the counters' sockets."""
+        async with self._reading:
+            self._counters.close()
 
     @property
     def position(self) -> str | None:
@@ -155,9 +174,9 @@ class AccountLoop:
         return self._position
 
     @property
-    def idle_seconds(self) -> float:
-        """Return the seconds since the last attempt to read the counters, successful or not."""
-        return time.monotonic() - self._read_at
+    def late_seconds(self) -> float:
+        """Return how long the next reading of the counters is overdue, in seconds."""
+        return self._schedule.late_seconds
 
     @property
     def fault(self) -> str | None:
@@ -168,22 +187,33 @@ class AccountLoop:
         """Return each rule's numbers of counted, reported and pending packets at the last read."""
         return self._account.balances()
 
-    async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return the stored numbers of gaps and of dropped log records for each source.
+    async def dropped_records(self) -> tuple[DroppedRecords, ...]:
+        """Return how many log records each source has dropped.
 
         Raises DeliveryError if the state database can't be read.
         """
-        return await self._work(self._database.dropped_records)
+        return await self._store.dropped_records(self.sandbox)
 
     async def resume(self) -> None:
-        """Deliver the last stored events again, in case the previous process did not deliver them.
+        """Read the counters, which show packets that were refused while the service did not run.
 
-        Then read the fence's packet counters, which show packets that were refused while the
-        service did not run. Raises DeliveryError.
+        Nothing about the sandbox is stored before. Raises DeliveryError.
         """
-        if again := await self._work(self._database.undelivered):
-            await self._reporter.deliver(again)
+        await self._adopt()
         await self._observe()
+
+    async def _adopt(self) -> None:
+        """Store the account in this run's database, if it is not there or not valid."""
+        account, fault = self._stored.account, self._stored.fault
+        if fault is not None:
+            await self._report_gap(fault)
+            account = Account(dropped=await self._store.dropped_records(self.sandbox))
+        if not self._stored.is_in_store:
+            await self._store.replace_account(self.sandbox, account)
+        place = AccountPlace(self._store.path, self._store.identity)
+        if fault is not None or place != self._state.account_place(self.sandbox):
+            set_place = partial(self._state.set_account_place, self.sandbox, place)
+            await run_shielded(asyncio.to_thread(set_place))
 
     async def take(self, batch: Batch) -> None:
         """Process a batch of the sandbox's log records.
@@ -193,10 +223,34 @@ class AccountLoop:
         """
         self._running += 1
         try:
-            await self._process(batch)
+            # Another sandbox goes on if this one fails: what was counted must be reported.
+            await run_shielded(self._process(batch))
         finally:
             self._running -= 1
             self._taken_at = time.monotonic()
+            if batch.records:
+                self.request_reading()
+
+    def enter_beside(self, sock: socket.socket) -> None:
+        """Read the counters in the network namespace of ``sock``, which is in the sandbox."""
+        self._counters.enter_beside(sock)
+
+    def request_reading(self) -> None:
+        """Let the counters be read soon, because packets were or may have been refused."""
+        self._has_records.set()
+
+    async def refresh(self) -> None:
+        """Read the counters now, unless they are being read, or were read just before."""
+        if not self._reading.locked():
+            await run_shielded(self._refresh())
+
+    async def _refresh(self) -> None:
+        async with self._reading:
+            # After a long pause was planned, the sockets are closed: this opens them.
+            if not self._schedule.early_seconds or self._schedule.is_idle:
+                await self._read(is_complete=False)
+        if self._account.is_active():
+            self.request_reading()
 
     async def _process(self, batch: Batch) -> None:
         records = batch.records
@@ -216,35 +270,52 @@ class AccountLoop:
             ]
             await self._report(found)
 
-    async def count_dropped(self, gap: Gap) -> None:
-        """Add a gap in the log records to the stored totals of its source.
-
-        The totals are the number of gaps and the number of missing log records.
-        """
-        await self._count_dropped(gap.transport, gap.dropped or 0)
-
     async def run(self) -> None:
         """Read the packet counters and emit events about refused packets, until cancelled."""
         while True:
-            await asyncio.sleep(self._wait_seconds)
+            await self._wait()
             await run_shielded(self._read_and_report())
+
+    async def _wait(self) -> None:
+        """Wait until the counters must be read: soon after a record, else after longer pauses."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._schedule.wait_seconds):
+                await self._has_records.wait()
+        if self._has_records.is_set():
+            self._schedule.hurry()
+        await asyncio.sleep(self._schedule.early_seconds)
+        self._has_records.clear()
 
     async def close(self) -> tuple[Balance, ...]:
         """Report all packets that no event has reported yet, and return the final counts."""
         # Two readings must lack a record's packet to show that another element counted it.
-        await self._observe()
-        await self._observe()
+        await self._observe(is_complete=True)
+        await self._observe(is_complete=True)
         await self._report_due(closing=True)
         return self._account.balances()
 
+    async def report_end(self, reason: str) -> None:
+        """Report that the sandbox is no longer watched, and why."""
+        await self._report_gap(f"it is no longer watched: {reason}")
+
     async def remove(self) -> None:
-        """Delete the state database of a removed fence; call :meth:`close` before."""
-        await self._work(self._database.remove)
+        """Delete the stored counts of a removed fence; call :meth:`close` before."""
+        # First, since the rows without their place are an old copy, and the reverse is a fault.
+        self._state.delete_account_place(self.sandbox)
+        await self._store.remove_account(self.sandbox)
 
     async def _read_and_report(self) -> None:
         await self._observe()
         await asyncio.sleep(self._grace_seconds)
         await self._report_due()
+        expiry_ms = self._account.expiry_ms
+        self._schedule.plan(
+            is_active=self._account.is_active(),
+            expiry_seconds=None if expiry_ms is None else expiry_ms / 1000 - time.monotonic(),
+        )
+        if self._schedule.is_idle:  # an idle sandbox needs no descriptor
+            async with self._reading:
+                self._counters.close()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
         """Read the counters if a log record shows that the fence has changed its mode.
@@ -259,33 +330,43 @@ class AccountLoop:
         self._checked_ns = now_ns
         await self._observe()
 
-    async def _observe(self) -> None:
+    async def _observe(self, *, is_complete: bool = False) -> None:
         async with self._reading:
-            await self._read()
-            self._read_at = time.monotonic()
+            await self._read(is_complete=is_complete)
 
-    async def _read(self) -> None:
+    async def _read(self, *, is_complete: bool) -> None:
+        """Read the counters; with ``is_complete`` also the flows whose total has not changed."""
         began = time.monotonic()
+        now_ms = time.monotonic_ns() // 1_000_000
+        settled = frozenset[str]() if is_complete else self._account.settled_rules(now_ms)
         try:
-            reading = await self._work(self._counters.read)
+            reading = await self._in_thread(lambda: self._counters.read(settled))
         except OcsfNftError as error:
             # A process with privileges in the namespace can cause this error. Everything else is
             # still reported.
+            self._schedule.note_failure()
             await self._report_fault(str(error))
             return
         self._fault = None
-        if fault := self._database.fault():
-            await self._report_gap(fault)
-        await self._report_pause(reading)
+        await self._report_pause(reading, self._schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
             await self._report_gap(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
             for _ in self._account.observe(reading):
                 await asyncio.sleep(0)
-        took = time.monotonic() - began
-        self._wait_seconds = min(max(_READ_SECONDS, _PART * took), _LONGEST_SECONDS)
+            # In the transaction that stores the new counters in place of the old ones.
+            await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
+        self._schedule.note_reading(time.monotonic() - began)
 
-    async def _report_pause(self, reading: Reading) -> None:
+    async def _in_thread(self, job: Callable[[], T]) -> T:
+        """Run ``job`` in a thread; a cancelled caller waits for its end."""
+
+        async def run() -> T:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+        return await run_shielded(run())
+
+    async def _report_pause(self, reading: Reading, late_seconds: float) -> None:
         since_ns = self._account.read_ns
         is_first, self._is_first = self._is_first, False
         if since_ns is None:
@@ -295,9 +376,14 @@ class AccountLoop:
         unread = self._account.unread_since(reading)
         refused, allowed = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
         # A log with a position is read from there. Records of other sources are dropped during a
-        # pause.
+        # pause. The last reading of an earlier run may have been the first of a long pause.
         has_dropped = is_first and not self._source and refused + allowed
-        if reading.began_ns - since_ns < _LATE_NS and not has_dropped:
+        late_ns = round(late_seconds * 1_000_000_000)
+        if is_first:
+            is_idle = not any(unread.values())
+            pause = IDLE_SECONDS + codec.READ_TIME_SECONDS if is_idle else 0.0
+            late_ns = reading.began_ns - since_ns - round(pause * 1_000_000_000)
+        if late_ns < _LATE_NS and not has_dropped:
             return
         event = operational_events.collection_gap(
             self._reporter.context(self.sandbox),
@@ -309,8 +395,7 @@ class AccountLoop:
             reason="ocsf-nft was not running, or was delayed",
             processed_ns=time.time_ns(),
         )
-        await self._reporter.emit(event)
-        await self._count_dropped("reader", 0)
+        await self._emit_gap(event, DroppedRecords("reader", 1, 0))
         _log.warning(
             "the counters were not read in time",
             sandbox=self.sandbox,
@@ -333,11 +418,14 @@ class AccountLoop:
             until_ns=now_ns,
         )
         context = self._reporter.context(self.sandbox)
-        await self._reporter.emit(
-            operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        )
-        await self.count_dropped(gap)
+        event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
+        await self._emit_gap(event, DroppedRecords(gap.transport, 1, 0))
         _log.warning("counts may be incomplete", sandbox=self.sandbox, reason=reason)
+
+    async def _emit_gap(self, event: Event, dropped: DroppedRecords) -> None:
+        await self._reporter.commit(
+            Change(events=[event.to_json()], dropped=[(self.sandbox, dropped)])
+        )
 
     async def _report_due(self, *, closing: bool = False) -> None:
         async with self._lock:
@@ -345,10 +433,12 @@ class AccountLoop:
             for _ in self._account.aggregate_overflow(now_ns):
                 await asyncio.sleep(0)
             await self._fallback_chain.read_events()
+            # In one transaction: it deletes the parts of counters that no longer exist.
+            await self._report(list(self._account.due_of_ended(now_ns)))
             due = self._account.due(now_ns, closing=closing, record_wait_ns=self._record_wait_ns())
             while found := list(islice(due, _BATCH)):
                 await self._report(found)
-            await self._commit([])
+            await self._commit([], is_final=closing)
 
     def _record_wait_ns(self) -> int:
         """Return how long to wait for the log record of a packet that a counter counted, in ns."""
@@ -360,10 +450,7 @@ class AccountLoop:
 
     async def _report(self, found: Sequence[Attempt | FanOut | IncidentEnd]) -> None:
         if found:
-            lines = await self._reporter.lines(found)
-            await self._commit(lines)
-            await self._reporter.deliver(lines)
-            self._has_undelivered = False
+            await self._commit(await self._reporter.lines(found))
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
         """Add the sender, a process or a user, to an attempt (refused packets of one event).
@@ -389,30 +476,22 @@ class AccountLoop:
             attempt, attribution=known or self._fallback_chain.user_attribution(attempt.record)
         )
 
-    async def _commit(self, lines: Sequence[bytes]) -> None:
-        """Store the changed counts and the new events (``lines``) in one transaction.
+    async def _commit(self, lines: Sequence[bytes], *, is_final: bool = False) -> None:
+        """Store the new events (``lines``) and the changed counts in one transaction.
 
-        The new events replace the events of the previous transaction. Raises DeliveryError if
-        storing fails, or if the previous events are not delivered yet.
+        With ``is_final``, the time of the last reading is stored too.
         """
-        if self._has_undelivered:
-            # A commit would delete the events from the file; the next run delivers them.
-            raise DeliveryError(f"events of sandbox {self.sandbox} are not delivered yet")
-        changed = state_db.Changes()
-        for _ in changed.collect(self._account):
+        change = AccountChange(self.sandbox)
+        for _ in codec.collect(self._account, change, is_final=is_final):
             await asyncio.sleep(0)
-        moved, where = self._position != self._stored_position, self._position
-        position = (self._source, where) if moved and where is not None else None
-        await self._retrier(
-            lambda: self._work(lambda: self._database.commit(changed, lines, position))
-        )
-        self._has_undelivered, self._stored_position = bool(lines), where
-
-    async def _count_dropped(self, source: str, records: int) -> None:
-        await self._retrier(lambda: self._work(lambda: self._database.add_dropped(source, records)))
-
-    async def _work(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        position = None
+        if self._position is not None and self._position != self._stored_position:
+            position = Position(self.sandbox, self._source, self._position)
+            self._stored_position = self._position
+        if lines or change or position:
+            await self._reporter.commit(
+                Change(events=lines, account=change or None, position=position)
+            )
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf import scan_findings
@@ -13,9 +13,11 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import is_ours
 from ocsf_nft.ocsf.severity import Threshold
+from ocsf_nft.ocsf.templates import Templates
+from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.ocsf.context import Host
@@ -27,34 +29,17 @@ if TYPE_CHECKING:
 _SLICE: Final = 16
 
 
-class StoreEvents(Protocol):
-    """Function that stores events (lines of JSON) in one transaction.
-
-    After a restart, reading of the log ``source``, such as ``journal``, resumes at ``position``.
-    Raises DeliveryError if nothing was stored.
-    """
-
-    async def __call__(
-        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
-    ) -> None:
-        """Store events, as lines of JSON, and return when they are on the disk.
-
-        ``position`` is the read position in the log ``source``, and is stored with the events. If
-        ``source`` is empty, no position is stored.
-        """
-
-
 class Reporter:
     """Converter of blocked packets to stored OCSF events, for all sandboxes.
 
-    ``host`` is the machine that logged the packets, if known. ``severities`` are the rules for an
-    event's severity. ``threshold`` is the severity or number of packets needed for a Detection
-    Finding event.
+    ``commit`` stores events, and the changes of the state that belong to them. ``host`` is the
+    machine that logged the packets, if known. ``severities`` are the rules for an event's severity.
+    ``threshold`` is the severity or number of packets needed for a Detection Finding event.
     """
 
     def __init__(
         self,
-        store_events: StoreEvents,
+        commit: Callable[[Change], Awaitable[None]],
         host: Host | None,
         *,
         severities: tuple[SeverityRule, ...] = (),
@@ -62,27 +47,30 @@ class Reporter:
     ) -> None:
         self.host = host
         self.events = 0
-        self._store_events = store_events
+        self._commit = commit
         self._mappers: dict[str | None, Mapper] = {}
         self._contexts: dict[str, Context] = {}
         self._host_context = Context(
             host=host, severities=severities, threshold=threshold or Threshold()
         )
-        self._unknown = Mapper(self._host_context)
+        # Events of different sandboxes differ only in copied values.
+        self._templates = Templates(host, is_limited=True)
+        self._unknown = Mapper(self._host_context, self._templates)
 
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
 
-        The reporter uses its own severity rules and its own threshold for findings, not those in
+        The reporter uses its own host, severity rules and threshold for findings, not those in
         ``context``.
         """
         merged_context = replace(
             context,
+            host=self._host_context.host,
             severities=self._host_context.severities,
             threshold=self._host_context.threshold,
         )
         self._contexts[sandbox] = merged_context
-        self._mappers[sandbox] = Mapper(merged_context)
+        self._mappers[sandbox] = Mapper(merged_context, self._templates)
 
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
@@ -93,7 +81,7 @@ class Reporter:
         Detection Finding event.
         """
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
-        self._unknown = Mapper(self._host_context)
+        self._unknown = Mapper(self._host_context, self._templates)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
@@ -121,20 +109,14 @@ class Reporter:
                 await asyncio.sleep(0)
         return lines
 
-    async def deliver(
-        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
-    ) -> None:
-        """Store events (lines of JSON), so that the sinks get them; raises DeliveryError.
-
-        After a restart, reading of the log ``source`` resumes at ``position``. If ``source`` is
-        empty, no position is stored.
-        """
-        await self._store_events(lines, source=source, position=position)
-        self.events += len(lines)
+    async def commit(self, change: Change) -> None:
+        """Store events, and the changes of the state that belong to them; raises DeliveryError."""
+        await self._commit(change)
+        self.events += len(change.events)
 
     async def emit(self, event: Event) -> None:
         """Store one event about this service or a fence; raises DeliveryError."""
-        await self.deliver([event.to_json()])
+        await self.commit(Change(events=[event.to_json()]))
 
     def is_finding(self, record: Record, packets: int) -> bool:
         """Return true if a flow's attempts are severe or numerous enough for a finding.

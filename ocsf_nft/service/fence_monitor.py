@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
@@ -19,14 +20,16 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
-    from ocsf_nft.accounting.reconciliation import Mode
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.tamper_guard import FenceChange
+    from ocsf_nft.flow import Mode
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 
@@ -37,6 +40,8 @@ _REMOVED_BEFORE: Final = "another process had removed it before this run did"
 _ACTIVE_AGAIN: Final = "it is active as installed again"
 #: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
+#: A fence is checked at least so often, although the kernel has reported no change of its rules.
+_FULL_CHECK_SECONDS: Final = 600.0
 #: States of a fence that is present and unchanged.
 _ACTIVE_STATES: Final = frozenset(
     {
@@ -52,9 +57,15 @@ class FenceMonitor:
     """Monitor of one sandbox's fence: restores the fence, and emits an event for each change."""
 
     def __init__(
-        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
+        self,
+        sandbox: SandboxConfig,
+        fence: Fence,
+        state: StateDirectory,
+        reporter: Reporter,
+        thread: GuardThread | None = None,
     ) -> None:
         self.name = sandbox.name
+        self._thread = thread
         self._heals = sandbox.self_heal
         self._sandbox = sandbox
         self._fence = fence
@@ -67,6 +78,9 @@ class FenceMonitor:
         self._prepared_version: tuple[int, ...] | None = None
         #: Whether it was reported that the fence is not restored for a while.
         self._given_up = False
+        #: What a check that found the fence as installed depends on; None after another check.
+        self._checked: object = None
+        self._checked_at = 0.0
 
     @property
     def has_given_up(self) -> bool:
@@ -117,7 +131,7 @@ class FenceMonitor:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def start(self) -> None:
-        """Start the tamper guard, a thread that detects changes of the fence at once.
+        """Start the tamper guard, which detects changes of the fence at once.
 
         If exclusive table ownership is configured, the guard becomes the owner of the
         fence's tables. Raises the errors of :meth:`FenceEvents.start` and
@@ -131,10 +145,20 @@ class FenceMonitor:
             await run_shielded(self._prepare())
 
     async def _start_events(self) -> FenceEvents:
-        watch = FenceEvents(self._installed, self._state, self_heal=self._heals)
+        watch = FenceEvents(self._installed, self._state, self._thread, self_heal=self._heals)
         await watch.start()
         self._watch = watch
         return watch
+
+    @property
+    def namespace_socket(self) -> socket.socket:
+        """Return a socket in the sandbox's namespace, which is open from start to stop.
+
+        Raises RuntimeError before :meth:`start`.
+        """
+        if self._watch is None:
+            raise RuntimeError("call start first")
+        return self._watch.tamper_guard.namespace_socket
 
     async def watch(self) -> None:
         """Restore the fence after each change, and emit an event about the change, until cancelled.
@@ -146,7 +170,35 @@ class FenceMonitor:
         if self._watch is None:
             raise RuntimeError("call start first")
         async for alterations in self._watch.changes():
-            await run_shielded(self._inspect(alterations))
+            if alterations is None and self._is_unchanged():
+                continue
+            await run_shielded(self._inspect(alterations or ()))
+
+    def _is_unchanged(self) -> bool:
+        """Return True if the last check found the fence as installed, and another is not needed."""
+        spec = self._installed.spec
+        # The kernel gives no notice of a changed sysctl, of the host's links, and of a lost owner.
+        is_kmsg = self._installed.transport == "kmsg"
+        has_more = is_kmsg or spec.tap or spec.guard_device or spec.is_owned
+        is_recent = time.monotonic() < self._checked_at + _FULL_CHECK_SECONDS
+        if has_more or not is_recent or self._checked is None:
+            return False
+        return self._version() == self._checked
+
+    def _version(self) -> object:
+        """Return a value that changes if the rules, the record or the namespace may have changed.
+
+        Return None if that is not known.
+        """
+        if self._watch is None:
+            return None
+        generations = self._watch.tamper_guard.generations_now()
+        try:
+            namespace = self._installed.namespace.identity()
+        except OcsfNftError:
+            return None
+        record = self._state.version(self.name)
+        return None if generations is None else (generations, namespace, record)
 
     async def stop(self) -> None:
         """Stop monitoring the fence, and emit events about changes that are not reported yet.
@@ -177,6 +229,7 @@ class FenceMonitor:
         ``alterations`` are changes by other processes that the tamper guard has already detected.
         """
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
+        version, self._checked = self._version(), None
         try:
             inspection = await self._inspect_and_own(may_heal=may_heal)
         except OcsfNftError as error:
@@ -205,6 +258,8 @@ class FenceMonitor:
             )
         if self._heals:
             await self._prepare()
+        if not inspection.was_renewed:
+            self._checked, self._checked_at = version, time.monotonic()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
         """Compare the fence with its stored description; if ``may_heal``, restore a changed fence.

@@ -9,21 +9,22 @@ if TYPE_CHECKING:
 
     from ocsf_nft.service.run import Service
 
-#: Counters are read twice a second, or every two seconds in a flood. An account that was not read
-#: for this long is stuck.
+#: An account with a reading that is overdue for this long is stuck.
 _STUCK_SECONDS: Final = 30.0
 
 
 def stuck(service: Service) -> tuple[str, ...]:
-    """Return a sentence for each sandbox whose counters were not read for more than 30 s.
+    """Return a sentence for each sandbox whose counters should have been read more than 30 s ago.
 
     A restart of the service may help. The result is empty while events can't be stored.
     """
     # While events can't be stored, for example on a full disk, a restart would not help.
     return tuple(
-        f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
-        for account in service.accounts
-        if (seconds := account.idle_seconds) > _STUCK_SECONDS and service.retrier.fault is None
+        f"the counters of sandbox {each.name} should have been read {seconds:.0f} s ago"
+        for each in service.sandboxes
+        if (seconds := each.account.late_seconds) > _STUCK_SECONDS
+        and each.failure is None
+        and service.retrier.fault is None
     )
 
 
@@ -41,18 +42,23 @@ def down(service: Service) -> tuple[str, ...]:
     The sentence gives the cause.
     """
     return tuple(
-        f"sink {forwarder.name} is down: {forwarder.progress.fault}"
-        for forwarder in service.delivery.forwarders
-        if forwarder.progress.fault is not None
+        f"sink {each.name} is down: {each.fault}"
+        for each in service.delivery.sinks
+        if each.fault is not None
     )
 
 
 def _faults(service: Service) -> Iterator[str]:
-    for monitor in service.fence_monitors:
-        if monitor.fault is not None:
-            yield f"the fence of sandbox {monitor.name} is not active: {monitor.fault}"
-    for account in service.accounts:
-        if account.fault is not None:
-            yield f"the counters of sandbox {account.sandbox} can't be read: {account.fault}"
+    for each in service.sandboxes:
+        if each.failure is not None:
+            yield f"sandbox {each.name} is no longer watched: {each.failure}"
+        elif each.monitor.fault is not None:
+            yield f"the fence of sandbox {each.name} is not active: {each.monitor.fault}"
+        elif each.account.fault is not None:
+            yield f"the counters of sandbox {each.name} can't be read: {each.account.fault}"
     if service.retrier.fault is not None:
         yield f"events can't be stored: {service.retrier.fault}"
+    if service.delivery.fault is not None:
+        yield f"events can't be delivered: {service.delivery.fault}"
+    if service.delivery.storage_fault is not None:
+        yield f"checkpoints can't be stored: {service.delivery.storage_fault}"

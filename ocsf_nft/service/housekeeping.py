@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -12,60 +12,98 @@ from ocsf_nft.ocsf import operational_events
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ocsf_nft.service.event_rendering import Reporter
-    from ocsf_nft.service.sink_delivery import SinkDelivery
+    from ocsf_nft.state.dropped_events import DroppedEvents
+    from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
 
 _SECONDS: Final = 10.0
+_NOT_ACKNOWLEDGED: Final = "the store had to remove them before sink {} acknowledged them"
+_REFUSED: Final = "sink {} refused them, and they were too old, or used too much of the disk"
 
 
-async def run_housekeeping(delivery: SinkDelivery, reporter: Reporter) -> None:
-    """Remove old events from the store every 10 s, and report events that the store dropped.
+class DroppingStore(Protocol):
+    """Store whose dropped events, and damaged files, are reported."""
+
+    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return how many events each sink will never get, that no event has reported."""
+
+    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Confirm that events have reported ``dropped``."""
+
+    async def faults(self) -> tuple[str, ...]:
+        """Return the reports about damaged files that no event has reported."""
+
+    async def confirm_fault(self, report: str) -> None:
+        """Confirm that an event has a report."""
+
+
+class Delivery(DroppingStore, Protocol):
+    """Delivery with its store of dead letters."""
+
+    async def synchronize(self) -> bool:
+        """Remove old dead letters; return True if the other results are up to date."""
+
+
+async def run_housekeeping(store: StateStore, delivery: Delivery, reporter: Reporter) -> None:
+    """Remove old events from the store every 10 s, and report events that were dropped.
 
     A full store drops events that a sink has not acknowledged. This function runs until it is
     cancelled.
     """
     # Separate tasks: a report is an event too, and a full store accepts it only after a removal.
     async with asyncio.TaskGroup() as group:
-        group.create_task(_sweep(delivery))
-        group.create_task(_report(delivery, reporter))
+        group.create_task(_sweep(store, delivery))
+        group.create_task(_report(store, delivery, reporter))
 
 
-async def _sweep(delivery: SinkDelivery) -> None:
+async def _sweep(store: StateStore, delivery: Delivery) -> None:
     while True:
-        await delivery.sweep()
+        await delivery.synchronize()
+        await store.sweep()
         await asyncio.sleep(_SECONDS)
 
 
-async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
+async def _report(store: StateStore, delivery: Delivery, reporter: Reporter) -> None:
     since_ns = time.time_ns()
     while True:
-        since_ns = await run_shielded(report_dropped_events(delivery, reporter, since_ns))
+        since_ns = await run_shielded(report_dropped_events(store, delivery, reporter, since_ns))
         await asyncio.sleep(_SECONDS)
 
 
-async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
-    """Emit an event for each sink whose stored events were dropped before the sink got them.
+async def report_dropped_events(
+    store: StateStore, delivery: Delivery, reporter: Reporter, since_ns: int
+) -> int:
+    """Emit an event for each sink whose events were dropped before the sink got them.
 
-    Also emit an event if a damaged event database was renamed. The emitted events state the period
-    from ``since_ns`` to the returned time (ns since the epoch).
+    These are stored events, and dead letters: events that the sink refused. The emitted events
+    state the period from ``since_ns`` to the returned time (ns since the epoch). Also emit an event
+    for each damaged database that was replaced.
     """
-    dropped = await delivery.dropped_events()
-    losses: list[tuple[str, int | None]] = [
-        (f"the store had to remove them before sink {sink} acknowledged them", number)
-        for sink, number in dropped
-    ]
-    if fault := delivery.store.fault():
-        losses.append((fault, None))
     until_ns = time.time_ns()
-    for reason, number in losses:
-        # The event comes first: standard error may be a pipe without a reader.
-        event = operational_events.events_dropped(
-            reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
-        )
-        await reporter.emit(event)
-        _log.error("events dropped", reason=reason, number=number)
-    if dropped:
-        await delivery.confirm_reported(dropped)
+    databases: tuple[DroppingStore, ...] = (store, delivery)
+    for database in databases:
+        for report in await database.faults():
+            await _emit(reporter, report, None, until_ns, until_ns)
+            await database.confirm_fault(report)
+    for source, reason in zip(databases, (_NOT_ACKNOWLEDGED, _REFUSED), strict=True):
+        dropped = await source.dropped_events()
+        for sink, number in dropped:
+            await _emit(reporter, reason.format(sink), number, since_ns, until_ns)
+        if dropped:
+            await source.confirm_reported(dropped)
     return until_ns
+
+
+async def _emit(
+    reporter: Reporter, reason: str, number: int | None, since_ns: int, until_ns: int
+) -> None:
+    # The event comes first: standard error may be a pipe without a reader.
+    event = operational_events.events_dropped(
+        reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
+    )
+    await reporter.emit(event)
+    _log.error("events dropped", reason=reason, number=number)

@@ -15,6 +15,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
+from ocsf_nft.state.change import Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: A source is drained when it gave nothing for this long (journalctl may need longer for one
+#: A source is drained when it gave nothing for this long (journald may need longer for one
 #: record). Draining stops after ``_DRAIN_SECONDS`` if the source never ends.
 QUIET_SECONDS: Final = 0.2
 JOURNAL_QUIET_SECONDS: Final = 0.6
@@ -160,16 +161,17 @@ class Pipeline:
             event = operational_events.records_dropped(
                 self._reporter.context(), gap, processed_ns=time.time_ns()
             )
-            await self._reporter.emit(event)
+            dropped = DroppedRecords(gap.transport, 1, gap.dropped or 0)
+            found = [(each, dropped) for each in sandboxes if each and each in self._accounts]
+            await self._reporter.commit(Change(events=[event.to_json()], dropped=found))
+            for sandbox, _ in found:
+                self._accounts[sandbox].request_reading()
             self._count_gap(gap)
-            for name in sandboxes:
-                if name is not None and name in self._accounts:
-                    await self._accounts[name].count_dropped(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
             await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
-            for sandbox in sandboxes:
-                await self._take(sandbox, batch, source)
+            for each in sandboxes:
+                await self._take(each, batch, source)
         self.counts.records += len(batch.records)
         for reject in batch.rejected:
             self._count_reject(reject)
@@ -188,7 +190,10 @@ class Pipeline:
         else:
             found = map(Attempt.of, map(self._prefixes.named, batch.records))
             lines = await self._reporter.lines(found)
-            await self._reporter.deliver(lines, source=source, position=batch.cursor or "")
+            has_position = source and batch.cursor is not None
+            position = Position(None, source, batch.cursor or "") if has_position else None
+            if lines or position:
+                await self._reporter.commit(Change(events=lines, position=position))
 
     # A process that forges records, or causes drops, must not flood the service's own log, nor
     # block the service if nothing reads that log. So both are logged at the first, second, fourth,

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ocsf_nft.config import Config, SandboxConfig
-    from ocsf_nft.delivery.store import Store
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.pipeline import Pipeline
     from ocsf_nft.sources.base import Source
+    from ocsf_nft.state.state_store import StateStore
 
 HOST: Final = Namespace()
 LogName: TypeAlias = Literal["kmsg", "journal"]
@@ -119,7 +119,7 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     config: Config,
     active_fences: Sequence[Fence],
     accounts: Mapping[str, AccountLoop],
-    store: Store,
+    store: StateStore,
     early: EarlySources,
     stack: contextlib.AsyncExitStack,  # closes the sources later
 ) -> list[Feed]:
@@ -145,7 +145,7 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
             reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
             found.append(Feed(await _entered(reader, stack), names))
     if config.host_log is not None:
-        position = await store.position(config.host_log)
+        position = await store.host_position(config.host_log)
         reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
         found.append(Feed(await _entered(reader, stack), frozenset({None}), config.host_log))
     return found + [Feed(source, frozenset(names)) for source, names in by_nflog.items()]

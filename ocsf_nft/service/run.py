@@ -8,36 +8,48 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import orjson
 import structlog
 
-from ocsf_nft.accounting import state_db
-from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
-from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.delivery import sink_db
+from ocsf_nft.errors import (
+    AbsentError,
+    FenceError,
+    OcsfNftError,
+    SourceError,
+    UnsupportedError,
+    UsageError,
+)
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import attribution_setup, fences
 from ocsf_nft.service.account_loop import AccountLoop
+from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.housekeeping import report_dropped_events, run_housekeeping
-from ocsf_nft.service.iterator_sink import IteratorSink
+from ocsf_nft.service.iteration import Iteration
+from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.record_feeds import HOST, EarlySources, feeds, log_name
-from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery, outlets
+from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.status import Status
+from ocsf_nft.service.watched_sandbox import WatchedSandbox
 from ocsf_nft.sources.replay import Replay
+from ocsf_nft.state import state_db
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -45,10 +57,19 @@ if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.fences import Fence
 
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+#: Threads that read counters, and the time that a request for the status waits for them.
+_READERS: Final = 4
+_REFRESH_SECONDS: Final = 1.0
+#: Errors that are about one sandbox: the others are still watched.
+_OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
 #: Version of the handshake's format.
 _HANDSHAKE: Final = 1
-#: Name of the sink for iteration.
-_ITERATED: Final = "iterated"
+#: Part of the store's size for dead letters: events that a sink refused.
+_DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "severity", "finding"})
 
@@ -73,29 +94,30 @@ class Service:
         self,
         config: Config,
         *,
-        found: Sequence[Outlet] | None = None,
         iterates: bool = False,
         stop: asyncio.Event | None = None,
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
-        The sinks in ``found`` replace the configured sinks. If ``iterates`` is true, ``async for
-        event in service`` also yields the events. In this case, standard output is not the default
-        sink. Setting ``stop`` stops the service.
+        With ``iterates``, ``async for event in service`` also yields the events, and standard
+        output is no default sink. Setting ``stop`` stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
         self.config = config
         self.counts = Counts()
         self.retrier: StorageRetrier
-        self.delivery: SinkDelivery
-        self.fence_monitors: tuple[FenceMonitor, ...] = ()
-        self.accounts: tuple[AccountLoop, ...] = ()
+        self.store: StateStore
+        self.delivery: DeliveryProcess
+        self.sandboxes: tuple[WatchedSandbox, ...] = ()
         self.fallback_chain: FallbackChain
         self._reporter: Reporter
-        self._iterated = IteratorSink() if iterates else None
-        self._found = found
+        self._iterates = iterates
+        self._iteration: Iteration | None = None
         self._state = StateDirectory(config.state_dir)
+        #: Threads that read counters; they are shared by all sandboxes.
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="counters")
+        self._refreshing: set[asyncio.Task[None]] = set()
         self._stop = stop or asyncio.Event()
         self._is_ready = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -132,15 +154,15 @@ class Service:
 
     async def _stop_run(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        if self._iterated is not None and self._is_ready.is_set():
-            self.delivery.undrained.add(_ITERATED)
+        if self._is_ready.is_set():
+            self.delivery.is_abandoned = True
         if kind is None or not issubclass(kind, asyncio.CancelledError):
             # A failure of the run cancels this task, here too.
             await asyncio.wait([self._run])
 
     @property
     def events(self) -> int:
-        """Return how many events the service has written to its event database since its start."""
+        """Return how many events the service has stored since its start."""
         return self._reporter.events
 
     def stop(self) -> None:
@@ -156,9 +178,9 @@ class Service:
         Undelivered events of an earlier run come first. An event counts as delivered when the
         caller requests the next event. Raises UsageError for a service without ``iterates``.
         """
-        if self._iterated is None:
+        if self._iteration is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
-        async for event in self._iterated.events():
+        async for event in self._iteration.events():
             yield event
 
     async def reload(self, config: Config) -> None:
@@ -186,33 +208,47 @@ class Service:
     async def statuses(self) -> tuple[Status, ...]:
         """Return the status of each sandbox: its fence, packet counts and dropped records.
 
-        Raises DeliveryError if the stored numbers of dropped records can't be read.
+        The counters are read before. Raises DeliveryError if the state database can't be used.
         """
+        await self._refresh()
         return tuple(
             [
                 Status(
-                    sandbox=monitor.name,
-                    is_watched=True,
-                    mode=monitor.mode,
+                    sandbox=each.name,
+                    is_watched=each.failure is None,
+                    mode=each.monitor.mode,
                     absent=(),
-                    verdict=monitor.verdict,
-                    balances=account.balances(),
-                    dropped_records=await account.dropped_records(),
+                    verdict=each.monitor.verdict,
+                    balances=each.account.balances(),
+                    dropped_records=await each.account.dropped_records(),
                 )
-                for monitor, account in zip(self.fence_monitors, self.accounts, strict=True)
+                for each in self.sandboxes
             ]
         )
 
+    async def _refresh(self) -> None:
+        """Read the counters of all sandboxes, but do not wait long for any."""
+        tasks = [asyncio.create_task(each.account.refresh()) for each in self.sandboxes]
+        self._refreshing.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._forget_refresh)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_REFRESH_SECONDS)
+
+    def _forget_refresh(self, task: asyncio.Task[None]) -> None:
+        self._refreshing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("counters could not be read", reason=str(error))
+
     async def _begin(self) -> None:
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                await self._watch(stack)
-        finally:
-            if self._iterated is not None:
-                self._iterated.end()
+        async with contextlib.AsyncExitStack() as stack:
+            await self._watch(stack)
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
+        stack.callback(self._pool.shutdown, wait=False)
+        guards = GuardThread()
+        stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.run_lock(sandbox.name))
@@ -223,14 +259,22 @@ class Service:
         early = EarlySources()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
-        active_fences = [
-            await asyncio.to_thread(fences.activate, each, self._state) for each in config.sandbox
-        ]
+        active_fences = await self._activate(config.sandbox)
+        self.store = store = await stack.enter_async_context(self._open_store())
+        if self._iterates:
+            self._iteration = Iteration(store, await store.begin_iteration())
         self.delivery = await stack.enter_async_context(
-            SinkDelivery(self._outlets(config), self._store(), self.retrier)
+            DeliveryProcess(
+                self._outlets(config),
+                store,
+                sinks=sink_db.path_of(store.path),
+                max_bytes=self._dead_letter_bytes,
+                max_seconds=config.store.max_age,
+                iteration=self._iteration,
+            )
         )
         self._reporter = reporter = Reporter(
-            self.delivery.store_events,
+            store.commit,
             this_host(),
             severities=config.severities,
             threshold=config.finding.as_threshold(),
@@ -239,64 +283,80 @@ class Service:
             sandbox.name: await stack.enter_async_context(self._account_loop(sandbox, fence))
             for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         }
-        sources = await feeds(config, active_fences, accounts, self.delivery.store, early, stack)
+        sources = await feeds(config, active_fences, accounts, store, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
-        self.accounts = tuple(accounts.values())
-        self.fence_monitors = tuple(
-            FenceMonitor(sandbox, fence, self._state, reporter)
+        self.sandboxes = tuple(
+            WatchedSandbox(
+                monitor=FenceMonitor(sandbox, fence, self._state, reporter, guards),
+                account=accounts[sandbox.name],
+                feeds=[each for each in sources if each.sandboxes == {sandbox.name}],
+            )
             for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         )
-        for each in self.fence_monitors:
-            await each.announce()
-            stack.push_async_callback(each.stop)
-            await each.start()
-        for account in self.accounts:
-            await account.resume()
+        # What is done for all at the same time is stored in few transactions.
+        await _all(each.monitor.announce() for each in self.sandboxes)
+        for each in self.sandboxes:
+            stack.push_async_callback(each.monitor.stop)
+        await _all(each.start() for each in self.sandboxes)
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
         self.delivery.set_handshake(self._handshake())
         self._is_ready.set()
+        shared = [each for each in sources if len(each.sandboxes) > 1 or None in each.sandboxes]
         async with asyncio.TaskGroup() as group:
-            watches = [group.create_task(each.watch()) for each in self.fence_monitors]
-            watches += [group.create_task(each.run()) for each in self.accounts]
-            watches.append(group.create_task(run_housekeeping(self.delivery, reporter)))
-            watches.append(
-                group.create_task(self.fallback_chain.watch_capture(self._report_capture_end))
-            )
-            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
-            # A fence that can't log has no source, and still has to be watched.
+            others = [
+                group.create_task(run_housekeeping(store, self.delivery, reporter)),
+                group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
+            ]
+            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in shared]
+            pumps += [group.create_task(self._watch_one(each, pipeline)) for each in self.sandboxes]
             await self._stop.wait()
             await asyncio.gather(*pumps)
-            for watch in watches:
-                watch.cancel()
+            for other in others:
+                other.cancel()
         await self._end(reporter)
 
+    async def _activate(self, sandboxes: Sequence[SandboxConfig]) -> list[Fence]:
+        """Activate the fences of some sandboxes, several at the same time."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(run_shielded(_awaited(loop.run_in_executor(self._pool, work))))
+                for work in (partial(fences.activate, each, self._state) for each in sandboxes)
+            ]
+        return [task.result() for task in tasks]
+
+    async def _watch_one(self, sandbox: WatchedSandbox, pipeline: Pipeline) -> None:
+        """Watch a sandbox; if that fails, the other sandboxes are still watched.
+
+        Raises the error if no other sandbox is watched.
+        """
+        try:
+            await sandbox.watch(pipeline, self._stop)
+        except* _OF_A_SANDBOX as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            sandbox.failure = str(error)
+            is_last = all(each.failure is not None for each in self.sandboxes)
+            if is_last and self.config.host_log is None:
+                raise
+            await sandbox.account.report_end(sandbox.failure)
+            _log.error("sandbox no longer watched", sandbox=sandbox.name, reason=sandbox.failure)
+
     async def _end(self, reporter: Reporter) -> None:
-        for each in self.fence_monitors:
-            await each.stop()
-        self.counts.given_up = [each.name for each in self.fence_monitors if each.has_given_up]
-        for account in self.accounts:
-            await account.close()
-        for each, account in zip(self.fence_monitors, self.accounts, strict=True):
-            if await each.remove():
-                await account.remove()
-                # Nothing stays of a removed sandbox unless another part needs it.
-                own = self._state.directory(each.name)
-                self.delivery.removes_store = self.delivery.store.path.parent == own
-        await report_dropped_events(self.delivery, reporter, time.time_ns())
+        await self._refresh()  # opens the counters' sockets beside those of the guards
+        await _all(each.end() for each in self.sandboxes)
+        monitors = [each.monitor for each in self.sandboxes]
+        self.counts.given_up = [each.name for each in monitors if each.has_given_up]
+        await _all(each.remove() for each in self.sandboxes)
+        await report_dropped_events(self.store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
 
     def _outlets(self, config: Config) -> tuple[Outlet, ...]:
-        if self._found is not None:
-            named = tuple(self._found)
-        elif self._iterated is None or config.sink or config.output:
-            named = outlets(config.sinks)
-        else:  # standard output belongs to the caller
-            named = ()
-        if self._iterated is None:
-            return named
-        batch_settings = BatchSettings(timeout_seconds=None)
-        return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
+        if self._iterates and not (config.sink or config.output):
+            return ()  # standard output belongs to the caller
+        return outlets(config.sinks)
 
     def _handshake(self) -> bytes:
         """Return the handshake: the JSON line that some sinks get before the first event.
@@ -310,19 +370,24 @@ class Service:
                 "pid": os.getpid(),
                 "sandboxes": [
                     {"name": each.name, "fence": each.verdict, "mode": each.mode}
-                    for each in self.fence_monitors
+                    for each in (sandbox.monitor for sandbox in self.sandboxes)
                 ],
             }
         )
 
-    def _store(self) -> Store:
+    def _open_store(self) -> StateStore:
         settings = self.config.store
-        return Store(
-            settings.path or self._state.path / FILE,
-            max_bytes=settings.max_bytes,
+        return StateStore(
+            settings.path or self._state.path / state_db.FILE,
+            self.retrier,
+            max_bytes=settings.max_bytes - self._dead_letter_bytes,
             max_seconds=settings.max_age,
             drops=settings.when_full == "drop",
         )
+
+    @property
+    def _dead_letter_bytes(self) -> int:
+        return self.config.store.max_bytes // _DEAD_LETTER_PART
 
     async def _report_capture_end(self, reason: str) -> None:
         event = attribution_degraded(
@@ -337,11 +402,13 @@ class Service:
         return AccountLoop(
             sandbox.name,
             Counters(fence.installed),
-            self._state.directory(sandbox.name) / state_db.FILE,
+            self.store,
+            self._state,
             self._reporter,
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
-            retrier=self.retrier,
             fallback_chain=self.fallback_chain,
+            pool=self._pool,
+            is_logged=fence.installed.transport != "none" and fence.installed.degraded is None,
             source=log_name(sandbox) if fence.installed.transport == "kmsg" else "",
         )
 
@@ -394,6 +461,17 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events
         return pipeline.counts
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all works at the same time; raise an ExceptionGroup if one fails."""
+    async with asyncio.TaskGroup() as group:
+        for each in works:
+            group.create_task(each)
+
+
+async def _awaited(future: asyncio.Future[T]) -> T:
+    return await future
 
 
 @contextlib.contextmanager

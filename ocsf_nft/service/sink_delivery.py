@@ -1,131 +1,73 @@
-"""Delivery of events: first into the store, then to each sink, in that sink's OCSF version."""
+"""Delivery of stored events to each sink, in that sink's OCSF version."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-import orjson
 import structlog
 
-from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.forwarder import Forwarder, Progress
-from ocsf_nft.errors import DeliveryError, UsageError
-from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.versions import LATEST, line_at
+from ocsf_nft.errors import DeliveryError
+from ocsf_nft.service.outlet import file_identity
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from ocsf_nft.config.sinks.base import SinkTable
-    from ocsf_nft.delivery.retention import DroppedEvents
-    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-    from ocsf_nft.delivery.sinks.base import Sink
-    from ocsf_nft.delivery.store import Store
+    from ocsf_nft.delivery.event_stream import EventStream
+    from ocsf_nft.delivery.sink_db import SinkDatabase
+    from ocsf_nft.service.outlet import Outlet
+    from ocsf_nft.state.dropped_events import DroppedEvents
+    from ocsf_nft.state.retry_until_writable import StorageRetrier
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
 #: Time for the delivery of the last events when a run ends. The next run delivers the rest.
-_DRAIN_SECONDS: Final = 5.0
+DRAIN_SECONDS: Final = 5.0
 #: Time limit for opening a local sink: a sink whose last write was interrupted may block forever.
 _OPEN_SECONDS: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outlet:
-    """Destination of events (``sink``), with its name and its delivery settings.
-
-    The settings are the OCSF version and classes of the delivered events, and the batch settings.
-    """
-
-    name: str
-    sink: Sink
-    #: OCSF version of the events that the sink gets.
-    version: str = LATEST
-    #: The sink gets only events with these values of ``class_uid``.
-    classes: frozenset[int] = frozenset(CLASSES)
-    batch_settings: BatchSettings = field(default_factory=BatchSettings)
-    #: True for a file or standard output. If it can't be opened, the service does not start.
-    is_local: bool = False
-    #: Whether the sink first gets a JSON line, the handshake. It is sent when all fences are active
-    #: and all log sources are open.
-    needs_handshake: bool = False
-    #: File that the sink writes, if any. Only this service may write to it.
-    file: Path | None = None
-
-    @classmethod
-    def of(cls, table: SinkTable) -> Self:
-        """Create the outlet for a ``[[sink]]`` table of the configuration.
-
-        Raises UnsupportedError if the sink needs a package extra that is not installed.
-        """
-        return cls(
-            name=table.called,
-            sink=table.sink(),
-            version=table.ocsf_version,
-            classes=table.class_uids,
-            batch_settings=table.batch_settings,
-            is_local=table.is_local,
-            needs_handshake=table.needs_handshake,
-            file=table.file,
-        )
-
-    def convert(self, line: bytes) -> bytes | None:
-        """Convert an event (a JSON line) to the sink's OCSF version, and return it.
-
-        Return None if the sink does not get events of this event's class.
-        """
-        if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
-            return None
-        return line if self.version == LATEST else line_at(line, self.version)
-
-    async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
-        """Send events (JSON lines) directly to the open sink, without storing them first.
-
-        Raises DeliveryError if the sink does not accept some of the events; these events are
-        not sent again. Use this method only for events from log files, which can be read again.
-        """
-        converted = map(self.convert, lines)
-        messages = [Message("", line) for line in converted if line is not None]
-        if not messages:
-            return
-        outcome = await self.sink.deliver(messages)
-        if outcome.refused or outcome.again:
-            reason = outcome.reason or outcome.refused[0].reason
-            raise DeliveryError(f"{self.name} did not accept all events: {reason}")
-
-
-def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
-    """Create an outlet (a sink with its settings) for each ``[[sink]]`` table of a configuration.
-
-    Raises UsageError if two sinks write to one file. Raises UnsupportedError if a sink needs a
-    package extra that is not installed.
-    """
-    _reject_shared_files(tables)
-    return tuple(map(Outlet.of, tables))
-
-
 class SinkDelivery:
-    """Store of events, and for each sink a task that delivers events from the store to the sink.
+    """For each sink, a task that delivers events from the store to the sink.
 
     The tasks run inside ``async with``. If a task fails, the ``async with`` block is cancelled, and
     raises an ExceptionGroup.
     """
 
-    def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
-        self.store = store
+    def __init__(  # noqa: PLR0913 - the parts of a delivery
+        self,
+        found: Sequence[Outlet],
+        stream: EventStream,
+        database: SinkDatabase,
+        retrier: StorageRetrier,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        drain_seconds: float | None = None,
+        opens_local: bool = True,
+    ) -> None:
+        """Create the delivery of the events of ``stream``; ``database`` has the checkpoints.
+
+        ``on_change`` is called if the progress of a sink has changed. ``drain_seconds`` is the time
+        for the last events; by default ``DRAIN_SECONDS``. Without ``opens_local``, opening a file
+        or standard output at the start is retried, as for any other sink.
+        """
+        self._opens_local = opens_local
+        self._drain_seconds = DRAIN_SECONDS if drain_seconds is None else drain_seconds
+        #: Number of the last event that each sink has acknowledged.
+        self.acknowledged: Mapping[str, int] = {}
+        #: Whether to end without waiting for the sinks.
+        self.is_abandoned = False
+        self._on_change = on_change
+        self._stream = stream
+        self._database = database
         self.forwarders: tuple[Forwarder, ...] = ()
-        #: Names of sinks that are not drained at the end, because nothing reads from them any more.
-        self.undrained: set[str] = set()
-        #: Whether to remove the store at the end, if every sink has all events.
-        self.removes_store = False
         self._found = tuple(found)
         self._retrier = retrier
         self._stack = contextlib.AsyncExitStack()
@@ -136,17 +78,18 @@ class SinkDelivery:
         self._is_over = False
 
     async def __aenter__(self) -> Self:
-        """Open the store, and start delivery to the sinks.
+        """Open the database, and start delivery to the sinks.
 
-        Raises DeliveryError if the store, or a sink that is a file or standard output, can't be
-        opened.
+        Raises DeliveryError if the database, or a sink that is a file or standard output, can't be
+        opened; for the sink, see the constructor.
         """
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self.store)
-            stack.push_async_callback(self._remove_store)
+            self._database.open()
+            stack.callback(self._database.close)
+            stack.callback(self._stream.close)
             # Only the forwarders that never ran: the others have closed their sinks.
             stack.push_async_callback(lambda: _close(self.forwarders))
-            self.forwarders = await self._opened(self._found)
+            self.forwarders = await self._opened(self._found, opens_local=self._opens_local)
             await self._register(self.forwarders)
             await _load_checkpoints(self.forwarders)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -161,7 +104,7 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Deliver the remaining events for at most five seconds; then close the store.
+        """Deliver the remaining events for at most five seconds; then stop.
 
         After a cancellation, deliver no more events. Events that are not delivered stay in the
         store.
@@ -169,7 +112,7 @@ class SinkDelivery:
         try:
             async with self._replacing:  # a later replacement does nothing
                 self._is_over = True
-            if not isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, asyncio.CancelledError) and not self.is_abandoned:
                 await self._drain()
         finally:
             for task in self._tasks.values():
@@ -189,40 +132,54 @@ class SinkDelivery:
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Replace all sinks by those in ``found``; do nothing if delivery has ended.
 
-        A new sink begins after the last event that a sink of the same name has acknowledged. Raises
-        DeliveryError if a new sink that is a file or standard output can't be opened. Then the old
-        sinks remain.
+        A new sink continues after the last event acknowledged under the same name. If a new sink
+        that is a file or standard output can't be opened, raises DeliveryError and keeps the old
+        sinks. A sink that is the same object as before goes on. Call :meth:`forget_removed` later.
         """
         async with self._replacing:
             if not self._is_over:
                 await run_shielded(self._replace(tuple(found)))
 
+    async def forget_removed(self) -> None:
+        """Delete the checkpoints of the sinks that :meth:`replace` has removed."""
+        async with self._replacing:
+            if not self._is_over:
+                await run_shielded(self._register(self.forwarders))
+
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
-        forwarders = await self._opened(found)
+        before = {each.name: each.sink for each in self._found}
+        names = {each.name for each in found if before.get(each.name) is each.sink}
+        kept = {each.name: each for each in self.forwarders if each.name in names}
+        forwarders = await self._opened([each for each in found if each.name not in kept])
         try:
             await self._register((*self.forwarders, *forwarders))
             await _load_checkpoints(forwarders)
         except BaseException:
             await _close(forwarders)
             raise
-        old = self._tasks
+        old = {name: task for name, task in self._tasks.items() if name not in kept}
         for each in self.forwarders:
-            each.request_stop()
-        self._found, self.forwarders, self._tasks = found, forwarders, {}
+            if each.name in old:
+                each.request_stop()
+        by_name = {each.name: each for each in forwarders} | kept
+        self._found, self.forwarders = found, tuple(by_name[each.name] for each in found)
+        self._tasks = {name: task for name, task in self._tasks.items() if name in kept}
         # Each begins when its predecessor has ended, and does not wait for any other one.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
-            *map(_await_end, old.values()),  # forwarders without a successor
+            # Forwarders without a successor.
+            *(_await_end(task, self._drain_seconds) for task in old.values()),
         )
-        await self._register(forwarders)
 
     async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await _await_end(before)
+            await _await_end(before, self._drain_seconds)
         self._run(forwarder)
 
-    async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each sink; open the new sinks that are files or standard output.
+    async def _opened(
+        self, found: Sequence[Outlet], *, opens_local: bool = True
+    ) -> tuple[Forwarder, ...]:
+        """Create a forwarder for each sink; open the sinks that are files or standard output.
 
         A forwarder delivers stored events to its sink. All other sinks are opened later by their
         forwarders. This includes each sink that a running forwarder still uses.
@@ -232,23 +189,26 @@ class SinkDelivery:
             Forwarder(
                 each.name,
                 each.sink,
-                self.store,
+                self._stream,
+                self._database,
                 convert=each.convert,
                 batch_settings=each.batch_settings,
                 retrier=self._retrier,
                 progress=before.get(each.name) or Progress(),
+                on_advance=self._advanced,
+                on_change=self._on_change,
             )
             for each in found
         )
-        taken = {_file_identity(each.file) for each in self._found if each.name in self._tasks}
+        taken = {file_identity(each.file) for each in self._found if each.name in self._tasks}
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
                 # The forwarder of an existing sink may write to it until it has ended. The new
                 # forwarder opens the sink before its first delivery.
-                is_there = outlet.name in self._tasks or _file_identity(outlet.file) in taken - {
+                is_there = outlet.name in self._tasks or file_identity(outlet.file) in taken - {
                     None
                 }
-                if outlet.is_local and not is_there:
+                if opens_local and outlet.is_local and not is_there:
                     await _open(forwarder)
                     stack.push_async_callback(forwarder.close)
             stack.pop_all()
@@ -256,8 +216,17 @@ class SinkDelivery:
 
     async def _register(self, forwarders: Sequence[Forwarder]) -> None:
         names = [each.name for each in forwarders]
-        for name, number in await self._retrier(lambda: self.store.register(names)):
-            _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
+        identity, end = self._stream.identity, self._stream.end
+        removed = await self._retrier(lambda: self._database.register(names, identity, end))
+        for name, acknowledged in removed.items():
+            if number := await self._retrier(partial(self._stream.count_beyond, acknowledged)):
+                _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
+        self.acknowledged = await self._retrier(self._database.checkpoints)
+        self._on_change()
+
+    def _advanced(self, name: str, number: int) -> None:
+        self.acknowledged = {**self.acknowledged, name: number}
+        self._on_change()
 
     def _run(self, forwarder: Forwarder) -> None:
         outlet = next(each for each in self._found if each.name == forwarder.name)
@@ -271,47 +240,42 @@ class SinkDelivery:
         except RuntimeError:  # the group is ending, because another sink has failed permanently
             running.close()
 
-    async def store_events(
-        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
-    ) -> None:
-        """Store events (JSON lines) on the disk; after a failure, retry until the disk is writable.
-
-        If ``source`` is the name of a log, also store ``position``, at which reading the log
-        resumes. Raises DeliveryError if the service stops before a retry succeeds.
-        """
-        await self._retrier(lambda: self.store.put(lines, source=source, position=position))
-
     async def sweep(self) -> None:
-        """Remove events and dead letters older than the store's age limit; retry after a failure.
+        """Remove dead letters that are too old or too many; retry after a failure."""
+        while await self._retrier(self._database.sweep):  # noqa: ASYNC110 - it removes some
+            await asyncio.sleep(0)  # other tasks get a turn
 
-        A dead letter is an event that a sink refused.
+    async def faults(self) -> tuple[str, ...]:
+        """Return the reports about damaged files of checkpoints that were renamed.
+
+        A report stays, over restarts, until :meth:`confirm_fault` has confirmed it.
         """
-        await self._retrier(self.store.sweep)
+        return await self._retrier(self._database.faults)
+
+    async def confirm_fault(self, report: str) -> None:
+        """Confirm that an event has a report: :meth:`faults` no longer returns it."""
+        await self._retrier(lambda: self._database.confirm_fault(report))
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events the store removed before the sink got them.
+        """Return how many dead letters of each sink :meth:`sweep` has removed.
 
-        Events that were already reported (:meth:`confirm_reported`) are not counted.
+        Dead letters that were already reported (:meth:`confirm_reported`) are not counted.
         """
-        return await self._retrier(self.store.dropped_events)
+        return await self._retrier(self._database.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
+        """Mark removed dead letters as reported: :meth:`dropped_events` no longer counts them.
 
         ``dropped`` is an earlier result of :meth:`dropped_events`. If the mark can't be stored,
         storing is retried.
         """
-        await self._retrier(lambda: self.store.confirm_reported(dropped))
-
-    async def _remove_store(self) -> None:
-        if self.removes_store:
-            await self.store.remove()
+        await self._retrier(lambda: self._database.confirm_reported(dropped))
 
     async def _drain(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(self._drain_seconds), asyncio.TaskGroup() as group:
                 for forwarder in self.forwarders:
-                    if forwarder.name in self._tasks and forwarder.name not in self.undrained:
+                    if forwarder.name in self._tasks:
                         group.create_task(forwarder.drain())
         for forwarder in self.forwarders:
             if waiting := forwarder.pending:
@@ -340,36 +304,10 @@ async def _open(forwarder: Forwarder) -> None:
         ) from error
 
 
-async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait at most five seconds for a forwarder's task to end; then cancel the task."""
+async def _await_end(task: asyncio.Task[None], seconds: float) -> None:
+    """Wait at most ``seconds`` for a forwarder's task to end; then cancel the task."""
     # The task group raises the error of a failed task.
-    _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+    _, stuck = await asyncio.wait([task], timeout=seconds)
     if stuck:
         task.cancel()
         await asyncio.wait([task])
-
-
-def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
-    # The lines of two sinks would mix.
-    named: dict[object, str] = {}
-    for table in tables:
-        identity = _file_identity(table.file)
-        if identity is not None and identity in named:
-            raise UsageError(
-                f"the sinks {named[identity]} and {table.called} are one file: give each its own"
-            )
-        named[identity] = table.called
-
-
-def _file_identity(file: Path | None) -> object:
-    """Return a value that is the same for all paths to one file, including links.
-
-    The file need not exist. Return None if ``file`` is None.
-    """
-    if file is None:
-        return None
-    try:
-        found = file.stat()
-    except (OSError, ValueError):  # the file does not exist yet
-        return os.path.realpath(file)
-    return found.st_dev, found.st_ino

@@ -6,17 +6,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
-from ocsf_nft.accounting.state_db import FILE, StateDatabase
-from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
+from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.flows import codec
+from ocsf_nft.flows.sandbox_account import SandboxAccount
+from ocsf_nft.service import stored_account
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.reconciliation import Balance, Mode
-    from ocsf_nft.accounting.state_db import DroppedRecords
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.flow import Mode
+    from ocsf_nft.flows.sandbox_account import Balance
+    from ocsf_nft.state.change import DroppedRecords
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +67,14 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     if installed is None:
         raise AbsentError(f"{state.path} has no record of sandbox {sandbox}: is it fenced?")
     account = SandboxAccount(sandbox, begun_ns=time.time_ns())
-    dropped: tuple[DroppedRecords, ...] = ()
-    path = state.directory(sandbox) / FILE
     with Counters(installed) as counters:
-        if path.exists():
-            database = StateDatabase(path).open(read_only=True)
-            try:
-                database.load(account)
-                dropped = database.dropped_records()
-            finally:
-                database.close()
+        stored = stored_account.read(state, sandbox)
+        try:
+            codec.restore(account, stored.parts, with_open=False)
+        except codec.DAMAGE as error:
+            raise SourceError(
+                f"the stored counts of sandbox {sandbox} are damaged: {error}"
+            ) from error
         # Two readings: packets that one of them lacks may be pending, packets that both lack are
         # evicted.
         for reading in (counters.read(), counters.read()):
@@ -88,7 +88,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         absent=absent,
         verdict=_verdict(sandbox, state),
         balances=account.balances(),
-        dropped_records=dropped,
+        dropped_records=tuple(stored.dropped),
     )
 
 

@@ -29,6 +29,9 @@ class Sockets:
     asked: list[int | None] = field(default_factory=list)
     unblocked: threading.Event = field(default_factory=threading.Event)
     is_open: bool = False
+    is_late: bool = False
+    closed: None = None
+    namespace: None = None
 
     def __enter__(self) -> Self:
         if self.fault is not None:
@@ -96,8 +99,9 @@ class Host:
             raise UnsupportedError("no types here")
         return self.programs
 
-    def lookup(self, _namespace: object, hashes: object) -> Sockets:
+    def lookup(self, _namespace: object, hashes: object, *, is_late: bool) -> Sockets:
         assert hashes is None
+        self.sockets.is_late = is_late
         return self.sockets
 
     def chain(self, **options: Any) -> FallbackChain:

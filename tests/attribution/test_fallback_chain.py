@@ -29,7 +29,7 @@ async def test_chain_starts_with_the_best_method_and_closes_it_at_the_end(host: 
     host.programs.drops = Dropped(3, 4)
     async with host.chain() as chain:
         assert (chain.method, chain.reason, chain.dropped) == ("capture", None, 7)
-        assert (host.sockets.is_open, host.programs.is_closed) == (True, False)
+        assert (host.sockets.is_open, host.programs.is_closed) == (False, False)
     assert (host.sockets.is_open, host.programs.is_closed, chain.dropped) == (False, True, 7)
 
 
@@ -108,7 +108,7 @@ async def test_chain_opens_no_better_method_than_requested(
 ) -> None:
     opened = []
 
-    def lookup(*_: object) -> Sockets:
+    def lookup(*_: object, **__: object) -> Sockets:
         opened.append("socket")
         return host.sockets
 
@@ -216,10 +216,11 @@ async def test_chain_falls_back_if_events_cannot_be_read(host: Host, *, readable
         if readable:
             os.eventfd_write(host.programs.descriptor, 1)
             await asyncio.sleep(0.01)
-        else:
-            (found,) = await chain.attributions("sb", [record_now()], 0)
-            assert found.method == "user"
+            assert (chain.method, chain.reason) == ("user", "it is broken")
+        (found,) = await chain.attributions("sb", [record_now()], 0)
+        assert found.method == "user"
         assert (chain.method, chain.reason) == ("socket", "it is broken")
+        assert host.sockets.is_late, "it was opened after the start"
 
 
 def test_sender_of_one_packet_is_only_a_possible_sender_of_many() -> None:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.event_db import FILE, RefusedEvent
-from ocsf_nft.delivery.store import Store
-from ocsf_nft.delivery.stored_events import Archive
+from ocsf_nft.delivery.sink_db import RefusedEvent
 from ocsf_nft.errors import UsageError
+from ocsf_nft.state.archive import Archive
+from ocsf_nft.state.state_db import FILE
 from tests.cli import forked
 from tests.conformance.spoiling import GOOD
+from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,7 +132,7 @@ def test_new_events_are_followed_also_in_a_recreated_store(state: Path) -> None:
             new = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "new"}}
             asyncio.run(_put(state / "sb1" / FILE, lines([new])))
             assert orjson.loads(process.stdout.readline()) == new
-            # A run that ends removes its store, and the next run creates a new one.
+            # Somebody removes the store, and the next run creates a new one.
             for path in (state / "sb1").glob(f"{FILE}*"):
                 path.unlink()
             newer = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "newer"}}
@@ -351,7 +352,7 @@ def test_store_of_a_configuration_file_is_read(state: Path, tmp_path: Path) -> N
     file.write_text(f'state_dir = "{state}"\n')
     expected = run("--state-dir", state, "--format", "jsonl").stdout
     assert run("--config", file, "--format", "jsonl").stdout == expected != ""
-    (store, *_) = sorted(state.glob("**/*.sqlite3"))
+    (store, *_) = sorted(state.glob("**/state-*.sqlite3"))
     file.write_text(f'state_dir = "/no/such"\n[store]\npath = "{store}"\n')
     of_store = run("--store", store, "--format", "jsonl").stdout
     assert run("--config", file, "--format", "jsonl").stdout == of_store != ""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ocsf_nft.delivery.store import Store
     from tests.delivery.receiver import Receiver
+    from tests.delivery.stores import Store
 
 
 def make_forwarder(
@@ -24,9 +24,11 @@ def make_forwarder(
     return Forwarder(
         name,
         sink,
-        store,
+        store.stream,
+        store.sinks,
         batch_settings=BatchSettings(**quick),
         retrier=StorageRetrier(asyncio.Event()),
+        on_advance=store.advanced,
     )
 
 

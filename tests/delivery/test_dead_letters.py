@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.stored_events import retry_dead_letters
+from ocsf_nft.delivery.sink_archive import retry_dead_letters
+from ocsf_nft.delivery.sink_db import path_of
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     import pytest
 
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.event_db import DeadLetter
+    from ocsf_nft.delivery.sink_db import DeadLetter
     from ocsf_nft.delivery.sinks.base import BatchResult
-    from ocsf_nft.delivery.store import Store
+    from tests.delivery.stores import Store
 
 
 async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
@@ -48,14 +49,14 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
 ) -> None:
     sink = Receiver(bad={"uid-0"})
     forwarder = make_forwarder(store, sink)
-    dead, checked = store.dead_letters_to_retry, 0
+    dead, checked = store.sinks.dead_letters_to_retry, 0
 
-    async def counting(sink: str, *, events: int) -> list[DeadLetter]:
+    def counting(sink: str, events: int) -> list[DeadLetter]:
         nonlocal checked
         checked += 1
-        return await dead(sink, events=events)
+        return dead(sink, events)
 
-    monkeypatch.setattr(store, "dead_letters_to_retry", counting)
+    monkeypatch.setattr(store.sinks, "dead_letters_to_retry", counting)
     begun = time.monotonic()
     async with running(forwarder):
         for number in range(20):
@@ -63,7 +64,7 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
             await sink.tried(number + 1)
         await asyncio.wait_for(_has_dead(forwarder, 1), 60)
         assert checked <= 1 + (time.monotonic() - begun)
-        with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+        with closing(sqlite3.connect(path_of(tmp_path / FILE))) as other, other:
             other.execute("DELETE FROM dead")
         await asyncio.wait_for(_has_dead(forwarder, 0), 60)
 
@@ -79,8 +80,8 @@ async def test_refused_event_becomes_a_dead_letter_and_the_others_are_delivered(
         await forwarder.drain()
         assert (forwarder.progress.refused, forwarder.progress.dead) == (1, 1)
         assert forwarder.progress.delivered == 7
-    assert await store.count_dead_letters("a") == 1
-    assert await store.checkpoint("a") == (8, None)
+    assert store.sinks.count_dead_letters("a") == 1
+    assert store.sinks.checkpoint("a") == (8, None)
 
 
 async def test_refused_batch_is_halved_until_the_events_at_fault_are_alone(store: Store) -> None:
@@ -90,7 +91,7 @@ async def test_refused_batch_is_halved_until_the_events_at_fault_are_alone(store
         await store.put(events(range(10)))
         await forwarder.drain()
     assert sink.got == uids(number for number in range(10) if number not in {3, 8})
-    assert await store.count_dead_letters("a") == 2
+    assert store.sinks.count_dead_letters("a") == 2
     assert max(map(sink.batches.count, sink.batches)) == 1
 
 
@@ -124,11 +125,11 @@ async def test_dead_letter_is_sent_again_when_a_retry_is_requested(
         request_retry(tmp_path)
         await sink.has(1)
         await asyncio.wait_for(_has_dead(forwarder, 0), 60)
-    assert await store.count_dead_letters("a") == 0
+    assert store.sinks.count_dead_letters("a") == 0
 
 
 async def _no_retry_requested(store: Store) -> None:
-    while await store.dead_letters_to_retry("a", events=1):  # noqa: ASYNC110 - no event announces it
+    while store.sinks.dead_letters_to_retry("a", 1):  # noqa: ASYNC110 - no event announces it
         await asyncio.sleep(0.001)
 
 
@@ -138,7 +139,7 @@ async def _has_dead(forwarder: Forwarder, number: int) -> None:
 
 
 def request_retry(folder: Path) -> None:
-    with closing(sqlite3.connect(folder / FILE)) as other, other:
+    with closing(sqlite3.connect(path_of(folder / FILE))) as other, other:
         other.execute("UPDATE dead SET is_again = 1")
 
 
@@ -160,7 +161,13 @@ async def test_event_that_cannot_be_converted_is_a_dead_letter_until_it_can(stor
     sink = Recording()
     batch_settings, retrier = BatchSettings(retry_seconds=0.01), StorageRetrier(asyncio.Event())
     forwarder = Forwarder(
-        "a", sink, store, convert=convert, batch_settings=batch_settings, retrier=retrier
+        "a",
+        sink,
+        store.stream,
+        store.sinks,
+        convert=convert,
+        batch_settings=batch_settings,
+        retrier=retrier,
     )
     await store.register(["a"])
     async with running(forwarder):
@@ -173,4 +180,4 @@ async def test_event_that_cannot_be_converted_is_a_dead_letter_until_it_can(stor
         retry_dead_letters(store.path, "a", None)
         await asyncio.wait_for(_has_dead(forwarder, 0), 60)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
-    assert await store.count_dead_letters("a") == 0
+    assert store.sinks.count_dead_letters("a") == 0

@@ -11,13 +11,13 @@ import pytest
 
 from ocsf_nft.delivery import forwarder as module
 from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
+from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,7 +183,8 @@ async def test_sink_gets_selected_events_in_its_own_form(store: Store) -> None:
     forwarder = Forwarder(
         "a",
         sink,
-        store,
+        store.stream,
+        store.sinks,
         convert=convert,
         batch_settings=BatchSettings(),
         retrier=StorageRetrier(asyncio.Event()),
@@ -194,7 +195,7 @@ async def test_sink_gets_selected_events_in_its_own_form(store: Store) -> None:
         await store.put(events([1, 10]))
         await forwarder.drain()
     assert lines == [event(0).upper(), event(2).upper()]
-    assert await store.checkpoint("a") == (store.end, None)
+    assert store.sinks.checkpoint("a") == (store.end, None)
 
 
 async def test_sink_that_is_closed_for_good_ends_its_forwarder(store: Store) -> None:
@@ -205,7 +206,7 @@ async def test_sink_that_is_closed_for_good_ends_its_forwarder(store: Store) -> 
     await store.put(events(range(3)))
     with pytest.raises(ClosedError, match="the reader has closed the pipe"):
         await make_forwarder(store, Closed()).run()
-    assert await store.checkpoint("a") == (0, None)
+    assert store.sinks.checkpoint("a") == (0, None)
 
 
 async def test_unexpected_error_of_a_sink_is_retried(store: Store) -> None:
@@ -249,7 +250,7 @@ async def test_forwarder_of_a_sink_that_is_down_stops_at_once_on_request(store: 
         await asyncio.sleep(0.001)
     forwarder.request_stop()
     await asyncio.wait_for(running_, 60)
-    assert await store.checkpoint("a") == (0, None)
+    assert store.sinks.checkpoint("a") == (0, None)
 
 
 async def test_unexpected_error_in_closing_a_sink_ends_nothing_else(store: Store) -> None:
@@ -303,7 +304,7 @@ async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
 
 async def test_events_that_retention_has_dropped_are_skipped(tmp_path: Path) -> None:
     sink = Receiver()
-    async with Store(tmp_path / "small", max_bytes=1 << 20, drops=True) as store:
+    async with Store(tmp_path / "small" / FILE, max_bytes=1 << 20, drops=True) as store:
         await store.register(["a"])
         for number in range(600):
             await store.put([event(number, 5000)])
@@ -363,7 +364,8 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
     forwarder = Forwarder(
         "a",
         Receiver(),
-        store,
+        store.stream,
+        store.sinks,
         convert=convert,
         batch_settings=BatchSettings(),
         retrier=StorageRetrier(asyncio.Event()),

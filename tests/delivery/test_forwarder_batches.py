@@ -10,7 +10,7 @@ from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import BatchResult
-    from ocsf_nft.delivery.store import Store
+    from tests.delivery.stores import Store
 
 
 async def test_stored_events_are_delivered_in_order_and_in_batches(store: Store) -> None:

@@ -7,19 +7,21 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft import demo
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.demo import attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
 from ocsf_nft.demo.collector import Collector
 from ocsf_nft.demo.screen import Row, Screen, folded
 from ocsf_nft.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
 _TREES: st.SearchStrategy[Any] = st.recursive(
@@ -120,23 +122,32 @@ def test_trace_finds_its_event_by_content(changed: dict[str, Any], *, expected: 
 
 
 async def test_collector_finds_an_event_before_and_after_its_arrival() -> None:
-    collector = Collector()
-    async with collector:
-        waiting = asyncio.create_task(collector.find(_TRACE.is_in, 5))
-        await asyncio.sleep(0)
-        lines = (b'{"activity_name":"Start"}', json.dumps(_EVENT).encode())
-        await collector.deliver([Message("", line) for line in lines])
-        assert await waiting == _EVENT
-        assert await collector.find(_TRACE.is_in, 5) == _EVENT
-        assert await collector.find(lambda _event: False, 0.01) is None
+    collector, is_over = Collector(), asyncio.Event()
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        yield {"activity_name": "Start"}
+        yield _EVENT
+        await is_over.wait()
+
+    waiting = asyncio.create_task(collector.find(_TRACE.is_in, 60))
+    await asyncio.sleep(0)
+    collecting = asyncio.create_task(collector.collect(events()))
+    assert await waiting == _EVENT
+    assert await collector.find(_TRACE.is_in, 60) == _EVENT
+    assert await collector.find(lambda _event: False, 0.01) is None
+    is_over.set()
+    await collecting
 
 
 async def test_collector_stops_waiting_when_the_service_ends() -> None:
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        yield {"activity_name": "Stop"}
+
     collector = Collector()
     waiting = asyncio.create_task(collector.find(_TRACE.is_in, 60))
-    async with collector:
-        await asyncio.sleep(0)
-    assert await asyncio.wait_for(waiting, 1) is None
+    await asyncio.sleep(0)
+    await collector.collect(events())
+    assert await asyncio.wait_for(waiting, 60) is None
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ocsf_nft.accounting.reconciliation import Balance
-from ocsf_nft.accounting.state_db import DroppedRecords
-from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
+from ocsf_nft.flows.sandbox_account import Balance
 from ocsf_nft.metrics import exposition_of
+from ocsf_nft.service.delivery_answers import SinkStatus
 from ocsf_nft.service.status import Status
-from tests.delivery.receiver import Receiver
+from ocsf_nft.state.change import DroppedRecords
+from ocsf_nft.state.state_db import FILE
+from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,17 +49,17 @@ def exposition(folder: Path, *, method: str = "capture") -> str:
         return (status,)
 
     async def exposed() -> bytes:
-        retrier, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
-        store._database.end = 3
-        forwarder = Forwarder(
-            "siem", Receiver(), store, batch_settings=BatchSettings(), retrier=retrier
+        store = Store(folder / FILE)
+        sink = SinkStatus(
+            name="siem", done=0, delivered=0, refused=0, failures=0, dead=0, fault=None, waiting=3
         )
         service: Any = SimpleNamespace(
             statuses=statuses,
             counts=SimpleNamespace(records=90, rejected={"forged": 1}),
             events=85,
-            retrier=retrier,
-            delivery=SimpleNamespace(store=store, forwarders=(forwarder,)),
+            retrier=store.retrier,
+            store=store.state,
+            delivery=SimpleNamespace(sinks=(sink,)),
             fallback_chain=SimpleNamespace(method=method, dropped=12),
         )
         return await exposition_of(service)

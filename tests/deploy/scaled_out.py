@@ -17,12 +17,11 @@ import nats
 import orjson
 
 from ocsf_nft import config
-from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.sample_events import packets
+from tests.delivery.stores import Store
 from tests.deploy.nats_cluster import PASSWORDS, SCALE_OUT, NatsCluster
 
 if TYPE_CHECKING:
@@ -155,9 +154,14 @@ async def hosting(cluster: NatsCluster, folder: Path, number: int) -> AsyncItera
     (table,) = config.parse(found, where="host.toml").sinks
     async with Store(folder / f"host-{number}" / FILE) as store:
         await store.register([table.called])
-        retrier = StorageRetrier(asyncio.Event())
         forwarder = Forwarder(
-            table.called, table.sink(), store, batch_settings=table.batch_settings, retrier=retrier
+            table.called,
+            table.sink(),
+            store.stream,
+            store.sinks,
+            batch_settings=table.batch_settings,
+            retrier=store.retrier,
+            on_advance=store.advanced,
         )
         task = asyncio.create_task(forwarder.run())
         try:

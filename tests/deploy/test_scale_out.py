@@ -20,7 +20,7 @@ from nats.js.errors import NotFoundError
 from ocsf_nft import config
 from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.sink_delivery import Outlet
+from ocsf_nft.service.outlet import Outlet
 from tests.delivery.receiver import Receiver
 from tests.delivery.sample_events import packets
 from tests.delivery.sinks.batches import messages

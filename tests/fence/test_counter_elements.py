@@ -195,7 +195,8 @@ class Kernel:
 def flows4(kernel: Kernel) -> list[tuple[bytes, int]]:
     found = counters._Rule(kernel, "inet", "ocsf_nft", "egress").read()  # type: ignore[arg-type]
     assert found is not None
-    return [(one.data[:1], one.packets) for one in found[1].elements["flows4"]]
+    assert found.reading.elements is not None
+    return [(one.data[:1], one.packets) for one in found.reading.elements["flows4"]]
 
 
 _A, _B, _C = (name * 16 for name in (b"a", b"b", b"c"))
@@ -243,4 +244,5 @@ def test_total_is_read_before_and_after_the_elements() -> None:
         "egress",
     ).read()
     assert found is not None
-    assert (found[1].refused_before, found[1].refused) == (Count(1, 100), Count(2, 100))
+    totals = (found.reading.refused_before, found.reading.refused)
+    assert totals == (Count(1, 100), Count(2, 100))

@@ -23,6 +23,7 @@ def test_counters_are_read_until_one_deadline_in_ten_seconds(
 ) -> None:
     deadlines: set[float] = set()
     monkeypatch.setattr(Counters, "_read", lambda *asked: deadlines.add(asked[-1]))
+    monkeypatch.setattr(Counters, "_generation", lambda *asked: deadlines.add(asked[-1]))
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     Counters(INSTALLED).read()
     assert deadlines == {110.0}
@@ -39,7 +40,7 @@ def test_counters_that_are_replaced_in_each_of_three_readings_are_an_error(
         raise counters._ReplacedError
 
     monkeypatch.setattr(counters._Rule, "read", read)
-    monkeypatch.setattr(Counters, "_open", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(Counters, "_open", lambda *_: SimpleNamespace(generation=lambda: 1))
     with pytest.raises(FenceError, match="are replaced again and again"):
         Counters(INSTALLED).read()
     assert readings == 3

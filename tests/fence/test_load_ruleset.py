@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import load_ruleset
+from ocsf_nft.fence import load_ruleset, table_query
 from tests.standing import INSTALLED
 
 
@@ -16,6 +16,8 @@ def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
         {"inet ocsf_nft": f"table inet ocsf_nft {{\n\tchain c {{\n{rules}\t}}\n}}\n"}
         for rules in ("\t\tone\n\t\ttwo\n", "\t\tother\n\t\tthree\n")
     )
+    generations = iter((7, 9))  # another process has made a transaction
+    monkeypatch.setattr(table_query, "generation", lambda _: next(generations))
     monkeypatch.setattr(load_ruleset, "_load_all", lambda *_, **__: False)
     monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)
     monkeypatch.setattr(load_ruleset, "listings", lambda *_: found)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.database_lock import FileLock
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError, UsageError
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.state.database_lock import FileLock
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ def test_state_record_is_on_the_disk_before_it_replaces_the_last_one(
     synced: list[bytes] = []
 
     def sync(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+        path = Path(f"/proc/self/fd/{descriptor}")
+        synced.append(b"the folder" if path.is_dir() else path.read_bytes())
 
     monkeypatch.setattr(os, "fsync", sync)
     state.write(INSTALLED)
-    assert synced == [next(state.path.glob("*/fence.json")).read_bytes()]
+    assert synced == [next(state.path.glob("*/fence.json")).read_bytes(), b"the folder"]
 
 
 def test_state_keeps_the_last_record_when_the_disk_refuses_the_next(

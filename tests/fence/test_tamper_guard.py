@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import select
+import errno
 import socket
 import struct
 import time
@@ -90,16 +89,26 @@ def test_tamper_guard_reports_dropped_notices_once_a_minute(
     assert overruns == [True, False, False, True, False]
 
 
-def test_tamper_guard_sleeps_between_turns_and_longer_if_it_restores_nothing(
-    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("self_heal", "seconds"), [(True, 0.002), (False, 0.05)])
+def test_tamper_guard_pauses_longer_between_turns_if_it_restores_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, self_heal: bool, seconds: float
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(guard, "_turn", guard._is_stopping.set)
-    for guard._self_heal in (True, False):
-        guard._is_stopping.clear()
-        guard._guard()
-    assert slept == [0.002, 0.05]
+    monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
+    found = TamperGuard(INSTALLED, StateDirectory(tmp_path), lambda _: None, self_heal=self_heal)
+    assert found.pause_seconds == seconds
+
+
+def test_failed_tamper_guard_reports_its_error_once(
+    guard: TamperGuard, reported: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(guard, "_turn", fail)
+    assert not guard.turn(())
+    guard.stop()
+    (error,) = reported
+    assert "can't be watched: broken" in str(error)
 
 
 def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
@@ -108,27 +117,30 @@ def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
     reported: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    waits: list[float | None] = []
+    notices, links = (SimpleNamespace(fileno=lambda number=number: number) for number in (7, 8))
+    monkeypatch.setattr(guard, "_monitors", [SimpleNamespace(notices=notices, read=list)])
+    monkeypatch.setattr(guard, "_links", links)
 
-    class Poll:
-        def register(self, *_: object) -> None:
-            pass
+    def waits(now: float) -> tuple[tuple[int, ...], float | None]:
+        at(now)
+        return guard.awaited(now), guard.deadline(now)
 
-        def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
-            waits.append(milliseconds)
-            return []
-
-    monkeypatch.setattr(select, "poll", Poll)
-    at(100.0)
-    guard._turn()
+    found = [waits(100.0)]
     guard._paused_until = 103.0
-    guard._turn()
+    found.append(waits(100.0))
     guard._links_from = 100.5
-    guard._turn()
-    guard._links_from = 0.0
+    found.append(waits(100.0))
+    found.append(waits(100.5))
     at(103.0)
-    guard._turn()
-    assert waits == [None, 3000.0, 500.0, None]
+    assert guard.turn(())
+    found.append(waits(103.0))
+    assert found == [
+        ((7, 8), None),
+        ((8,), 103.0),
+        ((), 100.5),
+        ((8,), 103.0),
+        ((7, 8), None),
+    ]
     assert not guard.is_paused
     assert reported == [None]
 
@@ -199,18 +211,6 @@ def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
     guard.use_restore_batch(SimpleNamespace(links={"old"}, batches=batches), None)  # type: ignore[arg-type]
     guard._attach({"old", "new"})
     assert commits == [("sandbox", ("fence", {"new"}))]
-
-
-def test_tamper_guard_closes_its_descriptor_once(
-    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed: list[int] = []
-    monkeypatch.setattr(os, "close", closed.append)
-    guard._close()
-    guard._wake = 0
-    guard._close()
-    guard._close()
-    assert closed == [0]
 
 
 def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:

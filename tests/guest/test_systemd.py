@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
+from ocsf_nft.state.state_db import FILE
 from tests.guest import system
 from tests.guest.conftest import captured, counter_mismatches, refusals
 from tests.guest.system import SANDBOX, shell, show, until
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system")]
 _MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
 _LIFECYCLE = 6002
 _NET_ADMIN, _SYSLOG, _PERFMON, _BPF = 12, 34, 38, 39
-_STORE = f"/var/lib/ocsf-nft/{SANDBOX}/events-2.sqlite3"
+_STORE = f"/var/lib/ocsf-nft/{SANDBOX}/{FILE}"
 _PYTHON = str(Path(sys.executable).resolve())
 
 

@@ -12,10 +12,11 @@ from ocsf_nft.fence.counters import Counters
 from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.flow import Element, Kind, RuleReading
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
@@ -32,6 +33,12 @@ def refused_by(installed: InstalledFence) -> Counter[str]:
     with Counters(installed) as counters:
         reading = counters.read()
     return +Counter({rule: each.refused.packets for rule, each in reading.rules.items()})
+
+
+def elements_of(rule: RuleReading) -> Mapping[Kind, Sequence[Element]]:
+    """Return the flows of a rule; a reading with all flows is required."""
+    assert rule.elements is not None
+    return rule.elements
 
 
 def reported_by_rule(

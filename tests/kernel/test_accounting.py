@@ -41,8 +41,9 @@ _BEFORE_MS = 30_000
 #: An event that is later waited for the end of the flood, or for another report. Most need less
 #: than a second, but a busy machine may stop each process for some seconds.
 _LATEST_MS = 20_000
-#: The shortest gap: the time between two readings is always less (``service/account_loop.py``).
-_GAP_SECONDS = 6.0
+#: The shortest gap. A reading is reported as late after five seconds, and is planned up to two
+#: seconds after the one before it (``service/account_loop.py``).
+_GAP_SECONDS = 8.0
 #: The most stops of a reader; one of them is not in the middle of a reading.
 _STOPS = 4
 #: The number of packets that one flow of a flood may have logged at once.
@@ -371,7 +372,9 @@ def _gaps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _elements(installed: InstalledFence) -> list[Sequence[Element]]:
     with Counters(installed) as counters:
         reading = counters.read()
-    return [found for each in reading.rules.values() for found in each.elements.values()]
+    return [
+        found for each in reading.rules.values() for found in accounts.elements_of(each).values()
+    ]
 
 
 def _peak_memory_kb(pid: int) -> int:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 import ocsf_nft
-from ocsf_nft.accounting import flow_report, report_schedule
 from ocsf_nft.attribution import fallback_chain, flow_processes
+from ocsf_nft.flows import report_schedule
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import account_loop
+from ocsf_nft.service import account_loop, reading_schedule
 from tests.kernel import scripted
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ def _reported_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Report each flow's first packet alone, and all others together when the service stops."""
     monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 600 * _SECOND)
     monkeypatch.setattr(report_schedule, "OVER_NS", 600 * _SECOND)
-    monkeypatch.setattr(flow_report, "OVER_NS", 600 * _SECOND)
 
 
 # A report between the packets would make their sender uncertain.
@@ -130,8 +129,9 @@ async def test_packets_of_one_event_are_counted_for_their_senders(lab: Lab, tmp_
 async def test_packets_around_a_reading_are_counted_for_their_senders(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for setting in ("_READ_SECONDS", "_LONGEST_SECONDS", "_GRACE_SECONDS"):
-        monkeypatch.setattr(account_loop, setting, 0.001)
+    monkeypatch.setattr(account_loop, "_GRACE_SECONDS", 0.001)
+    for setting in ("READ_SECONDS", "_LONGEST_SECONDS"):
+        monkeypatch.setattr(reading_schedule, setting, 0.001)
     monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 1)
     truth, reported = await _reported(lab, tmp_path, pause_seconds=0.002)
     _check(truth, reported)

@@ -18,9 +18,9 @@ import orjson
 import pytest
 from nats.js.api import StreamConfig
 
-from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.stored_events import Archive
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from ocsf_nft.state.archive import Archive
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.sinks.brokers import NatsServer
 from tests.delivery.sinks.servers import Bulk, serving
 from tests.kernel import attempts, command, conftest
@@ -79,7 +79,7 @@ async def load(lab: Lab, sent: list[int], ports: int = PORTS) -> AsyncIterator[N
 _PATIENT: Final = """
 from ocsf_nft.cli import main
 from ocsf_nft.service import sink_delivery
-sink_delivery._DRAIN_SECONDS = 60.0
+sink_delivery.DRAIN_SECONDS = 60.0
 main()
 """
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery import backoff, retry_until_writable
-from ocsf_nft.delivery.event_db import FILE
+from ocsf_nft.delivery import backoff, sink_db
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.service import sink_delivery
+from ocsf_nft.state import retry_until_writable
+from ocsf_nft.state.state_db import FILE
 from tests.kernel import accounts, attempts, command, conftest, written
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def quick_end() -> Iterator[pytest.MonkeyPatch]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry_until_writable, "_SHUTDOWN_GRACE_SECONDS", 0.5)
-        patch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
+        patch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
         yield patch
 
 
@@ -148,7 +149,11 @@ def test_events_blocked_by_a_full_disk_are_delivered_by_the_next_run(
         wait_for(lambda: counted_so_far(output) == expected)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert counted(output) == expected
-    assert not list((state.path / conftest.SANDBOX).glob("*")), "files remain that are not needed"
+    databases = {FILE, sink_db.path_of(Path(FILE)).name}
+    files = {path.name for path in (state.path / conftest.SANDBOX).iterdir()}
+    assert files == databases | {f".{name}.lock" for name in databases}
+    shown = command.run("events", "--sinks", "--state-dir", str(state.path))
+    assert ": 0 events wait" in shown.stdout
 
 
 def test_full_state_disk_pauses_reading_and_drops_no_count(

@@ -19,7 +19,7 @@ from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.flow import KINDS, Key, keys
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import conftest, far_side, packets, xdp
+from tests.kernel import accounts, conftest, far_side, packets, xdp
 from tests.kernel.escapes import ESCAPES, Escape
 from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import refused_at, rest, until_found
@@ -68,7 +68,8 @@ async def test_each_escape_is_refused_logged_and_counted_once(
             records += found
     assert not missed
     for rule, reading in ended.rules.items():
-        elements = [element for kind in KINDS for element in reading.elements[kind]]
+        by_kind = accounts.elements_of(reading).values()
+        elements = [element for found in by_kind for element in found]
         assert reading.overflow.packets == 0
         assert sum(element.packets for element in elements) == reading.refused.packets, rule
     before, after = _counted(began), _counted(ended)
@@ -119,7 +120,7 @@ def _counted(reading: Reading) -> Counter[tuple[str, Key]]:
             (rule, Key(kind, element.data)): element.packets
             for rule, of_rule in reading.rules.items()
             for kind in KINDS
-            for element in of_rule.elements[kind]
+            for element in accounts.elements_of(of_rule)[kind]
         }
     )
 

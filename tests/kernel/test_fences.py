@@ -56,7 +56,7 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
 ) -> None:
     sink, sandbox = MemoryStore(), _sandbox(fenced)
     monitor = FenceMonitor(
-        sandbox, fences.activate(sandbox, state), state, Reporter(sink.store, None)
+        sandbox, fences.activate(sandbox, state), state, Reporter(sink.commit, None)
     )
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
     await monitor._inspect()

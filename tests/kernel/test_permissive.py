@@ -103,7 +103,7 @@ def _attempted_by_rule(installed: InstalledFence) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, of_rule in reading.rules.items():
         for kind in KINDS:
-            for element in of_rule.elements[kind]:
+            for element in accounts.elements_of(of_rule)[kind]:
                 what = flow(Key(kind, element.data))
                 if not (what.destination or "").startswith("ff02::"):
                     found[name.partition(":")[0]] += element.packets
@@ -152,7 +152,8 @@ async def test_permissive_fence_allows_logs_and_counts_each_escape_once(
     assert not wrong
     assert {record.verdict for record in records} == {"permit"}
     for name, reading in ended.rules.items():
-        elements = [element for kind in KINDS for element in reading.elements[kind]]
+        by_kind = accounts.elements_of(reading).values()
+        elements = [element for found in by_kind for element in found]
         assert reading.overflow.packets == 0
         assert sum(element.packets for element in elements) == reading.refused.packets, name
     frames = sum(escape.rule == "link" for escape in ESCAPES)

@@ -18,7 +18,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.flow import KINDS, Key
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.kernel import conftest, headers, verdicts
+from tests.kernel import accounts, conftest, headers, verdicts
 from tests.kernel.packets import ETH_IP
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def _other_key(uid: int, ethertype: int, protocol: int) -> Key:
 
 
 def _elements(reading: Reading, rule: str) -> dict[Key, int]:
-    of_rule = reading.rules[rule]
+    elements = accounts.elements_of(reading.rules[rule])
     return {
-        Key(kind, element.data): element.packets
-        for kind in KINDS
-        for element in of_rule.elements[kind]
+        Key(kind, element.data): element.packets for kind in KINDS for element in elements[kind]
     }
 
 

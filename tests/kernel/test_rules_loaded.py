@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.accounting import flow_counter
 from ocsf_nft.fence import counters, nft, ruleset
 from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import KINDS
+from ocsf_nft.flows import flow_counter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,8 @@ from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
-from ocsf_nft.flow import KINDS
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.kernel import headers, link_cases, packets, verdicts
+from tests.kernel import accounts, headers, link_cases, packets, verdicts
 from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
 from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
@@ -336,5 +335,6 @@ def test_rules_count_each_packet_in_one_element(bench: Bench) -> None:
     with Counters(bench.installed) as counters:
         reading = counters.read()
     for rule, of_rule in reading.rules.items():
-        counted = sum(each.packets for kind in KINDS for each in of_rule.elements[kind])
+        by_kind = accounts.elements_of(of_rule).values()
+        counted = sum(each.packets for found in by_kind for each in found)
         assert counted + of_rule.overflow.packets == of_rule.refused.packets, rule

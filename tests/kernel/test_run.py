@@ -33,8 +33,8 @@ _TIMES = 4
 #: Constants of a run that reads the counters only at its start and its stop, so that records come
 #: first however late they are, and that waits for the event of a record's sender.
 OF_RECORDS = {
-    "ocsf_nft.service.account_loop._READ_SECONDS": 600.0,
-    "ocsf_nft.service.account_loop._LONGEST_SECONDS": 600.0,
+    "ocsf_nft.service.reading_schedule.READ_SECONDS": 600.0,
+    "ocsf_nft.service.reading_schedule._LONGEST_SECONDS": 600.0,
     "ocsf_nft.service.account_loop._LATE_NS": 600 * 1_000_000_000,
     "ocsf_nft.attribution.fallback_chain._EVENT_DELAY_SECONDS": 2.0,
 }

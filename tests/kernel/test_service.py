@@ -15,7 +15,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 import pytest
@@ -26,8 +26,7 @@ from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.service import sink_delivery
-from ocsf_nft.service.sink_delivery import Outlet
-from tests.delivery.receiver import Receiver
+from ocsf_nft.state.state_db import StateDatabase
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
 from tests.ports import free_port
@@ -35,7 +34,6 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -106,7 +104,7 @@ def test_run_serves_its_metrics_and_its_health(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run is a fork of this process. At its end it allows little time for the sink that is down.
-    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
     output = tmp_path / "events.jsonl"
     down = {"type": "http", "name": "down", "url": "http://127.0.0.1:9/", "retry_seconds": 0.1}
     config = write(
@@ -296,7 +294,7 @@ def test_hangup_at_any_time_does_not_end_a_run_with_a_file(
         try:
             assert process.stderr is not None
             # Hang up only after the file was read: before that, the signal ends the process.
-            wait_for((state.path / f".run-{conftest.SANDBOX}.lock").exists)
+            wait_for((state.path / ".runs.lock").exists)
             while "ready" not in process.stderr.readline():
                 process.send_signal(signal.SIGHUP)
             for _ in range(20):
@@ -429,7 +427,7 @@ async def test_supervisor_exception_is_raised_unchanged(lab: Lab, state: StateDi
 async def test_service_after_a_cancelled_one_delivers_all_events(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)  # no task reads the remaining events
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)  # no task reads the remaining events
     config = ocsf_nft.parse(settings(lab, state), where="test")
 
     async def supervise() -> None:
@@ -459,27 +457,35 @@ async def test_supervisor_gets_the_reason_why_a_fence_can_not_be_active(
 
 
 async def test_service_failure_ends_the_code_in_its_context(
-    lab: Lab, state: StateDirectory
+    lab: Lab, state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FailingReceiver(Receiver):
-        async def deliver(self, _: Any) -> BatchResult:
-            raise ClosedError("the reader has exited")
+    found = settings(lab, state) | {"output": str(tmp_path / "events.jsonl")}
+    config = ocsf_nft.parse(found, where="test")
 
-    config = ocsf_nft.parse(settings(lab, state), where="test")
-    with pytest.raises(ClosedError, match="the reader has exited"):
-        async with ocsf_nft.Service(config, found=[Outlet(name="failing", sink=FailingReceiver())]):
+    def fail(_: StateDatabase, __: object) -> NoReturn:
+        raise ClosedError("the database is damaged")
+
+    async def watch() -> None:
+        async with ocsf_nft.Service(config):
+            monkeypatch.setattr(StateDatabase, "commit", fail)
+            await asyncio.to_thread(attempts.attempt, lab.sandbox_namespace, 1001, 1, "udp4")
             await asyncio.Event().wait()
+
+    with pytest.raises(ClosedError, match="is damaged"):
+        await watch()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     installer.remove(conftest.SANDBOX, state)
 
 
-async def test_service_with_sinks_of_the_caller_can_be_iterated_over(
-    lab: Lab, state: StateDirectory
+async def test_service_with_a_sink_can_be_iterated_over(
+    lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    config = ocsf_nft.parse(settings(lab, state), where="test")
-    outlet = Outlet(name="caller", sink=Receiver())
-    async with ocsf_nft.Service(config, found=[outlet], iterates=True) as service:
-        assert (await anext(aiter(service)))["class_uid"] in {5019, 6002}
+    output = tmp_path / "events.jsonl"
+    config = ocsf_nft.parse(settings(lab, state) | {"output": str(output)}, where="test")
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        event = await anext(aiter(service))
+        assert event["class_uid"] in {5019, 6002}
+    assert orjson.loads(output.read_bytes().splitlines()[0]) == event
 
 
 async def test_service_that_is_not_iterated_over_raises(lab: Lab, state: StateDirectory) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting import state_db
 from ocsf_nft.netns import Namespace
+from ocsf_nft.state.archive import Archive
+from ocsf_nft.state.change import Account
+from ocsf_nft.state.state_db import FILE
 from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
 
@@ -148,17 +150,23 @@ def test_evicted_packets_without_a_reader_are_pending(
 def test_account_is_stored_as_long_as_its_fence(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    file = state.directory(conftest.SANDBOX) / state_db.FILE
+    file = state.directory(conftest.SANDBOX) / FILE
     options = accounts.options(state, tmp_path / "events.jsonl")
     with command.running(*options) as running:
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert file.exists()
+    assert _stored(file).parts
     assert command.run("remove", *options[:4]).code == 0
     proxy = ("--proxy", "10.200.0.1:3128")
     with command.running(*options, "--netns", fenced.sandbox, *proxy, "--install") as running:
-        assert file.exists()
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert not file.exists()
+    assert _stored(file) == Account()
+    with Archive(file) as archive:
+        assert next(archive.newest()), "the events stay"
+
+
+def _stored(file: Path) -> Account:
+    with Archive(file) as archive:
+        return archive.account(conftest.SANDBOX)
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--metrics",)])

@@ -77,6 +77,7 @@ class GuardProbe:
         prepared: bool,
         starts: bool,
     ) -> None:
+        self.is_stopped = False
         self.notifications: queue.Queue[FenceChange | Exception | None] = queue.Queue()
         self.guard = TamperGuard(installed, state, self.notifications.put, self_heal=self_heal)
         if prepared:
@@ -87,6 +88,12 @@ class GuardProbe:
     def use_restore_batch(self, installed: InstalledFence, state: StateDirectory) -> None:
         sandbox = installed.spec.sandbox
         self.guard.use_restore_batch(restore_batch.prepare(installed), state.version(sandbox))
+
+    def stop(self) -> None:
+        """Stop the guard, if it was not stopped before."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.guard.stop()
 
     def next_change(self) -> FenceChange:
         """Return the next change; notifications about links are skipped."""
@@ -99,7 +106,7 @@ class GuardProbe:
 
     def remaining_changes(self) -> list[FenceChange]:
         """Stop the guard, and return the remaining changes."""
-        self.guard.stop()
+        self.stop()
         found = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -122,8 +129,7 @@ def make_guard(
 
     yield make
     for each in made:
-        if each.guard._wake >= 0:
-            each.guard.stop()
+        each.stop()
 
 
 def _tamper(lab: Lab, text: str) -> int:

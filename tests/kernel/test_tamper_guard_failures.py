@@ -6,8 +6,8 @@ import os
 import select
 import shutil
 import socket
+import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -23,6 +23,7 @@ from tests.kernel.test_tamper_guard import GuardProbe, _tamper, _verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ocsf_nft.fence import nft_monitor
     from ocsf_nft.fence.spec import FenceSpec
@@ -54,12 +55,13 @@ def owning_probe(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[G
 def _make_guard(installed: InstalledFence, state: StateDirectory) -> Iterator[GuardProbe]:
     made = GuardProbe(installed, state, self_heal=True, prepared=True, starts=False)
     yield made
-    if made.guard._wake >= 0:
-        made.guard.stop()
+    made.stop()
 
 
 def test_tamper_guard_has_no_event_at_its_start(probe: GuardProbe) -> None:
-    assert select.select([probe.guard._wake], [], [], 0) == ([], [], [])
+    now = time.monotonic()
+    assert probe.guard.deadline(now) is None
+    assert select.select(probe.guard.awaited(now), [], [], 0) == ([], [], [])
 
 
 def _monitor(probe: GuardProbe) -> nft_monitor.NftMonitor:
@@ -157,8 +159,11 @@ def test_nft_monitor_owns_no_tables_after_a_timeout_if_it_owned_none(
 
 
 def test_tamper_guard_ends_with_an_error_if_notices_cannot_be_read(probe: GuardProbe) -> None:
-    with Path(os.devnull).open("rb") as file:
-        os.dup2(file.fileno(), _monitor(probe).notices.fileno())
+    read, write = os.pipe()
+    os.write(write, b"no notice")
+    os.dup2(read, _monitor(probe).notices.fileno())
+    os.close(read)
+    os.close(write)
     probe.guard.start()
     with pytest.raises(SourceError, match="can't be watched: Socket operation on non-socket"):
         probe.next_change()

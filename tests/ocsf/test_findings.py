@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.accounting.incidents import extend_incident
 from ocsf_nft.attempt import Aggregation, Attempt, Incident, IncidentEnd
 from ocsf_nft.flow import Key
+from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper

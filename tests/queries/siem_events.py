@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.accounting.incidents import extend_incident
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import Key
+from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (

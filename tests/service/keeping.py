@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ocsf_nft.accounting import state_db
 from ocsf_nft.attribution.fallback_chain import FallbackChain
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.errors import DeliveryError
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.event_rendering import Reporter
-from tests.accounting.reading import NOW
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_db import FILE
+from ocsf_nft.state.state_store import StateStore
+from tests.flows.reading import NOW
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from ocsf_nft.state.change import Change, DroppedRecords
 
 
 @dataclass
@@ -31,15 +35,17 @@ class MemoryStore:
     events: list[dict[str, Any]] = field(default_factory=list)
     tried: list[bytes] = field(default_factory=list)
     positions: dict[str, str] = field(default_factory=dict)
+    dropped: list[tuple[str, DroppedRecords]] = field(default_factory=list)
 
-    async def store(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        self.tried = list(lines)
+    async def commit(self, change: Change) -> None:
+        self.tried = list(change.events)
         await asyncio.sleep(self.seconds)
         if self.fails:
             raise DeliveryError("the disk is full")
-        self.events += map(orjson.loads, lines)
-        if source:
-            self.positions[source] = position
+        self.events += map(orjson.loads, change.events)
+        self.dropped += change.dropped
+        if change.position is not None:
+            self.positions[change.position.source] = change.position.position
 
     async def wait_for_class(self, uid: int) -> None:
         async with asyncio.timeout(60):
@@ -58,18 +64,36 @@ async def running_account(
     fallback_chain: FallbackChain | None = None,
     *,
     source: str = "kmsg",
+    store: StateStore | None = None,
 ) -> AsyncIterator[AccountLoop]:
-    """Open the account of a sandbox, with its file in a folder."""
-    made = AccountLoop(
-        "sb",
-        counters,  # type: ignore[arg-type]
-        path / state_db.FILE,
-        Reporter(sink.store, None),
-        begun_ns=NOW,
-        retrier=StorageRetrier(asyncio.Event()),
-        fallback_chain=fallback_chain or FallbackChain({}),
-        source=source,
-    )
-    async with made:
+    """Open the account of a sandbox, with its state database in a folder.
+
+    ``sink`` gets the events before they are stored. If it fails, nothing is stored. An already open
+    ``store`` has the account of a run that was killed.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if store is None:
+            store = await stack.enter_async_context(opened_store(path))
+        commit_stored = store.commit
+
+        async def commit(change: Change) -> None:
+            await sink.commit(change)
+            await commit_stored(change)
+
+        made = AccountLoop(
+            "sb",
+            counters,  # type: ignore[arg-type]
+            store,
+            StateDirectory(path),
+            Reporter(commit, None),
+            begun_ns=NOW,
+            fallback_chain=fallback_chain or FallbackChain({}),
+            source=source,
+        )
+        await stack.enter_async_context(made)
         await made.resume()
         yield made
+
+
+def opened_store(path: Path) -> StateStore:
+    return StateStore(path / FILE, StorageRetrier(asyncio.Event()))

@@ -7,19 +7,19 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import orjson
 import pytest
 
-from ocsf_nft.accounting import state_db
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
 from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
 from ocsf_nft.service import account_loop
-from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+from ocsf_nft.state.change import DroppedRecords
+from ocsf_nft.state.state_db import FILE
 from tests.conformance.attributed import done_by
 from tests.conformance.corpus import as_allowed
+from tests.flows.reading import NOW, SECOND, key, reading, record, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
 
@@ -48,7 +48,7 @@ class Given:
     def close(self) -> None:
         self.closed = True
 
-    def read(self) -> Reading:
+    def read(self, _settled: frozenset[str] = frozenset()) -> Reading:
         if self.error is not None:
             raise self.error
         self.at_ns += SECOND // 2
@@ -70,60 +70,66 @@ async def test_record_is_reported_at_once_and_its_flow_completely(tmp_path: Path
     assert (balance.pending, balance.counter_mismatch) == (0, 0)
 
 
-async def test_undelivered_events_are_delivered_unchanged_after_a_restart(
+async def test_record_is_reported_although_its_source_is_cancelled(tmp_path: Path) -> None:
+    """The sandbox's source ends, and the service goes on with the others."""
+    counters, sink = Given({key(tcp()): 1}), MemoryStore(seconds=0.05)
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        sink.tried.clear()
+        taking = asyncio.create_task(account.take(batch(record(tcp()))))
+        while not sink.tried:  # noqa: ASYNC110 - its events are being stored
+            await asyncio.sleep(0)
+        taking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await taking
+        (balance,) = await account.close()
+    assert [event["count"] for event in sink.of_class(4001)] == [1]
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
+
+
+async def test_packet_whose_event_was_not_stored_is_reported_after_a_restart(
     tmp_path: Path,
 ) -> None:
     counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
-    with pytest.raises(DeliveryError):
+    with pytest.raises(DeliveryError, match="the disk is full"):
         async with keeping.running_account(counters, tmp_path, failing) as account:
             await account.take(batch(record(tcp())))
+    assert failing.tried
     counters.counts = {key(tcp()): 1}
     for _ in range(2):
         async with keeping.running_account(counters, tmp_path, sink) as account:
-            await account.close()
-    events = sink.of_class(4001)
-    assert [orjson.loads(line) for line in failing.tried] == events[:1]
-    assert {event["metadata"]["uid"] for event in events} == {events[0]["metadata"]["uid"]}
-    assert events[0]["count"] == 1
-
-
-async def test_undelivered_events_stay_stored_during_another_reading(tmp_path: Path) -> None:
-    """A run that ends lets a started reading complete."""
-    counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
-    async with keeping.running_account(counters, tmp_path, failing) as account:
-        with pytest.raises(DeliveryError, match="the disk is full"):
-            await account.take(batch(record(tcp())))
-        counters.counts = {key(tcp()): 1, key(tcp(81)): 1}
-        with pytest.raises(DeliveryError, match="events of sandbox sb are not delivered yet"):
-            await account._read_and_report()
-    async with keeping.running_account(counters, tmp_path, sink) as account:
-        (balance,) = await account.close()
-    assert balance.counter_mismatch == 0
-    assert {event["dst_endpoint"]["port"] for event in sink.of_class(4001)} == {80, 81}
+            (balance,) = await account.close()
+    assert [event["count"] for event in sink.of_class(4001)] == [1]
+    assert (balance.reported, balance.counter_mismatch) == (1, 0)
 
 
 async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()  # no folder can be made below it
-    for counters, folder, error in (
-        (Given(error=FenceError("no counters")), tmp_path, FenceError),
-        (Given(), tmp_path / "file" / "folder", DeliveryError),
-    ):
-        with pytest.raises(error):
-            async with keeping.running_account(counters, folder, MemoryStore()):
-                pass
-        async with asyncio.timeout(60):
-            while not counters.closed:  # noqa: ASYNC110 - a thread closes them
-                await asyncio.sleep(0.001)
+    counters = Given(error=FenceError("no counters"))
+    with pytest.raises(FenceError):
+        async with keeping.running_account(counters, tmp_path, MemoryStore()):
+            pass
+    async with asyncio.timeout(60):
+        while not counters.closed:  # noqa: ASYNC110 - a thread closes them
+            await asyncio.sleep(0.001)
 
 
-async def test_damaged_account_is_reported_as_dropped_records(tmp_path: Path) -> None:
-    (tmp_path / state_db.FILE).write_bytes(b"no database" * 1000)
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_lost_account_is_reported_as_dropped_records(tmp_path: Path, is_there: bool) -> None:
+    counters = Given({key(tcp()): 1})
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+        await account.close()
+    (tmp_path / FILE).unlink()
+    if is_there:
+        (tmp_path / FILE).write_bytes(b"no database" * 1000)
     sink = MemoryStore()
-    async with keeping.running_account(Given({key(tcp()): 1}), tmp_path, sink) as account:
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
     (gap,) = sink.of_class(6002)
-    assert f"{tmp_path / state_db.FILE} is damaged" in gap["status_detail"]
+    assert f"{tmp_path / FILE} is not the database" in gap["status_detail"]
     assert sum(event["count"] for event in sink.of_class(4001)) == 1
+    sink = MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        await account.close()
+    assert sink.events == []
 
 
 async def test_pause_is_reported_with_its_refused_packets(tmp_path: Path) -> None:
@@ -165,9 +171,7 @@ async def test_records_are_reported_while_the_counters_can_not_be_read(tmp_path:
         counters.error = FenceError("no table")
         await account._observe()
         assert len(sink.of_class(6002)) == 2
-    database = state_db.StateDatabase(tmp_path / state_db.FILE).open(read_only=True)
-    assert database.dropped_records() == (state_db.DroppedRecords("counters", 2, 0),)
-    database.close()
+        assert await account.dropped_records() == (DroppedRecords("counters", 2, 0),)
 
 
 async def test_record_whose_packet_another_counter_has_at_the_end_is_reported_once(
@@ -255,16 +259,15 @@ async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
     counters, sink = Given({key(metadata): 2}), MemoryStore()
-    async with contextlib.AsyncExitStack() as killed:
-        account = await killed.enter_async_context(
-            keeping.running_account(counters, tmp_path, sink)
-        )
+    async with keeping.opened_store(tmp_path) as store, contextlib.AsyncExitStack() as killed:
+        running = functools.partial(keeping.running_account, counters, tmp_path, sink, store=store)
+        account = await killed.enter_async_context(running())
         await account._report_due()
         ((created, finding, packets),) = _findings(sink)
         assert (created, packets) == (1, 2)
-        # The next run opens the file that this one has not closed.
+        # The next run restores the account that this one has not closed.
         counters.counts = {key(metadata): 5}
-        again = await killed.enter_async_context(keeping.running_account(counters, tmp_path, sink))
+        again = await killed.enter_async_context(running())
         await again._report_due()
         later_ns = time.monotonic_ns() + 11 * SECOND
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
@@ -280,13 +283,12 @@ async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
 
 async def test_open_fan_out_of_a_killed_run_is_ended(tmp_path: Path) -> None:
     counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), MemoryStore()
-    async with contextlib.AsyncExitStack() as killed:
-        account = await killed.enter_async_context(
-            keeping.running_account(counters, tmp_path, sink)
-        )
+    async with keeping.opened_store(tmp_path) as store, contextlib.AsyncExitStack() as killed:
+        running = functools.partial(keeping.running_account, counters, tmp_path, sink, store=store)
+        account = await killed.enter_async_context(running())
         await account._report_due()
         ((begun, fan_out, _),) = _findings(sink)
-        async with keeping.running_account(counters, tmp_path, sink) as again:
+        async with running() as again:
             await again.close()
         assert begun == 1
         assert _findings(sink)[-1] == (3, fan_out, 40)
@@ -311,7 +313,7 @@ class Changing(Given):
     permissive_counts: dict[Key, int] | None = None
     readings: int = 0
 
-    def read(self) -> Reading:
+    def read(self, _settled: frozenset[str] = frozenset()) -> Reading:
         self.readings += 1
         enforcing = super().read()
         if self.permissive_counts is None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ocsf_nft.record import Batch
-from ocsf_nft.service import account_loop
-from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+from ocsf_nft.service import account_loop, reading_schedule
+from ocsf_nft.service.reading_schedule import IDLE_SECONDS
 from tests.conformance.corpus import as_allowed
+from tests.flows.reading import NOW, SECOND, key, reading, record, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from ocsf_nft.flow import Reading
 
@@ -29,14 +31,15 @@ class _Counters:
     readings: int = 0
     took: float = 0.0
     now: float = 1000.0
+    closed: int = 0
 
     def open(self) -> None:
         pass
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
-    def read(self) -> Reading:
+    def read(self, _settled: frozenset[str]) -> Reading:
         self.readings += 1
         self.now += self.took
         return reading({key(tcp()): self.packets}, self.at_ns)
@@ -51,10 +54,21 @@ class _Counters:
         return self.at_ns
 
 
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> _Counters:
+    """Return counters whose clock the account uses."""
+    made = _Counters()
+    for module in (account_loop, reading_schedule):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
 async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
     for name, pause_ns, is_reported in (
-        ("shorter", 5 * SECOND - 1, False),
-        ("as long", 5 * SECOND, True),
+        # An idle sandbox was perhaps read for the last time 30 s before the end, and the time of a
+        # reading is stored once a minute.
+        ("shorter", 95 * SECOND - 1, False),
+        ("as long", 95 * SECOND, True),
     ):
         counters, sink = _Counters(), MemoryStore()
         for _ in range(2):
@@ -67,8 +81,8 @@ async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
 
 async def test_rule_that_is_gone_causes_no_gap_at_each_reading(tmp_path: Path) -> None:
     class WithGuard(_Counters):
-        def read(self) -> Reading:
-            found = super().read()
+        def read(self, settled: frozenset[str]) -> Reading:
+            found = super().read(settled)
             (rule,) = found.rules.values()
             more = {"guard": rule} if self.readings == 1 else {}
             epochs = {**found.epochs, **dict.fromkeys(more, "boot:2")}
@@ -97,25 +111,77 @@ async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     assert sink.of_class(6002)[0]["count"] == 2
 
 
-async def test_slow_counters_are_read_less_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counters = _Counters()
-    monkeypatch.setattr(account_loop, "time", counters)
+async def test_rule_that_is_gone_causes_no_gap_at_each_start(tmp_path: Path) -> None:
+    class Two(_Counters):
+        def read(self, settled: frozenset[str]) -> Reading:
+            found = super().read(settled)
+            (rule,) = found.rules.values()
+            more = {"guard": rule} if self.has_guard else {}
+            return replace(
+                found,
+                rules={**found.rules, **more},
+                epochs={**found.epochs, **dict.fromkeys(more, "boot:2")},
+            )
+
+        has_guard = True
+
+    counters, sink = Two(), MemoryStore()
+    for number in range(4):
+        counters.has_guard = number == 0
+        async with keeping.running_account(counters, tmp_path, sink) as account:
+            await account.close()
+        counters.at_ns += 60 * SECOND
+    assert sink.of_class(6002) == []
+
+
+async def test_slow_counters_are_read_less_often(tmp_path: Path, counters: _Counters) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
-        for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0)):
+        for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0), (2, 20)):
             counters.took = took
             await account._observe()
-            assert round(account._wait_seconds, 6) == pause
-            counters.now += 7
-            assert round(account.idle_seconds, 6) == 7
+            assert round(account._schedule.early_seconds, 6) == pause
+
+
+async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
+    tmp_path: Path, counters: _Counters
+) -> None:
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+        await account._read_and_report()
+        assert account._schedule.wait_seconds == 0.5, "the flow is not over"
+        counters.now += 61
+        pauses = []
+        for _ in range(9):
+            await account._read_and_report()
+            pauses.append(account._schedule.wait_seconds)
+        assert pauses == [1, 2, 4, 8, 16, 30, 30, 30, 30]
+        assert counters.closed == 7
+        assert account.late_seconds == 0
+        counters.now += 37
+        assert account.late_seconds == 7
+        await account.take(Batch(records=(record(tcp(81)),)))
+        await asyncio.wait_for(account._wait(), 5)
+
+
+async def test_delayed_reading_is_reported_and_a_planned_pause_is_not(
+    tmp_path: Path, counters: _Counters
+) -> None:
+    sink = MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        for is_active, late, reported in ((False, 4.9, 0), (False, 5.0, 1), (True, 5.0, 2)):
+            for _ in range(7):  # from the shortest pause to the longest
+                account._schedule.plan(is_active=is_active)
+            pause = account._schedule.wait_seconds
+            assert pause == (0.5 if is_active else IDLE_SECONDS)
+            counters.now += pause + late
+            counters.at_ns += round((pause + late) * SECOND)
+            counters.packets += 1
+            await account._observe()
+            assert len(sink.of_class(6002)) == reported
 
 
 async def test_records_of_the_other_mode_cause_at_most_two_readings_a_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, counters: _Counters
 ) -> None:
-    counters = _Counters()
-    monkeypatch.setattr(account_loop, "time", counters)
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         await account.take(Batch(records=(as_allowed(record(tcp())),)))
         for number, (later, readings) in enumerate(((0.499, 0), (0.001, 1), (0.499, 0))):

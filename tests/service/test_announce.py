@@ -33,6 +33,6 @@ async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
     ):
         sink = MemoryStore()
         await FenceMonitor(
-            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.store, None)
+            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.commit, None)
         ).announce()
         assert len(sink.of_class(5019)) == reported, fence

@@ -36,7 +36,7 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
             await asyncio.sleep(0)
 
     other = asyncio.create_task(take_turns())
-    lines = await Reporter(MemoryStore().store, Host(hostname="test")).lines(found())
+    lines = await Reporter(MemoryStore().commit, Host(hostname="test")).lines(found())
     other.cancel()
     assert len(lines) == sum(waited) == 10 * module._SLICE
     assert max(waited) <= module._SLICE
@@ -44,7 +44,7 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
 
 
 def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
-    reporter = Reporter(MemoryStore().store, Host(hostname="test"))
+    reporter = Reporter(MemoryStore().commit, Host(hostname="test"))
     container = Container(name="one")
     reporter.set_context("one", Context(container=container))
     for rules, threshold in (
@@ -59,7 +59,7 @@ def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
 
 
 async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbox() -> None:
-    reporter = Reporter(MemoryStore().store, Host(hostname="test"))
+    reporter = Reporter(MemoryStore().commit, Host(hostname="test"))
     for severity in (Severity.CRITICAL, Severity.LOW):
         reporter.set_severity_rules((SeverityRule(severity=severity),), Threshold())
         line, *_ = await reporter.lines([Attempt.of(record(**V4, **TCP))])

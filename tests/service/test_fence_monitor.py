@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,6 +13,7 @@ from ocsf_nft.fence import nft, restore_batch
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import FenceChange
+from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fences
@@ -50,7 +52,7 @@ def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
 
     def made(fence: Fence = ACTIVE, *, self_heal: bool = False) -> FenceMonitor:
         parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
-        return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.store, None))
+        return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.commit, None))
 
     return made
 
@@ -567,3 +569,61 @@ async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
     await found.announce()
     await found.remove()
     assert state_changes(sink) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_unchanged"),
+    [
+        ({}, True),
+        ({"generations": (8,)}, False),
+        ({"generations": None}, False),
+        ({"identity": "4:2"}, False),
+        ({"version": (2,)}, False),
+        ({"now": 1599.0}, True),
+        ({"now": 1600.0}, False),
+    ],
+    ids=str,
+)
+async def test_check_is_left_out_only_if_nothing_may_have_changed(
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    is_unchanged: bool,
+) -> None:
+    facts = {"generations": (7,), "identity": "4:1", "version": (1,), "now": 1000.0}
+    monkeypatch.setattr(Namespace, "identity", lambda _: facts["identity"])
+    monkeypatch.setattr(StateDirectory, "version", lambda *_: facts["version"])
+    monkeypatch.setattr(fence_monitor, "time", SimpleNamespace(monotonic=lambda: facts["now"]))
+    set_inspections(WELL)
+    monitor = make()
+    monitor._watch = SimpleNamespace(  # type: ignore[assignment]
+        tamper_guard=SimpleNamespace(
+            generations_now=lambda: facts["generations"],
+            has_attached_interfaces=False,
+        )
+    )
+    assert not monitor._is_unchanged()
+    await monitor._inspect()
+    facts |= change
+    assert monitor._is_unchanged() == is_unchanged
+
+
+@pytest.mark.parametrize("seen", [altered("a rule came"), AbsentError("no fence"), None], ids=str)
+async def test_check_after_one_with_a_fault_is_not_left_out(
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    seen: Inspection | OcsfNftError | None,
+) -> None:
+    monkeypatch.setattr(Namespace, "identity", lambda _: "4:1")
+    set_inspections(WELL, seen)
+    monitor = make()
+    monitor._watch = SimpleNamespace(  # type: ignore[assignment]
+        tamper_guard=SimpleNamespace(generations_now=lambda: (7,), has_attached_interfaces=False),
+        take_pending=tuple,
+    )
+    await monitor._inspect()
+    assert monitor._is_unchanged()
+    await monitor._inspect()
+    assert not monitor._is_unchanged()

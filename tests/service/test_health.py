@@ -11,29 +11,46 @@ if TYPE_CHECKING:
     from ocsf_nft.service.run import Service
 
 
+def _sandbox(
+    name: str,
+    *,
+    fence: str | None = None,
+    counters: str | None = None,
+    late_seconds: float = 0.0,
+    failure: str | None = None,
+) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name,
+        monitor=SimpleNamespace(fault=fence),
+        account=SimpleNamespace(fault=counters, late_seconds=late_seconds),
+        failure=failure,
+    )
+
+
 def _service(*, fault: str | None = None) -> Service:
     made = SimpleNamespace(
-        fence_monitors=[
-            SimpleNamespace(name="sb1", fault=None),
-            SimpleNamespace(name="sb2", fault="it was deleted"),
-        ],
-        accounts=[
-            SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=30.0),
-            SimpleNamespace(sandbox="sb2", fault="no memory", idle_seconds=30.6),
+        sandboxes=[
+            _sandbox("sb1", late_seconds=30.0),
+            _sandbox("sb2", fence="it was deleted", late_seconds=30.6),
+            _sandbox("sb3", counters="no memory"),
+            _sandbox("sb4", fence="it was deleted", late_seconds=99, failure="it is another one"),
         ],
         retrier=SimpleNamespace(fault=fault),
+        delivery=SimpleNamespace(fault=None, storage_fault=None),
     )
     return cast("Service", made)
 
 
 def test_faults_name_each_sandbox_and_cause() -> None:
     fence = "the fence of sandbox sb2 is not active: it was deleted"
-    counters = "the counters of sandbox sb2 can't be read: no memory"
-    stuck = "the counters of sandbox sb2 have not been read for 31 s"
+    counters = "the counters of sandbox sb3 can't be read: no memory"
+    ended = "sandbox sb4 is no longer watched: it is another one"
+    stuck = "the counters of sandbox sb2 should have been read 31 s ago"
     assert health.stuck(_service()) == (stuck,)
-    assert health.faults(_service()) == (stuck, fence, counters)
+    assert health.faults(_service()) == (stuck, fence, counters, ended)
     # A service that waits for a disk reads no counters meanwhile, and a restart does not change
     # that.
     full = _service(fault="the disk is full")
     assert health.stuck(full) == ()
-    assert health.faults(full) == (fence, counters, "events can't be stored: the disk is full")
+    expected = (fence, counters, ended, "events can't be stored: the disk is full")
+    assert health.faults(full) == expected

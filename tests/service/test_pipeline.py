@@ -113,27 +113,30 @@ def _record(number: int) -> Record:
 async def test_waiting_records_are_delivered_after_the_stop() -> None:
     sink, source, stop = MemoryStore(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     assert len(sink.of_class(4001)) == source.made == 500
     assert not sink.of_class(6002)
 
 
 async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> None:
-    @dataclass
-    class Losing(Untouched):
-        reported_gaps: list[Gap]
-
-        async def count_dropped(self, gap: Gap) -> None:
-            self.reported_gaps.append(gap)
-
     gap = Gap(transport="nflog", reason="the buffer was full", dropped=3, since_ns=1, until_ns=2)
-    sink, ours, other = MemoryStore(), Losing([]), Losing([])
-    accounts = {"ours": cast("AccountLoop", ours), "other": cast("AccountLoop", other)}
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), accounts)
+    sink = MemoryStore()
+    requested: list[str] = []
+
+    class Account(Untouched):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def request_reading(self) -> None:
+            requested.append(self.name)
+
+    accounts = {name: cast("AccountLoop", Account(name)) for name in ("ours", "other")}
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), accounts)
     source = Fixed(Batch(gaps=(gap, gap)))
     await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
-    assert (ours.reported_gaps, other.reported_gaps) == ([gap, gap], [])
+    assert sink.dropped == [("ours", ("nflog", 1, 3))] * 2
+    assert set(requested) == {"ours"}
     assert len(sink.of_class(6002)) == 2
 
 
@@ -144,7 +147,7 @@ async def test_records_not_delivered_in_time_are_counted(
     monkeypatch.setattr(module, "_COUNT_SECONDS", 600.0)
     sink, source, stop = MemoryStore(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     delivered = len(sink.of_class(4001))
     (gap_event,) = sink.of_class(6002)
@@ -164,7 +167,7 @@ async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "time", clock)
     stop.set()
     sink = MemoryStore()
-    await Pipeline(Reporter(sink.store, Host(hostname="test")), {}).pump(source, stop)
+    await Pipeline(Reporter(sink.commit, Host(hostname="test")), {}).pump(source, stop)
     (gap_event,) = sink.of_class(6002)
     assert gap_event["status_detail"].startswith("stopped before at least ")
     assert "count" not in gap_event
@@ -176,7 +179,7 @@ async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyP
 async def test_record_of_an_unknown_sandbox_is_counted_as_forged() -> None:
     sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejected == {"forged": 10}
@@ -193,7 +196,7 @@ FOREIGN = [
 
 async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
-    reporter = Reporter(sink.store, Host(hostname="test"))
+    reporter = Reporter(sink.commit, Host(hostname="test"))
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
     reporter.set_context("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
     table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
@@ -216,7 +219,7 @@ async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> 
 
 async def test_unrequested_foreign_records_are_forged() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
@@ -225,7 +228,7 @@ async def test_unrequested_foreign_records_are_forged() -> None:
 
 async def test_own_prefix_of_an_unknown_sandbox_is_forged_among_foreign_records() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
@@ -238,7 +241,7 @@ async def test_gaps_are_all_events_but_few_are_logged() -> None:
     other = replace(full, reason="another", dropped=None)
     sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
@@ -253,14 +256,14 @@ async def test_event_from_another_machines_log_has_no_device() -> None:
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
         sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(Reporter(sink.store, host), {}).pump(source, stop)
+        await Pipeline(Reporter(sink.commit, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)
 
 
 async def test_position_of_the_hosts_log_is_stored_with_its_records_and_without() -> None:
     sink = MemoryStore()
-    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
     foreign = record("[UFW BLOCK] ", **V4, **TCP)
     for batch, position, events in (
         (Batch(records=(foreign,), cursor="one"), "one", 1),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.process import Process
-from tests.accounting.reading import NOW, SECOND, key, record, tcp
 from tests.conformance.attributed import done_by
+from tests.flows.reading import NOW, SECOND, key, record, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
 from tests.service.test_account_loop import Given, batch

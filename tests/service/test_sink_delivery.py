@@ -13,18 +13,18 @@ import pytest
 from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+from ocsf_nft.delivery.sink_db import SinkDatabase
 from ocsf_nft.delivery.sinks.file import File
-from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import lifecycle
 from ocsf_nft.service import sink_delivery
-from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery, outlets
+from ocsf_nft.service.outlet import Outlet, outlets
+from ocsf_nft.state.change import Change
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.delivery.receiver import Receiver
+from tests.service.delivering import Delivering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_N
 @pytest.fixture(autouse=True)
 def endless_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an end and a replacement wait for the sinks on the slowest machine too."""
-    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 600.0)
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 600.0)
 
 
 class LineReceiver(Receiver):
@@ -58,8 +58,8 @@ class LineReceiver(Receiver):
         return outcome
 
 
-def made(folder: Path, **found: Outlet) -> SinkDelivery:
-    return SinkDelivery(list(found.values()), Store(folder / FILE), StorageRetrier(asyncio.Event()))
+def made(folder: Path, **found: Outlet) -> Delivering:
+    return Delivering(list(found.values()), folder)
 
 
 def one(name: str, sink: Receiver, **settings: Any) -> Outlet:
@@ -79,7 +79,7 @@ async def test_sink_gets_events_in_its_version_and_of_its_classes(tmp_path: Path
     old, findings, new = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path,
-        old=one("old", old, version="1.1.0"),
+        old=one("old", old, older_version="1.1.0"),
         findings=one("findings", findings, classes=frozenset({2004, 6002})),
         new=one("new", new),
     ) as delivery:
@@ -95,7 +95,7 @@ async def test_undelivered_events_wait_for_the_next_run(
 ) -> None:
     down, well = LineReceiver(down=True), LineReceiver()
     with monkeypatch.context() as impatient:
-        impatient.setattr(sink_delivery, "_DRAIN_SECONDS", 0.05)
+        impatient.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
         async with made(tmp_path, down=one("down", down), well=one("well", well)) as delivery:
             await delivery.store_events([REFUSED])
             while delivery.forwarders[1].pending:  # noqa: ASYNC110 - no other task waits
@@ -162,7 +162,7 @@ async def test_permanent_failure_of_a_sink_ends_the_context(tmp_path: Path) -> N
     assert [str(each) for each in ended.value.exceptions] == ["the reader is closed"]
 
 
-async def _store_several(delivery: SinkDelivery, number: int) -> None:
+async def _store_several(delivery: Delivering, number: int) -> None:
     for _ in range(number):
         await delivery.store_events([_another()])
 
@@ -212,7 +212,7 @@ async def test_sink_that_is_down_does_not_delay_a_replacement(tmp_path: Path) ->
 async def test_cancelled_replacement_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.3)
     stuck, well = LineReceiver(stuck=True), LineReceiver()
     slow_outlet = Outlet(
         name="stuck", sink=stuck, batch_settings=BatchSettings(timeout_seconds=3600.0)
@@ -385,18 +385,18 @@ def _read(descriptor: int, lines: int) -> list[bytes]:
 async def test_opened_sinks_are_closed_after_a_failed_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: object) -> object:
+    def broken(*_: object) -> object:
         raise ClosedError("the store is closed")
 
     first, second = LineReceiver(), LineReceiver()
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "register", broken)
+        patched.setattr(SinkDatabase, "register", broken)
         with pytest.raises(ClosedError, match="the store is closed"):
             await made(tmp_path, a=one("a", first, is_local=True)).__aenter__()
     assert first.opened == first.closed == 1
     async with made(tmp_path, a=one("a", LineReceiver())) as delivery:
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "register", broken)
+            patched.setattr(SinkDatabase, "register", broken)
             with pytest.raises(ClosedError, match="the store is closed"):
                 await delivery.replace([one("a", LineReceiver()), one("b", second, is_local=True)])
     assert second.opened == second.closed == 1
@@ -416,6 +416,7 @@ async def test_undelivered_events_of_a_removed_sink_are_counted_at_its_end(
         await delivery.store_events([REFUSED, STARTED])
         await has_begun.wait()
         await delivery.replace([one("c", LineReceiver())])
+        await delivery.forget_removed()
     facts = [
         line for line in capsys.readouterr().out.splitlines() if "no longer configured" in line
     ]
@@ -426,16 +427,16 @@ async def test_undelivered_events_of_a_removed_sink_are_counted_at_its_end(
 
 async def test_outlet_delivers_directly_to_its_sink() -> None:
     sink = LineReceiver()
-    outlet = one("a", sink, version="1.1.0", classes=frozenset({4001}))
-    await outlet.deliver([STARTED])
-    await outlet.deliver([REFUSED, STARTED, OTHER])
+    outlet = one("a", sink, older_version="1.1.0", classes=frozenset({4001}))
+    await outlet.deliver(Change(events=[STARTED]))
+    await outlet.deliver(Change(events=[REFUSED, STARTED, OTHER]))
     assert [orjson.loads(line)["metadata"]["version"] for line in sink.lines] == ["1.1.0"] * 2
 
 
 @pytest.mark.parametrize("facts", [{"bad": {""}}, {"most": 0}])
 async def test_outlet_raises_an_error_for_refused_events(facts: dict[str, Any]) -> None:
     with pytest.raises(DeliveryError, match="a did not accept all events: b"):
-        await one("a", LineReceiver(**facts)).deliver([REFUSED])
+        await one("a", LineReceiver(**facts)).deliver(Change(events=[REFUSED]))
 
 
 @pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard link"])
@@ -470,9 +471,9 @@ def test_outlets_follow_the_configuration(tmp_path: Path) -> None:
         {"type": "stdout", "name": "screen", "batch_events": 7},
     ]
     found = outlets(config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test").sinks)
-    assert [(each.name, each.version, each.classes) for each in found] == [
+    assert [(each.name, each.older_version, each.classes) for each in found] == [
         (str(tmp_path / "a"), "1.1.0", frozenset({4001})),
-        ("screen", "1.8.0", frozenset({2004, 4001, 5019, 6002})),
+        ("screen", None, None),
     ]
     assert [each.batch_settings.events for each in found] == [500, 7]
     assert all(each.is_local for each in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
@@ -12,6 +13,7 @@ from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.versions import LATEST, full_version
 
@@ -73,8 +75,18 @@ class SinkTable(Table):
         return frozenset(CLASS_UIDS[name] for name in self.classes)
 
     @property
+    def has_all_classes(self) -> bool:
+        """Return True if the sink gets events of every class."""
+        return self.class_uids == frozenset(CLASS_UIDS.values())
+
+    @property
+    def older_version(self) -> str | None:
+        """Return the OCSF version to which events are converted; None if it is the newest."""
+        return None if self.ocsf_version == LATEST else self.ocsf_version
+
+    @property
     def called(self) -> str:
-        """Return the name of the sink in the event store, in metrics and in the service's log.
+        """Return the name of the sink in the store, in metrics and in the service's log.
 
         This is the configured ``name``, or else :attr:`target`.
         """
@@ -105,6 +117,17 @@ class SinkTable(Table):
 
         Raises UnsupportedError if the sink needs a package extra that is not installed.
         """
+
+
+def require_extra(extra: str, kind: str, *modules: str) -> None:
+    """Raise UnsupportedError if the package extra for sinks of type ``kind`` is not installed.
+
+    ``modules`` are the modules of the extra. They are not imported.
+    """
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        raise UnsupportedError(
+            f"a sink of type {kind} needs the extra ocsf-nft[{extra}]: install it"
+        )
 
 
 class SecretTable(Table):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ocsf_nft.config.sinks.http_client import SecuredSink, Url, needing_http
+from ocsf_nft.config.sinks.base import require_extra
+from ocsf_nft.config.sinks.http_client import SecuredSink, Url
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -36,6 +37,7 @@ class HttpSink(SecuredSink):
 
         Raises UnsupportedError if the package extra for HTTP is not installed.
         """
-        with needing_http(self.type):
-            from ocsf_nft.delivery.sinks.http import Http  # noqa: PLC0415 - if configured
+        require_extra("http", self.type, "aiohttp")
+        from ocsf_nft.delivery.sinks.http import Http  # noqa: PLC0415 - if configured
+
         return Http(receiver=self.receiver, method=self.method, form=self.format)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -13,11 +12,8 @@ from pydantic import Field, model_validator
 from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
-from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _UNFIT: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
 _APPENDED: Final = ("/services/collector/event", "/services/collector", "/_bulk", "/v1/logs")
@@ -172,18 +168,3 @@ class SecuredSink(WebSink):
         if self.user is not None and self.password is not None:
             return Credentials("Basic", self.password.secret(), self.user)
         return None
-
-
-@contextlib.contextmanager
-def needing_http(kind: str) -> Iterator[None]:
-    """Replace an ImportError in the ``with`` body by an UnsupportedError.
-
-    The error's text asks the user to install the package extra ``ocsf-nft[http]``. ``kind`` is the
-    type of the sink, for this text.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise UnsupportedError(
-            f"a sink of type {kind} needs the extra ocsf-nft[http]: install it"
-        ) from error

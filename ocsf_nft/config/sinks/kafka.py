@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import checked
-from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable, require_extra
 from ocsf_nft.config.sinks.host_port import host_and_port
-from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -65,12 +64,9 @@ class KafkaSink(SinkTable):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the extra for Kafka is not installed."""
-        try:
-            from ocsf_nft.delivery.sinks.kafka import Kafka  # noqa: PLC0415 - only where configured
-        except ImportError as error:
-            raise UnsupportedError(
-                "a sink of type kafka needs the extra ocsf-nft[kafka]: install it"
-            ) from error
+        require_extra("kafka", self.type, "aiokafka")
+        from ocsf_nft.delivery.sinks.kafka import Kafka  # noqa: PLC0415 - only where configured
+
         return Kafka(
             servers=self.servers,
             topic=self.topic,

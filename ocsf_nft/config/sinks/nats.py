@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, checked
-from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable, require_extra
 from ocsf_nft.config.sinks.host_port import host
-from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -92,13 +92,10 @@ class NatsSink(SinkTable):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the extra for NATS is not installed."""
-        try:
-            from ocsf_nft.delivery.sinks.nats import Nats  # noqa: PLC0415 - only where configured
-            from ocsf_nft.delivery.sinks.nats_login import Login  # noqa: PLC0415 - the same
-        except ImportError as error:
-            raise UnsupportedError(
-                "a sink of type nats needs the extra ocsf-nft[nats]: install it"
-            ) from error
+        require_extra("nats", self.type, "nats", "nkeys")
+        from ocsf_nft.delivery.sinks.nats import Nats  # noqa: PLC0415 - only where configured
+        from ocsf_nft.delivery.sinks.nats_login import Login  # noqa: PLC0415 - the same
+
         login = Login(
             token=None if self.token is None else self.token.secret(),
             user=self.user,

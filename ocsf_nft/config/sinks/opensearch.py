@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import checked
-from ocsf_nft.config.sinks.base import SecretTable
-from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
+from ocsf_nft.config.sinks.base import SecretTable, require_extra
+from ocsf_nft.config.sinks.http_client import SecuredSink
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 from ocsf_nft.errors import UsageError
 
@@ -74,6 +74,7 @@ class OpenSearchSink(SecuredSink):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
-        with needing_http(self.type):
-            from ocsf_nft.delivery.sinks.opensearch import OpenSearch  # noqa: PLC0415 - if configured
+        require_extra("http", self.type, "aiohttp")
+        from ocsf_nft.delivery.sinks.opensearch import OpenSearch  # noqa: PLC0415 - if configured
+
         return OpenSearch(receiver=self.receiver, index=self.index, is_data_stream=self.data_stream)

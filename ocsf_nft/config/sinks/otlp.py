@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
+from ocsf_nft.config.sinks.base import require_extra
+from ocsf_nft.config.sinks.http_client import SecuredSink
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -31,6 +32,7 @@ class OtlpSink(SecuredSink):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the extra ``ocsf-nft[http]`` is missing."""
-        with needing_http(self.type):
-            from ocsf_nft.delivery.sinks.otlp import Otlp  # noqa: PLC0415 - if configured
+        require_extra("http", self.type, "aiohttp")
+        from ocsf_nft.delivery.sinks.otlp import Otlp  # noqa: PLC0415 - if configured
+
         return Otlp(receiver=self.receiver)

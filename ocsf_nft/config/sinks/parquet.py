@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, checked
-from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable, require_extra
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.delivery.sinks.parquet import Storage
-
-_EXTRA: Final = "a sink of type parquet needs the extra ocsf-nft[parquet]: install it"
 
 
 def _endpoint(text: str) -> str:
@@ -125,15 +123,12 @@ class ParquetSink(SinkTable):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if ``ocsf-nft[parquet]`` is not installed."""
-        try:
-            from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
+        require_extra("parquet", self.type, "pyarrow")
+        from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
 
-            storage = self._storage()
-        except ImportError as error:
-            raise UnsupportedError(_EXTRA) from error
         selected = self.class_uids
         return Parquet(
-            storage=storage,
+            storage=self._storage(),
             columns={uid: of for uid, of in columns(self.ocsf_version).items() if uid in selected},
             source=self.source,
             source_version=self._version,
@@ -146,6 +141,7 @@ class ParquetSink(SinkTable):
             from ocsf_nft.delivery.object_directory import Directory  # noqa: PLC0415 - the same
 
             return Directory(path=self.directory)
+        require_extra("parquet", self.type, "obstore")
         from ocsf_nft.delivery.bucket import Bucket  # noqa: PLC0415 - the same
 
         name, _, prefix = (self.bucket or "").removeprefix("s3://").partition("/")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ocsf_nft.config.sinks.base import SecretTable, Text
-from ocsf_nft.config.sinks.http_client import WebSink, needing_http
+from ocsf_nft.config.sinks.base import SecretTable, Text, require_extra
+from ocsf_nft.config.sinks.http_client import WebSink
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class SplunkHecSink(WebSink):
 
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the package extra ``http`` is missing."""
-        with needing_http(self.type):
-            from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec  # noqa: PLC0415 - if configured
+        require_extra("http", self.type, "aiohttp")
+        from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec  # noqa: PLC0415 - if configured
+
         return SplunkHec(
             receiver=self.receiver,
             index=self.index,

@@ -19,7 +19,6 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 import orjson
 
 from ocsf_nft.delivery.secrets import Secret
@@ -28,6 +27,8 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import aiohttp
 
     from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
@@ -97,6 +98,8 @@ class HttpSession:
 
     async def open(self) -> None:
         """Read secrets and certificates, and test the connection; raises DeliveryError."""
+        import aiohttp  # noqa: PLC0415 - the process that only creates a sink needs no library
+
         headers, self._secrets, context = await asyncio.to_thread(self._prepare)
         await self._test_connection(None if self._receiver.proxy else context)
         self._session = aiohttp.ClientSession(
@@ -130,6 +133,8 @@ class HttpSession:
         ``path`` is appended to the receiver's URL. At most ``answer_bytes`` of the answer's body
         are read. Raises DeliveryError if the session is not open, or if no complete answer arrives.
         """
+        import aiohttp  # noqa: PLC0415 - as in open
+
         if self._session is None:
             raise DeliveryError(f"{self._receiver.name} is not connected")
         fields = dict(headers or {})
@@ -285,6 +290,8 @@ def _retry_after_seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
+    import aiohttp  # noqa: PLC0415 - as in HttpSession.open
+
     # aiohttp's own texts are not used: they may contain untrusted text of the receiver.
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error

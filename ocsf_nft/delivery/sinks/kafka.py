@@ -9,12 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import aiokafka  # type: ignore[import-untyped]  # it ships no types
-from aiokafka import errors
-
 from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
-from ocsf_nft.delivery.sinks.kafka_log import LogCapture
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.errors import DeliveryError, RefusedError
 
@@ -24,6 +20,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.secrets import Secret
+    from ocsf_nft.delivery.sinks.kafka_log import LogCapture
     from ocsf_nft.delivery.tls import Tls
 
 Mechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -36,12 +33,6 @@ _BATCH_BYTES: Final = 1 << 18
 #: reported. One request takes less than half, so that there is time for another one.
 _DELIVERY_SHARE: Final = 0.9
 _REQUEST_SHARE: Final = 0.4
-#: Errors that refuse the content of a batch, whatever the state of the broker.
-_REFUSALS: Final = (
-    errors.MessageSizeTooLargeError,
-    errors.RecordListTooLargeError,
-    errors.InvalidTimestampError,
-)
 #: Security protocols; a key is (uses SASL, uses TLS).
 _PROTOCOLS: Final = {
     (False, False): "PLAINTEXT",
@@ -83,7 +74,7 @@ class Kafka(Sink):
         self._tls = tls
         self._timeout_seconds = timeout_seconds
         self._thread = LoopThread("kafka")
-        self._log_capture = LogCapture()
+        self._log_capture: LogCapture | None = None
         self._producer: Any = None
         self._must_reconnect = False
 
@@ -103,7 +94,8 @@ class Kafka(Sink):
                 await self._thread.run(self._drop_producer())
         finally:
             await self._thread.stop()
-            self._log_capture.stop()
+            if self._log_capture is not None:
+                self._log_capture.stop()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
@@ -118,8 +110,14 @@ class Kafka(Sink):
         return await self._thread.run(self._deliver(messages))
 
     async def _open(self) -> None:
+        # The process that only creates a sink needs no library.
+        from aiokafka import errors  # type: ignore[import-untyped]  # noqa: PLC0415 - it ships no types
+
+        from ocsf_nft.delivery.sinks.kafka_log import LogCapture  # noqa: PLC0415 - it needs aiokafka
+
         password = None if self._password is None else self._password.read()
         context = None if self._tls is None else self._tls.context()
+        self._log_capture = LogCapture()
         self._log_capture.start(secrets=() if password is None else (password,))
         try:
             async with asyncio.timeout(self._timeout_seconds * _DELIVERY_SHARE):
@@ -132,6 +130,8 @@ class Kafka(Sink):
         self._must_reconnect = False
 
     def _create_producer(self, password: str | None, context: ssl.SSLContext | None) -> Any:
+        import aiokafka  # noqa: PLC0415 - as in _open
+
         sasl = {
             "sasl_mechanism": self._mechanism,
             "sasl_plain_username": self._user,
@@ -158,6 +158,8 @@ class Kafka(Sink):
             await asyncio.wait({asyncio.ensure_future(producer.stop())}, timeout=0)
 
     async def _deliver(self, messages: Sequence[Message]) -> BatchResult:
+        from aiokafka import errors  # noqa: PLC0415 - as in _open
+
         refused: list[Refusal] = []
         sent = []
         try:
@@ -204,8 +206,9 @@ class Kafka(Sink):
             return
         # The old producer can't continue: a refused batch leaves a gap in its batch numbers.
         self._must_reconnect = True
+        refusals = _refusals()
         for fault in faults:
-            if not isinstance(fault, _REFUSALS):
+            if not isinstance(fault, refusals):
                 raise self._failure(fault)
         raise RefusedError(
             f"{self._name} refuses a batch for topic {self._topic} ({cause(faults[0])}): check "
@@ -217,6 +220,8 @@ class Kafka(Sink):
         return f"Kafka at {','.join(self._servers)}"
 
     def _failure(self, error: BaseException) -> DeliveryError:
+        from aiokafka import errors  # noqa: PLC0415 - as in _open
+
         if isinstance(error, errors.UnknownTopicOrPartitionError):
             return DeliveryError(f"{self._name} has no topic {self._topic}: create it")
         if isinstance(error, errors.TopicAuthorizationFailedError):
@@ -226,10 +231,22 @@ class Kafka(Sink):
             )
         # For an unreachable broker, aiokafka reports the cause only in its log.
         is_unreachable = isinstance(error, errors.KafkaConnectionError | TimeoutError)
-        explanation = (is_unreachable and self._log_capture.last) or cause(
-            error, self._log_capture.secrets
+        log = self._log_capture
+        explanation = (is_unreachable and log is not None and log.last) or cause(
+            error, () if log is None else log.secrets
         )
         return DeliveryError(f"{self._name} can't be used: {explanation}")
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return the errors that refuse the content of a batch, whatever the state of the broker."""
+    from aiokafka import errors  # noqa: PLC0415 - as in Kafka._open
+
+    return (
+        errors.MessageSizeTooLargeError,
+        errors.RecordListTooLargeError,
+        errors.InvalidTimestampError,
+    )
 
 
 def _record_key(event: Any) -> bytes | None:

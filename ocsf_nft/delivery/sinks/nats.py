@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
-from nats import errors
 
 from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
-from ocsf_nft.delivery.sinks.nats_link import NatsConnection
 from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.errors import DeliveryError
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.nats_link import NatsConnection
     from ocsf_nft.delivery.tls import Tls
 
 #: Maximum number of messages without an acknowledgement; a stream allows a few thousand.
@@ -107,6 +106,9 @@ class Nats(Sink):
         return await self._thread.run(self._deliver(self._connection, messages))
 
     async def _connect(self) -> NatsConnection:
+        # The process that only creates a sink needs no library.
+        from ocsf_nft.delivery.sinks.nats_link import NatsConnection  # noqa: PLC0415 - needs nats-py
+
         login = self._login.read()
         causes = []
         for server in random.sample(self._servers, len(self._servers)):
@@ -147,6 +149,8 @@ class Nats(Sink):
         None means that the stream stored the message. Raises DeliveryError if the
         connection breaks or an answer is not from a stream.
         """
+        from nats import errors  # noqa: PLC0415 - as in _connect
+
         try:
             answers = [await self._publish(connection, message) for message in messages]
             await connection.wait_for([answer for answer in answers if answer is not None])

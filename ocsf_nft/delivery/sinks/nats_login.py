@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import nkeys  # type: ignore[import-untyped]  # it ships no types
-
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -94,6 +92,8 @@ def _credentials(path: Path) -> LoginValues:
 
 
 def _check_seed(seed: str, source: str) -> None:
+    import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - it ships no types; only a login needs it
+
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
     # ValueError comes from base32 or from the text encoding.

@@ -6,15 +6,15 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import BatchResult, Sink
+from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.parquet_columns import Struct
-    from ocsf_nft.delivery.parquet_files import File
+    from ocsf_nft.delivery.parquet_files import File, Maker
 
 
 class Storage(Protocol):
@@ -58,17 +58,21 @@ class Parquet(Sink):
         account: str,
     ) -> None:
         self._storage = storage
-        self._maker = Maker(columns)
-        self._classes = tuple(columns)
+        self._columns = columns
         self._source = source
         self._source_version = source_version
         self._partition = f"region={region}/accountId={account}"
+        self._maker: Maker | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
         """Open the storage; raises DeliveryError if files can't be stored there."""
+        # The process that only creates a sink needs no library.
+        from ocsf_nft.delivery.parquet_files import Maker  # noqa: PLC0415 - it needs pyarrow
+
+        self._maker = Maker(self._columns)
         try:
-            await self._storage.open(self._location(self._classes[0]))
+            await self._storage.open(self._location(next(iter(self._columns))))
         except BaseException:
             await self._storage.close()
             raise
@@ -88,6 +92,8 @@ class Parquet(Sink):
         RefusedError if a file is larger than the storage allows. Raises DeliveryError for other
         failures.
         """
+        if self._maker is None:
+            raise DeliveryError("the storage of Parquet files is not open")
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)
         for file in made.files:

@@ -24,6 +24,12 @@ class Stdout(Sink):
 
     def __init__(self) -> None:
         self._writer = WriterThread("stdout", "")
+        self._start = b""
+
+    def note_crash(self) -> None:
+        """Note that another process has written before: its last line may be incomplete."""
+        # The next line must not be joined to it. If it is complete, there is an empty line.
+        self._start = b"\n"
 
     async def open(self) -> None:
         """Start the writer thread.
@@ -47,8 +53,9 @@ class Stdout(Sink):
         Raises ClosedError if the reader has closed the pipe, DeliveryError if the write fails for
         another reason.
         """
-        lines = lines_of(messages)
+        lines = self._start + lines_of(messages)
         await self._writer.run(lambda: _write(lines))
+        self._start = b""
         return DELIVERED
 
 

@@ -181,8 +181,6 @@ def test_user_and_password_are_encoded_for_basic_authentication() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("http_client", kind):
-        monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     table = _sink(kind)
     with pytest.raises(UnsupportedError, match=rf"of type {kind} needs the extra ocsf-nft\[http\]"):

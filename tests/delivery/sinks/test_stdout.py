@@ -73,6 +73,16 @@ async def test_events_are_written_one_line_each(pipe: Pipe) -> None:
     assert os.read(pipe.reader, 100) == b'{"a":1}\n{"b":2}\n{"c":3}\n'
 
 
+async def test_first_line_after_a_crash_is_not_joined_to_the_rest_of_a_line(pipe: Pipe) -> None:
+    os.write(pipe.writer, b'{"cut": ')
+    sink = Stdout()
+    sink.note_crash()
+    async with sink:
+        for number in range(2):
+            await sink.deliver(messages(b'{"a":%d}' % number))
+    assert os.read(pipe.reader, 100) == b'{"cut": \n{"a":0}\n{"a":1}\n'
+
+
 async def test_stdout_stays_open_and_the_sink_can_be_opened_again(pipe: Pipe) -> None:
     sink = Stdout()
     for number in range(3):

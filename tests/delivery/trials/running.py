@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.config import parse
 from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.sink_delivery import outlets
+from ocsf_nft.service.outlet import outlets
+from ocsf_nft.state.retry_until_writable import StorageRetrier
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.receiver import Receiver as InMemory
+from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -52,7 +52,13 @@ class Run:
         await self.store.register([NAME, _MEMORY])
         self._start(
             Forwarder(
-                _MEMORY, self.memory, self.store, batch_settings=BatchSettings(), retrier=_retrier()
+                _MEMORY,
+                self.memory,
+                self.store.stream,
+                self.store.sinks,
+                batch_settings=BatchSettings(),
+                retrier=_retrier(),
+                on_advance=self.store.advanced,
             )
         )
 
@@ -64,10 +70,12 @@ class Run:
         self._forwarder = Forwarder(
             outlet.name,
             outlet.sink,
-            self.store,
+            self.store.stream,
+            self.store.sinks,
             convert=outlet.convert,
             batch_settings=outlet.batch_settings,
             retrier=_retrier(),
+            on_advance=self.store.advanced,
         )
         self._start(self._forwarder)
 

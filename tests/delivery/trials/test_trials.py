@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.delivery import forwarder, stored_events
+from ocsf_nft.delivery import forwarder, sink_archive
 from ocsf_nft.delivery.sinks import splunk_hec, syslog_transport
 from tests.delivery.sinks.brokers import Certificates
 from tests.delivery.sinks.weed import Weed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.event_db import DeadLetter
+    from ocsf_nft.delivery.sink_db import DeadLetter
 
 #: A receiver is down until this number of delivery attempts has failed.
 _FAILURES: Final = 3
@@ -234,7 +234,7 @@ async def test_slow_receiver_gets_each_event_and_blocks_no_other_sink(
 
 async def dead_letters(run: Run) -> list[DeadLetter]:
     def read() -> list[DeadLetter]:
-        with stored_events.Archive(run.store.path) as found:
+        with sink_archive.SinkArchive(run.store.path) as found:
             return list(found.dead_letters(NAME))
 
     return await asyncio.to_thread(read)
@@ -258,7 +258,7 @@ async def test_receiver_gets_all_but_a_refused_event_and_that_one_after_a_retry(
         assert receiver.refusal_text in letter.reason
         others = [uid for uid in run.uids if uid != bad.uid]
         assert first_occurrences(await arrived(receiver, others)) == others
-        assert stored_events.retry_dead_letters(run.store.path, NAME, bad.uid) == 1
+        assert sink_archive.retry_dead_letters(run.store.path, NAME, bad.uid) == 1
         assert await has_retried(run)
         assert [each.uid for each in await dead_letters(run)] == [bad.uid]
         if kind.always_refuses:
@@ -267,7 +267,7 @@ async def test_receiver_gets_all_but_a_refused_event_and_that_one_after_a_retry(
         await receiver.accept_refused()
         if receiver.table != before:
             await run.deliver(receiver.table)
-        stored_events.retry_dead_letters(run.store.path, None, None)
+        sink_archive.retry_dead_letters(run.store.path, None, None)
         assert await has_no_dead_letters(run)
         await run.until(lambda: run.forwarder.progress.dead == 0, "counted no dead letter")
         assert set(await arrived(receiver, run.uids)) == set(run.uids)
@@ -277,7 +277,7 @@ async def has_retried(run: Run) -> bool:
     """Wait until no dead letter waits for a retry."""
 
     async def is_retried() -> bool:
-        return not await run.store.dead_letters_to_retry(NAME, events=1)
+        return not run.store.sinks.dead_letters_to_retry(NAME, 1)
 
     return await becomes_true(is_retried)
 

@@ -1,0 +1,292 @@
+"""Many sandboxes in one service: what each of them costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import disk, stage
+from bench.subject import Subject, percentile
+from ocsf_nft import netns
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.state.archive import Archive
+from ocsf_nft.state.state_db import FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_NUMBERS: Final = (1, 10, 100, 500)
+_IDLE_S: Final = 30.0
+_ACTIVE_S: Final = 20
+#: Sandboxes and attempts of each in a second, for the time from packet to event.
+_QUICK: Final = ((1, 10), (50, 10))
+_FIRST_PORT: Final = 20_000
+_DESTINATION: Final = "203.0.113.7"
+_NETWORK_ACTIVITY: Final = 4001
+#: Limits for one more idle sandbox: part of a core, descriptors, bytes, and seconds to start.
+_BOUNDS: Final = {"CPU %": 0.05, "fds": 4.0, "MB": 0.25, "start s": 0.05}
+#: A namespace with a device through which packets could leave; without IPv6 the kernel sends none.
+_LINKS: Final = """\
+link set lo up
+link add up0 type dummy
+link set up0 up
+address add 10.0.0.2/24 dev up0
+route add default via 10.0.0.1
+"""
+_CONFIG: Final = """
+state_dir = {state}
+[attribution]
+method = "capture"
+[[sink]]
+path = {output}
+"""
+_SANDBOX: Final = """
+[[sandbox]]
+name = "{name}"
+netns = "{name}"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """What the two processes of a service use."""
+
+    cpu_s: float
+    descriptors: int
+    threads: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    sandboxes: int
+    ready_s: float
+    use: _Use
+    idle_percent: float
+    active_percent: float
+    events: int
+    stop_s: float
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            f"{self.sandboxes:,}",
+            f"{self.ready_s:.2f}",
+            f"{self.idle_percent:.2f}",
+            f"{self.active_percent:.1f}",
+            f"{self.use.descriptors:,}",
+            f"{self.use.threads}",
+            f"{self.use.bytes / 1e6:.1f}",
+            f"{self.events:,}",
+            f"{self.stop_s:.2f}",
+        )
+
+    def each_more(self, first: _Measured) -> dict[str, float]:
+        """Return what each sandbox beyond the first costs."""
+        more = self.sandboxes - first.sandboxes
+        return {
+            "CPU %": (self.idle_percent - first.idle_percent) / more,
+            "fds": (self.use.descriptors - first.use.descriptors) / more,
+            "MB": (self.use.bytes - first.use.bytes) / 1e6 / more,
+            "start s": (self.ready_s - first.ready_s) / more,
+        }
+
+
+def run() -> Subject:
+    """Measure all numbers in turn; raise an OcsfNftError if the system does not permit it."""
+    with _sandboxes(max(_NUMBERS)) as (names, folder):
+        measured = [_measure(names[:number], folder) for number in _NUMBERS]
+        waits = {number: _latencies(names[:number], rate, folder) for number, rate in _QUICK}
+    more = measured[-1].each_more(measured[0])
+    few, many = (percentile(waits[number], 50) / 1e6 for number, _ in _QUICK)
+    failures = [
+        f"{name} of one more idle sandbox: {more[name]:.3f} is above {bound}"
+        for name, bound in _BOUNDS.items()
+        if more[name] > bound
+    ]
+    if len({each.use.threads for each in measured}) > 1:
+        failures.append("the number of threads depends on the number of sandboxes")
+    failures += [
+        f"{each.sandboxes} sandboxes: {each.sandboxes * _ACTIVE_S} attempts, {each.events} events"
+        for each in measured
+        if each.events != each.sandboxes * _ACTIVE_S
+    ]
+    if many > 2 * few:
+        failures.append("50 sandboxes: the median from packet to event is over twice that of one")
+    costs = ", ".join(f"{each:.3f} {name}" for name, each in more.items())
+    return Subject(
+        title="Sandboxes in one service",
+        columns=(
+            "sandboxes", "ready, s", "idle, CPU %", "1 attempt/s each, CPU %", "descriptors",
+            "threads", "Pss, MB", "events", "stop, s",
+        ),
+        rows=tuple(each.row() for each in measured),
+        notes=(
+            "Both processes of the service, with a file as the sink. CPU of one core.",
+            f"One more idle sandbox: {costs}",
+            "Packet to durable event, 10 attempts/s each, p50:",
+            f"{few:.2f} ms with one sandbox, {many:.2f} ms with 50.",
+        ),
+        failures=tuple(failures),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _sandboxes(number: int) -> Iterator[tuple[list[str], Path]]:
+    """Make fenced namespaces; yield their names and a folder with their state."""
+    prefix = f"bench-{secrets.token_hex(3)}-"
+    names: list[str] = []
+    with disk.folder() as folder:
+        state = StateDirectory(Path(folder) / "state")
+        try:
+            for each in range(number):
+                name = f"{prefix}{each}"
+                subprocess.run(["ip", "netns", "add", name], check=True)
+                names.append(name)
+                namespace = netns.named(name)
+                namespace.call(_without_ipv6)
+                subprocess.run(
+                    ["ip", "-n", name, "-batch", "-"], input=_LINKS, text=True, check=True
+                )
+                spec = FenceSpec(sandbox=name, proxies=(endpoint("10.0.0.1:3128"),))
+                installer.install(spec, namespace, state, "nflog")
+            yield names, Path(folder)
+        finally:
+            for name in names:
+                subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _without_ipv6() -> None:
+    for name in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", "ascii")
+
+
+@contextlib.contextmanager
+def _running(names: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """Run a service for some sandboxes; yield its process, and the seconds until it was ready."""
+    config, output = folder / "config.toml", folder / "events.jsonl"
+    for old in (output, *(folder / "state").glob("state-*")):
+        old.unlink(missing_ok=True)
+    text = _CONFIG.format(state=json.dumps(str(folder / "state")), output=json.dumps(str(output)))
+    config.write_text(text + "".join(_SANDBOX.format(name=name) for name in names), "utf-8")
+    messages = folder / "messages"
+    command = [sys.executable, "-m", "ocsf_nft", "run", "--config", str(config)]
+    began = time.monotonic()
+    with messages.open("wb") as stderr:
+        service = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+    with stage.ending(service):
+        stage.wait_for("ready", lambda: b'"ready"' in messages.read_bytes(), service, seconds=300.0)
+        yield service, time.monotonic() - began
+
+
+def _measure(names: Sequence[str], folder: Path) -> _Measured:
+    with _running(names, folder) as (service, ready_s):
+        time.sleep(5)
+        begin, began = _use(service), time.monotonic()
+        time.sleep(_IDLE_S)
+        idle, ended = _use(service), time.monotonic()
+        idle_percent = 100 * (idle.cpu_s - begin.cpu_s) / (ended - began)
+        with _sockets(names) as socks:
+            began = time.monotonic()
+            for second in range(_ACTIVE_S):
+                _attempt(socks, _FIRST_PORT + second)
+                time.sleep(max(0.0, began + second + 1 - time.monotonic()))
+        active, ended = _use(service), time.monotonic()
+        time.sleep(2)
+        events = _attempts(folder)
+        stopping = time.monotonic()
+        service.terminate()
+        service.wait(120)
+        stop_s = time.monotonic() - stopping
+    return _Measured(
+        sandboxes=len(names),
+        ready_s=ready_s,
+        use=idle,
+        idle_percent=idle_percent,
+        active_percent=100 * (active.cpu_s - idle.cpu_s) / (ended - began),
+        events=events,
+        stop_s=stop_s,
+    )
+
+
+def _latencies(names: Sequence[str], rate: int, folder: Path) -> list[int]:
+    """Return the times from packet to durable event of some seconds of attempts, in ns."""
+    sent_ns: dict[tuple[str, int], int] = {}
+    found: list[int] = []
+    with _running(names, folder) as (_, _), _sockets(names) as socks:
+        time.sleep(2)
+        with Archive(folder / "state" / FILE) as archive:
+            last = next((each.number for each in archive.newest()), 0)
+            began, step = time.monotonic(), 1 / (rate * len(names))
+            total = 5 * rate * len(names)
+            number = 0
+            while len(found) < total and time.monotonic() < began + 30:
+                if number < total and time.monotonic() >= began + number * step:
+                    name = names[number % len(names)]
+                    port = _FIRST_PORT + number // len(names)
+                    sent_ns[name, port] = time.monotonic_ns()
+                    _attempt({name: socks[name]}, port)
+                    number += 1
+                for each in archive.beyond(last):
+                    last = each.number
+                    event = json.loads(each.line)
+                    key = (
+                        event["unmapped"].get("sandbox"),
+                        event.get("dst_endpoint", {}).get("port"),
+                    )
+                    if key in sent_ns:
+                        found.append(time.monotonic_ns() - sent_ns.pop(key))
+                time.sleep(0.0002)
+    if len(found) < total:
+        raise stage.BenchError(f"{total - len(found)} attempts have no event")
+    return found
+
+
+@contextlib.contextmanager
+def _sockets(names: Sequence[str]) -> Iterator[dict[str, socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                netns.named(name).call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            )
+            for name in names
+        }
+
+
+def _attempt(socks: dict[str, socket.socket], port: int) -> None:
+    for each in socks.values():
+        with contextlib.suppress(OSError):  # it is refused
+            each.sendto(b"attempt", (_DESTINATION, port))
+
+
+def _attempts(folder: Path) -> int:
+    with Archive(folder / "state" / FILE) as archive:
+        return sum(
+            json.loads(each.line)["class_uid"] == _NETWORK_ACTIVITY for each in archive.beyond(0)
+        )
+
+
+def _use(service: subprocess.Popen[bytes]) -> _Use:
+    """Return what a service and its child processes use."""
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text("ascii").split()
+    cpu_s = 0.0
+    descriptors = threads = size = 0
+    for pid in (service.pid, *map(int, children)):
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        threads += int(fields[17])
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+        size += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
+    return _Use(cpu_s=cpu_s, descriptors=descriptors, threads=threads, bytes=size)

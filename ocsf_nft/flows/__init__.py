@@ -1,0 +1,1 @@
+"""Packet counts of a fence: each refused packet is reported in exactly one event."""

@@ -1,0 +1,335 @@
+"""Incidents and scans: attempts that belong together, and the events about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
+
+from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
+from ocsf_nft.flow import flow
+from ocsf_nft.flows.flow_counter import MAX_COUNT
+from ocsf_nft.flows.report_schedule import Schedule
+from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.attempt import Attempt
+    from ocsf_nft.flow import CounterId, Flow, Key
+    from ocsf_nft.process import Process
+    from ocsf_nft.record import Record
+
+#: Function that takes a flow's latest log record, and the number of packets in its incident so far;
+#: it returns True if the incident becomes an OCSF finding.
+IsFinding: TypeAlias = "Callable[[Record, int], bool]"
+#: Maximum number of attempts that an incident lists.
+LATEST: Final = 10
+
+#: Maximum number of processes that a merged attribution names. The others are counted, as a lower
+#: bound.
+_MAX_NAMED: Final = 16
+_METHODS: Final[tuple[Method, ...]] = get_args(Method)
+_CONFIDENCES: Final[tuple[ConfidenceLevel | None, ...]] = (*get_args(ConfidenceLevel), None)
+#: Start times of a process differ if the clock is set between two reads of /proc. No other process
+#: gets the same pid so soon.
+_MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
+_REASON: Final = "not all packets were attributed to one process"
+_NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
+
+#: Number of distinct flows within ``WITHIN_NS`` that no ordinary program causes.
+FLOWS: Final = 20
+WITHIN_NS: Final = 60 * 1_000_000_000
+_MAX_SAMPLE: Final = 10
+#: Maximum number of distinct destinations and ports that are counted. A larger number is reported
+#: as "at least".
+_MAX_DISTINCT: Final = 4096
+#: Maximum number of users with state. A process with a namespace may have thousands of user ids.
+_MAX_USERS: Final = 1024
+_Stage: TypeAlias = Literal["begun", "goes on", "ended"]
+
+
+class OpenIncident(NamedTuple):
+    """Incident of the flow ``key`` with a Create event and no Close event yet.
+
+    ``end`` is the content of the Close event, unless more packets follow.
+    """
+
+    key: Key
+    end: IncidentEnd
+
+
+#: Changes of a rule's open incidents and scans since the last commit, by identity. An open scan has
+#: the content of its Close event; None marks an end.
+Opened: TypeAlias = dict[str, OpenIncident | FanOut | None]
+
+
+def extend_incident(
+    before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
+) -> IncidentEnd:
+    """Extend a flow's incident (its repeated refused packets) by ``attempt``, the latest packets.
+
+    ``before`` is None for a new incident. The returned end is valid until more packets follow.
+    """
+    identity = attempt.record.origin.identity
+    incident = (
+        before.incident
+        if before is not None
+        else _new_incident(f"{identity}/{key.data.hex()}", attempt)
+    )
+    packets = min(incident.packets + attempt.packets, MAX_COUNT)
+    found_at = incident.found_at
+    # After ``is_finding`` has returned true, it is not called again for the incident.
+    if found_at is None and is_finding(attempt.record, packets):
+        found_at = incident.windows + 1
+    return IncidentEnd(
+        record=attempt.record,
+        incident=Incident(
+            identity=incident.identity,
+            windows=incident.windows + 1,
+            packets=packets,
+            found_at=found_at,
+            # The clock may be set back.
+            start_ns=min(incident.start_ns, attempt.start_ns),
+            latest=(*incident.latest, identity)[-LATEST:],
+            attribution=(
+                attempt.attribution
+                if before is None
+                else merge(incident.attribution, attempt.attribution)
+            ),
+        ),
+        end_ns=attempt.end_ns,
+    )
+
+
+def _new_incident(identity: str, attempt: Attempt) -> Incident:
+    return Incident(
+        identity=identity,
+        windows=0,
+        packets=0,
+        found_at=None,
+        start_ns=attempt.start_ns,
+        latest=(),
+    )
+
+
+def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
+    """Merge the attributions of a flow's earlier packets and of its latest packets.
+
+    An attribution names the process that sent the packets, or all possible senders. Return None if
+    both arguments are None.
+    """
+    first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
+    if first.names_no_process and last.names_no_process:
+        return latest or before
+    least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.confidence))
+    if _is_by_one_program(first, last):
+        return least_confident
+    # A process that sent only some of the packets is not named as the only sender.
+    seen, unnamed = _merged(first, last)
+    naming = [each for each in (first, last) if not each.names_no_process]
+    confidence = least_confident.confidence if len(naming) == 2 else "low"
+    if confidence == "low":  # other processes may have made attempts as well
+        seen = [replace(each, calls=None) for each in seen]
+    return Attribution(
+        method=max((each.method for each in naming), key=_METHODS.index),
+        confidence=confidence,
+        reason=_REASON,
+        seen=tuple(seen),
+        unnamed=unnamed,
+        user_name=last.user_name or first.user_name,
+        group_name=last.group_name or first.group_name,
+    )
+
+
+def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
+    """Return at most 16 processes that may have sent packets, and the minimum number of others.
+
+    The processes that started last are selected.
+    """
+    # `first` is the attribution of the flow's earlier packets, `last` that of its latest packets.
+    seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
+    for one in latest:
+        same = next((each for each in seen if _is_same(each.process, one.process)), None)
+        if same is not None:
+            calls = (same.calls or 0) + (one.calls or 0) or None
+            seen[seen.index(same)] = replace(one, calls=calls)
+        # An attribution names its youngest processes, and only counts the older ones. So a younger
+        # process is certainly none of those that `first` has only counted.
+        elif not unnamed or _began(one) > max(map(_began, seen), default=0):
+            seen.append(one)
+    seen.sort(key=_began)
+    # The numbers are not added: both attributions may have counted the same unnamed processes.
+    dropped = max(0, len(seen) - _MAX_NAMED)
+    return seen[dropped:], max(unnamed + dropped, len(latest) + last.unnamed - len(seen))
+
+
+def _began(seen: Seen) -> int:
+    return seen.process.created_ns or 0
+
+
+def _is_by_one_program(first: Attribution, last: Attribution) -> bool:
+    one, other = first.process, last.process
+    if one is None or other is None or first.seen or first.unnamed or last.seen or last.unnamed:
+        return False
+    return _is_same(one, other) and one.path == other.path
+
+
+def _is_same(one: Process, other: Process) -> bool:
+    if one.pid != other.pid or one.created_ns is None or other.created_ns is None:
+        return one.pid == other.pid
+    return abs(one.created_ns - other.created_ns) < _MAX_START_DIFFERENCE_NS
+
+
+def _named(by: Attribution) -> tuple[Seen, ...]:
+    if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
+        return by.seen
+    return (Seen(process=by.process, calls=1), *by.seen)
+
+
+class _UserActivity:
+    """Distinct flows of one user since ``since_ns``, counted to detect a scan."""
+
+    __slots__ = (
+        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_reported",
+        "last_ns", "packets", "ports", "sample", "schedule", "since_ns", "stored",
+    )  # fmt: skip
+
+    def __init__(self, identity: str, time_ns: int) -> None:
+        self.identity = identity
+        self.since_ns = self.last_ns = time_ns
+        #: Time of the first and the last flow by the clock of ``due``, from its next call on.
+        self.begun_ns: int | None = None
+        self.grew_ns: int | None = None
+        self.flows = self.packets = 0
+        self.destinations: set[str] = set()
+        self.ports: set[int] = set()
+        self.sample: list[Flow] = []
+        self.schedule: Schedule | None = None
+        self.is_reported = True
+        #: Totals reported before a restart. The addresses and ports themselves are not stored.
+        self.before: FanOut | None = None
+        #: Flows and packets at the last commit.
+        self.stored = (0, 0)
+
+
+class FanOuts:
+    """Detector of scans in the refused flows of one rule: one user tries many destinations."""
+
+    def __init__(self, counter_id: CounterId, opened: Opened) -> None:
+        """Create a detector; it adds changes of open scans to ``opened``."""
+        self._counter_id = counter_id
+        self._opened = opened
+        self._activities: dict[int | None, _UserActivity] = {}
+
+    def __bool__(self) -> bool:
+        """Return True if there are flows of which a scan may consist."""
+        return bool(self._activities)
+
+    def add_flow(self, key: Key, time_ns: int) -> None:
+        """Count the new flow ``key`` for its user; ``time_ns`` is since the epoch, UTC."""
+        decoded = flow(key)
+        found = self._activities.get(decoded.uid)
+        if found is None:
+            if len(self._activities) >= _MAX_USERS and not self._evict_one():
+                return
+            counter_id = self._counter_id
+            found = _UserActivity(
+                f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}", time_ns
+            )
+            self._activities[decoded.uid] = found
+        found.flows += 1
+        found.last_ns = max(time_ns, found.since_ns)
+        found.grew_ns = None
+        found.is_reported = False
+        if decoded.destination is not None and len(found.destinations) < _MAX_DISTINCT:
+            found.destinations.add(decoded.destination)
+        if decoded.port is not None and len(found.ports) < _MAX_DISTINCT:
+            found.ports.add(decoded.port)
+        if len(found.sample) < _MAX_SAMPLE:
+            found.sample.append(decoded)
+
+    def resume(self, before: FanOut) -> None:
+        """Continue a scan that was open when the service stopped."""
+        found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
+        found.last_ns = before.end_ns
+        found.flows, found.packets = found.stored = before.flows, before.packets
+        found.sample = list(before.sample)
+        found.before = before
+
+    def count(self, uid: int | None, packets: int) -> None:
+        """Add refused packets of the user ``uid``, if :meth:`add_flow` has counted a flow of it.
+
+        ``uid`` is None if no socket sent the packets.
+        """
+        if found := self._activities.get(uid):
+            found.packets = min(found.packets + packets, MAX_COUNT)
+
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
+        """Yield each scan for which an event is due now.
+
+        An event is due at the start of a scan, at intervals while it grows, and at its end.
+        With ``closing``, all scans end now. ``now_ns`` is from a monotonic clock.
+        """
+        for uid, found in list(self._activities.items()):
+            found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
+            found.grew_ns = now_ns if found.grew_ns is None else found.grew_ns
+            is_over = closing or now_ns - found.grew_ns >= WITHIN_NS
+            stage = _stage(found, now_ns, is_over=is_over)
+            if found.schedule is None:
+                if is_over or now_ns - found.begun_ns > WITHIN_NS:
+                    del self._activities[uid]
+                continue
+            if found.stored != (found.flows, found.packets):
+                found.stored = (found.flows, found.packets)
+                self._opened[found.identity] = self._of(uid, found, "ended")
+            if stage is not None:
+                found.is_reported = True
+                yield self._of(uid, found, stage)
+            if is_over:
+                del self._activities[uid]
+                self._opened[found.identity] = None
+                yield self._of(uid, found, "ended")
+
+    def _evict_one(self) -> bool:
+        """Delete the flows of one user with too few for a scan; return False if there is none."""
+        for uid, found in self._activities.items():
+            if found.flows < FLOWS:
+                del self._activities[uid]
+                return True
+        return False
+
+    def _of(self, uid: int | None, found: _UserActivity, stage: _Stage) -> FanOut:
+        before = found.before
+        return FanOut(
+            identity=found.identity,
+            stage=stage,
+            sandbox=self._counter_id.sandbox,
+            rule=self._counter_id.rule,
+            verdict=self._counter_id.verdict,
+            uid=uid,
+            flows=found.flows,
+            destinations=max(len(found.destinations), 0 if before is None else before.destinations),
+            ports=max(len(found.ports), 0 if before is None else before.ports),
+            packets=max(found.packets, found.flows),
+            sample=tuple(found.sample),
+            start_ns=found.since_ns,
+            end_ns=found.last_ns,
+        )
+
+
+def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
+    """Return the stage of the scan event that is due now: ``begun``, ``goes on``, or None.
+
+    With ``is_over``, the scan ends now, and the caller adds the ``ended`` event.
+    """
+    if found.schedule is None:
+        # Too few flows for a scan.
+        if found.before is None and found.flows < FLOWS:
+            return None
+        found.schedule = Schedule(now_ns)
+        # A scan that no event has reported yet begins, even at its end.
+        return "begun" if found.before is None else None
+    if found.is_reported or is_over or now_ns < found.schedule.due_ns:
+        return None
+    found.schedule.mark_reported(now_ns)
+    return "goes on"

@@ -1,0 +1,350 @@
+"""Counters of one firewall rule, and which of their packets no event reports yet."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.flow import KINDS, Count, Key, fallback_keys, user_of, without_port
+from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from ocsf_nft.flow import Element, Kind, Reading, RuleReading
+
+#: Readings that must lack the same packets before these count as evicted. One reading may omit some
+#: elements, and the next one others. At the end, when nothing is refused any more, two suffice.
+READINGS: Final = 8
+LAST_READINGS: Final = 2
+#: Elements processed before other tasks get a turn: about a millisecond of work.
+_SLICE: Final = 500
+#: The wall clock was set back if it lost more than this between two readings.
+_CLOCK_NS: Final = 50_000_000
+#: Far more elements than a set has room for (accounting.nft): another process empties it
+#: repeatedly.
+_CROWDED: Final = 1 << 16
+
+
+class Grown(NamedTuple):
+    """Counter that a reading shows with ``packets`` new packets; ``is_new`` if it is a new one."""
+
+    key: Key
+    counter: FlowCounter
+    packets: int
+    is_new: bool
+
+
+class Reconciler:
+    """Counters of one firewall rule: each refused packet is unreported in one of them, or reported.
+
+    Most packets are in the counter of their flow, an element of an nftables set. ``overflow`` has
+    the packets for which no set had a free slot. ``evicted`` has those whose element the kernel
+    evicted before a reading.
+
+    An event may report a packet from its log record before a reading shows the packet. Then the
+    flow is ``unread``, and its counter has a negative number of unreported packets. If readings
+    lack its element, the kernel has counted the packet in another counter, and the negative number
+    moves there.
+    """
+
+    def __init__(self, begun_ns: int) -> None:
+        """Create counters without packets; no packet was counted before ``begun_ns`` (Unix)."""
+        self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
+        self.overflow = FlowCounter(since_ns=begun_ns)
+        self.evicted = FlowCounter(since_ns=begun_ns)
+        #: The kernel's total at the last reading, and the part of it that was in elements.
+        self.refused = Count()
+        self.in_sets = Count()
+        #: Records that the kernel had logged by the last reading.
+        self.logged = 0
+        #: Start of the last reading: packets that it lacks came later.
+        self.read_ns = self.ended_ns = begun_ns
+        #: Number of readings in this run.
+        self.readings = 0
+        #: Keys of counters that changed since the last commit.
+        self.touched: set[Key] = set()
+        self.unreported: set[Key] = set()
+        #: Flows reported by a record; no reading has shown yet which counter has the packet.
+        self.unread: set[Key] = set()
+        #: Earliest time by the monotonic clock at which a flow's element can expire in the kernel.
+        self.expiry_ms: int | None = None
+        #: Start of the last reading by the monotonic clock; None if it had packets without a place.
+        self._settled_ms: int | None = None
+        #: Wall clock minus monotonic clock, in ns, at the last reading.
+        self._clock_ns: int | None = None
+        #: Packets that arrived during the last reading.
+        self._packets_during_reading = 0
+        #: Packets that only the rule's total has, in the latest readings.
+        self._lacked: deque[Count] = deque(maxlen=READINGS)
+
+    def entry(self, key: Key) -> FlowCounter | None:
+        """Return the counter of the flow ``key``; None if there is none."""
+        return self.entries[key.kind].get(key.data)
+
+    def add_unread(self, key: Key, since_ns: int) -> FlowCounter:
+        """Create the counter of a flow that a record reports before any reading shows it."""
+        counter = self.entries[key.kind][key.data] = FlowCounter(since_ns=since_ns)
+        self.unread.add(key)
+        return counter
+
+    def take_over(self, before: Reconciler) -> int:
+        """Move the unread flows of the rule's old counters here: the new ones may count them.
+
+        Return how many of their packets events have reported.
+        """
+        packets = 0
+        for key in list(before.unread):
+            counter = self.entries[key.kind][key.data] = before.entries[key.kind][key.data]
+            counter.is_aggregated = False
+            self.unread.add(key)
+            self.touched.add(key)
+            packets -= counter.unreported_packets
+            before.drop(key)
+        return packets
+
+    def restore(self, key: Key, counter: FlowCounter) -> None:
+        """Add the counter of the flow ``key``, as read from the state database."""
+        self.entries[key.kind][key.data] = counter
+        if counter.unreported_packets > 0:
+            self.unreported.add(key)
+        elif counter.is_unread:
+            self.unread.add(key)
+
+    def drop(self, key: Key) -> None:
+        """Remove the counter of the flow ``key``."""
+        del self.entries[key.kind][key.data]
+        self.touched.add(key)
+        self.unread.discard(key)
+
+    def check_clock(self, reading: Reading) -> bool:
+        """Return True if the wall clock was set back before ``reading``, and reduce later times."""
+        clock_ns = reading.began_ns - reading.began_ms * 1_000_000
+        was_set = self._clock_ns is not None and clock_ns < self._clock_ns - _CLOCK_NS
+        self._clock_ns = clock_ns
+        if not was_set and reading.began_ns >= self.read_ns:
+            return False
+        for counters in self.entries.values():
+            for counter in counters.values():
+                counter.limit_times(reading.began_ns)
+        return True
+
+    def observe(self, found: RuleReading, reading: Reading) -> Iterator[Sequence[Grown]]:
+        """Process the part of ``reading`` that is of this rule; yield the grown counters in steps.
+
+        The caller can run other tasks between the steps.
+        """
+        if found.elements is not None:
+            yield from self._observe_flows(found.elements, reading)
+        if self.overflow.grow(*found.overflow):
+            # The kernel gives no time for this counter.
+            self.overflow.last_ns = reading.began_ns
+        self._lacked.append(_minus(found.refused_before, self.in_sets, found.overflow))
+        self.refused, self.logged = found.refused, found.logged
+        self._packets_during_reading = found.refused.packets - found.refused_before.packets
+        self.read_ns, self.ended_ns = reading.began_ns, reading.ended_ns
+        self._settled_ms = None if self._without_place else reading.began_ms
+        self.readings += 1
+
+    def _observe_flows(
+        self, found: Mapping[Kind, Sequence[Element]], reading: Reading
+    ) -> Iterator[Sequence[Grown]]:
+        expires_ms: list[int] = []
+        for kind in KINDS:
+            elements = iter(found.get(kind, ()))
+            shown: set[bytes] = set()
+            while some := tuple(islice(elements, _SLICE)):
+                shown.update(element.data for element in some)
+                grown = [self._update(Key(kind, each.data), each, reading) for each in some]
+                # The oldest last packet: an element with an idle time.
+                idle_ms = min(max(element.idle_ms for element in some), ELEMENT_TIMEOUT_MS)
+                expires_ms.append(reading.began_ms - idle_ms + ELEMENT_TIMEOUT_MS)
+                yield [each for each in grown if each is not None]
+            missing = iter([data for data in self.entries[kind] if data not in shown])
+            while some_missing := tuple(islice(missing, _SLICE)):
+                for data in some_missing:
+                    self._mark_missing(Key(kind, data), reading)
+                    if data in self.entries[kind]:
+                        expires_ms.append(self.entries[kind][data].expires_ms or reading.began_ms)
+                yield ()
+        self.expiry_ms = min(expires_ms, default=None)
+
+    def _update(self, key: Key, element: Element, reading: Reading) -> Grown | None:
+        counter = self.entry(key)
+        is_new = counter is None
+        if counter is None:
+            if not element.packets:  # made by another process: the fence counts a packet at once
+                return None
+            counter = self.entries[key.kind][key.data] = FlowCounter(since_ns=self.read_ns)
+        self.unread.discard(key)
+        before = counter.unreported_bytes
+        fresh = counter.update(element, reading, self.read_ns, self._settled_ms)
+        octets = counter.unreported_bytes - before
+        if fresh or octets:
+            self.in_sets = Count(self.in_sets.packets + fresh, self.in_sets.bytes + octets)
+            self.touched.add(key)
+        if fresh:
+            self.unreported.add(key)
+        return Grown(key, counter, fresh, is_new) if fresh or is_new else None
+
+    def _mark_missing(self, key: Key, reading: Reading) -> None:
+        """Mark the flow ``key`` as missing from ``reading``, the latest reading of the counters.
+
+        A fully reported flow is removed after two such readings, if its element has expired or the
+        set is crowded. An unread flow is only marked.
+        """
+        counter = self.entries[key.kind][key.data]
+        counter.is_shown = False
+        if key in self.unread:
+            # Its packet came before the reading, so another element counted it. Two readings must
+            # lack it, because the kernel may omit an element while it enlarges its table.
+            counter.missed += counter.last_ns < reading.began_ns
+        elif counter.unreported_packets < 1 and (
+            counter.may_have_expired(reading) or len(self.entries[key.kind]) > _CROWDED
+        ):
+            counter.missed += 1
+            if counter.missed > 1 and counter.unreported_packets:
+                self.unread.add(key)
+            elif counter.missed > 1:
+                self.drop(key)
+
+    @property
+    def _without_place(self) -> int:
+        """Return the number of packets that are in no element, nor in overflow, nor in evicted."""
+        seen = self.in_sets.packets + self.overflow.seen_packets + self.evicted.seen_packets
+        return self.refused.packets - seen
+
+    def is_settled(self, now_ms: int) -> bool:
+        """Return True if another reading of the flows is needed only if the total changes.
+
+        This is so if each packet of the total has its place, and no flow can have expired by
+        ``now_ms`` (monotonic). The first reading of a run is always needed.
+        """
+        has_expired = self.expiry_ms is not None and self.expiry_ms <= now_ms
+        is_settled = not self._without_place and not self.unread and not has_expired
+        return is_settled and self.readings > 0
+
+    def is_active(self) -> bool:
+        """Return True if a packet may have to be reported without a new packet."""
+        return bool(
+            self.unreported
+            or self.unread
+            or self.overflow.unreported_packets > 0
+            or self.evicted.unreported_packets > 0
+            or self._without_place > 0
+        )
+
+    def find_evicted(self, *, closing: bool) -> bool:
+        """Add packets to ``evicted`` that no other counter has; return True if there are any.
+
+        Each of the last eight readings must show them in the rule's total. With ``closing``, two
+        readings are enough.
+        """
+        sure = self._surely_evicted(LAST_READINGS if closing else READINGS)
+        if sure.packets <= 0:
+            return False
+        known = self.evicted
+        known.grow(known.seen_packets + sure.packets, max(known.seen_bytes + sure.bytes, 0))
+        known.last_ns = self.read_ns
+        return True
+
+    def _surely_evicted(self, readings: int) -> Count:
+        if len(self._lacked) < readings:
+            return Count()
+        # A reading may miss some flows, so that its number is too high.
+        least = min(list(self._lacked)[-readings:])
+        known = self.evicted
+        return Count(max(0, least.packets - known.seen_packets), least.bytes - known.seen_bytes)
+
+    def pending_packets(self, more: Iterable[FlowCounter]) -> int:
+        """Return how many packets the kernel had counted at the last reading, but no event reports.
+
+        ``more`` are counters whose unreported packets were taken out of the counters here.
+        """
+        counters = [each for kind in self.entries.values() for each in kind.values()]
+        counters += [self.overflow, self.evicted, *more]
+        # Some packets arrived during the last reading, after their flow's counter was read. Only
+        # the rule's total, which is read last, shows them.
+        possible = self._packets_during_reading + self._surely_evicted(LAST_READINGS).packets
+        # Packets that were reported and not read yet do not reduce the others' number.
+        unreported = sum(max(each.unreported_packets, 0) for each in counters)
+        return unreported + max(0, min(self._without_place, possible))
+
+    def other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
+        """Return other counters that may have counted packets of the flow ``key``, likeliest first.
+
+        ``overflow`` and ``evicted`` come last, with the key None.
+        """
+        found = [(each, there) for each in fallback_keys(key) if (there := self.entry(each))]
+        return [*found, (None, self.overflow), (None, self.evicted)]
+
+    def move_records(self, is_unlogged: Callable[[Key], bool], *, closing: bool) -> None:
+        """Avoid a second report of packets logged as one flow, but counted as another.
+
+        This happens, for example, if the set has no free slot for the first flow. An event of the
+        first flow reports the packets, so the second flow's counter is reduced. ``is_unlogged``
+        returns True for a flow without a log record. With ``closing``, a counter with too few
+        packets is reduced.
+        """
+        unlogged: UnloggedFlows | None = None
+        for key in list(self.unread):
+            counter = self.entry(key)
+            if counter is None or counter.missed < LAST_READINGS:
+                continue
+            unlogged = unlogged or UnloggedFlows(
+                (each, there)
+                for each in self.unreported
+                if (there := self.entry(each)) is not None and is_unlogged(each)
+            )
+            packets = -counter.unreported_packets
+            candidates = [*self.other_counters(key), *unlogged.find(packets, key)]
+            enough = (each for each in candidates if each[1].unreported_packets >= packets)
+            # At the end, or after eight readings: take the first of the other counters. Before
+            # that, a later call searches again if no counter has enough packets.
+            is_last = closing or counter.missed > READINGS
+            other_key, other = next(enough, candidates[0] if is_last else (None, None))
+            if other is not None:
+                unreported = Count(counter.unreported_packets, counter.unreported_bytes)
+                other.grow_by(unreported, other.last_ns)
+                self.touched.update(() if other_key is None else (other_key,))
+                self.drop(key)
+
+
+class UnloggedFlows:
+    """Counters of flows without a log record, to find the one that counted a certain packet.
+
+    The kernel may count a packet under another flow than it logs, for example if the packet's
+    header is cut short, or names a wrong protocol.
+    """
+
+    def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
+        self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
+        #: Counters by user, protocol and destination.
+        self._alike: dict[Key, list[tuple[Key, FlowCounter]]] = {}
+        for key, counter in counters:
+            self._of_user.setdefault(user_of(key), []).append((key, counter))
+            self._alike.setdefault(without_port(key), []).append((key, counter))
+
+    def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
+        """Return the counter that probably counted ``packets`` packets logged as flow ``key``.
+
+        It is of the same user, and preferably of the same protocol and destination. The list is
+        empty if there is none.
+        """
+        alike = self._alike.get(without_port(key), [])
+        return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
+
+
+def _last(found: list[tuple[Key, FlowCounter]], packets: int) -> list[tuple[Key, FlowCounter]]:
+    while found and found[-1][1].unreported_packets < packets:
+        # Later calls do not find this counter, even if they need fewer packets.
+        found.pop()
+    return found[-1:]
+
+
+def _minus(total: Count, *parts: Count) -> Count:
+    return Count(
+        total.packets - sum(each.packets for each in parts),
+        total.bytes - sum(each.bytes for each in parts),
+    )

@@ -1,0 +1,333 @@
+"""Service's side of the delivery process: starts it, and receives the sinks' progress."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+
+from ocsf_nft.delivery.backoff import Backoff
+from ocsf_nft.delivery.sinks.stdout import Stdout
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.service import sink_delivery
+from ocsf_nft.service.delivery_answers import SinkStatus, Status
+from ocsf_nft.service.delivery_child import Start
+from ocsf_nft.service.delivery_run import DeliveryRun, Handlers
+from ocsf_nft.service.iteration import NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ocsf_nft.service.iteration import Iteration
+    from ocsf_nft.service.outlet import Outlet
+    from ocsf_nft.state.dropped_events import DroppedEvents
+    from ocsf_nft.state.state_store import StateStore
+
+_log = structlog.get_logger()
+
+#: Time for the process to end, apart from the time for the last events.
+_END_SECONDS: Final = 5.0
+#: Longest pause before the process is started again.
+_MAX_PAUSE_SECONDS: Final = 30.0
+#: Time after which a process that has ended counts as having worked.
+_WORKED_SECONDS: Final = 60.0
+#: Time for reading the last frames of a process that has ended.
+_LAST_SECONDS: Final = 1.0
+
+
+class DeliveryProcess:
+    """Process that delivers stored events to the sinks, without any privilege.
+
+    If it ends by itself or hangs, another one is started: the service goes on meanwhile, and events
+    wait in the store.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a delivery
+        self,
+        outlets: Sequence[Outlet],
+        store: StateStore,
+        *,
+        sinks: Path,
+        max_bytes: int,
+        max_seconds: float,
+        iteration: Iteration | None = None,
+    ) -> None:
+        """Create the delivery of the events of ``store``; nothing is started yet.
+
+        ``sinks`` is the path of the database of checkpoints. Its dead letters use at most
+        ``max_bytes`` on the disk, and are at most ``max_seconds`` old. The end waits for
+        ``iteration`` as for a sink.
+        """
+        #: Reason why no process works now; None while one does.
+        self.fault: str | None = None
+        #: Whether no program will take the remaining events of the iteration.
+        self.is_abandoned = False
+        self._outlets = tuple(outlets)
+        self._store = store
+        self._sinks = sinks
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._iteration = iteration
+        self._status = Status(acknowledged={})
+        #: What no event has reported, by the latest answer, and what events have reported since.
+        self._dropped: tuple[DroppedEvents, ...] = ()
+        self._faults: tuple[str, ...] = ()
+        self._reported: list[DroppedEvents] = []
+        self._reported_faults: list[str] = []
+        #: Number of the latest request that the present process has answered.
+        self._answered = 0
+        self._handshake: bytes | None = None
+        self._run: DeliveryRun | None = None
+        self._replacing = asyncio.Lock()
+        self._is_ending = False
+        self._group = asyncio.TaskGroup()
+        self._serving: asyncio.Task[None]
+        self._supervision: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        """Start the process, and wait until its local sinks are open.
+
+        A sink is local if it is a file or standard output. Raises an OcsfNftError if one can't be
+        opened.
+        """
+        await self._group.__aenter__()
+        if self._iteration is not None:
+            self._iteration.on_taken = self._set_acknowledged
+        self._store.on_stored = self._note_stored
+        try:
+            run = await self._start(is_again=False)
+        except BaseException:
+            self._store.on_stored = None
+            await self._group.__aexit__(None, None, None)
+            raise
+        self._supervision = self._group.create_task(self._supervise(run))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Deliver the remaining events for some seconds, and end the process.
+
+        After a cancellation, or if the process does not answer, end it at once.
+        """
+        self._is_ending = True
+        self._store.on_stored = None
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        self._supervision.cancel()  # it starts no other process any more
+        await asyncio.wait([self._supervision])
+        run = self._run
+        try:
+            draining = [] if run is None else [self._drain(run, is_cancelled=is_cancelled)]
+            if not (is_cancelled or self.is_abandoned):
+                draining.append(self._drain_iteration())
+            await asyncio.gather(*draining)
+        finally:
+            if self._iteration is not None:
+                self._iteration.end()
+            if run is not None:
+                await run.close()
+            await self._group.__aexit__(kind, error, traceback)
+
+    async def _drain(self, run: DeliveryRun, *, is_cancelled: bool) -> None:
+        if run.is_late:
+            return
+        seconds = _END_SECONDS
+        if is_cancelled:
+            run.end()
+        else:
+            seconds += sink_delivery.DRAIN_SECONDS
+            run.drain(dropped=self._reported, faults=self._reported_faults)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await run.ended.wait()
+                await asyncio.wait([self._serving])  # its last frames
+
+    async def _drain_iteration(self) -> None:
+        if self._iteration is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(sink_delivery.DRAIN_SECONDS):
+                    await self._iteration.drain()
+
+    @property
+    def sinks(self) -> tuple[SinkStatus, ...]:
+        """Return the progress of all sinks, and of the iteration."""
+        names = {each.name for each in self._outlets}
+        by_name = {each.name: each for each in self._status.sinks if each.name in names}
+        found = [replace(each, fault=self.fault or each.fault) for each in by_name.values()]
+        if self._iteration is not None:
+            found.append(self._iteration.status)
+        return tuple(replace(each, waiting=max(0, self._store.end - each.done)) for each in found)
+
+    @property
+    def storage_fault(self) -> str | None:
+        """Return the reason why the sinks' progress can't be stored; None if it can."""
+        return self._status.storage_fault
+
+    def set_handshake(self, handshake: bytes) -> None:
+        """Set the handshake, and start delivery to the sinks that wait for it.
+
+        The handshake is a JSON line that these sinks get before the first event.
+        """
+        self._handshake = handshake
+        if self._run is not None:
+            self._run.set_handshake(handshake)
+
+    async def replace(self, outlets: Sequence[Outlet]) -> None:
+        """Replace all sinks; do nothing if the delivery has ended.
+
+        A new sink continues after the last event acknowledged under the same name. If a new sink
+        that is a file or standard output can't be opened, raises an OcsfNftError and keeps the old
+        sinks. But if no process works now, the next one retries that until it succeeds.
+        """
+        async with self._replacing:
+            if self._is_ending:
+                return
+            if self._run is None:
+                self._outlets = tuple(outlets)
+            else:
+                await self._run.replace(outlets)
+
+    async def synchronize(self) -> bool:
+        """Let the process remove old dead letters, and wait for a report of the sinks' progress.
+
+        Return True if it has come. A process that does not answer for a minute is killed, so that
+        another one is started.
+        """
+        run = self._run
+        if run is None:
+            return False
+        if run.is_late:  # the caller must not wait for it again and again
+            run.kill_if_hung()
+            return False
+        dropped, self._reported = self._reported, []
+        faults, self._reported_faults = self._reported_faults, []
+        return await run.synchronize(dropped, faults)
+
+    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return how many dead letters of each sink were removed, since the last confirmed report.
+
+        They were too old, or used too much of the disk.
+        """
+        return self._dropped if await self.synchronize() else ()
+
+    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Confirm that events have reported ``dropped``, a result of :meth:`dropped_events`."""
+        self._dropped = ()
+        self._reported += dropped
+
+    async def faults(self) -> tuple[str, ...]:
+        """Return the reports about damaged files of checkpoints that were renamed.
+
+        A report stays, over restarts, until :meth:`confirm_fault` has confirmed it.
+        """
+        return self._faults if await self.synchronize() else ()
+
+    async def confirm_fault(self, report: str) -> None:
+        """Confirm that an event has a report: :meth:`faults` no longer returns it."""
+        self._faults = tuple(each for each in self._faults if each != report)
+        self._reported_faults.append(report)
+
+    def _has_output(self) -> bool:
+        return any(isinstance(each.sink, Stdout) for each in self._outlets)
+
+    def _note_stored(self, end: int) -> None:
+        if self._run is not None:
+            self._run.note_stored(end)
+        if self._iteration is not None:
+            self._iteration.wake()
+
+    async def _supervise(self, run: DeliveryRun) -> None:
+        """Start another process whenever the running one ends."""
+        backoff = Backoff(max_seconds=_MAX_PAUSE_SECONDS)
+        while True:
+            await run.ended.wait()
+            if self._is_ending:
+                return
+            await asyncio.wait([self._serving], timeout=_LAST_SECONDS)  # its last log records
+            await run.close()
+            self._run = None
+            self.fault = f"the delivery process has ended with {run.describe_end()}"
+            _log.error("the delivery process is started again", reason=self.fault)
+            if time.monotonic() - run.began_at > _WORKED_SECONDS:
+                backoff = Backoff(max_seconds=_MAX_PAUSE_SECONDS)
+            await asyncio.sleep(backoff.wait_seconds(None))
+            run = await self._start_again(backoff)
+            self.fault = None
+
+    async def _start_again(self, backoff: Backoff) -> DeliveryRun:
+        while True:
+            try:
+                return await self._start(is_again=True)
+            except OcsfNftError as error:
+                self.fault = str(error)
+                _log.error("the delivery process can't be started", reason=self.fault)
+            await asyncio.sleep(backoff.wait_seconds(None))
+
+    async def _start(self, *, is_again: bool) -> DeliveryRun:
+        """Start a process, and return when its local sinks are open."""
+        handlers = Handlers(
+            end=lambda: self._store.end,
+            on_status=self._take_status,
+            has_output=self._has_output,
+            on_opened=self._take_outlets,
+        )
+        run = await DeliveryRun.spawn(handlers)
+        self._answered = 0
+        self._serving = self._group.create_task(run.serve())
+        self._run = run  # learns of the events that are stored from now on
+        try:
+            await run.start(
+                Start(
+                    outlets=self._outlets,
+                    is_again=is_again,
+                    events=self._store.path,
+                    identity=self._store.identity,
+                    end=self._store.end,
+                    sinks=self._sinks,
+                    max_bytes=self._max_bytes,
+                    max_seconds=self._max_seconds,
+                    handshake=self._handshake,
+                    drain_seconds=sink_delivery.DRAIN_SECONDS,
+                    log_level=_log_level(),
+                )
+            )
+        except BaseException:
+            self._run = None
+            await run.close()
+            self._serving.cancel()
+            raise
+        return run
+
+    def _take_outlets(self, outlets: Sequence[Outlet]) -> None:
+        self._outlets = tuple(outlets)
+        self._set_acknowledged()
+
+    def _take_status(self, status: Status) -> None:
+        if status.synchronized > self._answered:
+            self._answered = status.synchronized
+            self._dropped, self._faults = status.dropped, status.faults
+        self._status = status
+        self._set_acknowledged()
+
+    def _set_acknowledged(self) -> None:
+        known = self._status.acknowledged
+        found = {each.name: min(known.get(each.name, 0), self._store.end) for each in self._outlets}
+        if self._iteration is not None:
+            found[NAME] = self._iteration.acknowledged
+        self._store.set_acknowledged(found)
+
+
+def _log_level() -> int:
+    # The program may have its own kind of logger.
+    level = getattr(_log, "get_effective_level", None)
+    return logging.INFO if level is None else int(level())

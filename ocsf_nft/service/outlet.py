@@ -1,0 +1,128 @@
+"""Destinations of events, with their delivery settings, from the configuration.
+
+This module is also loaded by the delivery process, which must stay small: no models of events here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import orjson
+
+from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.errors import DeliveryError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ocsf_nft.config.sinks import SinkTable
+    from ocsf_nft.delivery.sinks.base import Sink
+    from ocsf_nft.state.change import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlet:
+    """Destination of events (``sink``), with its name and its delivery settings.
+
+    The settings are the OCSF version and classes of the delivered events, and the batch settings.
+    """
+
+    name: str
+    sink: Sink
+    #: OCSF version of the events that the sink gets; None for the version of the stored events.
+    older_version: str | None = None
+    #: The sink gets only events with these values of ``class_uid``; None for all events.
+    classes: frozenset[int] | None = None
+    batch_settings: BatchSettings = field(default_factory=BatchSettings)
+    #: True for a file or standard output. If it can't be opened, the service does not start.
+    is_local: bool = False
+    #: Whether the sink first gets a JSON line, the handshake. It is sent when all fences are active
+    #: and all log sources are open.
+    needs_handshake: bool = False
+    #: File that the sink writes, if any. Only this service may write to it.
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, table: SinkTable) -> Self:
+        """Create the outlet for a ``[[sink]]`` table of the configuration.
+
+        Raises UnsupportedError if the sink needs a package extra that is not installed.
+        """
+        return cls(
+            name=table.called,
+            sink=table.sink(),
+            older_version=table.older_version,
+            classes=None if table.has_all_classes else table.class_uids,
+            batch_settings=table.batch_settings,
+            is_local=table.is_local,
+            needs_handshake=table.needs_handshake,
+            file=table.file,
+        )
+
+    def convert(self, line: bytes) -> bytes | None:
+        """Convert an event (a JSON line) to the sink's OCSF version, and return it.
+
+        Return None if the sink gets no events of this class.
+        """
+        if self.classes is not None and orjson.loads(line)["class_uid"] not in self.classes:
+            return None
+        if self.older_version is None:
+            return line
+        from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
+
+        return line_at(line, self.older_version)
+
+    async def deliver(self, change: Change) -> None:
+        """Send events (JSON lines) directly to the open sink, without storing them first.
+
+        Events that the sink does not accept are dropped, and DeliveryError is raised. Use this only
+        for events that come from log files, because these files can be read again.
+        """
+        converted = map(self.convert, change.events)
+        messages = [Message("", line) for line in converted if line is not None]
+        if not messages:
+            return
+        outcome = await self.sink.deliver(messages)
+        if outcome.refused or outcome.again:
+            reason = outcome.reason or outcome.refused[0].reason
+            raise DeliveryError(f"{self.name} did not accept all events: {reason}")
+
+
+def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
+    """Create an outlet (a sink with its settings) for each ``[[sink]]`` table of a configuration.
+
+    Raises UsageError if two sinks write to one file. Raises UnsupportedError if a sink needs a
+    package extra that is not installed.
+    """
+    _reject_shared_files(tables)
+    return tuple(map(Outlet.of, tables))
+
+
+def file_identity(file: Path | None) -> object:
+    """Return a value that is equal for all paths of a file, also for links.
+
+    The file need not exist. Return None if ``file`` is None.
+    """
+    if file is None:
+        return None
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # the file does not exist yet
+        return os.path.realpath(file)
+    return found.st_dev, found.st_ino
+
+
+def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
+    # The lines of two sinks would mix.
+    named: dict[object, str] = {}
+    for table in tables:
+        identity = file_identity(table.file)
+        if identity is not None and identity in named:
+            raise UsageError(
+                f"the sinks {named[identity]} and {table.called} are one file: give each its own"
+            )
+        named[identity] = table.called
