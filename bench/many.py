@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import disk, stage
+from bench import host, stage
 from bench.subject import Subject, percentile
-from ocsf_nft import netns
-from ocsf_nft.fence import installer
-from ocsf_nft.fence.spec import FenceSpec
-from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.fence.values import endpoint
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.state_db import FILE
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from bench.host import Use
 
 _NUMBERS: Final = (1, 10, 100, 500)
 _IDLE_S: Final = 30.0
@@ -33,18 +28,9 @@ _ACTIVE_S: Final = 20
 #: Sandboxes and attempts of each in a second, for the time from packet to event.
 _QUICK: Final = ((1, 10), (50, 10))
 _FIRST_PORT: Final = 20_000
-_DESTINATION: Final = "203.0.113.7"
 _NETWORK_ACTIVITY: Final = 4001
 #: Limits for one more idle sandbox: part of a core, descriptors, bytes, and seconds to start.
 _BOUNDS: Final = {"CPU %": 0.05, "fds": 4.0, "MB": 0.25, "start s": 0.05}
-#: A namespace with a device through which packets could leave; without IPv6 the kernel sends none.
-_LINKS: Final = """\
-link set lo up
-link add up0 type dummy
-link set up0 up
-address add 10.0.0.2/24 dev up0
-route add default via 10.0.0.1
-"""
 _CONFIG: Final = """
 state_dir = {state}
 [attribution]
@@ -60,20 +46,10 @@ netns = "{name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Use:
-    """What the two processes of a service use."""
-
-    cpu_s: float
-    descriptors: int
-    threads: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
     sandboxes: int
     ready_s: float
-    use: _Use
+    use: Use
     idle_percent: float
     active_percent: float
     events: int
@@ -105,7 +81,7 @@ class _Measured:
 
 def run() -> Subject:
     """Measure all numbers in turn; raise an OcsfNftError if the system does not permit it."""
-    with _sandboxes(max(_NUMBERS)) as (names, folder):
+    with host.sandboxes(max(_NUMBERS)) as (names, folder):
         measured = [_measure(names[:number], folder) for number in _NUMBERS]
         waits = {number: _latencies(names[:number], rate, folder) for number, rate in _QUICK}
     more = measured[-1].each_more(measured[0])
@@ -143,36 +119,6 @@ def run() -> Subject:
 
 
 @contextlib.contextmanager
-def _sandboxes(number: int) -> Iterator[tuple[list[str], Path]]:
-    """Make fenced namespaces; yield their names and a folder with their state."""
-    prefix = f"bench-{secrets.token_hex(3)}-"
-    names: list[str] = []
-    with disk.folder() as folder:
-        state = StateDirectory(Path(folder) / "state")
-        try:
-            for each in range(number):
-                name = f"{prefix}{each}"
-                subprocess.run(["ip", "netns", "add", name], check=True)
-                names.append(name)
-                namespace = netns.named(name)
-                namespace.call(_without_ipv6)
-                subprocess.run(
-                    ["ip", "-n", name, "-batch", "-"], input=_LINKS, text=True, check=True
-                )
-                spec = FenceSpec(sandbox=name, proxies=(endpoint("10.0.0.1:3128"),))
-                installer.install(spec, namespace, state, "nflog")
-            yield names, Path(folder)
-        finally:
-            for name in names:
-                subprocess.run(["ip", "netns", "delete", name], check=False)
-
-
-def _without_ipv6() -> None:
-    for name in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", "ascii")
-
-
-@contextlib.contextmanager
 def _running(names: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     """Run a service for some sandboxes; yield its process, and the seconds until it was ready."""
     config, output = folder / "config.toml", folder / "events.jsonl"
@@ -193,16 +139,16 @@ def _running(names: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Po
 def _measure(names: Sequence[str], folder: Path) -> _Measured:
     with _running(names, folder) as (service, ready_s):
         time.sleep(5)
-        begin, began = _use(service), time.monotonic()
+        begin, began = host.use(service), time.monotonic()
         time.sleep(_IDLE_S)
-        idle, ended = _use(service), time.monotonic()
+        idle, ended = host.use(service), time.monotonic()
         idle_percent = 100 * (idle.cpu_s - begin.cpu_s) / (ended - began)
-        with _sockets(names) as socks:
+        with host.sockets(names) as socks:
             began = time.monotonic()
             for second in range(_ACTIVE_S):
                 _attempt(socks, _FIRST_PORT + second)
                 time.sleep(max(0.0, began + second + 1 - time.monotonic()))
-        active, ended = _use(service), time.monotonic()
+        active, ended = host.use(service), time.monotonic()
         time.sleep(2)
         events = _attempts(folder)
         stopping = time.monotonic()
@@ -224,7 +170,7 @@ def _latencies(names: Sequence[str], rate: int, folder: Path) -> list[int]:
     """Return the times from packet to durable event of some seconds of attempts, in ns."""
     sent_ns: dict[tuple[str, int], int] = {}
     found: list[int] = []
-    with _running(names, folder) as (_, _), _sockets(names) as socks:
+    with _running(names, folder) as (_, _), host.sockets(names) as socks:
         time.sleep(2)
         with Archive(folder / "state" / FILE) as archive:
             last = next((each.number for each in archive.newest()), 0)
@@ -253,21 +199,10 @@ def _latencies(names: Sequence[str], rate: int, folder: Path) -> list[int]:
     return found
 
 
-@contextlib.contextmanager
-def _sockets(names: Sequence[str]) -> Iterator[dict[str, socket.socket]]:
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context(
-                netns.named(name).call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            )
-            for name in names
-        }
-
-
 def _attempt(socks: dict[str, socket.socket], port: int) -> None:
     for each in socks.values():
         with contextlib.suppress(OSError):  # it is refused
-            each.sendto(b"attempt", (_DESTINATION, port))
+            each.sendto(b"attempt", (host.REFUSED, port))
 
 
 def _attempts(folder: Path) -> int:
@@ -275,18 +210,3 @@ def _attempts(folder: Path) -> int:
         return sum(
             json.loads(each.line)["class_uid"] == _NETWORK_ACTIVITY for each in archive.beyond(0)
         )
-
-
-def _use(service: subprocess.Popen[bytes]) -> _Use:
-    """Return what a service and its child processes use."""
-    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text("ascii").split()
-    cpu_s = 0.0
-    descriptors = threads = size = 0
-    for pid in (service.pid, *map(int, children)):
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-        cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        threads += int(fields[17])
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
-        size += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
-    return _Use(cpu_s=cpu_s, descriptors=descriptors, threads=threads, bytes=size)
