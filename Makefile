@@ -42,7 +42,7 @@ DIST ?= dist
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench package docs \
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench soak package docs \
         reference screenshots clean system system-demo
 
 help:  ## List the targets.
@@ -83,6 +83,9 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
+
+soak: .venv/ready  ## Run services with 6 and 50 sandboxes through faults and bursts for 30 minutes.
+	$(SUDO) $(BIN)/python -m bench.soak $(ARGS)
 
 package: PACKAGES += $(PACKAGING)
 package: system .venv/ready  ## Build a source distribution, a wheel and a Debian package in dist/.

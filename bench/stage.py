@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -288,3 +289,13 @@ def wait_until_idle(child: subprocess.Popen[bytes], *, seconds: float = 15.0) ->
         return time.monotonic() - since > 0.3
 
     wait_for("the reader's rest", idle, child, seconds=seconds)
+
+
+def run_quietly(*arguments: str) -> None:
+    """Run a program without its output; raise CalledProcessError if it fails."""
+    subprocess.run(arguments, check=True, capture_output=True)
+
+
+def kill(pid: int) -> None:
+    """Kill a process."""
+    os.kill(pid, signal.SIGKILL)
