@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from ocsf_nft.config.listen_address import ListenAddress
+    from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -197,6 +198,6 @@ async def _ready(service: Service, _request: web.Request) -> web.Response:
     return _response(health.faults(service), health.down(service))
 
 
-def _response(faults: Sequence[str], notes: Sequence[str] = ()) -> web.Response:
+def _response(faults: Sequence[Fault], notes: Sequence[Fault] = ()) -> web.Response:
     lines = (*faults, *notes) or ("well",)
     return web.Response(status=503 if faults else 200, text="".join(f"{each}\n" for each in lines))

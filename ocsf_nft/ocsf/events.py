@@ -336,8 +336,8 @@ class DeviceConfigStateChange(Event):
 class ApplicationLifecycle(Event):
     """OCSF class 6002: ocsf-nft started or stopped, or has a fault that affects events.
 
-    Such a fault is: records or events were dropped, counters could not be read for some time, or
-    the processes that sent packets are found by a less exact method.
+    Such a fault is: records or events were dropped, counters could not be read for some time, the
+    processes that sent packets are found by a less exact method, or a sink is down.
     """
 
     profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
@@ -348,14 +348,16 @@ class ApplicationLifecycle(Event):
     category_name: Literal["Application Activity"] = "Application Activity"
     activity_id: LifecycleActivityId = Field(
         description="3 start, 4 stop, 99 if the caption is Records Dropped, Collection Gap, Events "
-        "Dropped or Attribution Degraded"
+        "Dropped, Attribution Degraded, Fault or Fault Cleared"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
-    time: Long = Field(description="time of the start or stop, or end of the gap")
-    start_time: Long | None = optional_field("start of the gap")
-    end_time: Long | None = optional_field("end of the gap")
+    time: Long = Field(
+        description="time of the start or stop, end of the gap, or time of the report"
+    )
+    start_time: Long | None = optional_field("start of the gap or of the fault")
+    end_time: Long | None = optional_field("end of the gap; of a fault: the time")
     duration: Long | None = optional_field("end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = optional_field(
@@ -363,11 +365,11 @@ class ApplicationLifecycle(Event):
         "blocked or allowed meanwhile, which other events count too"
     )
     severity_id: Severity = Field(
-        description="1 for start and stop, 2 for a gap without packets, 3 for Attribution "
-        "Degraded, else 4"
+        description="1 for start, stop and Fault Cleared, 2 for a gap without packets, 3 for "
+        "Attribution Degraded and the fault of a sink or of the storage, else 4"
     )
     severity: Caption = caption_of("severity_id")
-    status_id: Status = Field(description="1 for start and stop, else 2")
+    status_id: Status = Field(description="1 for start, stop and Fault Cleared, else 2")
     status: Caption = caption_of("status_id")
     status_detail: str | None = optional_field("the reason")
     message: str = Field(description="one sentence for people")
@@ -377,8 +379,8 @@ class ApplicationLifecycle(Event):
         "values to search for in other sources"
     )
     unmapped: dict[str, Any] | None = optional_field(
-        "of Records Dropped and Events Dropped: transport; of Collection Gap: sandbox; of "
-        "Attribution Degraded: method"
+        "of Records Dropped and Events Dropped: transport; of Collection Gap, and of the Fault of "
+        "a sandbox: sandbox; of Attribution Degraded: method"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 

@@ -304,6 +304,60 @@ def events_dropped(
     )
 
 
+def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    subject: str,
+    cause: str,
+    sandbox: str | None,
+    since_ns: int,
+    now_ns: int,
+    is_cleared: bool,
+) -> ApplicationLifecycle:
+    """Return the event about a fault of ocsf-nft that has lasted from ``since_ns`` to ``now_ns``.
+
+    Times are in ns since the epoch. ``subject`` says what is wrong, and ``cause`` why. All events
+    of a fault have the same ``correlation_uid``. ``sandbox`` is None if the fault is about the
+    whole service.
+    """
+    since_ns = min(since_ns, now_ns)
+    text = f"{visible(subject)}: {visible(cause)}"
+    duration = messages.elapsed(since_ns, now_ns)
+    if is_cleared:
+        message = f"A fault of ocsf-nft was cleared after {duration}. It was: {text}."
+    elif now_ns > since_ns:
+        message = f"A fault of ocsf-nft has lasted for {duration}: {text}."
+    else:
+        message = f"ocsf-nft has a fault: {text}."
+    device, observables = device_of(context)
+    metadata = own_metadata(stable_uid("fault", subject, since_ns, now_ns, is_cleared), now_ns)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Fault Cleared" if is_cleared else "Fault",
+        time=now_ns // 1_000_000,
+        start_time=since_ns // 1_000_000,
+        end_time=now_ns // 1_000_000,
+        duration=_duration(since_ns, now_ns),
+        severity_id=_fault_severity(sandbox, is_cleared=is_cleared),
+        status_id=Status.SUCCESS if is_cleared else Status.FAILURE,
+        status_detail=visible(cause),
+        message=message,
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped=None if sandbox is None else {"sandbox": visible(sandbox)},
+        metadata=metadata.model_copy(
+            update={"correlation_uid": stable_uid("fault", subject, since_ns)}
+        ),
+    )
+
+
+def _fault_severity(sandbox: str | None, *, is_cleared: bool) -> Severity:
+    if is_cleared:
+        return Severity.INFORMATIONAL
+    return Severity.MEDIUM if sandbox is None else Severity.HIGH
+
+
 _NO_PACKETS: Final = "there was no packet to block"
 
 

@@ -1,4 +1,4 @@
-"""Periodic work of a service: removes old events, and reports events that were dropped."""
+"""Periodic work of a service: removes old events, and reports dropped events and faults."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from ocsf_nft.ocsf import operational_events
+from ocsf_nft.service.fault_events import FaultEvents
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.health import Fault
     from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.state_store import StateStore
 
@@ -48,16 +50,22 @@ class Delivery(DroppingStore, Protocol):
         """Remove old dead letters; return True if the other results are up to date."""
 
 
-async def run_housekeeping(store: StateStore, delivery: Delivery, reporter: Reporter) -> None:
-    """Remove old events from the store every 10 s, and report events that were dropped.
+async def run_housekeeping(
+    store: StateStore,
+    delivery: Delivery,
+    reporter: Reporter,
+    faults: Callable[[], Sequence[Fault]],
+) -> None:
+    """Remove old events from the store every 10 s, and report dropped events and faults.
 
-    A full store drops events that a sink has not acknowledged. This function runs until it is
-    cancelled.
+    A full store drops events that a sink has not acknowledged. ``faults`` returns the faults of
+    the service. This function runs until it is cancelled.
     """
     # Separate tasks: a report is an event too, and a full store accepts it only after a removal.
     async with asyncio.TaskGroup() as group:
         group.create_task(_sweep(store, delivery))
         group.create_task(_report(store, delivery, reporter))
+        group.create_task(_report_faults(reporter, faults))
 
 
 async def _sweep(store: StateStore, delivery: Delivery) -> None:
@@ -72,6 +80,13 @@ async def _report(store: StateStore, delivery: Delivery, reporter: Reporter) -> 
     while True:
         since_ns = await run_shielded(report_dropped_events(store, delivery, reporter, since_ns))
         await asyncio.sleep(_SECONDS)
+
+
+async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault]]) -> None:
+    events = FaultEvents(reporter)
+    while True:
+        await asyncio.sleep(_SECONDS)
+        await run_shielded(events.update(faults(), time.time_ns(), time.monotonic_ns()))
 
 
 async def report_dropped_events(

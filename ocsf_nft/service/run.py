@@ -30,7 +30,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
 from ocsf_nft.privileges import Capability
-from ocsf_nft.service import attribution_setup, fences
+from ocsf_nft.service import attribution_setup, fences, health
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
@@ -304,7 +304,9 @@ class Service:
         shared = [each for each in sources if len(each.sandboxes) > 1 or None in each.sandboxes]
         async with asyncio.TaskGroup() as group:
             others = [
-                group.create_task(run_housekeeping(store, self.delivery, reporter)),
+                group.create_task(
+                    run_housekeeping(store, self.delivery, reporter, lambda: health.lasting(self))
+                ),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
             ]
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in shared]

@@ -6,6 +6,7 @@ sink still needs are removed only if the configuration allows that.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -85,6 +86,7 @@ class Retention:
         Return False if there is room. Raises FullError if no more events may be removed,
         DeliveryError if the database can't be written.
         """
+        self._bound_log()
         shortage = self._shortage()
         if not shortage:
             return False
@@ -135,6 +137,17 @@ class Retention:
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
+    def _bound_log(self) -> None:
+        """Empty SQLite's log if the disk has less room than the log already uses.
+
+        The log of the next transactions needs room there, however much is free in the database
+        file.
+        """
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self._database.path.parent)
+            if self._database.log_bytes > disk.f_bavail * disk.f_frsize:
+                self._database.try_to_checkpoint_log()
+
     def _disk(self) -> tuple[int, int]:
         """Return the number of free bytes, and the number of bytes that must stay free.
 
@@ -154,14 +167,13 @@ class Retention:
         if self.acknowledged is None:
             return False
         oldest_ms = now_ms - self._max_ms
+        self._bound_log()
         with self._database.transaction("NORMAL") as connection:
             until = _last_too_old(connection, oldest_ms)
             self._count_dropped(connection, until)
             removed = _remove(connection, until)
             self.measure_free(connection)
         self.used_bytes -= removed
-        if self._is_disk_short():
-            self._database.try_to_checkpoint_log()
         return removed > 0
 
     def _needed_beyond(self) -> int:

@@ -28,6 +28,7 @@ from ocsf_nft.ocsf.operational_events import (
     attribution_degraded,
     collection_gap,
     events_dropped,
+    fault,
     fence_state,
     lifecycle,
     records_dropped,
@@ -157,6 +158,13 @@ def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, E
             reason=text, processed_ns=NOW_NS,
         )  # fmt: skip
         yield f"{packets} not read", event_of_a_pause
+    for sandbox in (None, text):
+        for is_cleared in (False, True):
+            event_of_a_fault = fault(
+                context, subject=text, cause=text, sandbox=sandbox, since_ns=TIME_NS,
+                now_ns=NOW_NS, is_cleared=is_cleared,
+            )  # fmt: skip
+            yield f"fault of {sandbox}", event_of_a_fault
 
 
 def as_json(event: Event) -> Any:

@@ -17,6 +17,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     FenceState,
     collection_gap,
+    fault,
     fence_state,
     lifecycle,
     records_dropped,
@@ -259,6 +260,23 @@ def _situations() -> Iterator[tuple[str, Event]]:
             processed_ns=TIME_NS + 3_000_000,
         ),
     )
+    for name, minutes, is_cleared in (
+        ("a-sink-is-down", 0, False),
+        ("a-sink-is-still-down", 3, False),
+        ("a-sink-is-up-again", 5, True),
+    ):
+        yield (
+            name,
+            fault(
+                CONTEXT,
+                subject="sink siem is down",
+                cause="https://siem.example:8088 can't be reached: connection refused",
+                sandbox=None,
+                since_ns=TIME_NS,
+                now_ns=TIME_NS + minutes * 60_000_000_000,
+                is_cleared=is_cleared,
+            ),
+        )
 
 
 def situations() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ocsf_nft.ocsf.operational_events import (
     attribution_degraded,
     collection_gap,
     events_dropped,
+    fault,
     fence_state,
     lifecycle,
     records_dropped,
@@ -384,9 +385,58 @@ def test_events_name_the_host_if_it_is_known() -> None:
             collection_gap(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
             lifecycle(activity="start", time_ns=TIME_NS, **facts),
             attribution_degraded(method="user", time_ns=TIME_NS, **facts),
+            fault_event(context=context),
         ):
             found = event.observables and [each.name for each in event.observables]
             assert found == names
+
+
+def fault_event(**facts: Any) -> ApplicationLifecycle:
+    defaults: dict[str, Any] = {
+        "context": CONTEXT,
+        "subject": "sink a is down",
+        "cause": "refused",
+        "sandbox": None,
+        "since_ns": TIME_NS,
+        "now_ns": TIME_NS + 90_000_000_000,
+        "is_cleared": False,
+    }
+    return fault(**(defaults | facts))
+
+
+def test_events_of_a_fault_tell_its_begin_its_time_and_its_end() -> None:
+    begin, lasting, end = (
+        json.loads(event.to_json())
+        for event in (
+            fault_event(now_ns=TIME_NS),
+            fault_event(),
+            fault_event(is_cleared=True, now_ns=TIME_NS + 91_000_000_000),
+        )
+    )
+    assert [each["message"] for each in (begin, lasting, end)] == [
+        "ocsf-nft has a fault: sink a is down: refused.",
+        "A fault of ocsf-nft has lasted for 90.0 s: sink a is down: refused.",
+        "A fault of ocsf-nft was cleared after 91.0 s. It was: sink a is down: refused.",
+    ]
+    shown = [(each["activity_name"], each["severity"], each["status"]) for each in (begin, end)]
+    assert shown == [("Fault", "Medium", "Failure"), ("Fault Cleared", "Informational", "Success")]
+    assert {each["start_time"] for each in (begin, lasting, end)} == {TIME_NS // 1_000_000}
+    assert "duration" not in begin
+    assert (lasting["duration"], end["duration"]) == (90_000, 91_000)
+    assert len({each["metadata"]["correlation_uid"] for each in (begin, lasting, end)}) == 1
+    assert len({each["metadata"]["uid"] for each in (begin, lasting, end)}) == 3
+
+
+def test_fault_of_a_sandbox_is_severe_and_names_it() -> None:
+    event = fault_event(sandbox="web")
+    assert event.severity_id.name == "HIGH"
+    assert event.unmapped == {"sandbox": "web"}
+
+
+def test_fault_after_a_step_back_of_the_clock_has_no_negative_time() -> None:
+    event = fault_event(now_ns=TIME_NS - 1_000_000_000)
+    assert event.start_time == event.end_time == event.time
+    assert event.duration is None
 
 
 def test_fence_without_a_log_is_not_said_to_log() -> None:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, cast
 from ocsf_nft.service import health
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
 
 
@@ -41,16 +44,20 @@ def _service(*, fault: str | None = None) -> Service:
     return cast("Service", made)
 
 
+def _texts(faults: Iterable[Fault]) -> list[str]:
+    return [str(each) for each in faults]
+
+
 def test_faults_name_each_sandbox_and_cause() -> None:
     fence = "the fence of sandbox sb2 is not active: it was deleted"
     counters = "the counters of sandbox sb3 can't be read: no memory"
     ended = "sandbox sb4 is no longer watched: it is another one"
-    stuck = "the counters of sandbox sb2 should have been read 31 s ago"
-    assert health.stuck(_service()) == (stuck,)
-    assert health.faults(_service()) == (stuck, fence, counters, ended)
+    stuck = "the counters of sandbox sb2 are not read: they should have been read 31 s ago"
+    assert _texts(health.stuck(_service())) == [stuck]
+    assert _texts(health.faults(_service())) == [stuck, fence, counters, ended]
     # A service that waits for a disk reads no counters meanwhile, and a restart does not change
     # that.
     full = _service(fault="the disk is full")
     assert health.stuck(full) == ()
-    expected = (fence, counters, ended, "events can't be stored: the disk is full")
-    assert health.faults(full) == expected
+    expected = [fence, counters, ended, "events can't be stored: the disk is full"]
+    assert _texts(health.faults(full)) == expected

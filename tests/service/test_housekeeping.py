@@ -25,6 +25,12 @@ from tests.service.keeping import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ocsf_nft.service.health import Fault
+
+
+def _no_faults() -> tuple[Fault, ...]:
+    return ()
+
 
 async def test_full_store_is_swept_while_no_event_can_be_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -47,7 +53,7 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
                 now_ns += 10**6
         reporter = Reporter(store.commit, host=None)
         housekeeping_task = asyncio.create_task(
-            housekeeping.run_housekeeping(store, delivery, reporter)
+            housekeeping.run_housekeeping(store, delivery, reporter, _no_faults)
         )
         now_ns += (
             60 * 10**9 - number * 10**6 + 10**6
@@ -82,7 +88,9 @@ async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
         store = delivery.store
         monkeypatch.setattr(asyncio, "sleep", sleep)
         housekeeping_task = asyncio.create_task(
-            housekeeping.run_housekeeping(store, delivery, Reporter(store.commit, host=None))
+            housekeeping.run_housekeeping(
+                store, delivery, Reporter(store.commit, host=None), _no_faults
+            )
         )
         async with asyncio.timeout(60):
             await many.wait()
@@ -99,7 +107,7 @@ async def test_damaged_file_is_reported_once_as_dropped_events(tmp_path: Path, f
     reporter = Reporter(sink.commit, host=None)
     async with Delivering([], tmp_path) as delivery:
         housekeeping_task = asyncio.create_task(
-            housekeeping.run_housekeeping(delivery.store, delivery, reporter)
+            housekeeping.run_housekeeping(delivery.store, delivery, reporter, _no_faults)
         )
         await _until(lambda: bool(sink.events))
         await housekeeping.report_dropped_events(delivery.store, delivery, reporter, 1_000_000)
