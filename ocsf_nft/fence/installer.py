@@ -209,8 +209,8 @@ def remove(
 ) -> None:
     """Remove a sandbox's fence, its guard (an additional table on the host) and its record.
 
-    ``namespace`` and ``device`` have the same meaning as in :func:`verify`. Raises AbsentError,
-    UnsupportedError, FenceError.
+    ``namespace`` and ``device`` have the same meaning as in :func:`verify`. If the namespace of the
+    record no longer exists, the rest is removed. Raises AbsentError, UnsupportedError, FenceError.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -219,7 +219,7 @@ def remove(
                 load_ruleset.HOST, load_ruleset.guard_table_ids(installed.spec), state
             )
         where = namespace or (installed.namespace if installed else load_ruleset.HOST)
-        if installed is not None:
+        if installed is not None and where != installed.namespace:
             _refuse_other_namespace(installed, where)
         if installed is None or _is_there(installed, where):
             table_ids = (

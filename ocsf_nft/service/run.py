@@ -39,6 +39,7 @@ from ocsf_nft.service.housekeeping import report_dropped_events, run_housekeepin
 from ocsf_nft.service.iteration import Iteration
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
+from ocsf_nft.service.reaper import reap
 from ocsf_nft.service.record_feeds import HOST, EarlySources, feeds, log_name
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.status import Status
@@ -307,6 +308,7 @@ class Service:
                 group.create_task(
                     run_housekeeping(store, self.delivery, reporter, lambda: health.lasting(self))
                 ),
+                group.create_task(reap(self._state, store)),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
             ]
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in shared]

@@ -266,6 +266,19 @@ def test_guard_for_a_missing_interface_is_an_error(
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
+def test_fence_of_a_deleted_namespace_can_be_removed(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    installed = installer.install(spec, lab.sandbox_namespace, state)
+    gone = dataclasses.replace(installed, namespace=named("no-such-namespace"))
+    state.write(gone)
+    with pytest.raises(AbsentError, match="no-such-other"):
+        installer.remove(spec.sandbox, state, named("no-such-other"))
+    assert state.read(spec.sandbox) == gone
+    installer.remove(spec.sandbox, state)
+    assert state.read(spec.sandbox) is None
+
+
 def test_missing_namespace_is_named(spec: FenceSpec, state: StateDirectory) -> None:
     with pytest.raises(AbsentError, match="no-such-namespace"):
         installer.install(spec, named("no-such-namespace"), state)
