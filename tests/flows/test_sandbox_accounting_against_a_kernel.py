@@ -241,7 +241,8 @@ class Reported(RuleBasedStateMachine):
     def _observe(self, reading: Reading) -> None:
         for _ in self.account.observe(on_demand(self.account, reading)):
             pass
-        self._commit()
+        # In one transaction, as a service does it.
+        self._process(list(self.account.due_of_ended(self.kernel.now_ns)))
         self.read_ns = reading.ended_ns
         self._drop_late_records()
 
