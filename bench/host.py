@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 #: An address that the fence refuses.
 REFUSED: Final = "203.0.113.7"
 UPLINK: Final = "up0"
-#: A namespace with a device through which packets could leave; without IPv6 the kernel sends none.
+#: A link through which packets could leave; without IPv6 the kernel sends none.
 _LINKS: Final = f"""\
 link set lo up
-link add {UPLINK} type dummy
+link add {UPLINK} type veth peer name far0
 link set {UPLINK} up
+link set far0 up
 address add 10.0.0.2/24 dev {UPLINK}
 route add default via 10.0.0.1
 """

@@ -375,7 +375,8 @@ def _removed(soak: _Soak) -> None:
 def _link(soak: _Soak) -> None:
     """Add a link, send by it, and take both links away."""
     name = soak.dice.choice(soak.names)
-    _ip(name, "link", "add", "up1", "type", "dummy")
+    _ip(name, "link", "add", "up1", "type", "veth", "peer", "name", "far1")
+    _ip(name, "link", "set", "far1", "up")
     _ip(name, "link", "set", "up1", "up")
     _ip(name, "address", "add", "10.9.9.2/24", "dev", "up1")
     for port in range(20):

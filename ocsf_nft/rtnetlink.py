@@ -68,16 +68,16 @@ def links() -> Iterator[Link]:
             yield found
 
 
-def subscribe(*, routes: bool = False) -> socket.socket:
+def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of an interface.
 
-    The interfaces are those of the calling thread's network namespace. With ``routes``, the socket
-    also receives notifications of route changes. Raises SourceError if the socket can't be opened.
+    The interfaces are those of the calling thread's network namespace. The socket also receives
+    notifications of route changes. Raises SourceError if the socket can't be opened.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         try:
-            sock.bind((0, _RTMGRP_LINK | (_RTMGRP_ROUTES if routes else 0)))
+            sock.bind((0, _RTMGRP_LINK | _RTMGRP_ROUTES))
             sock.setblocking(False)
         except BaseException:
             sock.close()

@@ -296,7 +296,7 @@ class TamperGuard:
             )
             if guard:
                 self._monitors.append(NftMonitor(load_ruleset.HOST, guard))
-        self._links = installed.namespace.call(lambda: rtnetlink.subscribe(routes=True))
+        self._links = installed.namespace.call(rtnetlink.subscribe)
 
     def _close(self) -> None:
         for monitor in self._monitors:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import socket
 import struct
-import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netlink, nfnetlink, rtnetlink
+from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
 from ocsf_nft.fence.replace_keeping_counters import TableId
-from ocsf_nft.lab import ip
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import group_binding as nflog_group
 from ocsf_nft.sources.nflog.group_binding import CALM
-from ocsf_nft.sources.nflog.interface_names import InterfaceNames
 from tests.kernel.attempts import GROUP, attempt, fence
 from tests.kernel.conftest import load
 from tests.kernel.reading import until
@@ -37,14 +33,6 @@ _FULL = "the NFLOG socket's buffer was full"
 @pytest.fixture
 def namespace(lab: Lab) -> Namespace:
     return lab.sandbox_namespace
-
-
-@pytest.fixture
-def links(namespace: Namespace) -> Iterator[InterfaceNames]:
-    made = InterfaceNames(namespace)
-    made.open()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -68,10 +56,6 @@ def _forge(namespace: Namespace, receiver: socket.socket, family: int, *messages
 
 def _shrink_buffer(receiver: socket.socket) -> None:
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-
-
-def _index(namespace: Namespace, device: str) -> int:
-    return namespace.call(lambda: socket.if_nametoindex(device))
 
 
 async def test_nflog_reader_does_not_accept_a_record_of_another_process(
@@ -116,36 +100,6 @@ def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namesp
             return nflog_group._configure(sock, GROUP, CALM)
 
     assert namespace.call(bound) == ()
-
-
-def test_link_names_ignore_the_messages_of_another_process(
-    namespace: Namespace, links: InterfaceNames
-) -> None:
-    index = _index(namespace, "sb0")
-    assert links._socket is not None
-    body = struct.pack("=BxHiII", 0, 0, index, 0, 0) + netlink.attribute(3, b"forged\0")
-    forged = netlink.message(rtnetlink.RTM_NEWLINK, 0, body)
-    _forge(namespace, links._socket, netlink.NETLINK_ROUTE, forged)
-    links.refresh()
-    assert links.name(index) == "sb0"
-
-
-def test_link_names_are_correct_again_after_dropped_notices(
-    lab: Lab, namespace: Namespace, links: InterfaceNames
-) -> None:
-    index = _index(namespace, "sb0")
-    assert links.name(index) == "sb0"
-    assert links._socket is not None
-    _shrink_buffer(links._socket)
-    changes = "".join(f"link set dev sb0 alias a{number}\n" for number in range(50))
-    batch = ["ip", "-n", lab.sandbox, "-batch", "-"]
-    subprocess.run(batch, input=changes, text=True, check=True)
-    ip("-n", lab.sandbox, "link", "set", "dev", "sb0", "name", "renamed")
-    until = time.monotonic() + 20
-    while links.name(index) != "renamed":
-        assert time.monotonic() < until
-        time.sleep(0.01)  # the reader requests all names once a second at most
-        links.refresh()
 
 
 def test_fence_notices_ignore_the_messages_of_another_process(

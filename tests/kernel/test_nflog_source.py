@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netlink
+from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.lab import Lab, ip
 from ocsf_nft.netns import Namespace, named
@@ -194,14 +194,14 @@ async def test_nflog_source_first_reads_records_that_arrived_while_binding(
 
 
 def test_interface_names_have_a_new_interface(lab: Lab) -> None:
-    names = InterfaceNames(lab.sandbox_namespace)
-    names.open()
-    try:
+    names = InterfaceNames()
+    with lab.sandbox_namespace.call(rtnetlink.subscribe) as sock:
+        names.refresh(sock)
+        assert names.name(77) is None
+        names.refresh(sock)
         ip("-n", lab.sandbox, "link", "add", "new0", "index", "77", "type", "bridge")
         assert names.name(77) == "new0"
         assert names.name(78) is None
-    finally:
-        names.close()
 
 
 async def test_nflog_group_of_another_program_raises_with_the_cause(namespace: Namespace) -> None:

@@ -1,84 +1,92 @@
-"""Tests of interface names by index: kernel notifications and their failures."""
+"""Interface names by index, as the kernel tells them."""
 
 from __future__ import annotations
 
-import os
+import fcntl
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import SourceError
-from ocsf_nft.netns import Namespace
 from ocsf_nft.sources.nflog import interface_names
 from ocsf_nft.sources.nflog.interface_names import InterfaceNames
 
-_IFNAME = 3
-_HOUR_NS = 3_600_000_000_000
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def _notification(index: int, name: str) -> bytes:
-    """Return the RTM_NEWLINK message of an interface."""
-    body = struct.pack("=BxHiII", 0, 0, index, 0, 0)
-    body += netlink.attribute(_IFNAME, name.encode() + b"\0")
-    return netlink.message(rtnetlink.RTM_NEWLINK, 0, body)
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as made:
+        yield made
 
 
-def test_interface_names_are_unknown_before_open() -> None:
-    assert InterfaceNames(Namespace()).name(1) is None
+class _Kernel:
+    """Interfaces of a kernel, and the indexes that it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: dict[int, bytes] = {}
+        self.asked: list[int] = []
+        monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
+
+    def _ioctl(self, _sock: socket.socket, _request: int, answer: bytearray) -> None:
+        (index,) = struct.unpack_from("@I", answer, 16)
+        self.asked.append(index)
+        if index not in self.names:
+            raise OSError
+        answer[:16] = self.names[index].ljust(16, b"\0")
 
 
-def test_interface_names_store_the_newest() -> None:
-    names = InterfaceNames(Namespace())
+def test_loopback_has_its_name_and_an_unknown_index_has_none(sock: socket.socket) -> None:
+    names = InterfaceNames()
+    names.refresh(sock)
+    assert names.name(1) == "lo"
+    assert [names.name(index) for index in (0, 0x7FFFFFFF, 0xFFFFFFFF)] == [None] * 3
+
+
+def test_no_name_is_known_without_a_socket() -> None:
+    assert InterfaceNames().name(1) is None
+
+
+def test_kernel_is_asked_once_between_two_refreshes(
+    sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = _Kernel(monkeypatch)
+    kernel.names[5] = b"eth0"
+    names = InterfaceNames()
+    names.refresh(sock)
+    assert [names.name(index) for index in (5, 6, 5, 6)] == ["eth0", None, "eth0", None]
+    assert kernel.asked == [5, 6]
+    kernel.names[5] = b"a\xffb"
+    assert names.name(5) == "eth0"
+    names.refresh(sock)
+    assert names.name(5) == "a\udcffb"
+    assert kernel.asked == [5, 6, 5]
+
+
+def test_name_of_a_deleted_interface_stays_known(
+    sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = _Kernel(monkeypatch)
+    kernel.names[5] = b"eth0"
+    names = InterfaceNames()
+    names.refresh(sock)
+    assert names.name(5) == "eth0"
+    kernel.names.clear()
+    names.refresh(sock)
+    assert names.name(5) == "eth0"
+
+
+def test_table_has_the_newest_names(sock: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = _Kernel(monkeypatch)
+    names = InterfaceNames()
+    names.refresh(sock)
     for index in range(1, interface_names._MAX_NAMES + 1):
-        names._handle(memoryview(_notification(index, f"d{index}")))
-    names._handle(
-        memoryview(
-            _notification(1, "again") + _notification(5000, "one") + _notification(5001, "more")
-        )
-    )
-    assert [names.name(index) for index in (1, 2, 3, 4, 5000, 5001)] == [
-        "again", None, None, "d4", "one", "more",
+        kernel.names[index] = f"d{index}".encode()
+        names.name(index)
+    names.refresh(sock)
+    kernel.names = {1: b"again", 5000: b"one", 5001: b"more"}
+    assert [names.name(index) for index in (1, 5000, 5001, 2, 3, 4)] == [
+        "again", "one", "more", None, None, "d4",
     ]  # fmt: skip
-
-
-def test_interface_names_request_a_refused_dump_again() -> None:
-    names = InterfaceNames(Namespace())
-    names.open()
-    try:
-        sock = names._socket
-        assert sock is not None
-        assert not names._needs_dump
-        assert interface_names._request_dump(sock)
-        names._needs_dump, names._dumped_ns = True, 0
-        names.refresh()
-        assert names._needs_dump
-        # The next request comes an interval after the refused one, not earlier.
-        names._names.clear()
-        names._dumped_ns += _HOUR_NS
-        assert names.name(1) is None
-        names._dumped_ns = 0
-        assert names.name(1) == "lo"
-        assert not names._needs_dump
-    finally:
-        names.close()
-
-
-def test_interface_names_still_need_a_dump_after_a_failed_request() -> None:
-    with rtnetlink.subscribe() as sock:
-        pass
-    assert not interface_names._request_dump(sock)
-
-
-def test_interface_names_raise_if_notifications_can_not_be_read() -> None:
-    names = InterfaceNames(Namespace())
-    names.open()
-    try:
-        assert names._socket is not None
-        with socket.socket() as unconnected:
-            os.dup2(unconnected.fileno(), names._socket.fileno())
-        with pytest.raises(SourceError, match=r"interfaces of .* watched: Transport endpoint"):
-            names.refresh()
-    finally:
-        names.close()

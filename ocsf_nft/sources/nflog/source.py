@@ -55,7 +55,7 @@ class Nflog:
         self._group = group
         self._socket: socket.socket | None = None
         self._early: list[bytes] = []
-        self._interface_names = InterfaceNames(namespace)
+        self._interface_names = InterfaceNames()
         self._sequence = Sequence32()
         self._adaptive = AdaptiveBatching(time.monotonic_ns())
         self._buffer = bytearray(group_binding.DATAGRAM_BYTES)
@@ -78,14 +78,9 @@ class Nflog:
         self._identity = f"{nflog_line.IDENTITY_START}{boot_id()}:{binding}"
         # The kernel logs no record to a group that is not bound yet.
         self._empty_ns = boottime_ns()
-        try:
-            self._interface_names.open()
-            bound = self._namespace.call(
-                lambda: group_binding.bind(self._group, self._adaptive.batching)
-            )
-        except BaseException:
-            self._interface_names.close()
-            raise
+        bound = self._namespace.call(
+            lambda: group_binding.bind(self._group, self._adaptive.batching)
+        )
         self._socket = bound.socket
         self._early = list(bound.early)
         self._seen_ns = time.time_ns()
@@ -98,7 +93,6 @@ class Nflog:
         traceback: TracebackType | None,
     ) -> None:
         """Close the socket; the kernel then unbinds the group."""
-        self._interface_names.close()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -127,7 +121,7 @@ class Nflog:
         gaps: list[Gap] = []
         rejected: list[Reject] = []
         since_ns = max(0, self._empty_ns - _HELD_BACK_NS)
-        self._interface_names.refresh()
+        self._interface_names.refresh(sock)
         view = memoryview(self._buffer)
         end_ns = time.monotonic_ns() + _BATCH_NS
         while len(records) + len(rejected) < _BATCH_RECORDS and time.monotonic_ns() < end_ns:
