@@ -93,7 +93,6 @@ class Nftables:
         #: TimeoutError.
         self.deadline = float("inf")
         self._sequence = 0
-        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         try:
             # Connected to the kernel's port, so that no other process can send to this socket or
@@ -145,9 +144,8 @@ class Nftables:
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
         """Request a list of nf_tables objects; yield each message's netlink attributes.
 
-        The arguments are those of :meth:`query`. A yielded value is valid only until the next value
-        is requested. Raises InterruptedDumpError at the end if the list changed while the kernel
-        sent it.
+        The arguments are those of :meth:`query`. Raises InterruptedDumpError at the end if the list
+        changed while the kernel sent it.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         # If the caller does not read to the end, the rest of the answer could arrive after the next
@@ -206,8 +204,7 @@ class Nftables:
         self._socket.send(b"".join((*messages, end)))
         refusal: OSError | None = None
         while True:
-            length = self._socket.recv_into(self._buffer)
-            for message in netlink.messages_with_headers(self._buffer[:length]):
+            for message in netlink.messages_with_headers(self._receive()):
                 if message.kind != netlink.NLMSG_ERROR or not first <= message.sequence <= last:
                     continue
                 try:
@@ -225,6 +222,9 @@ class Nftables:
         (cookie,) = _COOKIE.unpack(raw)
         return int(cookie)
 
+    def _receive(self) -> memoryview:
+        return memoryview(self._socket.recv(_RECEIVE_BYTES))
+
     def _send(self, kind: int, flags: int, family: int, attributes: bytes) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         payload = _HEADER.pack(family, 0, 0) + attributes
@@ -234,8 +234,7 @@ class Nftables:
         """Wait for the next datagram, and yield its messages that answer the last request."""
         if time.monotonic() > self.deadline:
             raise TimeoutError("timed out")
-        length = self._socket.recv_into(self._buffer)
-        for message in netlink.messages_with_headers(self._buffer[:length]):
+        for message in netlink.messages_with_headers(self._receive()):
             if message.sequence == self._sequence:
                 yield message
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ocsf_nft import netns
+from ocsf_nft import netns, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
     kernel_log_sysctl,
@@ -19,6 +19,7 @@ from ocsf_nft.fence import (
     ruleset_diff,
     table_query,
 )
+from ocsf_nft.fence.intact_rulesets import RulesetVersion
 from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.netns import Namespace
 
@@ -256,3 +257,22 @@ def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
             )
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
     return found
+
+
+def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetVersion | None:
+    """Return the present version of the ruleset with a fence; None if it can't be read.
+
+    ``namespace`` is the fenced namespace. It takes a tenth of the time of a listing. Blocks.
+    """
+    namespaces = [namespace]
+    if installed.spec.guard_device is not None:
+        namespaces.append(HOST)
+    interfaces: set[tuple[int, str]] = set()
+    try:
+        generations = tuple(map(table_query.generation, namespaces))
+        for each in namespaces:
+            found = each.call(lambda: tuple(rtnetlink.links()))
+            interfaces.update((link.ifindex, link.name) for link in found)
+    except (OcsfNftError, OSError):  # the listing that follows reports it
+        return None
+    return RulesetVersion(generations, frozenset(interfaces))

@@ -147,18 +147,24 @@ def _run(
     namespace: Namespace, command: list[str], *descriptors: int
 ) -> subprocess.CompletedProcess[str]:
     def inside() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
-            env=_ENVIRONMENT,
-            pass_fds=descriptors,
-            process_group=0,  # Ctrl-C must not interrupt a load: we handle it
-        )
+        # Not a pipe: nft writes in parts of 4 KiB, and each of them would wake this thread.
+        with os.fdopen(os.memfd_create("ocsf-nft-output"), "w+b") as output:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_TIMEOUT_SECONDS,
+                env=_ENVIRONMENT,
+                pass_fds=descriptors,
+                process_group=0,  # Ctrl-C must not interrupt a load: we handle it
+            )
+            output.seek(0)
+            done.stdout = output.read().decode("utf-8", "replace")
+        return done
 
     try:
         with _report_shortage():

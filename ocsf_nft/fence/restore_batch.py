@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.fence import load_ruleset, replace_keeping_counters, ruleset, ruleset_batch
+from ocsf_nft.nfnetlink import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,10 +17,32 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.replace_keeping_counters import TableId
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
-    from ocsf_nft.nfnetlink import Statement
 
+#: Kind, flags and length of a packed message.
+_HEADER: Final = struct.Struct("=HHI")
 #: nft's listing of a table; the elements of its sets follow it (:func:`load_ruleset.listings`).
 _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
+
+
+class PackedStatements:
+    """Netlink messages in a compact form, about a twentieth: a service has them for each fence."""
+
+    def __init__(self, statements: Iterable[Statement]) -> None:
+        parts: list[bytes] = []
+        for kind, flags, payload in statements:
+            parts += (_HEADER.pack(kind, flags, len(payload)), payload)
+        self._data = zlib.compress(b"".join(parts))
+
+    def unpack(self) -> tuple[Statement, ...]:
+        """Return the messages."""
+        data = zlib.decompress(self._data)
+        found, position = [], 0
+        while position < len(data):
+            kind, flags, length = _HEADER.unpack_from(data, position)
+            position += _HEADER.size
+            found.append(Statement(kind, flags, data[position : position + length]))
+            position += length
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +54,8 @@ class NamespaceBatch:
     """
 
     tables: tuple[TableId, ...]
-    keeping_counters: tuple[Statement, ...] | None
-    full: tuple[Statement, ...]
+    keeping_counters: PackedStatements | None
+    full: PackedStatements
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
         """Return netlink message sequences to send in turn, until the kernel accepts a sequence.
@@ -41,8 +66,8 @@ class NamespaceBatch:
         """
         # A recreated table of this fence has counters that are not the fence's.
         if self.keeping_counters is None or set(recreated) & set(self.tables):
-            return (self.full,)
-        return self.keeping_counters, self.full
+            return (self.full.unpack(),)
+        return self.keeping_counters.unpack(), self.full.unpack()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +135,8 @@ def _prepare_namespace(
         tables=tables,
         keeping_counters=None
         if replacement is None
-        else ruleset_batch.compile_ruleset(namespace, replacement),
-        full=ruleset_batch.compile_ruleset(namespace, definition),
+        else PackedStatements(ruleset_batch.compile_ruleset(namespace, replacement)),
+        full=PackedStatements(ruleset_batch.compile_ruleset(namespace, definition)),
     )
 
 

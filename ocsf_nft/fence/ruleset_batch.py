@@ -7,6 +7,7 @@ nft prints in advance.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import struct
 from typing import TYPE_CHECKING, Final
@@ -79,12 +80,11 @@ _MESSAGE: Final = re.compile(
     r"(?P<body>(?:\|.*\n)*)"
     r"-+\t-+\n"
 )
-#: Four bytes, or the header of an attribute (length, flags, type) between colour codes.
-_WORD: Final = re.compile(
-    r"\| ((?:[0-9a-f]{2} ){4}) \|\t.*\n"
-    r"|\|\x1b\[[\d;]+m(\d{5})\x1b\[0m"
+#: Header of an attribute (length, flags, type) between colour codes.
+_HEADER_LINE: Final = re.compile(
+    r"\|\x1b\[[\d;]+m(\d{5})\x1b\[0m"
     r"\|\x1b\[[\d;]+m([N-])([B-])\x1b\[0m"
-    r"\|\x1b\[[\d;]+m(\d{5})\x1b\[0m\|\t.*\n"
+    r"\|\x1b\[[\d;]+m(\d{5})\x1b\[0m\|\t"
 )
 _HEADER_BYTES: Final = 16
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -121,7 +121,7 @@ def parse_messages(output: str) -> Iterator[Statement]:
             number = kind - SUBSYSTEM
             if number not in _FLAGS:
                 raise FenceError(f"nft shows a message of an unknown type: {kind}")
-            payload = b"".join(_words(found["body"]))
+            payload = _payload(found["body"])
             if len(payload) != int(found["length"]) - _HEADER_BYTES + (-int(found["length"]) % 4):
                 raise FenceError("nft shows messages that are truncated or in an unknown format")
             yield Statement(number, _FLAGS[number], payload)
@@ -164,13 +164,35 @@ def attach_statements(
     )
 
 
-def _words(body: str) -> Iterator[bytes]:
-    for data, length, nested, order, kind in _WORD.findall(body):
-        if data:
-            yield bytes.fromhex(data)
-        else:
-            flags = _NLA_F_NESTED * (nested == "N") | _NLA_F_NET_BYTEORDER * (order == "B")
-            yield _ATTRIBUTE.pack(int(length), int(kind) | flags)
+def _payload(body: str) -> bytes:
+    """Return the payload of a message, which nft shows in one line for every four bytes.
+
+    Raises FenceError if the format is unknown.
+    """
+    # A fence has tens of thousands of such lines.
+    words = (
+        line[2:13] if line.startswith("| ") else _attribute_header(line)
+        for line in body.split("\n")
+        if line
+    )
+    try:
+        return bytes.fromhex("".join(words))
+    except ValueError as error:
+        raise FenceError("nft shows messages in an unknown format") from error
+
+
+@functools.lru_cache(4096)
+def _attribute_header(line: str) -> str:
+    """Return the header of an attribute, as hexadecimal digits.
+
+    Raises ValueError if the line has an unknown format.
+    """
+    found = _HEADER_LINE.match(line)
+    if found is None:
+        raise ValueError
+    length, nested, order, kind = found.groups()
+    flags = _NLA_F_NESTED * (nested == "N") | _NLA_F_NET_BYTEORDER * (order == "B")
+    return _ATTRIBUTE.pack(int(length), int(kind) | flags).hex()
 
 
 def _attributes(payload: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -19,6 +19,7 @@ import pydantic
 
 from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, reason_of
 from ocsf_nft.fence import values
+from ocsf_nft.fence.intact_rulesets import IntactRulesets
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
 
@@ -78,6 +79,9 @@ class StateDirectory:
         #: Descriptor of the file with the locks of this run while it has any, and their sandboxes.
         self._runs: int | None = None
         self._locked: set[str] = set()
+        #: Records by sandbox, as read last, and the versions of their files.
+        self._read: dict[str, tuple[tuple[int, ...] | None, InstalledFence]] = {}
+        self.intact = IntactRulesets()
         # A separate file, so that a damaged record of a fence does not affect it.
         self._all_netns = path / "nf_log_all_netns.before"
 
@@ -87,6 +91,11 @@ class StateDirectory:
         Raises FenceError if the file of the record is damaged or can't be read.
         """
         file = self.path / values.sandbox_name(sandbox) / _FILE
+        version = self.version(sandbox)  # before the content, so that it is never too new
+        known, found = self._read.get(sandbox, (None, None))
+        if found is not None and version is not None and version == known:
+            return found
+        self._read.pop(sandbox, None)
         try:
             content = file.read_bytes()
         except FileNotFoundError:
@@ -94,9 +103,11 @@ class StateDirectory:
         except OSError as error:
             raise FenceError(f"{file} can't be read: {error.strerror}") from error
         try:
-            return _INSTALLED_FENCE.validate_json(content)
+            found = _INSTALLED_FENCE.validate_json(content)
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
+        self._read[sandbox] = version, found
+        return found
 
     def directory(self, sandbox: str) -> Path:
         """Return the directory for a sandbox's state files; this directory may not exist yet."""
@@ -277,6 +288,8 @@ class StateDirectory:
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         directory = self.path / values.sandbox_name(sandbox)
+        self._read.pop(sandbox, None)
+        self.intact.remove(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the sandbox may have other files there
             directory.rmdir()

@@ -450,7 +450,7 @@ class TamperGuard:
         for _, namespace_batch in batch.batches:
             if set(namespace_batch.tables) <= set(monitor.tables):
                 more = ruleset_batch.attach_statements(
-                    namespace_batch.full, self._new_links - batch.links
+                    namespace_batch.full.unpack(), self._new_links - batch.links
                 )
                 *others, last = namespace_batch.candidates(recreated)
                 for candidate in others:
@@ -509,4 +509,4 @@ class TamperGuard:
         # reports links that can't be attached. The lock on the records is not needed: the chains
         # only block packets, so they do no harm.
         with contextlib.suppress(OSError, OcsfNftError):
-            monitor.commit(ruleset_batch.attach_statements(namespace_batch.full, names))
+            monitor.commit(ruleset_batch.attach_statements(namespace_batch.full.unpack(), names))

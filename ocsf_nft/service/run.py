@@ -50,7 +50,7 @@ from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -65,6 +65,10 @@ _log = structlog.get_logger()
 #: Threads that read counters, and the time that a request for the status waits for them.
 _READERS: Final = 4
 _REFRESH_SECONDS: Final = 1.0
+#: Fences whose restore is prepared at the same time, so that threads are left for all else.
+_PREPARING: Final = 2
+#: Time for that before the service is ready; with many fences it goes on afterwards.
+_PREPARE_SECONDS: Final = 1.0
 #: Errors that are about one sandbox: the others are still watched.
 _OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
 #: Version of the handshake's format.
@@ -248,7 +252,7 @@ class Service:
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         stack.callback(self._pool.shutdown, wait=False)
-        guards = GuardThread()
+        guards, preparing = GuardThread(), asyncio.Semaphore(_PREPARING)
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
         for sandbox in config.sandbox:
@@ -288,7 +292,7 @@ class Service:
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         self.sandboxes = tuple(
             WatchedSandbox(
-                monitor=FenceMonitor(sandbox, fence, self._state, reporter, guards),
+                monitor=FenceMonitor(sandbox, fence, self._state, reporter, guards, preparing),
                 account=accounts[sandbox.name],
                 feeds=[each for each in sources if each.sandboxes == {sandbox.name}],
             )
@@ -301,7 +305,6 @@ class Service:
         await _all(each.start() for each in self.sandboxes)
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
         self.delivery.set_handshake(self._handshake())
-        self._is_ready.set()
         shared = [each for each in sources if len(each.sandboxes) > 1 or None in each.sandboxes]
         async with asyncio.TaskGroup() as group:
             others = [
@@ -313,6 +316,10 @@ class Service:
             ]
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in shared]
             pumps += [group.create_task(self._watch_one(each, pipeline)) for each in self.sandboxes]
+            prepared = [group.create_task(each.monitor.prepare()) for each in self.sandboxes]
+            await _wait_shortly(prepared)
+            others += prepared
+            self._is_ready.set()
             await self._stop.wait()
             await asyncio.gather(*pumps)
             for other in others:
@@ -472,6 +479,12 @@ async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for each in works:
             group.create_task(each)
+
+
+async def _wait_shortly(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Wait for tasks, but not long: a restore is quicker after it, and works before."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=_PREPARE_SECONDS)
 
 
 async def _awaited(future: asyncio.Future[T]) -> T:

@@ -205,7 +205,10 @@ def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
         SimpleNamespace(commit=lambda what, where=where: commits.append((where, what)))
         for where in ("sandbox", "host")
     ]
-    batches = tuple((None, SimpleNamespace(full=what)) for what in ("fence", "guard"))
+    batches = tuple(
+        (None, SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what)))
+        for what in ("fence", "guard")
+    )
     monkeypatch.setattr(ruleset_batch, "attach_statements", lambda full, names: (full, names))
     monkeypatch.setattr(guard, "_monitors", monitors)
     guard.use_restore_batch(SimpleNamespace(links={"old"}, batches=batches), None)  # type: ignore[arg-type]

@@ -161,12 +161,12 @@ def test_prepared_batch_restores_what_nft_loads(
     (table,) = {table_id.name for table_id in batch.tables}
     for kind, tampering in itertools.product(("keeping counters", "full"), _TAMPERINGS):
         with subtests.test(kind=kind, tampering=tampering):
-            statements = batch.keeping_counters if kind == "keeping counters" else batch.full
-            assert statements is not None
+            packed = batch.keeping_counters if kind == "keeping counters" else batch.full
+            assert packed is not None
             if text := _TAMPERINGS[tampering].format(table=table):
                 conftest.nft(ns, text)
             with ns.call(Nftables) as nftables:
-                nftables.commit(statements)
+                nftables.commit(packed.unpack())
             found = load_ruleset.listings(installed.spec, ns)
             assert ruleset_diff.difference(installed.listings, found) == []
 
@@ -179,11 +179,11 @@ def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDir
     _, (_, batch) = host.call(lambda: restore_batch.prepare(installed)).batches
     assert {table_id.name for table_id in batch.tables} == {"ocsf_nft_gw0"}
     before = conftest.nft(host, "list", "ruleset")
-    for statements in (batch.keeping_counters, batch.full):
-        assert statements is not None
+    for packed in (batch.keeping_counters, batch.full):
+        assert packed is not None
         conftest.nft(host, "flush ruleset")
         with host.call(Nftables) as nftables:
-            nftables.commit(statements)
+            nftables.commit(packed.unpack())
         assert conftest.nft(host, "list", "ruleset") == before
 
 
@@ -675,7 +675,7 @@ def test_batch_is_prepared_without_a_scratch_namespace(
         ((_, batch),) = restore_batch.prepare(installed).batches
     assert "differs" in _verdict(state)
     with fenced.sandbox_namespace.call(Nftables) as nftables:
-        nftables.commit(batch.full)
+        nftables.commit(batch.full.unpack())
     assert _verdict(state) == "as installed"
 
 

@@ -58,7 +58,6 @@ class Nflog:
         self._interface_names = InterfaceNames()
         self._sequence = Sequence32()
         self._adaptive = AdaptiveBatching(time.monotonic_ns())
-        self._buffer = bytearray(group_binding.DATAGRAM_BYTES)
         self._identity = ""
         self._seen_ns = 0
         #: Last time without a record to read (CLOCK_BOOTTIME).
@@ -122,7 +121,8 @@ class Nflog:
         rejected: list[Reject] = []
         since_ns = max(0, self._empty_ns - _HELD_BACK_NS)
         self._interface_names.refresh(sock)
-        view = memoryview(self._buffer)
+        # Not for the life of the source: a host may have a thousand of them.
+        view = memoryview(bytearray(group_binding.DATAGRAM_BYTES))
         end_ns = time.monotonic_ns() + _BATCH_NS
         while len(records) + len(rejected) < _BATCH_RECORDS and time.monotonic_ns() < end_ns:
             if self._early:
