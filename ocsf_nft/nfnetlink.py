@@ -58,6 +58,9 @@ class InterruptedDumpError(Exception):
     """Error: a list of nf_tables objects changed while the kernel sent the list."""
 
 
+_MAX_SEQUENCE: Final = 0xFFFFFFFF
+
+
 class Statement(NamedTuple):
     """One message of an nf_tables transaction; ``kind`` is the message type.
 
@@ -67,6 +70,18 @@ class Statement(NamedTuple):
     kind: int
     flags: int
     payload: bytes
+
+
+class Query(NamedTuple):
+    """Request for one nf_tables object.
+
+    ``kind`` is the type of the request (``NFT_MSG_GET…``). ``family`` is the family of the object's
+    table (``NFPROTO_…``). ``attributes`` identify the object.
+    """
+
+    kind: int
+    family: int
+    attributes: bytes
 
 
 class Table(NamedTuple):
@@ -127,19 +142,48 @@ class Nftables:
     def query(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
         """Request one nf_tables object; return its netlink attributes by type.
 
-        ``kind`` is the type of the request (``NFT_MSG_GET…``). ``family`` is the family of the
-        object's table (``NFPROTO_…``). ``attributes`` identify the object. Raises FileNotFoundError
-        if the object does not exist.
+        The arguments are those of a :class:`Query`. Raises FileNotFoundError if the object does not
+        exist.
         """
-        self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
-        while True:
-            for answer in self._answers():
-                if answer.kind == netlink.NLMSG_ERROR:
+        (found,) = self.queries([Query(kind, family, attributes)])
+        return found
+
+    def queries(self, wanted: Sequence[Query]) -> list[dict[int, bytes]]:
+        """Request some nf_tables objects in one send; return the netlink attributes of each.
+
+        The kernel handles the requests in their order. Raises FileNotFoundError if an object does
+        not exist.
+        """
+        first = self._take_numbers(len(wanted))
+        self._socket.send(
+            b"".join(
+                netlink.message(
+                    SUBSYSTEM | each.kind,
+                    netlink.NLM_F_REQUEST,
+                    _HEADER.pack(each.family, 0, 0) + each.attributes,
+                    number,
+                )
+                for number, each in enumerate(wanted, first)
+            )
+        )
+        found: dict[int, dict[int, bytes]] = {}
+        refusal: OSError | None = None
+        for answer in self._answers(first, len(wanted)):
+            number = answer.sequence - first
+            found[number] = {}
+            if answer.kind != netlink.NLMSG_ERROR:
+                attributes = netlink.attributes(answer.payload[_HEADER.size :])
+                found[number] = {kind: bytes(value) for kind, value in attributes}
+            else:
+                try:
                     _raise_for_error(answer.payload)
-                return {
-                    kind: bytes(value)
-                    for kind, value in netlink.attributes(answer.payload[_HEADER.size :])
-                }
+                except OSError as error:
+                    refusal = refusal or error
+            if len(found) == len(wanted):
+                break
+        if refusal is not None:
+            raise refusal
+        return [found[number] for number in range(len(wanted))]
 
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
         """Request a list of nf_tables objects; yield each message's netlink attributes.
@@ -150,17 +194,18 @@ class Nftables:
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         # If the caller does not read to the end, the rest of the answer could arrive after the next
         # request. The same applies after a timeout.
-        self._send(kind, flags, family, attributes)
+        number = self._take_numbers(1)
+        payload = _HEADER.pack(family, 0, 0) + attributes
+        self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, number))
         seen = 0
-        while True:
-            for answer in self._answers():
-                seen |= answer.flags
-                if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
-                    _raise_for_error(answer.payload)
-                    if seen & netlink.NLM_F_DUMP_INTR:  # objects may be missing or repeated
-                        raise InterruptedDumpError
-                    return
-                yield answer.payload[_HEADER.size :]
+        for answer in self._answers(number, 1):
+            seen |= answer.flags
+            if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
+                _raise_for_error(answer.payload)
+                if seen & netlink.NLM_F_DUMP_INTR:  # objects may be missing or repeated
+                    raise InterruptedDumpError
+                return
+            yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
         """Return the ruleset's generation: a number that each transaction increments."""
@@ -187,7 +232,7 @@ class Nftables:
         OSError with ERESTART if the ruleset has another generation. For rejected statements, raises
         OSError with the kernel's error for the first of them.
         """
-        first = self._sequence + 1
+        first = self._take_numbers(len(statements) + 2)
         head = _BATCH
         if generation is not None:
             head += netlink.attribute(_NFNL_BATCH_GENID, struct.pack("!I", generation))
@@ -200,7 +245,6 @@ class Nftables:
             messages.append(netlink.message(SUBSYSTEM | kind, message_flags, payload, number))
         last = first + len(statements)
         end = netlink.message(NFNL_MSG_BATCH_END, netlink.NLM_F_REQUEST, _BATCH, last + 1)
-        self._sequence = last + 1
         self._socket.send(b"".join((*messages, end)))
         refusal: OSError | None = None
         while True:
@@ -225,18 +269,21 @@ class Nftables:
     def _receive(self) -> memoryview:
         return memoryview(self._socket.recv(_RECEIVE_BYTES))
 
-    def _send(self, kind: int, flags: int, family: int, attributes: bytes) -> None:
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        payload = _HEADER.pack(family, 0, 0) + attributes
-        self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, self._sequence))
+    def _take_numbers(self, number: int) -> int:
+        """Return the first of the numbers of some new requests."""
+        if self._sequence + number > _MAX_SEQUENCE:
+            self._sequence = 0
+        self._sequence += number
+        return self._sequence - number + 1
 
-    def _answers(self) -> Iterator[netlink.Message]:
-        """Wait for the next datagram, and yield its messages that answer the last request."""
-        if time.monotonic() > self.deadline:
-            raise TimeoutError("timed out")
-        for message in netlink.messages_with_headers(self._receive()):
-            if message.sequence == self._sequence:
-                yield message
+    def _answers(self, first: int, number: int) -> Iterator[netlink.Message]:
+        """Yield the kernel's answers to some requests; ``first`` is the number of the first."""
+        while True:
+            if time.monotonic() > self.deadline:
+                raise TimeoutError("timed out")
+            for message in netlink.messages_with_headers(self._receive()):
+                if first <= message.sequence < first + number:
+                    yield message
 
 
 def subscribe() -> socket.socket:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink, netns, nfnetlink, privileges, rtnetlink
-from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables, Statement
+from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables, Query, Statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,10 +191,43 @@ def pair() -> Iterator[tuple[Nftables, Nftables]]:
 def test_commit_skips_the_answers_to_earlier_questions(pair: tuple[Nftables, Nftables]) -> None:
     nftables, _ = pair
     before = nftables.generation()
-    nftables._send(16, netlink.NLM_F_REQUEST, 0, b"")  # its answer is never read
+    answers = nftables._answers
+    with pytest.MonkeyPatch.context() as patched:  # its answer is never read
+        patched.setattr(nftables, "_answers", lambda *_: iter(()))
+        with pytest.raises(KeyError):
+            nftables.generation()
+    assert nftables._answers == answers
     nftables.commit([Statement(0, 0, _TABLE)])
     assert nftables.generation() == before + 1
     assert nftables.table("inet", "t") is not None
+
+
+@pytest.mark.kernel
+def test_several_objects_are_read_in_their_order(pair: tuple[Nftables, Nftables]) -> None:
+    nftables, _ = pair
+    nftables.commit([Statement(0, 0, _TABLE)])
+    named = netlink.attribute(1, b"t\0")
+    generation, table = Query(16, 0, b""), Query(1, 1, named)
+    found = nftables.queries([generation, table, generation])
+    assert [each.get(1, b"")[:2] for each in found] == [found[0][1][:2], b"t\0", found[0][1][:2]]
+    missing = Query(1, 1, netlink.attribute(1, b"none\0"))
+    with pytest.raises(FileNotFoundError):
+        nftables.queries([table, missing, table])
+    assert nftables.query(*table) == found[1], "no answer was left over"
+
+
+@pytest.mark.kernel
+def test_numbers_of_requests_begin_again_before_they_are_too_large(
+    pair: tuple[Nftables, Nftables],
+) -> None:
+    nftables, _ = pair
+    for used in range(6):
+        nftables._sequence = 0xFFFFFFFF - used
+        before = nftables.generation()
+        nftables._sequence = 0xFFFFFFFF - used
+        nftables.commit([Statement(0, 0, _TABLE)])
+        # Only the first transaction changes something: then there is a table.
+        assert nftables.generation() == before + (used == 0)
 
 
 @pytest.mark.kernel

@@ -31,7 +31,7 @@ from ocsf_nft.flow import (
     map_uids,
 )
 from ocsf_nft.netns import Namespace, call_beside
-from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
+from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables, Query
 
 if TYPE_CHECKING:
     import socket
@@ -445,20 +445,20 @@ class _Rule:
         return _RuleCounters(":".join(map(str, numbers)), reading)
 
     def _snapshot(self) -> _Snapshot | None:
-        try:
-            table = self._query(_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table))
-            sets = {kind: self._query(_NFT_MSG_GETSET, self._object_name(kind)) for kind in KINDS}
+        kind = netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER))
+        wanted = [
+            (_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table)),
+            *((_NFT_MSG_GETSET, self._object_name(each)) for each in KINDS),
             # The overflow first: ``refused``, which is read later, includes it.
-            logged, overflow, refused = (
-                self._query(
-                    _NFT_MSG_GETOBJ,
-                    self._object_name(counter)
-                    + netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)),
-                )
-                for counter in _COUNTERS
+            *((_NFT_MSG_GETOBJ, self._object_name(each) + kind) for each in _COUNTERS),
+        ]
+        try:
+            table, *found, logged, overflow, refused = self._nftables.queries(
+                [Query(each, self._family, attributes) for each, attributes in wanted]
             )
         except FileNotFoundError:
             return None
+        sets = dict(zip(KINDS, found, strict=True))
         return _Snapshot(
             handles=(
                 _number(table, _NFTA_TABLE_HANDLE),
@@ -510,9 +510,6 @@ class _Rule:
                     f"the set {kind}_{self._rule} has more than {limit} elements, so it is not "
                     "a set of a fence: install the fence again"
                 )
-
-    def _query(self, kind: int, attributes: bytes) -> dict[int, bytes]:
-        return self._nftables.query(kind, self._family, attributes)
 
     def _object_name(self, prefix: str) -> bytes:
         return _name(_NFTA_TABLE, self._table) + _name(_NFTA_NAME, f"{prefix}_{self._rule}")

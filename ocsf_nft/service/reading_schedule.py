@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-#: Pause between two readings while events are due, and the longest pause of an idle sandbox.
+#: Shortest pause between two readings, pause while an event may become due, and longest pause of an
+#: idle sandbox.
 READ_SECONDS: Final = 0.5
+_ACTIVE_SECONDS: Final = 1.0
 IDLE_SECONDS: Final = 30.0
 #: Readings take at most a tenth of the time: with many flows they are less frequent, up to a limit.
 #: A reading of more than a second is not usual: then the limit is that of an idle sandbox.
@@ -18,7 +20,7 @@ _CLOSE_SECONDS: Final = 4.0
 
 
 class ReadingSchedule:
-    """Times of the readings: often while events are due or records come, else growing pauses.
+    """Times of the readings: often while records come or events are due, else growing pauses.
 
     An idle sandbox is read after ``longest_seconds`` at the latest.
     """
@@ -83,11 +85,10 @@ class ReadingSchedule:
         the first element of a flow in ``expiry_seconds``; None without an element. A reading soon
         after that shows whether the element was created again.
         """
-        seconds = self._busy_seconds
-        if not is_active:
-            seconds = max(seconds, min(2 * self._seconds, self._longest_seconds))
-            if expiry_seconds is not None:
-                seconds = min(seconds, max(self._busy_seconds, expiry_seconds + READ_SECONDS))
+        pause = _ACTIVE_SECONDS if is_active else 2 * self._seconds
+        seconds = max(self._busy_seconds, min(pause, self._longest_seconds))
+        if expiry_seconds is not None and not is_active:
+            seconds = min(seconds, max(self._busy_seconds, expiry_seconds + READ_SECONDS))
         self._seconds = seconds
         self._planned_at = self._read_at + seconds
 

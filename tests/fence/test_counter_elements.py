@@ -12,7 +12,7 @@ from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import counters
 from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.flow import Count, Element
-from ocsf_nft.nfnetlink import InterruptedDumpError
+from ocsf_nft.nfnetlink import InterruptedDumpError, Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -172,7 +172,10 @@ class Kernel:
         self._refused = 0
         self.dumps = 0
 
-    def query(self, kind: int, _family: int, attributes: bytes) -> dict[int, bytes]:
+    def queries(self, wanted: Sequence[Query]) -> list[dict[int, bytes]]:
+        return [self._query(each.kind, each.attributes) for each in wanted]
+
+    def _query(self, kind: int, attributes: bytes) -> dict[int, bytes]:
         if kind == 1:
             handle = self._handles.pop(0) if len(self._handles) > 1 else self._handles[0]
             return {4: number(handle)}

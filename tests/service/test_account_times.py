@@ -147,14 +147,14 @@ async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
 ) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         await account._read_and_report()
-        assert account._schedule.wait_seconds == 0.5, "the flow is not over"
+        assert account._schedule.wait_seconds == 1, "the flow is not over"
         counters.now += 61
         pauses = []
         for _ in range(9):
             await account._read_and_report()
             pauses.append(account._schedule.wait_seconds)
-        assert pauses == [1, 2, 4, 8, 16, 30, 30, 30, 30]
-        assert counters.closed == 7
+        assert pauses == [2, 4, 8, 16, 30, 30, 30, 30, 30]
+        assert counters.closed == 8
         assert account.late_seconds == 0
         counters.now += 37
         assert account.late_seconds == 7
@@ -171,7 +171,7 @@ async def test_delayed_reading_is_reported_and_a_planned_pause_is_not(
             for _ in range(7):  # from the shortest pause to the longest
                 account._schedule.plan(is_active=is_active)
             pause = account._schedule.wait_seconds
-            assert pause == (0.5 if is_active else IDLE_SECONDS)
+            assert pause == (1 if is_active else IDLE_SECONDS)
             counters.now += pause + late
             counters.at_ns += round((pause + late) * SECOND)
             counters.packets += 1

@@ -38,13 +38,13 @@ def test_pauses_of_an_idle_sandbox_grow_to_the_longest(clock: Clock) -> None:
     assert _pauses(ReadingSchedule(1.0), clock, 3) == [1, 1, 1]
 
 
-def test_pause_of_an_active_sandbox_is_the_shortest_again(clock: Clock) -> None:
+def test_pause_of_an_active_sandbox_is_a_second(clock: Clock) -> None:
     schedule = ReadingSchedule()
     _pauses(schedule, clock, 8)
     schedule.note_reading(0.001)
     schedule.plan(is_active=True)
-    assert schedule.wait_seconds == 0.5
-    assert _pauses(schedule, clock, 2) == [1, 2]
+    assert (schedule.early_seconds, schedule.wait_seconds) == (0.5, 1)
+    assert _pauses(schedule, clock, 2) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,8 @@ def test_readings_take_a_tenth_of_the_time_also_if_records_come(
     schedule = ReadingSchedule()
     schedule.note_reading(took)
     schedule.plan(is_active=True)
-    assert schedule.wait_seconds == schedule.early_seconds == pytest.approx(pause)
+    assert schedule.early_seconds == pytest.approx(pause)
+    assert schedule.wait_seconds == pytest.approx(max(pause, 1))
     clock.now += pause
     assert schedule.early_seconds == 0
 
@@ -102,4 +103,4 @@ def test_pauses_after_failures_grow_and_none_counts_as_a_reading(clock: Clock) -
     clock.now += 30
     schedule.note_reading(0.001)
     schedule.plan(is_active=True)
-    assert (schedule.wait_seconds, schedule.unread_seconds) == (0.5, 0)
+    assert (schedule.wait_seconds, schedule.unread_seconds) == (1, 0)
