@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
+
+import structlog
 
 from bench.subject import machine, show
 from ocsf_nft.errors import OcsfNftError
@@ -31,8 +34,14 @@ def exit_with(work: Callable[[], int]) -> NoReturn:
         sys.exit(130)
 
 
+def _quiet() -> None:
+    """Show only warnings of the measured package, not each program that it runs."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
 def _measure(subjects: Iterable[Callable[[], Subject]]) -> int:
     begun = time.monotonic()
+    _quiet()
     print(machine())
     failed = False
     for subject in subjects:

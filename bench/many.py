@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from bench.host import Use
 
 _NUMBERS: Final = (1, 10, 100, 500)
+#: Time until the pauses of an idle sandbox are the longest.
+_SETTLE_S: Final = 70.0
 _IDLE_S: Final = 30.0
 _ACTIVE_S: Final = 20
 #: Sandboxes and attempts of each in a second, for the time from packet to event.
 _QUICK: Final = ((1, 10), (50, 10))
-_FIRST_PORT: Final = 20_000
+_FIRST_PORT: Final = 1_000
+_LATENCY_PORT: Final = 60_000
 _NETWORK_ACTIVITY: Final = 4001
 #: Limits for one more idle sandbox: part of a core, descriptors, bytes, and seconds to start.
 _BOUNDS: Final = {"CPU %": 0.05, "fds": 4.0, "MB": 0.25, "start s": 0.05}
@@ -91,7 +94,8 @@ def run() -> Subject:
         for name, bound in _BOUNDS.items()
         if more[name] > bound
     ]
-    if len({each.use.threads for each in measured}) > 1:
+    # With one sandbox the shared threads have not all been needed yet.
+    if len({each.use.threads for each in measured[1:]}) > 1:
         failures.append("the number of threads depends on the number of sandboxes")
     failures += [
         f"{each.sandboxes} sandboxes: {each.sandboxes * _ACTIVE_S} attempts, {each.events} events"
@@ -138,19 +142,20 @@ def _running(names: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Po
 
 def _measure(names: Sequence[str], folder: Path) -> _Measured:
     with _running(names, folder) as (service, ready_s):
-        time.sleep(5)
+        time.sleep(_SETTLE_S)
         begin, began = host.use(service), time.monotonic()
         time.sleep(_IDLE_S)
         idle, ended = host.use(service), time.monotonic()
         idle_percent = 100 * (idle.cpu_s - begin.cpu_s) / (ended - began)
+        before = _attempts(folder)  # of an earlier service
         with host.sockets(names) as socks:
             began = time.monotonic()
             for second in range(_ACTIVE_S):
-                _attempt(socks, _FIRST_PORT + second)
+                _attempt(socks, _FIRST_PORT + 100 * len(names) + second)
                 time.sleep(max(0.0, began + second + 1 - time.monotonic()))
         active, ended = host.use(service), time.monotonic()
         time.sleep(2)
-        events = _attempts(folder)
+        events = _attempts(folder) - before
         stopping = time.monotonic()
         service.terminate()
         service.wait(120)
@@ -180,7 +185,7 @@ def _latencies(names: Sequence[str], rate: int, folder: Path) -> list[int]:
             while len(found) < total and time.monotonic() < began + 30:
                 if number < total and time.monotonic() >= began + number * step:
                     name = names[number % len(names)]
-                    port = _FIRST_PORT + number // len(names)
+                    port = _LATENCY_PORT + number // len(names)
                     sent_ns[name, port] = time.monotonic_ns()
                     _attempt({name: socks[name]}, port)
                     number += 1
@@ -193,7 +198,7 @@ def _latencies(names: Sequence[str], rate: int, folder: Path) -> list[int]:
                     )
                     if key in sent_ns:
                         found.append(time.monotonic_ns() - sent_ns.pop(key))
-                time.sleep(0.0002)
+                time.sleep(0.001)
     if len(found) < total:
         raise stage.BenchError(f"{total - len(found)} attempts have no event")
     return found

@@ -252,7 +252,8 @@ def _compare(soak: _Soak, begin: Use, end: Use, begin_percent: float, end_percen
         soak.failures.append(f"memory: {begin.bytes:,} bytes, then {end.bytes:,}")
     if end_percent > begin_percent + _MORE_CPU_PERCENT:
         soak.failures.append(f"CPU: {begin_percent:.2f}%, then {end_percent:.2f}%")
-    if (end.descriptors, end.threads) != (begin.descriptors, begin.threads):
+    # The HTTP sink keeps a connection from its first batch on.
+    if end.descriptors > begin.descriptors + 1 or end.threads > begin.threads:
         soak.failures.append(
             f"descriptors and threads: {begin.descriptors} and {begin.threads}, "
             f"then {end.descriptors} and {end.threads}"

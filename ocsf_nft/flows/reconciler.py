@@ -74,8 +74,6 @@ class Reconciler:
         self._settled_ms: int | None = None
         #: Wall clock minus monotonic clock, in ns, at the last reading.
         self._clock_ns: int | None = None
-        #: Packets that arrived during the last reading.
-        self._packets_during_reading = 0
         #: Packets that only the rule's total has, in the latest readings.
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
@@ -142,7 +140,6 @@ class Reconciler:
             self.overflow.last_ns = reading.began_ns
         self._lacked.append(_minus(found.refused_before, self.in_sets, found.overflow))
         self.refused, self.logged = found.refused, found.logged
-        self._packets_during_reading = found.refused.packets - found.refused_before.packets
         self.read_ns, self.ended_ns = reading.began_ns, reading.ended_ns
         self._settled_ms = None if self._without_place else reading.began_ms
         self.readings += 1
@@ -264,12 +261,16 @@ class Reconciler:
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [self.overflow, self.evicted, *more]
-        # Some packets arrived during the last reading, after their flow's counter was read. Only
-        # the rule's total, which is read last, shows them.
-        possible = self._packets_during_reading + self._surely_evicted(LAST_READINGS).packets
         # Packets that were reported and not read yet do not reduce the others' number.
         unreported = sum(max(each.unreported_packets, 0) for each in counters)
-        return unreported + max(0, min(self._without_place, possible))
+        # The rule's total, which is read last, has packets that came during the reading, and those
+        # of elements that are gone. The next readings show which, and all of them are reported.
+        return unreported + max(0, self._without_place)
+
+    def unread_packets(self) -> int:
+        """Return how many packets events have reported that no reading has shown yet."""
+        found = (self.entry(key) for key in self.unread)
+        return sum(max(0, -each.unreported_packets) for each in found if each is not None)
 
     def other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
         """Return other counters that may have counted packets of the flow ``key``, likeliest first.

@@ -40,6 +40,9 @@ class Balance:
     aggregated: int
     #: Counted packets that a later event will report.
     pending: int
+    #: Part of ``reported``: packets, known by their log records, that the last reading of the
+    #: counters did not show yet. The next readings decide which counter has them.
+    unread: int = 0
     #: Kernel log records that were dropped before ocsf-nft read them.
     dropped: int
 
@@ -49,7 +52,7 @@ class Balance:
 
         Normally the number is 0. It is negative if events report more packets than were counted.
         """
-        return self.refused + self.allowed - self.reported - self.pending
+        return self.refused + self.allowed + self.unread - self.reported - self.pending
 
 
 class SandboxAccount:
@@ -240,6 +243,7 @@ class SandboxAccount:
                 reported=account.reported,
                 aggregated=account.without_flow,
                 pending=account.pending_packets(),
+                unread=account.counters.unread_packets(),
                 dropped=max(0, account.counters.logged - account.received),
             )
             for _, account in sorted(self.rules.items())

@@ -71,6 +71,7 @@ class Reported(RuleBasedStateMachine):
         self.kernel = Kernel()
         self.database = AccountFile(Path(self.folder.name) / FILE).opened()
         self.account = self._new_account()
+        self.has_reading = False
         self.read_ns = START_NS
         self.reported = 0
         self.refused_earlier = 0
@@ -170,6 +171,7 @@ class Reported(RuleBasedStateMachine):
         self.database.close()
         self.database.open()
         self.account = self._new_account()
+        self.has_reading = False
         self.database.load(self.account)
 
     @rule(number=st.integers(1, 4))
@@ -211,6 +213,11 @@ class Reported(RuleBasedStateMachine):
     def reported_packets_never_exceed_refused_ones(self) -> None:
         assert self.reported <= self._refused()
 
+    @invariant()
+    def counters_and_events_agree_at_any_time(self) -> None:
+        if self.has_reading:  # a service reads the counters before it shows them
+            assert [each.counter_mismatch for each in self.account.balances()] == [0]
+
     def _deliver_nothing_more(self) -> None:
         assert list(self.account.due(self.kernel.now_ns, closing=True)) == []
         assert self.open == {}
@@ -243,6 +250,7 @@ class Reported(RuleBasedStateMachine):
             pass
         # In one transaction, as a service does it.
         self._process(list(self.account.due_of_ended(self.kernel.now_ns)))
+        self.has_reading = True
         self.read_ns = reading.ended_ns
         self._drop_late_records()
 
