@@ -73,6 +73,6 @@ def test_status_without_nft_has_counts_and_no_verdict(
     ((found,), _) = status.statuses(state)
     assert found.verdict == "as installed"
     monkeypatch.setattr(nft, "TRUSTED", ())
-    ((found,), _) = status.statuses(state)
+    ((found,), _) = status.statuses(StateDirectory(state.path))  # it knows no earlier verdict
     assert (found.verdict, found.absent, found.is_watched) == (None, (), False)
     assert {balance.rule for balance in found.balances} >= {"egress", "forward"}
