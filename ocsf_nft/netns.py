@@ -57,6 +57,20 @@ class Namespace:
             raise _unreachable(self, error) from error
         return f"{status.st_dev}:{status.st_ino}"
 
+    def is_gone(self) -> bool:
+        """Return True if the namespace had a name of ``ip netns``, and has it no more.
+
+        Of another namespace this can't be known: the process that shows it may be invisible.
+        """
+        if self.path is None or self.path.parent != NAMED:
+            return False
+        try:
+            return self.path.name not in os.listdir(NAMED)  # noqa: PTH208 - names suffice
+        except FileNotFoundError:  # the last one is gone, or the host was started again
+            return True
+        except OSError:
+            return False
+
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` inside the network namespace; return the result when ``work`` has ended.
 

@@ -269,20 +269,20 @@ class Nftables:
     def _receive(self) -> memoryview:
         return memoryview(self._socket.recv(_RECEIVE_BYTES))
 
-    def _take_numbers(self, number: int) -> int:
-        """Return the first of the numbers of some new requests."""
-        if self._sequence + number > _MAX_SEQUENCE:
+    def _take_numbers(self, count: int) -> int:
+        """Return the first of the numbers of ``count`` new requests."""
+        if self._sequence + count > _MAX_SEQUENCE:
             self._sequence = 0
-        self._sequence += number
-        return self._sequence - number + 1
+        self._sequence += count
+        return self._sequence - count + 1
 
-    def _answers(self, first: int, number: int) -> Iterator[netlink.Message]:
-        """Yield the kernel's answers to some requests; ``first`` is the number of the first."""
+    def _answers(self, first: int, count: int) -> Iterator[netlink.Message]:
+        """Yield the kernel's answers to ``count`` requests from the number ``first`` on."""
         while True:
             if time.monotonic() > self.deadline:
                 raise TimeoutError("timed out")
             for message in netlink.messages_with_headers(self._receive()):
-                if first <= message.sequence < first + number:
+                if first <= message.sequence < first + count:
                     yield message
 
 

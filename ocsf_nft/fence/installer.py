@@ -27,7 +27,7 @@ from ocsf_nft.fence.spec import TRANSPORTS
 from ocsf_nft.fence.state import InstalledFence
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.load_ruleset import LoadText
+    from ocsf_nft.fence.load_ruleset import LoadText, RulesetVersion
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -40,12 +40,14 @@ class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
     ``difference`` is a short text for people if ``verdict`` is "differs", else an empty text.
-    ``installed`` is the record, or None without a record.
+    ``installed`` is the record, or None without a record. ``version`` is that of a ruleset "as
+    installed", if it is known.
     """
 
     verdict: Verdict
     difference: str = ""
     installed: InstalledFence | None = None
+    version: RulesetVersion | None = None
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
@@ -178,8 +180,7 @@ def verify(
     if not _is_there(installed, where):
         return Verification(verdict="absent", installed=installed)
     version = load_ruleset.ruleset_version(installed, where)
-    is_intact = state.intact.has(installed, version)
-    found = installed.listings if is_intact else load_ruleset.listings(installed.spec, where)
+    found = load_ruleset.listings(installed.spec, where)
     if not found:
         return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
@@ -196,14 +197,11 @@ def verify(
         for name in ip_forwarding.disabled_sysctls(installed.spec, where)
     ]
     lines += _unfenced(installed, where)
-    if changes := ruleset_diff.difference(installed.listings, found):
-        lines += changes
-    else:
-        state.intact.add(installed, version)
+    lines += ruleset_diff.difference(installed.listings, found)
     if lines:
         difference = "\n".join(ruleset_diff.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
-    return Verification(verdict="as installed", installed=installed)
+    return Verification(verdict="as installed", installed=installed, version=version)
 
 
 def remove(
@@ -246,6 +244,26 @@ def remove(
         _release_kernel_log(sandbox, state)
         _release_forwarding(installed.identity, installed.namespace, state, besides=sandbox)
         state.delete(sandbox)
+
+
+def forget(sandbox: str, state: StateDirectory, seen: InstalledFence) -> bool:
+    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace is gone.
+
+    ``seen`` is the record for which that was found before. Return False, and change nothing, if
+    there is another record now, or if the namespace exists. Blocks. Raises DeliveryError,
+    UnsupportedError, FenceError.
+    """
+    with state.locked():
+        if state.read(sandbox) != seen or not seen.namespace.is_gone():
+            return False
+        table_owner.refuse_exclusive(
+            load_ruleset.HOST, load_ruleset.guard_table_ids(seen.spec), state
+        )
+        _remove_guard(seen.spec)
+        _release_kernel_log(sandbox, state)
+        _release_forwarding(seen.identity, seen.namespace, state, besides=sandbox)
+        state.delete(sandbox)
+    return True
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft import netns, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
@@ -19,7 +19,6 @@ from ocsf_nft.fence import (
     ruleset_diff,
     table_query,
 )
-from ocsf_nft.fence.intact_rulesets import RulesetVersion
 from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.netns import Namespace
 
@@ -37,6 +36,16 @@ LoadText: TypeAlias = "Callable[[Namespace, str], None]"
 HOST: Final = Namespace()
 #: Elements that a check reads in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
+
+
+class RulesetVersion(NamedTuple):
+    """What nft's listing of a fence depends on, besides the fence's record.
+
+    A device that is deleted leaves its chains without a transaction, so the interfaces count too.
+    """
+
+    generations: tuple[int, ...]
+    interfaces: frozenset[tuple[int, str]]
 
 
 def load(

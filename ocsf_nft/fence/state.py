@@ -19,7 +19,6 @@ import pydantic
 
 from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, reason_of
 from ocsf_nft.fence import values
-from ocsf_nft.fence.intact_rulesets import IntactRulesets
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
 
@@ -79,9 +78,8 @@ class StateDirectory:
         #: Descriptor of the file with the locks of this run while it has any, and their sandboxes.
         self._runs: int | None = None
         self._locked: set[str] = set()
-        #: Records by sandbox, as read last, and the versions of their files.
+        #: Records of the sandboxes that this run watches, and the versions of their files.
         self._read: dict[str, tuple[tuple[int, ...] | None, InstalledFence]] = {}
-        self.intact = IntactRulesets()
         # A separate file, so that a damaged record of a fence does not affect it.
         self._all_netns = path / "nf_log_all_netns.before"
 
@@ -106,7 +104,8 @@ class StateDirectory:
             found = _INSTALLED_FENCE.validate_json(content)
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
-        self._read[sandbox] = version, found
+        if sandbox in self._locked:
+            self._read[sandbox] = version, found
         return found
 
     def directory(self, sandbox: str) -> Path:
@@ -210,6 +209,7 @@ class StateDirectory:
             finally:
                 lock.release()
                 self._locked.discard(name)
+                self._read.pop(name, None)
         finally:
             if not self._locked:
                 os.close(self._runs)
@@ -289,7 +289,6 @@ class StateDirectory:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         directory = self.path / values.sandbox_name(sandbox)
         self._read.pop(sandbox, None)
-        self.intact.remove(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the sandbox may have other files there
             directory.rmdir()

@@ -34,15 +34,12 @@ class Balance:
     refused: int = 0
     #: Packets that a permissive fence has counted.
     allowed: int = 0
-    #: Packets in events.
+    #: Packets in events, without those that the last reading of the counters did not show yet.
     reported: int
     #: Part of ``reported``: packets in events that report several flows together.
     aggregated: int
     #: Counted packets that a later event will report.
     pending: int
-    #: Part of ``reported``: packets, known by their log records, that the last reading of the
-    #: counters did not show yet. The next readings decide which counter has them.
-    unread: int = 0
     #: Kernel log records that were dropped before ocsf-nft read them.
     dropped: int
 
@@ -52,7 +49,7 @@ class Balance:
 
         Normally the number is 0. It is negative if events report more packets than were counted.
         """
-        return self.refused + self.allowed + self.unread - self.reported - self.pending
+        return self.refused + self.allowed - self.reported - self.pending
 
 
 class SandboxAccount:
@@ -240,10 +237,9 @@ class SandboxAccount:
                 mode=account.counter_id.mode,
                 refused=0 if account.counter_id.is_permissive else account.counters.refused.packets,
                 allowed=account.counters.refused.packets if account.counter_id.is_permissive else 0,
-                reported=account.reported,
+                reported=account.reported - account.counters.unread_packets(),
                 aggregated=account.without_flow,
                 pending=account.pending_packets(),
-                unread=account.counters.unread_packets(),
                 dropped=max(0, account.counters.logged - account.received),
             )
             for _, account in sorted(self.rules.items())

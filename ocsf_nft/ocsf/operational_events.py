@@ -320,6 +320,7 @@ def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
     of a fault have the same ``correlation_uid``. ``sandbox`` is None if the fault is about the
     whole service.
     """
+    correlation_uid = stable_uid("fault", subject, since_ns)
     since_ns = min(since_ns, now_ns)
     text = f"{visible(subject)}: {visible(cause)}"
     duration = messages.elapsed(since_ns, now_ns)
@@ -346,9 +347,7 @@ def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
         device=device,
         observables=observables or None,
         unmapped=None if sandbox is None else {"sandbox": visible(sandbox)},
-        metadata=metadata.model_copy(
-            update={"correlation_uid": stable_uid("fault", subject, since_ns)}
-        ),
+        metadata=metadata.model_copy(update={"correlation_uid": correlation_uid}),
     )
 
 

@@ -20,6 +20,8 @@ _log = structlog.get_logger()
 #: Pause until the first event that a fault lasts; each further pause is twice the one before.
 _FIRST_PAUSE_NS: Final = 60 * 10**9
 _MAX_PAUSE_NS: Final = 3600 * 10**9
+#: A fault that begins again so soon after its end has its first event only if it lasts a pause.
+_AGAIN_NS: Final = 600 * 10**9
 
 
 @dataclass(slots=True)
@@ -39,24 +41,33 @@ class FaultEvents:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._lasting: dict[str, _Lasting] = {}
+        #: Faults that were cleared, and when (monotonic).
+        self._cleared: dict[str, int] = {}
 
     async def update(self, faults: Sequence[Fault], now_ns: int, monotonic_ns: int) -> None:
         """Emit the events that are due if a service has ``faults`` now, and no others.
 
         ``now_ns`` is the time in ns since the epoch (UTC), and ``monotonic_ns`` that of
         :func:`time.monotonic_ns`. A fault whose begin another event reports has its first event
-        here after a minute, and an event about its end if it had that first one.
+        here after a minute, and an event about its end if it had that first one. So has a fault
+        that begins again within ten minutes. The end of the service is not the end of a fault.
         """
+        self._cleared = {
+            subject: at_ns
+            for subject, at_ns in self._cleared.items()
+            if monotonic_ns < at_ns + _AGAIN_NS
+        }
         present = {each.subject: each for each in faults}
         for subject in self._lasting.keys() - present.keys():
             await self._clear(self._lasting[subject], now_ns)
             del self._lasting[subject]
+            self._cleared[subject] = monotonic_ns
         for subject, fault in present.items():
             lasting = self._lasting.get(subject)
             if lasting is None:
                 pause_ns = _FIRST_PAUSE_NS
                 lasting = _Lasting(fault, now_ns, pause_ns, monotonic_ns + pause_ns)
-                if not fault.is_reported:
+                if not fault.is_reported and subject not in self._cleared:
                     await self._emit(lasting, now_ns)
                 self._lasting[subject] = lasting
             elif monotonic_ns >= lasting.next_ns:

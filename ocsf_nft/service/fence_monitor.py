@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, restore_batch, tamper_guard
+from ocsf_nft.fence import installer, load_ruleset, restore_batch, tamper_guard
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service import fences
@@ -40,8 +40,10 @@ _REMOVED_BEFORE: Final = "another process had removed it before this run did"
 _ACTIVE_AGAIN: Final = "it is active as installed again"
 #: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
-#: A fence is checked at least so often, although the kernel has reported no change of its rules.
+#: A fence is checked at least so often, although the kernel has reported no change of its rules;
+#: and once so long after the start.
 _FULL_CHECK_SECONDS: Final = 600.0
+_FIRST_CHECK_SECONDS: Final = 60.0
 #: States of a fence that is present and unchanged.
 _ACTIVE_STATES: Final = frozenset(
     {
@@ -81,8 +83,9 @@ class FenceMonitor:
         self._installed = fence.installed
         self._reported = (fence.state, fence.reason)
         self._watch: FenceEvents | None = None
-        #: Version of the record that the prepared restore batch was made for.
+        #: Version of the record that the guard restores, and whether its messages are prepared.
         self._prepared_version: tuple[int, ...] | None = None
+        self._is_prepared = False
         #: Whether it was reported that the fence is not restored for a while.
         self._given_up = False
         #: What a check that found the fence as installed depends on; None after another check.
@@ -149,15 +152,20 @@ class FenceMonitor:
         if self._installed.spec.is_owned:
             await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
         if self._heals:
-            await run_shielded(self._prepare(compiles=False))
+            version = self._version()
+            if await run_shielded(self._prepare()):
+                self._checked = version
+                self._checked_at = time.monotonic() - _FULL_CHECK_SECONDS + _FIRST_CHECK_SECONDS
 
     async def prepare(self) -> None:
         """Prepare the netlink messages that restore the fence.
 
-        Until then, a restore takes about 0.1 s, and 0.01 s afterwards.
+        Until then, a restore takes about 0.1 s, and 0.01 s afterwards. A new interface is fenced
+        by a check until then, and at once afterwards.
         """
         if self._heals:
             async with self._preparing:
+                self._is_prepared, self._prepared_version = True, None
                 await run_shielded(self._prepare())
 
     async def _start_events(self) -> FenceEvents:
@@ -272,7 +280,7 @@ class FenceMonitor:
                 f"the namespace of sandbox {self.name} was created again, and this run does "
                 "not read the new namespace's records and counters: restart it"
             )
-        if self._prepared_version is not None:  # else the first preparation is still to come
+        if self._heals:
             await self._prepare()
         if not inspection.was_renewed:
             self._checked, self._checked_at = version, time.monotonic()
@@ -440,28 +448,29 @@ class FenceMonitor:
             _log.warning("fence removed", sandbox=self.name)
             self._reported = (FenceState.ABSENT, _REMOVED)
 
-    async def _prepare(self, *, compiles: bool = True) -> None:
-        """Prepare the netlink messages that restore the fence, and pass them to the tamper guard.
+    async def _prepare(self) -> bool:
+        """Let the tamper guard restore the present record of the fence.
 
-        The guard can then restore the fence without running nft. Does nothing if the
-        fence's stored description has not changed since the last call. Without ``compiles``, there
-        are no messages yet, and the guard restores the fence with nft.
+        After :meth:`prepare`, the guard gets netlink messages, and restores the fence without
+        running nft. Return True if the fence was found as installed. Do nothing, and return False,
+        if the record has not changed since the last call.
         """
         if self._watch is None:
-            return
+            return False
         guard = self._watch.tamper_guard
         prepared = await asyncio.to_thread(
             _prepare,
-            self.name,
+            self._fence,
             self._state,
             self._prepared_version,
             guard.generations,
-            compiles=compiles,
+            compiles=self._is_prepared,
         )
-        if prepared is not None:
-            guard.use_restore_batch(*prepared)
-            if compiles:
-                _, self._prepared_version, _ = prepared
+        if prepared is None:
+            return False
+        guard.use_restore_batch(*prepared)
+        _, self._prepared_version, generations = prepared
+        return generations is not None
 
     def _update_context(self, installed: InstalledFence) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.event_container)
@@ -531,19 +540,21 @@ _Version: TypeAlias = "tuple[int, ...] | None"
 
 
 def _prepare(
-    sandbox: str,
+    fence: Fence,
     state: StateDirectory,
     known: _Version,
     now: Callable[[], tuple[int, ...]],
     *,
-    compiles: bool = True,
+    compiles: bool,
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
     Return the arguments of :meth:`TamperGuard.use_restore_batch`; unavailable arguments are None.
-    ``now`` returns the argument ``generations``. If the description still has the version
+    Without ``compiles``, the messages are not prepared. ``fence`` is the fence at the start of the
+    service. ``now`` returns the argument ``generations``. If the description still has the version
     ``known``, return None instead of a tuple.
     """
+    sandbox = fence.installed.spec.sandbox
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
         return None
@@ -560,12 +571,20 @@ def _prepare(
         _log.warning("restoring the fence will take longer", sandbox=sandbox, reason=str(error))
         return None, version, None
     # The guard reverts no changes up to ``generations``, so they must not include a difference.
-    return prepared, version, generations if _is_as_installed(sandbox, state) else None
+    return prepared, version, generations if _is_as_installed(fence, installed, state) else None
 
 
-def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
+def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirectory) -> bool:
+    """Return True if the fence of the record ``installed`` is as installed.
+
+    Nothing is listed if nothing has changed since ``fence`` was found as installed.
+    """
+    if fence.version is not None and fence.installed == installed:
+        found = load_ruleset.ruleset_version(installed, installed.namespace)
+        if found == fence.version:
+            return True
     with contextlib.suppress(OcsfNftError):  # the next check reports it
-        return installer.verify(sandbox, state).verdict == "as installed"
+        return installer.verify(installed.spec.sandbox, state).verdict == "as installed"
     return False
 
 

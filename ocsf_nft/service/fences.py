@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
+    from ocsf_nft.fence.load_ruleset import RulesetVersion
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
@@ -40,6 +41,8 @@ class Fence:
     reason: str | None = None
     #: Change by another process, which the service has undone.
     tampering: Tampering | None = None
+    #: Version of a ruleset that was found as installed; None if it is not known.
+    version: RulesetVersion | None = None
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
@@ -77,7 +80,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
-    return _as_installed(found.installed)
+    return dataclasses.replace(_as_installed(found.installed), version=found.version)
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:

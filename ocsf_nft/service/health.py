@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.service.run import Service
+    from ocsf_nft.service.watched_sandbox import WatchedSandbox
 
 #: An account with a reading that is overdue for this long is stuck.
 _STUCK_SECONDS: Final = 30.0
@@ -36,25 +37,19 @@ def stuck(service: Service) -> tuple[Fault, ...]:
     A restart of the service may help. The result is empty while events can't be stored.
     """
     # While events can't be stored, for example on a full disk, a restart would not help.
-    return tuple(
-        Fault(
-            f"the counters of sandbox {each.name} are not read",
-            f"they should have been read {seconds:.0f} s ago",
-            each.name,
-        )
-        for each in service.sandboxes
-        if (seconds := each.account.late_seconds) > _STUCK_SECONDS
-        and each.failure is None
-        and service.retrier.fault is None
-    )
+    return () if service.retrier.fault is not None else tuple(_stuck(service))
 
 
 def faults(service: Service) -> tuple[Fault, ...]:
-    """Return each fault of a fence, of its counters or of the event storage.
+    """Return the faults of fences, of their counters and of the event storage, for people.
 
-    Sinks that are down are not included: see :func:`down`.
+    Of a sandbox, only the first cause is included. Sinks that are down are not: see :func:`down`.
     """
-    return (*stuck(service), *_faults(service))
+    return (
+        *stuck(service),
+        *(fault for each in service.sandboxes for fault in list(_of_sandbox(each))[:1]),
+        *_of_storage(service),
+    )
 
 
 def down(service: Service) -> tuple[Fault, ...]:
@@ -66,26 +61,43 @@ def down(service: Service) -> tuple[Fault, ...]:
     )
 
 
-def lasting(service: Service) -> tuple[Fault, ...]:
-    """Return all faults, those of sinks included."""
-    return (*faults(service), *down(service))
+def all_faults(service: Service) -> tuple[Fault, ...]:
+    """Return all faults: no fault hides another one."""
+    return (
+        *_stuck(service),
+        *(fault for each in service.sandboxes for fault in _of_sandbox(each)),
+        *_of_storage(service),
+        *down(service),
+    )
 
 
-def _faults(service: Service) -> Iterator[Fault]:
+def _stuck(service: Service) -> Iterator[Fault]:
     for each in service.sandboxes:
-        name = each.name
-        if each.failure is not None:
-            subject = f"sandbox {name} is no longer watched"
-            yield Fault(subject, each.failure, name, is_reported=True)
-        elif each.monitor.fault is not None:
-            subject = f"the fence of sandbox {name} is not active"
-            yield Fault(subject, each.monitor.fault, name, is_reported=True)
-        elif each.account.fault is not None:
-            subject = f"the counters of sandbox {name} can't be read"
-            yield Fault(subject, each.account.fault, name, is_reported=True)
-    if service.retrier.fault is not None:
-        yield Fault("events can't be stored", service.retrier.fault)
-    if service.delivery.fault is not None:
-        yield Fault("events can't be delivered", service.delivery.fault)
-    if service.delivery.storage_fault is not None:
-        yield Fault("checkpoints can't be stored", service.delivery.storage_fault)
+        if each.failure is None and (seconds := each.account.late_seconds) > _STUCK_SECONDS:
+            yield Fault(
+                f"the counters of sandbox {each.name} are not read",
+                f"they should have been read {seconds:.0f} s ago",
+                each.name,
+            )
+
+
+def _of_sandbox(sandbox: WatchedSandbox) -> Iterator[Fault]:
+    """Yield the faults of a sandbox, the first cause first."""
+    name = sandbox.name
+    for subject, cause in (
+        (f"sandbox {name} is no longer watched", sandbox.failure),
+        (f"the fence of sandbox {name} is not active", sandbox.monitor.fault),
+        (f"the counters of sandbox {name} can't be read", sandbox.account.fault),
+    ):
+        if cause is not None:
+            yield Fault(subject, cause, name, is_reported=True)
+
+
+def _of_storage(service: Service) -> Iterator[Fault]:
+    for subject, cause in (
+        ("events can't be stored", service.retrier.fault),
+        ("events can't be delivered", service.delivery.fault),
+        ("checkpoints can't be stored", service.delivery.storage_fault),
+    ):
+        if cause is not None:
+            yield Fault(subject, cause)

@@ -1,4 +1,4 @@
-"""Removal of what the state directory has of sandboxes whose namespaces are gone."""
+"""Removal of the records and packet counts of sandboxes whose namespaces are gone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ocsf_nft.errors import AbsentError, OcsfNftError
+from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import installer
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
@@ -24,48 +24,51 @@ _SECONDS: Final = 600.0
 async def reap(state: StateDirectory, store: StateStore) -> None:
     """Remove the records and packet counts of sandboxes whose namespaces are gone.
 
-    Check every ten minutes, until cancelled. A sandbox that a run watches stays, and so do its
-    stored events.
+    A namespace is gone if it had a name of ``ip netns`` and has it no more. Check every ten
+    minutes, until cancelled. A sandbox that a run watches stays. The stored events of all sandboxes
+    stay.
     """
-    missing: frozenset[str] = frozenset()
+    missing: dict[str, InstalledFence] = {}
     while True:
         await asyncio.sleep(_SECONDS)
         found = await asyncio.to_thread(_without_namespace, state)
-        for name in sorted(found & missing):
-            await run_shielded(_remove(name, state, store))
+        for name, installed in found.items():
+            if missing.get(name) == installed:
+                await run_shielded(_remove(name, installed, state, store))
         missing = found
 
 
-def _without_namespace(state: StateDirectory) -> frozenset[str]:
-    """Return the recorded sandboxes that no run watches, and whose namespaces do not exist."""
+def _without_namespace(state: StateDirectory) -> dict[str, InstalledFence]:
+    """Return the records of the sandboxes that no run watches, and whose namespaces are gone."""
+    found: dict[str, InstalledFence] = {}
     try:
-        return frozenset(name for name in state.sandboxes() if _is_gone(name, state))
+        for name in state.sandboxes():
+            installed = _read(name, state)
+            if installed is not None and installed.namespace.is_gone():
+                found[name] = installed
     except OcsfNftError as error:
         _log.warning("records of fences can't be read", reason=str(error))
-        return frozenset()
+    return found
 
 
-def _is_gone(name: str, state: StateDirectory) -> bool:
+def _read(name: str, state: StateDirectory) -> InstalledFence | None:
     try:
-        installed = state.read(name)
-        if installed is None or state.is_watched(name):
-            return False
-        installed.namespace.identity()
-    except AbsentError:
-        return True
-    except OcsfNftError:  # it is not known
-        return False
-    return False
+        return None if state.is_watched(name) else state.read(name)
+    except OcsfNftError:  # `status` and `verify` report it
+        return None
 
 
-async def _remove(name: str, state: StateDirectory, store: StateStore) -> None:
+async def _remove(
+    name: str, installed: InstalledFence, state: StateDirectory, store: StateStore
+) -> None:
     try:
         with state.run_lock(name):  # no other run can begin to watch it meanwhile
-            await asyncio.to_thread(installer.remove, name, state)
+            if not await asyncio.to_thread(installer.forget, name, state, installed):
+                return
             # The place first: rows without their place are an old copy, and the reverse is a fault.
             state.delete_account_place(name)
             await store.remove_account(name)
-    except OcsfNftError as error:
+    except (OcsfNftError, OSError) as error:
         _log.warning("the record of a fence can't be removed", sandbox=name, reason=str(error))
     else:
         _log.info("record of a fence removed, its namespace is gone", sandbox=name)

@@ -309,7 +309,9 @@ class Service:
         async with asyncio.TaskGroup() as group:
             others = [
                 group.create_task(
-                    run_housekeeping(store, self.delivery, reporter, lambda: health.lasting(self))
+                    run_housekeeping(
+                        store, self.delivery, reporter, lambda: health.all_faults(self)
+                    )
                 ),
                 group.create_task(reap(self._state, store)),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),

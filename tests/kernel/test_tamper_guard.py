@@ -32,7 +32,9 @@ from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
+from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fence_monitor
+from ocsf_nft.service.fences import Fence
 from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
@@ -400,7 +402,10 @@ def test_prepared_messages_do_not_replace_a_newer_installation(
 
 def _accept_like_a_check(probe: GuardProbe, state: StateDirectory) -> None:
     now = probe.guard.generations
-    prepared = fence_monitor._prepare(conftest.SANDBOX, state, None, now)
+    installed = state.read(conftest.SANDBOX)
+    assert installed is not None
+    fence = Fence(installed=installed, state=FenceState.ACTIVE, is_ours=False)
+    prepared = fence_monitor._prepare(fence, state, None, now, compiles=True)
     assert prepared is not None
     probe.guard.use_restore_batch(*prepared)
 

@@ -437,6 +437,7 @@ def test_fault_after_a_step_back_of_the_clock_has_no_negative_time() -> None:
     event = fault_event(now_ns=TIME_NS - 1_000_000_000)
     assert event.start_time == event.end_time == event.time
     assert event.duration is None
+    assert event.metadata.correlation_uid == fault_event().metadata.correlation_uid
 
 
 def test_fence_without_a_log_is_not_said_to_log() -> None:

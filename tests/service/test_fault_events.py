@@ -46,6 +46,8 @@ async def test_fault_has_events_at_its_begin_at_its_end_and_in_growing_pauses() 
     assert lasting[0][1] == "ocsf-nft has a fault: sink a is down: refused."
     ((_, message),) = await faults.pass_seconds(30)
     assert message.startswith("A fault of ocsf-nft was cleared after ")
+    assert await faults.pass_seconds(50, _DOWN) == [], "it has just been reported"
+    assert await faults.pass_seconds(610) == []
     assert [text for _, text in await faults.pass_seconds(10, _DOWN)] == [lasting[0][1]]
 
 

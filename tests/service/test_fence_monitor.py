@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import nft, restore_batch
+from ocsf_nft.fence import load_ruleset, nft, restore_batch
+from ocsf_nft.fence.load_ruleset import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import FenceChange
@@ -373,16 +374,46 @@ def test_prepare_without_nft_returns_the_version_of_the_record_alone(
 ) -> None:
     monkeypatch.setattr(nft, "TRUSTED", ())
     state = StateDirectory(tmp_path)
-    assert fence_monitor._prepare("sb1", state, (1,), lambda: (7,)) == (None, None, None)
+    assert _prepare(state, (1,), lambda: (7,)) == (None, None, None)
     state.write(INSTALLED)
     with capture_logs() as logs:
-        found = fence_monitor._prepare("sb1", state, None, lambda: (7,))
+        found = _prepare(state, None, lambda: (7,))
     assert found == (None, state.version("sb1"), None)
     (log,) = logs
     assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
     assert log["event"] == "restoring the fence will take longer"
     assert "nft was not found" in log["reason"]
-    assert fence_monitor._prepare("sb1", state, state.version("sb1"), lambda: (7,)) is None
+    assert _prepare(state, state.version("sb1"), lambda: (7,)) is None
+
+
+def _prepare(
+    state: StateDirectory,
+    known: tuple[int, ...] | None,
+    now: Callable[[], tuple[int, ...]],
+    version: RulesetVersion | None = None,
+    *,
+    compiles: bool = True,
+) -> object:
+    fence = Fence(installed=INSTALLED, state=FenceState.ACTIVE, is_ours=False, version=version)
+    return fence_monitor._prepare(fence, state, known, now, compiles=compiles)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_fence_is_not_listed_again_if_nothing_has_changed_since_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    verified(monkeypatch, "differs")
+    at_start = RulesetVersion((7,), frozenset({(2, "sb0")}))
+    now = at_start if is_same else at_start._replace(interfaces=frozenset({(3, "sb0")}))
+    monkeypatch.setattr(load_ruleset, "ruleset_version", lambda *_: now)
+    found = _prepare(state, None, lambda: (7,), at_start, compiles=False)
+    assert found == (None, state.version("sb1"), (7,) if is_same else None)
+    # The record is of another fence than at the start.
+    state.write(replace(INSTALLED, policy="another"))
+    found = _prepare(state, None, lambda: (7,), at_start, compiles=False)
+    assert found == (None, state.version("sb1"), None)
 
 
 @pytest.mark.parametrize("verdict", ["as installed", "differs"])
@@ -394,7 +425,7 @@ def test_prepare_returns_generations_only_of_a_fence_that_is_as_installed(
     verified(monkeypatch, verdict)
     ready = object()
     monkeypatch.setattr(restore_batch, "prepare", lambda _: ready)
-    found = fence_monitor._prepare("sb1", state, None, lambda: (7, 8))
+    found = _prepare(state, None, lambda: (7, 8))
     expected = (7, 8) if verdict == "as installed" else None
     assert found == (ready, state.version("sb1"), expected)
 
@@ -410,7 +441,7 @@ def test_prepare_needs_no_answer_of_the_kernel_for_a_batch(
     verified(monkeypatch, "as installed")
     ready = object()
     monkeypatch.setattr(restore_batch, "prepare", lambda _: ready)
-    found = fence_monitor._prepare("sb1", state, None, no_answer)
+    found = _prepare(state, None, no_answer)
     assert found == (ready, state.version("sb1"), None)
 
 

@@ -58,6 +58,11 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     # A service that waits for a disk reads no counters meanwhile, and a restart does not change
     # that.
     full = _service(fault="the disk is full")
+    full.delivery.sinks = ()  # type: ignore[misc]
+    assert [each for each in _texts(health.all_faults(full)) if "sb4" in each] == [
+        ended, "the fence of sandbox sb4 is not active: it was deleted",
+    ]  # fmt: skip
+    assert stuck in _texts(health.all_faults(full)), "no fault hides another one"
     assert health.stuck(full) == ()
     expected = [fence, counters, ended, "events can't be stored: the disk is full"]
     assert _texts(health.faults(full)) == expected

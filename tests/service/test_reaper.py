@@ -9,6 +9,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
+from ocsf_nft import netns
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import AccountPlace, StateDirectory
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import pytest
-
+    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.state.state_store import StateStore
 
 #: Watches a sandbox until its standard input ends.
@@ -40,6 +42,15 @@ with StateDirectory(Path(sys.argv[1])).run_lock(sys.argv[2]):
 def _record(state: StateDirectory, name: str, path: Path) -> None:
     spec = replace(INSTALLED.spec, sandbox=name)
     state.write(replace(INSTALLED, spec=spec, namespace=Namespace(path)))
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the directory with the names of namespaces."""
+    made = tmp_path / "netns"
+    made.mkdir()
+    monkeypatch.setattr(netns, "NAMED", made)
+    return made
 
 
 @contextlib.asynccontextmanager
@@ -64,13 +75,14 @@ async def _until_gone(state: StateDirectory, name: str) -> None:
 
 
 async def test_record_and_counts_go_with_the_namespace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Path
 ) -> None:
     state = StateDirectory(tmp_path / "state")
-    there = tmp_path / "netns"
+    there = names / "there"
     there.touch()
-    _record(state, "gone", tmp_path / "missing")
+    _record(state, "gone", names / "missing")
     _record(state, "there", there)
+    _record(state, "unknown", tmp_path / "missing")  # as the namespace of an invisible process
     async with _reaping(state, monkeypatch) as store:
         await _until_gone(state, "gone")
         there.unlink()
@@ -78,14 +90,15 @@ async def test_record_and_counts_go_with_the_namespace(
     for name in ("gone", "there"):
         assert not store.has_account(name)
         assert not state.directory(name).exists()
+    assert list(state.sandboxes()) == ["unknown"]
 
 
 async def test_watched_sandbox_and_unreadable_record_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Path
 ) -> None:
     state = StateDirectory(tmp_path / "state")
     for name in ("watched", "damaged", "gone"):
-        _record(state, name, tmp_path / "missing")
+        _record(state, name, names / "missing")
     (state.directory("damaged") / "fence.json").write_text("{")
     command = [sys.executable, "-c", _WATCH, str(state.path), "watched"]
     with subprocess.Popen(  # noqa: ASYNC220 - it is ready within a moment
@@ -100,20 +113,21 @@ async def test_watched_sandbox_and_unreadable_record_stay(
             assert store.has_account("watched")
 
 
+@pytest.mark.parametrize("error", [FenceError("nft failed"), OSError("read-only")])
 async def test_failed_removal_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Path, error: Exception
 ) -> None:
     state = StateDirectory(tmp_path / "state")
-    _record(state, "gone", tmp_path / "missing")
-    calls = []
+    _record(state, "gone", names / "missing")
+    forget, calls = installer.forget, []
 
-    def fail_once(name: str, given: StateDirectory) -> None:
+    def fail_once(name: str, given: StateDirectory, seen: InstalledFence) -> bool:
         calls.append(name)
         if len(calls) == 1:
-            raise FenceError("nft failed")
-        given.delete(name)
+            raise error
+        return forget(name, given, seen)
 
-    monkeypatch.setattr(installer, "remove", fail_once)
+    monkeypatch.setattr(installer, "forget", fail_once)
     async with _reaping(state, monkeypatch) as store:
         await _until_gone(state, "gone")
         async with asyncio.timeout(60):
@@ -122,22 +136,40 @@ async def test_failed_removal_is_tried_again(
     assert calls == ["gone", "gone"]
 
 
-async def test_namespace_that_is_missing_for_a_moment_keeps_its_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_sandbox_that_was_missing_for_a_moment_or_installed_again_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Path
 ) -> None:
     state = StateDirectory(tmp_path / "state")
-    answers = iter([frozenset({"sb"}), frozenset[str](), frozenset({"sb"}), frozenset[str]()])
+    other = replace(INSTALLED, policy="another")
+    answers = iter([{"sb": INSTALLED}, {}, {"sb": INSTALLED}, {"sb": other}, {"sb": INSTALLED}, {}])
     done = asyncio.Event()
 
-    def without_namespace(_: StateDirectory) -> frozenset[str]:
-        found = next(answers, None)
+    def without_namespace(_: StateDirectory) -> dict[str, InstalledFence]:
+        found: dict[str, InstalledFence] | None = next(answers, None)
         if found is None:
             loop.call_soon_threadsafe(done.set)
-        return found or frozenset()
+        return found or {}
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(reaper, "_without_namespace", without_namespace)
-    _record(state, "sb", tmp_path / "missing")
+    _record(state, "sb", names / "missing")
     async with _reaping(state, monkeypatch):
         await asyncio.wait_for(done.wait(), 60)
     assert list(state.sandboxes()) == ["sb"]
+
+
+def test_nothing_is_forgotten_of_another_record_or_of_a_namespace_that_is_there(
+    tmp_path: Path, names: Path
+) -> None:
+    state = StateDirectory(tmp_path / "state")
+    _record(state, "sb", names / "sb")
+    seen = state.read("sb")
+    assert seen is not None
+    assert not installer.forget("sb", state, replace(seen, policy="another"))
+    (names / "sb").touch()
+    assert not installer.forget("sb", state, seen)
+    assert state.read("sb") == seen
+    (names / "sb").unlink()
+    assert installer.forget("sb", state, seen)
+    assert not installer.forget("sb", state, seen)
+    assert state.read("sb") is None

@@ -19,8 +19,8 @@ class InterfaceNames:
     """Table of the interface names in the network namespace of a socket, by the interface's index.
 
     The kernel is asked once for each index after each :meth:`refresh`, since an interface can be
-    renamed. The name of a deleted interface stays in the table, because records of its packets may
-    still arrive. The table has only the newest 4096 names.
+    renamed. A name that was asked for stays in the table after the interface is deleted, because
+    records of its packets may still arrive. The table has only the newest 4096 names.
     """
 
     def __init__(self) -> None:
