@@ -84,7 +84,7 @@ bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
-soak: .venv/ready  ## Run services with 6 and 50 sandboxes through faults and bursts for 30 minutes.
+soak: .venv/ready  ## Run services with 6 and 50 sandboxes through bursts and faults for 30 minutes.
 	$(SUDO) $(BIN)/python -m bench.soak $(ARGS)
 
 package: PACKAGES += $(PACKAGING)

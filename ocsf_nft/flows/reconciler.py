@@ -259,8 +259,13 @@ class Reconciler:
 
         ``more`` are counters whose unreported packets were taken out of the counters here.
         """
-        counters = [each for kind in self.entries.values() for each in kind.values()]
-        counters += [self.overflow, self.evicted, *more]
+        found = (self.entry(key) for key in self.unreported)
+        counters = [
+            *(each for each in found if each is not None),
+            self.overflow,
+            self.evicted,
+            *more,
+        ]
         # Packets that were reported and not read yet do not reduce the others' number.
         unreported = sum(max(each.unreported_packets, 0) for each in counters)
         # The rule's total, which is read last, has packets that came during the reading, and those

@@ -119,6 +119,8 @@ class AccountLoop:
         self._schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
+        #: Numbers before a reading that is being processed, else None.
+        self._before: tuple[Balance, ...] | None = None
         #: Set by log records: the counters must be read soon.
         self._has_records = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -184,8 +186,11 @@ class AccountLoop:
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return each rule's numbers of counted, reported and pending packets at the last read."""
-        return self._account.balances()
+        """Return each rule's numbers of counted, reported and pending packets at the last read.
+
+        During the processing of a reading, the numbers are those before it.
+        """
+        return self._account.balances() if self._before is None else self._before
 
     async def dropped_records(self) -> tuple[DroppedRecords, ...]:
         """Return how many log records each source has dropped.
@@ -352,8 +357,12 @@ class AccountLoop:
         if rules := self._account.renewed_rules(reading):
             await self._report_gap(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
-            for _ in self._account.observe(reading):
-                await asyncio.sleep(0)
+            self._before = self._account.balances()
+            try:
+                for _ in self._account.observe(reading):
+                    await asyncio.sleep(0)
+            finally:
+                self._before = None
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
         self._schedule.note_reading(time.monotonic() - began)

@@ -24,7 +24,7 @@ from tests.service import keeping
 from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.flow import Key, Reading
@@ -516,3 +516,25 @@ async def test_sender_of_one_packet_is_not_named_as_sender_of_all(
     (how,) = window["enrichments"]
     assert (how["value"], how["data"]["confidence"]) == ("unknown", "Low")
     assert [each["pid"] for each in how["data"]["processes"]] == [1]
+
+
+async def test_numbers_while_a_reading_is_processed_are_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = Given({key(tcp()): 1})
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+        await account._observe()
+        before = account.balances()
+        observe, seen = account._account.observe, []
+
+        def watched(reading: Reading) -> Iterator[None]:
+            yield from observe(reading)
+            seen.append(account.balances())
+            yield
+
+        monkeypatch.setattr(account._account, "observe", watched)
+        counters.at_ns += SECOND
+        counters.counts = {key(tcp()): 3}
+        await account._observe()
+        assert seen == [before]
+        assert [(each.refused, each.pending) for each in account.balances()] == [(3, 3)]
