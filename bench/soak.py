@@ -2,7 +2,7 @@
 
 ``python -m bench.soak [MINUTES]``, as ``make soak`` runs it; both services run at the same time. At
 the end every refused packet must be in an event, and each service must use no more than at the
-begin. The kernel keeps the flows of a burst for ten minutes. So the last burst is earlier than that.
+begin. The kernel keeps the flows of a burst for ten minutes, so the last burst is earlier.
 """
 
 from __future__ import annotations

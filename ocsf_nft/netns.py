@@ -57,7 +57,7 @@ class Namespace:
             raise _unreachable(self, error) from error
         return f"{status.st_dev}:{status.st_ino}"
 
-    def is_gone(self) -> bool:
+    def is_deleted(self) -> bool:
         """Return True if the namespace had a name of ``ip netns``, and has it no more.
 
         Of another namespace this can't be known: the process that shows it may be invisible.

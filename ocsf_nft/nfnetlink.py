@@ -148,13 +148,13 @@ class Nftables:
         (found,) = self.queries([Query(kind, family, attributes)])
         return found
 
-    def queries(self, wanted: Sequence[Query]) -> list[dict[int, bytes]]:
+    def queries(self, requests: Sequence[Query]) -> list[dict[int, bytes]]:
         """Request some nf_tables objects in one send; return the netlink attributes of each.
 
         The kernel handles the requests in their order. Raises FileNotFoundError if an object does
         not exist.
         """
-        first = self._take_numbers(len(wanted))
+        first = self._take_numbers(len(requests))
         self._socket.send(
             b"".join(
                 netlink.message(
@@ -163,12 +163,12 @@ class Nftables:
                     _HEADER.pack(each.family, 0, 0) + each.attributes,
                     number,
                 )
-                for number, each in enumerate(wanted, first)
+                for number, each in enumerate(requests, first)
             )
         )
         found: dict[int, dict[int, bytes]] = {}
         refusal: OSError | None = None
-        for answer in self._answers(first, len(wanted)):
+        for answer in self._answers(first, len(requests)):
             number = answer.sequence - first
             found[number] = {}
             if answer.kind != netlink.NLMSG_ERROR:
@@ -179,11 +179,11 @@ class Nftables:
                     _raise_for_error(answer.payload)
                 except OSError as error:
                     refusal = refusal or error
-            if len(found) == len(wanted):
+            if len(found) == len(requests):
                 break
         if refusal is not None:
             raise refusal
-        return [found[number] for number in range(len(wanted))]
+        return [found[number] for number in range(len(requests))]
 
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
         """Request a list of nf_tables objects; yield each message's netlink attributes.

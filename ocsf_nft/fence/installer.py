@@ -246,15 +246,15 @@ def remove(
         state.delete(sandbox)
 
 
-def forget(sandbox: str, state: StateDirectory, seen: InstalledFence) -> bool:
-    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace is gone.
+def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> bool:
+    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace is deleted.
 
     ``seen`` is the record for which that was found before. Return False, and change nothing, if
     there is another record now, or if the namespace exists. Blocks. Raises DeliveryError,
     UnsupportedError, FenceError.
     """
     with state.locked():
-        if state.read(sandbox) != seen or not seen.namespace.is_gone():
+        if state.read(sandbox) != seen or not seen.namespace.is_deleted():
             return False
         table_owner.refuse_exclusive(
             load_ruleset.HOST, load_ruleset.guard_table_ids(seen.spec), state

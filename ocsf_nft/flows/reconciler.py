@@ -269,7 +269,7 @@ class Reconciler:
         # Packets that were reported and not read yet do not reduce the others' number.
         unreported = sum(max(each.unreported_packets, 0) for each in counters)
         # The rule's total, which is read last, has packets that came during the reading, and those
-        # of elements that are gone. The next readings show which, and all of them are reported.
+        # of deleted elements. The next readings show which, and all of them are reported.
         return unreported + max(0, self._without_place)
 
     def unread_packets(self) -> int:

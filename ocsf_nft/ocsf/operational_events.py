@@ -316,7 +316,7 @@ def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
 ) -> ApplicationLifecycle:
     """Return the event about a fault of ocsf-nft that has lasted from ``since_ns`` to ``now_ns``.
 
-    Times are in ns since the epoch. ``subject`` says what is wrong, and ``cause`` why. All events
+    Times are in ns since the epoch. ``subject`` is what is wrong, and ``cause`` why. All events
     of a fault have the same ``correlation_uid``. ``sandbox`` is None if the fault is about the
     whole service.
     """

@@ -1,4 +1,4 @@
-"""Removal of the records and packet counts of sandboxes whose namespaces are gone."""
+"""Removal of the records and packet counts of sandboxes whose namespaces are deleted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: Pause between two checks. A namespace is gone if two checks in succession do not find it.
+#: Pause between two checks. A namespace is deleted if two checks in succession do not find it.
 _SECONDS: Final = 600.0
 
 
 async def reap(state: StateDirectory, store: StateStore) -> None:
-    """Remove the records and packet counts of sandboxes whose namespaces are gone.
+    """Remove the records and packet counts of sandboxes whose namespaces are deleted.
 
-    A namespace is gone if it had a name of ``ip netns`` and has it no more. Check every ten
+    A namespace is deleted if it had a name of ``ip netns`` and has it no more. Check every ten
     minutes, until cancelled. A sandbox that a run watches stays. The stored events of all sandboxes
     stay.
     """
@@ -39,12 +39,12 @@ async def reap(state: StateDirectory, store: StateStore) -> None:
 
 
 def _without_namespace(state: StateDirectory) -> dict[str, InstalledFence]:
-    """Return the records of the sandboxes that no run watches, and whose namespaces are gone."""
+    """Return the records of the sandboxes that no run watches, and whose namespaces are deleted."""
     found: dict[str, InstalledFence] = {}
     try:
         for name in state.sandboxes():
             installed = _read(name, state)
-            if installed is not None and installed.namespace.is_gone():
+            if installed is not None and installed.namespace.is_deleted():
                 found[name] = installed
     except OcsfNftError as error:
         _log.warning("records of fences can't be read", reason=str(error))
@@ -63,7 +63,7 @@ async def _remove(
 ) -> None:
     try:
         with state.run_lock(name):  # no other run can begin to watch it meanwhile
-            if not await asyncio.to_thread(installer.forget, name, state, installed):
+            if not await asyncio.to_thread(installer.remove_record, name, state, installed):
                 return
             # The place first: rows without their place are an old copy, and the reverse is a fault.
             state.delete_account_place(name)
@@ -71,4 +71,4 @@ async def _remove(
     except (OcsfNftError, OSError) as error:
         _log.warning("the record of a fence can't be removed", sandbox=name, reason=str(error))
     else:
-        _log.info("record of a fence removed, its namespace is gone", sandbox=name)
+        _log.info("record of a fence removed, its namespace is deleted", sandbox=name)

@@ -119,15 +119,15 @@ async def test_failed_removal_is_tried_again(
 ) -> None:
     state = StateDirectory(tmp_path / "state")
     _record(state, "gone", names / "missing")
-    forget, calls = installer.forget, []
+    remove, calls = installer.remove_record, []
 
     def fail_once(name: str, given: StateDirectory, seen: InstalledFence) -> bool:
         calls.append(name)
         if len(calls) == 1:
             raise error
-        return forget(name, given, seen)
+        return remove(name, given, seen)
 
-    monkeypatch.setattr(installer, "forget", fail_once)
+    monkeypatch.setattr(installer, "remove_record", fail_once)
     async with _reaping(state, monkeypatch) as store:
         await _until_gone(state, "gone")
         async with asyncio.timeout(60):
@@ -158,18 +158,18 @@ async def test_sandbox_that_was_missing_for_a_moment_or_installed_again_stays(
     assert list(state.sandboxes()) == ["sb"]
 
 
-def test_nothing_is_forgotten_of_another_record_or_of_a_namespace_that_is_there(
+def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     tmp_path: Path, names: Path
 ) -> None:
     state = StateDirectory(tmp_path / "state")
     _record(state, "sb", names / "sb")
     seen = state.read("sb")
     assert seen is not None
-    assert not installer.forget("sb", state, replace(seen, policy="another"))
+    assert not installer.remove_record("sb", state, replace(seen, policy="another"))
     (names / "sb").touch()
-    assert not installer.forget("sb", state, seen)
+    assert not installer.remove_record("sb", state, seen)
     assert state.read("sb") == seen
     (names / "sb").unlink()
-    assert installer.forget("sb", state, seen)
-    assert not installer.forget("sb", state, seen)
+    assert installer.remove_record("sb", state, seen)
+    assert not installer.remove_record("sb", state, seen)
     assert state.read("sb") is None
