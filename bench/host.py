@@ -37,7 +37,7 @@ route add default via 10.0.0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What the two processes of a service use: CPU time so far, and the rest now."""
+    """Resources of the two processes of a service: CPU time so far, and the others now."""
 
     cpu_s: float
     descriptors: int

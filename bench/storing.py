@@ -88,7 +88,7 @@ class _Ours:
 
 
 class _ByHand:
-    """The same tables in SQLite, in the same mode, without retention or checks."""
+    """SQLite database with the same tables, in the same mode, without retention or checks."""
 
     has_checkpoints = True
 

@@ -58,16 +58,15 @@ class Namespace:
         return f"{status.st_dev}:{status.st_ino}"
 
     def is_deleted(self) -> bool:
-        """Return True if the namespace had a name of ``ip netns``, and has it no more.
+        """Return True if the namespace had a name of ``ip netns``, and that name is deleted.
 
-        Of another namespace this can't be known: the process that shows it may be invisible.
+        Of another namespace this can't be known: the process with the namespace may be invisible.
+        Without the directory of the names it can't be known either.
         """
         if self.path is None or self.path.parent != NAMED:
             return False
         try:
             return self.path.name not in os.listdir(NAMED)  # noqa: PTH208 - names suffice
-        except FileNotFoundError:  # the last one is gone, or the host was started again
-            return True
         except OSError:
             return False
 

@@ -90,7 +90,7 @@ class FallbackChain:
         self._opening: dict[str, asyncio.Task[None]] = {}
         #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
         self._cookies: dict[str, int] = {}
-        #: Lookups whose notices about closed sockets are not read for a short time.
+        #: Lookups that skip the notices about closed sockets for a short time.
         self._pausing: set[str] = set()
         self._stack = contextlib.ExitStack()
         self._budget = TimeBudget()

@@ -206,9 +206,9 @@ class Counters:
         )
 
     def read(self, settled: Collection[str] = ()) -> Reading:
-        """Read all counters of the fence, except those of rules whose counters or sets are missing.
+        """Read all counters of the fence, except those of rules without their counters or sets.
 
-        ``settled`` are names of rules whose flows are not needed if the rule's total has not
+        ``settled`` are names of rules: their flows are not needed if the rule's total has not
         changed. Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large.
         Also raises the errors of :meth:`open`.
         """
@@ -291,7 +291,7 @@ class Counters:
         nftables.deadline = deadline
         try:
             return _table_counters(nftables, family, table, names)
-        except InterruptedDumpError:  # the caller reads each rule by itself
+        except InterruptedDumpError:  # the caller reads one rule after the other
             return {}
         except _CrowdedError:
             _close(entry)  # the rest of the list may still arrive
@@ -446,7 +446,7 @@ class _Rule:
 
     def _snapshot(self) -> _Snapshot | None:
         kind = netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER))
-        wanted = [
+        requests = [
             (_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table)),
             *((_NFT_MSG_GETSET, self._object_name(each)) for each in KINDS),
             # The overflow first: ``refused``, which is read later, includes it.
@@ -454,7 +454,7 @@ class _Rule:
         ]
         try:
             table, *found, logged, overflow, refused = self._nftables.queries(
-                [Query(each, self._family, attributes) for each, attributes in wanted]
+                [Query(each, self._family, attributes) for each, attributes in requests]
             )
         except FileNotFoundError:
             return None

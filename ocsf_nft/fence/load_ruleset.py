@@ -39,7 +39,7 @@ _ELEMENTS: Final = 1000
 
 
 class RulesetVersion(NamedTuple):
-    """What nft's listing of a fence depends on, besides the fence's record.
+    """Version of a namespace's ruleset: nft's listing of a fence depends on it.
 
     A device that is deleted leaves its chains without a transaction, so the interfaces count too.
     """

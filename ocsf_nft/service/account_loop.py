@@ -340,7 +340,7 @@ class AccountLoop:
             await self._read(is_complete=is_complete)
 
     async def _read(self, *, is_complete: bool) -> None:
-        """Read the counters; with ``is_complete`` also the flows whose total has not changed."""
+        """Read the counters; with ``is_complete`` also the flows of rules with unchanged totals."""
         began = time.monotonic()
         now_ms = time.monotonic_ns() // 1_000_000
         settled = frozenset[str]() if is_complete else self._account.settled_rules(now_ms)

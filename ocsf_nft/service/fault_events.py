@@ -48,9 +48,9 @@ class FaultEvents:
         """Emit the events that are due if a service has ``faults`` now, and no others.
 
         ``now_ns`` is the time in ns since the epoch (UTC), and ``monotonic_ns`` that of
-        :func:`time.monotonic_ns`. A fault whose begin another event reports has its first event
-        here after a minute, and an event about its end if it had that first one. So has a fault
-        that begins again within ten minutes. The end of the service is not the end of a fault.
+        :func:`time.monotonic_ns`. If another event reports the begin of a fault, its first event
+        here comes after a minute. Then its end has an event too. The same is true of a fault that
+        begins again within ten minutes. The end of the service is not the end of a fault.
         """
         self._cleared = {
             subject: at_ns

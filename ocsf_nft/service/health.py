@@ -32,7 +32,7 @@ class Fault(NamedTuple):
 
 
 def stuck(service: Service) -> tuple[Fault, ...]:
-    """Return a fault for each sandbox whose counters should have been read more than 30 s ago.
+    """Return a fault for each sandbox with a reading of its counters that is over 30 s late.
 
     A restart of the service may help. The result is empty while events can't be stored.
     """

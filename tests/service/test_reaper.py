@@ -170,6 +170,9 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     assert not installer.remove_record("sb", state, seen)
     assert state.read("sb") == seen
     (names / "sb").unlink()
+    names.rename(tmp_path / "elsewhere")
+    assert not installer.remove_record("sb", state, seen), "the names can't be read"
+    (tmp_path / "elsewhere").rename(names)
     assert installer.remove_record("sb", state, seen)
     assert not installer.remove_record("sb", state, seen)
     assert state.read("sb") is None
