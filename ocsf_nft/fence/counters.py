@@ -13,6 +13,7 @@ import struct
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft import netlink, nfnetlink, userns
@@ -139,8 +140,9 @@ class Counters:
         self._boot = ""
         #: Socket in the sandbox's namespace, to enter it although its file may be gone.
         self._beside: socket.socket | None = None
-        #: Last complete reading of each rule, without its flows.
-        self._latest: dict[str, _RuleCounters] = {}
+        #: Last reading of each rule with its flows, but without these flows; None of a rule that
+        #: has no counters or sets.
+        self._latest: dict[str, _RuleCounters | None] = {}
         spec = installed.spec
         self._namespaces = [
             _NamespaceTables(
@@ -205,45 +207,71 @@ class Counters:
             for rule in names
         )
 
-    def read(self, settled: Collection[str] = ()) -> Reading:
+    def read(self, explained: Mapping[str, int] = MappingProxyType({})) -> Reading:
         """Read all counters of the fence, except those of rules without their counters or sets.
 
-        ``settled`` are names of rules: their flows are not needed if the rule's total has not
-        changed. Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large.
-        Also raises the errors of :meth:`open`.
+        ``explained`` has, by account name, how many packets log records have shown since the last
+        reading of a rule's flows. If the rule's total has grown by this number, its flows are not
+        read: the result has the totals if the number is 0, else nothing about the rule. Raises
+        FenceError if reading fails, lasts 10 s, or finds a set that is too large. Also raises the
+        errors of :meth:`open`.
         """
         began_ns, began_ms = time.time_ns(), time.monotonic_ns() // 1_000_000
         deadline = time.monotonic() + _READ_SECONDS
-        latest: dict[str, _RuleCounters] = {}
+        found: dict[str, _RuleCounters | None] = {}
         generations: list[int | None] = []
         for entry in self._namespaces:
             # Before the counters are read: a change during the reading is seen by the next one.
             generations.append(self._generation(entry, deadline))
             is_same = generations[-1] is not None and generations[-1] == entry.generation
-            for family, table, names in entry.tables:
-                suffixes = _suffixes(names)
-                known = settled if is_same else ()
-                totals = self._totals(entry, family, table, suffixes, deadline) if known else {}
-                for name, suffix in suffixes.items():
-                    found = self._unchanged(name, suffix, totals) if name in known else None
-                    found = found or self._read(entry, family, table, suffix, deadline)
-                    if found is not None:
-                        latest[name] = found
+            for table in entry.tables:
+                found |= self._read_table(entry, table, explained if is_same else None, deadline)
+        new = {
+            name: each
+            for name, each in found.items()
+            if each is not None and each is not self._latest.get(name)
+        }
         # Not earlier: what the caller does not get is not known to it. The flows need much memory.
-        self._latest = {
-            name: found._replace(reading=replace(found.reading, elements=None))
-            for name, found in latest.items()
+        self._latest = found | {
+            name: each._replace(reading=replace(each.reading, elements=None))
+            for name, each in new.items()
         }
         for entry, generation in zip(self._namespaces, generations, strict=True):
             entry.generation = generation
         return Reading(
-            epochs={name: found.epoch for name, found in latest.items()},
+            epochs={name: each.epoch for name, each in new.items()},
             began_ns=began_ns,
             ended_ns=time.time_ns(),
             began_ms=began_ms,
             ended_ms=time.monotonic_ns() // 1_000_000,
-            rules={name: found.reading for name, found in latest.items()},
+            rules={name: each.reading for name, each in new.items()},
         )
+
+    def _read_table(
+        self,
+        entry: _NamespaceTables,
+        table: ruleset.Table,
+        explained: Mapping[str, int] | None,
+        deadline: float,
+    ) -> dict[str, _RuleCounters | None]:
+        """Read the counters of a table's rules; the last reading of a rule with explained packets.
+
+        ``explained`` is the argument of :meth:`read`; None if the ruleset has changed.
+        """
+        family, name, rules = table
+        suffixes = _suffixes(rules)
+        totals = self._totals(entry, family, name, suffixes, deadline) if explained else {}
+        found: dict[str, _RuleCounters | None] = {}
+        for rule, suffix in suffixes.items():
+            last, packets = self._latest.get(rule), (explained or {}).get(rule)
+            now = totals.get(rule)
+            if explained is not None and rule in self._latest and last is None:
+                found[rule] = None  # absent: it can't have been created since then
+            elif last and now and packets is not None and _explains(packets, last.reading, now):
+                found[rule] = last if packets else last._replace(reading=now)
+            else:
+                found[rule] = self._read(entry, family, name, suffix, deadline)
+        return found
 
     def _generation(self, entry: _NamespaceTables, deadline: float) -> int | None:
         """Return the number of the namespace's ruleset; None if it can't be read now.
@@ -261,19 +289,6 @@ class Counters:
                 raise _unreadable(entry.namespace, error) from error
             return None
 
-    def _unchanged(
-        self, name: str, suffix: str, totals: Mapping[str, Count]
-    ) -> _RuleCounters | None:
-        """Return a rule's reading without its flows, if its total is that of the last reading."""
-        last = self._latest.get(name)
-        logged, refused = totals.get(f"logged_{suffix}"), totals.get(f"refused_{suffix}")
-        if last is None or logged is None or refused != last.reading.refused:
-            return None
-        reading = replace(
-            last.reading, refused_before=refused, refused=refused, logged=logged.packets
-        )
-        return last._replace(reading=reading)
-
     def _totals(
         self,
         entry: _NamespaceTables,
@@ -281,16 +296,15 @@ class Counters:
         table: str,
         suffixes: Mapping[str, str],
         deadline: float,
-    ) -> Mapping[str, Count]:
-        """Return the counters of a table by their names: empty if they can't be read at once.
+    ) -> Mapping[str, RuleReading]:
+        """Return the totals of a table's rules: none if they can't be read at once.
 
         ``suffixes`` are those of the counters' names, by rule.
         """
-        names = {f"{each}_{suffix}" for suffix in suffixes.values() for each in _COUNTERS}
         nftables = self._open(entry)
         nftables.deadline = deadline
         try:
-            return _table_counters(nftables, family, table, names)
+            return _totals(nftables, family, table, suffixes)
         except InterruptedDumpError:  # the caller reads one rule after the other
             return {}
         except _CrowdedError:
@@ -393,9 +407,34 @@ def _suffixes(rules: Collection[str]) -> dict[str, str]:
     }
 
 
-def _table_counters(
-    nftables: Nftables, family: str, table: str, names: Collection[str]
-) -> dict[str, Count]:
+def _totals(
+    nftables: Nftables, family: str, table: str, suffixes: Mapping[str, str]
+) -> dict[str, RuleReading]:
+    """Return the totals of a table's rules, without their flows."""
+    counts = _table_counters(nftables, family, table)
+    found = {}
+    for rule, suffix in suffixes.items():
+        logged, overflow, refused = (counts.get(f"{each}_{suffix}") for each in _COUNTERS)
+        if logged is not None and overflow is not None and refused is not None:
+            found[rule] = RuleReading(
+                refused_before=refused,
+                refused=refused,
+                overflow=overflow,
+                logged=logged.packets,
+                elements=None,
+            )
+    return found
+
+
+def _explains(packets: int, last: RuleReading, now: RuleReading) -> bool:
+    """Return True if the rule has refused exactly ``packets`` since ``last``, and logged each."""
+    if not packets:
+        return now.refused == last.refused
+    grown, logged = now.refused.packets - last.refused.packets, now.logged - last.logged
+    return grown == logged == packets and now.overflow == last.overflow
+
+
+def _table_counters(nftables: Nftables, family: str, table: str) -> dict[str, Count]:
     counters = _name(_NFTA_TABLE, table) + netlink.attribute(
         _NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)
     )
@@ -406,8 +445,7 @@ def _table_counters(
             raise _CrowdedError
         attributes = {kind: bytes(value) for kind, value in netlink.attributes(message)}
         name = attributes.get(_NFTA_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
-        if name in names:
-            found[name] = _count(attributes)
+        found[name] = _count(attributes)
     return found
 
 

@@ -20,6 +20,8 @@ READINGS: Final = 8
 LAST_READINGS: Final = 2
 #: Elements processed before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500
+#: Longest time between two readings of the flows while only new flows come, each with a log record.
+_UNREAD_MS: Final = 5_000
 #: The wall clock was set back if it lost more than this between two readings.
 _CLOCK_NS: Final = 50_000_000
 #: Far more elements than a set has room for (accounting.nft): another process empties it
@@ -213,14 +215,17 @@ class Reconciler:
         return self.refused.packets - seen
 
     def is_settled(self, now_ms: int) -> bool:
-        """Return True if another reading of the flows is needed only if the total changes.
+        """Return True if another reading of the flows is needed only if log records or totals grow.
 
         This is so if each packet of the total has its place, and no flow can have expired by
-        ``now_ms`` (monotonic). The first reading of a run is always needed.
+        ``now_ms`` (monotonic). The first reading of a run is always needed. So is one from time to
+        time while log records come, because a process could have forged them.
         """
+        if self._settled_ms is None or self._without_place:
+            return False
         has_expired = self.expiry_ms is not None and self.expiry_ms <= now_ms
-        is_settled = not self._without_place and not self.unread and not has_expired
-        return is_settled and self.readings > 0
+        is_old = now_ms - self._settled_ms >= _UNREAD_MS
+        return not has_expired and not (self.unread and (is_old or self.unreported))
 
     def is_active(self) -> bool:
         """Return True if a packet may have to be reported without a new packet."""

@@ -88,8 +88,8 @@ class RuleAccount:
         #: Flows of records whose packets may be in an aggregated report, with the number of
         #: readings by then.
         self._waiting: dict[Key, int] = {}
-        #: Whether a record came after the last reading of the flows.
-        self._has_new_record = False
+        #: Records since the last reading of the flows, and how many of them began a new flow.
+        self._records = self._new_flows = 0
         self._fan_outs = FanOuts(counter_id, self.opened)
         self._is_finding = is_finding
         self._add_attribution = add_attribution
@@ -103,7 +103,7 @@ class RuleAccount:
         reports the packet. ``attribution`` names the sending process.
         """
         self.received += 1
-        self._has_new_record = True
+        self._records += 1
         key = keys(record)[0]
         counter = self.counters.entry(key)
         if (known := self._report_about(key, record)) is not None:
@@ -122,6 +122,7 @@ class RuleAccount:
                 self._waiting[key] = self.counters.readings
                 return None
             counter = self.counters.add_unread(key, record.time_ns)
+            self._new_flows += 1
             self._add_to_scan(key, record.received_ns)
         elif (
             counter.unreported_packets < 1
@@ -167,7 +168,7 @@ class RuleAccount:
             for each in self._reports.values():
                 each.limit_times(reading.ended_ns)
         if found.elements is not None:
-            self._has_new_record = False
+            self._records = self._new_flows = 0
         before = self.counters.overflow.unreported_packets
         for grown in self.counters.observe(found, reading):
             for key, counter, packets, is_new in grown:
@@ -186,14 +187,18 @@ class RuleAccount:
         if self.counter_id.rule in _OUTBOUND:
             self._fan_outs.add_flow(key, time_ns)
 
-    def is_settled(self, now_ms: int) -> bool:
-        """Return True if another reading of the flows is needed only if the total changes.
+    def explained_packets(self, now_ms: int) -> int | None:
+        """Return how many packets log records have shown since the last reading of the flows.
 
-        ``now_ms`` is the present time by the monotonic clock.
+        Another reading of the flows is needed if the total grows by another number. None if it is
+        needed anyway. ``now_ms`` is the present time by the monotonic clock.
         """
-        if self._waiting or self._has_new_record or self.stored is None:
-            return False
-        return self.counters.is_settled(now_ms)
+        unread = len(self.counters.unread)
+        if self._waiting or self.stored is None or not self.counters.is_settled(now_ms):
+            return None
+        # The records' events report the packets of new flows. Only a reading shows how many
+        # packets of other flows came, and when.
+        return unread if self._records == self._new_flows == unread else None
 
     def is_active(self) -> bool:
         """Return True if an event may become due without a new packet."""

@@ -130,12 +130,14 @@ class SandboxAccount:
                     self._ended.append(before)
             yield from account.observe(reading.rules[rule], reading)
 
-    def settled_rules(self, now_ms: int) -> frozenset[str]:
-        """Return the account names of rules whose flows need no reading, unless a total changes.
+    def explained_packets(self, now_ms: int) -> dict[str, int]:
+        """Return how many packets log records have shown since the last reading of the flows.
 
-        ``now_ms`` is the present time by the monotonic clock.
+        A rule (by its account name) is included if its flows need no reading, unless its total
+        grows by another number. ``now_ms`` is the present time by the monotonic clock.
         """
-        return frozenset(name for name, account in self.rules.items() if account.is_settled(now_ms))
+        found = {name: account.explained_packets(now_ms) for name, account in self.rules.items()}
+        return {name: packets for name, packets in found.items() if packets is not None}
 
     @property
     def expiry_ms(self) -> int | None:

@@ -31,7 +31,7 @@ from ocsf_nft.state.change import Account, AccountChange, Change, DroppedRecords
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
     from types import TracebackType
 
@@ -253,7 +253,8 @@ class AccountLoop:
         async with self._reading:
             # After a long pause was planned, the sockets are closed: this opens them.
             if not self._schedule.early_seconds or self._schedule.is_idle:
-                await self._read(is_complete=False)
+                unchanged = {name: each for name, each in self._explained().items() if not each}
+                await self._read(unchanged)
         if self._account.is_active():
             self.request_reading()
 
@@ -336,16 +337,18 @@ class AccountLoop:
         await self._observe()
 
     async def _observe(self, *, is_complete: bool = False) -> None:
+        """Read the counters; with ``is_complete`` also the flows of explained packets."""
         async with self._reading:
-            await self._read(is_complete=is_complete)
+            await self._read({} if is_complete else self._explained())
 
-    async def _read(self, *, is_complete: bool) -> None:
-        """Read the counters; with ``is_complete`` also the flows of rules with unchanged totals."""
+    def _explained(self) -> dict[str, int]:
+        return self._account.explained_packets(time.monotonic_ns() // 1_000_000)
+
+    async def _read(self, explained: Mapping[str, int]) -> None:
+        """Read the counters; ``explained`` is the argument of :meth:`Counters.read`."""
         began = time.monotonic()
-        now_ms = time.monotonic_ns() // 1_000_000
-        settled = frozenset[str]() if is_complete else self._account.settled_rules(now_ms)
         try:
-            reading = await self._in_thread(lambda: self._counters.read(settled))
+            reading = await self._in_thread(lambda: self._counters.read(explained))
         except OcsfNftError as error:
             # A process with privileges in the namespace can cause this error. Everything else is
             # still reported.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,6 +12,7 @@ import pytest
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import counters
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.flow import Count, RuleReading
 from ocsf_nft.nfnetlink import InterruptedDumpError
 from tests.standing import INSTALLED
 
@@ -60,3 +62,23 @@ def test_set_that_changes_in_each_of_three_readings_is_returned_as_it_was_read(
     rule = counters._Rule(SimpleNamespace(), "inet", "ocsf_nft", "egress")  # type: ignore[arg-type]
     assert rule._elements("flows4", 1) == ()
     assert seen == [0, 0, 0]  # the limit is of each reading
+
+
+@pytest.mark.parametrize(
+    ("now", "explained"),
+    [
+        ({}, True),
+        ({"refused": Count(9, 700)}, False),
+        ({"logged": 9}, False),  # a packet without a log record
+        ({"overflow": Count(1, 60)}, False),  # its flow had no free slot
+    ],
+)
+def test_growth_is_explained_if_each_packet_was_logged(
+    now: dict[str, Any], explained: bool
+) -> None:
+    last = RuleReading(
+        refused_before=Count(8, 600), refused=Count(8, 600), overflow=Count(), logged=8,
+        elements=None,
+    )  # fmt: skip
+    grown = {"refused_before": Count(10, 800), "refused": Count(10, 800), "logged": 10}
+    assert counters._explains(2, last, replace(last, **{**grown, **now})) is explained

@@ -82,22 +82,23 @@ def observe(account: SandboxAccount, *readings: Reading) -> None:
 
 
 def on_demand(account: SandboxAccount, found: Reading) -> Reading:
-    """Return a reading without the flows that a service would not read.
+    """Return a reading without the flows, or rules, that a service would not read.
 
-    These are the flows of settled rules whose total is that of the last reading.
+    These are the flows of rules whose total has grown by the packets of log records alone.
     """
-    settled = account.settled_rules(found.began_ms)
+    explained = account.explained_packets(found.began_ms)
     rules = dict(found.rules)
     for name, of_rule in found.rules.items():
-        last = account.rules.get(name)
-        is_unchanged = (
-            last is not None
-            and last.counter_id.epoch == found.epochs[name]
-            and last.counters.refused == of_rule.refused_before == of_rule.refused
-        )
-        if name in settled and is_unchanged:
+        last, packets = account.rules.get(name), explained.get(name)
+        if last is None or last.counter_id.epoch != found.epochs[name] or packets is None:
+            continue
+        before = last.counters.refused
+        if packets == 0 and before == of_rule.refused_before == of_rule.refused:
             rules[name] = replace(of_rule, elements=None)
-    return replace(found, rules=rules)
+        elif packets and before.packets + packets == of_rule.refused.packets:
+            del rules[name]
+    epochs = {name: found.epochs[name] for name in rules}
+    return replace(found, rules=rules, epochs=epochs)
 
 
 def attempts(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[Attempt]:

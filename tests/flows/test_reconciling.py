@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Key, Reading
 
 WITHOUT_SLOT = keys(record(tcp()))[-2]
+NOW_MS = NOW // 1_000_000
 MANY = {key(tcp(port)): 1 for port in range(1, 1501)}
 
 
@@ -280,3 +281,47 @@ def test_packets_without_an_element_have_the_time_of_the_last_reading_that_count
         observe(account, reading({}, NOW + second * SECOND, overflow=overflow))
         last[second] = account.rules[RULE].counters.overflow.last_ns
     assert last == {second: NOW + (1 if second < 3 else 3) * SECOND for second in last}
+
+
+@pytest.fixture
+def logged() -> SandboxAccount:
+    """Return an account with two packets of two new flows, each with a log record."""
+    account = SandboxAccount("sb", begun_ns=NOW - SECOND)
+    observe(account, reading({}))
+    changes(account)
+    assert account.explained_packets(NOW_MS) == {RULE: 0}
+    for port in (1, 2):
+        assert account.record(record(tcp(port), port), NOW) is not None
+    return account
+
+
+def test_records_of_new_flows_explain_their_packets(logged: SandboxAccount) -> None:
+    assert logged.explained_packets(NOW_MS) == {RULE: 2}
+    observe(logged, reading({key(tcp(1)): 1, key(tcp(2)): 1}))
+    assert logged.explained_packets(NOW_MS) == {RULE: 0}
+
+
+def test_flows_are_read_from_time_to_time_although_records_explain_them(
+    logged: SandboxAccount,
+) -> None:
+    assert logged.explained_packets(NOW_MS + 4_999) == {RULE: 2}
+    assert logged.explained_packets(NOW_MS + 5_000) == {}
+
+
+def test_record_of_a_known_flow_explains_nothing(logged: SandboxAccount) -> None:
+    assert logged.record(record(tcp(2), 3), NOW) is None
+    assert logged.explained_packets(NOW_MS) == {}
+
+
+def test_records_explain_nothing_while_other_packets_are_unreported(
+    logged: SandboxAccount,
+) -> None:
+    observe(logged, reading({key(tcp(1)): 1, key(tcp(2)): 1, key(tcp(3)): 1}))
+    assert logged.explained_packets(NOW_MS) == {RULE: 0}
+    assert logged.record(record(tcp(4), 4), NOW) is not None
+    assert logged.explained_packets(NOW_MS) == {}
+
+
+def test_flow_that_the_last_reading_lacked_is_read_again(logged: SandboxAccount) -> None:
+    observe(logged, reading({key(tcp(1)): 1}, refused=2))
+    assert logged.explained_packets(NOW_MS) == {}

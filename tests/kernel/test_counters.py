@@ -275,6 +275,37 @@ def test_deleted_table_has_no_rules(lab: Lab, reader: Counters) -> None:
     assert not reader.read().rules
 
 
+@pytest.mark.parametrize("other", [0, 1, 3])
+def test_rule_is_left_out_only_if_log_records_explain_its_growth(
+    lab: Lab, reader: Counters, other: int
+) -> None:
+    lab.sandbox_namespace.call(without_ipv6)
+    first = at_rest(reader)
+    unchanged = dict.fromkeys(first.rules, 0)
+    assert {each.elements for each in reader.read(unchanged).rules.values()} == {None}
+    attempts.attempt(lab.sandbox_namespace, _UID, 2, "udp4")
+    for _ in range(2):  # the number is that since the last reading of the flows
+        found = reader.read({**unchanged, "egress": 2})
+        assert found.rules.keys() == found.epochs.keys() == first.rules.keys() - {"egress"}
+    egress = reader.read({**unchanged, "egress": other}).rules["egress"]
+    assert egress.refused.packets == first.rules["egress"].refused.packets + 2
+    assert accounted(egress) == egress.refused.packets
+
+
+def test_recreated_table_is_read_although_log_records_explain_its_total(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
+) -> None:
+    lab.sandbox_namespace.call(without_ipv6)
+    first = at_rest(reader)
+    nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
+    assert reader.read(dict.fromkeys(first.rules, 0)).rules.keys() == {"link"}
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    found = reader.read(dict.fromkeys(first.rules, 0))
+    assert found.rules.keys() == first.rules.keys()
+    renewed = {each for each in first.rules if found.epochs[each] != first.epochs[each]}
+    assert renewed == first.rules.keys() - {"link"}
+
+
 def test_recreated_chains_do_not_change_the_epoch_of_the_counters(
     lab: Lab, reader: Counters
 ) -> None:
