@@ -2,7 +2,7 @@
 
 ``python -m bench.soak [MINUTES]``, as ``make soak`` runs it; both services run at the same time. At
 the end every refused packet must be in an event, and each service must use no more than at the
-begin. The kernel keeps the flows of a burst for ten minutes, so the last burst is earlier.
+begin. The kernel keeps each flow for ten minutes, so nothing happens in the last eleven.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bench import command, host, soak_works
+from bench import command, host, soak_works, stage
 from bench.soak_receiver import Receiver
 from bench.soak_watch import Watch
 from bench.soak_works import Soak
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NUMBERS: Final = (6, 50)
 _MINUTES: Final = 30.0
+_LEAST_MINUTES: Final = 15.0
 _SETTLE_S: Final = 30.0
 _CALM_S: Final = 60.0
 #: Time for which the kernel keeps a flow, and some more.
@@ -70,7 +71,9 @@ class _Measured:
 
 
 def run(minutes: float = _MINUTES) -> Subject:
-    """Soak one number of sandboxes after the other."""
+    """Soak all numbers of sandboxes at the same time; raise BenchError if there is no time."""
+    if minutes < _LEAST_MINUTES:
+        raise stage.BenchError(f"a soak takes at least {_LEAST_MINUTES:.0f} minutes")
     with ThreadPoolExecutor(len(_NUMBERS)) as pool:
         measured = list(pool.map(lambda number: _measure(number, 60 * minutes), _NUMBERS))
     return Subject(
@@ -87,7 +90,7 @@ def run(minutes: float = _MINUTES) -> Subject:
 
 
 def _measure(number: int, seconds: float) -> _Measured:
-    ending = time.monotonic() + seconds - 2 * _CALM_S - _SETTLE_S
+    ending = time.monotonic() + seconds - 2 * _CALM_S - _SETTLE_S - _FLOW_S
     with _soaking(number) as soak:
         try:
             soak.start()
@@ -95,7 +98,7 @@ def _measure(number: int, seconds: float) -> _Measured:
             begin, begin_percent = _idle(soak)
             while time.monotonic() < ending:
                 _round(soak, ending)
-            time.sleep(_CALM_S)
+            time.sleep(_FLOW_S + _CALM_S)
             end, end_percent = _idle(soak)
             soak.failures += soak.watch.mismatches
             _stop(soak)
@@ -164,11 +167,9 @@ def _idle(soak: Soak) -> tuple[Use, float]:
 
 
 def _round(soak: Soak, ending: float) -> None:
-    """Carry out each burst and each fault once; no bursts in the last minutes."""
+    """Carry out each burst and each fault once."""
     soak.rounds += 1
     works = [*soak_works.WORKS]
-    if time.monotonic() < ending - _FLOW_S:
-        works.append(soak_works.BURST)
     soak.dice.shuffle(works)
     for work in works:
         if time.monotonic() >= ending:

@@ -16,15 +16,14 @@ _MISMATCH: Final = "ocsf_nft_counter_mismatch_packets{"
 
 
 class Watch:
-    """Thread that asks a service for ``/readyz`` and ``/metrics``; the newest answers, and faults.
-
-    ``mismatches`` are the readings in which counters and events did not agree.
-    """
+    """Thread that asks a service for ``/readyz`` and ``/metrics``; the newest answers, and faults."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self.port = _free_port()
-        self.mismatches: list[str] = []
+        #: Number of answers so far.
+        self.answers = 0
+        self._mismatches: dict[str, list[str]] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.forget()
@@ -48,6 +47,14 @@ class Watch:
     def says(self, word: str) -> bool:
         """Return True if ``/readyz`` has a word."""
         return word in self._health
+
+    @property
+    def mismatches(self) -> tuple[str, ...]:
+        """Return the answers in which counters and events did not agree: the first and the last."""
+        return tuple(
+            f"{name}: {len(found)} times, from {found[0]} to {found[-1]}"
+            for name, found in self._mismatches.items()
+        )
 
     @property
     def is_sink_up(self) -> bool:
@@ -86,11 +93,11 @@ class Watch:
                 continue
             self._metrics = dict(_samples(text))
             self._health, self.is_ready = health, status == http.client.OK
-            self.mismatches += [
-                f"{time.strftime('%H:%M:%S')} {name} {value:.0f}"
-                for name, value in self._metrics.items()
-                if name.startswith(_MISMATCH) and value
-            ]
+            self.answers += 1
+            for name, value in self._metrics.items():
+                if name.startswith(_MISMATCH) and value:
+                    text = f"{value:.0f} at {time.strftime('%H:%M:%S')}"
+                    self._mismatches.setdefault(name, []).append(text)
 
     def _get(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)

@@ -160,6 +160,7 @@ def _state(rule: RuleAccount) -> dict[str, Any]:
         "received": rule.received,
         "read_ns": counters.read_ns,
         "late_records_until_ns": rule.late_records_until_ns,
+        "inherited": sorted((kind, data.hex()) for kind, data in counters.inherited),
         "overflow": _columns(counters.overflow),
         "evicted": _columns(counters.evicted),
         "by_user": [
@@ -191,6 +192,8 @@ def _restored(account: SandboxAccount, name: str, state: Mapping[str, Any]) -> R
     rule.counters.in_sets = Count(*state["in_sets"])
     rule.counters.overflow = _counter(state["overflow"])
     rule.counters.evicted = _counter(state["evicted"])
+    for kind, data in state.get("inherited", ()):  # absent if an older version stored the state
+        rule.counters.inherited.add(Key(kind, bytes.fromhex(data)))
     for uid, flows, columns in state["by_user"]:
         rule.by_user[uid] = FlowAggregate(_counter(columns), flows)
     rule.stored = _state(rule)

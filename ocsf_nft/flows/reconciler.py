@@ -22,6 +22,11 @@ LAST_READINGS: Final = 2
 _SLICE: Final = 500
 #: Longest time between two readings of the flows while only new flows come, each with a log record.
 _UNREAD_MS: Final = 5_000
+#: Time after the first expiry of an element until the flows are read: many expire one by one.
+_EXPIRED_MS: Final = 10_000
+#: Largest difference of the times of one packet, from its record and from its element: idle times
+#: are in kernel ticks (10 ms), and times in a journal are wrong by up to 0.1 s.
+MAX_CLOCK_DIFFERENCE_NS: Final = 200_000_000
 #: The wall clock was set back if it lost more than this between two readings.
 _CLOCK_NS: Final = 50_000_000
 #: Far more elements than a set has room for (accounting.nft): another process empties it
@@ -70,7 +75,12 @@ class Reconciler:
         self.unreported: set[Key] = set()
         #: Flows reported by a record; no reading has shown yet which counter has the packet.
         self.unread: set[Key] = set()
-        #: Earliest time by the monotonic clock at which a flow's element can expire in the kernel.
+        #: Those whose packets the rule's earlier counters may have counted.
+        self.inherited: set[Key] = set()
+        #: Reported packets of inherited flows that the counters here have counted.
+        self.adopted_packets = 0
+        #: Time by the monotonic clock from which the flows must be read, because elements have
+        #: expired in the kernel; None if there are no elements.
         self.expiry_ms: int | None = None
         #: Start of the last reading by the monotonic clock; None if it had packets without a place.
         self._settled_ms: int | None = None
@@ -89,20 +99,15 @@ class Reconciler:
         self.unread.add(key)
         return counter
 
-    def take_over(self, before: Reconciler) -> int:
-        """Move the unread flows of the rule's old counters here: the new ones may count them.
-
-        Return how many of their packets events have reported.
-        """
-        packets = 0
+    def take_over(self, before: Reconciler) -> None:
+        """Move the unread flows of the rule's old counters here: the new ones may count them."""
         for key in list(before.unread):
             counter = self.entries[key.kind][key.data] = before.entries[key.kind][key.data]
-            counter.is_aggregated = False
+            counter.is_aggregated, counter.missed = False, 0
             self.unread.add(key)
+            self.inherited.add(key)
             self.touched.add(key)
-            packets -= counter.unreported_packets
             before.drop(key)
-        return packets
 
     def restore(self, key: Key, counter: FlowCounter) -> None:
         """Add the counter of the flow ``key``, as read from the state database."""
@@ -117,6 +122,7 @@ class Reconciler:
         del self.entries[key.kind][key.data]
         self.touched.add(key)
         self.unread.discard(key)
+        self.inherited.discard(key)
 
     def check_clock(self, reading: Reading) -> bool:
         """Return True if the wall clock was set back before ``reading``, and reduce later times."""
@@ -167,7 +173,7 @@ class Reconciler:
                     if data in self.entries[kind]:
                         expires_ms.append(self.entries[kind][data].expires_ms or reading.began_ms)
                 yield ()
-        self.expiry_ms = min(expires_ms, default=None)
+        self.expiry_ms = min(expires_ms) + _EXPIRED_MS if expires_ms else None
 
     def _update(self, key: Key, element: Element, reading: Reading) -> Grown | None:
         counter = self.entry(key)
@@ -177,6 +183,8 @@ class Reconciler:
                 return None
             counter = self.entries[key.kind][key.data] = FlowCounter(since_ns=self.read_ns)
         self.unread.discard(key)
+        if key in self.inherited:
+            self._adopt(key, counter, element, reading)
         before = counter.unreported_bytes
         fresh = counter.update(element, reading, self.read_ns, self._settled_ms)
         octets = counter.unreported_bytes - before
@@ -186,6 +194,16 @@ class Reconciler:
         if fresh:
             self.unreported.add(key)
         return Grown(key, counter, fresh, is_new) if fresh or is_new else None
+
+    def _adopt(self, key: Key, counter: FlowCounter, element: Element, reading: Reading) -> None:
+        """Decide which counters have the reported packet of an inherited flow: these or the old."""
+        self.inherited.discard(key)
+        last_ns = reading.began_ns - element.idle_ms * 1_000_000
+        is_later = last_ns > counter.last_ns + MAX_CLOCK_DIFFERENCE_NS
+        if counter.missed or (element.packets == 1 and is_later):  # all packets here came later
+            counter.mark_reported(counter.unreported_packets, counter.unreported_bytes)
+        else:
+            self.adopted_packets -= counter.unreported_packets
 
     def _mark_missing(self, key: Key, reading: Reading) -> None:
         """Mark the flow ``key`` as missing from ``reading``, the latest reading of the counters.
@@ -199,6 +217,8 @@ class Reconciler:
             # Its packet came before the reading, so another element counted it. Two readings must
             # lack it, because the kernel may omit an element while it enlarges its table.
             counter.missed += counter.last_ns < reading.began_ns
+            if key in self.inherited and counter.missed >= LAST_READINGS:
+                self.drop(key)  # the earlier counters have it
         elif counter.unreported_packets < 1 and (
             counter.may_have_expired(reading) or len(self.entries[key.kind]) > _CROWDED
         ):
@@ -217,7 +237,7 @@ class Reconciler:
     def is_settled(self, now_ms: int) -> bool:
         """Return True if another reading of the flows is needed only if log records or totals grow.
 
-        This is so if each packet of the total has its place, and no flow can have expired by
+        This is so if each packet of the total has its place, and no flow has expired long before
         ``now_ms`` (monotonic). The first reading of a run is always needed. So is one from time to
         time while log records come, because a process could have forged them.
         """
@@ -278,8 +298,11 @@ class Reconciler:
         return unreported + max(0, self._without_place)
 
     def unread_packets(self) -> int:
-        """Return how many packets events have reported that no reading has shown yet."""
-        found = (self.entry(key) for key in self.unread)
+        """Return how many packets events have reported that no reading has shown yet.
+
+        Those of inherited flows are left out.
+        """
+        found = (self.entry(key) for key in self.unread - self.inherited)
         return sum(max(0, -each.unreported_packets) for each in found if each is not None)
 
     def other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:

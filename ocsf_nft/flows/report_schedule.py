@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.flows.reconciler import LAST_READINGS
+from ocsf_nft.flows.reconciler import LAST_READINGS, MAX_CLOCK_DIFFERENCE_NS
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import IncidentEnd
@@ -24,8 +24,6 @@ OVER_NS: Final = 10 * _SECOND
 _YOUNG_READINGS: Final = LAST_READINGS + 1
 #: Limit if no more readings succeed.
 _YOUNG_NS: Final = 60 * _SECOND
-#: An element's idle time is in kernel ticks (10 ms). Times in a journal are wrong by up to 0.1 s.
-_MAX_CLOCK_DIFFERENCE_NS: Final = 200_000_000
 
 
 class Schedule:
@@ -159,7 +157,7 @@ class FlowReport:
         Only records that no event has reported are returned.
         """
         is_first = self.schedule is None and self.end is None
-        earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
+        earliest_ns = since_ns - MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
         found = [] if self._saved is None else [self._saved]
         if self.is_new and self.record is not None:
             found.append(AttributedRecord(self.record, self.attribution))
@@ -220,7 +218,7 @@ class FlowReport:
         """Return True if a log record's packet was certainly refused after ``last_ns``."""
         if record.is_timed_when_read or (self._is_of_old_clock and record is self.record):
             return False
-        return record.time_ns > last_ns + _MAX_CLOCK_DIFFERENCE_NS
+        return record.time_ns > last_ns + MAX_CLOCK_DIFFERENCE_NS
 
     def _last_ns(self, now_ns: int) -> int:
         if self._is_growing or self._grew_ns is None:

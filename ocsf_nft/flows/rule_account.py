@@ -139,7 +139,7 @@ class RuleAccount:
 
         An event has reported these packets. This prevents a second report.
         """
-        self.reported += self.counters.take_over(before.counters)
+        self.counters.take_over(before.counters)
 
     def resume(self, identity: str, opened: OpenIncident | FanOut) -> None:
         """Continue an incident or scan that was open when the service stopped.
@@ -180,6 +180,8 @@ class RuleAccount:
             yield
         if self.counters.overflow.unreported_packets != before:
             self._overflow_report.set_growing()
+        self.reported += self.counters.adopted_packets
+        self.counters.adopted_packets = 0
         # A balance requested now must include everything that the readings have shown.
         self.counters.move_records(self._is_unlogged, closing=False)
 

@@ -141,9 +141,9 @@ class SandboxAccount:
 
     @property
     def expiry_ms(self) -> int | None:
-        """Return when the kernel deletes the first flow's element; None if there is no element.
+        """Return from when on the flows must be read, because the kernel has deleted some of them.
 
-        The time is by the monotonic clock. The flows should be read soon after it.
+        The time is by the monotonic clock. It is None if the kernel has no flows.
         """
         found = (each.counters.expiry_ms for each in self.rules.values())
         return min((each for each in found if each is not None), default=None)

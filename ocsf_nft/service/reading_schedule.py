@@ -81,9 +81,8 @@ class ReadingSchedule:
     def plan(self, *, is_active: bool, expiry_seconds: float | None = None) -> None:
         """Plan the next reading after the latest one.
 
-        ``is_active`` is true if an event may become due without a new packet. The kernel deletes
-        the first element of a flow in ``expiry_seconds``; None without an element. A reading soon
-        after that shows whether the element was created again.
+        ``is_active`` is true if an event may become due without a new packet. In ``expiry_seconds``
+        the flows must be read, because the kernel has deleted some of them; None if it has none.
         """
         pause = _ACTIVE_SECONDS if is_active else 2 * self._seconds
         seconds = max(self._busy_seconds, min(pause, self._longest_seconds))

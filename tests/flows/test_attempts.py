@@ -352,7 +352,8 @@ def test_record_before_new_counters_belongs_to_the_new_counters(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp(), at_ns=NOW + SECOND) is not None
-    observe(account, reading({key(tcp()): 1}, NOW + 2 * SECOND, epoch="boot:2"))
+    found = reading({key(tcp()): 1}, NOW + 2 * SECOND, epoch="boot:2", idle_ms=1_000)
+    observe(account, found)
     assert _due(account, 1, closing=True) == []
     (balance,) = account.balances()
     assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)

@@ -198,23 +198,6 @@ def test_fan_out_covers_rules_for_outbound_packets_only(rule: str, is_outbound: 
         assert _begun(_due(account, 2, closing=True)) == []
 
 
-def test_record_before_new_counters_is_found_in_the_new_counters(
-    account: SandboxAccount, tmp_path: Path
-) -> None:
-    assert account.record(record(tcp(1)), SECOND) is not None
-    both = {key(tcp(2)): 1}
-    observe(account, reading(both, NOW + 2 * SECOND, epoch="boot:2"))
-    stored, taken = AccountFile(tmp_path / FILE).opened(), SandboxAccount("sb", begun_ns=NOW)
-    stored.put(changes(account))
-    stored.load(taken)
-    stored.close()
-    for each in (account, taken):
-        for second in (3, 4):
-            observe(each, reading(both, NOW + second * SECOND, epoch="boot:2"))
-        assert attempts(_due(each, 4, closing=True)) == []
-        assert _pending(each) == (0, 0)
-
-
 def test_packets_unreported_before_a_restart_are_reported_after_it(
     account: SandboxAccount, tmp_path: Path
 ) -> None:
@@ -325,3 +308,68 @@ def test_records_explain_nothing_while_other_packets_are_unreported(
 def test_flow_that_the_last_reading_lacked_is_read_again(logged: SandboxAccount) -> None:
     observe(logged, reading({key(tcp(1)): 1}, refused=2))
     assert logged.explained_packets(NOW_MS) == {}
+
+
+def _balance(account: SandboxAccount) -> tuple[int, int, int]:
+    (found,) = account.balances()
+    return found.reported, found.pending, found.counter_mismatch
+
+
+@pytest.fixture
+def inheriting(account: SandboxAccount) -> SandboxAccount:
+    """Return an account with one packet reported from its record, and then new counters.
+
+    A packet of another flow is in these counters.
+    """
+    assert account.record(record(tcp(1)), SECOND) is not None
+    observe(account, reading({key(tcp(9)): 1}, epoch="boot:2"))
+    assert _balance(account) == (0, 1, 0)
+    return account
+
+
+def _renewed(counts: Mapping[Key, int], second: float, **more: Any) -> Reading:
+    at_ns = NOW + int(second * SECOND)
+    return reading({key(tcp(9)): 1, **counts}, at_ns, epoch="boot:2", **more)
+
+
+@pytest.mark.parametrize(
+    ("second", "idle_ms", "expected"),
+    [
+        (0.1, 0, 1),  # the packet of the record
+        (1, 900, 1),
+        (1, 0, 2),  # a later one
+    ],
+)
+def test_packet_in_new_counters_is_a_second_one_if_it_came_later_than_the_record(
+    inheriting: SandboxAccount, second: float, idle_ms: int, expected: int
+) -> None:
+    observe(inheriting, _renewed({key(tcp(1)): 1}, second, idle_ms=idle_ms))
+    new = sum(each.packets for each in attempts(_due(inheriting, 3, closing=True)))
+    assert new == expected  # with the packet of the other flow
+    assert _balance(inheriting) == (2, 0, 0)
+
+
+def test_packet_of_a_flow_that_new_counters_lacked_is_a_second_one(
+    inheriting: SandboxAccount,
+) -> None:
+    assert inheriting.record(record(tcp(1), 2, NOW + SECOND), 2 * SECOND) is None
+    observe(inheriting, _renewed({}, 0.1), _renewed({key(tcp(1)): 2}, 2))
+    assert sum(each.packets for each in attempts(_due(inheriting, 3, closing=True))) == 3
+    assert _balance(inheriting) == (3, 0, 0)
+
+
+def test_packet_of_old_counters_is_never_taken_from_another_counter(
+    account: SandboxAccount, tmp_path: Path
+) -> None:
+    assert account.record(record(tcp(1)), SECOND) is not None
+    observe(account, reading({key(tcp(9)): 1}, epoch="boot:2"))
+    stored, taken = AccountFile(tmp_path / FILE).opened(), SandboxAccount("sb", begun_ns=NOW)
+    stored.put(changes(account))
+    stored.load(taken)
+    stored.close()
+    for each in (account, taken):
+        observe(each, _renewed({}, 1), _renewed({}, 2))
+        assert [every.packets for every in attempts(_due(each, 3, closing=True))] == [1]
+        observe(each, _renewed({}, 4, overflow=1))
+        assert [every.packets for every in attempts(_due(each, 5, closing=True))] == [1]
+        assert _balance(each) == (2, 0, 0)

@@ -181,8 +181,8 @@ class Reported(RuleBasedStateMachine):
 
     @rule(is_killed=st.booleans())
     def replace_the_counters_of_continuing_flows(self, is_killed: bool) -> None:
-        is_all_read = not self.kernel.log and not self.account.rules[RULE].counters.unread
-        if not is_all_read or self.reported != self._refused():
+        # An event may have reported a packet that no reading has shown yet.
+        if self.kernel.log or self.reported != self._refused():
             self._settle()
         self.kernel.renew_counters()
         self.refused_earlier = self.reported
