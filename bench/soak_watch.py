@@ -16,7 +16,7 @@ _MISMATCH: Final = "ocsf_nft_counter_mismatch_packets{"
 
 
 class Watch:
-    """Thread that asks a service for ``/readyz`` and ``/metrics``; the newest answers, and faults."""
+    """Thread that asks a service for ``/readyz`` and ``/metrics``; it has the newest answers."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names

@@ -283,6 +283,6 @@ def _killed_service(soak: Soak) -> None:
 Work: TypeAlias = "Callable[[Soak], None]"
 #: What a round does once each; a burst fills the sets of a fence.
 WORKS: Final[tuple[Work, ...]] = (
-    _steady, _scan, _burst, _dead_receiver, _hanging_receiver, _flush, _removed, _link, _reload, _quiet,
-    _killed_delivery, _killed_service,
+    _steady, _scan, _burst, _dead_receiver, _hanging_receiver, _flush, _removed, _link, _reload,
+    _quiet, _killed_delivery, _killed_service,
 )  # fmt: skip
