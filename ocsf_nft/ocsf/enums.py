@@ -25,8 +25,11 @@ class Captioned(IntEnum):
         member.caption = caption
         return member
 
+    def __init_subclass__(cls) -> None:
+        """Check that no two members have the same id; raises ValueError."""
+        unique(cls)
 
-@unique
+
 class NetworkActivityId(Captioned):
     """Values of the OCSF attribute ``activity_id`` of Network Activity (class 4001)."""
 
@@ -35,7 +38,6 @@ class NetworkActivityId(Captioned):
     TRAFFIC = 6, "Traffic"
 
 
-@unique
 class FindingActivityId(Captioned):
     """Values of the OCSF attribute ``activity_id`` of Detection Finding (class 2004)."""
 
@@ -44,14 +46,12 @@ class FindingActivityId(Captioned):
     CLOSE = 3, "Close"
 
 
-@unique
 class ConfigActivityId(Captioned):
     """Values of the OCSF attribute ``activity_id`` of Device Config State Change (class 5019)."""
 
     LOG = 1, "Log"
 
 
-@unique
 class LifecycleActivityId(Captioned):
     """Values of the OCSF attribute ``activity_id`` of Application Lifecycle (class 6002)."""
 
@@ -60,7 +60,6 @@ class LifecycleActivityId(Captioned):
     OTHER = 99, "Other"
 
 
-@unique
 class Severity(Captioned):
     """Values of the OCSF attribute ``severity_id``, in every class."""
 
@@ -71,19 +70,14 @@ class Severity(Captioned):
     CRITICAL = 5, "Critical"
 
 
-@unique
 class Status(Captioned):
-    """Values of the OCSF attribute ``status_id``, for example in Network Activity events.
-
-    Detection Finding events have other values.
-    """
+    """Values of the OCSF attribute ``status_id`` of all classes except Detection Finding."""
 
     UNKNOWN = 0, "Unknown"
     SUCCESS = 1, "Success"
     FAILURE = 2, "Failure"
 
 
-@unique
 class FindingStatus(Captioned):
     """Values of the OCSF attribute ``status_id`` of a finding."""
 
@@ -92,7 +86,6 @@ class FindingStatus(Captioned):
     RESOLVED = 4, "Resolved"
 
 
-@unique
 class Action(Captioned):
     """Values of the OCSF attribute ``action_id`` of the profile security_control."""
 
@@ -102,7 +95,6 @@ class Action(Captioned):
     OBSERVED = 3, "Observed"
 
 
-@unique
 class Disposition(Captioned):
     """Values of the OCSF attribute ``disposition_id`` of the profile security_control."""
 
@@ -112,21 +104,18 @@ class Disposition(Captioned):
     LOGGED = 17, "Logged"
 
 
-@unique
 class Confidence(Captioned):
     """Values of ``confidence_id`` of the OCSF profile security_control, and of a finding."""
 
     HIGH = 3, "High"
 
 
-@unique
 class AnalyticType(Captioned):
     """Values of the OCSF attribute ``analytic.type_id``."""
 
     RULE = 1, "Rule"
 
 
-@unique
 class ConfigState(Captioned):
     """Values of the OCSF attribute ``state_id`` of Device Config State Change."""
 
@@ -135,7 +124,6 @@ class ConfigState(Captioned):
     OTHER = 99, "Other"
 
 
-@unique
 class SecurityLevel(Captioned):
     """Values of the OCSF attribute ``security_level_id`` of Device Config State Change."""
 
@@ -143,7 +131,6 @@ class SecurityLevel(Captioned):
     AT_RISK = 2, "At Risk"
 
 
-@unique
 class Direction(Captioned):
     """Values of the OCSF attribute ``connection_info.direction_id``."""
 
@@ -152,7 +139,6 @@ class Direction(Captioned):
     OUTBOUND = 2, "Outbound"
 
 
-@unique
 class Boundary(Captioned):
     """Values of the OCSF attribute ``connection_info.boundary_id``."""
 
@@ -161,7 +147,6 @@ class Boundary(Captioned):
     EXTERNAL = 3, "External"
 
 
-@unique
 class ProtocolVersion(Captioned):
     """Values of the OCSF attribute ``connection_info.protocol_ver_id``."""
 
@@ -169,7 +154,6 @@ class ProtocolVersion(Captioned):
     IPV6 = 6, "Internet Protocol version 6 (IPv6)"
 
 
-@unique
 class NetworkScope(Captioned):
     """Values of the OCSF attribute ``network_scope_id`` of an endpoint."""
 
@@ -177,7 +161,6 @@ class NetworkScope(Captioned):
     EXTERNAL = 2, "External"
 
 
-@unique
 class ObservationPoint(Captioned):
     """Values of the OCSF attribute ``observation_point_id`` of Network Activity."""
 
@@ -185,7 +168,6 @@ class ObservationPoint(Captioned):
     DESTINATION = 2, "Destination"
 
 
-@unique
 class DeviceType(Captioned):
     """Values of the OCSF attribute ``device.type_id``."""
 
@@ -193,28 +175,24 @@ class DeviceType(Captioned):
     VIRTUAL = 6, "Virtual"
 
 
-@unique
 class OsType(Captioned):
     """Values of the OCSF attribute ``os.type_id``."""
 
     LINUX = 200, "Linux"
 
 
-@unique
 class FileType(Captioned):
     """Values of the OCSF attribute ``file.type_id``."""
 
     REGULAR_FILE = 1, "Regular File"
 
 
-@unique
 class FingerprintAlgorithm(Captioned):
     """Values of the OCSF attribute ``algorithm_id`` of a fingerprint."""
 
     SHA_256 = 3, "SHA-256"
 
 
-@unique
 class ObservableType(Captioned):
     """Values of the OCSF attribute ``type_id`` of an observable."""
 

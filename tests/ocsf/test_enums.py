@@ -88,3 +88,11 @@ def test_newest_version_has_every_enumeration() -> None:
 
 def test_every_enumeration_is_compared_with_the_schema() -> None:
     assert {ours for ours, _, _ in ENUMERATIONS} == set(enums.Captioned.__subclasses__())
+
+
+def test_enumeration_with_a_repeated_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="duplicate values"):
+
+        class Repeated(enums.Captioned):
+            ONE = 1, "One"
+            UNO = 1, "Uno"
