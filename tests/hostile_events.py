@@ -76,6 +76,7 @@ def whole_events() -> list[dict[str, Any]]:
                 after=FenceState.ALTERED,
                 time_ns=TIME_NS,
                 tables=["inet ocsf_nft"],
+                transport="nflog",
                 reason="the table is not as it was installed",
             )
         ),

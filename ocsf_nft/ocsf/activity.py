@@ -153,7 +153,6 @@ class Activities:
             time=end if attempt.packets > 1 else record.time_ns // 1_000_000,
             start_time=start,
             end_time=end,
-            duration=None if start == end else end - start,
             count=attempt.packets,
             severity_id=level,
             status_id=outcome.status,

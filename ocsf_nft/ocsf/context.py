@@ -133,14 +133,18 @@ def product() -> Product:
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
-def own_metadata(uid: str, now_ns: int) -> Metadata:
+def own_metadata(uid: str, now_ns: int, correlation_uid: str | None = None) -> Metadata:
     """Return the OCSF metadata of an event without a log record, such as a finding.
 
     ``uid`` is the unique id of the event. ``now_ns`` is the time at which the event is made, in ns
-    since the epoch (UTC).
+    since the epoch (UTC). ``correlation_uid`` is the id of all events about the same facts, if any.
     """
     return Metadata(
-        version=SCHEMA_VERSION, uid=uid, product=product(), processed_time=now_ns // 1_000_000
+        version=SCHEMA_VERSION,
+        uid=uid,
+        product=product(),
+        correlation_uid=correlation_uid,
+        processed_time=now_ns // 1_000_000,
     )
 
 

@@ -69,6 +69,12 @@ def _type_name(data: dict[str, Any]) -> str:
     return f"{data['class_name']}: {activity.caption}"
 
 
+def _duration(data: dict[str, Any]) -> int | None:
+    """Return the time from the event's start to its end in ms; None if unknown or zero."""
+    start, end = data["start_time"], data["end_time"]
+    return None if start is None or end is None else (end - start or None)
+
+
 def _is_type_uid(value: int, info: ValidationInfo) -> int:
     if value != _type_uid(info.data):
         raise ValueError("type_uid is class_uid * 100 + activity_id")
@@ -140,7 +146,7 @@ class NetworkActivity(Event):
     )
     start_time: Long = Field(description="no earlier packet is counted")
     end_time: Long = Field(description="no later packet is counted")
-    duration: Long | None = optional_field("end_time minus start_time")
+    duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
         description="exact number of packets; no other Network Activity event counts them"
@@ -237,7 +243,7 @@ class DetectionFinding(Event):
     time: Long = Field(description="time of the last packet so far")
     start_time: Long = Field(description="time of the first packet")
     end_time: Long = Field(description="time of the last packet so far")
-    duration: Long | None = optional_field("end_time minus start_time")
+    duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
         description="packets so far: a running total. Network Activity events count them too"
@@ -299,7 +305,7 @@ class DeviceConfigStateChange(Event):
     time: Long = Field(description="time of the detection")
     start_time: Long | None = optional_field("time when a change by another process was detected")
     end_time: Long | None = optional_field("time of the restore")
-    duration: Long | None = optional_field("end_time minus start_time")
+    duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
         description="1 if active, 3 if permissive or removed as requested, 4 if degraded, altered "
@@ -358,7 +364,7 @@ class ApplicationLifecycle(Event):
     )
     start_time: Long | None = optional_field("start of the gap or of the fault")
     end_time: Long | None = optional_field("end of the gap; of a fault: the time")
-    duration: Long | None = optional_field("end_time minus start_time")
+    duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = optional_field(
         "of Records Dropped and Events Dropped: their number, if known; of Collection Gap: packets "

@@ -152,7 +152,8 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     metadata = own_metadata(
         stable_uid("attempt", incident.identity, int(stage.activity), incident.windows),
         processed_ns,
-    ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
+        event.metadata.correlation_uid,
+    )
     sandbox = visible(record.sandbox or "")
     title, desc = _title_and_desc(record.rule, direction, destination)
     action = fence_action(is_permitted=record.verdict == "permit")
@@ -161,7 +162,6 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         time=end,
         start_time=start,
         end_time=end,
-        duration=None if start == end else end - start,
         count=incident.packets,
         severity_id=severity,
         status_id=stage.status,

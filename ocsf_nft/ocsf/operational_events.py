@@ -20,7 +20,7 @@ from ocsf_nft.ocsf.enums import (
 )
 from ocsf_nft.ocsf.event_uids import stable_uid
 from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
-from ocsf_nft.ocsf.objects import Device
+from ocsf_nft.ocsf.objects import Device, Metadata
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -64,51 +64,36 @@ class Tampering:
     given_up: bool = False
 
 
+#: States of a fence that exists as it was installed.
+_AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
+#: Other states have a name of their own in the event.
 _CONFIG_STATES: Final = {
     FenceState.ABSENT: ConfigState.DISABLED,
     FenceState.ACTIVE: ConfigState.ENABLED,
-    FenceState.PERMISSIVE: ConfigState.OTHER,
-    FenceState.PERMISSIVE_DEGRADED: ConfigState.OTHER,
-    FenceState.DEGRADED: ConfigState.OTHER,
-    FenceState.ALTERED: ConfigState.OTHER,
 }
-_SEVERITIES: Final = {
-    FenceState.ABSENT: Severity.MEDIUM,
-    FenceState.ACTIVE: Severity.INFORMATIONAL,
-    FenceState.PERMISSIVE: Severity.MEDIUM,
-    FenceState.PERMISSIVE_DEGRADED: Severity.HIGH,
-    FenceState.DEGRADED: Severity.HIGH,
-    FenceState.ALTERED: Severity.HIGH,
-}
-#: States of a fence that exists as it was installed.
-_AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
-_SENTENCES: Final = {
-    FenceState.ABSENT: "The fence of sandbox {sandbox} is removed: nothing restricts the sandbox",
-    FenceState.ACTIVE: "The fence of sandbox {sandbox} is active, and logs what it blocks",
+#: Severity of a state, and the end of the sentence about it.
+_STATES: Final = {
+    FenceState.ABSENT: (Severity.MEDIUM, "is removed: nothing restricts the sandbox"),
+    FenceState.ACTIVE: (Severity.INFORMATIONAL, "is active, and logs what it blocks"),
     FenceState.PERMISSIVE: (
-        "The fence of sandbox {sandbox} is active and permissive: it allows and logs what it would "
-        "block"
+        Severity.MEDIUM,
+        "is active and permissive: it allows and logs what it would block",
     ),
     FenceState.PERMISSIVE_DEGRADED: (
-        "The fence of sandbox {sandbox} is active and permissive, but does not log all that it "
-        "would block"
+        Severity.HIGH,
+        "is active and permissive, but does not log all that it would block",
     ),
-    FenceState.DEGRADED: "The fence of sandbox {sandbox} is active, but does not log all it blocks",
+    FenceState.DEGRADED: (Severity.HIGH, "is active, but does not log all it blocks"),
     FenceState.ALTERED: (
-        "The fence of sandbox {sandbox} differs from the installed one, or can't be read: it may "
-        "block nothing"
+        Severity.HIGH,
+        "differs from the installed one, or can't be read: it may block nothing",
     ),
 }
-
-#: Sentences about fences without a log transport, if that was requested.
+#: Ends of the sentences about fences without a log transport, if that was requested.
 _UNLOGGED: Final = {
-    FenceState.ACTIVE: (
-        "The fence of sandbox {sandbox} is active. As requested, it counts what it blocks and logs "
-        "none of it"
-    ),
+    FenceState.ACTIVE: "is active. As requested, it counts what it blocks and logs none of it",
     FenceState.PERMISSIVE: (
-        "The fence of sandbox {sandbox} is active and permissive. As requested, it counts what it "
-        "would block and logs none of it"
+        "is active and permissive. As requested, it counts what it would block and logs none of it"
     ),
 }
 
@@ -121,7 +106,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     after: FenceState,
     time_ns: int,
     tables: Sequence[str],  # for example "inet ocsf_nft"
-    transport: str | None = None,  # "none" if the fence logs nothing
+    transport: str,  # "none" if the fence logs nothing
     reason: str | None = None,  # for example why the fence is altered
     tampering: Tampering | None = None,
     is_regular: bool = False,
@@ -132,16 +117,17 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     as ``nflog``, or ``none`` for a fence that logs nothing. ``is_regular`` means that a removal was
     requested. Equal arguments give the same event uid.
     """
-    state = _CONFIG_STATES[after]
-    sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
-    sentence = sentences[after].format(sandbox=visible(sandbox))
+    state = _CONFIG_STATES.get(after, ConfigState.OTHER)
+    _, state_text = _STATES[after]
+    if transport == "none":
+        state_text = _UNLOGGED.get(after, state_text)
+    sentence = f"The fence of sandbox {visible(sandbox)} {state_text}"
     unmapped: dict[str, Any] = {
         "sandbox": visible(sandbox),
         "previous_state": before.value,
         "tables": [visible(table) for table in tables],
+        "transport": visible(transport),
     }
-    if transport is not None:
-        unmapped["transport"] = visible(transport)
     device, observables = device_of(context)
     actor = None
     if tampering is not None:
@@ -151,6 +137,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             unmapped |= unmapped_of(tampering.process)
         if after in _AS_INSTALLED and not tampering.given_up:
             sentence += "; another process altered it, and it has been restored"
+    change = "" if before is after else f" (before: {before.value.lower()})"
     cause = None if is_regular else reason
     start, end = _span(tampering)
     return DeviceConfigStateChange(
@@ -158,13 +145,10 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         time=time_ns // 1_000_000,
         start_time=start,
         end_time=end,
-        duration=None if start is None or end is None else end - start,
         severity_id=_severity(after, cause, tampering),
         status_id=_status(after, cause, tampering),
         status_detail=None if reason is None else visible(reason),
-        message=f"{sentence}."
-        if before is after
-        else f"{sentence} (before: {before.value.lower()}).",
+        message=f"{sentence}{change}.",
         actor=actor,
         state_id=state,
         state=after.value if state is ConfigState.OTHER else state.caption,
@@ -180,12 +164,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def lifecycle(
-    context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
+    context: Context, *, activity: Literal["start", "stop"], time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (ns since the epoch, UTC).
-
-    ``reason`` is a text about the cause; None if there is none.
-    """
+    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (ns since the epoch)."""
     started = activity == "start"
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -193,7 +174,6 @@ def lifecycle(
         time=time_ns // 1_000_000,
         severity_id=Severity.INFORMATIONAL,
         status_id=Status.SUCCESS,
-        status_detail=None if reason is None else visible(reason),
         message=f"ocsf-nft {product().version} {'started' if started else 'stopped'}.",
         app=product(),
         device=device,
@@ -210,20 +190,15 @@ def attribution_degraded(
     From ``time_ns`` on (ns since the epoch, UTC), senders are found by ``method``, which is less
     exact: ``socket`` or ``user``. ``reason`` is why the BPF programs stopped.
     """
-    device, observables = device_of(context)
-    return ApplicationLifecycle(
-        activity_id=LifecycleActivityId.OTHER,
-        activity_name="Attribution Degraded",
-        time=time_ns // 1_000_000,
-        severity_id=Severity.MEDIUM,
-        status_id=Status.FAILURE,
-        status_detail=visible(reason),
+    return _fault_event(
+        context,
+        "Attribution Degraded",
+        own_metadata(stable_uid("attribution degraded", method, reason, time_ns), time_ns),
+        severity=Severity.MEDIUM,
+        reason=reason,
         message=f"The capture of processes has stopped: {visible(reason)}. {_FALLBACKS[method]}",
-        app=product(),
-        device=device,
-        observables=observables or None,
+        until_ns=time_ns,
         unmapped={"method": method},
-        metadata=own_metadata(stable_uid("attribution degraded", method, reason, time_ns), time_ns),
     )
 
 
@@ -242,31 +217,21 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
     if gap.transport == "counters":
         loss = "Counts of an unknown number of packets may be missing"
     else:
-        loss = "An unknown number of records was dropped"
-        if gap.dropped is not None:
-            loss = f"{messages.counted(gap.dropped, 'record')} {_were(gap.dropped)} dropped"
-        loss = f"{loss} on the way from the kernel ({gap.transport})"
-    device, observables = device_of(context)
-    return ApplicationLifecycle(
-        activity_id=LifecycleActivityId.OTHER,
-        activity_name="Records Dropped",
-        time=gap.until_ns // 1_000_000,
-        start_time=min(gap.since_ns, gap.until_ns) // 1_000_000,
-        end_time=gap.until_ns // 1_000_000,
-        duration=_duration(gap.since_ns, gap.until_ns),
-        count=gap.dropped,
-        severity_id=Severity.HIGH,
-        status_id=Status.FAILURE,
-        status_detail=visible(gap.reason),
+        number = gap.dropped
+        records = "An unknown number of records was" if number is None else _were(number, "record")
+        loss = f"{records} dropped on the way from the kernel ({gap.transport})"
+    uid = stable_uid("gap", gap.transport, gap.reason, gap.dropped, gap.since_ns, gap.until_ns)
+    return _fault_event(
+        context,
+        "Records Dropped",
+        own_metadata(uid, processed_ns),
+        severity=Severity.HIGH,
+        reason=gap.reason,
         message=f"{loss}: {visible(gap.reason)}.",
-        app=product(),
-        device=device,
-        observables=observables or None,
+        since_ns=gap.since_ns,
+        until_ns=gap.until_ns,
+        count=gap.dropped,
         unmapped={"transport": gap.transport},
-        metadata=own_metadata(
-            stable_uid("gap", gap.transport, gap.reason, gap.dropped, gap.since_ns, gap.until_ns),
-            processed_ns,
-        ),
     )
 
 
@@ -278,29 +243,21 @@ def events_dropped(
     ``number`` is the number of removed events; None if unknown. They were removed between
     ``since_ns`` and ``until_ns``, the present time (both in ns since the epoch, UTC).
     """
-    loss = "An unknown number of events may have been dropped"
+    events = "An unknown number of events may have been"
     if number is not None:
-        loss = f"{messages.counted(number, 'event')} {_were(number)} dropped"
-    device, observables = device_of(context)
-    return ApplicationLifecycle(
-        activity_id=LifecycleActivityId.OTHER,
-        activity_name="Events Dropped",
-        time=until_ns // 1_000_000,
-        start_time=min(since_ns, until_ns) // 1_000_000,
-        end_time=until_ns // 1_000_000,
-        duration=_duration(since_ns, until_ns),
+        events = _were(number, "event")
+    uid = stable_uid("events dropped", reason, number, since_ns, until_ns)
+    return _fault_event(
+        context,
+        "Events Dropped",
+        own_metadata(uid, until_ns),
+        severity=Severity.HIGH,
+        reason=reason,
+        message=f"{events} dropped: {visible(reason)}.",
+        since_ns=since_ns,
+        until_ns=until_ns,
         count=number,
-        severity_id=Severity.HIGH,
-        status_id=Status.FAILURE,
-        status_detail=visible(reason),
-        message=f"{loss}: {visible(reason)}.",
-        app=product(),
-        device=device,
-        observables=observables or None,
         unmapped={"transport": "store"},
-        metadata=own_metadata(
-            stable_uid("events dropped", reason, number, since_ns, until_ns), until_ns
-        ),
     )
 
 
@@ -324,40 +281,27 @@ def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
     since_ns = min(since_ns, now_ns)
     text = f"{visible(subject)}: {visible(cause)}"
     duration = messages.elapsed(since_ns, now_ns)
+    severity = Severity.MEDIUM if sandbox is None else Severity.HIGH
     if is_cleared:
         message = f"A fault of ocsf-nft was cleared after {duration}. It was: {text}."
+        severity = Severity.INFORMATIONAL
     elif now_ns > since_ns:
         message = f"A fault of ocsf-nft has lasted for {duration}: {text}."
     else:
         message = f"ocsf-nft has a fault: {text}."
-    device, observables = device_of(context)
-    metadata = own_metadata(stable_uid("fault", subject, since_ns, now_ns, is_cleared), now_ns)
-    return ApplicationLifecycle(
-        activity_id=LifecycleActivityId.OTHER,
-        activity_name="Fault Cleared" if is_cleared else "Fault",
-        time=now_ns // 1_000_000,
-        start_time=since_ns // 1_000_000,
-        end_time=now_ns // 1_000_000,
-        duration=_duration(since_ns, now_ns),
-        severity_id=_fault_severity(sandbox, is_cleared=is_cleared),
-        status_id=Status.SUCCESS if is_cleared else Status.FAILURE,
-        status_detail=visible(cause),
+    uid = stable_uid("fault", subject, since_ns, now_ns, is_cleared)
+    return _fault_event(
+        context,
+        "Fault Cleared" if is_cleared else "Fault",
+        own_metadata(uid, now_ns, correlation_uid),
+        severity=severity,
+        status=Status.SUCCESS if is_cleared else Status.FAILURE,
+        reason=cause,
         message=message,
-        app=product(),
-        device=device,
-        observables=observables or None,
+        since_ns=since_ns,
+        until_ns=now_ns,
         unmapped=None if sandbox is None else {"sandbox": visible(sandbox)},
-        metadata=metadata.model_copy(update={"correlation_uid": correlation_uid}),
     )
-
-
-def _fault_severity(sandbox: str | None, *, is_cleared: bool) -> Severity:
-    if is_cleared:
-        return Severity.INFORMATIONAL
-    return Severity.MEDIUM if sandbox is None else Severity.HIGH
-
-
-_NO_PACKETS: Final = "there was no packet to block"
 
 
 def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call
@@ -377,50 +321,70 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     this time. ``allowed`` is how many of these were not blocked. Later events count the same
     packets too.
     """
-    duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
     counts = [
-        f"{messages.counted(number, 'packet')} {_were(number)} {outcome}"
-        for outcome, number in outcomes.items()
-        if number
+        f"{_were(number, 'packet')} {outcome}" for outcome, number in outcomes.items() if number
     ]
-    them = "it" if packets == 1 else "them"
-    meanwhile = f"{' and '.join(counts)}; later events count {them}" if packets else _NO_PACKETS
-    device, observables = device_of(context)
-    return ApplicationLifecycle(
-        activity_id=LifecycleActivityId.OTHER,
-        activity_name="Collection Gap",
-        time=until_ns // 1_000_000,
-        start_time=min(since_ns, until_ns) // 1_000_000,
-        end_time=until_ns // 1_000_000,
-        duration=_duration(since_ns, until_ns),
-        count=packets,
-        severity_id=Severity.HIGH if packets else Severity.LOW,
-        status_id=Status.FAILURE,
-        status_detail=visible(reason),
+    meanwhile = "there was no packet to block"
+    if packets:
+        them = "it" if packets == 1 else "them"
+        meanwhile = f"{' and '.join(counts)}; later events count {them}"
+    # If the event is made again, it has the same uid: ``processed_ns`` is not a part.
+    uid = stable_uid("collection gap", sandbox, packets, since_ns, until_ns, reason)
+    return _fault_event(
+        context,
+        "Collection Gap",
+        own_metadata(uid, processed_ns),
+        severity=Severity.HIGH if packets else Severity.LOW,
+        reason=reason,
         message=(
-            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {duration}. "
-            f"Meanwhile {meanwhile}."
+            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for "
+            f"{messages.elapsed(since_ns, until_ns)}. Meanwhile {meanwhile}."
         ),
-        app=product(),
-        device=device,
-        observables=observables or None,
+        since_ns=since_ns,
+        until_ns=until_ns,
+        count=packets,
         unmapped={"sandbox": visible(sandbox)},
-        # If the event is made again, it has the same uid: ``processed_ns`` is not a part.
-        metadata=own_metadata(
-            stable_uid("collection gap", sandbox, packets, since_ns, until_ns, reason), processed_ns
-        ),
     )
 
 
-def _duration(since_ns: int, until_ns: int) -> int | None:
-    milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
-    # Negative if the clock was set back.
-    return milliseconds if milliseconds > 0 else None
+def _fault_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    name: str,
+    metadata: Metadata,
+    *,
+    severity: Severity,
+    status: Status = Status.FAILURE,
+    reason: str,
+    message: str,
+    since_ns: int | None = None,
+    until_ns: int,
+    count: int | None = None,
+    unmapped: dict[str, Any] | None,
+) -> ApplicationLifecycle:
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name=name,
+        time=until_ns // 1_000_000,
+        # The clock may have been set back.
+        start_time=None if since_ns is None else min(since_ns, until_ns) // 1_000_000,
+        end_time=None if since_ns is None else until_ns // 1_000_000,
+        count=count,
+        severity_id=severity,
+        status_id=status,
+        status_detail=visible(reason),
+        message=message,
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped=unmapped,
+        metadata=metadata,
+    )
 
 
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"
+def _were(number: int, noun: str) -> str:
+    return f"{messages.counted(number, noun)} {'was' if number == 1 else 'were'}"
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
@@ -452,9 +416,8 @@ def _severity(state: FenceState, reason: str | None, tampering: Tampering | None
     is_removed = state is FenceState.ABSENT and reason is not None
     if is_removed or (tampering is not None and tampering.given_up):
         return Severity.CRITICAL
-    if tampering is not None:
-        return max(Severity.HIGH, _SEVERITIES[state])
-    return _SEVERITIES[state]
+    severity, _ = _STATES[state]
+    return severity if tampering is None else max(Severity.HIGH, severity)
 
 
 def _security_level(state: FenceState) -> SecurityLevel:

@@ -80,13 +80,14 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
     metadata = own_metadata(
         stable_uid("fan-out", found.identity, found.stage, found.packets, found.flows),
         processed_ns,
+        # Network Activity events that combine flows of this user have the same uid.
+        aggregation_uid(found.sandbox, found.rule, found.uid, "many"),
     )
     return DetectionFinding(
         activity_id=stage.activity,
         time=end,
         start_time=start,
         end_time=end,
-        duration=None if start == end else end - start,
         count=found.packets,
         severity_id=Severity.HIGH,
         status_id=stage.status,
@@ -123,12 +124,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             "destinations": found.destinations,
             "ports": found.ports,
         },
-        metadata=metadata.model_copy(
-            update={
-                # Network Activity events that combine flows of this user have the same uid.
-                "correlation_uid": aggregation_uid(found.sandbox, found.rule, found.uid, "many")
-            }
-        ),
+        metadata=metadata,
     )
 
 

@@ -129,13 +129,13 @@ def fence_events(context: Context) -> Iterator[tuple[str, Event]]:
             yield f"{before} to {after}", event
     for after in FenceState:
         for number, tampering in enumerate(_tamperings(text)):
-            event = _fence(context, text, after, transport=None, tampering=tampering)
+            event = _fence(context, text, after, transport="none", tampering=tampering)
             yield f"tampered with ({number}), to {after}", event
 
 
 def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
-    yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
+    yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS)
     for method in METHODS:
         fell = attribution_degraded(context, method=method, reason=text, time_ns=TIME_NS)
         yield f"attribution by {method}", fell

@@ -103,6 +103,7 @@ def test_the_id_for_anything_else_takes_any_text() -> None:
         after=FenceState.DEGRADED,
         time_ns=TIME_NS,
         tables=[],
+        transport="nflog",
     )
     assert (event.state_id, event.state) == (99, "Degraded")
 

@@ -148,6 +148,7 @@ def _operational_events() -> Iterator[Event]:
                 # Two of one host within a millisecond; no two hosts at the same nanosecond.
                 time_ns=TIME_NS + (later + 1) // 2 * _SECOND + number,
                 tables=["inet ocsf_nft"],
+                transport="nflog",
                 reason=None if after is FenceState.ACTIVE else "why",
             )
     for number, context in enumerate(_CONTEXTS):
