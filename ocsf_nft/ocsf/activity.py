@@ -25,10 +25,10 @@ from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.context import device_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
+    PROTOCOL_VERSIONS,
     Confidence,
     Direction,
     ObservationPoint,
-    ProtocolVersion,
     Severity,
 )
 from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY
@@ -178,7 +178,7 @@ class Activities:
                 protocol_name=protocols.NAMES.get(
                     -1 if record.protocol is None else record.protocol
                 ),
-                protocol_ver_id=_VERSIONS.get(record.ip_version),
+                protocol_ver_id=PROTOCOL_VERSIONS.get(record.ip_version),
                 tcp_flags=record.tcp_flags,
                 boundary_id=boundary(source, destination),
                 community_uid=derived.community_uid,
@@ -217,10 +217,6 @@ class Activities:
         return other if version is None else self._proxies.get(version, other)
 
 
-_VERSIONS: Final[dict[int | None, ProtocolVersion]] = {
-    4: ProtocolVersion.IPV4,
-    6: ProtocolVersion.IPV6,
-}
 _OBSERVATION_POINTS: Final = {
     Direction.OUTBOUND: ObservationPoint.SOURCE,
     Direction.INBOUND: ObservationPoint.DESTINATION,

@@ -154,6 +154,11 @@ class ProtocolVersion(Captioned):
     IPV6 = 6, "Internet Protocol version 6 (IPv6)"
 
 
+PROTOCOL_VERSIONS: Final[dict[int | None, ProtocolVersion]] = {
+    int(version): version for version in ProtocolVersion
+}
+
+
 class NetworkScope(Captioned):
     """Values of the OCSF attribute ``network_scope_id`` of an endpoint."""
 

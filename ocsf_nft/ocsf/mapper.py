@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attempt import Attempt, IncidentEnd
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
@@ -13,6 +13,7 @@ from ocsf_nft.ocsf.templates import Surroundings, Templates
 from ocsf_nft.ocsf.versions import LATEST, line_at
 
 if TYPE_CHECKING:
+    from ocsf_nft.attempt import IncidentEnd
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.enums import Severity
     from ocsf_nft.ocsf.events import DetectionFinding, NetworkActivity
@@ -102,10 +103,6 @@ class Mapper:
         if incident is None or incident.found_at is None:
             return None
         direction = packet_outcome.direction(record, self._context.uplinks)
-        if isinstance(found, IncidentEnd):
-            stage = "ended"
-        else:
-            stage = "begun" if incident.found_at == incident.windows else "goes on"
         whole = Attempt(
             record=record,
             packets=incident.packets,
@@ -119,9 +116,7 @@ class Mapper:
             found,
             incident,
             self.network_activity(whole, processed_ns=processed_ns),
-            findings.STAGES[stage],
             severity=self._severity(record),
-            destination=address_kind(record.destination),
             proxy=self._activities.proxy(whole, direction)[0],
             processed_ns=processed_ns,
         )

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
-from ocsf_nft.ocsf import scan_findings
 from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import is_ours
 from ocsf_nft.ocsf.severity import Threshold
@@ -135,7 +135,7 @@ class Reporter:
         now_ns = time.time_ns()
         if not isinstance(found, Attempt | IncidentEnd):
             context = self.context(found.sandbox)
-            yield scan_findings.fan_out(context, found, processed_ns=now_ns).to_json()
+            yield fan_out(context, found, processed_ns=now_ns).to_json()
             return
         mapper = self._mapper(found.record)
         if isinstance(found, Attempt):

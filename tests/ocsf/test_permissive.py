@@ -10,10 +10,10 @@ import pytest
 
 from ocsf_nft.attempt import Aggregation, Attempt, IncidentEnd
 from ocsf_nft.ocsf import packet_outcome
+from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.oneline import plain, shorthand
 from ocsf_nft.ocsf.operational_events import FenceState, collection_gap
-from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
     ALLOWED_ATTEMPTS,

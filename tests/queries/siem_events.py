@@ -16,6 +16,7 @@ from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     FenceState,
@@ -25,7 +26,6 @@ from ocsf_nft.ocsf.operational_events import (
     lifecycle,
     records_dropped,
 )
-from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES, done_by
