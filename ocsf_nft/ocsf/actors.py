@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PROCESS: Final = "actor.process"
 #: Prefix of the "path" of a program without a file (memfd). The name after it may have slashes.
-_MEMORY: Final = "memfd:"
+MEMORY: Final = "memfd:"
 #: Form of a pod's uid in the schema. The uid of a pod that no API server knows has other forms.
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -151,7 +151,7 @@ def program(process: Process) -> str:
     Return an empty text if the program is unknown.
     """
     path = process.path or ""
-    return path if path.startswith(_MEMORY) else basename(path)
+    return path if path.startswith(MEMORY) else basename(path)
 
 
 def _file(process: Process) -> File | None:

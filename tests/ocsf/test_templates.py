@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import actors, endpoints, process_slots, templates
+from ocsf_nft.ocsf import actors, endpoints, event_slots, templates
 from ocsf_nft.ocsf.activity import derive
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import Context
@@ -126,7 +126,7 @@ def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = 
 
 def has_template(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
     derived = derive(attempt, mapper._context.severities)
-    shape = templates._shape(attempt, derived, mapper.around(attempt), version)
+    shape = event_slots.shape_of(attempt, derived, mapper.around(attempt), version)
     return shape in mapper._templates._stored
 
 
@@ -167,8 +167,8 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
         return None if value is None else draw(values)
 
     def port(value: int | None) -> int | None:
-        free = UINT16.filter(lambda port: port not in templates._PORTS)
-        return draw(free) if value not in templates._PORTS else value
+        free = UINT16.filter(lambda port: port not in event_slots.PORTS)
+        return draw(free) if value not in event_slots.PORTS else value
 
     def address(text: str | None) -> str | None:
         drawn = draw(ADDRESSES4 | ADDRESSES6)
@@ -180,9 +180,11 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
     start_ms = draw(st.integers(0, 7_258_118_400_000))
     is_instant = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
     end_ms = start_ms if is_instant else start_ms + draw(st.integers(1, 1 << 40))
-    special = {name: value for name, value in logged.details.items() if name in templates._RELEVANT}
+    special = {
+        name: value for name, value in logged.details.items() if name in event_slots._RELEVANT
+    }
     copied = {
-        name: value for name, value in draw(DETAILS).items() if name not in templates._RELEVANT
+        name: value for name, value in draw(DETAILS).items() if name not in event_slots._RELEVANT
     }
     return replace(
         of,
@@ -287,8 +289,8 @@ def other_processes(draw: st.DrawFn, process: Process) -> Process:
         group_name=draw(other_texts(process.group_name)),
         unit=draw(other_texts(process.unit)),
     )
-    is_alike = process_slots._process_shape(replace(found, ancestors=())) == (
-        process_slots._process_shape(replace(process, ancestors=()))
+    is_alike = event_slots._process_shape(replace(found, ancestors=())) == (
+        event_slots._process_shape(replace(process, ancestors=()))
     )
     return found if is_alike else process  # only one of them has a long name
 
