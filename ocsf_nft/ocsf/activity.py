@@ -12,17 +12,14 @@ from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf import (
     actors,
     attack,
-    attribution_enrichment,
-    community_id,
-    event_uids,
+    identifiers,
     messages,
     packet_outcome,
     protocols,
     severity,
 )
 from ocsf_nft.ocsf.addresses import packed_address_kind
-from ocsf_nft.ocsf.cache_sizes import CACHED
-from ocsf_nft.ocsf.context import device_of, product
+from ocsf_nft.ocsf.context import device_of, firewall_rule, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -31,9 +28,9 @@ from ocsf_nft.ocsf.enums import (
     ObservationPoint,
     Severity,
 )
-from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
-from ocsf_nft.ocsf.firewall_rule import firewall_rule
+from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
+from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.objects import (
     Attack,
     Metadata,
@@ -80,9 +77,9 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         None if source is None else packed_address_kind(source),
         None if destination is None else packed_address_kind(destination),
         severity.configured(record, severities),
-        event_uids.event_uid(NETWORK_ACTIVITY, record.origin.identity),
+        identifiers.event_uid(NETWORK_ACTIVITY, record.origin.identity),
         _correlation_uid(attempt),
-        community_id.of_record(record, source, destination),
+        identifiers.community_id(record, source, destination),
         byte_size(record.origin.raw),
     )
 
@@ -90,12 +87,12 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
 def _correlation_uid(attempt: Attempt) -> str:
     record, aggregation = attempt.record, attempt.aggregation
     if aggregation is not None:
-        return event_uids.aggregation_uid(
+        return identifiers.aggregation_uid(
             record.sandbox, record.rule, record.uid, aggregation.reason
         )
     if attempt.incident is not None:
-        return event_uids.incident_uid(attempt.incident.identity)
-    return event_uids.flow_uid(record)
+        return identifiers.incident_uid(attempt.incident.identity)
+    return identifiers.flow_uid(record)
 
 
 class Activities:
@@ -193,7 +190,7 @@ class Activities:
                 *self._device_observables,
             )
             or None,
-            enrichments=attribution_enrichment.enrichments_of(attempt.attribution),
+            enrichments=actors.enrichments_of(attempt.attribution),
             raw_data=encodable(record.origin.raw),
             raw_data_size=derived.raw_bytes,
             unmapped=unmapped,

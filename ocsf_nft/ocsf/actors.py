@@ -1,4 +1,4 @@
-"""Creation of OCSF actors: the user and, if known, the process behind an event."""
+"""OCSF actors: the user and, if known, the process behind an event, and how it was found."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from posixpath import basename
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import objects
-from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import FileType, FingerprintAlgorithm, ObservableType
+from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.objects import (
     Actor,
+    Enrichment,
     File,
     Fingerprint,
     Group,
@@ -25,7 +26,7 @@ from ocsf_nft.ocsf.objects import (
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from ocsf_nft.process import Attribution, Container, Process
+    from ocsf_nft.process import Attribution, Container, Process, Seen
     from ocsf_nft.record import Record
 
 _PROCESS: Final = "actor.process"
@@ -34,6 +35,12 @@ MEMORY: Final = "memfd:"
 #: Form of a pod's uid in the schema. The uid of a pod that no API server knows has other forms.
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+#: The attribute that the enrichment is about, also if the event lacks it: then the enrichment
+#: states that the process is unknown.
+ATTRIBUTION_NAME: Final = "actor.process"
+ATTRIBUTION_TYPE: Final = "attribution"
+_PROVIDER: Final = "ocsf-nft"
+_UNKNOWN: Final = "unknown"
 
 
 def actor_of(
@@ -241,3 +248,68 @@ def _of_process(process: objects.Process) -> tuple[Observable, ...]:
 @lru_cache(maxsize=CACHED)
 def _uid_observables(uid: str) -> tuple[Observable, ...]:
     return (observable("actor.user.uid", ObservableType.USER_UID, uid),)
+
+
+def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
+    """Convert an attribution to the value of the event's attribute ``enrichments``.
+
+    An attribution states which process sent the event's packets. The result is a tuple with one
+    OCSF enrichment, or None if ``attribution`` is None.
+    """
+    if attribution is None:
+        return None
+    if attribution.names_no_process:
+        return _without_process(attribution)
+    return (_enrichment(attribution),)
+
+
+@lru_cache(maxsize=CACHED)
+def _without_process(attribution: Attribution) -> tuple[Enrichment, ...]:
+    return (_enrichment(attribution).cache_json(),)
+
+
+def _enrichment(attribution: Attribution) -> Enrichment:
+    process = attribution.process
+    data: dict[str, Any] = {"method": attribution.method}
+    if attribution.confidence is not None:
+        data["confidence"] = attribution.confidence.capitalize()
+    data["reason"] = visible(attribution.reason)
+    if attribution.seen or attribution.unnamed:
+        data["processes"] = [_process_json(each) for each in attribution.seen]
+        data["unnamed"] = attribution.unnamed
+    return Enrichment(
+        name=ATTRIBUTION_NAME,
+        value=_UNKNOWN if process is None else str(process.pid),
+        type=ATTRIBUTION_TYPE,
+        provider=_PROVIDER,
+        data=data,
+    )
+
+
+def _process_json(seen: Seen) -> dict[str, Any]:
+    process = seen.process
+    facts = {
+        "pid": process.pid,
+        "name": name_of(process),
+        "path": None if process.path is None else visible(process.path),
+        "cmd_line": None if process.cmd_line is None else visible(process.cmd_line),
+        "calls": seen.calls,
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def count_others(attribution: Attribution) -> int:
+    """Return the number of possible senders other than ``attribution.process``."""
+    one = attribution.process
+    named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
+    return named + attribution.unnamed
+
+
+def count_text(number: int, *, was_each: bool) -> str:
+    """Return the text for a number of processes that sent packets, for example "3 processes".
+
+    If ``was_each`` is false, perhaps only some of these processes sent packets. The text is then,
+    for example, "one or more of 3 processes".
+    """
+    processes = f"{number} processes"
+    return processes if was_each else f"one or more of {processes}"

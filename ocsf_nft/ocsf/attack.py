@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.objects import Attack, Tactic, Technique
-from ocsf_nft.ocsf.services import Kind, service
+from ocsf_nft.ocsf.protocols import Kind, service
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Record

@@ -6,11 +6,11 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.enums import Boundary, Direction, NetworkScope, ObservableType
+from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.objects import NetworkEndpoint, Observable
+from ocsf_nft.ocsf.protocols import service
 from ocsf_nft.ocsf.safe_text import visible
-from ocsf_nft.ocsf.services import service
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import AddressKind

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAli
 
 import orjson
 
-from ocsf_nft.ocsf import actors, endpoints, packet_outcome, services
-from ocsf_nft.ocsf.cache_sizes import CACHED
+from ocsf_nft.ocsf import actors, endpoints, packet_outcome, protocols
 from ocsf_nft.ocsf.messages import short_name
+from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import encodable, plain, printable, visible
 from ocsf_nft.process import Process
 
@@ -35,7 +35,7 @@ Values: TypeAlias = tuple[bytes | int | None, ...]
 
 #: Shape of a port that the event only copies. The ports in ``PORTS`` may affect the event.
 COPIED: Final = -1
-PORTS: Final = services.PORTS | packet_outcome.NAME_PORTS | {None}
+PORTS: Final = protocols.SERVICE_PORTS | packet_outcome.NAME_PORTS | {None}
 #: Details that affect the kind and the outcome of a packet: of the first ones the value does, of
 #: the others whether it is zero.
 _NUMBERS: Final = ("icmp_type", "icmp_code")

@@ -13,7 +13,7 @@ from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf import attack, messages, packet_outcome, protocols
 from ocsf_nft.ocsf.actors import unmapped_of
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import device_of, own_metadata
+from ocsf_nft.ocsf.context import device_of, firewall_rule, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -25,15 +25,14 @@ from ocsf_nft.ocsf.enums import (
     ObservableType,
     Severity,
 )
-from ocsf_nft.ocsf.event_uids import (
+from ocsf_nft.ocsf.events import DetectionFinding
+from ocsf_nft.ocsf.identifiers import (
     NETWORK_ACTIVITY,
     aggregation_uid,
     event_uid,
     incident_uid,
     stable_uid,
 )
-from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.firewall_rule import firewall_rule
 from ocsf_nft.ocsf.objects import (
     Actor,
     Analytic,

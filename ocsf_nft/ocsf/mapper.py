@@ -8,8 +8,8 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.event_slots import Surroundings
+from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.templates import Templates
 from ocsf_nft.ocsf.versions import LATEST, line_at
 

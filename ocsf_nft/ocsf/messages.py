@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.ocsf import attribution_enrichment, packet_outcome, protocols
-from ocsf_nft.ocsf.actors import name_of
+from ocsf_nft.ocsf import packet_outcome, protocols
+from ocsf_nft.ocsf.actors import count_others, count_text, name_of
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.packet_outcome import Answer
+from ocsf_nft.ocsf.protocols import service, usual_name
 from ocsf_nft.ocsf.remediation import advice, general_advice
 from ocsf_nft.ocsf.safe_text import visible
-from ocsf_nft.ocsf.services import service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ _WHERE: Final = {
     packet_outcome.VM_FORWARD: " through its host",
     packet_outcome.VM_INPUT: " on its host",
 }
-_ARP: Final = 0x0806
 _REASONS: Final[dict[AggregationReason, str]] = {
     "many": "{user} has more flows than are reported one by one",
     "unplaced": "the kernel's sets of flows had no free entry",
@@ -62,8 +61,6 @@ _REASONS: Final[dict[AggregationReason, str]] = {
         "were read, so their senders are unknown"
     ),
 }
-#: Usual names of protocols, where they differ from IANA's names.
-_USUAL_NAMES: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
 #: Maximum length of a process name in a sentence.
 _NAME_CHARACTERS: Final = 64
 
@@ -101,7 +98,7 @@ def sender_text(
 
 
 def _process_or_user(by: Attribution, user: str) -> str:
-    others = attribution_enrichment.count_others(by)
+    others = count_others(by)
     if by.process is not None:
         name = _process_name(by.process)
         if others:
@@ -110,7 +107,7 @@ def _process_or_user(by: Attribution, user: str) -> str:
     if others < 2:  # at most one process is possible, and it is not named
         return user
     was_each = bool(by.seen) and all(each.calls is not None for each in by.seen)
-    several = attribution_enrichment.count_text(others, was_each=was_each)
+    several = count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
 
 
@@ -197,14 +194,14 @@ def _kind(record: Record) -> str | None:
     Return None if the packets are of several kinds.
     """
     if record.protocol is not None:
-        return _protocol(record.protocol)
+        return usual_name(record.protocol)
     if record.ip_version is not None:
         return f"IPv{record.ip_version}"
     return None if record.ethertype is None else _ethertype(record.ethertype)
 
 
 def _ethertype(number: int) -> str:
-    return "ARP" if number == _ARP else f"ethertype {number:#06x}"
+    return "ARP" if number == protocols.ETHERTYPE_ARP else f"ethertype {number:#06x}"
 
 
 def detail(
@@ -254,7 +251,7 @@ def _noun(record: Record, number: int) -> str:
     is_tcp = record.protocol == protocols.TCP
     if is_tcp and number == 1 and packet_outcome.is_initiator_known(record):
         return "TCP connection"
-    return f"{_protocol(record.protocol)} packet"
+    return f"{'IP' if record.protocol is None else usual_name(record.protocol)} packet"
 
 
 def _destination(record: Record) -> str:
@@ -270,13 +267,6 @@ def _destination(record: Record) -> str:
         name = "ping"
     end = _end(record.destination, record.destination_port)
     return f" to {end}" if name is None else f" to {end} ({name})"
-
-
-def _protocol(number: int | None) -> str:
-    if number is None:
-        return "IP"
-    name = protocols.NAMES.get(number)
-    return _USUAL_NAMES.get(number) or (f"IP protocol {number}" if name is None else name.upper())
 
 
 def _source(record: Record) -> str:

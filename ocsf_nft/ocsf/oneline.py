@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ocsf_nft.ocsf import attribution_enrichment, protocols
+from ocsf_nft.ocsf import actors, protocols
 from ocsf_nft.ocsf.enums import Direction, Disposition
 from ocsf_nft.ocsf.packet_outcome import Answer
+from ocsf_nft.ocsf.protocols import service
 from ocsf_nft.ocsf.safe_text import visible
-from ocsf_nft.ocsf.services import service
 from ocsf_nft.record import split_prefix
 from ocsf_nft.utc_text import utc_text
 
@@ -66,12 +66,6 @@ _SEVERITIES: Final[dict[int | None, tuple[str, Style]]] = {
     5: ("CRIT", "critical"),
     6: ("FATAL", "critical"),
 }
-_USUAL_NAMES: Final[dict[int | None, str]] = {
-    protocols.ICMPV6: "ICMPv6",
-    4: "IP in IP",
-    41: "IPv6 in IP",
-}
-_ARP: Final = 0x0806
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
@@ -165,7 +159,7 @@ def _sender(event: Mapping[str, Any]) -> str:
         return " ".join(filter(None, (user, one, more)))
     if others < 2:
         return user
-    several = attribution_enrichment.count_text(others, was_each=was_each)
+    several = actors.count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
 
 
@@ -178,8 +172,8 @@ def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
         if (
-            _at(each, "name") == attribution_enrichment.NAME
-            and _at(each, "type") == attribution_enrichment.TYPE
+            _at(each, "name") == actors.ATTRIBUTION_NAME
+            and _at(each, "type") == actors.ATTRIBUTION_TYPE
         ):
             seen, unnamed = _at(each, "data", "processes"), _at(each, "data", "unnamed")
             named = seen if isinstance(seen, list) else []
@@ -234,9 +228,8 @@ def _protocol(event: Any, number: int | None) -> str:
         ethertype = _number(_at(event, "unmapped", "ethertype"))
         if ethertype is None:
             return _word(_at(event, "connection_info", "protocol_name")).upper()
-        return "ARP" if ethertype == _ARP else f"frame {ethertype:#06x}"
-    known = protocols.NAMES.get(number)
-    return _USUAL_NAMES.get(number) or (f"IP protocol {number}" if known is None else known.upper())
+        return "ARP" if ethertype == protocols.ETHERTYPE_ARP else f"frame {ethertype:#06x}"
+    return protocols.usual_name(number)
 
 
 def _end(endpoint: Any) -> str:

@@ -18,8 +18,8 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
-from ocsf_nft.ocsf.event_uids import stable_uid
 from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
+from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.objects import Device, Metadata
 from ocsf_nft.ocsf.safe_text import visible
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import packet_outcome, protocols
 from ocsf_nft.ocsf.enums import Direction
+from ocsf_nft.ocsf.protocols import Kind, service
 from ocsf_nft.ocsf.safe_text import visible
-from ocsf_nft.ocsf.services import Kind, service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:

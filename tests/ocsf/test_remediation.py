@@ -10,7 +10,7 @@ import pytest
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.services import Kind, service
+from ocsf_nft.ocsf.protocols import Kind, service
 from tests.conformance.corpus import CONTEXT, OUT, RECORDS, V4, V6, record
 from tests.ocsf.mapped import MAPPER
 from tests.ocsf.test_attempts import rendered

@@ -21,7 +21,7 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import NAME_PORTS
-from ocsf_nft.ocsf.services import service
+from ocsf_nft.ocsf.protocols import service
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
