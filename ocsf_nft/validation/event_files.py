@@ -1,19 +1,21 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-Each document is one event or an array of events.
+Each document is one event or an array of events. The decoder accepts lone surrogates, NaN, integers
+of more than 64 bits and repeated names, so that they can be reported. orjson refuses or hides them.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-from ocsf_nft.validation.fault import LINE, Fault
-from ocsf_nft.validation.strict_json import Decoder, NotJsonError, documents, skip_space
+from ocsf_nft.validation.fault import LIMIT, LINE, Fault, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from ocsf_nft.validation.validate_event import EventValidator
 
@@ -22,6 +24,9 @@ LIMIT_BYTES: Final = 32 << 20
 _TOO_LONG: Final = Fault(
     "error", LINE, f"is longer than {LIMIT_BYTES >> 20} MiB: write one event a line"
 )
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+#: Maximum digits of an integer that is converted exactly: Python refuses very long ones.
+_DIGITS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def _lines(file: BinaryIO) -> Iterator[_Line]:
 
 
 def _line_by_line(lines: Iterable[_Line], validator: EventValidator) -> Iterator[ValidatedEvent]:
-    decoder = Decoder()
+    decoder = _Decoder()
     for number, text in lines:
         if text is None:
             yield ValidatedEvent(number, [_TOO_LONG])
@@ -93,8 +98,8 @@ def _line_by_line(lines: Iterable[_Line], validator: EventValidator) -> Iterator
 
 
 def _document_by_document(text: str, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    decoder = Decoder()
-    events = documents(text, decoder)
+    decoder = _Decoder()
+    events = _documents(text, decoder)
     line, position = 1, 0
     while True:
         try:
@@ -117,7 +122,7 @@ def _may_be_documents(text: str) -> bool:
     """
     text = text.strip()
     try:
-        Decoder().decode_at(text, 0)
+        _Decoder().decode_at(text, 0)
     except NotJsonError as error:
         return error.at >= len(text)
     return text.startswith("[")
@@ -144,19 +149,19 @@ def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
 
 
 def _are_documents(collected: list[_Line]) -> bool:
-    first, decoder = collected[0].text or "", Decoder()
+    first, decoder = collected[0].text or "", _Decoder()
     if _is_bracket(first):
         return True
     try:
-        decoder.decode_at(first, skip_space(first, 0))
+        decoder.decode_at(first, _skip_space(first, 0))
     except NotJsonError:
         return _has_valid_document(_join(collected), decoder)
     return len(collected) == 1
 
 
-def _has_valid_document(text: str, decoder: Decoder) -> bool:
+def _has_valid_document(text: str, decoder: _Decoder) -> bool:
     try:
-        next(documents(text, decoder), None)
+        next(_documents(text, decoder), None)
     except NotJsonError:
         return False
     return True
@@ -173,3 +178,116 @@ def _join(collected: list[_Line]) -> str:
         "\n" * (line.number - last - 1) + (line.text or "")
         for last, line in zip(before, collected, strict=False)
     )
+
+
+class NotJsonError(Exception):
+    """Error: a text is not JSON; ``at`` is the offset of the fault in the text."""
+
+    def __init__(self, text: str, at: int, reason: str) -> None:
+        super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
+        self.at = at
+
+
+class _Decoder:
+    """JSON decoder that also finds names that occur twice in one object (see :meth:`faults`)."""
+
+    def __init__(self) -> None:
+        self._repeated: list[str] = []
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
+
+    def decode(self, text: str) -> Any:
+        """Decode a text that consists of one JSON value; white space around the value is ignored.
+
+        Raises NotJsonError if the text is not JSON, or has more than one value.
+        """
+        value, end = self.decode_at(text, _skip_space(text, 0))
+        end = _skip_space(text, end)
+        if end != len(text):
+            raise NotJsonError(text, end, "is not JSON: more after its end")
+        return value
+
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """Decode the JSON value at offset ``start``; return the value and the offset after it.
+
+        Raises NotJsonError if there is no valid value.
+        """
+        self._repeated.clear()
+        try:
+            return self._json.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise NotJsonError(text, error.pos, f"is not JSON: {error.msg}") from None
+        except RecursionError:
+            raise NotJsonError(text, start, "is nested too deep to be read") from None
+
+    def faults(self) -> list[Fault]:
+        """Return a fault for each name that occurs twice in an object of the last decoded value.
+
+        At most :data:`LIMIT` faults are returned.
+        """
+        return [
+            Fault("error", LINE, f"the name {describe(name)} is in one object twice")
+            for name in self._repeated
+        ]
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen and len(self._repeated) < LIMIT:
+                    self._repeated.append(name)
+                seen.add(name)
+        return found
+
+
+def _documents(text: str, decoder: _Decoder) -> Iterator[tuple[int, Any]]:
+    """Yield each event in a text of JSON documents, with its offset in the text.
+
+    The items of an array are events; any other document is one event. Raises NotJsonError at the
+    first part of the text that is not JSON.
+    """
+    at = _skip_space(text, 0)
+    while at < len(text):
+        if text[at] == "[":
+            at = yield from _items(text, at + 1, decoder)
+        else:
+            value, end = decoder.decode_at(text, at)
+            yield at, value
+            at = end
+        at = _skip_space(text, at)
+
+
+def _items(text: str, start: int, decoder: _Decoder) -> Generator[tuple[int, Any], None, int]:
+    """Yield the items of a JSON array with their offsets; return the offset after the array.
+
+    ``start`` is the offset after the opening bracket. Raises NotJsonError if the array is
+    not valid JSON.
+    """
+    at = _skip_space(text, start)
+    if text.startswith("]", at):
+        return at + 1
+    while True:
+        value, end = decoder.decode_at(text, at)
+        yield at, value
+        end = _skip_space(text, end)
+        if text.startswith("]", end):
+            return end + 1
+        if not text.startswith(",", end):
+            raise NotJsonError(text, end, "is not JSON: an array goes on with ',' or ends with ']'")
+        at = _skip_space(text, end + 1)
+
+
+def _skip_space(text: str, at: int) -> int:
+    """Return the offset of the first character at or after ``at`` that is not white space.
+
+    Return the length of the text if there is none.
+    """
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()
+
+
+def _integer(digits: str) -> int:
+    if len(digits) <= _DIGITS:
+        return int(digits)
+    # The report has no digits, only that the integer is past 64 bits.
+    return -(1 << 128) if digits.startswith("-") else 1 << 128

@@ -52,17 +52,11 @@ class FaultList:
         self.faults: list[Fault] = []
 
     def error(self, path: str, message: str) -> None:
-        """Add a fault of severity ``error`` about the attribute at ``path``.
-
-        Raises TooManyError if the list already has ``LIMIT`` (1000) faults.
-        """
+        """Add an error about the attribute at ``path``; raises TooManyError."""
         self._add(Fault("error", path, message))
 
     def warning(self, path: str, message: str) -> None:
-        """Add a fault of severity ``warning`` about the attribute at ``path``.
-
-        Raises TooManyError if the list already has ``LIMIT`` (1000) faults.
-        """
+        """Add a warning about the attribute at ``path``; raises TooManyError."""
         self._add(Fault("warning", path, message))
 
     def _add(self, fault: Fault) -> None:
@@ -78,11 +72,8 @@ def describe(value: Any) -> str:
     long integers are shown only by their type. Never raises.
     """
     if isinstance(value, str):
-        return (
-            json.dumps(value)
-            if len(value) <= _SHOWN_CHARACTERS
-            else f"{json.dumps(value[:_SHOWN_CHARACTERS])}…"
-        )
+        shown = json.dumps(value[:_SHOWN_CHARACTERS])
+        return shown if len(value) <= _SHOWN_CHARACTERS else f"{shown}…"
     if value is None or isinstance(value, bool | float):
         return json.dumps(value)
     if isinstance(value, int):

@@ -35,18 +35,18 @@ class _Target:
 class Observables:
     """Checker of one event's observables: each must agree with the attribute that it names.
 
-    ``table`` is the schema's definition of the event's class. Faults are added to ``fault_list``.
+    ``table`` is the schema's definition of the event's class. Faults are added to ``faults``.
     """
 
-    __slots__ = ("_budget", "_event", "_fault_list", "_schema", "_table", "_targets")
+    __slots__ = ("_budget", "_event", "_faults", "_schema", "_table", "_targets")
 
     def __init__(
-        self, schema: Schema, table: Table, event: Mapping[str, Any], fault_list: FaultList
+        self, schema: Schema, table: Table, event: Mapping[str, Any], faults: FaultList
     ) -> None:
         self._schema = schema
         self._table = table
         self._event = event
-        self._fault_list = fault_list
+        self._faults = faults
         self._targets: dict[str, _Target | str] = {}
         self._budget = _BUDGET
 
@@ -70,30 +70,30 @@ class Observables:
         name = observable.get("name")
         if not isinstance(name, str):
             if name is None:
-                self._fault_list.warning(where, "has no name, so it refers to nothing")
+                self._faults.warning(where, "has no name, so it refers to nothing")
             return
         target = self._targets.get(name)
         if target is None:
             target = self._targets[name] = self._resolve(name)
         if isinstance(target, str):
-            self._fault_list.error(f"{where}.name", f"{describe(name)} {target}")
+            self._faults.error(f"{where}.name", f"{describe(name)} {target}")
             return
         value, kind = observable.get("value"), observable.get("type_id")
         if target.is_object:
             if value is not None:
-                self._fault_list.error(
+                self._faults.error(
                     f"{where}.value", f"is there, but {describe(name)} is an object, which has none"
                 )
         elif value is None:
-            self._fault_list.error(f"{where}.value", f"is missing, and {describe(name)} has one")
+            self._faults.error(f"{where}.value", f"is missing, and {describe(name)} has one")
         elif isinstance(value, str) and value not in target.texts:
-            self._fault_list.error(
+            self._faults.error(
                 f"{where}.value", f"{describe(value)} is not the value of {describe(name)}"
             )
         kinds = target.attribute.observables
         if kinds and isinstance(kind, int) and kind not in kinds:
             expected = " or ".join(map(str, sorted(kinds)))
-            self._fault_list.error(
+            self._faults.error(
                 f"{where}.type_id",
                 f"{describe(kind)} is not the type of {describe(name)}, {expected}",
             )

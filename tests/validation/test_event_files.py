@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ocsf_nft.validation import EventValidator, event_files, validate_events
+from ocsf_nft.validation.event_files import NotJsonError
 from ocsf_nft.validation.fault import LIMIT
-from ocsf_nft.validation.strict_json import NotJsonError
 from tests.validation.events import good
 
 VALIDATOR = EventValidator()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ocsf_nft.errors import UsageError
 from ocsf_nft.validation import EventValidator, Fault
 from ocsf_nft.validation.fault import LIMIT
-from ocsf_nft.validation.schema_walk import DEPTH
+from ocsf_nft.validation.validate_event import DEPTH
 from tests.conformance.spoiling import GOOD
 from tests.strategies import HOSTILE_TEXT
 from tests.validation.events import good
