@@ -25,7 +25,7 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived_field, optional_field
+from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived_field, optional
 from ocsf_nft.ocsf.objects import (
     Actor,
     Attack,
@@ -159,12 +159,10 @@ class NetworkActivity(Event):
     severity: Caption = caption_of("severity_id")
     status_id: Status = Field(description="2 if blocked, 1 if allowed, else 0")
     status: Caption = caption_of("status_id")
-    status_code: str | None = optional_field(
+    status_code: str | None = optional(
         "tcp-reset, icmpx-admin-prohibited or dropped; permissive if a permissive fence allowed it"
     )
-    status_detail: str | None = optional_field(
-        "explanation and remedy, for the program and its author"
-    )
+    status_detail: str | None = optional("explanation and remedy, for the program and its author")
     message: str = Field(description="one sentence for people")
     action_id: Action = Field(
         description="2 if blocked, 3 if a permissive fence allowed it, 1 if another firewall "
@@ -177,33 +175,31 @@ class NetworkActivity(Event):
     )
     disposition: Caption = caption_of("disposition_id")
     is_alert: bool = Field(description="true if severity_id is 3 or more")
-    confidence_id: Confidence | None = optional_field("3 if the rule belongs to a fence")
+    confidence_id: Confidence | None = optional("3 if the rule belongs to a fence")
     confidence: Caption | None = caption_of("confidence_id")
-    firewall_rule: FirewallRule | None = optional_field("the rule that logged the packet")
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques, by protocol and port")
+    firewall_rule: FirewallRule | None = optional("the rule that logged the packet")
+    attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques, by protocol and port")
     is_src_dst_assignment_known: bool = Field(
         description="true if the packet proves that its sender started the conversation"
     )
-    observation_point_id: ObservationPoint | None = optional_field("1 if outbound, 2 if inbound")
+    observation_point_id: ObservationPoint | None = optional("1 if outbound, 2 if inbound")
     observation_point: Caption | None = caption_of("observation_point_id")
-    src_endpoint: NetworkEndpoint | None = optional_field("source of the packets")
-    dst_endpoint: NetworkEndpoint | None = optional_field("destination of the packets")
-    proxy_endpoint: NetworkProxy | None = optional_field("the proxy that the sender should use")
+    src_endpoint: NetworkEndpoint | None = optional("source of the packets")
+    dst_endpoint: NetworkEndpoint | None = optional("destination of the packets")
+    proxy_endpoint: NetworkProxy | None = optional("the proxy that the sender should use")
     connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
     traffic: NetworkTraffic = Field(description="numbers of packets and bytes")
-    actor: Actor | None = optional_field("process and user of the sender")
-    device: Device | None = optional_field("the machine whose kernel enforces the fence")
-    observables: tuple[Observable, ...] | None = optional_field(
-        "values to search for in other sources"
-    )
-    enrichments: tuple[Enrichment, ...] | None = optional_field(
+    actor: Actor | None = optional("process and user of the sender")
+    device: Device | None = optional("the machine whose kernel enforces the fence")
+    observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
+    enrichments: tuple[Enrichment, ...] | None = optional(
         "method and confidence of the attribution, if the packet was attributed"
     )
     raw_data: str = Field(
         description="the kernel's record: a log line, or the parts of a netlink message"
     )
     raw_data_size: Long = Field(description="size of the whole record in bytes")
-    unmapped: dict[str, Any] | None = optional_field(
+    unmapped: dict[str, Any] | None = optional(
         "sandbox; fields of the record without an OCSF attribute: prefix, ttl, ip_id, window, "
         "mark and others; aggregation of several flows: reason, flows, sample; of the process: "
         "unit (of systemd), pod_uid, sha256"
@@ -266,21 +262,17 @@ class DetectionFinding(Event):
     confidence: Caption = caption_of("confidence_id")
     finding_info: FindingInfo = Field(description="description of the finding")
     remediation: Remediation = Field(description="advice for the sandbox's operator")
-    firewall_rule: FirewallRule | None = optional_field(
-        "the rule that blocked it, or would block it"
-    )
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques")
+    firewall_rule: FirewallRule | None = optional("the rule that blocked it, or would block it")
+    attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques")
     evidences: tuple[Evidences, ...] = Field(description="sender and packets of the finding")
     resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
-    actor: Actor | None = optional_field("process and user of the sender")
-    device: Device | None = optional_field("the machine whose kernel enforces the fence")
-    observables: tuple[Observable, ...] | None = optional_field(
-        "values to search for in other sources"
-    )
-    enrichments: tuple[Enrichment, ...] | None = optional_field(
+    actor: Actor | None = optional("process and user of the sender")
+    device: Device | None = optional("the machine whose kernel enforces the fence")
+    observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
+    enrichments: tuple[Enrichment, ...] | None = optional(
         "of an attempt: method and confidence of the attribution, if it was attributed"
     )
-    raw_data: str | None = optional_field("of an attempt: the kernel's latest record")
+    raw_data: str | None = optional("of an attempt: the kernel's latest record")
     unmapped: dict[str, Any] = Field(
         description="sandbox; of a fan-out: flows, destinations and ports, as lower bounds; of the "
         "process of an attempt: unit (of systemd), pod_uid, sha256"
@@ -303,8 +295,8 @@ class DeviceConfigStateChange(Event):
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
     time: Long = Field(description="time of the detection")
-    start_time: Long | None = optional_field("time when a change by another process was detected")
-    end_time: Long | None = optional_field("time of the restore")
+    start_time: Long | None = optional("time when a change by another process was detected")
+    end_time: Long | None = optional("time of the restore")
     duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
@@ -317,7 +309,7 @@ class DeviceConfigStateChange(Event):
         "stopped; else 1"
     )
     status: Caption = caption_of("status_id")
-    status_detail: str | None = optional_field("cause of a fault, or description of the change")
+    status_detail: str | None = optional("cause of a fault, or description of the change")
     message: str = Field(description="one sentence for people")
     state_id: ConfigState = Field(
         description="1 if removed, 2 if active, else 99: Permissive, Degraded or Altered"
@@ -327,11 +319,9 @@ class DeviceConfigStateChange(Event):
     security_level: Caption = caption_of("security_level_id")
     prev_security_level_id: SecurityLevel = Field(description="security level before")
     prev_security_level: Caption = caption_of("prev_security_level_id")
-    actor: Actor | None = optional_field("the process that altered the fence")
+    actor: Actor | None = optional("the process that altered the fence")
     device: Device = Field(description="the machine whose kernel enforces the fence")
-    observables: tuple[Observable, ...] | None = optional_field(
-        "values to search for in other sources"
-    )
+    observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     unmapped: dict[str, Any] = Field(
         description="sandbox, previous_state, tables and transport of the fence; changes by "
         "another process; of the process: unit (of systemd), pod_uid, sha256"
@@ -362,11 +352,11 @@ class ApplicationLifecycle(Event):
     time: Long = Field(
         description="time of the start or stop, end of the gap, or time of the report"
     )
-    start_time: Long | None = optional_field("start of the gap or of the fault")
-    end_time: Long | None = optional_field("end of the gap; of a fault: the time")
+    start_time: Long | None = optional("start of the gap or of the fault")
+    end_time: Long | None = optional("end of the gap; of a fault: the time")
     duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
-    count: Long | None = optional_field(
+    count: Long | None = optional(
         "of Records Dropped and Events Dropped: their number, if known; of Collection Gap: packets "
         "blocked or allowed meanwhile, which other events count too"
     )
@@ -377,14 +367,12 @@ class ApplicationLifecycle(Event):
     severity: Caption = caption_of("severity_id")
     status_id: Status = Field(description="1 for start, stop and Fault Cleared, else 2")
     status: Caption = caption_of("status_id")
-    status_detail: str | None = optional_field("the reason")
+    status_detail: str | None = optional("the reason")
     message: str = Field(description="one sentence for people")
     app: Product = Field(description="ocsf-nft")
-    device: Device | None = optional_field("the machine that ocsf-nft runs on")
-    observables: tuple[Observable, ...] | None = optional_field(
-        "values to search for in other sources"
-    )
-    unmapped: dict[str, Any] | None = optional_field(
+    device: Device | None = optional("the machine that ocsf-nft runs on")
+    observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
+    unmapped: dict[str, Any] | None = optional(
         "of Records Dropped and Events Dropped: transport; of Collection Gap, and of the Fault of "
         "a sandbox: sandbox; of Attribution Degraded: method"
     )

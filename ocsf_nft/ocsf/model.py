@@ -132,7 +132,7 @@ def caption_of(id_field: str) -> Any:
     return Field(default_factory=caption, description=f"the caption of {id_field}")
 
 
-def optional_field(description: str) -> Any:
+def optional(description: str) -> Any:
     """Define an optional field of a model; ``description`` states where its value comes from."""
     return Field(default=None, description=description)
 

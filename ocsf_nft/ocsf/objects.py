@@ -20,7 +20,7 @@ from ocsf_nft.ocsf.enums import (
     OsType,
     ProtocolVersion,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional_field
+from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
 
 
 class Product(Model):
@@ -40,23 +40,23 @@ class Metadata(Model):
         "is made again, and in every OCSF version"
     )
     product: Product = Field(description="the program that made the event")
-    profiles: tuple[str, ...] | None = optional_field("derived from the attributes of the event")
-    log_name: str | None = optional_field("netfilter")
-    log_provider: str | None = optional_field("netfilter")
-    log_source: str | None = optional_field(
+    profiles: tuple[str, ...] | None = optional("derived from the attributes of the event")
+    log_name: str | None = optional("netfilter")
+    log_provider: str | None = optional("netfilter")
+    log_source: str | None = optional(
         "the source of the record: NFLOG group, /dev/kmsg, journal or file"
     )
-    log_format: str | None = optional_field("the kernel module that defines the record's format")
-    original_time: str | None = optional_field("the timestamp as the source wrote it")
-    original_event_uid: str | None = optional_field("identifier of the record at its source")
-    sequence: Long | None = optional_field("the number that the source gave the record")
-    correlation_uid: str | None = optional_field(
+    log_format: str | None = optional("the kernel module that defines the record's format")
+    original_time: str | None = optional("the timestamp as the source wrote it")
+    original_event_uid: str | None = optional("identifier of the record at its source")
+    sequence: Long | None = optional("the number that the source gave the record")
+    correlation_uid: str | None = optional(
         "the same in all events of an incident, and equal to finding_info.uid of its finding; "
         "aggregated flows and their fan-out share one for each sandbox, rule and user; events of "
         "convert share one for each flow"
     )
-    logged_time: Long | None = optional_field("time when ocsf-nft read the record")
-    processed_time: Long | None = optional_field("time when ocsf-nft made the event")
+    logged_time: Long | None = optional("time when ocsf-nft read the record")
+    processed_time: Long | None = optional("time when ocsf-nft made the event")
 
 
 class FirewallRule(Model):
@@ -66,10 +66,10 @@ class FirewallRule(Model):
         description="the rule in the log prefix: egress, forward, ingress, link, guard; for a VM "
         "vm-forward, vm-input, vm-ingress, vm-link"
     )
-    uid: str | None = optional_field("family/table/chain/handle of the rule in the kernel")
-    type: str | None = optional_field("nftables, if the rule belongs to a fence")
-    desc: str | None = optional_field("purpose of the rule")
-    condition: str | None = optional_field("text of the rule, as nft lists it")
+    uid: str | None = optional("family/table/chain/handle of the rule in the kernel")
+    type: str | None = optional("nftables, if the rule belongs to a fence")
+    desc: str | None = optional("purpose of the rule")
+    condition: str | None = optional("text of the rule, as nft lists it")
 
 
 class Tactic(Model):
@@ -94,7 +94,7 @@ class Attack(Model):
     technique: Technique = Field(
         description="the technique that the attempt resembles, by protocol and port"
     )
-    sub_technique: Technique | None = optional_field("the sub-technique, if there is one")
+    sub_technique: Technique | None = optional("the sub-technique, if there is one")
 
 
 class Analytic(Model):
@@ -126,16 +126,14 @@ class FindingInfo(Model):
     desc: str = Field(description="description in sentences")
     types: tuple[str, ...] = Field(description="Policy Violation or Fan-out")
     analytic: Analytic = Field(description="the detection that made the finding")
-    data_sources: tuple[str, ...] | None = optional_field("sources of the records")
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques, as at the top level")
+    data_sources: tuple[str, ...] | None = optional("sources of the records")
+    attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques, as at the top level")
     first_seen_time: Long = Field(description="time of the first packet")
     last_seen_time: Long = Field(description="time of the last packet so far")
-    related_events: tuple[RelatedEvent, ...] | None = optional_field(
+    related_events: tuple[RelatedEvent, ...] | None = optional(
         "the latest Network Activity events of the incident, at most ten"
     )
-    related_events_count: Long | None = optional_field(
-        "number of all its Network Activity events so far"
-    )
+    related_events_count: Long | None = optional("number of all its Network Activity events so far")
 
 
 class Remediation(Model):
@@ -155,17 +153,17 @@ class Image(Model):
     """OCSF object ``image``: the image of a container."""
 
     uid: str = Field(description="the image's id, from the configuration")
-    name: str | None = optional_field("the image's name, from the configuration")
+    name: str | None = optional("the image's name, from the configuration")
 
 
 class Container(Model):
     """OCSF object ``container``: a container that is the sandbox, or in which a process runs."""
 
-    uid: str | None = optional_field("the container's id")
-    name: str | None = optional_field("the container's name")
-    runtime: str | None = optional_field("the container runtime")
-    image: Image | None = optional_field("the container's image")
-    pod_uuid: str | None = optional_field("UID of the container's Kubernetes pod")
+    uid: str | None = optional("the container's id")
+    name: str | None = optional("the container's name")
+    runtime: str | None = optional("the container runtime")
+    image: Image | None = optional("the container's image")
+    pod_uuid: str | None = optional("UID of the container's Kubernetes pod")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -179,16 +177,16 @@ class NetworkEndpoint(Model):
 
     profile_attributes: ClassVar = {"container": ("container",)}
 
-    name: str | None = optional_field("name of the sandbox, if the endpoint is the sandbox")
-    uid: str | None = optional_field("the MAC address, if nothing else is known")
-    ip: str | None = optional_field("the address in the packet")
-    port: Port | None = optional_field("the port in the packet")
-    svc_name: str | None = optional_field("the service of the destination port (IANA)")
-    mac: str | None = optional_field("the MAC address in the frame")
-    interface_name: str | None = optional_field("the network interface on that side")
-    network_scope_id: NetworkScope | None = optional_field("derived from the address")
+    name: str | None = optional("name of the sandbox, if the endpoint is the sandbox")
+    uid: str | None = optional("the MAC address, if nothing else is known")
+    ip: str | None = optional("the address in the packet")
+    port: Port | None = optional("the port in the packet")
+    svc_name: str | None = optional("the service of the destination port (IANA)")
+    mac: str | None = optional("the MAC address in the frame")
+    interface_name: str | None = optional("the network interface on that side")
+    network_scope_id: NetworkScope | None = optional("derived from the address")
     network_scope: Caption | None = caption_of("network_scope_id")
-    container: Container | None = optional_field("the container that is the sandbox")
+    container: Container | None = optional("the container that is the sandbox")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -211,38 +209,38 @@ class NetworkConnectionInfo(Model):
 
     direction_id: Direction = Field(description="direction from the sandbox's view, by the rule")
     direction: Caption = caption_of("direction_id")
-    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = optional_field(
+    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = optional(
         "the protocol in the packet"
     )
-    protocol_name: str | None = optional_field("IANA's name of the protocol, in lower case")
-    protocol_ver_id: ProtocolVersion | None = optional_field("the packet's IP version")
+    protocol_name: str | None = optional("IANA's name of the protocol, in lower case")
+    protocol_ver_id: ProtocolVersion | None = optional("the packet's IP version")
     protocol_ver: Caption | None = caption_of("protocol_ver_id")
-    tcp_flags: int | None = optional_field("the nine TCP flags, as a number")
-    boundary_id: Boundary | None = optional_field("derived from both addresses")
+    tcp_flags: int | None = optional("the nine TCP flags, as a number")
+    boundary_id: Boundary | None = optional("derived from both addresses")
     boundary: Caption | None = caption_of("boundary_id")
-    community_uid: str | None = optional_field("Community ID, version 1")
+    community_uid: str | None = optional("Community ID, version 1")
 
 
 class NetworkTraffic(Model):
     """OCSF object ``network_traffic``: the numbers of packets and bytes that the event reports."""
 
     packets: Long = Field(description="the same as count")
-    bytes: Long | None = optional_field("bytes by the kernel's counter, or length of the packet")
+    bytes: Long | None = optional("bytes by the kernel's counter, or length of the packet")
 
 
 class Group(Model):
     """OCSF object ``group``: a group of users on the host."""
 
-    uid: str | None = optional_field("the group's id")
-    name: str | None = optional_field("the group's name")
+    uid: str | None = optional("the group's id")
+    name: str | None = optional("the group's name")
 
 
 class User(Model):
     """OCSF object ``user``: the user that a socket belongs to, or that a process runs as."""
 
-    name: str | None = optional_field("the user's name")
+    name: str | None = optional("the user's name")
     uid: str = Field(description="the user's id in the host's user namespace")
-    groups: tuple[Group, ...] | None = optional_field(
+    groups: tuple[Group, ...] | None = optional(
         "the group of the packet's socket or of the process"
     )
 
@@ -262,25 +260,25 @@ class File(Model):
     path: str = Field(description="path of the program; memfd:NAME if it exists only in memory")
     type_id: FileType = Field(description="1")
     type: Caption = caption_of("type_id")
-    is_deleted: bool | None = optional_field("true if the program was deleted while it runs")
-    hashes: tuple[Fingerprint, ...] | None = optional_field("hashes of the program")
+    is_deleted: bool | None = optional("true if the program was deleted while it runs")
+    hashes: tuple[Fingerprint, ...] | None = optional("hashes of the program")
 
 
 class ProcessEntity(Model):
     """OCSF object ``process_entity``: an ancestor of a process."""
 
-    name: str | None = optional_field("the ancestor's name")
+    name: str | None = optional("the ancestor's name")
     pid: int = Field(description="the ancestor's id in the host's PID namespace")
-    path: str | None = optional_field("the ancestor's program")
+    path: str | None = optional("the ancestor's program")
 
 
 class ParentProcess(Model):
     """OCSF object ``process``: the parent of a process."""
 
-    name: str | None = optional_field("the parent's name")
+    name: str | None = optional("the parent's name")
     pid: int = Field(description="the parent's id in the host's PID namespace")
-    path: str | None = optional_field("the parent's program")
-    file: File | None = optional_field("the parent's program")
+    path: str | None = optional("the parent's program")
+    file: File | None = optional("the parent's program")
 
 
 class Process(Model):
@@ -288,32 +286,32 @@ class Process(Model):
 
     profile_attributes: ClassVar = {"container": ("container", "namespace_pid")}
 
-    name: str | None = optional_field(
+    name: str | None = optional(
         "name of the program; the process's own name if the program is unknown"
     )
     pid: int = Field(description="the process's id in the host's PID namespace")
-    ptid: Long | None = optional_field("id of the thread that sent the packet")
-    path: str | None = optional_field("path of the program")
-    cmd_line: str | None = optional_field("arguments of the process")
-    working_directory: str | None = optional_field("working directory of the process")
-    created_time: Long | None = optional_field("start time of the process")
-    file: File | None = optional_field("the program")
-    user: User | None = optional_field("the user that the process runs as")
-    parent_process: ParentProcess | None = optional_field("the parent of the process")
-    ancestry: tuple[ProcessEntity, ...] | None = optional_field(
+    ptid: Long | None = optional("id of the thread that sent the packet")
+    path: str | None = optional("path of the program")
+    cmd_line: str | None = optional("arguments of the process")
+    working_directory: str | None = optional("working directory of the process")
+    created_time: Long | None = optional("start time of the process")
+    file: File | None = optional("the program")
+    user: User | None = optional("the user that the process runs as")
+    parent_process: ParentProcess | None = optional("the parent of the process")
+    ancestry: tuple[ProcessEntity, ...] | None = optional(
         "ancestors of the process, the parent first"
     )
-    namespace_pid: int | None = optional_field("the process's id in its own PID namespace")
-    container: Container | None = optional_field("the container that the process runs in")
+    namespace_pid: int | None = optional("the process's id in its own PID namespace")
+    container: Container | None = optional("the container that the process runs in")
 
 
 class Actor(Model):
     """OCSF object ``actor``: the process and the user that caused an event, each only if known."""
 
-    process: Process | None = optional_field(
+    process: Process | None = optional(
         "the process, if it is known for certain enough; never a guess"
     )
-    user: User | None = optional_field("the user of the packet's socket")
+    user: User | None = optional("the user of the packet's socket")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -343,10 +341,10 @@ class Enrichment(Model):
 class Evidences(Model):
     """OCSF object ``evidences``: one sender and its packets, as evidence of a finding."""
 
-    actor: Actor | None = optional_field("process and user of the sender")
-    process: Process | None = optional_field("the process, as in actor")
-    src_endpoint: NetworkEndpoint | None = optional_field("source of the packets")
-    dst_endpoint: NetworkEndpoint | None = optional_field("destination of the packets")
+    actor: Actor | None = optional("process and user of the sender")
+    process: Process | None = optional("the process, as in actor")
+    src_endpoint: NetworkEndpoint | None = optional("source of the packets")
+    dst_endpoint: NetworkEndpoint | None = optional("destination of the packets")
     connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
 
 
@@ -356,21 +354,19 @@ class Os(Model):
     name: str = Field(description="Linux")
     type_id: OsType = Field(description="200")
     type: Caption = caption_of("type_id")
-    kernel_release: str | None = optional_field("release of the kernel")
+    kernel_release: str | None = optional("release of the kernel")
 
 
 class Device(Model):
     """OCSF object ``device``: the machine whose kernel enforces the fence."""
 
-    name: str | None = optional_field(
-        "unknown, if the class requires a device and the host is not known"
-    )
-    hostname: str | None = optional_field("name of the host")
+    name: str | None = optional("unknown, if the class requires a device and the host is not known")
+    hostname: str | None = optional("name of the host")
     type_id: DeviceType = Field(description="6 if the machine is virtual, else 0")
     type: Caption = caption_of("type_id")
-    os: Os | None = optional_field("operating system of the host")
-    boot_uid: str | None = optional_field("the kernel's id of the current boot")
-    boot_time: Long | None = optional_field("time of the boot")
+    os: Os | None = optional("operating system of the host")
+    boot_uid: str | None = optional("the kernel's id of the current boot")
+    boot_time: Long | None = optional("time of the boot")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
