@@ -5,6 +5,7 @@ An attempt consists of the packets of one flow (or of aggregated flows) in one t
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from ocsf_nft.ocsf import (
     attack,
     identifiers,
     messages,
+    objects,
     packet_outcome,
     protocols,
     severity,
@@ -31,14 +33,7 @@ from ocsf_nft.ocsf.enums import (
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.model import CACHED
-from ocsf_nft.ocsf.objects import (
-    Attack,
-    Metadata,
-    NetworkConnectionInfo,
-    NetworkProxy,
-    NetworkTraffic,
-)
-from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, visible
+from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, shown, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,9 +100,9 @@ class Activities:
         self._context = context
         self._device, self._device_observables = device_of(context)
         self._container = actors.container_of(context.container)
-        self._proxies: dict[int, tuple[Proxy, NetworkProxy]] = {}
+        self._proxies: dict[int, tuple[Proxy, objects.NetworkProxy]] = {}
         for proxy in context.proxies:
-            endpoint = NetworkProxy(ip=str(proxy.address), port=proxy.port).cache_json()
+            endpoint = objects.NetworkProxy(ip=str(proxy.address), port=proxy.port).cache_json()
             self._proxies.setdefault(proxy.address.version, (proxy, endpoint))
 
     def event(self, attempt: Attempt, derived: Derived, *, processed_ns: int) -> NetworkActivity:
@@ -169,7 +164,7 @@ class Activities:
             src_endpoint=src_endpoint,
             dst_endpoint=dst_endpoint,
             proxy_endpoint=proxy_endpoint,
-            connection_info=NetworkConnectionInfo(
+            connection_info=objects.NetworkConnectionInfo(
                 direction_id=direction,
                 protocol_num=record.protocol,
                 protocol_name=protocols.NAMES.get(
@@ -199,7 +194,7 @@ class Activities:
 
     def proxy(
         self, attempt: Attempt, direction: Direction
-    ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
+    ) -> tuple[Proxy, objects.NetworkProxy] | tuple[None, None]:
         """Return the proxy that the sender should have used, and the OCSF object of that proxy.
 
         Both are None if the sandbox has no known proxy. Both are also None for inbound packets,
@@ -222,7 +217,7 @@ _OBSERVATION_POINTS: Final = {
 
 def _attacks(
     attempt: Attempt, direction: Direction, destination: AddressKind | None
-) -> tuple[Attack, ...] | None:
+) -> tuple[objects.Attack, ...] | None:
     record = attempt.record
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         return None
@@ -238,8 +233,8 @@ def _attacks(
 
 
 @lru_cache(maxsize=CACHED)
-def _traffic(packets: int, length: int | None) -> NetworkTraffic:
-    return NetworkTraffic(packets=packets, bytes=length).cache_json()
+def _traffic(packets: int, length: int | None) -> objects.NetworkTraffic:
+    return objects.NetworkTraffic(packets=packets, bytes=length).cache_json()
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
@@ -252,19 +247,12 @@ def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
 
 
 def _flow(flow: Flow) -> dict[str, Any]:
-    facts = {
-        "uid": flow.uid,
-        "protocol": flow.protocol,
-        "destination": flow.destination,
-        "port": flow.port,
-        "ethertype": flow.ethertype,
-    }
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in asdict(flow).items() if value is not None}
 
 
-def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> Metadata:
+def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> objects.Metadata:
     record, origin = attempt.record, attempt.record.origin
-    return Metadata(
+    return objects.Metadata(
         version=SCHEMA_VERSION,
         uid=derived.uid,
         product=product(),
@@ -272,7 +260,7 @@ def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> Metadata
         log_provider="netfilter",
         log_source=visible(origin.log_source),
         log_format=origin.log_format,
-        original_time=None if origin.original_time is None else visible(origin.original_time),
+        original_time=shown(origin.original_time),
         original_event_uid=visible(origin.identity),
         sequence=origin.sequence,
         correlation_uid=derived.correlation_uid,

@@ -8,28 +8,15 @@ from posixpath import basename
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import objects
-from ocsf_nft.ocsf.endpoints import observable
+from ocsf_nft.ocsf.endpoints import observable, observables_below
 from ocsf_nft.ocsf.enums import FileType, FingerprintAlgorithm, ObservableType
 from ocsf_nft.ocsf.model import CACHED
-from ocsf_nft.ocsf.objects import (
-    Actor,
-    Enrichment,
-    File,
-    Fingerprint,
-    Group,
-    Image,
-    Observable,
-    ParentProcess,
-    ProcessEntity,
-    User,
-)
-from ocsf_nft.ocsf.safe_text import visible
+from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution, Container, Process, Seen
     from ocsf_nft.record import Record
 
-_PROCESS: Final = "actor.process"
 #: Prefix of the "path" of a program without a file (memfd). The name after it may have slashes.
 MEMORY: Final = "memfd:"
 #: Form of a pod's uid in the schema. The uid of a pod that no API server knows has other forms.
@@ -39,13 +26,11 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 #: states that the process is unknown.
 ATTRIBUTION_NAME: Final = "actor.process"
 ATTRIBUTION_TYPE: Final = "attribution"
-_PROVIDER: Final = "ocsf-nft"
-_UNKNOWN: Final = "unknown"
 
 
 def actor_of(
     record: Record, attribution: Attribution | None, unmapped: dict[str, Any]
-) -> Actor | None:
+) -> objects.Actor | None:
     """Return the sender of a log record's packet as an OCSF actor; None if the sender is unknown.
 
     ``unmapped`` collects values for which OCSF has no attribute. If the record has a group id but
@@ -58,21 +43,21 @@ def actor_of(
         user, group = attribution.user_name, attribution.group_name
         process = attribution.process
     if process is None:
-        return None if record.uid is None else _user_actor(record.uid, record.gid, user, group)
+        return None if record.uid is None else user_actor(record.uid, record.gid, user, group)
     # The user of the process may differ from the user of the socket, which the record has.
     if process.uid == record.uid:
         user = process.user_name or user
     if process.gid == record.gid:
         group = process.group_name or group
-    return Actor(
+    return objects.Actor(
         process=_process(process),
         user=None if record.uid is None else _user(record.uid, record.gid, user, group),
     )
 
 
-def actor_of_process(process: Process) -> Actor:
+def actor_of_process(process: Process) -> objects.Actor:
     """Return an OCSF actor that consists only of a process."""
-    return Actor(process=_process(process))
+    return objects.Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
@@ -94,29 +79,35 @@ def unmapped_of(process: Process | None) -> dict[str, str]:
 
 
 @lru_cache(maxsize=CACHED)
-def _user_actor(uid: int, gid: int | None, name: str | None, group: str | None) -> Actor:
-    return Actor(user=_user(uid, gid, name, group)).cache_json()
+def user_actor(
+    uid: int, gid: int | None = None, name: str | None = None, group: str | None = None
+) -> objects.Actor:
+    """Return an OCSF actor that consists only of a user, and of the user's group if known."""
+    return objects.Actor(user=_user(uid, gid, name, group)).cache_json()
 
 
-def _user(uid: int, gid: int | None, name: str | None, group: str | None) -> User:
-    return User(
-        name=_shown(name),
+def _user(uid: int, gid: int | None, name: str | None, group: str | None) -> objects.User:
+    return objects.User(
+        name=shown(name),
         uid=str(uid),
-        groups=None if gid is None else (Group(uid=str(gid), name=_shown(group)),),
+        groups=None if gid is None else (objects.Group(uid=str(gid), name=shown(group)),),
     )
 
 
 def _process(process: Process) -> objects.Process:
+    user = None
+    if process.uid is not None:
+        user = _user(process.uid, process.gid, process.user_name, process.group_name)
     return objects.Process(
         name=name_of(process),
         pid=process.pid,
         ptid=process.tid,
-        path=_shown(process.path),
-        cmd_line=_shown(process.cmd_line),
-        working_directory=_shown(process.working_directory),
+        path=shown(process.path),
+        cmd_line=shown(process.cmd_line),
+        working_directory=shown(process.working_directory),
         created_time=None if process.created_ns is None else process.created_ns // 1_000_000,
         file=_file(process),
-        user=_runs_as(process),
+        user=user,
         parent_process=_parent(process.ancestors[0]) if process.ancestors else None,
         ancestry=tuple(map(_ancestor, process.ancestors)) or None,
         namespace_pid=process.namespace_pid,
@@ -124,23 +115,19 @@ def _process(process: Process) -> objects.Process:
     )
 
 
-def _runs_as(process: Process) -> User | None:
-    if process.uid is None:
-        return None
-    return _user(process.uid, process.gid, process.user_name, process.group_name)
-
-
-def _parent(parent: Process) -> ParentProcess:
-    return ParentProcess(
+def _parent(parent: Process) -> objects.ParentProcess:
+    return objects.ParentProcess(
         name=name_of(parent),
         pid=parent.pid,
-        path=_shown(parent.path),
+        path=shown(parent.path),
         file=_file(parent),
     )
 
 
-def _ancestor(ancestor: Process) -> ProcessEntity:
-    return ProcessEntity(name=name_of(ancestor), pid=ancestor.pid, path=_shown(ancestor.path))
+def _ancestor(ancestor: Process) -> objects.ProcessEntity:
+    return objects.ProcessEntity(
+        name=name_of(ancestor), pid=ancestor.pid, path=shown(ancestor.path)
+    )
 
 
 def name_of(process: Process) -> str | None:
@@ -149,7 +136,7 @@ def name_of(process: Process) -> str | None:
     If the program is unknown, return the name that the process has given itself. If that name is
     unknown too, return None.
     """
-    return _shown(program(process) or process.name)
+    return shown(program(process) or process.name)
 
 
 def program(process: Process) -> str:
@@ -161,11 +148,11 @@ def program(process: Process) -> str:
     return path if path.startswith(MEMORY) else basename(path)
 
 
-def _file(process: Process) -> File | None:
+def _file(process: Process) -> objects.File | None:
     name = program(process)
     if process.path is None or not name:
         return None
-    return File(
+    return objects.File(
         name=visible(name),
         path=visible(process.path),
         type_id=FileType.REGULAR_FILE,
@@ -174,10 +161,10 @@ def _file(process: Process) -> File | None:
     )
 
 
-def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
+def _hashes(sha256: str | None) -> tuple[objects.Fingerprint, ...] | None:
     if sha256 is None or not is_valid_hash(sha256):
         return None
-    return (Fingerprint(algorithm_id=FingerprintAlgorithm.SHA_256, value=sha256),)
+    return (objects.Fingerprint(algorithm_id=FingerprintAlgorithm.SHA_256, value=sha256),)
 
 
 @lru_cache(maxsize=CACHED)
@@ -190,12 +177,12 @@ def container_of(container: Container | None) -> objects.Container | None:
         return None
     image = None
     if container.image_uid is not None:
-        image = Image(uid=visible(container.image_uid), name=_shown(container.image_name))
+        image = objects.Image(uid=visible(container.image_uid), name=shown(container.image_name))
     pod = container.pod_uid
     return objects.Container(
-        uid=_shown(container.uid),
-        name=_shown(container.name),
-        runtime=_shown(container.runtime),
+        uid=shown(container.uid),
+        name=shown(container.name),
+        runtime=shown(container.runtime),
         image=image,
         pod_uuid=None if pod is None or not is_valid_pod_uid(pod) else pod,
     ).cache_json()
@@ -211,11 +198,7 @@ def is_valid_pod_uid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
-def _shown(text: str | None) -> str | None:
-    return None if text is None else visible(text)
-
-
-def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
+def observables_of(actor: objects.Actor | None) -> tuple[objects.Observable, ...]:
     """Return the OCSF observables of an actor: values that an analyst may search for.
 
     Examples are the name, the pid and the user id of the process.
@@ -226,31 +209,27 @@ def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
     return user if actor.process is None else (*_of_process(actor.process), *user)
 
 
-def _of_process(process: objects.Process) -> tuple[Observable, ...]:
+def _of_process(process: objects.Process) -> tuple[objects.Observable, ...]:
     path = sha256 = None
     if (file := process.file) is not None:
         path = file.path
         sha256 = file.hashes[0].value if file.hashes else None
-    found = (
+    return observables_below(
+        "actor.process",
         ("name", ObservableType.PROCESS_NAME, process.name),
-        ("pid", ObservableType.PROCESS_ID, str(process.pid)),
+        ("pid", ObservableType.PROCESS_ID, process.pid),
         ("cmd_line", ObservableType.COMMAND_LINE, process.cmd_line),
         ("file.path", ObservableType.FILE_PATH, path),
         ("file.hashes[0].value", ObservableType.HASH, sha256),
     )
-    return tuple(
-        observable(f"{_PROCESS}.{name}", kind, value)
-        for name, kind, value in found
-        if value is not None
-    )
 
 
 @lru_cache(maxsize=CACHED)
-def _uid_observables(uid: str) -> tuple[Observable, ...]:
+def _uid_observables(uid: str) -> tuple[objects.Observable, ...]:
     return (observable("actor.user.uid", ObservableType.USER_UID, uid),)
 
 
-def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
+def enrichments_of(attribution: Attribution | None) -> tuple[objects.Enrichment, ...] | None:
     """Convert an attribution to the value of the event's attribute ``enrichments``.
 
     An attribution states which process sent the event's packets. The result is a tuple with one
@@ -264,11 +243,11 @@ def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | 
 
 
 @lru_cache(maxsize=CACHED)
-def _without_process(attribution: Attribution) -> tuple[Enrichment, ...]:
+def _without_process(attribution: Attribution) -> tuple[objects.Enrichment, ...]:
     return (_enrichment(attribution).cache_json(),)
 
 
-def _enrichment(attribution: Attribution) -> Enrichment:
+def _enrichment(attribution: Attribution) -> objects.Enrichment:
     process = attribution.process
     data: dict[str, Any] = {"method": attribution.method}
     if attribution.confidence is not None:
@@ -277,11 +256,11 @@ def _enrichment(attribution: Attribution) -> Enrichment:
     if attribution.seen or attribution.unnamed:
         data["processes"] = [_process_json(each) for each in attribution.seen]
         data["unnamed"] = attribution.unnamed
-    return Enrichment(
+    return objects.Enrichment(
         name=ATTRIBUTION_NAME,
-        value=_UNKNOWN if process is None else str(process.pid),
+        value="unknown" if process is None else str(process.pid),
         type=ATTRIBUTION_TYPE,
-        provider=_PROVIDER,
+        provider="ocsf-nft",
         data=data,
     )
 
@@ -291,8 +270,8 @@ def _process_json(seen: Seen) -> dict[str, Any]:
     facts = {
         "pid": process.pid,
         "name": name_of(process),
-        "path": None if process.path is None else visible(process.path),
-        "cmd_line": None if process.cmd_line is None else visible(process.cmd_line),
+        "path": shown(process.path),
+        "cmd_line": shown(process.cmd_line),
         "calls": seen.calls,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}

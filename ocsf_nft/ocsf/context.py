@@ -13,15 +13,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.ocsf import packet_outcome
+from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
-from ocsf_nft.ocsf.objects import Device, FirewallRule, Metadata, Observable, Os, Product
+from ocsf_nft.ocsf.objects import Device, FirewallRule, Metadata, Os, Product
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.severity import Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ocsf_nft.ocsf.objects import Observable
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.process import Container
 
@@ -56,16 +58,6 @@ class Host:
     boot_uid: str | None = None
     boot_time_ns: int | None = None
     is_virtual: bool = False
-
-    def device(self) -> Device:
-        """Convert the host to an OCSF device."""
-        return Device(
-            hostname=visible(self.hostname),
-            type_id=DeviceType.VIRTUAL if self.is_virtual else DeviceType.UNKNOWN,
-            os=Os(name="Linux", type_id=OsType.LINUX, kernel_release=self.kernel_release),
-            boot_uid=self.boot_uid,
-            boot_time=None if self.boot_time_ns is None else self.boot_time_ns // 1_000_000,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +123,18 @@ def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
 
     If the context has no host, return None and an empty tuple.
     """
-    if context.host is None:
+    host = context.host
+    if host is None:
         return None, ()
-    device = context.host.device()
-    hostname = Observable(
-        name="device.hostname", type_id=ObservableType.HOSTNAME, value=str(device.hostname)
+    hostname = visible(host.hostname)
+    device = Device(
+        hostname=hostname,
+        type_id=DeviceType.VIRTUAL if host.is_virtual else DeviceType.UNKNOWN,
+        os=Os(name="Linux", type_id=OsType.LINUX, kernel_release=host.kernel_release),
+        boot_uid=host.boot_uid,
+        boot_time=None if host.boot_time_ns is None else host.boot_time_ns // 1_000_000,
     )
-    return device.cache_json(), (hostname.cache_json(),)
+    return device.cache_json(), (observable("device.hostname", ObservableType.HOSTNAME, hostname),)
 
 
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:

@@ -10,7 +10,7 @@ from ocsf_nft.ocsf.enums import Boundary, Direction, NetworkScope, ObservableTyp
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.objects import NetworkEndpoint, Observable
 from ocsf_nft.ocsf.protocols import service
-from ocsf_nft.ocsf.safe_text import visible
+from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import AddressKind
@@ -98,14 +98,14 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     if is_anonymous and mac is None:
         return None
     return NetworkEndpoint(
-        name=None if name is None else visible(name),
+        name=shown(name),
         # The schema accepts no endpoint with only a MAC address; it identifies a host on a link.
         uid=mac if is_anonymous else None,
         ip=None if kind is None else address,
         port=port,
         svc_name=svc_name,
         mac=mac,
-        interface_name=None if interface is None else visible(interface),
+        interface_name=shown(interface),
         network_scope_id=None if kind is None else kind.scope,
         container=container,
     )
@@ -148,6 +148,17 @@ def observable(name: str, kind: ObservableType, value: str) -> Observable:
     return Observable(name=name, type_id=kind, value=value).cache_json()
 
 
+def observables_below(
+    path: str, *found: tuple[str, ObservableType, str | int | None]
+) -> tuple[Observable, ...]:
+    """Return the observables of an object at ``path``: name, type and value of each known value."""
+    return tuple(
+        observable(f"{path}.{name}", kind, str(value))
+        for name, kind, value in found
+        if value is not None
+    )
+
+
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
     """Return the OCSF observables of an endpoint: its IP address, MAC address, uid and port.
 
@@ -165,14 +176,10 @@ def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, .
 def _endpoint_observables(
     end: str, ip: str | None, port: int | None, mac: str | None, uid: str | None
 ) -> tuple[Observable, ...]:
-    found = (
+    return observables_below(
+        end,
         ("ip", ObservableType.IP_ADDRESS, ip),
         ("port", ObservableType.PORT, port),
         ("mac", ObservableType.MAC_ADDRESS, mac),
         ("uid", ObservableType.ENDPOINT_UID, uid),
-    )
-    return tuple(
-        observable(f"{end}.{name}", kind, str(value))
-        for name, kind, value in found
-        if value is not None
     )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import IncidentEnd
 from ocsf_nft.flow import Flow
-from ocsf_nft.ocsf import attack, messages, packet_outcome, protocols
-from ocsf_nft.ocsf.actors import unmapped_of
+from ocsf_nft.ocsf import attack, messages, objects, packet_outcome, protocols
+from ocsf_nft.ocsf.actors import unmapped_of, user_actor
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import device_of, firewall_rule, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
@@ -32,17 +32,6 @@ from ocsf_nft.ocsf.identifiers import (
     event_uid,
     incident_uid,
     stable_uid,
-)
-from ocsf_nft.ocsf.objects import (
-    Actor,
-    Analytic,
-    Evidences,
-    FindingInfo,
-    NetworkConnectionInfo,
-    RelatedEvent,
-    Remediation,
-    ResourceDetails,
-    User,
 )
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.remediation import advice, general_advice
@@ -75,10 +64,10 @@ _ALLOWED: Final = (
     "was allowed",
     "The fence is permissive and allowed all of it, which it would block otherwise.",
 )
-_ATTEMPT: Final = Analytic(
+_ATTEMPT: Final = objects.Analytic(
     uid="ocsf-nft/attempt", name="Attempt", type_id=AnalyticType.RULE
 ).cache_json()
-_FAN_OUT: Final = Analytic(
+_FAN_OUT: Final = objects.Analytic(
     uid="ocsf-nft/fan-out", name="Fan-out", type_id=AnalyticType.RULE
 ).cache_json()
 #: Beginning of the title of an incident, and of its description; the action of the fence follows.
@@ -181,7 +170,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         disposition_id=event.disposition_id,
         is_alert=activity is not FindingActivityId.CLOSE,
         confidence_id=Confidence.HIGH,
-        finding_info=FindingInfo(
+        finding_info=objects.FindingInfo(
             uid=incident_uid(incident.identity),
             title=f"{title} {outcome}",
             desc=f"{desc} {outcome_desc}",
@@ -192,7 +181,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             first_seen_time=start,
             last_seen_time=end,
             related_events=tuple(
-                RelatedEvent(
+                objects.RelatedEvent(
                     uid=event_uid(NETWORK_ACTIVITY, identity),
                     type_uid=event.type_uid,
                     type_name=event.type_name,
@@ -201,11 +190,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             ),
             related_events_count=incident.windows,
         ),
-        remediation=Remediation(desc=_remedy(record, direction, destination, proxy)),
+        remediation=objects.Remediation(desc=_remedy(record, direction, destination, proxy)),
         firewall_rule=event.firewall_rule,
         attacks=event.attacks,
         evidences=(
-            Evidences(
+            objects.Evidences(
                 actor=event.actor,
                 process=None if event.actor is None else event.actor.process,
                 src_endpoint=event.src_endpoint,
@@ -213,7 +202,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
                 connection_info=event.connection_info,
             ),
         ),
-        resources=(ResourceDetails(name=sandbox, type="sandbox"),),
+        resources=(objects.ResourceDetails(name=sandbox, type="sandbox"),),
         actor=event.actor,
         device=event.device,
         observables=tuple(_as_evidence(event.observables or ())) or None,
@@ -269,7 +258,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
     outcome = packet_outcome.outcome_of(answer)
     outcome_title, outcome_desc = _ALLOWED if answer is Answer.PERMITTED else _REFUSED
     start, end = found.start_ns // 1_000_000, found.end_ns // 1_000_000
-    actor = None if found.uid is None else Actor(user=User(uid=str(found.uid))).cache_json()
+    actor = None if found.uid is None else user_actor(found.uid)
     # Without a sample, the sandbox and the user are the only evidence.
     flows = found.sample or (Flow(uid=found.uid, protocol=None),)
     evidences = tuple(_evidence(found, direction, actor, flow) for flow in flows)
@@ -294,7 +283,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         disposition_id=outcome.disposition,
         is_alert=activity is not FindingActivityId.CLOSE,
         confidence_id=Confidence.HIGH,
-        finding_info=FindingInfo(
+        finding_info=objects.FindingInfo(
             uid=stable_uid("fan-out", found.identity),  # the same in all findings of the scan
             title=f"Fan-out to many destinations or ports {outcome_title}",
             desc=(
@@ -307,11 +296,11 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             first_seen_time=start,
             last_seen_time=end,
         ),
-        remediation=Remediation(desc=_scan_remedy(context, found, direction)),
+        remediation=objects.Remediation(desc=_scan_remedy(context, found, direction)),
         firewall_rule=firewall_rule(context, found.rule, is_ours=True),
         attacks=attack.SCAN,
         evidences=evidences,
-        resources=(ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
+        resources=(objects.ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
         actor=actor,
         device=device,
         observables=(*_scan_observables(evidences, found.uid), *observables) or None,
@@ -358,16 +347,18 @@ def _scan_remedy(context: Context, found: FanOut, direction: Direction) -> str:
     return f"Find out what {sender} runs, and stop it unless this is intended. {advice}"
 
 
-def _evidence(found: FanOut, direction: Direction, actor: Actor | None, flow: Flow) -> Evidences:
+def _evidence(
+    found: FanOut, direction: Direction, actor: objects.Actor | None, flow: Flow
+) -> objects.Evidences:
     is_inbound = direction is Direction.INBOUND
     destination = address_kind(flow.destination)
-    return Evidences(
+    return objects.Evidences(
         actor=actor,
         src_endpoint=None if is_inbound else endpoint(found.sandbox),
         dst_endpoint=endpoint(
             found.sandbox if is_inbound else None, flow.destination, destination, flow.port
         ),
-        connection_info=NetworkConnectionInfo(
+        connection_info=objects.NetworkConnectionInfo(
             direction_id=direction,
             protocol_num=flow.protocol,
             protocol_name=None if flow.protocol is None else protocols.NAMES.get(flow.protocol),
@@ -376,7 +367,9 @@ def _evidence(found: FanOut, direction: Direction, actor: Actor | None, flow: Fl
     )
 
 
-def _scan_observables(evidences: Iterable[Evidences], uid: int | None) -> Iterable[Observable]:
+def _scan_observables(
+    evidences: Iterable[objects.Evidences], uid: int | None
+) -> Iterable[Observable]:
     addresses: dict[str, str] = {}
     for number, evidence in enumerate(evidences):
         ip = None if evidence.dst_endpoint is None else evidence.dst_endpoint.ip

@@ -100,7 +100,7 @@ def sender_text(
 def _process_or_user(by: Attribution, user: str) -> str:
     others = count_others(by)
     if by.process is not None:
-        name = _process_name(by.process)
+        name = f"{short_name(by.process) or 'process '}[{by.process.pid}]"
         if others:
             name = f"{name} and {counted(others, 'other process', 'other processes')}"
         return f"{name} ({user})" if user else name
@@ -109,10 +109,6 @@ def _process_or_user(by: Attribution, user: str) -> str:
     was_each = bool(by.seen) and all(each.calls is not None for each in by.seen)
     several = count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
-
-
-def _process_name(process: Process) -> str:
-    return f"{short_name(process) or 'process '}[{process.pid}]"
 
 
 def short_name(process: Process) -> str | None:
@@ -141,10 +137,7 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 
 
 def _single_text(attempt: Attempt, direction: Direction) -> str:
-    """Return the packets of one flow as text, with their sender and destination.
-
-    An example is "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53".
-    """
+    # For example "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53"
     record, number = attempt.record, attempt.packets
     noun, destination = _noun(record, number), _destination(record)
     if number > 1:
@@ -189,10 +182,7 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the kind of the packets that a record combines, for example "TCP" or "ARP".
-
-    Return None if the packets are of several kinds.
-    """
+    """Return the kind of packets, such as "TCP" or "ARP"; None if they are of several kinds."""
     if record.protocol is not None:
         return usual_name(record.protocol)
     if record.ip_version is not None:
@@ -216,28 +206,18 @@ def detail(
     ``attempt`` describes the packets. ``answer`` is the fence's reaction, for example a TCP reset.
     If ``answer`` is None (unknown), the result may be None.
     """
-    if attempt.aggregation is not None:  # packets of several flows always get a general text
-        return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
-    record = attempt.record
+    record, aggregation = attempt.record, attempt.aggregation
+    if aggregation is not None:  # packets of several flows always get a general text
+        # Users without a limit of their own share one limit: then the user is unknown.
+        user = "an unknown user" if record.uid is None else f"uid {record.uid}"
+        reason = _REASONS[aggregation.reason].format(user=user)
+        return (
+            f"These packets are aggregated, because {reason}. {_DETAILS[answer]} "
+            f"{general_advice(record.rule, direction, proxy)}"
+        )
     if answer is None:
         return None
     return f"{_DETAILS[answer]} {advice(record, direction, proxy, destination)}"
-
-
-def _detail_of_many(
-    record: Record,
-    aggregation: Aggregation,
-    direction: Direction,
-    answer: Answer | None,
-    proxy: Proxy | None,
-) -> str:
-    # Users without a limit of their own share one limit: then the user is unknown.
-    user = "an unknown user" if record.uid is None else f"uid {record.uid}"
-    reason = _REASONS[aggregation.reason].format(user=user)
-    return (
-        f"These packets are aggregated, because {reason}. {_DETAILS[answer]} "
-        f"{general_advice(record.rule, direction, proxy)}"
-    )
 
 
 def _noun(record: Record, number: int) -> str:
@@ -255,10 +235,7 @@ def _noun(record: Record, number: int) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return the part of a message that names the destination of the packets.
-
-    An example is " to 192.0.2.1:443 (https)". For a frame without IP, the part is empty.
-    """
+    """Return the destination, as in " to 192.0.2.1:443 (https)"; an empty text without IP."""
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

@@ -171,10 +171,8 @@ def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
-        if (
-            _at(each, "name") == actors.ATTRIBUTION_NAME
-            and _at(each, "type") == actors.ATTRIBUTION_TYPE
-        ):
+        kind = _at(each, "name"), _at(each, "type")
+        if kind == (actors.ATTRIBUTION_NAME, actors.ATTRIBUTION_TYPE):
             seen, unnamed = _at(each, "data", "processes"), _at(each, "data", "unnamed")
             named = seen if isinstance(seen, list) else []
             others = sum(pid is None or _at(one, "pid") != pid for one in named)

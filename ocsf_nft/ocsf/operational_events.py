@@ -21,7 +21,7 @@ from ocsf_nft.ocsf.enums import (
 from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
 from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.objects import Device, Metadata
-from ocsf_nft.ocsf.safe_text import visible
+from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         end_time=end,
         severity_id=_severity(after, cause, tampering),
         status_id=_status(after, cause, tampering),
-        status_detail=None if reason is None else visible(reason),
+        status_detail=shown(reason),
         message=f"{sentence}{change}.",
         actor=actor,
         state_id=state,

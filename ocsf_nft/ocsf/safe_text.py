@@ -42,6 +42,11 @@ def visible(text: str) -> str:
     return text if text.isascii() else _INVISIBLE.sub(lambda match: _escape(match[0]), text)
 
 
+def shown(text: str | None) -> str | None:
+    """Return ``text`` as :func:`visible` does; None if it is None."""
+    return None if text is None else visible(text)
+
+
 def printable(json: bytes) -> bytes:
     """Return ``json`` with all unprintable characters written as JSON escapes.
 

@@ -6,7 +6,7 @@ are replaced by similar ones.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -20,6 +20,7 @@ from ocsf_nft.ocsf.events import (
     DeviceConfigStateChange,
     NetworkActivity,
 )
+from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.objects import (
     Device,
@@ -87,10 +88,6 @@ OBSERVABLES_SINCE: Final[Mapping[ObservableType, str]] = {
     ObservableType.ENDPOINT_UID: "1.7.0",
 }
 
-_NETWORK_ACTIVITY: Final = 4001
-#: Name of an unknown endpoint, in versions that require both endpoints.
-_UNKNOWN: Final = "unknown"
-
 
 def full_version(text: str) -> str:
     """Return an OCSF version in its full form: ``1.1.0`` for ``1.1``, and also for ``1.1.0``.
@@ -137,13 +134,10 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 class _Cuts(NamedTuple):
-    """Attributes to remove from an object, because an older OCSF version lacks them.
-
-    ``names`` are attributes of the object itself. ``below`` maps each attribute that contains inner
-    objects to the attributes to remove from those objects.
-    """
+    """Attributes to remove from an object, because an older OCSF version lacks them."""
 
     names: tuple[str, ...]
+    #: The same for inner objects, by the attribute that contains them.
     below: Mapping[str, _Cuts]
 
 
@@ -190,14 +184,9 @@ def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[s
 # Conversions to an older version's form; each function changes the event.
 
 
-def _name_both_ends(event: dict[str, Any]) -> None:
-    if event["class_uid"] == _NETWORK_ACTIVITY:
-        event.setdefault("src_endpoint", {"name": _UNKNOWN})
-
-
-def _name_the_destination(event: dict[str, Any]) -> None:
-    if event["class_uid"] == _NETWORK_ACTIVITY:
-        event.setdefault("dst_endpoint", {"name": _UNKNOWN})
+def _name_endpoint(event: dict[str, Any], end: str) -> None:
+    if event["class_uid"] == NETWORK_ACTIVITY:
+        event.setdefault(end, {"name": "unknown"})
 
 
 def _replace_observed(event: dict[str, Any]) -> None:
@@ -206,7 +195,7 @@ def _replace_observed(event: dict[str, Any]) -> None:
     The new action is Unknown if another firewall logged the packet with an unknown verdict.
     """
     if event.get("action_id") == Action.OBSERVED:
-        is_activity = event["class_uid"] == _NETWORK_ACTIVITY
+        is_activity = event["class_uid"] == NETWORK_ACTIVITY
         is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
         action = Action.ALLOWED if is_known else Action.UNKNOWN
         event["action_id"], event["action"] = int(action), action.caption
@@ -241,9 +230,9 @@ def _type_related_events(event: dict[str, Any]) -> None:
 
 
 _CONVERSIONS: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]] = (
-    ("1.3.0", _name_both_ends),
+    ("1.3.0", partial(_name_endpoint, end="src_endpoint")),
     ("1.3.0", _type_related_events),
-    ("1.4.0", _name_the_destination),
+    ("1.4.0", partial(_name_endpoint, end="dst_endpoint")),
     ("1.4.0", _replace_observed),
     ("1.4.0", _list_the_lineage),
     ("1.6.0", _name_the_thread),
