@@ -31,7 +31,6 @@ from ocsf_nft.ocsf.enums import (
     Severity,
 )
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
-from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, shown, visible
 
@@ -72,7 +71,7 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         None if source is None else packed_address_kind(source),
         None if destination is None else packed_address_kind(destination),
         severity.configured(record, severities),
-        identifiers.event_uid(NETWORK_ACTIVITY, record.origin.identity),
+        identifiers.event_uid(record.origin.identity),
         _correlation_uid(attempt),
         identifiers.community_id(record, source, destination),
         byte_size(record.origin.raw),

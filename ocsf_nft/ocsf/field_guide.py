@@ -10,6 +10,7 @@ import argparse
 import inspect
 import re
 import sys
+from operator import itemgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -18,7 +19,7 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.enums import Captioned, ObservableType
 from ocsf_nft.ocsf.events import CLASSES, Event
 from ocsf_nft.ocsf.model import Model, children
-from ocsf_nft.ocsf.versions import LATEST, OBSERVABLES_SINCE, SINCE, VERSIONS
+from ocsf_nft.ocsf.versions import CONVERSIONS, LATEST, OBSERVABLES_SINCE, SINCE, VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,25 +38,6 @@ The attributes are those of OCSF {LATEST}. *Since* is the first version that has
 it is empty, all supported versions have it, from {VERSIONS[0]} on. An unknown value is omitted and
 is never null. A *time* is an integer: milliseconds since the epoch, UTC. An id and its caption are
 in one row. Only the ids that ocsf-nft emits are listed."""
-
-#: Conversions of :mod:`ocsf_nft.ocsf.versions` before a version, in the same order.
-REWORDED: Final = (
-    (
-        "1.3.0",
-        'Network Activity requires a `src_endpoint`: the name of an unknown one is `"unknown"`.',
-    ),
-    ("1.3.0", "A related event has `type` in place of `type_name`."),
-    (
-        "1.4.0",
-        'Network Activity requires a `dst_endpoint`: the name of an unknown one is `"unknown"`.',
-    ),
-    (
-        "1.4.0",
-        "`action_id` 3 Observed becomes 1 Allowed for a permissive fence, else 0 Unknown.",
-    ),
-    ("1.4.0", "A process has `lineage`, paths with the oldest first, in place of `ancestry`."),
-    ("1.6.0", "A process has `tid` in place of `ptid`."),
-)
 
 
 def guide() -> str:
@@ -187,28 +169,19 @@ def _id(member: Captioned) -> str:
 
 
 def _profiles() -> str:
-    rows = ["| profile | in | attributes |", "|---|---|---|"]
-    for profile, model, names in sorted(_profile_attributes(), key=lambda one: one[0]):
-        rows.append(f"| {profile} | {_title(model)} | {_named(names)} |")
-    return "\n".join(rows)
-
-
-def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield a tuple for each model and each OCSF profile that adds attributes to the model.
-
-    A model is an event class or an object. The tuple has the profile, the model, and the names of
-    the added attributes.
-    """
-    for model in (*CLASSES.values(), *_objects()):
-        for profile, names in model.profile_attributes.items():
-            if ours := [name for name in names if name in model.model_fields]:
-                yield profile, model, ours
+    found = [
+        (profile, _title(model), _named(name for name in names if name in model.model_fields))
+        for model in (*CLASSES.values(), *_objects())
+        for profile, names in model.profile_attributes.items()
+    ]
+    rows = [f"| {' | '.join(row)} |" for row in sorted(found, key=itemgetter(0)) if row[-1]]
+    return "\n".join(["| profile | in | attributes |", "|---|---|---|", *rows])
 
 
 def _older() -> Iterator[str]:
     for version in reversed(VERSIONS):
         news = [*_new_attributes(version), *_new_observables(version)]
-        reworded = [text for since, text in REWORDED if since == version]
+        reworded = [text for since, text, _ in CONVERSIONS if since == version]
         if news:
             yield "\n".join([f"Before {version} there is no", "", *(f"- {each}" for each in news)])
         if reworded:
@@ -222,13 +195,13 @@ def _new_attributes(version: str) -> Iterator[str]:
 
 
 def _new_observables(version: str) -> Iterator[str]:
-    kinds = [kind for kind, since in OBSERVABLES_SINCE.items() if since == version]
+    kinds = [
+        f"`{int(kind)}` {kind.caption}"
+        for kind, since in OBSERVABLES_SINCE.items()
+        if since == version
+    ]
     if kinds:
-        yield f"observable of type {', '.join(map(_id_alone, kinds))}"
-
-
-def _id_alone(kind: ObservableType) -> str:
-    return f"`{int(kind)}` {kind.caption}"
+        yield f"observable of type {', '.join(kinds)}"
 
 
 def _named(names: Iterable[str]) -> str:

@@ -27,7 +27,6 @@ from ocsf_nft.ocsf.enums import (
 )
 from ocsf_nft.ocsf.events import DetectionFinding
 from ocsf_nft.ocsf.identifiers import (
-    NETWORK_ACTIVITY,
     aggregation_uid,
     event_uid,
     incident_uid,
@@ -182,7 +181,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             last_seen_time=end,
             related_events=tuple(
                 objects.RelatedEvent(
-                    uid=event_uid(NETWORK_ACTIVITY, identity),
+                    uid=event_uid(identity),
                     type_uid=event.type_uid,
                     type_name=event.type_name,
                 )

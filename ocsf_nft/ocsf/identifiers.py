@@ -52,45 +52,36 @@ def stable_uid(*parts: str | int | None) -> str:
     The type of a part matters: ``1`` and ``"1"`` give different UUIDs. A text may contain lone
     surrogates.
     """
-    return _uuid5(_json(parts))
-
-
-def _json(parts: tuple[str | int | None, ...]) -> bytes:
-    """Encode ``parts`` as JSON without spaces; escape all characters outside printable ASCII."""
     try:
         encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits
-        return _escaped(parts)
-    return encoded if encoded.isascii() and b"\x7f" not in encoded else _escaped(parts)
+        encoded = b""
+    if not encoded or not encoded.isascii() or b"\x7f" in encoded:
+        # The same JSON, with all characters outside printable ASCII escaped.
+        encoded = json.dumps(parts, separators=(",", ":")).encode()
+    return _uuid5(encoded)
 
 
-def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
-    return json.dumps(parts, separators=(",", ":")).encode()
+def event_uid(identity: str) -> str:
+    """Return the ``metadata.uid`` of a Network Activity event.
 
-
-def event_uid(class_uid: int, identity: str) -> str:
-    """Return the ``metadata.uid`` of an event that is made from one log record.
-
-    ``class_uid`` is the OCSF class of the event, such as 4001. ``identity`` is the log record's
-    ``origin.identity``.
+    ``identity`` is the ``origin.identity`` of its log record.
     """
-    return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
+    return _uuid5(f"{NETWORK_ACTIVITY}:{identity}".encode("utf-8", "surrogatepass"))
 
 
 def incident_uid(identity: str) -> str:
-    """Derive the uid of an incident from its identity (:attr:`Incident.identity`).
+    """Return the uid of an incident from its identity (:attr:`Incident.identity`).
 
-    This uid is ``finding_info.uid`` of the incident's finding. It is also
-    ``metadata.correlation_uid`` of this finding, and of the events of the incident's attempts.
+    Its finding has it as ``finding_info.uid``, and all its events as ``metadata.correlation_uid``.
     """
     return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that all attempts of one flow have in common.
+    """Return the uid that all attempts of one flow have in common if they are in no incident.
 
-    This uid is for attempts that belong to no incident. ``record`` is any log record of the flow.
-    Sandbox, rule, user, protocol, destination and port identify a flow.
+    ``record`` is any log record of the flow.
     """
     return stable_uid(
         "attempt",

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.model import Model
 
 #: Supported versions, oldest first. For a newer version, also add its new attributes to ``SINCE``
-#: and ``OBSERVABLES_SINCE``, and its changed forms to ``_CONVERSIONS``.
+#: and ``OBSERVABLES_SINCE``, and its changed forms to ``CONVERSIONS``.
 VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
 LATEST: Final = SCHEMA_VERSION
 
@@ -120,7 +120,7 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
     if version == LATEST:
         return event
     model = CLASSES[event["class_uid"]]
-    for since, convert in _CONVERSIONS:
+    for since, _, convert in CONVERSIONS:
         if is_before(version, since):
             convert(event)
     _cut(event, _cuts(model, version))
@@ -181,19 +181,12 @@ def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[s
     return sorted(found)
 
 
-# Conversions to an older version's form; each function changes the event.
-
-
 def _name_endpoint(event: dict[str, Any], end: str) -> None:
     if event["class_uid"] == NETWORK_ACTIVITY:
         event.setdefault(end, {"name": "unknown"})
 
 
 def _replace_observed(event: dict[str, Any]) -> None:
-    """Replace the action "Observed", which OCSF versions before 1.4 lack, by Allowed or Unknown.
-
-    The new action is Unknown if another firewall logged the packet with an unknown verdict.
-    """
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == NETWORK_ACTIVITY
         is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
@@ -202,7 +195,6 @@ def _replace_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """Add ``lineage`` to each process: the program paths of its ancestors, oldest first."""
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:
@@ -210,7 +202,6 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """Copy each process's ``ptid`` (thread id) to ``tid``, the attribute's name before OCSF 1.6."""
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]
@@ -229,11 +220,29 @@ def _type_related_events(event: dict[str, Any]) -> None:
         each["type"] = each["type_name"]
 
 
-_CONVERSIONS: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]] = (
-    ("1.3.0", partial(_name_endpoint, end="src_endpoint")),
-    ("1.3.0", _type_related_events),
-    ("1.4.0", partial(_name_endpoint, end="dst_endpoint")),
-    ("1.4.0", _replace_observed),
-    ("1.4.0", _list_the_lineage),
-    ("1.6.0", _name_the_thread),
+#: Conversions to an older version's form: since when it is not needed, a sentence for the field
+#: guide, and the function that changes the event.
+CONVERSIONS: Final[tuple[tuple[str, str, Callable[[dict[str, Any]], None]], ...]] = (
+    (
+        "1.3.0",
+        'Network Activity requires a `src_endpoint`: the name of an unknown one is `"unknown"`.',
+        partial(_name_endpoint, end="src_endpoint"),
+    ),
+    ("1.3.0", "A related event has `type` in place of `type_name`.", _type_related_events),
+    (
+        "1.4.0",
+        'Network Activity requires a `dst_endpoint`: the name of an unknown one is `"unknown"`.',
+        partial(_name_endpoint, end="dst_endpoint"),
+    ),
+    (
+        "1.4.0",
+        "`action_id` 3 Observed becomes 1 Allowed for a permissive fence, else 0 Unknown.",
+        _replace_observed,
+    ),
+    (
+        "1.4.0",
+        "A process has `lineage`, paths with the oldest first, in place of `ancestry`.",
+        _list_the_lineage,
+    ),
+    ("1.6.0", "A process has `tid` in place of `ptid`.", _name_the_thread),
 )
