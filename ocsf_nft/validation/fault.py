@@ -39,30 +39,14 @@ class Fault:
         return f"{self.severity}: {self.path}: {self.message}"
 
 
-class TooManyError(Exception):
-    """Exception for an event with more than ``LIMIT`` (1000) faults."""
+def error(path: str, message: str) -> Fault:
+    """Return an error about the attribute at ``path``."""
+    return Fault("error", path, message)
 
 
-class FaultList:
-    """Faults of one event, in the order of their detection; at most ``LIMIT`` (1000)."""
-
-    __slots__ = ("faults",)
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-
-    def error(self, path: str, message: str) -> None:
-        """Add an error about the attribute at ``path``; raises TooManyError."""
-        self._add(Fault("error", path, message))
-
-    def warning(self, path: str, message: str) -> None:
-        """Add a warning about the attribute at ``path``; raises TooManyError."""
-        self._add(Fault("warning", path, message))
-
-    def _add(self, fault: Fault) -> None:
-        if len(self.faults) == LIMIT:
-            raise TooManyError
-        self.faults.append(fault)
+def warning(path: str, message: str) -> Fault:
+    """Return a warning about the attribute at ``path``."""
+    return Fault("warning", path, message)
 
 
 def describe(value: Any) -> str:

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.validation.fault import describe
+from ocsf_nft.validation.fault import describe, error, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.validation.fault import FaultList
+    from ocsf_nft.validation.fault import Fault
     from ocsf_nft.validation.schema import Attribute, Schema, Table
 
 #: One step of a name. ``a`` and ``a[]`` mean any item of an array, ``a[0]`` its first item.
@@ -35,65 +35,56 @@ class _Target:
 class Observables:
     """Checker of one event's observables: each must agree with the attribute that it names.
 
-    ``table`` is the schema's definition of the event's class. Faults are added to ``faults``.
+    ``table`` is the schema's definition of the event's class.
     """
 
-    __slots__ = ("_budget", "_event", "_faults", "_schema", "_table", "_targets")
+    __slots__ = ("_budget", "_event", "_schema", "_table", "_targets")
 
-    def __init__(
-        self, schema: Schema, table: Table, event: Mapping[str, Any], faults: FaultList
-    ) -> None:
+    def __init__(self, schema: Schema, table: Table, event: Mapping[str, Any]) -> None:
         self._schema = schema
         self._table = table
         self._event = event
-        self._faults = faults
         self._targets: dict[str, _Target | str] = {}
         self._budget = _BUDGET
 
-    def check(self) -> None:
-        """Check the name, value and type of each observable; add faults to the fault list.
-
-        Raises TooManyError if there are too many faults. An observable that refers to another event
-        is skipped.
-        """
+    def faults(self) -> Iterator[Fault]:
+        """Yield the faults in the name, value and type of each observable of the event itself."""
         observables = self._event.get("observables")
         for number, one in enumerate(observables if isinstance(observables, list) else ()):
             if isinstance(one, dict) and not self._is_of_another_event(one):
-                self._check(one, f"observables[{number}]")
+                yield from self._faults(one, f"observables[{number}]")
 
     def _is_of_another_event(self, observable: Mapping[str, Any]) -> bool:
         metadata = self._event.get("metadata")
         own = metadata.get("uid") if isinstance(metadata, dict) else None
         return bool(observable.get("event_uid", own) != own)
 
-    def _check(self, observable: Mapping[str, Any], where: str) -> None:
+    def _faults(self, observable: Mapping[str, Any], where: str) -> Iterator[Fault]:
         name = observable.get("name")
         if not isinstance(name, str):
             if name is None:
-                self._faults.warning(where, "has no name, so it refers to nothing")
+                yield warning(where, "has no name, so it refers to nothing")
             return
         target = self._targets.get(name)
         if target is None:
             target = self._targets[name] = self._resolve(name)
         if isinstance(target, str):
-            self._faults.error(f"{where}.name", f"{describe(name)} {target}")
+            yield error(f"{where}.name", f"{describe(name)} {target}")
             return
         value, kind = observable.get("value"), observable.get("type_id")
         if target.is_object:
             if value is not None:
-                self._faults.error(
+                yield error(
                     f"{where}.value", f"is there, but {describe(name)} is an object, which has none"
                 )
         elif value is None:
-            self._faults.error(f"{where}.value", f"is missing, and {describe(name)} has one")
+            yield error(f"{where}.value", f"is missing, and {describe(name)} has one")
         elif isinstance(value, str) and value not in target.texts:
-            self._faults.error(
-                f"{where}.value", f"{describe(value)} is not the value of {describe(name)}"
-            )
+            yield error(f"{where}.value", f"{describe(value)} is not the value of {describe(name)}")
         kinds = target.attribute.observables
         if kinds and isinstance(kind, int) and kind not in kinds:
             expected = " or ".join(map(str, sorted(kinds)))
-            self._faults.error(
+            yield error(
                 f"{where}.type_id",
                 f"{describe(kind)} is not the type of {describe(name)}, {expected}",
             )

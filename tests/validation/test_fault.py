@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.validation.fault import LIMIT, Fault, FaultList, TooManyError, child_path, describe
+from ocsf_nft.validation.fault import Fault, child_path, describe
 
 
 def test_fault_is_one_line() -> None:
@@ -55,12 +55,3 @@ def test_fault_shows_an_integer_that_python_does_not_convert() -> None:
 )
 def test_fault_path_quotes_a_name_that_is_not_plain(path: str, key: Any, text: str) -> None:
     assert child_path(path, key) == text
-
-
-def test_fault_list_has_a_limit() -> None:
-    fault_list = FaultList()
-    for _ in range(LIMIT):
-        fault_list.warning("a", "b")
-    with pytest.raises(TooManyError):
-        fault_list.error("a", "b")
-    assert len(fault_list.faults) == LIMIT
