@@ -61,10 +61,7 @@ class Derived(NamedTuple):
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
-    """Compute the event values that follow from an attempt, for example its severity and uid.
-
-    ``severities`` are the configured severity rules.
-    """
+    """Compute the event values that follow from an attempt and the configured ``severities``."""
     record = attempt.record
     source, destination = packed(record.source), packed(record.destination)
     return Derived(

@@ -61,10 +61,7 @@ def actor_of_process(process: Process) -> objects.Actor:
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return those facts about a process that have no OCSF attribute, for example its systemd unit.
-
-    Return an empty dictionary if ``process`` is None.
-    """
+    """Return the facts about a process that have no OCSF attribute, such as its systemd unit."""
     if process is None:
         return {}
     inside = container_of(process.container)
@@ -131,19 +128,12 @@ def _ancestor(ancestor: Process) -> objects.ProcessEntity:
 
 
 def name_of(process: Process) -> str | None:
-    """Return the name of the program that a process runs, for example ``curl``.
-
-    If the program is unknown, return the name that the process has given itself. If that name is
-    unknown too, return None.
-    """
+    """Return the name of a process's program, else the name that the process gave itself."""
     return shown(program(process) or process.name)
 
 
 def program(process: Process) -> str:
-    """Return the name of a process's program file, or of a program without a file.
-
-    Return an empty text if the program is unknown.
-    """
+    """Return the name of a process's program, with or without a file; empty if unknown."""
     path = process.path or ""
     return path if path.startswith(MEMORY) else basename(path)
 
@@ -169,10 +159,7 @@ def _hashes(sha256: str | None) -> tuple[objects.Fingerprint, ...] | None:
 
 @lru_cache(maxsize=CACHED)
 def container_of(container: Container | None) -> objects.Container | None:
-    """Convert a container to its OCSF object.
-
-    Return None if ``container`` is None, or if it has neither an id nor a name.
-    """
+    """Convert a container to its OCSF object; return None if it has neither an id nor a name."""
     if container is None or container.uid is container.name is None:
         return None
     image = None
@@ -199,10 +186,7 @@ def is_valid_pod_uid(text: str) -> bool:
 
 
 def observables_of(actor: objects.Actor | None) -> tuple[objects.Observable, ...]:
-    """Return the OCSF observables of an actor: values that an analyst may search for.
-
-    Examples are the name, the pid and the user id of the process.
-    """
+    """Return the OCSF observables of an actor, such as the name, pid and user id of its process."""
     if actor is None:
         return ()
     user = () if actor.user is None else _uid_observables(actor.user.uid)
@@ -230,11 +214,7 @@ def _uid_observables(uid: str) -> tuple[objects.Observable, ...]:
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[objects.Enrichment, ...] | None:
-    """Convert an attribution to the value of the event's attribute ``enrichments``.
-
-    An attribution states which process sent the event's packets. The result is a tuple with one
-    OCSF enrichment, or None if ``attribution`` is None.
-    """
+    """Return the event's attribute ``enrichments``: one enrichment, or None."""
     if attribution is None:
         return None
     if attribution.names_no_process:
@@ -285,10 +265,6 @@ def count_others(attribution: Attribution) -> int:
 
 
 def count_text(number: int, *, was_each: bool) -> str:
-    """Return the text for a number of processes that sent packets, for example "3 processes".
-
-    If ``was_each`` is false, perhaps only some of these processes sent packets. The text is then,
-    for example, "one or more of 3 processes".
-    """
+    """Return "3 processes", or "one or more of 3 processes" if ``was_each`` is false."""
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

@@ -80,10 +80,7 @@ def address_kind(text: str | None) -> AddressKind | None:
 
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
-    """Return two lists: the first address of each address range, and the kind of each range.
-
-    ``version`` is the IP version of the addresses, and ``size`` is their size in bytes.
-    """
+    """Return the first address of each address range, and the kind of each range."""
     networks = (
         *_INTERNAL,
         *_UNASSIGNED,
@@ -114,10 +111,7 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Return the scope of an IP address, and its flags such as ``is_loopback``.
-
-    ``address`` is the address as a number. The flags have the order of the fields in AddressKind.
-    """
+    """Return the scope of an address, and its flags in the order of the fields in AddressKind."""
     if _is_in(_CARRY_IPV4, version, address):
         return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.endpoints import observable
@@ -79,24 +79,13 @@ class Proxy:
         return f"http://{self.end}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleFacts:
-    """Position and text of a fence's rule in the kernel.
+class RuleFacts(NamedTuple):
+    """Facts about a fence's rule in the kernel."""
 
-    ``handle`` is the rule's number in its table. ``condition`` is the rule's text, as ``nft list``
-    shows it.
-    """
-
-    family: str
-    table: str
-    chain: str
-    handle: int
+    #: Position of the rule: ``FAMILY/TABLE/CHAIN/HANDLE``.
+    uid: str
+    #: Text of the rule, as ``nft list`` shows it.
     condition: str
-
-    @property
-    def uid(self) -> str:
-        """Return the id of the rule in events: ``FAMILY/TABLE/CHAIN/HANDLE``."""
-        return f"{self.family}/{self.table}/{self.chain}/{self.handle}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +108,7 @@ class Context:
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
-    """Return the OCSF ``device`` of an event (the host), and its observables (the hostname).
-
-    If the context has no host, return None and an empty tuple.
-    """
+    """Return the host as OCSF ``device``, and its observables; None and () without a host."""
     host = context.host
     if host is None:
         return None, ()
@@ -145,27 +131,17 @@ def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule
     """
     if not rule:
         return None
-    if not is_ours:
-        return _foreign_rule(rule)
-    facts = context.rules.get(rule)
-    if facts is None:
-        return _own_rule(rule, None, None)
-    return _own_rule(rule, facts.uid, facts.condition)
+    return _rule(rule, context.rules.get(rule) if is_ours else None, is_ours=is_ours)
 
 
-@lru_cache(maxsize=256)
-def _foreign_rule(name: str) -> FirewallRule:
-    return FirewallRule(name=visible(name)).cache_json()
-
-
-@lru_cache(maxsize=256)
-def _own_rule(name: str, uid: str | None, condition: str | None) -> FirewallRule:
+@lru_cache(maxsize=512)
+def _rule(name: str, facts: RuleFacts | None, *, is_ours: bool) -> FirewallRule:
     return FirewallRule(
         name=visible(name),
-        uid=uid,
-        type="nftables",
-        desc=_DESCRIPTIONS.get(name),
-        condition=condition,
+        uid=None if facts is None else facts.uid,
+        type="nftables" if is_ours else None,
+        desc=_DESCRIPTIONS.get(name) if is_ours else None,
+        condition=None if facts is None else facts.condition,
     ).cache_json()
 
 

@@ -141,10 +141,7 @@ def boundary(source: AddressKind | None, destination: AddressKind | None) -> Bou
 
 
 def observable(name: str, kind: ObservableType, value: str) -> Observable:
-    """Return an OCSF observable: a value of the event that people may search for in other logs.
-
-    ``name`` is the path of the value in the event, for example ``dst_endpoint.ip``.
-    """
+    """Return an OCSF observable: the ``value`` at the path ``name`` in an event."""
     return Observable(name=name, type_id=kind, value=value).cache_json()
 
 

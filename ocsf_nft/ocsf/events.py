@@ -106,10 +106,7 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """Return the event as one line of JSON, without a line end and without null values.
-
-        Characters that are not printable are escaped.
-        """
+        """Return the event as one line of printable JSON, without a line end and null values."""
         return printable(
             orjson.dumps(
                 {name: value for name, value in self.__dict__.items() if value is not None},

@@ -235,10 +235,7 @@ def _remedy(
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
-    """Yield the observables of a Network Activity event, with the paths that a finding needs.
-
-    For example, the path ``dst_endpoint.ip`` becomes ``evidences[0].dst_endpoint.ip``.
-    """
+    # For example, the path ``dst_endpoint.ip`` becomes ``evidences[0].dst_endpoint.ip``.
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))
         name = f"evidences[0].{each.name}" if is_below else each.name

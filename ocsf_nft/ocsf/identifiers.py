@@ -63,10 +63,7 @@ def stable_uid(*parts: str | int | None) -> str:
 
 
 def event_uid(identity: str) -> str:
-    """Return the ``metadata.uid`` of a Network Activity event.
-
-    ``identity`` is the ``origin.identity`` of its log record.
-    """
+    """Return the ``metadata.uid`` of a Network Activity event from its record's ``identity``."""
     return _uuid5(f"{NETWORK_ACTIVITY}:{identity}".encode("utf-8", "surrogatepass"))
 
 
@@ -79,10 +76,7 @@ def incident_uid(identity: str) -> str:
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that all attempts of one flow have in common if they are in no incident.
-
-    ``record`` is any log record of the flow.
-    """
+    """Return the uid that all attempts of a record's flow share if they are in no incident."""
     return stable_uid(
         "attempt",
         record.prefix if record.sandbox is None else record.sandbox,

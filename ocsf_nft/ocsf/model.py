@@ -68,10 +68,7 @@ class Model(BaseModel):
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """Return the names of a model's fields that contain OCSF objects, each with the objects' class.
-
-    For example, the result maps ``device`` to Device.
-    """
+    """Return the classes of the OCSF objects in a model's fields, by the names of the fields."""
     return {
         name: kind
         for name, field in model.model_fields.items()
@@ -88,10 +85,7 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the names of a model's fields that contain objects which may use OCSF profiles.
-
-    Each name is in a pair with the class of the field's objects.
-    """
+    """Return the fields of a model with objects that may use OCSF profiles, and their classes."""
     return tuple(
         (name, kind)
         for name, kind in children(model).items()

@@ -388,11 +388,7 @@ def _were(number: int, noun: str) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return the time at which a fence's change was detected, and the time of the restoration.
-
-    Both are in ms since the epoch. An unknown time is None. Without a restoration, the second time
-    is None.
-    """
+    """Return the times of detection and restoration in ms since the epoch; None if unknown."""
     if tampering is None or tampering.since_ns is None:
         return None, None
     start = tampering.since_ns // 1_000_000

@@ -93,10 +93,7 @@ class Answer(Enum):
 
 
 class Outcome(NamedTuple):
-    """Outcome of a packet as OCSF ids: activity, status, action and disposition.
-
-    For example, these are Refuse, Failure, Denied and Blocked.
-    """
+    """Outcome of a packet as OCSF ids, such as Refuse, Failure, Denied and Blocked."""
 
     activity: NetworkActivityId
     status: Status
@@ -136,10 +133,7 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return True if a firewall refused the packet, or if a permissive fence allowed and logged it.
-
-    Otherwise return False, for example if ufw accepted the packet, or if the verdict is unknown.
-    """
+    """Return True if a firewall refused the packet, or if a permissive fence allowed it."""
     return foreign_verdict(record) not in {"accept", "log"}
 
 
@@ -154,11 +148,7 @@ def outcome(record: Record, answer: Answer | None) -> Outcome:
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of a packet, which depends on the fence's answer to the sender.
-
-    The disposition is Logged for ``PERMITTED`` and Dropped for ``NOTHING``. Otherwise it is
-    Blocked, also if ``answer`` is None (unknown).
-    """
+    """Return the outcome of a packet by the fence's answer: Blocked if it is unknown."""
     if answer is Answer.PERMITTED:
         return _ALLOWED
     return _DROPPED if answer is Answer.NOTHING else _BLOCKED
@@ -187,11 +177,7 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Return the direction, seen from the sandbox, of the packets that a fence's rule refuses.
-
-    For example, the rule ``egress`` refuses only outbound packets. The result is UNKNOWN for
-    ``forward``, because this rule refuses packets of both directions.
-    """
+    """Return the direction of the packets that a fence's rule refuses; UNKNOWN if it has both."""
     return _DIRECTIONS.get(rule, Direction.UNKNOWN)
 
 
@@ -235,11 +221,7 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 
 
 def is_name_resolution(record: Record, direction: Direction) -> bool:
-    """Return True if a TCP or UDP packet belongs to name resolution, for example to DNS.
-
-    Only the ports are checked. For example, a DNS query has the destination port 53, and a DNS
-    response has the source port 53.
-    """
+    """Return True if the ports of a TCP or UDP packet are those of name resolution."""
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
     is_answer = direction is not Direction.OUTBOUND and record.source_port in NAME_PORTS

@@ -153,10 +153,7 @@ SERVICE_PORTS: Final = frozenset(port for _, port in _SERVICES)
 
 
 def service(protocol: int | None, port: int | None) -> Service | None:
-    """Return the network service at a port of an IP protocol (6: TCP, 17: UDP).
-
-    Return None if the table has no service at that port, or if an argument is None.
-    """
+    """Return the usual network service at a port of an IP protocol; None if there is none."""
     if protocol is None or port is None:
         return None
     return _SERVICES.get((protocol, port))

@@ -99,11 +99,7 @@ _HTTP: Final = 80
 def advice(
     record: Record, direction: Direction, proxy: Proxy | None, destination: AddressKind | None
 ) -> str:
-    """Return the advice for the sender of a refused packet: what to do instead.
-
-    If ``proxy`` is None, the advice has no URL of a proxy. ``destination`` is None if there is no
-    address.
-    """
+    """Return the advice for the sender of a refused packet: what to do instead."""
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)
     if destination is not None and destination.is_cloud_metadata:

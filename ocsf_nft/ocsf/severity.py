@@ -74,9 +74,7 @@ def of_flow(
 ) -> Severity:
     """Return the severity of a flow's packets, from the log record of one of them.
 
-    The first matching rule decides. If no rule matches, the default depends on ``record``,
-    ``direction`` and ``destination``. For example, outbound TCP to a cloud metadata address has
-    severity High.
+    The first matching rule decides. If no rule matches, the default depends on the packet.
     """
     level = configured(record, rules)
     if level is not None:

@@ -333,9 +333,7 @@ def _container(container: Container | None) -> Container | None:
 def _surroundings(around: Surroundings) -> Surroundings:
     rule, proxy = around.rule, around.proxy
     if rule is not None:
-        rule = RuleFacts(
-            family=_text(), table=_text(), chain=_text(), handle=_number(), condition=_text()
-        )
+        rule = RuleFacts(uid=_text(), condition=_text())
     if proxy is not None:
         address: Any = _PlaceholderAddress(proxy.address.version)
         proxy = Proxy(address=address, port=COPIED)
@@ -412,13 +410,11 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
 
 
 class _Slot(NamedTuple):
-    """Position in an event's JSON at which a copied value is inserted.
-
-    ``number`` is the index of the value in the result of :func:`_values`.
-    """
+    """Position in an event's JSON at which a copied value is inserted."""
 
     start: int
     end: int
+    #: Index of the value in the result of :func:`values_of`.
     number: int
 
 

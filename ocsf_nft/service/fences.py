@@ -210,11 +210,7 @@ def context(
         uplinks=frozenset(() if is_pod else installed.around.uplinks),
         rules={
             fact.name: RuleFacts(
-                family=fact.family,
-                table=fact.table,
-                chain=fact.chain,
-                handle=fact.handle,
-                condition=fact.text,
+                f"{fact.family}/{fact.table}/{fact.chain}/{fact.handle}", condition=fact.text
             )
             for fact in rule_lookup.logging_rules(installed.listings.values())
         },

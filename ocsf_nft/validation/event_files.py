@@ -116,10 +116,7 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
 
 
 def _may_be_documents(text: str) -> bool:
-    """Return True if a file may have JSON documents of several lines, or arrays of events.
-
-    ``text`` is the file's first line. False means that each line is one event.
-    """
+    """Return False if the first line of a file shows that each line is one event."""
     text = text.strip()
     try:
         _Decoder().decode_at(text, 0)
@@ -133,11 +130,7 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Return all lines of a file, and true.
-
-    If the lines exceed ``LIMIT_BYTES``, return the lines that were read until then, and false.
-    ``first`` is the first line, and ``lines`` are the lines after it.
-    """
+    """Return the lines of a file up to the limit, and True if these are all."""
     collected, size = [first], len(first.text or "")
     for line in lines:
         collected.append(line)
@@ -168,10 +161,7 @@ def _has_valid_document(text: str, decoder: _Decoder) -> bool:
 
 
 def _join(collected: list[_Line]) -> str:
-    """Join the lines of a file to one text with the same line numbers.
-
-    ``collected`` lacks the file's blank lines, so the text gets an empty line for each of them.
-    """
+    """Join lines to one text; each blank line of the file is an empty line of the text."""
     # So the number of line breaks before a position gives the line in the file.
     before = [0, *(line.number for line in collected)]
     return "".join(
@@ -196,10 +186,7 @@ class _Decoder:
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
     def decode(self, text: str) -> Any:
-        """Decode a text that consists of one JSON value; white space around the value is ignored.
-
-        Raises NotJsonError if the text is not JSON, or has more than one value.
-        """
+        """Decode a text of one JSON value, with white space around it; raises NotJsonError."""
         value, end = self.decode_at(text, _skip_space(text, 0))
         end = _skip_space(text, end)
         if end != len(text):
@@ -207,10 +194,7 @@ class _Decoder:
         return value
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """Decode the JSON value at offset ``start``; return the value and the offset after it.
-
-        Raises NotJsonError if there is no valid value.
-        """
+        """Return the JSON value at an offset, and the offset after it; raises NotJsonError."""
         self._repeated.clear()
         try:
             return self._json.raw_decode(text, start)
@@ -220,10 +204,7 @@ class _Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """Return a fault for each name that occurs twice in an object of the last decoded value.
-
-        At most :data:`LIMIT` faults are returned.
-        """
+        """Return a fault for each name that is in one object twice; at most :data:`LIMIT`."""
         return [
             Fault("error", LINE, f"the name {describe(name)} is in one object twice")
             for name in self._repeated
@@ -241,11 +222,7 @@ class _Decoder:
 
 
 def _documents(text: str, decoder: _Decoder) -> Iterator[tuple[int, Any]]:
-    """Yield each event in a text of JSON documents, with its offset in the text.
-
-    The items of an array are events; any other document is one event. Raises NotJsonError at the
-    first part of the text that is not JSON.
-    """
+    """Yield each event in a text of JSON documents, with its offset; raises NotJsonError."""
     at = _skip_space(text, 0)
     while at < len(text):
         if text[at] == "[":
@@ -258,11 +235,7 @@ def _documents(text: str, decoder: _Decoder) -> Iterator[tuple[int, Any]]:
 
 
 def _items(text: str, start: int, decoder: _Decoder) -> Generator[tuple[int, Any], None, int]:
-    """Yield the items of a JSON array with their offsets; return the offset after the array.
-
-    ``start`` is the offset after the opening bracket. Raises NotJsonError if the array is
-    not valid JSON.
-    """
+    """Yield the items of a JSON array with their offsets; return the offset after the array."""
     at = _skip_space(text, start)
     if text.startswith("]", at):
         return at + 1
@@ -278,10 +251,6 @@ def _items(text: str, start: int, decoder: _Decoder) -> Generator[tuple[int, Any
 
 
 def _skip_space(text: str, at: int) -> int:
-    """Return the offset of the first character at or after ``at`` that is not white space.
-
-    Return the length of the text if there is none.
-    """
     match = _SPACE.match(text, at)
     return at if match is None else match.end()
 

@@ -33,10 +33,7 @@ class _Target:
 
 
 class Observables:
-    """Checker of one event's observables: each must agree with the attribute that it names.
-
-    ``table`` is the schema's definition of the event's class.
-    """
+    """Checker of one event's observables; ``table`` defines the event's class."""
 
     __slots__ = ("_budget", "_event", "_schema", "_table", "_targets")
 
@@ -90,10 +87,7 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Return the attribute that an observable names, with its values in the event.
-
-        If this fails, return a text with the reason.
-        """
+        """Return the attribute that an observable names, or the reason why there is none."""
         values: list[Any] = [self._event]
         table: Table | None = self._table
         attribute = None

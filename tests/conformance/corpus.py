@@ -31,10 +31,7 @@ CONTEXT: Final = Context(
     uplinks=frozenset({"sb0"}),
     rules={
         "egress": RuleFacts(
-            family="inet",
-            table="ocsf_nft",
-            chain="refuse_egress",
-            handle=14,
+            uid="inet/ocsf_nft/refuse_egress/14",
             condition='log prefix "ocsf-nft:sb1:egress:" group 4001',
         )
     },

@@ -17,7 +17,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import actors, endpoints, event_slots, templates
 from ocsf_nft.ocsf.activity import derive
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.context import Context, RuleFacts
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import NAME_PORTS
@@ -359,8 +359,10 @@ def test_sandboxes_with_other_proxies_rules_and_containers_share_a_template(
             for each in CONTAINED.proxies
         ),
         rules={
-            name: replace(facts, handle=data.draw(UINT16), condition=data.draw(_RULE_TEXT))
-            for name, facts in CONTAINED.rules.items()
+            name: RuleFacts(
+                uid=f"inet/ocsf_nft/x/{data.draw(UINT16)}", condition=data.draw(_RULE_TEXT)
+            )
+            for name in CONTAINED.rules
         },
     )
     mapper = Mapper(other, cache)
