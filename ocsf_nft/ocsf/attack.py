@@ -21,28 +21,19 @@ _CREDENTIAL_ACCESS: Final = Tactic(uid="TA0006", name="Credential Access")
 _DISCOVERY: Final = Tactic(uid="TA0007", name="Discovery")
 
 
-def _attacks(
-    tactic: Tactic, technique: tuple[str, str], sub_technique: tuple[str, str] | None = None
-) -> tuple[Attack, ...]:
+def _attacks(tactic: Tactic, *techniques: tuple[str, str]) -> tuple[Attack, ...]:
+    technique, *sub_techniques = (Technique(uid=uid, name=name) for uid, name in techniques)
     return (
         Attack(
             version=_VERSION,
             tactic=tactic,
-            technique=Technique(uid=technique[0], name=technique[1]),
-            sub_technique=None
-            if sub_technique is None
-            else Technique(uid=sub_technique[0], name=sub_technique[1]),
+            technique=technique,
+            sub_technique=sub_techniques[0] if sub_techniques else None,
         ).cache_json(),
     )
 
 
 _APPLICATION_LAYER: Final = ("T1071", "Application Layer Protocol")
-_WEB: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.001", "Web Protocols"))
-_FILES: Final = _attacks(
-    _COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.002", "File Transfer Protocols")
-)
-_MAIL: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.003", "Mail Protocols"))
-_DNS: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.004", "DNS"))
 _APPLICATION: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER)
 _RAW: Final = _attacks(_COMMAND_AND_CONTROL, ("T1095", "Non-Application Layer Protocol"))
 _ODD_PORT: Final = _attacks(_COMMAND_AND_CONTROL, ("T1571", "Non-Standard Port"))
@@ -56,13 +47,16 @@ _METADATA_API: Final = _attacks(
 #: flow.
 SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
 
-#: Technique by kind of service. A port without a known service is a non-standard port.
+#: Sub-technique by kind of service. A port without a known service is a non-standard port.
 _BY_KIND: Final = {
-    Kind.WEB: _WEB,
-    Kind.QUIC: _WEB,
-    Kind.NAMES: _DNS,
-    Kind.FILES: _FILES,
-    Kind.MAIL: _MAIL,
+    kind: _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, sub_technique)
+    for kind, sub_technique in (
+        (Kind.WEB, ("T1071.001", "Web Protocols")),
+        (Kind.QUIC, ("T1071.001", "Web Protocols")),
+        (Kind.FILES, ("T1071.002", "File Transfer Protocols")),
+        (Kind.MAIL, ("T1071.003", "Mail Protocols")),
+        (Kind.NAMES, ("T1071.004", "DNS")),
+    )
 }
 
 

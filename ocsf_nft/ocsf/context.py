@@ -7,10 +7,9 @@ import platform
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.endpoints import observable
@@ -22,6 +21,7 @@ from ocsf_nft.ocsf.severity import Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv4Address, IPv6Address
 
     from ocsf_nft.ocsf.objects import Observable
     from ocsf_nft.ocsf.severity import SeverityRule
@@ -41,8 +41,6 @@ _DESCRIPTIONS: Final = {
     packet_outcome.VM_INGRESS: "the VM may receive only replies on connections that it opened",
     packet_outcome.VM_LINK: "the VM may send only IP and ARP from its own addresses",
 }
-
-Address: TypeAlias = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,7 @@ class Host:
 class Proxy:
     """Proxy through which the sandbox may reach other hosts."""
 
-    address: Address
+    address: IPv4Address | IPv6Address
     port: int
 
     @property

@@ -30,14 +30,9 @@ NOT_64_BITS: Final = "doesn't fit 64 bits"
 NOT_UTF8: Final = "is no UTF-8: it holds a broken character"
 IS_NULL: Final = "is null; what isn't known is left out"
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _INT64: Final = range(-(1 << 63), 1 << 63)
-_NOUNS: Final = {
-    "boolean_t": "boolean",
-    "float_t": "number",
-    "integer_t": "integer",
-    "long_t": "integer",
-    "string_t": "string",
-}
+_NOUNS: Final = {"float_t": "number", "long_t": "integer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +67,7 @@ class DataType:
 
     @property
     def _noun(self) -> str:
-        noun = _NOUNS[self.primitive]
+        noun = _NOUNS.get(self.primitive, self.primitive.removesuffix("_t"))
         return noun if self.name == self.primitive else f"{noun} ({self.name})"
 
     def _text_fault(self, value: str) -> str | None:
@@ -271,13 +266,7 @@ def json_fault(value: Any) -> str | None:
 
 def is_utf8(text: str) -> bool:
     """Return True if a text can be encoded as UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def versions() -> tuple[str, ...]:
