@@ -186,7 +186,7 @@ def _template(
     # The models make an event with a random placeholder for each copied value. Each placeholder in
     # the event's JSON becomes a slot.
     attempt, derived = _specimen(attempt, derived)
-    around = _surroundings(around)
+    around = _surroundings_specimen(around)
     processed_ns = _number() * 1_000_000
     one, other = (
         line_at(
@@ -215,12 +215,15 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
     start = end = _number()
     if attempt.start_ns // 1_000_000 != attempt.end_ns // 1_000_000:
         end += _number()
+    flags = record.tcp_flags
+    if flags is not None:
+        flags = _number() & ~TCP_FLAGS | flags & TCP_FLAGS
     made = replace(
         record,
         prefix=_text(),
-        sandbox=_like(record.sandbox),
-        in_interface=_like(record.in_interface),
-        out_interface=_like(record.out_interface),
+        sandbox=_text_like(record.sandbox),
+        in_interface=_text_like(record.in_interface),
+        out_interface=_text_like(record.out_interface),
         mac_source=None if record.mac_source is None else _mac(),
         mac_destination=None if record.mac_destination is None else _mac(),
         source=None if derived.source is None else _address(derived.source),
@@ -228,11 +231,7 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
         # _with_ports replaces a copied port by its placeholder later.
         source_port=record.source_port if record.source_port in PORTS else COPIED,
         destination_port=record.destination_port if record.destination_port in PORTS else COPIED,
-        tcp_flags=(
-            None
-            if record.tcp_flags is None
-            else _number() & ~TCP_FLAGS | record.tcp_flags & TCP_FLAGS
-        ),
+        tcp_flags=flags,
         uid=_number_like(record.uid),
         gid=_number_like(record.gid),
         details={
@@ -255,45 +254,45 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
         bytes=_number_like(attempt.bytes),
         start_ns=start * 1_000_000,
         end_ns=end * 1_000_000,
-        attribution=None if by is None else _attribution(by, record, made),
+        attribution=None if by is None else _attribution_specimen(by, record, made),
     ), derived._replace(
         uid=_text(),
         correlation_uid=_text(),
-        community_uid=_like(derived.community_uid),
+        community_uid=_text_like(derived.community_uid),
         raw_bytes=_number(),
     )
 
 
-def _attribution(by: Attribution, record: Record, made: Record) -> Attribution:
+def _attribution_specimen(by: Attribution, record: Record, made: Record) -> Attribution:
     """Return an attribution of the same shape, of the record ``made`` in place of ``record``."""
     process = by.process
     if process is not None:
         process = replace(
-            _program(process),
+            _program_specimen(process),
             tid=_number_like(process.tid),
-            cmd_line=_like(process.cmd_line),
-            working_directory=_like(process.working_directory),
+            cmd_line=_text_like(process.cmd_line),
+            working_directory=_text_like(process.working_directory),
             created_ns=None if process.created_ns is None else _number() * 1_000_000,
             namespace_pid=_number_like(process.namespace_pid),
             uid=made.uid if process.uid == record.uid else _number_like(process.uid),
-            user_name=_like(process.user_name),
+            user_name=_text_like(process.user_name),
             gid=made.gid if process.gid == record.gid else _number_like(process.gid),
-            group_name=_like(process.group_name),
-            container=_container(process.container),
-            unit=_like(process.unit),
-            ancestors=tuple(map(_program, process.ancestors)),
+            group_name=_text_like(process.group_name),
+            container=_container_specimen(process.container),
+            unit=_text_like(process.unit),
+            ancestors=tuple(map(_program_specimen, process.ancestors)),
         )
     return Attribution(
         method=by.method,
         confidence=by.confidence,
         reason=by.reason,
         process=process,
-        user_name=_like(by.user_name),
-        group_name=_like(by.group_name),
+        user_name=_text_like(by.user_name),
+        group_name=_text_like(by.group_name),
     )
 
 
-def _program(process: Process) -> Process:
+def _program_specimen(process: Process) -> Process:
     program = program_of(process)
     name = secrets.token_hex(_LONG) if program.has_long_name else _text()
     paths = {
@@ -314,30 +313,30 @@ def _program(process: Process) -> Process:
     )
 
 
-def _container(container: Container | None) -> Container | None:
+def _container_specimen(container: Container | None) -> Container | None:
     if container is None:
         return None
     pod = container.pod_uid
     if pod is not None:
         pod = str(uuid.uuid4()) if actors.is_valid_pod_uid(pod) else _text()
     return Container(
-        uid=_like(container.uid),
-        name=_like(container.name),
-        runtime=_like(container.runtime),
-        image_uid=_like(container.image_uid),
-        image_name=_like(container.image_name),
+        uid=_text_like(container.uid),
+        name=_text_like(container.name),
+        runtime=_text_like(container.runtime),
+        image_uid=_text_like(container.image_uid),
+        image_name=_text_like(container.image_name),
         pod_uid=pod,
     )
 
 
-def _surroundings(around: Surroundings) -> Surroundings:
+def _surroundings_specimen(around: Surroundings) -> Surroundings:
     rule, proxy = around.rule, around.proxy
     if rule is not None:
         rule = RuleFacts(uid=_text(), condition=_text())
     if proxy is not None:
         address: Any = _PlaceholderAddress(proxy.address.version)
         proxy = Proxy(address=address, port=COPIED)
-    return Surroundings.of(around.direction, proxy, rule, _container(around.container))
+    return Surroundings.of(around.direction, proxy, rule, _container_specimen(around.container))
 
 
 class _PlaceholderAddress:
@@ -370,7 +369,7 @@ def _text() -> str:
     return secrets.token_hex(16)
 
 
-def _like(text: str | None) -> str | None:
+def _text_like(text: str | None) -> str | None:
     return _text() if text else text
 
 
