@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -12,17 +11,20 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.flows import incidents, report_schedule
 from ocsf_nft.ocsf import enums, versions
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.field_guide import BEGIN, END, guide, with_current_guide
 from ocsf_nft.ocsf.model import Model, children
 from ocsf_nft.ocsf.severity import Threshold
+from tests.docs.commands import ROOT
+from tests.docs.field_guide import BEGIN, END, guide, with_current_guide
 from tests.queries import siem_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-PAGE: Final = Path(__file__).parents[2] / "docs/reference/events.md"
+PAGE: Final = ROOT / "docs/reference/events.md"
 TEXT: Final = PAGE.read_text(encoding="utf-8")
 GUIDE: Final = guide()
+_COMMAND: Final = (sys.executable, "-m", "tests.docs.field_guide")
 
 
 def models() -> Iterator[type[Model]]:
@@ -117,7 +119,7 @@ def test_page_is_updated(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"head\n{BEGIN}\nold\n{END}\ntail\n")
     for _ in range(2):
-        subprocess.run([sys.executable, "-m", "ocsf_nft.ocsf.field_guide", page], check=True)
+        subprocess.run([*_COMMAND, page], check=True, cwd=ROOT)
         assert page.read_text() == f"head\n{BEGIN}\n\n{GUIDE}\n{END}\ntail\n"
 
 
@@ -128,7 +130,8 @@ def test_page_without_markers_is_not_changed(tmp_path: Path, page: str) -> None:
     path = tmp_path / "page.md"
     path.write_text(page)
     done = subprocess.run(
-        [sys.executable, "-m", "ocsf_nft.ocsf.field_guide", path],
+        [*_COMMAND, path],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,6 @@
 """Generator of the field guide: each attribute of our OCSF events, and the source of its value.
 
-This command updates the guide between two markers of a page: ``python -m ocsf_nft.ocsf.field_guide
+This command updates the guide between two markers of a page: ``python -m tests.docs.field_guide
 docs/reference/events.md``.
 """
 
