@@ -94,8 +94,7 @@ def aggregation_uid(
 ) -> str:
     """Return the uid shared by events about aggregated flows of one sandbox, rule, user and reason.
 
-    The argument ``uid`` is a Linux user id, or None for several or unknown users. ``reason`` is the
-    reason for the aggregation.
+    ``uid`` is a Linux user id, or None for several or unknown users.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

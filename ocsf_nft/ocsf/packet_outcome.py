@@ -40,14 +40,8 @@ VM_LINK: Final = "vm-link"
 
 #: Rules whose packets all have the same direction.
 _DIRECTIONS: Final = {
-    EGRESS: Direction.OUTBOUND,
-    LINK: Direction.OUTBOUND,
-    GUARD: Direction.OUTBOUND,
-    INGRESS: Direction.INBOUND,
-    VM_FORWARD: Direction.OUTBOUND,
-    VM_INPUT: Direction.OUTBOUND,
-    VM_LINK: Direction.OUTBOUND,
-    VM_INGRESS: Direction.INBOUND,
+    **dict.fromkeys((EGRESS, LINK, GUARD, VM_FORWARD, VM_INPUT, VM_LINK), Direction.OUTBOUND),
+    **dict.fromkeys((INGRESS, VM_INGRESS), Direction.INBOUND),
 }
 #: Rules that drop packets without an answer.
 _SILENT: Final = frozenset({INGRESS, LINK, GUARD, *VM_RULES})

@@ -17,53 +17,14 @@ SCTP: Final = 132
 
 #: IANA's keyword in lower case, as OCSF requires, by number. Numbers without a keyword are missing.
 NAMES: Final = {
-    0: "hopopt",
-    1: "icmp",
-    2: "igmp",
-    3: "ggp",
-    4: "ipv4",
-    5: "st",
-    6: "tcp",
-    8: "egp",
-    9: "igp",
-    12: "pup",
-    17: "udp",
-    20: "hmp",
-    22: "xns-idp",
-    27: "rdp",
-    29: "iso-tp4",
-    33: "dccp",
-    36: "xtp",
-    41: "ipv6",
-    43: "ipv6-route",
-    44: "ipv6-frag",
-    46: "rsvp",
-    47: "gre",
-    50: "esp",
-    51: "ah",
-    58: "ipv6-icmp",
-    59: "ipv6-nonxt",
-    60: "ipv6-opts",
-    88: "eigrp",
-    89: "ospfigp",
-    94: "ipip",
-    97: "etherip",
-    98: "encap",
-    103: "pim",
-    108: "ipcomp",
-    112: "vrrp",
-    115: "l2tp",
-    132: "sctp",
-    133: "fc",
-    136: "udplite",
-    137: "mpls-in-ip",
-    138: "manet",
-    139: "hip",
-    140: "shim6",
-    141: "wesp",
-    142: "rohc",
-    143: "ethernet",
-}
+    0: "hopopt", 1: "icmp", 2: "igmp", 3: "ggp", 4: "ipv4", 5: "st", 6: "tcp", 8: "egp", 9: "igp",
+    12: "pup", 17: "udp", 20: "hmp", 22: "xns-idp", 27: "rdp", 29: "iso-tp4", 33: "dccp", 36: "xtp",
+    41: "ipv6", 43: "ipv6-route", 44: "ipv6-frag", 46: "rsvp", 47: "gre", 50: "esp", 51: "ah",
+    58: "ipv6-icmp", 59: "ipv6-nonxt", 60: "ipv6-opts", 88: "eigrp", 89: "ospfigp", 94: "ipip",
+    97: "etherip", 98: "encap", 103: "pim", 108: "ipcomp", 112: "vrrp", 115: "l2tp", 132: "sctp",
+    133: "fc", 136: "udplite", 137: "mpls-in-ip", 138: "manet", 139: "hip", 140: "shim6",
+    141: "wesp", 142: "rohc", 143: "ethernet",
+}  # fmt: skip
 
 #: Usual names of protocols for people, where they differ from IANA's names.
 _USUAL_NAMES: Final = {4: "IP in IP", ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
@@ -72,9 +33,8 @@ ETHERTYPE_ARP: Final = 0x0806
 
 def usual_name(protocol: int) -> str:
     """Return the name of an IP protocol for people, such as "TCP" or "IP protocol 253"."""
-    name = NAMES.get(protocol)
-    unnamed = f"IP protocol {protocol}"
-    return _USUAL_NAMES.get(protocol) or (unnamed if name is None else name.upper())
+    name = _USUAL_NAMES.get(protocol) or NAMES.get(protocol, "").upper()
+    return name or f"IP protocol {protocol}"
 
 
 @unique
