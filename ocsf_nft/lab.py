@@ -35,48 +35,21 @@ INTERNET6: Final = "2001:db8::7"
 _NET: Final = Path("/proc/sys/net")
 #: The defaults of the kernel for net.ipv4.conf of each device.
 _CONF4: Final = {
-    **dict.fromkeys(
-        [
-            "accept_local",
-            "accept_source_route",
-            "arp_accept",
-            "arp_announce",
-            "arp_filter",
-            "arp_ignore",
-            "arp_notify",
-            "bc_forwarding",
-            "bootp_relay",
-            "disable_policy",
-            "disable_xfrm",
-            "drop_gratuitous_arp",
-            "drop_unicast_in_l2_multicast",
-            "force_igmp_version",
-            "ignore_routes_with_linkdown",
-            "log_martians",
-            "medium_id",
-            "promote_secondaries",
-            "proxy_arp",
-            "proxy_arp_pvlan",
-            "route_localnet",
-            "rp_filter",
-            "src_valid_mark",
-            "tag",
-        ],
-        "0",
-    ),
-    **dict.fromkeys(
-        [
-            "accept_redirects",
-            "arp_evict_nocarrier",
-            "secure_redirects",
-            "send_redirects",
-            "shared_media",
-        ],
-        "1",
-    ),
+    **dict.fromkeys((
+        "accept_local", "accept_source_route", "arp_accept", "arp_announce", "arp_filter",
+        "arp_ignore", "arp_notify", "bc_forwarding", "bootp_relay", "disable_policy",
+        "disable_xfrm", "drop_gratuitous_arp", "drop_unicast_in_l2_multicast",
+        "force_igmp_version", "ignore_routes_with_linkdown", "log_martians", "medium_id",
+        "promote_secondaries", "proxy_arp", "proxy_arp_pvlan", "route_localnet", "rp_filter",
+        "src_valid_mark", "tag",
+    ), "0"),
+    **dict.fromkeys((
+        "accept_redirects", "arp_evict_nocarrier", "secure_redirects", "send_redirects",
+        "shared_media",
+    ), "1"),
     "igmpv2_unsolicited_report_interval": "10000",
     "igmpv3_unsolicited_report_interval": "1000",
-}
+}  # fmt: skip
 #: The same for net.ipv6.conf, except that an address is usable at once, no router is solicited, and
 #: a new link reports its multicast groups within milliseconds instead of two seconds.
 _CONF6: Final = {
@@ -90,8 +63,6 @@ _CONF6: Final = {
     "router_solicitations": "0",
     "use_tempaddr": "0",
 }
-
-
 _ADDRESS_SECONDS: Final = 10.0
 
 
