@@ -5,9 +5,9 @@ Every transport (NFLOG, /dev/kmsg, journal, file) returns these types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 #: ``counters``: a record made from a counter of the fence, not from a log.
 Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
@@ -147,6 +147,26 @@ class Batch:
     #: Earliest time at which the kernel can have logged the records (ns of CLOCK_BOOTTIME); 0 if
     #: unknown.
     since_ns: int = 0
+
+    @classmethod
+    def of(
+        cls, found: Iterable[Record | Gap | Reject], cursor: str | None = None, since_ns: int = 0
+    ) -> Self:
+        """Return a batch of ``found``, with the items of each kind in their order."""
+        records: list[Record] = []
+        gaps: list[Gap] = []
+        rejected: list[Reject] = []
+        for item in found:
+            if isinstance(item, Record):
+                records.append(item)
+            elif isinstance(item, Gap):
+                gaps.append(item)
+            else:
+                rejected.append(item)
+        return cls(
+            records=tuple(records), gaps=tuple(gaps), rejected=tuple(rejected),
+            cursor=cursor, since_ns=since_ns,
+        )  # fmt: skip
 
 
 class Prefix(NamedTuple):

@@ -1,4 +1,4 @@
-"""Interface of all sources of packet log records."""
+"""Interface of all sources of packet log records, and their error for invalid records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import TracebackType
 
     from ocsf_nft.record import Batch
+
+
+class MalformedError(Exception):
+    """Error: a log record can't be decoded; the exception's text is the reason."""
 
 
 class Source(Protocol):
@@ -21,12 +24,7 @@ class Source(Protocol):
     async def __aenter__(self) -> Self:
         """Open the source."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Close the source."""
 
     # While the consumer handles a batch, the source reads nothing. If the kernel drops log records,

@@ -90,7 +90,7 @@ async def test_nflog_reader_names_the_full_buffer_and_counts_dropped_records(
 
 
 def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namespace) -> None:
-    def bound() -> tuple[bytes, ...]:
+    def bound() -> list[bytes]:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         with sock:
             sock.bind((0, 0))
@@ -99,7 +99,7 @@ def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namesp
             _forge(namespace, sock, netlink.NETLINK_NETFILTER, forged)
             return nflog_group._configure(sock, GROUP, CALM)
 
-    assert namespace.call(bound) == ()
+    assert namespace.call(bound) == []
 
 
 def test_fence_notices_ignore_the_messages_of_another_process(

@@ -16,7 +16,7 @@ from ocsf_nft.lab import Lab, ip
 from ocsf_nft.netns import Namespace, named
 from ocsf_nft.sources.nflog import Nflog, group_binding
 from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
-from ocsf_nft.sources.nflog.interface_names import InterfaceNames
+from ocsf_nft.sources.nflog.source import InterfaceNames
 from ocsf_nft.sources.wait_readable import until_readable
 from tests.kernel.attempts import (
     EXPERIMENT,
@@ -166,11 +166,11 @@ def test_nflog_binding_stores_records_that_arrive_before_the_acknowledgement(
     namespace: Namespace,
 ) -> None:
     # One socket may bind two groups: a record of the first arrives before the second is bound.
-    binding = namespace.call(lambda: group_binding.bind(GROUP, CALM))
-    with binding.socket:
+    sock, _ = namespace.call(lambda: group_binding.bind(GROUP, CALM))
+    with sock:
         attempt(namespace, 0, 1, "udp4")
-        binding.socket.settimeout(60)
-        early = group_binding._configure(binding.socket, GROUP + 1, CALM)
+        sock.settimeout(60)
+        early = group_binding._configure(sock, GROUP + 1, CALM)
     kinds = [kind for datagram in early for kind, _ in netlink.messages(memoryview(datagram))]
     assert kinds == [group_binding.PACKET]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.record import Origin, Record
 from ocsf_nft.sources import text
-from ocsf_nft.sources.nflog import message as nflog_message
+from ocsf_nft.sources.nflog import datagram as nflog_datagram
+from ocsf_nft.sources.nflog import line as nflog_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,13 +63,9 @@ def record(message: str) -> Record:
 def nflog(
     payload: bytes, interface_name: Callable[[int], str | None] = lambda index: f"#{index}"
 ) -> Record:
-    found = nflog_message.read(
-        memoryview(payload),
-        group=5,
-        interface_name=interface_name,
-        identity=lambda sequence: f"nflog:seq:{sequence}",
-        received_ns=9,
-        log_source="test",
+    datagram = nflog_datagram.decode(memoryview(payload), 5, interface_name, 9)
+    identity = f"nflog:seq:{datagram.sequence}"
+    raw = nflog_line.render(datagram, identity)
+    return nflog_datagram.record(
+        datagram, transport="nflog", identity=identity, log_source="test", raw=raw
     )
-    assert isinstance(found, Record), found
-    return found

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.sources.nflog import interface_names
-from ocsf_nft.sources.nflog.interface_names import InterfaceNames
+from ocsf_nft.sources.nflog import source as nflog_source
+from ocsf_nft.sources.nflog.source import InterfaceNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_table_has_the_newest_names(sock: socket.socket, monkeypatch: pytest.Mon
     kernel = _Kernel(monkeypatch)
     names = InterfaceNames()
     names.refresh(sock)
-    for index in range(1, interface_names._MAX_NAMES + 1):
+    for index in range(1, nflog_source._MAX_NAMES + 1):
         kernel.names[index] = f"d{index}".encode()
         names.name(index)
     names.refresh(sock)

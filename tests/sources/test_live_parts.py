@@ -16,9 +16,7 @@ from ocsf_nft.sources.journal.command import _entry as entry_of_json
 from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
-from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
-from ocsf_nft.sources.nflog.sequence import Sequence32
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD, AdaptiveBatching
 from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
@@ -43,25 +41,6 @@ def entry(**changes: object) -> KernelEntry:
         "source_us": b"4990000",
     }
     return KernelEntry(**{**fields, **changes})  # type: ignore[arg-type] # values of a test
-
-
-@given(st.lists(st.integers(0, 1000), max_size=50), st.integers(0, 2**33))
-def test_sequence_counts_the_skipped_numbers(skips: list[int], start: int) -> None:
-    sequence = Sequence32()
-    number = start
-    assert sequence.dropped_before(number % 2**32) == start % 2**32
-    for skip in skips:
-        number += skip + 1
-        extended = sequence.extended(number % 2**32)
-        assert sequence.dropped_before(number % 2**32) == skip
-        assert extended == start % 2**32 + number - start
-
-
-def test_sequence_extends_beyond_32_bits() -> None:
-    sequence = Sequence32()
-    sequence.dropped_before(2**32 - 1)
-    assert sequence.extended(0) == 2**32
-    assert sequence.dropped_before(0) == 0
 
 
 def test_batching_changes_once_with_a_flood_and_back_after_it() -> None:

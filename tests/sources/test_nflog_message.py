@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import struct
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft import netlink
-from ocsf_nft.record import Origin, Record, Reject
+from ocsf_nft.netns import Namespace
+from ocsf_nft.record import Record, Reject
+from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.nflog import Nflog, group_binding
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
-from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 from tests.sources.corpus_cases import Case, cases, nflog, record
 from tests.sources.test_text import facts
@@ -89,10 +92,10 @@ def test_nflog_record_time_is_the_kernels_stamp_or_the_time_of_receipt() -> None
 
 
 def test_nflog_record_has_sequence_and_identity_of_the_message() -> None:
-    assert nflog_message.sequence(memoryview(PAYLOADS[1])) == 8
+    assert nflog_datagram.sequence(memoryview(PAYLOADS[1])) == 8
     found = nflog(PAYLOADS[1])
     assert (found.origin.sequence, found.origin.identity) == (8, "nflog:seq:8")
-    assert nflog_message.sequence(memoryview(b"")) is None
+    assert nflog_datagram.sequence(memoryview(b"")) is None
 
 
 def test_nflog_record_has_the_index_of_a_deleted_device() -> None:
@@ -107,11 +110,11 @@ def test_nflog_capture_on_netdev_egress_begins_with_the_link_header() -> None:
     found = nflog(
         message(
             [
-                (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 1)),
-                (nflog_message.NFULA_PREFIX, b"ocsf-nft:sb:link:\0"),
-                (nflog_message.NFULA_IFINDEX_OUTDEV, struct.pack("!I", 2)),
-                (nflog_message.NFULA_L2HDR, link),
-                (nflog_message.NFULA_PAYLOAD, link + packet),
+                (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 1)),
+                (nflog_datagram.NFULA_PREFIX, b"ocsf-nft:sb:link:\0"),
+                (nflog_datagram.NFULA_IFINDEX_OUTDEV, struct.pack("!I", 2)),
+                (nflog_datagram.NFULA_L2HDR, link),
+                (nflog_datagram.NFULA_PAYLOAD, link + packet),
             ],
             family=5,
         )
@@ -129,23 +132,23 @@ def test_nflog_egress_frame_has_the_claimed_protocol_if_it_differs() -> None:
         (0, 0x88B5, 0x88B6, {}),
     ):
         frame = addresses + ethertype.to_bytes(2, "big") + bytes(20)
-        header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", claimed, hook))
-        found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame)], family=5))
+        header = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", claimed, hook))
+        found = nflog(message([header, (nflog_datagram.NFULA_PAYLOAD, frame)], family=5))
         decoded = facts(found)
         shown = ("ethertype", "claimed_protocol")
         assert {name: decoded[name] for name in shown if name in decoded} == details
         assert found.captured_sum == zlib.adler32(frame)
-    short = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame[:13])], family=5))
+    short = nflog(message([header, (nflog_datagram.NFULA_PAYLOAD, frame[:13])], family=5))
     assert "ethertype" not in facts(short)
     assert nflog(message([header])).captured_sum is None
 
 
 def test_nflog_bridge_port_is_the_physical_device_of_ip_and_the_only_device_of_a_frame() -> None:
     ports = [
-        (nflog_message.NFULA_IFINDEX_INDEV, 2), (nflog_message.NFULA_IFINDEX_OUTDEV, 3),
-        (nflog_message.NFULA_IFINDEX_PHYSINDEV, 4), (nflog_message.NFULA_IFINDEX_PHYSOUTDEV, 3),
+        (nflog_datagram.NFULA_IFINDEX_INDEV, 2), (nflog_datagram.NFULA_IFINDEX_OUTDEV, 3),
+        (nflog_datagram.NFULA_IFINDEX_PHYSINDEV, 4), (nflog_datagram.NFULA_IFINDEX_PHYSOUTDEV, 3),
     ]  # fmt: skip
-    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 2))
+    header = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 2))
     devices = [(kind, struct.pack("!I", index)) for kind, index in ports]
     sides = ("in", "out", "physical_in", "physical_out")
     for family, attributes, shown in (
@@ -168,8 +171,8 @@ def test_nflog_message_hardware_address_has_its_own_length(length: int, shown: s
     found = nflog(
         message(
             [
-                (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3)),
-                (nflog_message.NFULA_HWADDR, struct.pack("!HH", length, 0) + address),
+                (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3)),
+                (nflog_datagram.NFULA_HWADDR, struct.pack("!HH", length, 0) + address),
             ]
         )
     )
@@ -196,9 +199,8 @@ def message(attributes: list[tuple[int, bytes]], family: int = 2) -> bytes:
 def test_nflog_message_that_is_damaged_is_rejected_with_its_reason(
     payload: bytes, reason: str
 ) -> None:
-    found = nflog_message.read(
-        memoryview(payload), group=5, interface_name=str, identity=str, received_ns=0, log_source=""
-    )
+    datagram = netlink.message(group_binding.PACKET, 0, payload)
+    (found,) = Nflog(Namespace(), 5)._read(memoryview(datagram))
     assert isinstance(found, Reject)
     assert found.kind == "malformed"
     assert reason in found.reason
@@ -206,27 +208,26 @@ def test_nflog_message_that_is_damaged_is_rejected_with_its_reason(
 
 
 def test_nflog_message_timestamp_is_before_the_year_10000() -> None:
-    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+    header = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
     last = 253_402_300_799  # 9999-12-31T23:59:59Z
     for seconds, microseconds, is_time in (
         (0, 0, True), (last, 999_999, True), (last + 1, 0, False), (5, 1_000_000, False),
     ):  # fmt: skip
         stamp = struct.pack("!QQ", seconds, microseconds)
-        found = nflog_message.read(
-            memoryview(message([header, (nflog_message.NFULA_TIMESTAMP, stamp)])),
-            group=5, interface_name=str, identity=str, received_ns=7, log_source="",
-        )  # fmt: skip
-        assert isinstance(found, Record) == is_time, (seconds, microseconds)
-        if isinstance(found, Record):
-            assert found.time_ns == (seconds * 1_000_000 + microseconds) * 1000
+        payload = message([header, (nflog_datagram.NFULA_TIMESTAMP, stamp)])
+        if is_time:
+            assert nflog(payload).time_ns == (seconds * 1_000_000 + microseconds) * 1000
+        else:
+            with pytest.raises(MalformedError, match="is not a valid time"):
+                nflog(payload)
 
 
 def test_nflog_message_has_a_vlan_only_with_protocol_and_tag() -> None:
-    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
-    protocol = netlink.attribute(nflog_message.NFULA_VLAN_PROTO, struct.pack("!H", 0x8100))
-    tag = netlink.attribute(nflog_message.NFULA_VLAN_TCI, struct.pack("!H", 0x2005))
+    header = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+    protocol = netlink.attribute(nflog_datagram.NFULA_VLAN_PROTO, struct.pack("!H", 0x8100))
+    tag = netlink.attribute(nflog_datagram.NFULA_VLAN_TCI, struct.pack("!H", 0x2005))
     for nested, shown in ((protocol + tag, "vlan=8100:2005"), (protocol, None), (tag, None)):
-        found = nflog(message([header, (nflog_message.NFULA_VLAN, nested)]))
+        found = nflog(message([header, (nflog_datagram.NFULA_VLAN, nested)]))
         assert ("vlan=" in found.origin.raw) == (shown is not None)
         assert (shown or "") in found.origin.raw, found.origin.raw
 
@@ -239,15 +240,9 @@ def test_nflog_decoder_never_raises(payload: bytes, position: int, noise: bytes,
         payload[:cut],
         noise,
     ):
-        nflog_message.read(
-            memoryview(hostile),
-            group=5,
-            interface_name=lambda index: f"\udcff{index}",
-            identity=str,
-            received_ns=0,
-            log_source="",
-        )
-        nflog_message.sequence(memoryview(hostile))
+        with contextlib.suppress(MalformedError):
+            nflog(hostile, lambda index: f"\udcff{index}")
+        nflog_datagram.sequence(memoryview(hostile))
 
 
 def test_nflog_line_of_each_corpus_message_parses_to_the_same_record() -> None:
@@ -255,8 +250,9 @@ def test_nflog_line_of_each_corpus_message_parses_to_the_same_record() -> None:
         found = nflog(payload)
         decoded = nflog_line.parse(found.origin.raw)
         assert decoded is not None
-        assert decoded.identity == found.origin.identity
-        back = nflog_datagram.record(decoded.datagram, found.origin)
+        datagram, identity = decoded
+        assert identity == found.origin.identity
+        back = _record(datagram)
         assert (back, back.time_ns, back.received_ns) == (found, found.time_ns, found.received_ns)
 
 
@@ -313,10 +309,7 @@ def test_nflog_line_that_was_changed_does_not_parse_to_the_same_datagram(
 
 @given(DATAGRAMS)
 def test_nflog_datagram_always_makes_a_record(datagram: Datagram) -> None:
-    origin = Origin(
-        transport="nflog", identity="i", log_source="test", log_format="nfnetlink_log", raw=""
-    )
-    assert isinstance(nflog_datagram.record(datagram, origin), Record)
+    assert isinstance(_record(datagram), Record)
 
 
 @pytest.mark.parametrize("field", ["group=70000", "uid=4294967296", "hook=300"])
@@ -331,6 +324,12 @@ def test_nflog_line_accepts_times_of_63_bits() -> None:
     for received_ns, is_line in (((1 << 63) - 1, True), (1 << 63, False)):
         line = nflog_line.render(_datagram(received_ns=received_ns), ID)
         assert (nflog_line.parse(line) is not None) == is_line, received_ns
+
+
+def _record(datagram: Datagram) -> Record:
+    return nflog_datagram.record(
+        datagram, transport="nflog", identity="i", log_source="test", raw=""
+    )
 
 
 def _datagram(**changes: Any) -> Datagram:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
-from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD, AdaptiveBatching
 
 _BEGIN_NS = 5
 

@@ -6,26 +6,24 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.netns import Namespace
+from ocsf_nft.record import Batch
 from ocsf_nft.sources.nflog import Nflog, group_binding
-from ocsf_nft.sources.nflog import message as nflog_message
-from ocsf_nft.sources.nflog import source as nflog_source
+from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog.group_binding import CALM, PACKET
 from tests.descriptors import no_more_descriptors
 from tests.sources.corpus_cases import nflog
 from tests.sources.test_nflog_message import message
 from tests.sources.test_text import facts
 
-if TYPE_CHECKING:
-    from ocsf_nft.record import Gap, Record, Reject
-
-_HEADER = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+_HEADER = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
 
 
 def _datagram(*payloads: bytes) -> memoryview:
@@ -33,42 +31,55 @@ def _datagram(*payloads: bytes) -> memoryview:
 
 
 def _valid(number: int | None) -> bytes:
-    sequence = () if number is None else ((nflog_message.NFULA_SEQ, struct.pack("!I", number)),)
+    sequence = () if number is None else ((nflog_datagram.NFULA_SEQ, struct.pack("!I", number)),)
     return message([_HEADER, *sequence])
 
 
-def _read(source: Nflog, *payloads: bytes) -> tuple[list[Record], list[Gap], list[Reject]]:
-    found: tuple[list[Record], list[Gap], list[Reject]] = ([], [], [])
-    source._read(_datagram(*payloads), *found)
-    return found
+def _read(source: Nflog, *payloads: bytes) -> Batch:
+    return Batch.of(source._read(_datagram(*payloads)))
 
 
 def test_nflog_reader_counts_a_damaged_message_as_read() -> None:
-    damaged = message([(nflog_message.NFULA_SEQ, struct.pack("!I", 1))])
-    records, gaps, rejected = _read(
-        Nflog(Namespace(), 5), _valid(0), damaged, _valid(2), _valid(5), damaged[:4]
-    )
-    assert [record.origin.sequence for record in records] == [0, 2, 5]
-    assert [(gap.dropped, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
-    assert [reject.kind for reject in rejected] == ["malformed"] * 2
+    damaged = message([(nflog_datagram.NFULA_SEQ, struct.pack("!I", 1))])
+    read = _read(Nflog(Namespace(), 5), _valid(0), damaged, _valid(2), _valid(5), damaged[:4])
+    assert [record.origin.sequence for record in read.records] == [0, 2, 5]
+    assert [(gap.dropped, gap.reason) for gap in read.gaps] == [(2, "the kernel dropped records")]
+    assert [reject.kind for reject in read.rejected] == ["malformed"] * 2
 
 
 def test_nflog_reader_gives_records_without_a_number_different_identities() -> None:
     source = Nflog(Namespace(), 5)
-    records, gaps, _ = _read(source, _valid(None), _valid(None), _valid(0))
-    more, _, _ = _read(source, _valid(None))
-    identities = [record.origin.identity for record in records + more]
+    read = _read(source, _valid(None), _valid(None), _valid(0))
+    more = _read(source, _valid(None))
+    identities = [record.origin.identity for record in read.records + more.records]
     assert identities == [":unnumbered-1", ":unnumbered-2", ":0", ":unnumbered-3"]
-    assert not gaps
+    assert not read.gaps
+
+
+@given(st.lists(st.integers(0, 1000), max_size=50), st.integers(0, 2**33))
+def test_nflog_reader_counts_the_skipped_numbers(skips: list[int], start: int) -> None:
+    source = Nflog(Namespace(), 5)
+    assert source._dropped_before(start % 2**32) == start % 2**32
+    number = start
+    for skip in skips:
+        number += skip + 1
+        assert source._dropped_before(number % 2**32) == skip
+
+
+def test_nflog_reader_numbers_records_beyond_32_bits() -> None:
+    read = _read(Nflog(Namespace(), 5), *map(_valid, (2**32 - 1, 0, 2)))
+    numbers = [record.origin.identity for record in read.records]
+    assert numbers == [":4294967295", ":4294967296", ":4294967298"]
+    assert [gap.dropped for gap in read.gaps] == [2**32 - 1, 1]
 
 
 def test_nflog_reader_raises_the_kernels_error() -> None:
     source = Nflog(Namespace(), 5)
     acknowledged = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", 0))
-    source._read(memoryview(acknowledged), [], [], [])
+    source._read(memoryview(acknowledged))
     refused = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -errno.ENODEV))
     with pytest.raises(SourceError, match=r"^reading NFLOG failed: No such device$"):
-        source._read(memoryview(refused), [], [], [])
+        source._read(memoryview(refused))
 
 
 async def test_nflog_reader_raises_if_its_socket_fails() -> None:
@@ -82,7 +93,7 @@ async def test_nflog_reader_raises_if_its_socket_fails() -> None:
         with pytest.raises(SourceError, match=r"^reading NFLOG failed: Transport endpoint is not"):
             await anext(source.batches())
     with pytest.raises(SourceError, match=r"^reading NFLOG failed: Bad file descriptor$"):
-        nflog_source._set_batching(sock, 5, source._adaptive)
+        source._set_batching(sock)
 
 
 def test_nflog_group_that_can_not_be_bound_raises_with_the_cause() -> None:
@@ -114,8 +125,8 @@ def test_nflog_group_that_can_not_be_bound_raises_with_the_cause() -> None:
 def test_nflog_message_of_the_arp_family_or_rarp_is_decoded_as_arp() -> None:
     arp = bytes.fromhex("0001080006040001 4ea2fcb7c275 0aca0002 000000000000 0aca0001")
     for family, ethertype in ((3, 0x0806), (3, 0x0800), (5, 0x8035), (5, 0x0806)):
-        header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", ethertype, 0))
-        found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, arp)], family=family))
+        header = (nflog_datagram.NFULA_PACKET_HDR, struct.pack("!HBx", ethertype, 0))
+        found = nflog(message([header, (nflog_datagram.NFULA_PAYLOAD, arp)], family=family))
         decoded = facts(found)
         assert decoded["arp.destination"] == "10.202.0.1", (family, ethertype)
         assert decoded["arp.operation"] == 1

@@ -22,7 +22,6 @@ from ocsf_nft.sources.prefix_filter import PrefixFilter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-    from types import TracebackType
 
     from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.sources.journal.reading import Chunk, JournalReader
@@ -74,12 +73,7 @@ class Journal:
         self._reader = reader
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Close the journal."""
         if self._reader is not None:
             await self._reader.close()

@@ -27,7 +27,6 @@ from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import TracebackType
 
     from ocsf_nft.log_prefixes import Prefixes
 
@@ -97,12 +96,7 @@ class Kmsg:
         self._seen_ns = time.time_ns()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Close /dev/kmsg."""
         self._close()
 

@@ -1,5 +1,6 @@
-"""Binding of a socket to an NFLOG group, by the configuration messages of nfnetlink_log.
+"""Binding of a socket to an NFLOG group, and the batching of the group's log records.
 
+With few records, a low latency is preferred. In a flood of records, a high throughput is preferred.
 Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h. The kernel
 processes the messages in net/netfilter/nfnetlink_log.c.
 """
@@ -57,6 +58,52 @@ CALM: Final = Batching(threshold=1, buffer_bytes=4096, timeout_cs=1)
 #: Settings with which the socket's buffer holds the most records (258,000 in 16 MB). The kernel
 #: sends a datagram when its 16 KB slab is full: buffer_bytes and the skb's own 320 bytes fill it.
 FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
+#: A flood begins at 400 records within 0.1 s (4,000/s). It ends below 1,000 within a second.
+_RISE_RECORDS: Final = 400
+_RISE_NS: Final = 100_000_000
+_FALL_RECORDS: Final = 1_000
+_FALL_NS: Final = 1_000_000_000
+
+
+class AdaptiveBatching:
+    """Choice between two kernel settings for NFLOG batching, by the rate of log records.
+
+    ``batching`` is the present setting: CALM at the start and for few records, otherwise FLOOD.
+    """
+
+    __slots__ = ("_count", "_since_ns", "batching")
+
+    def __init__(self, now_ns: int) -> None:
+        self.batching: Batching = CALM
+        self._since_ns = now_ns
+        self._count = 0
+
+    def observe(self, records: int, now_ns: int) -> bool:
+        """Count new log records, and update ``batching``; return true if ``batching`` has changed.
+
+        ``records`` is the number of log records since the last call. ``now_ns`` is the current time
+        of a monotonic clock.
+        """
+        elapsed = now_ns - self._since_ns
+        if self.batching is FLOOD:
+            self._count += records
+            if elapsed < _FALL_NS:
+                return False
+            ended = self._count < _FALL_RECORDS
+            self._begin(FLOOD if not ended else CALM, now_ns)
+            return ended
+        if elapsed > _RISE_NS:
+            self._begin(CALM, now_ns)
+        self._count += records
+        if self._count < _RISE_RECORDS:
+            return False
+        self._begin(FLOOD, now_ns)
+        return True
+
+    def _begin(self, batching: Batching, now_ns: int) -> None:
+        self.batching = batching
+        self._since_ns = now_ns
+        self._count = 0
 
 
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
@@ -76,19 +123,11 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Non-blocking netlink socket that receives the log records of an NFLOG group.
-
-    ``early`` has the datagrams that arrived before the kernel acknowledged the binding.
-    """
-
-    socket: socket.socket
-    early: tuple[bytes, ...]
-
-
-def bind(group: int, batching: Batching) -> Binding:
+def bind(group: int, batching: Batching) -> tuple[socket.socket, list[bytes]]:
     """Bind a new socket to an NFLOG group in the calling thread's network namespace.
+
+    Return the non-blocking socket, which receives the group's log records, and the datagrams that
+    arrived before the kernel acknowledged the binding.
 
     Raises UnsupportedError if the kernel has no NFLOG, or if CAP_NET_ADMIN is missing. Raises
     SourceError for any other failure.
@@ -106,7 +145,7 @@ def bind(group: int, batching: Batching) -> Binding:
     except OSError as error:
         sock.close()
         raise _error_for(error, group) from error
-    return Binding(sock, early)
+    return sock, early
 
 
 def _enlarge(sock: socket.socket) -> None:
@@ -117,7 +156,7 @@ def _enlarge(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
-def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[bytes, ...]:
+def _configure(sock: socket.socket, group: int, batching: Batching) -> list[bytes]:
     command = (
         netlink.attribute(_NFULA_CFG_CMD, _NFULNL_CFG_CMD_BIND)
         + netlink.attribute(_NFULA_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _NFULNL_COPY_PACKET))
@@ -134,7 +173,7 @@ def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[byt
         for kind, body in netlink.messages(memoryview(datagram)):
             if kind == netlink.NLMSG_ERROR:
                 netlink.raise_for_error(body)
-                return tuple(early)
+                return early
         # The acknowledged message also binds the group, so records may arrive before the answer.
         early.append(datagram)
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from ocsf_nft.sources.journal.entry import Entry
     from ocsf_nft.sources.kmsg.line import KmsgLine
@@ -263,16 +262,13 @@ class Reader:
         if parsed is None:
             return _malformed("it begins like an NFLOG line of ours but is not one", line)
         datagram, identity = parsed
-        origin = Origin(
+        return nflog_datagram.record(
+            datagram,
             transport="replay",
             identity=identity or self._line_identity(line),
             log_source="nflog",
-            log_format="nfnetlink_log",
             raw=line,
-            sequence=datagram.sequence,
-            original_time=nflog_line.stamp(datagram),
         )
-        return nflog_datagram.record(datagram, origin)
 
     def _line_identity(self, line: str) -> str:
         # A record gets the same identity each time its file is read: from its cursor (journal), its
@@ -312,12 +308,7 @@ class Replay:
                 raise AbsentError(f"there is no file {path} to read records from")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Do nothing, because :meth:`batches` closes each file."""
 
     async def batches(self) -> AsyncIterator[Batch]:
