@@ -26,7 +26,7 @@ _MOST_STORED: Final = 8192
 _MOST_SIMILAR: Final = 8
 #: Time without reports of similar packets (``capture.bpf.c``: PAUSE_NS).
 _SILENCE_NS: Final = 500_000_000
-#: Precision of a log's time stamps (``sources/boot_clock.py``). The likely packets of a record
+#: Precision of a log's time stamps (``sources/boot.py``). The likely packets of a record
 #: without bytes were reported after its time stamp, less this precision.
 _SOON_NS: Final = 500_000_000
 _TCP: Final = 6

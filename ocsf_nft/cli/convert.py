@@ -127,9 +127,10 @@ def _boot_ns(text: str) -> int:
 
 
 def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Iterator[Batch]:
-    from ocsf_nft.sources.replay import Reader
+    from ocsf_nft.sources.replay import Reader, modification_ns
 
-    reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, tally=tally)
+    unstamped_ns = modification_ns(file.fileno())
+    reader = Reader(boot_ns=boot_ns, unstamped_ns=unstamped_ns, tally=tally)
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import SourceError
-from ocsf_nft.sources.boot_id import boot_id
+from ocsf_nft.sources import kmsg as kmsg_source
+from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.kmsg import Kmsg
-from ocsf_nft.sources.kmsg import source as kmsg_source
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log

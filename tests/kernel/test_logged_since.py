@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources import kmsg as kmsg_source
+from ocsf_nft.sources.boot import boottime_ns
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
-from ocsf_nft.sources.kmsg import source as kmsg_source
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import source as nflog_source
 from tests.kernel.attempts import GROUP, INTERNET4, PORT

@@ -219,7 +219,7 @@ def test_source_without_privilege_raises_with_the_cause(lab: Lab) -> None:
         "from ocsf_nft.sources.nflog import group_binding\n"
         "try: group_binding.bind(71, group_binding.CALM)\n"
         "except UnsupportedError as error: print(error)\n"
-        "from ocsf_nft.sources.kmsg import source as kmsg\n"
+        "from ocsf_nft.sources import kmsg\n"
         "try: kmsg._open_device()\n"
         "except UnsupportedError as error: print(error)\n"
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.sources.journal.entry import Entry, from_export, from_json
+from ocsf_nft.sources.replay.journal_entry import from_export, from_json
+
+if TYPE_CHECKING:
+    from ocsf_nft.sources.replay.log_header import LoggedLine
 
 _FIELDS: Final = {
     "MESSAGE": "text",
@@ -17,7 +20,7 @@ _FIELDS: Final = {
 }
 
 
-def _entry(**changes: str | None) -> Entry:
+def _entry(**changes: str | None) -> LoggedLine:
     """Return the entry of these fields, without those that are None."""
     fields = {name: value for name, value in (_FIELDS | changes).items() if value is not None}
     found = from_export({name: value.encode() for name, value in fields.items()})

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
-from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources import kmsg
+from ocsf_nft.sources.boot import boottime_ns
 from ocsf_nft.sources.journal import Journal
-from ocsf_nft.sources.journal import files as journal_files
+from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import _entry as entry_of_json
-from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
-from ocsf_nft.sources.journal.reading import Chunk
-from ocsf_nft.sources.kmsg import line as kmsg_line
+from ocsf_nft.sources.journal.kernel import Chunk, KernelEntry, KernelEntryParser, message_filter
+from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD, AdaptiveBatching
-from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,13 +68,13 @@ def test_batching_counts_records_after_a_long_pause_from_their_arrival() -> None
 
 @given(st.binary(max_size=300))
 def test_kmsg_parser_never_raises_on_other_bytes(raw: bytes) -> None:
-    found = kmsg_line.parse(raw)
+    found = kmsg.parse(raw)
     assert found is None or found.facility >= 0
 
 
 def test_kmsg_parser_splits_a_record() -> None:
     raw = b"12,5,67,-,caller=T1;one\\x0a\\x5cx41 two\n SUBSYSTEM=net\n DEVICE=n2\n"
-    assert kmsg_line.parse(raw) == kmsg_line.KmsgLine(1, 5, 67, b"one\n\\x41 two")
+    assert kmsg.parse(raw) == kmsg.KmsgLine(1, 5, 67, b"one\n\\x41 two")
 
 
 @given(st.binary(max_size=100))
@@ -84,7 +83,7 @@ def test_kmsg_parser_decodes_escapes_exactly(message: bytes) -> None:
         b"\\x%02x" % byte if byte < 32 or byte >= 127 or byte == 0x5C else bytes([byte])
         for byte in message
     )
-    found = kmsg_line.parse(b"4,1,2,-;" + escaped + b"\n")
+    found = kmsg.parse(b"4,1,2,-;" + escaped + b"\n")
     assert found is not None
     assert found.message == message
 
@@ -205,9 +204,9 @@ def test_journalctl_field_is_read_in_each_format(value: str, message: bytes) -> 
 
 
 def test_journal_folder_that_does_not_exist_is_absent(tmp_path: Path) -> None:
-    assert journal_files.samples(tmp_path) == []
+    assert journal_library.samples(tmp_path) == []
     with pytest.raises(AbsentError):
-        journal_files.samples(tmp_path / "none")
+        journal_library.samples(tmp_path / "none")
 
 
 def test_journal_samples_have_one_file_for_each_set_of_features(tmp_path: Path) -> None:
@@ -215,5 +214,5 @@ def test_journal_samples_have_one_file_for_each_set_of_features(tmp_path: Path) 
         header = b"LPKSHHRH" + bytes(4) + bytes([features, 0, 0, 0])
         (tmp_path / f"{name}.journal").write_bytes(header)
     (tmp_path / "d.journal").write_bytes(b"short")
-    found = journal_files.samples(tmp_path)
+    found = journal_library.samples(tmp_path)
     assert [path.name for path in found] == ["a.journal", "b.journal"]

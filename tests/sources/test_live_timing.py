@@ -11,10 +11,10 @@ import pytest
 
 from ocsf_nft.netns import Namespace
 from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.journal.kernel import Chunk
 from ocsf_nft.sources.journal.library import LibraryReader
-from ocsf_nft.sources.journal.reading import Chunk
+from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ def test_journal_cursor_without_records_gives_a_batch_each_second(clock: _Clock)
 
     async def two_batches() -> list[str | None]:
         source = Journal(directory=Path("/"))
-        source._reader = SimpleNamespace(read=read)
+        source._reader = SimpleNamespace(read=read)  # type: ignore[assignment]
         batches = source.batches()
         return [(await anext(batches)).cursor for _ in range(2)]
 

@@ -13,16 +13,15 @@ import pytest
 
 from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.record import Reject
-from ocsf_nft.sources.boot_id import boot_id
+from ocsf_nft.sources import kmsg
+from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.journal import Journal, command
-from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import CommandReader
 from ocsf_nft.sources.journal.kernel import KernelEntryParser
 from ocsf_nft.sources.journal.library import LibraryReader
+from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.kmsg import Kmsg
-from ocsf_nft.sources.kmsg import source as kmsg
-from ocsf_nft.sources.prefix_filter import PrefixFilter
 from ocsf_nft.sources.replay import Replay
 from tests.descriptors import no_more_descriptors, open_descriptors
 from tests.sources.replaying import MESSAGE, flat, reader
@@ -111,12 +110,12 @@ def test_journal_files_without_permission_raise_with_their_path(open_folder: Pat
     os.seteuid(65534)
     try:
         with pytest.raises(UnsupportedError, match=rf"reading {denied} is not permitted: run as"):
-            journal_files.samples(open_folder)
+            journal_library.samples(open_folder)
         os.seteuid(0)
         readable = open_folder / "c.journal"
         readable.write_bytes(_JOURNAL_HEADER)
         os.seteuid(65534)
-        assert journal_files.samples(open_folder) == [readable]
+        assert journal_library.samples(open_folder) == [readable]
     finally:
         os.seteuid(0)
 

@@ -16,11 +16,10 @@ import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.quoted import quoted
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
-from ocsf_nft.sources.journal.reading import Chunk
+from ocsf_nft.sources.journal.kernel import MISSED_ID, Chunk, KernelEntry, message_filter
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.prefix_filter import PrefixFilter
+    from ocsf_nft.sources.kernel_message import PrefixFilter
 
 #: Only folders where root alone installs programs.
 _TRUSTED_PATH: Final = "/usr/bin:/bin"

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import Gap, Origin
 from ocsf_nft.sources import text
-from ocsf_nft.sources.boot_clock import JOURNAL_LAG_NS, JOURNAL_SLACK_NS, KernelClock
-from ocsf_nft.sources.kmsg_origin import author_of_facility, reject_forged
+from ocsf_nft.sources.boot import JOURNAL_LAG_NS, JOURNAL_SLACK_NS, KernelClock
+from ocsf_nft.sources.kernel_message import author_of_facility, reject_forged
 from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.record import Record, Reject
-    from ocsf_nft.sources.prefix_filter import PrefixFilter
+    from ocsf_nft.sources.kernel_message import PrefixFilter
 
 #: journald's notice that it missed kernel messages (SD_MESSAGE_JOURNAL_MISSED, sd-messages.h).
 MISSED_ID: Final = "e9bf28e6e834481bb6f48f548ad13606"
@@ -43,6 +43,18 @@ class KernelEntry:
     source_us: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Result of one read of the journal: entries that match a filter, and the new position."""
+
+    entries: tuple[KernelEntry, ...] = ()
+    #: Cursor of the last entry that was read, even if it does not match; None if none was read.
+    cursor: str | None = None
+    #: True if the journal has deleted the entry at the cursor that the reader's ``open``
+    #: returned. Entries after it may also have been deleted before they were read.
+    cursor_is_missing: bool = False
+
+
 def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
     """Return a function that selects journal entries by their field MESSAGE.
 
@@ -63,16 +75,9 @@ class KernelEntryParser:
     def __init__(self, prefix_filter: PrefixFilter) -> None:
         self._filter = prefix_filter
         self._boot = ""
-        self._clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
+        #: Clock that converts the timestamp of the latest record.
+        self.clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
         self._previous_ns: int | None = None
-
-    @property
-    def unproven_ns(self) -> int:
-        """Return by how many nanoseconds, at most, the time of the latest record is too late.
-
-        The time can be too late if journald read the first records with a delay.
-        """
-        return self._clock.unproven_ns
 
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
         """Convert a journal entry to a packet's Record.
@@ -109,9 +114,9 @@ class KernelEntryParser:
             return realtime_ns
         if entry.boot != self._boot:
             self._boot = entry.boot
-            self._clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
+            self.clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
         journald_ns = entry.monotonic_us * 1000
-        printk_ns = self._clock.monotonic_ns(int(entry.source_us) * 1000, journald_ns, waited=True)
+        printk_ns = self.clock.monotonic_ns(int(entry.source_us) * 1000, journald_ns, waited=True)
         # The result is when the kernel logged the packet, before journald received the message.
         return realtime_ns - (journald_ns - printk_ns)
 

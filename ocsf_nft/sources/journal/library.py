@@ -1,25 +1,26 @@
-"""Journal reader that uses libsystemd.
+"""Journal reader that uses libsystemd, and the check whether libsystemd can read the journal.
 
 The reader requests the next entry every 10 ms. It does not wait for inotify, because inotify
-reports journald's new entries only every 250 ms.
+reports journald's new entries only every 250 ms. libsystemd silently skips a file that it can't
+open, so a journal may seem empty. Therefore sample files are checked first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.errors import SourceError
+from ocsf_nft.errors import AbsentError, SourceError, UnsupportedError
 from ocsf_nft.quoted import quoted
-from ocsf_nft.sources.journal import files as journal_files
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
-from ocsf_nft.sources.journal.reading import Chunk
+from ocsf_nft.sources.journal.kernel import MISSED_ID, Chunk, KernelEntry, message_filter
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from ocsf_nft.sources.prefix_filter import PrefixFilter
+    from ocsf_nft.sources.kernel_message import PrefixFilter
 
 #: Interval of the requests for the next entry; one costs 0.1 us if there is no new entry.
 _TICK_S: Final = 0.01
@@ -27,6 +28,51 @@ _TICK_S: Final = 0.01
 _FILES_S: Final = 0.25
 _CHUNK_ENTRIES: Final = 1024
 _CHUNK_NS: Final = 10_000_000
+_DEFAULT: Final = (Path("/var/log/journal"), Path("/run/log/journal"))
+# The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
+_SIGNATURE: Final = b"LPKSHHRH"
+_HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompatible flags
+
+
+def samples(directory: Path | None) -> list[Path]:
+    """Return sample files of a journal: if libsystemd can open them, it can open all files.
+
+    If ``directory`` is None, the journal is in journald's default folders. Raises AbsentError if
+    ``directory`` does not exist, or if the default folders have no journal. Raises
+    UnsupportedError if reading is not permitted.
+    """
+    if directory is not None and not directory.is_dir():
+        raise AbsentError(f"there is no journal folder at {directory}")
+    # libsystemd can't open a file with a feature that it lacks. So there is one sample for each
+    # combination of features (the header's incompatible flags, such as a compression).
+    by_features: dict[int, Path] = {}
+    denied: Path | None = None
+    for path in _files((directory,) if directory is not None else _DEFAULT):
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER.size)
+        except PermissionError:
+            denied = path
+            continue
+        except FileNotFoundError:
+            continue  # deleted by rotation meanwhile
+        if len(header) == _HEADER.size and header.startswith(_SIGNATURE):
+            by_features.setdefault(_HEADER.unpack(header)[2], path)
+    if by_features:
+        return list(by_features.values())
+    if denied is not None:
+        raise UnsupportedError(
+            f"reading {denied} is not permitted: run as root or in the group systemd-journal"
+        )
+    if directory is None:
+        raise AbsentError("this machine has no journal: start systemd-journald, or read by NFLOG")
+    return []  # the given folder exists, but has no journal files
+
+
+def _files(directories: tuple[Path, ...]) -> Iterator[Path]:
+    for directory in directories:
+        yield from sorted(directory.glob("*.journal"))
+        yield from sorted(directory.glob("*/*.journal"))
 
 
 def available(directory: Path | None) -> bool:
@@ -35,12 +81,12 @@ def available(directory: Path | None) -> bool:
     If ``directory`` is None, the default folders are read. Blocks for some milliseconds. Raises
     AbsentError if there is no journal, UnsupportedError if reading is not permitted.
     """
-    samples = journal_files.samples(directory)
+    found = samples(directory)
     try:
         from systemd import journal  # noqa: PLC0415 - an extra, imported only when it is used
     except ImportError:
         return False
-    for sample in samples:
+    for sample in found:
         try:
             journal.Reader(files=[str(sample)]).close()
         except OSError:

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources.boot import boottime_ns
 from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import CommandReader
 from ocsf_nft.sources.journal.kernel import KernelEntryParser
 from ocsf_nft.sources.journal.library import LibraryReader
-from ocsf_nft.sources.prefix_filter import PrefixFilter
+from ocsf_nft.sources.kernel_message import PrefixFilter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from ocsf_nft.log_prefixes import Prefixes
-    from ocsf_nft.sources.journal.reading import Chunk, JournalReader
+    from ocsf_nft.sources.journal.kernel import Chunk
 
 #: Minimum time between batches that have only a new cursor.
 _CURSOR_INTERVAL_S: Final = 1.0
-#: Upper bound of the error in the conversion of the kernel's stamps (``boot_clock.py``), without
+#: Upper bound of the error in the conversion of the kernel's stamps (``boot.py``), without
 #: the part of it that is not proven.
 _STAMP_NS: Final = 1_000_000_000
 
@@ -53,7 +53,7 @@ class Journal:
         self._filter = PrefixFilter(sandboxes, foreign)
         self._cursor = cursor
         self._directory = directory
-        self._reader: JournalReader | None = None
+        self._reader: LibraryReader | CommandReader | None = None
         self._parser = KernelEntryParser(self._filter)
 
     async def __aenter__(self) -> Self:
@@ -64,7 +64,7 @@ class Journal:
         """
         library = await asyncio.to_thread(journal_library.available, self._directory)
         reader_class = LibraryReader if library else CommandReader
-        reader: JournalReader = reader_class(self._directory, self._filter)
+        reader: LibraryReader | CommandReader = reader_class(self._directory, self._filter)
         try:
             self._cursor = await reader.open(self._cursor)
         except BaseException:
@@ -107,28 +107,18 @@ class Journal:
             yielded_s, pending_cursor = time.monotonic(), None
 
     def _batch(self, chunk: Chunk) -> Batch:
-        records: list[Record] = []
-        gaps: list[Gap] = []
-        rejected: list[Reject] = []
+        items: list[Record | Gap | Reject] = []
         received_ns = earliest_ns = time.time_ns()
         if chunk.cursor_is_missing:
-            gaps.append(_missing_cursor_gap(received_ns))
+            items.append(_missing_cursor_gap(received_ns))
         for entry in chunk.entries:
             found = self._parser.parse(entry, received_ns)
             if isinstance(found, Record):
-                records.append(found)
-                earliest_ns = min(earliest_ns, found.time_ns - self._parser.unproven_ns)
-            elif isinstance(found, Gap):
-                gaps.append(found)
-            elif found is not None:
-                rejected.append(found)
-        return Batch(
-            records=tuple(records),
-            gaps=tuple(gaps),
-            rejected=tuple(rejected),
-            cursor=chunk.cursor,
-            since_ns=max(0, earliest_ns - time.time_ns() + boottime_ns() - _STAMP_NS),
-        )
+                earliest_ns = min(earliest_ns, found.time_ns - self._parser.clock.unproven_ns)
+            if found is not None:
+                items.append(found)
+        since_ns = max(0, earliest_ns - time.time_ns() + boottime_ns() - _STAMP_NS)
+        return Batch.of(items, chunk.cursor, since_ns)
 
 
 def _missing_cursor_gap(now_ns: int) -> Gap:

@@ -18,8 +18,7 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
 from ocsf_nft.sources.base import MalformedError
-from ocsf_nft.sources.boot_clock import boottime_ns
-from ocsf_nft.sources.boot_id import boot_id
+from ocsf_nft.sources.boot import boot_id, boottime_ns
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import group_binding
 from ocsf_nft.sources.nflog import line as nflog_line

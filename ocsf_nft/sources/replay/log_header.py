@@ -9,32 +9,24 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ocsf_nft.sources.kmsg_origin import author_of_facility
+from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.kernel_message import author_of_facility
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    _TimeOf: TypeAlias = "Callable[[re.Match[str], StampReference], int]"
+
 _MONTHS: Final = (
-    "Jan",
-    "Feb",
-    "Mar",
-    "Apr",
-    "May",
-    "Jun",
-    "Jul",
-    "Aug",
-    "Sep",
-    "Oct",
-    "Nov",
-    "Dec",
-)
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"
 _DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _CLOCK: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _ISO: Final = (
-    r"(?P<iso>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
+    r"(?P<stamp>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
     r"(?:[.,](?P<fraction>[0-9]{1,9}))?(?P<zone>Z|[+-][0-9]{2}:?[0-9]{2})?)"
 )
 
@@ -61,7 +53,7 @@ _RFC5424: Final = re.compile(
     re.ASCII,
 )
 _DMESG_ISO: Final = re.compile(
-    r"(?P<iso>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
+    r"(?P<stamp>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
     r",(?P<fraction>[0-9]{6})(?P<zone>[+-][0-9]{2}:[0-9]{2})) ",
     re.ASCII,
 )
@@ -77,10 +69,6 @@ _AHEAD_NS: Final = 86_400_000_000_000
 _BOOT_AHEAD_NS: Final = 60_000_000_000
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNKNOWN_AUTHOR: Final = "an unknown program"
-
-
-class StampError(Exception):
-    """Error: a log line's timestamp is not a valid time. The exception's text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +87,12 @@ class StampReference:
         """Convert a time since boot, in microseconds, to nanoseconds since the epoch.
 
         If the boot time of the log's machine is unknown (``is_assumed_boot``), this machine's boot
-        time is used. In this case, raises StampError if the result is over a minute in the future.
+        time is used. In this case, raises MalformedError if the result is over a minute in the
+        future.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
-            raise StampError(
+            raise MalformedError(
                 "its stamp counts from boot and is later than now by this machine's boot: "
                 "give the boot time of the log's machine (convert --boot TIME)"
             )
@@ -111,23 +100,26 @@ class StampReference:
 
 
 @dataclass(frozen=True, slots=True)
-class LogLine:
-    """Message of a line in a log file, and the content of the line's header."""
+class LoggedLine:
+    """Message of a line in a log file, or of a journal entry, and the content of its header."""
 
     message: str
-    #: ``dmesg`` or ``syslog``.
+    #: ``dmesg``, ``syslog``, ``kmsg`` or ``journal``.
     log_source: str
-    #: Description of the program that wrote the message; None means the kernel.
+    #: Name or description of the program that wrote the message; None means the kernel.
     author: str | None = None
     #: Timestamp in ns since the epoch (``stamp`` is its original text); None without a timestamp.
     time_ns: int | None = None
     stamp: str | None = None
+    #: Identity and number of the message in its log; None if the log has none.
+    identity: str | None = None
+    sequence: int | None = None
 
 
-def parse(line: str, reference: StampReference) -> LogLine:
+def parse(line: str, reference: StampReference) -> LoggedLine:
     """Split a line of a log file into its header and its message.
 
-    Raises StampError if the line's timestamp is not a valid time.
+    Raises MalformedError if the line's timestamp is not a valid time.
     """
     # The kernel wrote the message only if the facility, if present, is ``kern``. In syslog, the
     # program name must also be ``kernel``, which any process that can send to syslog can forge.
@@ -139,12 +131,12 @@ def parse(line: str, reference: StampReference) -> LogLine:
         structured = _RFC5424.match(line)
         if structured is not None:
             program = structured["tag"]
-            return LogLine(
+            return LoggedLine(
                 line[structured.end() :],
                 "syslog",
                 author or (None if program == "kernel" else program),
                 _iso_ns(structured, reference),
-                structured["iso"],
+                structured["stamp"],
             )
     decoded = _DECODED.match(line)
     if decoded is not None:
@@ -153,53 +145,43 @@ def parse(line: str, reference: StampReference) -> LogLine:
     return (
         _dmesg(line, reference, author)
         or _syslog(line, reference, author)
-        or LogLine(line, "dmesg", author)
+        or LoggedLine(line, "dmesg", author)
     )
 
 
-def _dmesg(line: str, reference: StampReference, author: str | None) -> LogLine | None:
-    match = _MONOTONIC.match(line)
-    if match is not None:
-        since = int(match["seconds"]) * 1_000_000 + int(match["microseconds"])
-        return LogLine(
-            line[match.end() :], "dmesg", author, reference.since_boot(since), match["stamp"]
-        )
-    match = _HUMAN.match(line)
-    if match is not None:
-        time_ns = _local_ns(match, int(match["year"]), reference)
-        return LogLine(line[match.end() :], "dmesg", author, time_ns, match["stamp"])
-    # dmesg writes a comma before the fraction; rsyslog and journalctl write a point.
-    match = _DMESG_ISO.match(line)
-    if match is not None:
-        return LogLine(
-            line[match.end() :], "dmesg", author, _iso_ns(match, reference), match["iso"]
-        )
+def _dmesg(line: str, reference: StampReference, author: str | None) -> LoggedLine | None:
+    for form, time_of in _DMESG_FORMS:
+        match = form.match(line)
+        if match is not None:
+            time_ns = time_of(match, reference)
+            return LoggedLine(line[match.end() :], "dmesg", author, time_ns, match["stamp"])
     return None
 
 
-def _syslog(line: str, reference: StampReference, author: str | None) -> LogLine | None:
+def _syslog(line: str, reference: StampReference, author: str | None) -> LoggedLine | None:
     match = _RFC3164.match(line)
     if match is not None:
-        time_ns, stamp = _yearless_ns(match, reference), match["stamp"]
+        time_ns = _yearless_ns(match, reference)
     else:
         match = _ISO_SYSLOG.match(line)
         if match is None:
             return None
-        time_ns, stamp = _iso_ns(match, reference), match["iso"]
+        time_ns = _iso_ns(match, reference)
+    stamp = match["stamp"]
     rest = line[match.end() :]
     tag = _TAG.match(rest)
     if tag is None:
-        return LogLine(rest, "syslog", author or _UNKNOWN_AUTHOR, time_ns, stamp)
+        return LoggedLine(rest, "syslog", author or _UNKNOWN_AUTHOR, time_ns, stamp)
     message = rest[tag.end() :]
     author = author or author_of_facility(tag["facility"] or "kern", kernel="kern")
     if tag["tag"] != "kernel":
         author = author or tag["tag"]
     if author is not None:
-        return LogLine(message, "syslog", author, time_ns, stamp)
+        return LoggedLine(message, "syslog", author, time_ns, stamp)
     inner = _MONOTONIC.match(message)
     if inner is not None:
         message = message[inner.end() :]
-    return LogLine(message, "syslog", None, time_ns, stamp)
+    return LoggedLine(message, "syslog", None, time_ns, stamp)
 
 
 def _nanoseconds(time: dt.datetime, fraction: str | None) -> int:
@@ -213,7 +195,7 @@ def _iso_ns(match: re.Match[str], reference: StampReference) -> int:
         time = dt.datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
         return _nanoseconds(_with_zone(time, reference), match["fraction"])
     except (ValueError, OverflowError) as error:
-        raise StampError(f"the stamp {match['iso']} is not a valid time") from error
+        raise MalformedError(f"the stamp {match['stamp']} is not a valid time") from error
 
 
 def _with_zone(time: dt.datetime, reference: StampReference) -> dt.datetime:
@@ -222,35 +204,44 @@ def _with_zone(time: dt.datetime, reference: StampReference) -> dt.datetime:
     return time.astimezone() if reference.zone is None else time.replace(tzinfo=reference.zone)
 
 
-def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int:
+def _since_boot_ns(match: re.Match[str], reference: StampReference) -> int:
+    return reference.since_boot(int(match["seconds"]) * 1_000_000 + int(match["microseconds"]))
+
+
+def _local_ns(match: re.Match[str], reference: StampReference, year: int | None = None) -> int:
+    year = int(match["year"]) if year is None else year
+    month = _MONTHS.index(match["month"]) + 1
+    day, hour, minute, second = map(int, match.group("day", "hour", "minute", "second"))
     try:
-        time = dt.datetime(  # noqa: DTZ001 - the stamp has no zone; it gets one below
-            year,
-            _MONTHS.index(match["month"]) + 1,
-            int(match["day"]),
-            int(match["hour"]),
-            int(match["minute"]),
-            int(match["second"]),
-        )
+        # The stamp has no zone; it gets one below.
+        time = dt.datetime(year, month, day, hour, minute, second)  # noqa: DTZ001
         return _nanoseconds(_with_zone(time, reference), match.groupdict().get("fraction"))
     except (ValueError, OverflowError, OSError) as error:
-        raise StampError(f"the stamp {match['stamp']} is not a valid time") from error
+        raise MalformedError(f"the stamp {match['stamp']} is not a valid time") from error
 
 
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
     """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
     The year is the latest one for which the result is at most one day after the present time
-    (``reference.now_ns()``). Raises StampError if no year gives a valid time.
+    (``reference.now_ns()``). Raises MalformedError if no year gives a valid time.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year
     # At least one of 8 successive years has a 29 February.
     for candidate in range(year, year - 9, -1):
         try:
-            time_ns = _local_ns(match, candidate, reference)
-        except StampError:
+            time_ns = _local_ns(match, reference, candidate)
+        except MalformedError:
             continue
         if time_ns <= latest_ns:
             return time_ns
-    raise StampError(f"the stamp {match['stamp']} is not a valid time")
+    raise MalformedError(f"the stamp {match['stamp']} is not a valid time")
+
+
+#: dmesg writes a comma before the fraction; rsyslog and journalctl write a point.
+_DMESG_FORMS: Final[tuple[tuple[re.Pattern[str], _TimeOf], ...]] = (
+    (_MONOTONIC, _since_boot_ns),
+    (_HUMAN, _local_ns),
+    (_DMESG_ISO, _iso_ns),
+)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
-from ocsf_nft.sources import boot_clock, text
-from ocsf_nft.sources.journal import entry as journal_entry
-from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.kmsg_origin import author_of_facility, reject_forged
+from ocsf_nft.sources import boot, kmsg, text
+from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.kernel_message import author_of_facility, reject_forged
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.packet_fields import readable
-from ocsf_nft.sources.replay import log_header
-from ocsf_nft.sources.replay.splitter import BrokenField, ExportEntry, OverlongLine, Splitter
+from ocsf_nft.sources.replay import journal_entry, log_header
+from ocsf_nft.sources.replay.log_header import LoggedLine
+from ocsf_nft.sources.replay.splitter import OverlongLine, Splitter
 from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocsf_nft.sources.journal.entry import Entry
-    from ocsf_nft.sources.kmsg.line import KmsgLine
+    from ocsf_nft.sources.kmsg import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
 #: Maximum number of different lines whose occurrences are counted.
@@ -60,23 +59,6 @@ class LineTally:
     skipped: int = 0
     #: Lines that may be a packet record but are not valid, by ``Reject.kind``.
     rejected: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _LoggedLine:
-    """Message in a line of a log file, and the content of the line's header."""
-
-    message: str
-    #: Whole line.
-    raw: str
-    log_source: str
-    #: Description of the program that wrote the message; None if the kernel wrote it.
-    author: str | None
-    time_ns: int | None
-    #: Timestamp as text.
-    stamp: str | None
-    identity: str | None = None
-    sequence: int | None = None
 
 
 class Reader:
@@ -107,25 +89,6 @@ class Reader:
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._splitter = Splitter(journal_entry.FIELDS)
         self._after_kmsg = False
-
-    @classmethod
-    def of_file(
-        cls,
-        descriptor: int,
-        *,
-        boot_ns: int | None = None,
-        now_ns: Callable[[], int] = time.time_ns,
-        tally: LineTally | None = None,
-    ) -> Self:
-        """Return a reader for an open log file.
-
-        A line without a timestamp gets the file's modification time. In a pipe or socket, such a
-        line gets the time of reading. ``boot_ns`` is the boot time, from which kernel timestamps
-        count; None means this machine's boot time.
-        """
-        status = os.fstat(descriptor)
-        unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
-        return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, tally=tally)
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
         """Yield the records in all ``chunks`` of a file, in batches."""
@@ -164,24 +127,18 @@ class Reader:
             yield Batch(records=tuple(records), rejected=tuple(rejected))
 
     def _read(self, piece: Piece, received_ns: int) -> Record | Reject | None:
+        if isinstance(piece, Reject):
+            return piece
         if isinstance(piece, OverlongLine):
             if not any(part in piece.start for part in _CANDIDATE_PARTS):
                 return None
             return _malformed("the line is longer than a log line can be", readable(piece.start))
-        if isinstance(piece, BrokenField):
-            return _malformed(piece.reason, "")
-        if isinstance(piece, ExportEntry):
-            entry = journal_entry.from_export(piece.fields)
-            return (
-                None
-                if entry is None
-                else self._to_record(_of_entry(entry, entry.message), received_ns)
-            )
+        if isinstance(piece, dict):
+            entry = journal_entry.from_export(piece)
+            return self._to_record(entry, entry.message if entry else "", received_ns)
         line = piece.rstrip(b"\r")
         if line.startswith(b"{"):
-            entry = journal_entry.from_json(line)
-            raw = readable(line)
-            return None if entry is None else self._to_record(_of_entry(entry, raw), received_ns)
+            return self._to_record(journal_entry.from_json(line), readable(line), received_ns)
         if line.startswith(_NFLOG):
             return self._nflog(readable(line))
         return self._text(line, received_ns)
@@ -193,16 +150,20 @@ class Reader:
             return None
         if line.startswith((b" ", b"\t")):
             return self._indented(line)
-        record = kmsg_line.parse(line)
+        record = kmsg.parse(line)
         self._after_kmsg = record is not None
         if not any(part in line for part in _CANDIDATE_PARTS):
             return None
         raw = readable(line)
         try:
-            logged = self._with_header(raw) if record is None else self._kmsg(record, raw)
-        except log_header.StampError as error:
+            logged = (
+                log_header.parse(raw, self._stamp_reference)
+                if record is None
+                else self._of_kmsg(record)
+            )
+        except MalformedError as error:
             return _malformed(str(error), raw) if _is_candidate(raw) else None
-        return self._to_record(logged, received_ns)
+        return self._to_record(logged, raw, received_ns)
 
     def _indented(self, line: bytes) -> Reject | None:
         # The kernel never indents a packet record. But dmesg and journalctl indent the later lines
@@ -212,41 +173,31 @@ class Reader:
             return None
         return _malformed("it is indented: it belongs to the message above it", raw)
 
-    def _kmsg(self, record: KmsgLine, raw: str) -> _LoggedLine:
-        return _LoggedLine(
-            message=readable(record.message),
-            raw=raw,
-            log_source="kmsg",
-            author=author_of_facility(record.facility, kernel=0),
-            time_ns=self._stamp_reference.since_boot(record.stamp_us),
-            stamp=str(record.stamp_us),
-            identity=kmsg_line.identity(record),
-            sequence=record.sequence,
+    def _of_kmsg(self, record: KmsgLine) -> LoggedLine:
+        return LoggedLine(
+            readable(record.message),
+            "kmsg",
+            author_of_facility(record.facility, kernel=0),
+            self._stamp_reference.since_boot(record.stamp_us),
+            str(record.stamp_us),
+            record.identity,
+            record.sequence,
         )
 
-    def _with_header(self, raw: str) -> _LoggedLine:
-        log_line = log_header.parse(raw, self._stamp_reference)
-        return _LoggedLine(
-            message=log_line.message,
-            raw=raw,
-            log_source=log_line.log_source,
-            author=log_line.author,
-            time_ns=log_line.time_ns,
-            stamp=log_line.stamp,
-        )
-
-    def _to_record(self, logged: _LoggedLine, received_ns: int) -> Record | Reject | None:
-        if not text.is_candidate(logged.message):
+    def _to_record(
+        self, logged: LoggedLine | None, raw: str, received_ns: int
+    ) -> Record | Reject | None:
+        if logged is None or not text.is_candidate(logged.message):
             return None
         if logged.author is not None:
-            return reject_forged(logged.author, logged.raw)
+            return reject_forged(logged.author, raw)
         unstamped_ns = received_ns if self._unstamped_ns is None else self._unstamped_ns
         origin = Origin(
             transport="replay",
-            identity=logged.identity or self._line_identity(logged.raw),
+            identity=logged.identity or self._line_identity(raw),
             log_source=logged.log_source,
             log_format="nf_log_syslog",
-            raw=logged.raw,
+            raw=raw,
             sequence=logged.sequence,
             original_time=logged.stamp,
         )
@@ -274,7 +225,7 @@ class Reader:
         # A record gets the same identity each time its file is read: from its cursor (journal), its
         # sequence number, timestamp and text (kmsg), or from its ``id`` (NFLOG line). For any
         # other line, it is made of the text and of the number of equal lines before it.
-        digest = _digest(line.encode())
+        digest = hashlib.blake2b(line.encode(), digest_size=12).digest()
         number = self._seen.pop(digest, 0) + 1
         self._seen[digest] = number
         if len(self._seen) > MAX_COUNTED_LINES:
@@ -289,17 +240,9 @@ class Replay:
     the lines of all files.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        boot_ns: int | None = None,
-        now_ns: Callable[[], int] = time.time_ns,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         self.tally = LineTally()
         self._paths = paths
-        self._boot_ns = boot_ns
-        self._now_ns = now_ns
 
     async def __aenter__(self) -> Self:
         """Return the source; raises AbsentError if a file does not exist."""
@@ -319,9 +262,7 @@ class Replay:
         for path in self._paths:
             descriptor = _open(path)
             try:
-                reader = Reader.of_file(
-                    descriptor, boot_ns=self._boot_ns, now_ns=self._now_ns, tally=self.tally
-                )
+                reader = Reader(unstamped_ns=modification_ns(descriptor), tally=self.tally)
                 async for chunk in _read_chunks(path, descriptor):
                     for batch in reader.feed(chunk):
                         yield batch
@@ -330,6 +271,12 @@ class Replay:
             finally:
                 if str(path) != _STDIN:
                     os.close(descriptor)
+
+
+def modification_ns(descriptor: int) -> int | None:
+    """Return a file's modification time in ns since the epoch; None for a pipe or socket."""
+    status = os.fstat(descriptor)
+    return status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
 
 
 def _open(path: Path) -> int:
@@ -363,7 +310,7 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 def _this_boot_ns() -> int:
     """Return the boot time of this machine, in nanoseconds since the epoch, rounded to 10 ms."""
     # Two clocks are read one after the other: without rounding, each call gives other last digits.
-    return round(boot_clock.wall_ns(0), -7)
+    return round(boot.wall_ns(0), -7)
 
 
 def _malformed(reason: str, line: str) -> Reject:
@@ -372,19 +319,3 @@ def _malformed(reason: str, line: str) -> Reject:
 
 def _is_candidate(line: str) -> bool:
     return PREFIX_ROOT in line or text.is_candidate(line)
-
-
-def _digest(octets: bytes) -> bytes:
-    return hashlib.blake2b(octets, digest_size=12).digest()
-
-
-def _of_entry(entry: Entry, raw: str) -> _LoggedLine:
-    return _LoggedLine(
-        message=entry.message,
-        raw=raw,
-        log_source="journal",
-        author=entry.author,
-        time_ns=entry.time_ns,
-        stamp=entry.stamp,
-        identity=None if entry.cursor is None else f"journal:{entry.cursor}",
-    )

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ocsf_nft.record import Reject
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
@@ -20,15 +22,8 @@ _NAME: Final = re.compile(rb"[A-Z_][A-Z0-9_]{0,63}")
 #: Maximum length of any field (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
 _FIELD_LIMIT: Final = 768 << 20
 #: A binary field has its length before its value. If no line break follows the value, the length is
-#: wrong: the result is a :class:`BrokenField`.
+#: wrong.
 _LENGTH_BYTES: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class ExportEntry:
-    """Selected fields of one journal export entry, without binary fields longer than LINE_LIMIT."""
-
-    fields: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +33,9 @@ class OverlongLine:
     start: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BrokenField:
-    """Unreadable field of a journal export entry.
-
-    The field's stated length is wrong, or the file ends inside the field. ``reason`` is a sentence
-    that describes the fault.
-    """
-
-    reason: str
-
-
-Piece: TypeAlias = "bytes | ExportEntry | OverlongLine | BrokenField"
+#: Line, selected fields of a journal export entry, or a Reject for an unreadable field of one. An
+#: entry has no binary field longer than LINE_LIMIT.
+Piece: TypeAlias = "bytes | dict[str, bytes] | OverlongLine | Reject"
 
 
 class _LengthError(Exception):
@@ -73,7 +59,8 @@ class Splitter:
         """Yield the lines and journal export entries that end in this chunk.
 
         An incomplete line or entry waits for the next chunk. An unreadable field is yielded as a
-        :class:`BrokenField`, and the beginning of a very long line as an :class:`OverlongLine`.
+        Reject, and the beginning of a very long line as an :class:`OverlongLine`. A field is
+        unreadable if its stated length is wrong, or if the file ends inside it.
         """
         data = self._rest + chunk
         at = 0
@@ -144,12 +131,13 @@ class Splitter:
 
     def _end_of_entry(self) -> Iterator[Piece]:
         if self._fields:
-            yield ExportEntry(self._fields)
+            yield self._fields
         self._fields = None
 
     def _broken_field(self, problem: str) -> Iterator[Piece]:
         yield from self._end_of_entry()
-        yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
+        reason = f"a field of a journal export entry {problem}: its content can't be read"
+        yield Reject(kind="malformed", reason=reason, line="")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
         """Read a binary field into the current export entry.

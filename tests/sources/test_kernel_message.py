@@ -1,7 +1,8 @@
-"""Tests of the selection of records in a log that several firewalls share."""
+"""Tests of the selection of records in a log of several firewalls, and of messages of programs."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.record import Record, Reject
+from ocsf_nft.sources import kmsg
 from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
+from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.kmsg import Kmsg
-from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.prefix_filter import PrefixFilter
 from tests import strategies
+from tests.sources.replaying import MESSAGE, entry, rejected
 
 PACKET = (
     "IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=29 TOS=0x00 PREC=0x00 TTL=64 ID=48411 DF "
@@ -34,7 +36,7 @@ def _in_kernel_log(
     message: str, facility: int, sandboxes: frozenset[str] | None, foreign: Prefixes | None
 ) -> Record | Reject | None:
     raw = f"{facility << 3 | 4},7,1000,-;{message}\n".encode()
-    line = kmsg_line.parse(raw)
+    line = kmsg.parse(raw)
     assert line is not None
     return Kmsg(sandboxes, foreign=foreign)._read_line(line, raw, 0, 0)
 
@@ -137,3 +139,25 @@ def test_prefix_filter_is_fast_and_never_raises_on_hostile_messages(
     for _ in range(3):
         chosen.matches(message)
     assert time.thread_time() - started < 0.1
+
+
+def test_forged_reason_is_the_same_on_every_transport() -> None:
+    replayed = [
+        rejected(line)
+        for line in (
+            f"9,1,2,-;{MESSAGE}",
+            json.dumps(entry(SYSLOG_FACILITY="1")),
+            f"<9>[    1.000000] {MESSAGE}",
+            f"<9>Nov 24 15:05:55 host kernel: {MESSAGE}",
+        )
+    ]
+    live = [read(MESSAGE, 1, None, None) for read in (_in_kernel_log, _in_journal)]
+    for found in [*live, *replayed]:
+        assert isinstance(found, Reject)
+        assert found.kind == "forged"
+        assert found.reason == "a program of facility 1 wrote it, not the kernel"
+    for line in (
+        f"user  :notice: [    1.0] {MESSAGE}",
+        f"Nov 24 15:05:55 h user.info x: {MESSAGE}",
+    ):
+        assert rejected(line).reason == "a program of facility user wrote it, not the kernel"

@@ -1,28 +1,28 @@
 """Source of packet log records: the kernel log, /dev/kmsg.
 
 The kernel overwrites the oldest messages, even if they are unread. The source returns each gap in
-the sequence numbers with the number of missing messages.
+the sequence numbers with the number of missing messages. Documentation/ABI/testing/dev-kmsg
+describes the format.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import re
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.quoted import quoted
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
-from ocsf_nft.sources.boot_clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
-from ocsf_nft.sources.boot_id import boot_id
-from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.kmsg_origin import author_of_facility, reject_forged
+from ocsf_nft.sources.boot import KMSG_SLACK_NS, KernelClock, boot_id, boottime_ns, wall_ns
+from ocsf_nft.sources.kernel_message import PrefixFilter, author_of_facility, reject_forged
 from ocsf_nft.sources.packet_fields import readable
-from ocsf_nft.sources.prefix_filter import PrefixFilter
 from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
@@ -45,6 +45,48 @@ _CURSOR_INTERVAL_NS: Final = 1_000_000_000
 _SCAN_NS: Final = 1_000_000_000
 
 _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
+#: ``priority,sequence,microseconds,flags;`` and then the message. The next lines of a record are a
+#: dictionary (`` KEY=value``).
+_HEADER: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,19}),([0-9]{1,16}),[^;\n]*;")
+#: The kernel writes unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c,
+#: append_char). So a line break is never part of the message.
+_ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
+_FACILITY_SHIFT: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class KmsgLine:
+    """Fields of one record of /dev/kmsg, the kernel log."""
+
+    #: 0 only if the kernel wrote the message: the kernel changes the facility 0 of a program.
+    facility: int
+    sequence: int
+    #: Kernel's (printk) timestamp, in microseconds since boot.
+    stamp_us: int
+    #: Logged bytes, without the escapes of /dev/kmsg.
+    message: bytes
+
+    @property
+    def identity(self) -> str:
+        """Return a text that identifies the record: ``kmsg:SEQUENCE:TIMESTAMP:HASH``.
+
+        A record has the same identity each time it is read, from the kernel or from a file. The
+        sequence number alone is not enough, because it restarts with each boot.
+        """
+        digest = hashlib.blake2b(self.message, digest_size=12).hexdigest()
+        return f"kmsg:{self.sequence}:{self.stamp_us}:{digest}"
+
+
+def parse(raw: bytes) -> KmsgLine | None:
+    """Parse one record of /dev/kmsg; return None if ``raw`` is not such a record."""
+    header = _HEADER.match(raw)
+    if header is None:
+        return None
+    priority, sequence, stamp = header.groups()
+    message = raw[header.end() :].partition(b"\n")[0]
+    if b"\\" in message:
+        message = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), message)
+    return KmsgLine(int(priority) >> _FACILITY_SHIFT, int(sequence), int(stamp), message)
 
 
 class Kmsg:
@@ -125,7 +167,7 @@ class Kmsg:
                 raw = _read(descriptor)
                 if raw is None:
                     return self._next
-                line = kmsg_line.parse(raw)
+                line = parse(raw)
                 if line is not None:
                     self._next = line.sequence + 1
             await asyncio.sleep(0)
@@ -161,9 +203,7 @@ class Kmsg:
         Return the batch, and True if no message is left. If ``waited`` is true, the first message
         has just been logged. Then its timestamp shows the drift of the log's clock.
         """
-        records: list[Record] = []
-        gaps: list[Gap] = []
-        rejected: list[Reject] = []
+        items: list[Record | Gap | Reject] = []
         drained = False
         since_ns = max(0, self._empty_ns - _WRITING_NS)
         end_ns = time.monotonic_ns() + _BATCH_NS
@@ -175,34 +215,26 @@ class Kmsg:
                 self._empty_ns = asked_ns
                 break
             read_ns, now_ns = time.monotonic_ns(), time.time_ns()
-            line = kmsg_line.parse(raw)
+            line = parse(raw)
             if line is None:
-                rejected.append(_malformed(raw))
+                items.append(_malformed(raw))
             elif line.sequence >= self._next:
                 if missed := line.sequence - self._next:
-                    gaps.append(self._gap(missed, now_ns))
+                    items.append(self._gap(missed, now_ns))
                 self._next = line.sequence + 1
                 self._seen_ns = now_ns
                 monotonic = self._clock.monotonic_ns(line.stamp_us * 1000, read_ns, waited=waited)
                 found = self._read_line(line, raw, wall_ns(monotonic), now_ns)
-                if isinstance(found, Record):
-                    records.append(found)
-                elif found is not None:
-                    rejected.append(found)
+                if found is not None:
+                    items.append(found)
             waited = False
             if read_ns > end_ns:
                 break
-        batch = Batch(
-            records=tuple(records),
-            gaps=tuple(gaps),
-            rejected=tuple(rejected),
-            cursor=f"kmsg:{self._boot}:{self._next - 1}" if self._next else None,
-            since_ns=since_ns,
-        )
-        return batch, drained
+        cursor = f"kmsg:{self._boot}:{self._next - 1}" if self._next else None
+        return Batch.of(items, cursor, since_ns), drained
 
     def _read_line(
-        self, line: kmsg_line.KmsgLine, raw: bytes, time_ns: int, received_ns: int
+        self, line: KmsgLine, raw: bytes, time_ns: int, received_ns: int
     ) -> Record | Reject | None:
         message = readable(line.message)
         if not self._filter.matches(message):
@@ -213,7 +245,7 @@ class Kmsg:
             return reject_forged(author, whole)
         origin = Origin(
             transport="kmsg",
-            identity=kmsg_line.identity(line),
+            identity=line.identity,
             log_source=_DEVICE,
             log_format="nf_log_syslog",
             raw=whole,

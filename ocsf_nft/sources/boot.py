@@ -1,4 +1,4 @@
-"""Conversion of kernel log timestamps to CLOCK_MONOTONIC, and from there to wall-clock time.
+"""Identifier of the current boot, and clocks that count from boot.
 
 The clock of the kernel log drifts from CLOCK_MONOTONIC, and user space can't read the difference.
 So :class:`KernelClock` estimates this difference.
@@ -7,10 +7,13 @@ So :class:`KernelClock` estimates this difference.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Final
 
 from ocsf_nft import clocks
+from ocsf_nft.errors import UnsupportedError
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: Maximum age of a record when a waiting reader reads it: printk wakes readers at the next timer
 #: tick (10 ms at HZ=100).
 KMSG_SLACK_NS: Final = 20_000_000
@@ -107,3 +110,16 @@ def wall_ns(monotonic_ns: int) -> int:
     ``monotonic_ns``.
     """
     return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)
+
+
+def boot_id() -> str:
+    """Return the kernel's random id of this boot: 32 hexadecimal digits, as in the journal.
+
+    Raises UnsupportedError if /proc can't be read.
+    """
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip().replace("-", "")
+    except OSError as error:
+        raise UnsupportedError(
+            f"the boot id can't be read ({error.strerror}): mount procfs at /proc"
+        ) from error

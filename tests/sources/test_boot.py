@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.sources.boot_clock import KernelClock
+from ocsf_nft.sources.boot import KernelClock
 
 SLACK = 20_000_000
 SECOND = 1_000_000_000

@@ -1,17 +1,19 @@
-"""Filter that selects packet log records in a log that also has other messages."""
+"""Selection of the packet log records in a kernel log, which also has other messages.
+
+User-space programs can write messages that resemble packet log records.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.record import PREFIX_ROOT, Record
+from ocsf_nft.record import PREFIX_ROOT, Record, Reject
 from ocsf_nft.sources import text
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from ocsf_nft.log_prefixes import Prefixes
-    from ocsf_nft.record import Reject
 
 
 class PrefixFilter:
@@ -24,7 +26,11 @@ class PrefixFilter:
     def __init__(
         self, sandboxes: AbstractSet[str] | None = None, foreign: Prefixes | None = None
     ) -> None:
-        self._prefix_starts = _prefix_starts(sandboxes)
+        self._prefix_starts = (
+            (PREFIX_ROOT,)
+            if sandboxes is None
+            else tuple(f"{PREFIX_ROOT}{sandbox}:" for sandbox in sorted(sandboxes))
+        )
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
@@ -53,7 +59,19 @@ class PrefixFilter:
         return self._foreign is not None and self._foreign.of(prefix) is not None
 
 
-def _prefix_starts(sandboxes: AbstractSet[str] | None) -> tuple[str, ...]:
-    if sandboxes is None:
-        return (PREFIX_ROOT,)
-    return tuple(f"{PREFIX_ROOT}{sandbox}:" for sandbox in sorted(sandboxes))
+def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
+    """Return None if the kernel wrote a log message, otherwise a description of the program.
+
+    The description is ``a program of facility N``. ``facility`` is the message's syslog facility.
+    ``kernel`` is the kernel's facility in the same form: 0, or ``kern`` if ``facility`` is a name.
+    """
+    # RFC 5424, 6.2.1 has the numbers of the facilities.
+    return None if facility == kernel else f"a program of facility {facility}"
+
+
+def reject_forged(author: str, line: str) -> Reject:
+    """Return a Reject (a refused log line) for a line that a program wrote, not the kernel.
+
+    ``author`` describes the program, for example ``a program of facility 1``.
+    """
+    return Reject(kind="forged", reason=f"{author} wrote it, not the kernel", line=line)

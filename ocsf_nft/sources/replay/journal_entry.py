@@ -1,0 +1,98 @@
+"""Parser of exported journal entries: ``journalctl -o json`` and ``-o export``.
+
+systemd's "Journal Export Formats" describes both formats.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from ocsf_nft.sources.kernel_message import author_of_facility
+from ocsf_nft.sources.packet_fields import readable
+from ocsf_nft.sources.replay.log_header import LoggedLine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The fields that the parser reads.
+FIELDS: Final = frozenset({
+    "__CURSOR", "__MONOTONIC_TIMESTAMP", "__REALTIME_TIMESTAMP", "_COMM",
+    "_SOURCE_MONOTONIC_TIMESTAMP", "_TRANSPORT", "MESSAGE", "SYSLOG_FACILITY", "SYSLOG_IDENTIFIER",
+})  # fmt: skip
+_MICROSECONDS_LIMIT: Final = 1 << 53
+
+
+def from_json(line: bytes) -> LoggedLine | None:
+    """Parse a line of ``journalctl -o json``; return None if the line has no readable message."""
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(fields, dict):
+        return None
+    return from_export(
+        {name: octets for name in fields if (octets := _octets(fields[name])) is not None}
+    )
+
+
+def from_export(fields: Mapping[str, bytes]) -> LoggedLine | None:
+    """Parse the fields of ``journalctl -o export``; return None if MESSAGE is absent."""
+    message = fields.get("MESSAGE")
+    if message is None:
+        return None
+    cursor, stamp = fields.get("__CURSOR"), fields.get("__REALTIME_TIMESTAMP")
+    return LoggedLine(
+        readable(message),
+        "journal",
+        _author(fields),
+        # When the kernel logged the message, or else when journald received it.
+        _time_ns(fields),
+        None if stamp is None else readable(stamp),
+        None if cursor is None else f"journal:{readable(cursor)}",
+    )
+
+
+def _octets(value: object) -> bytes | None:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, list):  # a value that is not UTF-8, or several values of one field
+        try:
+            return bytes(value)
+        except (TypeError, ValueError):
+            return None
+    return None
+
+
+def _author(fields: Mapping[str, bytes]) -> str | None:
+    """Return a name or description of the program that wrote the entry; None for the kernel."""
+    transport = readable(fields.get("_TRANSPORT", b"an unknown transport"))
+    if transport != "kernel":
+        return readable(fields.get("_COMM", fields.get("SYSLOG_IDENTIFIER", transport.encode())))
+    # A message that a program writes to /dev/kmsg has the kernel's transport, but not its facility.
+    return author_of_facility(readable(fields.get("SYSLOG_FACILITY", b"unknown")), kernel="0")
+
+
+def _time_ns(fields: Mapping[str, bytes]) -> int | None:
+    """Return the wall-clock time at which the kernel logged a message, in ns since the epoch.
+
+    If the kernel's timestamp is missing, return journald's timestamp. If journald's timestamp is
+    missing, return None.
+    """
+    realtime = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
+    if realtime is None:
+        return None
+    monotonic = _microseconds(fields.get("__MONOTONIC_TIMESTAMP"))
+    kernel = _microseconds(fields.get("_SOURCE_MONOTONIC_TIMESTAMP"))
+    # The difference of journald's two clocks converts the kernel's monotonic timestamp.
+    if monotonic is not None and kernel is not None and kernel < monotonic:
+        realtime -= monotonic - kernel
+    return realtime * 1000
+
+
+def _microseconds(value: bytes | None) -> int | None:
+    if value is None or not value.isdigit() or len(value) > 16:
+        return None
+    number = int(value)
+    return number if number < _MICROSECONDS_LIMIT else None
