@@ -7,12 +7,13 @@ values are those of a kernel log line with all log flags (net/netfilter/nf_log_s
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.ip_text import text_of
-from ocsf_nft.sources.packet_fields import mac_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocsf_nft.sources.packet_fields import Facts
 
 # Decode no header that the kernel does not print: all transports must give an equal Record.
@@ -30,8 +31,7 @@ ICMPV6: Final = 58
 DESTINATION_OPTIONS: Final = 60
 UDPLITE: Final = 136
 
-_UNNAMED_EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS})
-_EXTENSIONS: Final = _UNNAMED_EXTENSIONS | {FRAGMENT, AH, ESP}
+_EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, ESP, AH, DESTINATION_OPTIONS})
 
 # ICMP types that quote a packet, and the kernel's minimum lengths (RFC 792, 950).
 ICMP_ECHO: Final = frozenset({0, 8})
@@ -64,13 +64,17 @@ class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no err
 
 
 class _Packet:
-    """Captured first bytes (``data``) of a packet, and the full size of the packet (``length``)."""
+    """Captured first bytes (``data``) of a packet, and the full size of the packet (``length``).
 
-    __slots__ = ("data", "length")
+    ``in_quote`` is true while the packet inside an ICMP error is decoded.
+    """
+
+    __slots__ = ("data", "in_quote", "length")
 
     def __init__(self, data: bytes, length: int) -> None:
         self.data = data
         self.length = length
+        self.in_quote = False
 
     def holds(self, at: int, size: int) -> bool:
         """Return True if all ``size`` bytes that begin at offset ``at`` were captured.
@@ -105,10 +109,7 @@ def ip_facts(data: bytes, version: int) -> Facts:
     packet = _Packet(data, max(len(data), _total_length(data, version)))
     try:
         # Like the kernel, the decoder ignores the version field in the packet.
-        if version == 4:
-            _ipv4(packet, 0, facts, quoted=False)
-        else:
-            _ipv6(packet, 0, facts, quoted=False)
+        (_ipv4 if version == 4 else _ipv6)(packet, 0, facts)
     except _CaptureCut:
         facts["truncated"] = True
     return facts
@@ -122,19 +123,15 @@ def arp_facts(data: bytes) -> Facts:
     if len(data) < _ARP.size:
         return {"incomplete": True}
     hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
-    arp: Facts = {
-        "hardware_type": hardware,
-        "protocol_type": protocol,
-        "operation": operation,
-    }
+    arp: Facts = {"hardware_type": hardware, "protocol_type": protocol, "operation": operation}
     if (hardware, hardware_bytes, protocol_bytes) == (1, 6, 4):
         if len(data) < _ARP.size + _ETHERNET_ARP.size:
             arp["incomplete_bytes"] = len(data) - _ARP.size
         else:
             mac, address, target_mac, target = _ETHERNET_ARP.unpack_from(data, _ARP.size)
-            arp["mac_source"] = mac_text(mac)
+            arp["mac_source"] = mac.hex(":")
             arp["source"] = text_of(address)
-            arp["mac_destination"] = mac_text(target_mac)
+            arp["mac_destination"] = target_mac.hex(":")
             arp["destination"] = text_of(target)
     return {"arp": arp}
 
@@ -145,7 +142,7 @@ def _total_length(data: bytes, version: int) -> int:
     return 40 + int.from_bytes(data[4:6], "big") if len(data) >= 40 else 0
 
 
-def _ipv4(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+def _ipv4(packet: _Packet, at: int, facts: Facts) -> None:
     if not packet.holds(at, _IPV4.size):
         facts["incomplete"] = True
         return
@@ -175,10 +172,11 @@ def _ipv4(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
             facts["incomplete"] = True
             return
         facts["ip_options"] = packet.data[at + _IPV4.size : at + header].hex()
-    _transport(packet, at + header, facts, protocol, later_fragment=offset > 0, quoted=quoted)
+    if not offset:
+        _transport(packet, at + header, facts, protocol)
 
 
-def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+def _ipv6(packet: _Packet, at: int, facts: Facts) -> None:
     if not packet.holds(at, _IPV6.size):
         facts["incomplete"] = True
         return
@@ -195,7 +193,8 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
     except _EndOfPrint:
         return
     facts["protocol"] = protocol
-    _transport(packet, at, facts, protocol, later_fragment=later_fragment, quoted=quoted)
+    if not later_fragment:
+        _transport(packet, at, facts, protocol)
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
@@ -205,12 +204,14 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
     offset and the type of the header after the last extension header. The third returned value is
     True for a fragment other than the first.
     """
+    headers = 0
     later_fragment = False
     while following in _EXTENSIONS:
         if not packet.holds(at, 2):
             facts["incomplete"] = True
             raise _EndOfPrint
-        facts["extension_headers"] = _count(facts) + 1
+        headers += 1
+        facts["extension_headers"] = headers
         size = (packet.data[at + 1] + 1) * 8
         if following == FRAGMENT:
             later_fragment = _fragment(packet, at, facts) or later_fragment
@@ -223,11 +224,6 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
         following = packet.data[at]
         at += size
     return at, following, later_fragment
-
-
-def _count(facts: Facts) -> int:
-    count = facts.get("extension_headers", 0)
-    return count if isinstance(count, int) else 0
 
 
 def _fragment(packet: _Packet, at: int, facts: Facts) -> bool:
@@ -251,36 +247,27 @@ def _security(packet: _Packet, at: int, facts: Facts, kind: int, *, later_fragme
     if not packet.holds(at, 12 if kind == AH else 8):
         packet.set_incomplete(facts, at)
         raise _EndOfPrint
-    facts.setdefault("spi", _WORD.unpack_from(packet.data, at + (4 if kind == AH else 0))[0])
+    _spi(packet, at + (4 if kind == AH else 0), facts)
     if kind == ESP:
         raise _EndOfPrint
 
 
-def _transport(  # noqa: PLR0913 - offset, type and context of a header
-    packet: _Packet, at: int, facts: Facts, protocol: int, *, later_fragment: bool, quoted: bool
-) -> None:
-    if later_fragment:
+def _spi(packet: _Packet, at: int, facts: Facts) -> None:
+    facts.setdefault("spi", _WORD.unpack_from(packet.data, at)[0])
+
+
+def _transport(packet: _Packet, at: int, facts: Facts, protocol: int) -> None:
+    found = (_DECODERS4 if facts["ip_version"] == 4 else _DECODERS6).get(protocol)
+    if found is None:
         return
-    version = facts["ip_version"]
-    if protocol == TCP:
-        _tcp(packet, at, facts)
-    elif protocol in {UDP, UDPLITE}:
-        _udp(packet, at, facts)
-    elif protocol == ICMP and version == 4:
-        _icmp(packet, at, facts, quoted=quoted)
-    elif protocol == ICMPV6 and version == 6:
-        _icmpv6(packet, at, facts, quoted=quoted)
-    elif protocol in {AH, ESP} and version == 4:
-        if not packet.holds(at, 12 if protocol == AH else 8):
-            packet.set_incomplete(facts, at)
-            return
-        facts["spi"] = _WORD.unpack_from(packet.data, at + (4 if protocol == AH else 0))[0]
+    decode, size = found
+    if packet.holds(at, size):
+        decode(packet, at, facts)
+    else:
+        packet.set_incomplete(facts, at)
 
 
 def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
-    if not packet.holds(at, _TCP.size):
-        packet.set_incomplete(facts, at)
-        return
     source, destination, sequence, acknowledgment, bits, window, _checksum, urgent = (
         _TCP.unpack_from(packet.data, at)
     )
@@ -301,19 +288,12 @@ def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
 
 
 def _udp(packet: _Packet, at: int, facts: Facts) -> None:
-    if not packet.holds(at, 8):
-        packet.set_incomplete(facts, at)
-        return
-    source, destination, length = _UDP.unpack_from(packet.data, at)
-    facts["source_port"] = source
-    facts["destination_port"] = destination
-    facts["udp_length"] = length
+    facts["source_port"], facts["destination_port"], facts["udp_length"] = _UDP.unpack_from(
+        packet.data, at
+    )
 
 
-def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
-    if not packet.holds(at, 8):
-        packet.set_incomplete(facts, at)
-        return
+def _icmp(packet: _Packet, at: int, facts: Facts) -> None:
     kind, code, high, low = _ICMP.unpack_from(packet.data, at)
     facts["icmp_type"] = kind
     facts["icmp_code"] = code
@@ -329,14 +309,11 @@ def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
             facts["icmp_gateway"] = text_of(packet.data[at + 4 : at + 8])
         if (kind, code) == (3, 4):
             facts["icmp_mtu"] = low
-        if not quoted:
-            _quote(packet, at + 8, facts, version=4)
+        if not packet.in_quote:
+            _quote(packet, at + 8, facts)
 
 
-def _icmpv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
-    if not packet.holds(at, 8):
-        packet.set_incomplete(facts, at)
-        return
+def _icmpv6(packet: _Packet, at: int, facts: Facts) -> None:
     kind, code, high, low = _ICMP.unpack_from(packet.data, at)
     facts["icmp_type"] = kind
     facts["icmp_code"] = code
@@ -348,14 +325,27 @@ def _icmpv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
             facts["icmp_pointer"] = high << 16 | low
         elif kind == ICMPV6_TOO_BIG:
             facts["icmp_mtu"] = high << 16 | low
-        if not quoted:
-            _quote(packet, at + 8, facts, version=6)
+        if not packet.in_quote:
+            _quote(packet, at + 8, facts)
 
 
-def _quote(packet: _Packet, at: int, facts: Facts, *, version: int) -> None:
+def _quote(packet: _Packet, at: int, facts: Facts) -> None:
+    packet.in_quote = True
     quote: Facts = {}
     facts["quoted"] = quote
-    if version == 4:
-        _ipv4(packet, at, quote, quoted=True)
-    else:
-        _ipv6(packet, at, quote, quoted=True)
+    (_ipv4 if facts["ip_version"] == 4 else _ipv6)(packet, at, quote)
+
+
+_Decode: TypeAlias = "Callable[[_Packet, int, Facts], None]"
+#: Decoder and least size of the headers that the kernel prints, by protocol.
+_DECODERS: Final[dict[int, tuple[_Decode, int]]] = {
+    TCP: (_tcp, _TCP.size),
+    UDP: (_udp, 8),
+    UDPLITE: (_udp, 8),
+}
+_DECODERS4: Final = _DECODERS | {
+    ICMP: (_icmp, 8),
+    AH: (lambda packet, at, facts: _spi(packet, at + 4, facts), 12),
+    ESP: (_spi, 8),
+}
+_DECODERS6: Final = _DECODERS | {ICMPV6: (_icmpv6, 8)}

@@ -6,11 +6,11 @@ that name. If there is no such field, the fact becomes an item of the Record's `
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from ocsf_nft.ip_text import packed, text_of
 from ocsf_nft.log_prefixes import PREFIX_CHARACTERS
 from ocsf_nft.record import VM_RULES, Record, split_prefix
 
@@ -83,17 +83,8 @@ def canonical_address(text: str) -> str | None:
 
 @lru_cache(maxsize=_CACHED)
 def _canonical(text: str) -> str | None:
-    if "%" in text or not text.isascii():
-        return None
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return None
-
-
-def mac_text(packed: bytes) -> str:
-    """Return a hardware address in lower-case hexadecimal, separated by colons."""
-    return packed.hex(":")
+    address = packed(text)
+    return None if address is None else text_of(address)
 
 
 def link_facts(header: bytes) -> Facts:
@@ -104,8 +95,8 @@ def link_facts(header: bytes) -> Facts:
     """
     if len(header) == ETHERNET_BYTES:
         return {
-            "mac_destination": mac_text(header[:6]),
-            "mac_source": mac_text(header[6:12]),
+            "mac_destination": header[:6].hex(":"),
+            "mac_source": header[6:12].hex(":"),
             "ethertype": int.from_bytes(header[12:14], "big"),
         }
     return {"link_header": header.hex()} if header else {}

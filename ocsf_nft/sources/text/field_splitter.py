@@ -6,7 +6,13 @@ The last word may be cut off if no space follows it: ``TTL=6`` may be a part of 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.base import MalformedError
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Detail
+    from ocsf_nft.sources.packet_fields import Facts
 
 _WORD: Final = re.compile(
     r"OPT *\(|INCOMPLETE *\[[^\[\]]*\]|INCOMPLETE *(?:\[[^\[\]]*)?\Z|[\[\]()]|[^ \[\]()]+", re.ASCII
@@ -29,8 +35,12 @@ UNPADDED: Final = "0x(0|[1-9a-f][0-9a-f]{0,7})"
 _OPEN: Final = "OPT ("
 
 
-class MalformedError(Exception):
-    """Error: a kernel log line can't be parsed; the exception's text is the reason."""
+def put(facts: Facts, name: str, value: Detail | None) -> bool:
+    """Store a value of a packet under its name, unless it is None; return True if it was stored."""
+    if value is None:
+        return False
+    facts[name] = value
+    return True
 
 
 class Words:

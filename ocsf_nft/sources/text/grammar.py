@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
 from ocsf_nft.sources.packet_fields import canonical_address, link_facts, vlan_facts
-from ocsf_nft.sources.text.field_splitter import UNPADDED, MalformedError, Words
+from ocsf_nft.sources.text.field_splitter import UNPADDED, Words, put
 from ocsf_nft.sources.text.transport import take_transport
 
 if TYPE_CHECKING:
@@ -20,21 +21,17 @@ if TYPE_CHECKING:
 
 _DEVICE: Final = r"[^\s/:]{1,64}+"  # dev_valid_name in net/core/dev.c
 _HEAD: Final = re.compile(
-    rf"IN=(?P<input>(?:{_DEVICE})?+) +OUT=(?P<output>(?:{_DEVICE})?+)"
-    rf"(?: +PHYSIN=(?P<physical_in>{_DEVICE}))?+(?: +PHYSOUT=(?P<physical_out>{_DEVICE}))?+ ",
+    rf"IN=(?P<in_interface>(?:{_DEVICE})?+) +OUT=(?P<out_interface>(?:{_DEVICE})?+)"
+    rf"(?: +PHYSIN=(?P<physical_in_interface>{_DEVICE}))?+"
+    rf"(?: +PHYSOUT=(?P<physical_out_interface>{_DEVICE}))?+ ",
     re.ASCII,
 )
 _MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _HEADER: Final = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2})*)?", re.ASCII)
 _PROTOCOLS: Final = {
-    "TCP": TCP,
-    "UDP": UDP,
-    "UDPLITE": UDPLITE,
-    "ICMP": ICMP,
-    "ICMPv6": ICMPV6,
-    "ESP": ESP,
-    "AH": AH,
-}
+    "TCP": TCP, "UDP": UDP, "UDPLITE": UDPLITE,
+    "ICMP": ICMP, "ICMPv6": ICMPV6, "ESP": ESP, "AH": AH,
+}  # fmt: skip
 #: GSO_MAX_SIZE in include/linux/netdevice.h: maximum of ``iph_totlen`` for a big TCP packet.
 _LENGTH_LIMIT: Final = 524_280
 _IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
@@ -51,16 +48,7 @@ def read(line: str) -> Facts:
     # A value that may be cut off is only in ``unparsed``. But many tools strip the last space: so a
     # value that is certainly complete, such as ``0``, is used even if no space follows it.
     words = Words(line[head.end() :])
-    facts: Facts = {
-        name: device
-        for name, device in (
-            ("in_interface", head["input"]),
-            ("out_interface", head["output"]),
-            ("physical_in_interface", head["physical_in"]),
-            ("physical_out_interface", head["physical_out"]),
-        )
-        if device
-    }
+    facts: Facts = {name: device for name, device in head.groupdict().items() if device}
     _link(words, facts)
     if words.flag("ARP"):
         _arp(words, facts)
@@ -89,17 +77,12 @@ def _link(words: Words, facts: Facts) -> None:
         facts.update(link_facts(bytes.fromhex(header.replace(":", ""))))
         _tunnel(words, facts)
         return
-    source, destination = _mac(words, "MACSRC"), _mac(words, "MACDST")
+    put(facts, "mac_source", _mac(words, "MACSRC"))
+    put(facts, "mac_destination", _mac(words, "MACDST"))
     protocol, tag = words.hexadecimal("VPROTO", "([0-9a-f]{4})"), words.number("VID", 0xFFFF)
-    ethertype = words.hexadecimal("MACPROTO", "([0-9a-f]{4})")
-    if source is not None:
-        facts["mac_source"] = source
-    if destination is not None:
-        facts["mac_destination"] = destination
     if protocol is not None and tag is not None:
         facts.update(vlan_facts(protocol, tag))
-    if ethertype is not None:
-        facts["ethertype"] = ethertype
+    put(facts, "ethertype", words.hexadecimal("MACPROTO", "([0-9a-f]{4})"))
 
 
 def _tunnel(words: Words, facts: Facts) -> None:
@@ -139,34 +122,21 @@ def _address(words: Words, key: str) -> str:
 def _arp(words: Words, facts: Facts) -> None:
     arp: Facts = {}
     facts["arp"] = arp
-    for key, name in (
-        ("HTYPE", "hardware_type"),
-        ("PTYPE", "protocol_type"),
-        ("OPCODE", "operation"),
+    if not (
+        put(arp, "hardware_type", words.number("HTYPE", 0xFFFF))
+        and put(arp, "protocol_type", words.hexadecimal("PTYPE", "0x([0-9a-f]{4})"))
+        and put(arp, "operation", words.number("OPCODE", 0xFFFF, certain=_last_number(words)))
     ):
-        number = (
-            words.hexadecimal(key, "0x([0-9a-f]{4})")
-            if key == "PTYPE"
-            else words.number(key, 0xFFFF, certain=_last_number(words))
-        )
-        if number is None:
-            words.expect_more()
-            return
-        arp[name] = number
-    remaining = words.incomplete()
-    if remaining is not None:
-        arp["incomplete_bytes"] = remaining
+        words.expect_more()
         return
-    mac = _mac(words, "MACSRC")
-    if mac is None:
+    if put(arp, "incomplete_bytes", words.incomplete()):
         return
-    arp["mac_source"] = mac
+    if not put(arp, "mac_source", _mac(words, "MACSRC")):
+        return
     source = words.value("IPSRC")
     if source is not None:
         arp["source"] = _canonical("IPSRC", source)
-    mac = _mac(words, "MACDST")
-    if mac is not None:
-        arp["mac_destination"] = mac
+    put(arp, "mac_destination", _mac(words, "MACDST"))
     # The kernel prints no space after the last value, so a cut inside this value can't be detected.
     last = words.peek().removeprefix("IPDST=")
     destination = words.value("IPDST", certain=last if canonical_address(last) else None)
@@ -202,21 +172,15 @@ def _ip(words: Words, facts: Facts, *, quoted: bool) -> None:
         _owner(words, facts)
 
 
-def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...]) -> None:
-    for key, name, limit in fields:
-        number = words.number(key, limit)
-        if number is not None:
-            facts[name] = number
-
-
 def _ipv4(words: Words, facts: Facts) -> bool:
     """Parse the IPv4 header into ``facts``; return False if the packet ends inside the header."""
-    _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
+    put(facts, "length", words.number("LEN", _LENGTH_LIMIT))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
     if tos is not None and precedence is not None:
         facts["tos"] = tos | precedence
-    _numbers(words, facts, (("TTL", "ttl", 0xFF), ("ID", "ip_id", 0xFFFF)))
+    put(facts, "ttl", words.number("TTL", 0xFF))
+    put(facts, "ip_id", words.number("ID", 0xFFFF))
     for flag, name in (("CE", "congestion"), ("DF", "dont_fragment"), ("MF", "more_fragments")):
         if words.flag(flag):
             facts[name] = True
@@ -226,23 +190,15 @@ def _ipv4(words: Words, facts: Facts) -> bool:
     if words.flag("TRUNCATED", certain=True):
         facts["incomplete"] = True
         return False
-    options, _ = words.options()
-    if options is not None:
-        facts["ip_options"] = options
+    put(facts, "ip_options", words.options()[0])
     return True
 
 
 def _ipv6(words: Words, facts: Facts) -> _Chain:
-    _numbers(
-        words,
-        facts,
-        (
-            ("LEN", "length", 0xFFFF + 40),
-            ("TC", "traffic_class", 0xFF),
-            ("HOPLIMIT", "hop_limit", 0xFF),
-            ("FLOWLBL", "flow_label", 0xFFFFF),
-        ),
-    )
+    put(facts, "length", words.number("LEN", 0xFFFF + 40))
+    put(facts, "traffic_class", words.number("TC", 0xFF))
+    put(facts, "hop_limit", words.number("HOPLIMIT", 0xFF))
+    put(facts, "flow_label", words.number("FLOWLBL", 0xFFFFF))
     chain = _Chain()
     while not chain.ended:
         if words.bracket("OPT ("):
@@ -298,9 +254,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
     index = words.hexadecimal("SPI", UNPADDED)
     if index is not None:
         facts.setdefault("spi", index)
-    remaining = words.incomplete()
-    if remaining is not None:
-        facts["incomplete_bytes"] = remaining
+    if put(facts, "incomplete_bytes", words.incomplete()):
         chain.ended = True
 
 
@@ -362,13 +316,7 @@ def _quote(words: Words, facts: Facts) -> None:
 
 
 def _owner(words: Words, facts: Facts) -> None:
-    uid, gid = words.number("UID", 0xFFFFFFFF), words.number("GID", 0xFFFFFFFF)
-    if uid is not None:
-        facts["uid"] = uid
-    if gid is not None:
-        facts["gid"] = gid
-    elif uid is not None:
+    has_uid = put(facts, "uid", words.number("UID", 0xFFFFFFFF))
+    if not put(facts, "gid", words.number("GID", 0xFFFFFFFF)) and has_uid:
         words.expect_more()
-    mark = words.hexadecimal("MARK", UNPADDED)
-    if mark is not None:
-        facts["mark"] = mark
+    put(facts, "mark", words.hexadecimal("MARK", UNPADDED))

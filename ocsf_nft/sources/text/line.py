@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import PREFIX_ROOT, Reject
 from ocsf_nft.sources import packet_fields as fact
+from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.packet import TCP, UDP
 from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text import grammar
-from ocsf_nft.sources.text.field_splitter import MalformedError
 from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.packet import (
     ICMP,
     ICMP_ECHO,
@@ -23,7 +24,7 @@ from ocsf_nft.sources.packet import (
     UDPLITE,
 )
 from ocsf_nft.sources.packet_fields import canonical_address
-from ocsf_nft.sources.text.field_splitter import UNPADDED, MalformedError
+from ocsf_nft.sources.text.field_splitter import UNPADDED, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,12 +64,13 @@ def take_transport(
         _icmp(words, facts, quote)
     elif protocol == ICMPV6:
         _icmpv6(words, facts, quote)
-    elif facts["ip_version"] == 4 and not _incomplete(words, facts):  # AH, ESP
-        index = words.hexadecimal("SPI", UNPADDED)
-        if index is None:
-            words.expect_more()
-        else:
-            facts["spi"] = index
+    elif facts["ip_version"] == 4:  # AH, ESP
+        _security(words, facts)
+
+
+def _security(words: Words, facts: Facts) -> None:
+    if not _incomplete(words, facts) and not put(facts, "spi", words.hexadecimal("SPI", UNPADDED)):
+        words.expect_more()
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
@@ -76,10 +78,7 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
     The kernel prints these words instead of a header if the packet ends inside the header.
     """
-    remaining = words.incomplete()
-    if remaining is not None:
-        facts["incomplete_bytes"] = remaining
-    return remaining is not None
+    return put(facts, "incomplete_bytes", words.incomplete())
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
@@ -88,13 +87,11 @@ def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) ->
     ``key`` is the field's name in the line, ``name`` its name in ``facts``. A number that may be
     cut off is not stored. Raises MalformedError for a number above ``limit``.
     """
-    number = words.number(key, limit)
-    if number is None:
+    is_stored = put(facts, name, words.number(key, limit))
+    if not is_stored:
         # The kernel always prints this field, so a line that ends before it is cut.
         words.expect_more()
-        return False
-    facts[name] = number
-    return True
+    return is_stored
 
 
 def _tcp(words: Words, facts: Facts) -> None:
@@ -102,10 +99,8 @@ def _tcp(words: Words, facts: Facts) -> None:
         return
     _take_number(words, facts, "SPT", "source_port", 0xFFFF)
     _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
-    for key, name in (("SEQ", "tcp_sequence"), ("ACK", "tcp_acknowledgment")):
-        number = words.number(key, 0xFFFFFFFF)
-        if number is not None:
-            facts[name] = number
+    put(facts, "tcp_sequence", words.number("SEQ", 0xFFFFFFFF))
+    put(facts, "tcp_acknowledgment", words.number("ACK", 0xFFFFFFFF))
     _take_number(words, facts, "WINDOW", "tcp_window", 0xFFFF)
     reserved = words.hexadecimal("RES", RESERVED_FORM)
     flags = sum(bit for name, bit in TCP_FLAGS.items() if words.flag(name))
@@ -116,8 +111,7 @@ def _tcp(words: Words, facts: Facts) -> None:
             facts["tcp_flags"] = flags | (256 if reserved & RESERVED_AE else 0)
     _take_number(words, facts, "URGP", "tcp_urgent_pointer", 0xFFFF)
     options, incomplete = words.options()
-    if options is not None:
-        facts["tcp_options"] = options
+    put(facts, "tcp_options", options)
     if incomplete:
         facts["incomplete"] = True
 
@@ -128,11 +122,8 @@ def _udp(words: Words, facts: Facts) -> None:
     _take_number(words, facts, "SPT", "source_port", 0xFFFF)
     _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
     # At the end of a line, a length that equals the payload's size has no digits cut off.
-    number = words.number("LEN", 0xFFFF, certain=_payload(facts))
-    if number is None:
+    if not put(facts, "udp_length", words.number("LEN", 0xFFFF, certain=_payload(facts))):
         words.expect_more()
-    else:
-        facts["udp_length"] = number
 
 
 def _payload(facts: Facts) -> int | None:
@@ -171,9 +162,7 @@ def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | 
         _echo(words, facts)
     elif kind in ICMPV6_QUOTES:
         if kind == ICMPV6_PARAMETER_PROBLEM:
-            pointer = words.hexadecimal("POINTER", "([0-9a-f]{8})")
-            if pointer is not None:
-                facts["icmp_pointer"] = pointer
+            put(facts, "icmp_pointer", words.hexadecimal("POINTER", "([0-9a-f]{8})"))
         if quote is not None:
             quote(words, facts)
         if kind == ICMPV6_TOO_BIG:
