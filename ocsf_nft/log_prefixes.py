@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
-from ocsf_nft.record import PREFIX_ROOT
+from ocsf_nft.record import PREFIX_ROOT, Prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +25,6 @@ PREFIX_BYTES: Final = 127
 PREFIX_CHARACTERS: Final = 4 * PREFIX_BYTES
 #: Prefixes in the cache; a host has as many as it has log rules.
 _CACHED: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """Sandbox, rule and verdict that a log prefix of another firewall stands for.
-
-    ``sandbox`` is None if the prefix does not identify a sandbox.
-    """
-
-    sandbox: str | None
-    rule: str
-    verdict: ForeignVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +52,9 @@ _UFW: Final[dict[str, ForeignVerdict]] = {
     "UFW AUDIT": "log",
     "UFW AUDIT INVALID": "log",
 }
-_WHOLE: Final = {f"[{name}]": Meaning(None, name, verdict) for name, verdict in _UFW.items()} | {
+_WHOLE: Final = {f"[{name}]": Prefix(None, name, verdict) for name, verdict in _UFW.items()} | {
     # Calico's action Log, which has no verdict.
-    "calico-packet:": Meaning(None, "calico-packet", "log"),
+    "calico-packet:": Prefix(None, "calico-packet", "log"),
 }
 #: OpenShell's prefix, which has the sandbox's name in it.
 _OPENSHELL: Final = re.compile(r"openshell:bypass:([A-Za-z0-9._-]{1,64}):", re.ASCII)
@@ -102,7 +90,7 @@ class Prefixes:
             seen.add(row.begins)
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
-    def of(self, prefix: str) -> Meaning | None:
+    def of(self, prefix: str) -> Prefix | None:
         """Return the sandbox, rule and verdict that a log prefix of another firewall stands for.
 
         Return None if the prefix is unknown, too long, or a prefix of ocsf-nft.
@@ -115,19 +103,19 @@ class Prefixes:
         If the prefix is unknown, only the verdict is set, to ``log``. A record of an ocsf-nft fence
         already has these values, and is returned unchanged.
         """
-        if record.sandbox is not None:  # the record of a fence already has these values
+        if record.sandbox is not None:
             return record
         meaning = self.of(record.prefix)
         if meaning is None:
-            return replace(record, verdict="log")  # it was logged, its verdict is unknown
+            return replace(record, verdict="log")
         return replace(record, sandbox=meaning.sandbox, rule=meaning.rule, verdict=meaning.verdict)
 
-    def _find(self, prefix: str) -> Meaning | None:
+    def _find(self, prefix: str) -> Prefix | None:
         if prefix.startswith(PREFIX_ROOT):
             return None
         for row in self._configured:
             if prefix.startswith(row.begins):
-                return Meaning(row.sandbox, row.rule or prefix.strip(), row.verdict)
+                return Prefix(row.sandbox, row.rule or prefix.strip(), row.verdict)
         return _built_in(prefix.strip())
 
 
@@ -147,17 +135,17 @@ def begins(text: str) -> str:
     return text
 
 
-def _built_in(text: str) -> Meaning | None:
+def _built_in(text: str) -> Prefix | None:
     if text in _WHOLE:
         return _WHOLE[text]
     if found := _OPENSHELL.fullmatch(text):
-        return Meaning(found[1], "bypass", "reject")
+        return Prefix(found[1], "bypass", "reject")
     rule = text.rstrip(": ")
     for form in _FORMS:
         if found := form.fullmatch(text):
-            return Meaning(None, rule, _verdict_in(found[1]) or "log")
+            return Prefix(None, rule, _verdict_in(found[1]) or "log")
     verdict = _verdict_in(text)
-    return None if verdict is None else Meaning(None, rule, verdict)
+    return None if verdict is None else Prefix(None, rule, verdict)
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:

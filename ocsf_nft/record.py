@@ -172,8 +172,8 @@ class Batch:
 class Prefix(NamedTuple):
     """Parts of a log prefix: ``ocsf-nft:agent:egress:`` has sandbox ``agent`` and rule ``egress``.
 
-    ``verdict`` is ``permit`` in the prefix of a permissive fence, else None. For a prefix of
-    another firewall, ``sandbox`` is None, and ``rule`` is the whole text of the prefix.
+    ``verdict`` is ``permit`` in the prefix of a permissive fence, else None. A prefix of another
+    firewall may stand for a sandbox, a rule and a verdict too: see ``log_prefixes.Prefixes``.
     """
 
     sandbox: str | None

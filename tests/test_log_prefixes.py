@@ -13,10 +13,10 @@ from ocsf_nft.log_prefixes import (
     PREFIX_BYTES,
     PREFIX_CHARACTERS,
     Configured,
-    Meaning,
     Prefixes,
     begins,
 )
+from ocsf_nft.record import Prefix
 from tests import strategies
 from tests.conformance.corpus import TCP, V4, record
 
@@ -135,13 +135,13 @@ def _logged(prefix: str) -> Record:
 def test_prefix_of_a_common_firewall_has_its_verdict(
     prefix: str, rule: str, verdict: ForeignVerdict
 ) -> None:
-    assert BUILT_IN.of(prefix) == Meaning(None, rule, verdict)
+    assert BUILT_IN.of(prefix) == Prefix(None, rule, verdict)
 
 
 @pytest.mark.parametrize("sandbox", ["a", "pod-1.ns_x", "a" * 64, "..", "sandbox-07d3f"])
 def test_the_references_prefix_names_its_sandbox(sandbox: str) -> None:
     prefix = f"openshell:bypass:{sandbox}:"
-    assert BUILT_IN.of(prefix) == Meaning(sandbox, "bypass", "reject")
+    assert BUILT_IN.of(prefix) == Prefix(sandbox, "bypass", "reject")
     named = BUILT_IN.named(_logged(prefix))
     assert (named.sandbox, named.rule, named.verdict) == (sandbox, "bypass", "reject")
 
@@ -188,7 +188,7 @@ def test_prefix_that_begins_like_ours_is_never_foreign(prefix: str) -> None:
 def test_number_of_cached_prefixes_is_limited() -> None:
     table = Prefixes()
     for number in range(5_000):
-        assert table.of(f"DROP {number} ") == Meaning(None, f"DROP {number}", "drop")
+        assert table.of(f"DROP {number} ") == Prefix(None, f"DROP {number}", "drop")
     assert table._cached_find.cache_info().currsize == 1024
 
 
@@ -200,15 +200,15 @@ def test_configured_prefix_has_priority_over_built_in_and_the_longest_over_other
             Configured(begins="[UFW BLOCK", verdict="accept"),
         ]
     )
-    assert table.of("[UFW BLOCK] ") == Meaning("vm-1", "ufw", "drop")
-    assert table.of("[UFW BLOCK]") == Meaning(None, "[UFW BLOCK]", "accept")
-    assert table.of("[UFW ALLOW] ") == Meaning(None, "[UFW ALLOW]", "log")
-    assert table.of("DROP ") == Meaning(None, "DROP", "drop")
+    assert table.of("[UFW BLOCK] ") == Prefix("vm-1", "ufw", "drop")
+    assert table.of("[UFW BLOCK]") == Prefix(None, "[UFW BLOCK]", "accept")
+    assert table.of("[UFW ALLOW] ") == Prefix(None, "[UFW ALLOW]", "log")
+    assert table.of("DROP ") == Prefix(None, "DROP", "drop")
 
 
 def test_a_configured_prefix_is_taken_literally() -> None:
     table = Prefixes([Configured(begins="a.*[", verdict="drop")])
-    assert table.of("a.*[x ") == Meaning(None, "a.*[x", "drop")
+    assert table.of("a.*[x ") == Prefix(None, "a.*[x", "drop")
     assert table.of("axx[x ") is None
     assert table.of("A.*[x ") is None
     assert table.of(" a.*[x ") is None
@@ -242,5 +242,5 @@ def test_prefix_is_as_long_as_the_kernel_allows() -> None:
         with pytest.raises(UsageError, match="it must have 1 to 127 bytes"):
             begins(text)
     longest = "DROP " + "x" * (4 * 127 - 5)
-    assert Prefixes().of(longest) == Meaning(None, longest, "drop")
+    assert Prefixes().of(longest) == Prefix(None, longest, "drop")
     assert Prefixes().of(f"{longest}x") is None

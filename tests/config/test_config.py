@@ -6,9 +6,9 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, UsageError
-from ocsf_nft.log_prefixes import Meaning
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.privileges import Capability
+from ocsf_nft.record import Prefix
 from ocsf_nft.service.run import capabilities
 
 if TYPE_CHECKING:
@@ -102,16 +102,16 @@ def test_prefixes_are_read_with_or_without_a_sandbox(tmp_path: Path) -> None:
     for content in (f"{PREFIXES}[[sandbox]]\nname = 'a'", PREFIXES):
         path.write_text(content)
         table = config.read(path).prefixes
-        assert table.of("MYFW-DROP in: ") == Meaning(None, "MYFW-DROP in:", "drop")
-        assert table.of("[UFW BLOCK] ") == Meaning("vm-1", "ufw", "log")
-        assert table.of("REJECT ") == Meaning(None, "REJECT", "reject")
+        assert table.of("MYFW-DROP in: ") == Prefix(None, "MYFW-DROP in:", "drop")
+        assert table.of("[UFW BLOCK] ") == Prefix("vm-1", "ufw", "log")
+        assert table.of("REJECT ") == Prefix(None, "REJECT", "reject")
     with pytest.raises(UsageError, match=r"there is nothing to watch: give a \[\[sandbox\]\]"):
         config.load(path)
 
 
 def test_default_prefixes_are_the_built_in_ones() -> None:
     table = config.parse({"sandbox": [{"name": "a"}]}, where="test").prefixes
-    assert table.of("[UFW BLOCK] ") == Meaning(None, "UFW BLOCK", "reject")
+    assert table.of("[UFW BLOCK] ") == Prefix(None, "UFW BLOCK", "reject")
 
 
 def test_a_vms_proxy_is_its_gateway() -> None:
