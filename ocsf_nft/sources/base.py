@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -14,18 +15,12 @@ class MalformedError(Exception):
     """Error: a log record can't be decoded; the exception's text is the reason."""
 
 
-class Source(Protocol):
+class Source(AbstractAsyncContextManager["Source"], Protocol):
     """Interface of a source of packet log records, used as an asynchronous context manager.
 
     Entering the context may raise SourceError, UnsupportedError or AbsentError. A source that reads
     files ends after the last file. A live source ends when its context exits.
     """
-
-    async def __aenter__(self) -> Self:
-        """Open the source."""
-
-    async def __aexit__(self, *_error: object) -> None:
-        """Close the source."""
 
     # While the consumer handles a batch, the source reads nothing. If the kernel drops log records,
     # a later batch has a Gap for them. The cursor also moves past other messages in the log; a

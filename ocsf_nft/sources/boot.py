@@ -41,11 +41,6 @@ class KernelClock:
     The time of the read that a caller passes is at most ``lag_ns`` before the real read.
     """
 
-    __slots__ = (
-        "_lag_ns", "_last_ns", "_least_age_ns", "_limit_ns", "_limited_ns", "_offset_ns",
-        "_proven_ns", "_records", "_since_ns", "_slack_ns", "unproven_ns",
-    )  # fmt: skip
-
     def __init__(self, slack_ns: int, lag_ns: int = 0) -> None:
         self._slack_ns = slack_ns
         self._lag_ns = lag_ns

@@ -24,10 +24,11 @@ _MONTHS: Final = (
 )  # fmt: skip
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"
 _DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
-_CLOCK: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_CLOCK: Final = "(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
+_DATE_CLOCK: Final = rf"(?P<date>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})T{_CLOCK}"
 _ISO: Final = (
-    r"(?P<stamp>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
-    r"(?:[.,](?P<fraction>[0-9]{1,9}))?(?P<zone>Z|[+-][0-9]{2}:?[0-9]{2})?)"
+    rf"(?P<stamp>{_DATE_CLOCK}(?:[.,](?P<fraction>[0-9]{{1,9}}))?"
+    r"(?P<zone>Z|[+-][0-9]{2}:?[0-9]{2})?)"
 )
 
 _PRIORITY: Final = re.compile(r"<(?P<priority>[0-9]{1,3})>", re.ASCII)
@@ -53,8 +54,7 @@ _RFC5424: Final = re.compile(
     re.ASCII,
 )
 _DMESG_ISO: Final = re.compile(
-    r"(?P<stamp>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
-    r",(?P<fraction>[0-9]{6})(?P<zone>[+-][0-9]{2}:[0-9]{2})) ",
+    rf"(?P<stamp>{_DATE_CLOCK},(?P<fraction>[0-9]{{6}})(?P<zone>[+-][0-9]{{2}}:[0-9]{{2}})) ",
     re.ASCII,
 )
 _ISO_SYSLOG: Final = re.compile(rf"{_ISO} ", re.ASCII)
@@ -184,40 +184,30 @@ def _syslog(line: str, reference: StampReference, author: str | None) -> LoggedL
     return LoggedLine(message, "syslog", None, time_ns, stamp)
 
 
-def _nanoseconds(time: dt.datetime, fraction: str | None) -> int:
-    seconds = (time - _EPOCH) // dt.timedelta(seconds=1)
-    return seconds * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
-
-
-def _iso_ns(match: re.Match[str], reference: StampReference) -> int:
-    zone = match["zone"] or ""
-    try:
-        time = dt.datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
-        return _nanoseconds(_with_zone(time, reference), match["fraction"])
-    except (ValueError, OverflowError) as error:
-        raise MalformedError(f"the stamp {match['stamp']} is not a valid time") from error
-
-
-def _with_zone(time: dt.datetime, reference: StampReference) -> dt.datetime:
-    if time.tzinfo is not None:
-        return time
-    return time.astimezone() if reference.zone is None else time.replace(tzinfo=reference.zone)
-
-
 def _since_boot_ns(match: re.Match[str], reference: StampReference) -> int:
     return reference.since_boot(int(match["seconds"]) * 1_000_000 + int(match["microseconds"]))
 
 
+def _iso_ns(match: re.Match[str], reference: StampReference) -> int:
+    return _time_ns(match, reference, match["date"], match["zone"] or "")
+
+
 def _local_ns(match: re.Match[str], reference: StampReference, year: int | None = None) -> int:
     year = int(match["year"]) if year is None else year
-    month = _MONTHS.index(match["month"]) + 1
-    day, hour, minute, second = map(int, match.group("day", "hour", "minute", "second"))
+    month, day = _MONTHS.index(match["month"]) + 1, int(match["day"])
+    return _time_ns(match, reference, f"{year:04}-{month:02}-{day:02}")
+
+
+def _time_ns(match: re.Match[str], reference: StampReference, date: str, zone: str = "") -> int:
     try:
-        # The stamp has no zone; it gets one below.
-        time = dt.datetime(year, month, day, hour, minute, second)  # noqa: DTZ001
-        return _nanoseconds(_with_zone(time, reference), match.groupdict().get("fraction"))
+        time = dt.datetime.fromisoformat(f"{date}T{match['time']}{zone}")
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=reference.zone) if reference.zone else time.astimezone()
+        seconds = (time - _EPOCH) // dt.timedelta(seconds=1)
     except (ValueError, OverflowError, OSError) as error:
         raise MalformedError(f"the stamp {match['stamp']} is not a valid time") from error
+    fraction = match.groupdict().get("fraction") or "0"
+    return seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
 
 
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:

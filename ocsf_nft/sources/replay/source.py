@@ -236,12 +236,10 @@ class Reader:
 class Replay:
     """Source of the packet log records in the files ``paths``; ``-`` is standard input.
 
-    The files are read one after the other; the source ends after the last file. ``tally`` counts
-    the lines of all files.
+    The files are read one after the other; the source ends after the last file.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.tally = LineTally()
         self._paths = paths
 
     async def __aenter__(self) -> Self:
@@ -262,7 +260,7 @@ class Replay:
         for path in self._paths:
             descriptor = _open(path)
             try:
-                reader = Reader(unstamped_ns=modification_ns(descriptor), tally=self.tally)
+                reader = Reader(unstamped_ns=modification_ns(descriptor))
                 async for chunk in _read_chunks(path, descriptor):
                     for batch in reader.feed(chunk):
                         yield batch

@@ -119,7 +119,8 @@ class Words:
         """Take the next word if it is ``name``; return True if it is.
 
         If the line ends directly after the word, the word may be cut off. Then the result is False,
-        unless ``certain`` is true.
+        unless ``certain`` is true, as for a bracket, which ends the word. ``OPT (``, which the
+        kernel prints before options and extension headers, counts as one word.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
@@ -187,15 +188,6 @@ class Words:
             raise MalformedError("INCOMPLETE has more bytes than a packet can have")
         return int(match.group(1))
 
-    def bracket(self, character: str) -> bool:
-        """Take the next word if it is ``character``; return True if it was taken.
-
-        ``character`` is a bracket, or the text ``OPT (``, which the kernel prints before options
-        and extension headers. ``OPT (`` counts as one word.
-        """
-        # The bracket ends the word, so the word is complete even at the end of a cut line.
-        return self.peek() == character and not self._take_word(certain=True)
-
     def options(self) -> tuple[str | None, bool]:
         """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.
 
@@ -203,12 +195,12 @@ class Words:
         hexadecimal, or None if the options are missing or incomplete. Raises MalformedError for
         options of another form.
         """
-        if not self.bracket(_OPEN):
+        if not self.flag(_OPEN, certain=True):
             return None, False
         word = self.peek()
         if word not in {"", ")"}:
             self._next += 1
-        if not self.bracket(")"):
+        if not self.flag(")", certain=True):
             if not self.ended():
                 raise MalformedError("OPT is not closed")
             # The line ends inside the options.

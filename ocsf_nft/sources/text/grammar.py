@@ -201,7 +201,7 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
     put(facts, "flow_label", words.number("FLOWLBL", 0xFFFFF))
     chain = _Chain()
     while not chain.ended:
-        if words.bracket("OPT ("):
+        if words.flag("OPT (", certain=True):
             chain.headers += 1
             _extension(words, facts, chain)
         elif words.peek().startswith("FRAG:"):
@@ -240,7 +240,7 @@ def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
         chain.ended = True
     elif words.flag("AH"):
         _security(words, facts, chain)
-    if words.bracket(")"):
+    if words.flag(")", certain=True):
         # After the header of a later fragment the kernel opens one more header and stops.
         chain.ended = chain.ended or later_fragment
     elif not chain.ended:
@@ -298,7 +298,7 @@ def _protocol(words: Words, facts: Facts, *, later_fragment: bool, quoted: bool)
 
 
 def _quote(words: Words, facts: Facts) -> None:
-    if not words.bracket("["):
+    if not words.flag("[", certain=True):
         words.expect_more()
         return
     quoted: Facts = {}
@@ -311,7 +311,7 @@ def _quote(words: Words, facts: Facts) -> None:
         except MalformedError:
             if not words.ended():
                 raise
-    if not words.bracket("]"):
+    if not words.flag("]", certain=True):
         words.expect_more()
 
 
