@@ -28,11 +28,7 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read the kernel clock ``clock`` and the wall clock.
-
-    Return the duration of the reading, and the wall-clock time at which ``clock`` was 0. Both are
-    in ns.
-    """
+    """Return how long a reading of both clocks took, and when ``clock`` was 0, both in ns."""
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()
     width_ns = time.clock_gettime_ns(clock) - before_ns

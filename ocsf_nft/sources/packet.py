@@ -89,10 +89,7 @@ class _Packet:
         return False
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
-        """Set the fact ``incomplete_bytes`` for an incomplete header, which begins at ``at``.
-
-        The fact is the number of bytes from the offset ``at`` to the end of the packet.
-        """
+        """Store the number of bytes from an incomplete header, at ``at``, to the packet's end."""
         # As in the kernel: the number wraps around if ``at`` is after the end of the packet.
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 

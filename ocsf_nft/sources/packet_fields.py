@@ -27,7 +27,6 @@ ETHERNET_BYTES: Final = 14
 _FIELDS: Final = tuple(
     field.name for field in fields(Record) if field.default is None and field.name != "verdict"
 )
-_OWNERS: Final = frozenset({"uid", "gid"})
 _CACHED: Final = 16384
 
 #: An interface name has at most 15 bytes (IFNAMSIZ in include/uapi/linux/if.h); ``readable``
@@ -58,7 +57,8 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
     if parts.rule in VM_RULES:  # the ids are of a process on the host, but the sender is in the VM
-        known = {name: value for name, value in known.items() if name not in _OWNERS}
+        known.pop("uid", None)
+        known.pop("gid", None)
     return Record(
         prefix=prefix,
         sandbox=parts.sandbox,

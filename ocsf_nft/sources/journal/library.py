@@ -115,7 +115,9 @@ class LibraryReader:
             if cursor is None:
                 return _position(self._reader)
         except ValueError as error:
-            raise _bad_cursor(cursor) from error
+            raise SourceError(
+                f"{quoted(cursor or '')} is no position in the journal: start without one"
+            ) from error
         except OSError as error:
             raise _broken(error) from error
         self._resume = cursor
@@ -219,10 +221,6 @@ def _entry(reader: Any, message: bytes) -> KernelEntry:
         facility=_field(reader, "SYSLOG_FACILITY"),
         source_us=_field(reader, "_SOURCE_MONOTONIC_TIMESTAMP"),
     )
-
-
-def _bad_cursor(cursor: str | None) -> SourceError:
-    return SourceError(f"{quoted(cursor or '')} is no position in the journal: start without one")
 
 
 def _broken(error: OSError) -> SourceError:

@@ -90,7 +90,7 @@ class AdaptiveBatching:
             if elapsed < _FALL_NS:
                 return False
             ended = self._count < _FALL_RECORDS
-            self._begin(FLOOD if not ended else CALM, now_ns)
+            self._begin(CALM if ended else FLOOD, now_ns)
             return ended
         if elapsed > _RISE_NS:
             self._begin(CALM, now_ns)

@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
@@ -58,7 +58,7 @@ class LineTally:
     #: Lines that are no packet record.
     skipped: int = 0
     #: Lines that may be a packet record but are not valid, by ``Reject.kind``.
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
 
 
 class Reader:
@@ -121,7 +121,7 @@ class Reader:
                 tally.records += 1
                 records.append(read)
             else:
-                tally.rejected[read.kind] = tally.rejected.get(read.kind, 0) + 1
+                tally.rejected[read.kind] += 1
                 rejected.append(read)
         if records or rejected:
             yield Batch(records=tuple(records), rejected=tuple(rejected))

@@ -38,10 +38,6 @@ class OverlongLine:
 Piece: TypeAlias = "bytes | dict[str, bytes] | OverlongLine | Reject"
 
 
-class _LengthError(Exception):
-    """Error: the stated length of a journal field is above journald's maximum."""
-
-
 class Splitter:
     """Splitter of a file's bytes into lines and journal export entries.
 
@@ -81,7 +77,7 @@ class Splitter:
             elif _NAME.fullmatch(line):
                 try:
                     after = self._binary(line, data, at)
-                except _LengthError:
+                except ValueError:
                     yield from self._broken_field("is longer than a field can be")
                     continue
                 if after is None:
@@ -143,14 +139,14 @@ class Splitter:
         """Read a binary field into the current export entry.
 
         ``data`` has the field's length at offset ``at``, then the value. Return the offset after
-        the field, or None if more data is needed. Raises _LengthError for an impossible length.
+        the field, or None if more data is needed. Raises ValueError for an impossible length.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:
             return None
         size = int.from_bytes(data[at:start], "little")
         if size > _FIELD_LIMIT:
-            raise _LengthError
+            raise ValueError
         end = start + size
         if len(data) <= end:
             if size <= LINE_LIMIT:

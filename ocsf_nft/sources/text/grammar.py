@@ -294,7 +294,7 @@ def _protocol(words: Words, facts: Facts, *, later_fragment: bool, quoted: bool)
     facts["protocol"] = protocol
     # The kernel decodes only protocols that it names, and not ICMP of the other IP version.
     if named and not later_fragment:
-        take_transport(words, facts, protocol, quote=None if quoted else _quote)
+        take_transport(words, facts, protocol, None if quoted else _quote)
 
 
 def _quote(words: Words, facts: Facts) -> None:

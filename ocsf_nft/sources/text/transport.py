@@ -7,22 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.sources import packet
 from ocsf_nft.sources.base import MalformedError
-from ocsf_nft.sources.packet import (
-    ICMP,
-    ICMP_ECHO,
-    ICMP_PARAMETER_PROBLEM,
-    ICMP_QUOTES,
-    ICMP_REDIRECT,
-    ICMPV6,
-    ICMPV6_ECHO,
-    ICMPV6_PARAMETER_PROBLEM,
-    ICMPV6_QUOTES,
-    ICMPV6_TOO_BIG,
-    TCP,
-    UDP,
-    UDPLITE,
-)
 from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text.field_splitter import UNPADDED, put
 
@@ -45,24 +31,20 @@ RESERVED_SHIFT: Final = 3
 
 
 def take_transport(
-    words: Words,
-    facts: Facts,
-    protocol: int,
-    *,
-    quote: Callable[[Words, Facts], None] | None,
+    words: Words, facts: Facts, protocol: int, quote: Callable[[Words, Facts], None] | None
 ) -> None:
     """Parse a log line's transport header, for example TCP, and store its values in ``facts``.
 
     ``quote`` parses the packet that an ICMP error quotes. ``quote`` is None if the header is part
     of such a quoted packet. Raises MalformedError if a field is invalid.
     """
-    if protocol == TCP:
+    if protocol == packet.TCP:
         _tcp(words, facts)
-    elif protocol in {UDP, UDPLITE}:
+    elif protocol in {packet.UDP, packet.UDPLITE}:
         _udp(words, facts)
-    elif protocol == ICMP:
+    elif protocol == packet.ICMP:
         _icmp(words, facts, quote)
-    elif protocol == ICMPV6:
+    elif protocol == packet.ICMPV6:
         _icmpv6(words, facts, quote)
     elif facts["ip_version"] == 4:  # AH, ESP
         _security(words, facts)
@@ -74,10 +56,7 @@ def _security(words: Words, facts: Facts) -> None:
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse the words ``INCOMPLETE [8 bytes]``; return False if the line has other words here.
-
-    The kernel prints these words instead of a header if the packet ends inside the header.
-    """
+    # The kernel prints ``INCOMPLETE [8 bytes]`` instead of a header if the packet ends inside it.
     return put(facts, "incomplete_bytes", words.incomplete())
 
 
@@ -141,12 +120,12 @@ def _icmp(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | No
     if _incomplete(words, facts) or not _kind(words, facts) or _incomplete(words, facts):
         return
     kind = facts["icmp_type"]
-    if kind in ICMP_ECHO:
+    if kind in packet.ICMP_ECHO:
         _echo(words, facts)
-    elif kind == ICMP_PARAMETER_PROBLEM:
+    elif kind == packet.ICMP_PARAMETER_PROBLEM:
         _take_number(words, facts, "PARAMETER", "icmp_parameter", 0xFF)
-    elif kind in ICMP_QUOTES:
-        if kind == ICMP_REDIRECT:
+    elif kind in packet.ICMP_QUOTES:
+        if kind == packet.ICMP_REDIRECT:
             _gateway(words, facts)
         if quote is not None:
             quote(words, facts)
@@ -158,14 +137,14 @@ def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | 
     if _incomplete(words, facts) or not _kind(words, facts):
         return
     kind = facts["icmp_type"]
-    if kind in ICMPV6_ECHO:
+    if kind in packet.ICMPV6_ECHO:
         _echo(words, facts)
-    elif kind in ICMPV6_QUOTES:
-        if kind == ICMPV6_PARAMETER_PROBLEM:
+    elif kind in packet.ICMPV6_QUOTES:
+        if kind == packet.ICMPV6_PARAMETER_PROBLEM:
             put(facts, "icmp_pointer", words.hexadecimal("POINTER", "([0-9a-f]{8})"))
         if quote is not None:
             quote(words, facts)
-        if kind == ICMPV6_TOO_BIG:
+        if kind == packet.ICMPV6_TOO_BIG:
             _take_number(words, facts, "MTU", "icmp_mtu", 0xFFFFFFFF)
 
 
