@@ -76,17 +76,21 @@ class _Packet:
         self.length = length
         self.in_quote = False
 
-    def holds(self, at: int, size: int) -> bool:
-        """Return True if all ``size`` bytes that begin at offset ``at`` were captured.
+    def require(self, at: int, size: int, facts: Facts, *, counts_bytes: bool = False) -> None:
+        """Check that all ``size`` bytes of a header, which begins at ``at``, were captured.
 
-        Return False if the packet itself is too short. Raises _CaptureCut if the packet is long
-        enough, but the captured bytes end too early.
+        Raises _CaptureCut if only the captured bytes end too early. If the packet itself ends
+        inside the header, stores ``incomplete``, or ``incomplete_bytes``, and raises _EndOfPrint.
         """
         if at + size <= len(self.data):
-            return True
+            return
         if at + size <= self.length:
             raise _CaptureCut
-        return False
+        if counts_bytes:
+            self.set_incomplete(facts, at)
+        else:
+            facts["incomplete"] = True
+        raise _EndOfPrint
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
         """Store the number of bytes from an incomplete header, at ``at``, to the packet's end."""
@@ -109,6 +113,8 @@ def ip_facts(data: bytes, version: int) -> Facts:
         (_ipv4 if version == 4 else _ipv6)(packet, 0, facts)
     except _CaptureCut:
         facts["truncated"] = True
+    except _EndOfPrint:
+        pass
     return facts
 
 
@@ -140,9 +146,7 @@ def _total_length(data: bytes, version: int) -> int:
 
 
 def _ipv4(packet: _Packet, at: int, facts: Facts) -> None:
-    if not packet.holds(at, _IPV4.size):
-        facts["incomplete"] = True
-        return
+    packet.require(at, _IPV4.size, facts)
     first, tos, length, ident, fragment, ttl, protocol, _checksum, source, destination = (
         _IPV4.unpack_from(packet.data, at)
     )
@@ -165,18 +169,14 @@ def _ipv4(packet: _Packet, at: int, facts: Facts) -> None:
         facts["fragment_offset"] = offset
     header = (first & 0xF) * 4
     if header > _IPV4.size:
-        if not packet.holds(at + _IPV4.size, header - _IPV4.size):
-            facts["incomplete"] = True
-            return
+        packet.require(at + _IPV4.size, header - _IPV4.size, facts)
         facts["ip_options"] = packet.data[at + _IPV4.size : at + header].hex()
     if not offset:
         _transport(packet, at + header, facts, protocol)
 
 
 def _ipv6(packet: _Packet, at: int, facts: Facts) -> None:
-    if not packet.holds(at, _IPV6.size):
-        facts["incomplete"] = True
-        return
+    packet.require(at, _IPV6.size, facts)
     word, payload, following, hops, source, destination = _IPV6.unpack_from(packet.data, at)
     facts["ip_version"] = 6
     facts["source"] = text_of(source)
@@ -185,10 +185,7 @@ def _ipv6(packet: _Packet, at: int, facts: Facts) -> None:
     facts["traffic_class"] = word >> 20 & 0xFF
     facts["hop_limit"] = hops
     facts["flow_label"] = word & 0xFFFFF
-    try:
-        at, protocol, later_fragment = _extensions(packet, at + _IPV6.size, facts, following)
-    except _EndOfPrint:
-        return
+    at, protocol, later_fragment = _extensions(packet, at + _IPV6.size, facts, following)
     facts["protocol"] = protocol
     if not later_fragment:
         _transport(packet, at, facts, protocol)
@@ -204,9 +201,7 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
     headers = 0
     later_fragment = False
     while following in _EXTENSIONS:
-        if not packet.holds(at, 2):
-            facts["incomplete"] = True
-            raise _EndOfPrint
+        packet.require(at, 2, facts)
         headers += 1
         facts["extension_headers"] = headers
         size = (packet.data[at + 1] + 1) * 8
@@ -224,9 +219,7 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
 
 
 def _fragment(packet: _Packet, at: int, facts: Facts) -> bool:
-    if not packet.holds(at, 8):
-        facts["incomplete"] = True
-        raise _EndOfPrint
+    packet.require(at, 8, facts)
     field = int.from_bytes(packet.data[at + 2 : at + 4], "big")
     if "fragment_offset" not in facts:
         facts["fragment_offset"] = field & 0xFFF8
@@ -241,9 +234,7 @@ def _security(packet: _Packet, at: int, facts: Facts, kind: int, *, later_fragme
         facts["protocol"] = ESP
         if later_fragment:
             raise _EndOfPrint
-    if not packet.holds(at, 12 if kind == AH else 8):
-        packet.set_incomplete(facts, at)
-        raise _EndOfPrint
+    packet.require(at, 12 if kind == AH else 8, facts, counts_bytes=True)
     _spi(packet, at + (4 if kind == AH else 0), facts)
     if kind == ESP:
         raise _EndOfPrint
@@ -258,10 +249,8 @@ def _transport(packet: _Packet, at: int, facts: Facts, protocol: int) -> None:
     if found is None:
         return
     decode, size = found
-    if packet.holds(at, size):
-        decode(packet, at, facts)
-    else:
-        packet.set_incomplete(facts, at)
+    packet.require(at, size, facts, counts_bytes=True)
+    decode(packet, at, facts)
 
 
 def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
@@ -278,9 +267,7 @@ def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
     facts["tcp_urgent_pointer"] = urgent
     size = (bits >> 12) * 4
     if size > _TCP.size:
-        if not packet.holds(at + _TCP.size, size - _TCP.size):
-            facts["incomplete"] = True
-            return
+        packet.require(at + _TCP.size, size - _TCP.size, facts)
         facts["tcp_options"] = packet.data[at + _TCP.size : at + size].hex()
 
 

@@ -250,7 +250,10 @@ def record(
     else:
         ethertype, data = _ethertype(datagram), datagram.captured
         header = datagram.hardware_header or b""
-    facts.update(_network_facts(ethertype, data))
+    if ethertype in {ETH_P_IP, ETH_P_IPV6}:
+        facts.update(packet.ip_facts(data, 4 if ethertype == ETH_P_IP else 6))
+    elif ethertype == ETH_P_ARP:
+        facts.update(packet.arp_facts(data))
     # The kernel's text has the link header of an IP packet only if the packet has an input device.
     if datagram.input is not None or ethertype not in {ETH_P_IP, ETH_P_IPV6}:
         facts.update(fact.link_facts(header))
@@ -281,14 +284,6 @@ def record(
         origin=origin,
         captured_sum=zlib.adler32(datagram.captured) if datagram.captured else None,
     )
-
-
-def _network_facts(ethertype: int, data: bytes) -> Facts:
-    if ethertype == ETH_P_ARP:
-        return packet.arp_facts(data)
-    if ethertype in {ETH_P_IP, ETH_P_IPV6}:
-        return packet.ip_facts(data, 4 if ethertype == ETH_P_IP else 6)
-    return {}
 
 
 def _ethertype(datagram: Datagram) -> int:
