@@ -88,6 +88,16 @@ class Words:
         if self.ended():
             self.truncated = True
 
+    def expect(self, facts: Facts, name: str, value: Detail | None) -> bool:
+        """Store the value of a field that the kernel always prints; return True if it was stored.
+
+        If ``value`` is None and no word is left, the line was cut: then ``truncated`` is set.
+        """
+        is_stored = put(facts, name, value)
+        if not is_stored:
+            self.expect_more()
+        return is_stored
+
     def finish(self) -> None:
         """Check that all words have been taken; raises MalformedError if a word is left.
 
@@ -175,18 +185,20 @@ class Words:
             raise MalformedError(f"{key} is not a hexadecimal number as the kernel writes it")
         return int(match.group(1), 16)
 
-    def incomplete(self) -> int | None:
-        """Take the next word if it is ``INCOMPLETE [n bytes]``; return the number n.
+    def incomplete(self, facts: Facts) -> bool:
+        """Take the next word if it is ``INCOMPLETE [n bytes]``; return True if it is.
 
-        Returns None if another word is next. Raises MalformedError if n does not fit into 32 bits.
+        The kernel prints this word instead of a header if the packet ends inside the header. The
+        number n is stored in ``facts``. Raises MalformedError if n does not fit into 32 bits.
         """
         match = _INCOMPLETE.fullmatch(self.peek())
         if match is None:
-            return None
+            return False
         self._next += 1
-        if int(match.group(1)) > 0xFFFFFFFF:
+        number = int(match.group(1))
+        if number > 0xFFFFFFFF:
             raise MalformedError("INCOMPLETE has more bytes than a packet can have")
-        return int(match.group(1))
+        return put(facts, "incomplete_bytes", number)
 
     def options(self) -> tuple[str | None, bool]:
         """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.

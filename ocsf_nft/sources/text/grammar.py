@@ -123,15 +123,14 @@ def _arp(words: Words, facts: Facts) -> None:
     arp: Facts = {}
     facts["arp"] = arp
     if not (
-        put(arp, "hardware_type", words.number("HTYPE", 0xFFFF))
-        and put(arp, "protocol_type", words.hexadecimal("PTYPE", "0x([0-9a-f]{4})"))
-        and put(arp, "operation", words.number("OPCODE", 0xFFFF, certain=_last_number(words)))
+        words.expect(arp, "hardware_type", words.number("HTYPE", 0xFFFF))
+        and words.expect(arp, "protocol_type", words.hexadecimal("PTYPE", "0x([0-9a-f]{4})"))
+        and words.expect(
+            arp, "operation", words.number("OPCODE", 0xFFFF, certain=_last_number(words))
+        )
     ):
-        words.expect_more()
         return
-    if put(arp, "incomplete_bytes", words.incomplete()):
-        return
-    if not put(arp, "mac_source", _mac(words, "MACSRC")):
+    if words.incomplete(arp) or not put(arp, "mac_source", _mac(words, "MACSRC")):
         return
     source = words.value("IPSRC")
     if source is not None:
@@ -254,7 +253,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
     index = words.hexadecimal("SPI", UNPADDED)
     if index is not None:
         facts.setdefault("spi", index)
-    if put(facts, "incomplete_bytes", words.incomplete()):
+    if words.incomplete(facts):
         chain.ended = True
 
 

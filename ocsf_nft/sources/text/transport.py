@@ -46,41 +46,18 @@ def take_transport(
         _icmp(words, facts, quote)
     elif protocol == packet.ICMPV6:
         _icmpv6(words, facts, quote)
-    elif facts["ip_version"] == 4:  # AH, ESP
-        _security(words, facts)
-
-
-def _security(words: Words, facts: Facts) -> None:
-    if not _incomplete(words, facts) and not put(facts, "spi", words.hexadecimal("SPI", UNPADDED)):
-        words.expect_more()
-
-
-def _incomplete(words: Words, facts: Facts) -> bool:
-    # The kernel prints ``INCOMPLETE [8 bytes]`` instead of a header if the packet ends inside it.
-    return put(facts, "incomplete_bytes", words.incomplete())
-
-
-def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Parse a field such as ``SPT=443``; return True if its number was stored in ``facts``.
-
-    ``key`` is the field's name in the line, ``name`` its name in ``facts``. A number that may be
-    cut off is not stored. Raises MalformedError for a number above ``limit``.
-    """
-    is_stored = put(facts, name, words.number(key, limit))
-    if not is_stored:
-        # The kernel always prints this field, so a line that ends before it is cut.
-        words.expect_more()
-    return is_stored
+    elif facts["ip_version"] == 4 and not words.incomplete(facts):  # AH, ESP
+        words.expect(facts, "spi", words.hexadecimal("SPI", UNPADDED))
 
 
 def _tcp(words: Words, facts: Facts) -> None:
-    if _incomplete(words, facts):
+    if words.incomplete(facts):
         return
-    _take_number(words, facts, "SPT", "source_port", 0xFFFF)
-    _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
+    words.expect(facts, "source_port", words.number("SPT", 0xFFFF))
+    words.expect(facts, "destination_port", words.number("DPT", 0xFFFF))
     put(facts, "tcp_sequence", words.number("SEQ", 0xFFFFFFFF))
     put(facts, "tcp_acknowledgment", words.number("ACK", 0xFFFFFFFF))
-    _take_number(words, facts, "WINDOW", "tcp_window", 0xFFFF)
+    words.expect(facts, "tcp_window", words.number("WINDOW", 0xFFFF))
     reserved = words.hexadecimal("RES", RESERVED_FORM)
     flags = sum(bit for name, bit in TCP_FLAGS.items() if words.flag(name))
     if reserved is not None:
@@ -88,7 +65,7 @@ def _tcp(words: Words, facts: Facts) -> None:
         # Without the next field, the line may have been cut before more flags.
         if words.peek().startswith("URGP="):
             facts["tcp_flags"] = flags | (256 if reserved & RESERVED_AE else 0)
-    _take_number(words, facts, "URGP", "tcp_urgent_pointer", 0xFFFF)
+    words.expect(facts, "tcp_urgent_pointer", words.number("URGP", 0xFFFF))
     options, incomplete = words.options()
     put(facts, "tcp_options", options)
     if incomplete:
@@ -96,13 +73,12 @@ def _tcp(words: Words, facts: Facts) -> None:
 
 
 def _udp(words: Words, facts: Facts) -> None:
-    if _incomplete(words, facts):
+    if words.incomplete(facts):
         return
-    _take_number(words, facts, "SPT", "source_port", 0xFFFF)
-    _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
+    words.expect(facts, "source_port", words.number("SPT", 0xFFFF))
+    words.expect(facts, "destination_port", words.number("DPT", 0xFFFF))
     # At the end of a line, a length that equals the payload's size has no digits cut off.
-    if not put(facts, "udp_length", words.number("LEN", 0xFFFF, certain=_payload(facts))):
-        words.expect_more()
+    words.expect(facts, "udp_length", words.number("LEN", 0xFFFF, certain=_payload(facts)))
 
 
 def _payload(facts: Facts) -> int | None:
@@ -117,24 +93,24 @@ def _payload(facts: Facts) -> int | None:
 
 
 def _icmp(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | None) -> None:
-    if _incomplete(words, facts) or not _kind(words, facts) or _incomplete(words, facts):
+    if words.incomplete(facts) or not _kind(words, facts) or words.incomplete(facts):
         return
     kind = facts["icmp_type"]
     if kind in packet.ICMP_ECHO:
         _echo(words, facts)
     elif kind == packet.ICMP_PARAMETER_PROBLEM:
-        _take_number(words, facts, "PARAMETER", "icmp_parameter", 0xFF)
+        words.expect(facts, "icmp_parameter", words.number("PARAMETER", 0xFF))
     elif kind in packet.ICMP_QUOTES:
         if kind == packet.ICMP_REDIRECT:
             _gateway(words, facts)
         if quote is not None:
             quote(words, facts)
         if (kind, facts["icmp_code"]) == (3, 4):
-            _take_number(words, facts, "MTU", "icmp_mtu", 0xFFFF)
+            words.expect(facts, "icmp_mtu", words.number("MTU", 0xFFFF))
 
 
 def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | None) -> None:
-    if _incomplete(words, facts) or not _kind(words, facts):
+    if words.incomplete(facts) or not _kind(words, facts):
         return
     kind = facts["icmp_type"]
     if kind in packet.ICMPV6_ECHO:
@@ -145,18 +121,18 @@ def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | 
         if quote is not None:
             quote(words, facts)
         if kind == packet.ICMPV6_TOO_BIG:
-            _take_number(words, facts, "MTU", "icmp_mtu", 0xFFFFFFFF)
+            words.expect(facts, "icmp_mtu", words.number("MTU", 0xFFFFFFFF))
 
 
 def _kind(words: Words, facts: Facts) -> bool:
-    return _take_number(words, facts, "TYPE", "icmp_type", 0xFF) and _take_number(
-        words, facts, "CODE", "icmp_code", 0xFF
+    return words.expect(facts, "icmp_type", words.number("TYPE", 0xFF)) and words.expect(
+        facts, "icmp_code", words.number("CODE", 0xFF)
     )
 
 
 def _echo(words: Words, facts: Facts) -> None:
-    _take_number(words, facts, "ID", "icmp_id", 0xFFFF)
-    _take_number(words, facts, "SEQ", "icmp_sequence", 0xFFFF)
+    words.expect(facts, "icmp_id", words.number("ID", 0xFFFF))
+    words.expect(facts, "icmp_sequence", words.number("SEQ", 0xFFFF))
 
 
 def _gateway(words: Words, facts: Facts) -> None:
