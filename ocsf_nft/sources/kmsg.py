@@ -305,7 +305,5 @@ def _read(descriptor: int) -> bytes | None:
 
 def _malformed(raw: bytes) -> Reject:
     return Reject(
-        kind="malformed",
-        reason=f"not in the form of {_DEVICE}",
-        line=readable(raw)[:1024],
+        kind="malformed", reason=f"not in the form of {_DEVICE}", line=readable(raw)[:1024]
     )

@@ -66,11 +66,7 @@ ETH_P_ARP: Final = 0x0806
 ETH_P_RARP: Final = 0x8035
 ETH_P_IPV6: Final = 0x86DD
 #: Ethertypes of the families of one protocol.
-_FAMILY_ETHERTYPES: Final = {
-    NFPROTO_IPV4: ETH_P_IP,
-    NFPROTO_ARP: ETH_P_ARP,
-    NFPROTO_IPV6: ETH_P_IPV6,
-}
+_ETHERTYPES: Final = {NFPROTO_IPV4: ETH_P_IP, NFPROTO_ARP: ETH_P_ARP, NFPROTO_IPV6: ETH_P_IPV6}
 
 
 class Interface(NamedTuple):
@@ -128,10 +124,7 @@ def sequence(payload: memoryview) -> int | None:
 
 
 def decode(
-    payload: memoryview,
-    group: int,
-    interface_name: Callable[[int], str | None],
-    received_ns: int,
+    payload: memoryview, group: int, interface_name: Callable[[int], str | None], received_ns: int
 ) -> Datagram:
     """Decode an NFLOG message of the group ``group``; raises MalformedError if that is impossible.
 
@@ -289,9 +282,8 @@ def record(
 def _ethertype(datagram: Datagram) -> int:
     protocol = datagram.hardware_protocol
     # The kernel parses RARP like ARP.
-    return _FAMILY_ETHERTYPES.get(
-        datagram.family, ETH_P_ARP if protocol == ETH_P_RARP else protocol
-    )
+    other = ETH_P_ARP if protocol == ETH_P_RARP else protocol
+    return _ETHERTYPES.get(datagram.family, other)
 
 
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
