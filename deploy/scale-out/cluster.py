@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ocsf_nft.config.base_table import Table
 from ocsf_nft.config.sinks.base import SecretTable, Text, TlsTable
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from ocsf_nft.cli.logs import to_stderr
 from ocsf_nft.config.sinks import SinkConfig  # noqa: TC001 - pydantic reads it
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.errors import DeliveryError, OcsfNftError
 from ocsf_nft.service.outlet import Outlet
 

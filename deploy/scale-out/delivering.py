@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.batch_settings import BatchSettings
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import BatchSettings, Message
     from ocsf_nft.service.outlet import Outlet
 
 _log = structlog.get_logger()

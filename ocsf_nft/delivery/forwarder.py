@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.sink_db import RefusedEvent
-from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
+from ocsf_nft.delivery.sinks.base import (
+    DELIVERED,
+    BatchResult,
+    BatchSettings,
+    Message,
+    Refusal,
+    Sink,
+)
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from ocsf_nft.delivery.batch_settings import BatchSettings
     from ocsf_nft.delivery.event_stream import EventStream
     from ocsf_nft.delivery.sink_db import DeadLetter, SinkDatabase
-    from ocsf_nft.delivery.sinks.base import BatchResult, Sink
     from ocsf_nft.state.retry_until_writable import StorageRetrier
     from ocsf_nft.state.state_db import StoredEvent
 

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
-from ocsf_nft.delivery.sinks.base import Refusal
+from ocsf_nft.delivery.sinks.base import Message, Refusal
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.parquet_columns import Column
 
 # Format: "Collecting data from custom sources", Amazon Security Lake User Guide.

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import orjson
 
-from ocsf_nft.delivery.batch_settings import BatchSettings
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import BatchSettings, Message, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.config.sinks import SinkTable
-    from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.state.change import Change
 
 

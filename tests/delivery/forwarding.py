@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.sinks.base import BatchSettings
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 if TYPE_CHECKING:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from ocsf_nft.delivery.envelope import Message
 
 
 def event(number: int, size: int = 0) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
@@ -118,6 +118,5 @@ def _of_fences() -> Iterator[Event]:
         )
         yield fence_state(
             CONTEXT, sandbox="sb1", before=FenceState.ACTIVE, after=FenceState.DEGRADED,
-            time_ns=TIME_NS, tables=["inet ocsf_nft"], transport="nflog", reason="why",
-            tampering=tampering,
+            time_ns=TIME_NS, tables=["inet ocsf_nft"], reason="why", tampering=tampering,
         )  # fmt: skip

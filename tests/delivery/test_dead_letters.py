@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.sink_archive import retry_dead_letters
 from ocsf_nft.delivery.sink_db import path_of
+from ocsf_nft.delivery.sinks.base import BatchResult, BatchSettings, Message
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE
 from tests.delivery.forwarding import make_forwarder, running
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.sink_db import DeadLetter
-    from ocsf_nft.delivery.sinks.base import BatchResult
     from tests.delivery.stores import Store
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.delivery import forwarder as module
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.sinks.base import BatchResult, BatchSettings, Message
 from ocsf_nft.errors import ClosedError, DeliveryError
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE
@@ -21,9 +21,6 @@ from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.sinks.base import BatchResult
 
 
 async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.parquet_files import Maker
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
 from tests.conformance.corpus import TIME_NS
 from tests.delivery import read_back

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Message
 
 EVENTS_OF_A_HOST = 600
 #: The events of each host begin a day after those of the host before it.

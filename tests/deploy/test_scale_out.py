@@ -18,7 +18,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from ocsf_nft import config
-from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.sinks.base import BatchSettings
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.outlet import Outlet
 from tests.delivery.receiver import Receiver

@@ -12,8 +12,8 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.sink_db import SinkDatabase
+from ocsf_nft.delivery.sinks.base import BatchResult, BatchSettings, Message
 from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.sinks.base import BatchResult
 
 _MAPPER = Mapper(CONTEXT)
 STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS).to_json()

@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib.util
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.base import BatchSettings, Sink
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.versions import LATEST, full_version
-
-if TYPE_CHECKING:
-    from ocsf_nft.delivery.sinks.base import Sink
 
 ClassName: TypeAlias = Literal[
     "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import orjson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.envelope import Message
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Event to deliver to one sink, in the OCSF version that is configured for this sink.
+
+    ``uid`` is the event's ``metadata.uid``; it is the same at each repeated delivery. ``line`` is
+    the event's JSON in UTF-8, without a line end.
+    """
+
+    uid: str
+    line: bytes
+
+    def event(self) -> Any:
+        """Return the event as decoded JSON."""
+        return orjson.loads(self.line)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """Limits for the batches of events that a sink gets, and for their delivery."""
+
+    #: Maximum number of events in a batch.
+    events: int = 500
+    #: Maximum size of a batch. A larger event gets a batch of its own.
+    bytes: int = 1 << 20
+    #: Maximum wait for more events, if a batch is not full.
+    seconds: float = 0.0
+    #: Maximum duration of one delivery attempt; None: no limit.
+    timeout_seconds: float | None = 30.0
+    #: Maximum wait between two attempts to deliver.
+    retry_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

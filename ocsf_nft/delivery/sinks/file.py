@@ -9,7 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
 from ocsf_nft.delivery.sinks.safe_open import open_to_append
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.envelope import Message
 
 _TAIL_BYTES: Final = 1 << 16
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.secrets import Secret
     from ocsf_nft.delivery.sinks.kafka_log import LogCapture
     from ocsf_nft.delivery.tls import Tls

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Message
 
 
 #: End of the latest writer of each destination. A second writer that starts before that end could

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.delivery.sinks.nats_login import Login
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.sinks.nats_link import NatsConnection
     from ocsf_nft.delivery.tls import Tls
 

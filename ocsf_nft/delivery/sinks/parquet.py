@@ -6,13 +6,12 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from ocsf_nft.delivery.sinks.base import BatchResult, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Sink
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.parquet_columns import Struct
     from ocsf_nft.delivery.parquet_files import File, Maker
 

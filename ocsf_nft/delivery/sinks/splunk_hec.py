@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -21,7 +21,6 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.sinks.http_client import HttpAnswer
     from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 

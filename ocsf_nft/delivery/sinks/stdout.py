@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.errors import ClosedError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from ocsf_nft.delivery.envelope import Message
 
 
 class Stdout(Sink):

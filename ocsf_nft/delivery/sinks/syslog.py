@@ -10,14 +10,13 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.rfc5424 import frame
-from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.envelope import Message
 
 #: RFC 5426, RFC 6587 and RFC 5425.
 Transport: TypeAlias = Literal["udp", "tcp", "tls"]

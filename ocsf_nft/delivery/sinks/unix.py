@@ -10,7 +10,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.line_writer import lines_of
 from ocsf_nft.delivery.sinks.stream_connection import Stream
@@ -19,8 +19,6 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from ocsf_nft.delivery.envelope import Message
 
 
 class Unix(Sink):

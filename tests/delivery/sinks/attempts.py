@@ -7,7 +7,7 @@ from dataclasses import replace
 import orjson
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 

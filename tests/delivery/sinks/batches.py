@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 
 
 def messages(*lines: bytes) -> list[Message]:

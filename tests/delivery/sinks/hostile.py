@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from tests.delivery.sinks.attempts import attempts
 
 if TYPE_CHECKING:

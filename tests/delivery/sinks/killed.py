@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.sinks.rotation import Rotation
 

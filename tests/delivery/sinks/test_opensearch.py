@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.errors import DeliveryError, RefusedError

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.object_directory import Directory
 from ocsf_nft.delivery.parquet_files import Maker
-from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.versions import LATEST
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ocsf_nft.delivery.parquet_files import MadeFiles
-    from ocsf_nft.delivery.sinks.base import BatchResult
 
 PARTITION: Final = "region=eu-west-1/accountId=external"
 TIME_MS: Final = TIME_NS // 1_000_000

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import orjson
 import pytest
 
-from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.rfc5424 import frame
 from ocsf_nft.delivery.sinks import syslog_transport
-from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.base import DELIVERED, Message
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.base import DELIVERED, Message
 from ocsf_nft.delivery.sinks.unix import Unix
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
@@ -21,8 +21,6 @@ from tests.delivery.sinks.hostile import hostile
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from ocsf_nft.delivery.envelope import Message
 
 
 class Listener:

@@ -11,7 +11,7 @@ from tests.delivery.trials.receivers import Receiver, padded, uid_of
 from tests.delivery.trials.relay import Relay
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Message
     from tests.delivery.trials.receivers import Setting
 
 _MOST_BYTES: Final = 4096

@@ -17,7 +17,7 @@ from tests.delivery.trials.receivers import Receiver, event
 from tests.delivery.trials.relay import Relay
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Message
     from tests.delivery.trials.receivers import Setting
 
 _PUT: Final = re.compile(rf"PUT /{BUCKET}/(\S+) HTTP".encode())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Message
     from tests.delivery.trials.receivers import Setting
 
 _STREAM: Final = "ocsf"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.base import Message
 from tests.delivery.sinks.attempts import attempt
 
 if TYPE_CHECKING:

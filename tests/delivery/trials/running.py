@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.config import parse
-from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.sinks.base import BatchSettings, Message
 from ocsf_nft.service.outlet import outlets
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.envelope import Message
 
 #: The name of each tested sink, so that another table can replace it.
 NAME: Final = "tried"
