@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import ssl
 from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,12 +38,11 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
         return f"TLS failed ({printable(error.reason)})"
     if isinstance(error, TimeoutError) and error.errno is None:
         return "it does not answer in time"
-    if isinstance(error, socket.gaierror):
-        return printable(error.strerror)
-    if isinstance(error, OSError) and error.errno is not None:
+    # asyncio's own text is for programmers. A negative number is an error of the name lookup.
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     # The receiver's error message may contain secrets.
-    return printable(error, secrets) or type(error).__name__
+    return printable(reason_of(error), secrets) or type(error).__name__
 
 
 def printable(text: object, secrets: Iterable[str] = ()) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}
 
 
-class Http(Sink):
+class Http(HttpSession, Sink):
     """Sink that sends each batch of events as one HTTP request."""
 
     def __init__(
@@ -25,17 +25,9 @@ class Http(Sink):
         method: Literal["POST", "PUT"] = "POST",
         form: Literal["json_array", "ndjson"] = "ndjson",
     ) -> None:
-        self._session = HttpSession(receiver)
+        super().__init__(receiver)
         self._method = method
         self._form = form
-
-    async def open(self) -> None:
-        """Connect to the receiver; raises DeliveryError if the connection fails."""
-        await self._session.open()
-
-    async def close(self) -> None:
-        """Close the connection to the receiver."""
-        await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch as one HTTP request.
@@ -44,11 +36,11 @@ class Http(Sink):
         content or size. Raises DeliveryError for any other failure; the batch is then sent
         again later.
         """
-        answer = await self._session.request(
+        answer = await self.request(
             self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]
         )
         if not answer.is_success:
-            raise self._session.error(answer)
+            raise self.error(answer)
         return DELIVERED
 
     def _body(self, messages: Sequence[Message]) -> bytes:

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import gzip
 import io
-import os
-import re
 import ssl
 import time
 from dataclasses import dataclass
@@ -19,11 +17,11 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.error_text import cause, printable
+from ocsf_nft.delivery.sinks.json_access import decoded
 from ocsf_nft.delivery.tls import Tls
-from ocsf_nft.errors import DeliveryError, RefusedError
+from ocsf_nft.errors import DeliveryError, RefusedError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +34,11 @@ _CONNECT_SECONDS: Final = 10.0
 #: Maximum size of an answer that is read, unless a sink needs more.
 _ANSWER_BYTES: Final = 1 << 16
 _CHUNK_BYTES: Final = 1 << 14
-#: Maximum length of a receiver's text in an error, in characters.
-_TEXT_LENGTH: Final = 200
 #: Minimum size for gzip: compression of a smaller body saves no packet.
 _GZIP_BYTES: Final = 1 << 10
 #: Minimum size for gzip in a thread: compression of it would block the event loop noticeably.
 _THREAD_BYTES: Final = 1 << 16
 _GZIP_LEVEL: Final = 6
-_SPACES: Final = re.compile(r"\s+")
 
 _CLOSED_EARLY: Final = "it closed the connection before the end of its answer"
 #: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
@@ -65,8 +60,6 @@ class HttpAnswer:
     status: int
     #: May be cut: see ``answer_bytes`` of :meth:`HttpSession.request`.
     body: bytes
-    #: Body as short printable text.
-    text: str
     #: Pause before a retry, from the header Retry-After; None if that is missing or invalid.
     after_seconds: float | None
 
@@ -77,14 +70,11 @@ class HttpAnswer:
 
     def json(self) -> Any:
         """Return the body as decoded JSON; None if the body is not JSON."""
-        try:
-            return orjson.loads(self.body)
-        except orjson.JSONDecodeError:
-            return None
+        return decoded(self.body)
 
 
 class HttpSession:
-    """HTTP session with a receiver of events.
+    """HTTP session with a receiver of events, for sinks to inherit from.
 
     :meth:`open` connects once as a test. The test sends no request, because any request could
     change the state of some receivers.
@@ -153,7 +143,11 @@ class HttpSession:
                 proxy=self._receiver.proxy,
                 allow_redirects=False,
             ) as response:
-                return await self._answer(response, answer_bytes)
+                return HttpAnswer(
+                    status=response.status,
+                    body=await _read(response, answer_bytes),
+                    after_seconds=_retry_after_seconds(response.headers.get("Retry-After")),
+                )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # Not `from error`: aiohttp's errors hold the request, with its credentials.
             raise self._failure(error) from None
@@ -178,7 +172,8 @@ class HttpSession:
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
             remedy = remedy or _REDIRECT_REMEDY
-        answered = [f"{self._receiver.name} answers {answer.status}{phrase}", answer.text]
+        text = self.printable(answer.body.decode(errors="replace"))
+        answered = [f"{self._receiver.name} answers {answer.status}{phrase}", text]
         return ": ".join(
             part for part in (*answered, remedy or _REMEDIES.get(answer.status, "")) if part
         )
@@ -188,11 +183,7 @@ class HttpSession:
 
         Passwords and tokens of this session are masked in the line.
         """
-        line = str(text)
-        for secret in self._secrets:
-            line = line.replace(secret, "***")
-        line = _SPACES.sub(" ", line[: _TEXT_LENGTH * 4]).strip()
-        return "".join(c if c.isprintable() else "?" for c in line[:_TEXT_LENGTH])
+        return printable(text, self._secrets)
 
     def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
         """Return the headers of requests, the secrets in them, and the TLS context.
@@ -228,15 +219,6 @@ class HttpSession:
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-
-    async def _answer(self, response: aiohttp.ClientResponse, max_bytes: int) -> HttpAnswer:
-        body = await _read(response, max_bytes)
-        return HttpAnswer(
-            status=response.status,
-            body=body,
-            text=self.printable(body.decode(errors="replace")),
-            after_seconds=_retry_after_seconds(response.headers.get("Retry-After")),
-        )
 
     def _failure(self, error: Exception) -> DeliveryError:
         via = f" through {self._receiver.proxy}" if self._receiver.proxy else ""
@@ -297,30 +279,17 @@ def _cause(error: Exception) -> str:
         error = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({error.verify_message}): "
-            "give its authority in tls.ca, and use the host name that is in its certificate"
-        )
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answers {error.status}{_reason_phrase(error.status)}"
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
         return _CLOSED_EARLY
     if isinstance(error, aiohttp.ClientResponseError):
         return "its answer is not HTTP"
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS failed ({error.reason}): check that this port uses TLS"
     if not isinstance(error, OSError):
         return type(error).__name__
-    return _os_error_text(error)
-
-
-def _os_error_text(error: OSError) -> str:
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection after {_CONNECT_SECONDS:g} s"
-    text = error.strerror or str(error)
     # aiohttp's write error has the whole URL, which may hold a token.
-    if "://" in text:
-        return _CLOSED_EARLY
-    # asyncio's own text is for programmers. A negative number is an error of the name lookup.
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else text
+    return _CLOSED_EARLY if "://" in reason_of(error) else cause(error)

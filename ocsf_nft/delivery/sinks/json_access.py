@@ -9,6 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
+
+def decoded(data: bytes) -> Any:
+    """Return decoded JSON; None if ``data`` is not JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
 
 def milliseconds(event: Any, *path: str) -> int:
     """Return the time at ``path`` in an event: an integer, in ms since the epoch.

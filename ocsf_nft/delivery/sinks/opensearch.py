@@ -6,8 +6,7 @@ OpenSearch documents this API on the page "Bulk", in the part "Document APIs".
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -48,24 +47,15 @@ _DOCUMENT_FAULTS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
     """Result for one document in the answer to a bulk request."""
 
     status: int
     kind: str
     reason: str
 
-    @property
-    def is_delivered(self) -> bool:
-        return self.status in _DELIVERED
 
-    @property
-    def is_refused(self) -> bool:
-        return self.status == 400 and self.kind in _DOCUMENT_FAULTS
-
-
-class OpenSearch(Sink):
+class OpenSearch(HttpSession, Sink):
     """Sink that sends events to OpenSearch or Elasticsearch, many in one bulk request.
 
     ``{date}`` in ``index`` is replaced by the event's day in UTC, such as 2026.11.25. If
@@ -75,17 +65,9 @@ class OpenSearch(Sink):
     def __init__(
         self, *, receiver: Receiver, index: str = "ocsf", is_data_stream: bool = False
     ) -> None:
-        self._session = HttpSession(receiver)
+        super().__init__(receiver)
         self._index = index
         self._is_data_stream = is_data_stream
-
-    async def open(self) -> None:
-        """Connect to the receiver; raises DeliveryError if that fails."""
-        await self._session.open()
-
-    async def close(self) -> None:
-        """Close the connection to the receiver."""
-        await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch; return which events to send again, and which events are refused.
@@ -93,7 +75,7 @@ class OpenSearch(Sink):
         Raises RefusedError if the receiver refuses the whole batch. Raises DeliveryError if the
         whole batch fails for another reason.
         """
-        answer = await self._session.request(
+        answer = await self.request(
             "POST",
             _BULK,
             body=await asyncio.to_thread(self._body, messages),
@@ -101,31 +83,30 @@ class OpenSearch(Sink):
             answer_bytes=_ANSWER_BYTES + _ITEM_BYTES * len(messages),
         )
         if not answer.is_success:
-            raise self._session.error(answer)
+            raise self.error(answer)
         items = await asyncio.to_thread(lambda: _items(answer.json()))
         if items is None or len(items) != len(messages):
-            raise DeliveryError(
-                self._session.describe(answer, "its answer has no result for each document")
-            )
-        return self._batch_result(list(zip(messages, items, strict=True)), answer.after_seconds)
-
-    def _batch_result(
-        self, results: Sequence[tuple[Message, _Item]], after_seconds: float | None
-    ) -> BatchResult:
-        left = [(message, item) for message, item in results if not item.is_delivered]
-        refused = [
-            Refusal(message, self._reason(item)) for message, item in left if item.is_refused
-        ]
-        again = [(message, item) for message, item in left if not item.is_refused]
+            raise DeliveryError(self.describe(answer, "its answer has no result for each document"))
+        refused: list[Refusal] = []
+        again: list[Message] = []
+        reason = ""
+        for message, item in zip(messages, items, strict=True):
+            if item.status in _DELIVERED:
+                continue
+            if item.status == 400 and item.kind in _DOCUMENT_FAULTS:
+                refused.append(Refusal(message, self._reason(item)))
+            else:
+                again.append(message)
+                reason = reason or self._reason(item)
         return BatchResult(
             refused=tuple(refused),
-            again=tuple(message for message, _ in again),
-            reason=self._reason(again[0][1]) if again else "",
-            after_seconds=after_seconds if again else None,
+            again=tuple(again),
+            reason=reason,
+            after_seconds=answer.after_seconds if again else None,
         )
 
     def _reason(self, item: _Item) -> str:
-        error = self._session.printable(f"{item.kind}: {item.reason}")
+        error = self.printable(f"{item.kind}: {item.reason}")
         return f"a document was not indexed ({item.status}): {error}"
 
     def _body(self, messages: Sequence[Message]) -> bytes:

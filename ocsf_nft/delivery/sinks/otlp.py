@@ -19,7 +19,6 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _LOGS: Final = "/v1/logs"
 _SERVICE: Final = "ocsf-nft"
@@ -31,23 +30,12 @@ _INT64_MAX: Final = (1 << 63) - 1
 _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 
 
-class Otlp(Sink):
+class Otlp(HttpSession, Sink):
     """Sink that sends events as OpenTelemetry log records, many in one request.
 
     If a receiver rejects only some of the records, all records are sent again. So accepted records
     may arrive twice.
     """
-
-    def __init__(self, *, receiver: Receiver) -> None:
-        self._session = HttpSession(receiver)
-
-    async def open(self) -> None:
-        """Connect to the receiver; raises DeliveryError if that fails."""
-        await self._session.open()
-
-    async def close(self) -> None:
-        """Close the connection to the receiver."""
-        await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send events as OpenTelemetry log records in one request.
@@ -56,17 +44,17 @@ class Otlp(Sink):
         RefusedError if a smaller request may succeed, DeliveryError for other failures.
         """
         body = await asyncio.to_thread(_request, messages)
-        answer = await self._session.request("POST", _LOGS, body=body)
+        answer = await self.request("POST", _LOGS, body=body)
         if not answer.is_success:
             # A RefusedError for the status codes 400, 413 and 422.
-            raise self._session.error(answer)
+            raise self.error(answer)
         reply = answer.json() if answer.body else {}
         if not isinstance(reply, dict):
-            raise DeliveryError(self._session.describe(answer, "its answer is not OTLP"))
+            raise DeliveryError(self.describe(answer, "its answer is not OTLP"))
         rejected = _rejected_records(reply)
         if rejected <= 0:
             return DELIVERED
-        error = self._session.printable(text(reply, "partialSuccess", "errorMessage"))
+        error = self.printable(text(reply, "partialSuccess", "errorMessage"))
         reason = f"the receiver rejected {rejected} of {len(messages)} log records: {error}"
         # The answer does not name the rejected records. The caller sends smaller parts, again with
         # the accepted records.
@@ -139,7 +127,8 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool):
         return {"boolValue": value}
     if isinstance(value, int):
-        return _number(value)
+        # ``intValue`` has 64 bits.
+        return {"intValue" if abs(value) <= _INT64_MAX else "stringValue": str(value)}
     if isinstance(value, dict):
         return {"kvlistValue": {"values": _pairs(value)}}
     if isinstance(value, list):
@@ -147,10 +136,3 @@ def _value(value: Any) -> Any:
     if isinstance(value, float):
         return {"doubleValue": value}
     return {}
-
-
-def _number(value: int) -> Any:
-    # ``intValue`` has 64 bits.
-    if abs(value) <= _INT64_MAX:
-        return {"intValue": str(value)}
-    return {"stringValue": str(value)}

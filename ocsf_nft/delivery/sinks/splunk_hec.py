@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -45,13 +44,7 @@ _FIRST_POLL_SECONDS: Final = 0.25
 _MAX_POLL_SECONDS: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _InvalidEvent:
-    position: int
-    reason: str
-
-
-class SplunkHec(Sink):
+class SplunkHec(HttpSession, Sink):
     """Sink that sends events to Splunk's HTTP Event Collector, many in one request.
 
     ``ack_seconds`` is the time within which an indexer must have the events on disk. If
@@ -67,7 +60,7 @@ class SplunkHec(Sink):
         sourcetype: str = "ocsf:ocsf-nft",
         ack_seconds: float | None = None,
     ) -> None:
-        self._session = HttpSession(receiver)
+        super().__init__(receiver)
         self._metadata = {"source": source, "sourcetype": sourcetype}
         if index is not None:
             self._metadata["index"] = index
@@ -77,18 +70,14 @@ class SplunkHec(Sink):
 
     async def open(self) -> None:
         """Connect to the collector and check its health; raises DeliveryError if either fails."""
-        await self._session.open()
+        await super().open()
         try:
             await self._check_health()
         except BaseException:
-            await self._session.close()
+            await self.close()
             raise
         if self._ack_seconds is not None:
             self._channel = {"X-Splunk-Request-Channel": str(uuid.uuid4())}
-
-    async def close(self) -> None:
-        """Close the connection to the collector."""
-        await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send events; the result's ``refused`` lists the events that the collector finds invalid.
@@ -99,36 +88,35 @@ class SplunkHec(Sink):
         refused: list[Refusal] = []
         rest = list(messages)
         while rest and (invalid := await self._send(rest)) is not None:
+            position, reason = invalid
             # Splunk does not document whether the events before the invalid one were indexed, so
             # all others are sent again. Some may be indexed twice. The suspect is sent alone, to
             # check the position.
-            suspect = rest.pop(invalid.position)
+            suspect = rest.pop(position)
             if rest and await self._send([suspect]) is None:
                 # The collector accepts the event alone, so it had named the wrong one.
-                raise RefusedError(invalid.reason)
-            refused.append(Refusal(suspect, invalid.reason))
+                raise RefusedError(reason)
+            refused.append(Refusal(suspect, reason))
         return BatchResult(refused=tuple(refused))
 
     async def _check_health(self) -> None:
-        answer = await self._session.request("GET", _HEALTH)
+        answer = await self.request("GET", _HEALTH)
         if answer.status not in _HEALTHY:
-            raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
+            raise DeliveryError(self.describe(answer), after_seconds=answer.after_seconds)
 
-    async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
-        """Send events; return the event that the collector reports as invalid, else None.
+    async def _send(self, messages: Sequence[Message]) -> tuple[int, str] | None:
+        """Send events; return the position and fault of an invalid event, None if there is none.
 
         Raises RefusedError if the collector refuses the whole request, or if it is unknown which
         event is invalid. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
-        answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)
+        answer = await self.request("POST", _EVENT, body=body, headers=self._channel)
         reply = answer.json()
         code = integer(reply, "code")
         if answer.is_success:
             if code not in _ACCEPTED:
-                raise DeliveryError(
-                    self._session.describe(answer, "its answer is not that of a collector")
-                )
+                raise DeliveryError(self.describe(answer, "its answer is not that of a collector"))
             await self._wait_until_indexed(integer(reply, "ackId"))
             return None
         if answer.status != 400 or (code is not None and code not in _INVALID_EVENT):
@@ -137,17 +125,17 @@ class SplunkHec(Sink):
 
     def _error(self, answer: HttpAnswer, code: int | None) -> DeliveryError:
         if answer.status != 400:
-            return self._session.error(answer)
-        return DeliveryError(self._session.describe(answer, _REMEDIES.get(code or 0, "")))
+            return self.error(answer)
+        return DeliveryError(self.describe(answer, _REMEDIES.get(code or 0, "")))
 
     def _invalid_event(
         self, answer: HttpAnswer, position: int | None, length: int
-    ) -> _InvalidEvent:
-        sentence = self._session.describe(answer)
+    ) -> tuple[int, str]:
+        sentence = self.describe(answer)
         if length == 1:
-            return _InvalidEvent(0, sentence)
+            return 0, sentence
         if position is not None and 0 <= position < length:
-            return _InvalidEvent(position, sentence)
+            return position, sentence
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
@@ -173,11 +161,11 @@ class SplunkHec(Sink):
             ) from None
 
     async def _is_indexed(self, ack_id: int) -> bool:
-        answer = await self._session.request(
+        answer = await self.request(
             "POST", _ACK, body=orjson.dumps({"acks": [ack_id]}), headers=self._channel
         )
         if not answer.is_success:
-            raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
+            raise DeliveryError(self.describe(answer), after_seconds=answer.after_seconds)
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:

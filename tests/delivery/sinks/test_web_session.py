@@ -54,7 +54,7 @@ def test_answer_is_a_success_only_with_a_status_of_2xx() -> None:
         (399, False, True),
         (400, False, False),
     ):
-        answer = HttpAnswer(status=status, body=b"", text="", after_seconds=None)
+        answer = HttpAnswer(status=status, body=b"", after_seconds=None)
         assert answer.is_success is is_success
         assert ("redirects are not followed" in session.describe(answer)) is is_redirect
 
