@@ -62,7 +62,7 @@ class SyslogSink(SinkTable):
     host: Annotated[str, checked(_host)]
     port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     tls: TlsTable | None = None
-    # A new connection must last for half a second (delivery/sinks/syslog_transport.py).
+    # A new connection must last for half a second (delivery/sinks/syslog.py).
     timeout_seconds: Annotated[float, Field(ge=1, le=3600)] | None = 30.0
     max_bytes: Annotated[int, Field(ge=480, le=1 << 20)] = 8096
 

@@ -7,8 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.syslog import SyslogSink
-from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
-from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
+from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Connection, Datagrams, Syslog
 from ocsf_nft.delivery.tls import Tls
 
 HOST = "log.example"

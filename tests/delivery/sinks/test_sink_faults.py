@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 
 from ocsf_nft.delivery.bucket import Bucket
-from ocsf_nft.delivery.sinks import connect_by_name, http_client, safe_open, syslog_transport
+from ocsf_nft.delivery.sinks import http_client, safe_open, syslog
 from ocsf_nft.delivery.sinks.file import File
-from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
+from ocsf_nft.delivery.sinks.syslog import Connection, Datagrams
 from ocsf_nft.delivery.sinks.unix import Unix
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
@@ -51,7 +51,7 @@ async def test_connection_of_a_cancelled_caller_is_closed() -> None:
         stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         await asyncio.sleep(0)
         before = open_descriptors(collect=True)
-        task = asyncio.create_task(connect_by_name.connect("127.0.0.1", port, socket.SOCK_STREAM))
+        task = asyncio.create_task(syslog.connect("127.0.0.1", port, socket.SOCK_STREAM))
         async with asyncio.timeout(60):
             while open_descriptors() == before:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.001)
@@ -76,7 +76,7 @@ async def test_connection_that_can_not_be_prepared_is_closed(
             async def connect(*_: object, opened: socket.socket = opened) -> socket.socket:
                 return opened
 
-            monkeypatch.setattr(syslog_transport, "connect", connect)
+            monkeypatch.setattr(syslog, "connect", connect)
             with pytest.raises(DeliveryError, match=f"port 6514 can't be connected to: {cause}"):
                 await Connection("", 6514, tls).open()
             assert opened.fileno() == -1
@@ -94,9 +94,9 @@ async def test_syslog_connection_is_on_probation_once(monkeypatch: pytest.Monkey
         )
         for transport in transports:
             await transport.open()
-            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.01)
+            monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 0.01)
             await transport.send([b"first"])
-            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 3600.0)
+            monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 3600.0)
             async with asyncio.timeout(60):
                 await transport.send([b"second"])
             transport.close()

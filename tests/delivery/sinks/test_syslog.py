@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from ocsf_nft.delivery.rfc5424 import frame
-from ocsf_nft.delivery.sinks import syslog_transport
+from ocsf_nft.delivery.sinks import syslog
 from ocsf_nft.delivery.sinks.base import DELIVERED, Message
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -52,7 +52,7 @@ def read_all(connection: socket.socket) -> None:
 
 async def wait_until_blocked(sink: Syslog) -> None:
     """Wait until a part of a batch is outstanding and no more of it is sent."""
-    assert isinstance(sink._transport, syslog_transport.Connection)
+    assert isinstance(sink._transport, syslog.Connection)
     stream = sink._transport._stream
     assert stream is not None
     before, now = -1, 0
@@ -127,7 +127,7 @@ async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
 async def test_closed_udp_port_is_reported_at_the_first_delivery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the error ends it
+    monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 60)  # the error ends it
     sink = sink_at(free_port(), "udp")
     for batch in (attempts(1), attempts(3)):
         async with sink:
@@ -242,14 +242,14 @@ async def _read_once(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> N
 async def test_receiver_that_accepts_and_closes_drops_no_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the close ends it
+    monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 60)  # the close ends it
     async with receiving(_close_soon) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(1))
 
 
 async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
+    monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
     async with receiving(_read_all) as port:
         sink = sink_at(port)
@@ -258,10 +258,10 @@ async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPat
                 begun = loop.time()
                 await sink.deliver(attempts(1))
                 assert loop.time() - begun > 0.29
-                monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 100)
+                monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 100)
                 async with asyncio.timeout(60):
                     await sink.deliver(attempts(1))
-                monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
+                monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 0.3)
 
 
 async def test_text_of_a_syslog_receiver_is_ignored() -> None:
@@ -273,7 +273,7 @@ async def test_text_of_a_syslog_receiver_is_ignored() -> None:
 async def test_events_unread_at_the_close_of_the_receiver_are_not_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the close ends it
+    monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 60)  # the close ends it
     async with receiving(_read_once) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(3))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import pytest
 import trustme
 
-from ocsf_nft.delivery.sinks import syslog_transport
+from ocsf_nft.delivery.sinks import syslog
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.stream_connection import Stream
 from ocsf_nft.delivery.sinks.syslog import Syslog
@@ -188,7 +188,7 @@ async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
         path.write_bytes(content.read_bytes())
     await strict.start()
     with monkeypatch.context() as patch:
-        patch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the refusal ends it
+        patch.setattr(syslog, "_PROBATION_SECONDS", 60)  # the refusal ends it
         with pytest.raises(DeliveryError):
             async with sink:
                 await sink.deliver(attempts(1))
@@ -201,7 +201,7 @@ async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
 async def test_error_for_a_receiver_without_tls_is_one_sentence(
     tmp_path: Path, ours: CertificateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syslog_transport, "_HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(syslog, "_HANDSHAKE_SECONDS", 0.3)
     with stopped_at_exit(Rsyslog(folder=tmp_path)) as plain:
         await plain.start()
         with pytest.raises(DeliveryError, match="it does not answer in time"):

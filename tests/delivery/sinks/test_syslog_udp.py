@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.delivery.sinks import syslog_transport
+from ocsf_nft.delivery.sinks import syslog
 from ocsf_nft.delivery.sinks.syslog import Syslog
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
@@ -83,7 +83,7 @@ async def _deliver() -> None:
 def test_udp_sink_waits_for_a_slow_refusal_of_its_first_datagram(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 60)  # the error ends it
+    monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 60)  # the error ends it
 
     def inside() -> None:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -109,6 +109,6 @@ async def test_udp_sink_pauses_after_each_64_kib(
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.connect(receiver.getsockname())
             sender.setblocking(False)
-            transport = syslog_transport.Datagrams("127.0.0.1", receiver.getsockname()[1])
+            transport = syslog.Datagrams("127.0.0.1", receiver.getsockname()[1])
             await transport._send(sender, [bytes(1 << 14)] * 3 + [bytes(last)])
     assert waited == [0.002] * pauses

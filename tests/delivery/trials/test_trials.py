@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ocsf_nft.delivery import forwarder, sink_archive
-from ocsf_nft.delivery.sinks import splunk_hec, syslog_transport
+from ocsf_nft.delivery.sinks import splunk_hec, syslog
 from tests.delivery.sinks.brokers import Certificates
 from tests.delivery.sinks.weed import Weed
 from tests.delivery.trials.kinds import CERTIFICATE, KINDS, SECRET, SLOW, STRICT, kinds_in_trial
@@ -67,7 +67,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(forwarder, "_RETRY_CHECK_SECONDS", 0.05)
     # By UDP, an error that comes later would be that of a batch that counts as delivered.
     if name != "syslog_udp":
-        monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.05)
+        monkeypatch.setattr(syslog, "_PROBATION_SECONDS", 0.05)
     monkeypatch.setattr(splunk_hec, "_FIRST_POLL_SECONDS", 0.05)
     monkeypatch.setenv("NO_PROXY", "*")
 
