@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -61,33 +62,24 @@ _CERTIFICATES: Final = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class Bucket:
     """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
 
-    ``endpoint`` is the URL of the S3 server; None means Amazon's server. The certificates in the
-    file ``ca`` are trusted in addition to the system's. Without ``access_key`` or ``secret``, the
-    credentials come from the environment, the container or the machine, as for Amazon's tools.
+    Without ``access_key`` or ``secret``, the credentials come from the environment, the container
+    or the machine, as for Amazon's tools.
     """
 
-    def __init__(  # noqa: PLR0913 - settings of one bucket
-        self,
-        *,
-        name: str,
-        prefix: str = "",
-        region: str,
-        endpoint: str | None = None,
-        access_key: str | None = None,
-        secret: Secret | None = None,
-        ca: Path | None = None,
-    ) -> None:
-        self._name = name
-        self._prefix = prefix
-        self._region = region
-        self._endpoint = endpoint
-        self._access_key = access_key
-        self._secret = secret
-        self._ca = ca
-        self._store: S3Store | None = None
+    name: str
+    prefix: str = ""
+    region: str
+    #: URL of the S3 server; None means Amazon's server.
+    endpoint: str | None = None
+    access_key: str | None = None
+    secret: Secret | None = None
+    #: File of certificates to trust in addition to the system's.
+    ca: Path | None = None
+    _store: S3Store | None = field(init=False, default=None)
 
     async def open(self, prefix: str) -> None:
         """Read the secret and the certificates, and check that the S3 bucket exists.
@@ -131,16 +123,16 @@ class Bucket:
         from obstore.store import S3Store  # noqa: PLC0415 - as in open
 
         options: ClientConfig = {"connect_timeout": _CONNECT_TIMEOUT, "timeout": _TIMEOUT}
-        config: S3Config = {"region": self._region}
-        if self._endpoint is not None:
+        config: S3Config = {"region": self.region}
+        if self.endpoint is not None:
             # The library prefers the second key, and would else take it from the environment.
-            config["endpoint"] = config["aws_endpoint_url_s3"] = self._endpoint
-            options["allow_http"] = self._endpoint.startswith("http:")
-        if self._ca is not None:
-            options["root_certificate"] = _certificates(self._ca)
+            config["endpoint"] = config["aws_endpoint_url_s3"] = self.endpoint
+            options["allow_http"] = self.endpoint.startswith("http:")
+        if self.ca is not None:
+            options["root_certificate"] = _certificates(self.ca)
         return S3Store(
-            self._name,
-            prefix=self._prefix or None,
+            self.name,
+            prefix=self.prefix or None,
             config=config,
             client_options=options,
             retry_config={"max_retries": 0},
@@ -148,22 +140,22 @@ class Bucket:
         )
 
     def _credentials(self) -> Callable[[], S3Credential] | None:
-        if self._access_key is None or self._secret is None:
+        if self.access_key is None or self.secret is None:
             return None  # the library finds credentials itself
         credential: S3Credential = {
-            "access_key_id": self._access_key,
-            "secret_access_key": self._secret.read(),
+            "access_key_id": self.access_key,
+            "secret_access_key": self.secret.read(),
             "expires_at": None,
         }
         return lambda: credential
 
     @property
     def _url(self) -> str:
-        return f"s3://{self._name}" + (f" at {self._endpoint}" if self._endpoint else "")
+        return f"s3://{self.name}" + (f" at {self.endpoint}" if self.endpoint else "")
 
     def _failure(self, error: Exception) -> DeliveryError:
         text, _, dump = str(error).partition("\n\nDebug source:")
-        if self._access_key is None and _INSTANCE.search(text):
+        if self.access_key is None and _INSTANCE.search(text):
             return DeliveryError(
                 f"there are no credentials for {self._url}: give access_key and secret, set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"

@@ -51,13 +51,6 @@ class File(NamedTuple):
     content: bytes
 
 
-class MadeFiles(NamedTuple):
-    """Parquet files of a batch, and the messages that could not be converted."""
-
-    files: tuple[File, ...]
-    refused: tuple[Refusal, ...]
-
-
 class Maker:
     """Converter of events to Parquet files.
 
@@ -69,11 +62,10 @@ class Maker:
         self._columns = columns
         self._schemas = {uid: pa.schema(_fields(struct)) for uid, struct in columns.items()}
 
-    def make(self, messages: Sequence[Message]) -> MadeFiles:
+    def make(self, messages: Sequence[Message]) -> tuple[list[File], list[Refusal]]:
         """Convert the events of ``messages`` to Parquet files, one for each class and day.
 
-        A message without a known class or a valid time is not converted, but returned in
-        ``refused``.
+        A message without a known class or a valid time is not converted, but returned as a refusal.
         """
         parts: dict[tuple[int, str], _Part] = {}
         refused: list[Refusal] = []
@@ -86,11 +78,11 @@ class Maker:
             key = class_uid, timestamp[:10].replace("-", "")
             part = parts.setdefault(key, _Part(self._schemas[class_uid]))
             part.add(message.uid, timestamp, row_of(event, self._columns[class_uid]))
-        files = tuple(
+        files = [
             File(class_uid, day, part.name(), part.content())
             for (class_uid, day), part in parts.items()
-        )
-        return MadeFiles(files, tuple(refused))
+        ]
+        return files, refused
 
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
         """Parse a message; return its event, its ``class_uid``, and its time as text in UTC.

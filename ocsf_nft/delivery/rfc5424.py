@@ -6,18 +6,18 @@ A message may be longer than 2,048 bytes. Configure each receiver to accept long
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.delivery.sinks.json_access import integer, text
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
+    from collections.abc import Mapping
 
 #: local0: free for the site's use, and every syslog daemon can select it by its name.
 _FACILITY: Final = 16
 #: Syslog severity by ``severity_id``. Never 0, "emergency": daemons write that to every terminal.
-_SEVERITIES: Final = {1: 6, 2: 5, 3: 4, 4: 3, 5: 2, 6: 1}
+_SEVERITIES: Final[Mapping[int | None, int]] = {1: 6, 2: 5, 3: 4, 4: 3, 5: 2, 6: 1}
 _NOTICE: Final = 5
 _VERSION: Final = 1
 _APP_NAME: Final = "ocsf-nft"
@@ -38,36 +38,25 @@ def frame(event: Mapping[str, Any], json: bytes) -> bytes:
     (RFC 5424's nil value).
     """
     head = (
-        f"<{_FACILITY * 8 + _severity(event.get('severity_id'))}>{_VERSION}",
+        f"<{_FACILITY * 8 + _SEVERITIES.get(integer(event, 'severity_id'), _NOTICE)}>{_VERSION}",
         utc_text(event.get("time")) or _NIL,
-        _hostname(event.get("device")),
+        _hostname(event),
         _APP_NAME,
         _NIL,
-        _message_id(event.get("type_uid")),
+        _message_id(integer(event, "type_uid")),
         # No structured data: the JSON has all values.
         _NIL,
     )
     return f"{' '.join(head)} ".encode("ascii") + _ascii(json)
 
 
-def _severity(number: object) -> int:
-    return _SEVERITIES.get(number, _NOTICE) if _is_whole(number) else _NOTICE
-
-
-def _hostname(device: object) -> str:
-    name = device.get("hostname") if isinstance(device, Mapping) else None
-    if not isinstance(name, str):
-        return _NIL
+def _hostname(event: Mapping[str, Any]) -> str:
+    name = text(event, "device", "hostname")
     return _UNPRINTABLE.sub("?", name[:_HOSTNAME_LENGTH]) or _NIL
 
 
-def _message_id(type_uid: object) -> str:
-    is_valid = _is_whole(type_uid) and 0 <= type_uid < _MSGID_END
-    return str(type_uid) if is_valid else _NIL
-
-
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _message_id(type_uid: int | None) -> str:
+    return _NIL if type_uid is None or not 0 <= type_uid < _MSGID_END else str(type_uid)
 
 
 def _ascii(json: bytes) -> bytes:

@@ -93,8 +93,7 @@ class NatsSink(SinkTable):
     def sink(self) -> Sink:
         """Create the sink; raises UnsupportedError if the extra for NATS is not installed."""
         require_extra("nats", self.type, "nats", "nkeys")
-        from ocsf_nft.delivery.sinks.nats import Nats  # noqa: PLC0415 - only where configured
-        from ocsf_nft.delivery.sinks.nats_login import Login  # noqa: PLC0415 - the same
+        from ocsf_nft.delivery.sinks.nats import Login, Nats  # noqa: PLC0415 - if configured
 
         login = Login(
             token=None if self.token is None else self.token.secret(),

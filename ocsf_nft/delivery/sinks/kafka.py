@@ -7,10 +7,12 @@ topic must not be compacted: only the last record of each key would remain.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
+from ocsf_nft.delivery.sinks.json_access import text
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.errors import DeliveryError, RefusedError
 
@@ -41,41 +43,27 @@ _PROTOCOLS: Final = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class Kafka(Sink):
-    """Sink that sends events to a topic, and waits until all in-sync replicas have them.
+    """Sink that sends events to a topic, and waits until all in-sync replicas have them."""
 
-    ``servers`` are addresses (``host:port``) of some brokers. The sink refuses an event that has
-    more than ``max_bytes``, including its key and header. ``mechanism`` is the SASL mechanism of
-    the login; None means no login. ``timeout_seconds`` limits each delivery and each attempt to
-    connect.
-    """
-
-    def __init__(  # noqa: PLR0913 - the settings of a producer
-        self,
-        *,
-        servers: Sequence[str],
-        topic: str,
-        is_compressed: bool = True,
-        max_bytes: int,
-        mechanism: Mechanism | None = None,
-        user: str | None = None,
-        password: Secret | None = None,
-        tls: Tls | None = None,
-        timeout_seconds: float,
-    ) -> None:
-        self._servers = tuple(servers)
-        self._topic = topic
-        self._is_compressed = is_compressed
-        self._max_bytes = max_bytes
-        self._mechanism = mechanism
-        self._user = user
-        self._password = password
-        self._tls = tls
-        self._timeout_seconds = timeout_seconds
-        self._thread = LoopThread("kafka")
-        self._log_capture: LogCapture | None = None
-        self._producer: Any = None
-        self._must_reconnect = False
+    #: Addresses (``host:port``) of some brokers.
+    servers: Sequence[str]
+    topic: str
+    is_compressed: bool = True
+    #: Maximum size of an event, including its key and header.
+    max_bytes: int
+    #: SASL mechanism of the login; None means no login.
+    mechanism: Mechanism | None = None
+    user: str | None = None
+    password: Secret | None = None
+    tls: Tls | None = None
+    #: Limit of each delivery and of each attempt to connect.
+    timeout_seconds: float
+    _thread: LoopThread = field(init=False, default_factory=lambda: LoopThread("kafka"))
+    _log_capture: LogCapture | None = field(init=False, default=None)
+    _producer: Any = field(init=False, default=None)
+    _must_reconnect: bool = field(init=False, default=False)
 
     async def open(self) -> None:
         """Connect to Kafka; raises DeliveryError if that fails, or if the topic does not exist."""
@@ -114,15 +102,15 @@ class Kafka(Sink):
 
         from ocsf_nft.delivery.sinks.kafka_log import LogCapture  # noqa: PLC0415 - it needs aiokafka
 
-        password = None if self._password is None else self._password.read()
-        context = None if self._tls is None else self._tls.context()
+        password = None if self.password is None else self.password.read()
+        context = None if self.tls is None else self.tls.context()
         self._log_capture = LogCapture()
         self._log_capture.start(secrets=() if password is None else (password,))
         try:
-            async with asyncio.timeout(self._timeout_seconds * _DELIVERY_SHARE):
+            async with asyncio.timeout(self.timeout_seconds * _DELIVERY_SHARE):
                 self._producer = self._create_producer(password, context)
                 await self._producer.start()
-                await self._producer.partitions_for(self._topic)
+                await self._producer.partitions_for(self.topic)
         except (errors.KafkaError, OSError) as error:
             # Not `from error`: its frames hold the password.
             raise self._failure(error) from None
@@ -132,22 +120,22 @@ class Kafka(Sink):
         import aiokafka  # noqa: PLC0415 - as in _open
 
         sasl = {
-            "sasl_mechanism": self._mechanism,
-            "sasl_plain_username": self._user,
+            "sasl_mechanism": self.mechanism,
+            "sasl_plain_username": self.user,
             "sasl_plain_password": password,
         }
         return aiokafka.AIOKafkaProducer(
-            bootstrap_servers=list(self._servers),
+            bootstrap_servers=list(self.servers),
             client_id="ocsf-nft",
             acks="all",
             enable_idempotence=True,
-            compression_type="gzip" if self._is_compressed else None,
+            compression_type="gzip" if self.is_compressed else None,
             max_batch_size=_BATCH_BYTES,
-            max_request_size=self._max_bytes,
-            request_timeout_ms=int(self._timeout_seconds * _REQUEST_SHARE * 1000),
-            security_protocol=_PROTOCOLS[self._mechanism is not None, context is not None],
+            max_request_size=self.max_bytes,
+            request_timeout_ms=int(self.timeout_seconds * _REQUEST_SHARE * 1000),
+            security_protocol=_PROTOCOLS[self.mechanism is not None, context is not None],
             ssl_context=context,
-            **(sasl if self._mechanism is not None else {}),
+            **(sasl if self.mechanism is not None else {}),
         )
 
     async def _drop_producer(self) -> None:
@@ -162,7 +150,7 @@ class Kafka(Sink):
         refused: list[Refusal] = []
         sent = []
         try:
-            async with asyncio.timeout(self._timeout_seconds * _DELIVERY_SHARE):
+            async with asyncio.timeout(self.timeout_seconds * _DELIVERY_SHARE):
                 for message in messages:
                     try:
                         sent.append(await self._send(message))
@@ -177,17 +165,14 @@ class Kafka(Sink):
     @property
     def _too_large(self) -> str:
         return (
-            f"with its key and header it has more than max_message_bytes ({self._max_bytes}): "
-            f"raise that, and topic {self._topic}'s max.message.bytes"
+            f"with its key and header it has more than max_message_bytes ({self.max_bytes}): "
+            f"raise that, and topic {self.topic}'s max.message.bytes"
         )
 
     async def _send(self, message: Message) -> asyncio.Future[Any]:
-        """Send a message; return a future that is done when the message is acknowledged.
-
-        If too many earlier messages are not acknowledged yet, first wait.
-        """
+        # Waits if too many earlier messages are not acknowledged yet.
         sent: asyncio.Future[Any] = await self._producer.send(
-            self._topic,
+            self.topic,
             message.line,
             # All events of a sandbox have one key, so they stay in one partition, in order.
             key=_record_key(message.event()),
@@ -196,11 +181,7 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise an error if messages of a batch have failed.
-
-        ``faults`` has the error of each failed message. Raises RefusedError if brokers refused
-        every failed message because of its content, else DeliveryError.
-        """
+        """Raise RefusedError if brokers refused all failed messages, else DeliveryError."""
         if not faults:
             return
         # The old producer can't continue: a refused batch leaves a gap in its batch numbers.
@@ -210,22 +191,22 @@ class Kafka(Sink):
             if not isinstance(fault, refusals):
                 raise self._failure(fault)
         raise RefusedError(
-            f"{self._name} refuses a batch for topic {self._topic} ({cause(faults[0])}): check "
+            f"{self._name} refuses a batch for topic {self.topic} ({cause(faults[0])}): check "
             "its max.message.bytes"
         )
 
     @property
     def _name(self) -> str:
-        return f"Kafka at {','.join(self._servers)}"
+        return f"Kafka at {','.join(self.servers)}"
 
     def _failure(self, error: BaseException) -> DeliveryError:
         from aiokafka import errors  # noqa: PLC0415 - as in _open
 
         if isinstance(error, errors.UnknownTopicOrPartitionError):
-            return DeliveryError(f"{self._name} has no topic {self._topic}: create it")
+            return DeliveryError(f"{self._name} has no topic {self.topic}: create it")
         if isinstance(error, errors.TopicAuthorizationFailedError):
             return DeliveryError(
-                f"{self._name} does not let {self._user or 'us'} write to topic {self._topic}: "
+                f"{self._name} does not let {self.user or 'us'} write to topic {self.topic}: "
                 "grant WRITE on it"
             )
         # For an unreachable broker, aiokafka reports the cause only in its log.
@@ -237,8 +218,8 @@ class Kafka(Sink):
         return DeliveryError(f"{self._name} can't be used: {explanation}")
 
 
+# Errors that refuse the content of a batch, whatever the state of the broker.
 def _refusals() -> tuple[type[Exception], ...]:
-    """Return the errors that refuse the content of a batch, whatever the state of the broker."""
     from aiokafka import errors  # noqa: PLC0415 - as in Kafka._open
 
     return (
@@ -249,11 +230,5 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the key of an event's Kafka record: the sandbox's name, else the host's, else None."""
-    for path in (("unmapped", "sandbox"), ("device", "hostname")):
-        value = event
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            return value.encode()
-    return None
+    name = text(event, "unmapped", "sandbox") or text(event, "device", "hostname")
+    return name.encode() or None

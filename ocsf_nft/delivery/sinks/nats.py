@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import orjson
-
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause, printable
+from ocsf_nft.delivery.sinks.json_access import decoded, integer, text, value_at
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
-from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from nats.aio.msg import Msg
 
+    from ocsf_nft.delivery.secrets import Secret
     from ocsf_nft.delivery.sinks.nats_link import NatsConnection
     from ocsf_nft.delivery.tls import Tls
 
@@ -39,6 +39,57 @@ _EXPECTED_STREAM: Final = "Nats-Expected-Stream"
 _STATUS: Final = "Status"
 _NO_RESPONDERS: Final = "503"
 _NOT_IN_TOKEN: Final = re.compile(r"[^a-z0-9]+")
+#: Maximum size of a credentials file that is read.
+_MAX_BYTES: Final = 1 << 16
+#: Parts of a credentials file, as nsc writes it.
+_JWT: Final = re.compile(r"-BEGIN NATS USER JWT-+\s+([\w.=-]+)\s+-+END NATS USER JWT-")
+_SEED: Final = re.compile(r"-BEGIN USER NKEY SEED-+\s+(\w+)\s+-+END USER NKEY SEED-")
+_CREDENTIALS: Final = (
+    "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n"
+    "-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LoginValues:
+    """Credentials for one login to a NATS server, as read from files or environment variables."""
+
+    #: Options of nats-py's method ``connect``, as text.
+    options: Mapping[str, str]
+    #: All secret texts, so that they can be masked in errors.
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Credentials for a NATS server: the user's name, and the locations of the secrets.
+
+    At most one of ``token``, ``password``, ``nkey`` and ``credentials`` is set.
+    """
+
+    token: Secret | None = None
+    user: str | None = None
+    password: Secret | None = None
+    #: Location of a user's seed (a private key).
+    nkey: Secret | None = None
+    #: Credentials file of the tool ``nsc``.
+    credentials: Path | None = None
+
+    def read(self) -> LoginValues:
+        """Read the current credentials; raises DeliveryError if one is missing or invalid."""
+        if self.token is not None:
+            token = self.token.read()
+            return LoginValues({"token": token}, (token,))
+        if self.password is not None:
+            password = self.password.read()
+            return LoginValues({"user": self.user or "", "password": password}, (password,))
+        if self.nkey is not None:
+            seed = self.nkey.read()
+            _check_seed(seed, f"{self.nkey.kind} {self.nkey.location}")
+            return LoginValues({"nkeys_seed_str": seed}, (seed,))
+        if self.credentials is not None:
+            return _credentials(self.credentials)
+        return LoginValues({}, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,36 +100,23 @@ class _Rejection:
     is_final: bool
 
 
+@dataclass(kw_only=True, eq=False)
 class Nats(Sink):
-    """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
+    """Sink that publishes events to a NATS subject, and waits until a stream has stored them."""
 
-    With ``has_class``, the subject ends with the event's class. ``stream`` is the only stream that
-    may store the events; None permits any stream. With ``is_tls_first``, TLS begins before the
-    server's first message.
-    """
-
-    def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
-        self,
-        *,
-        servers: Sequence[str],
-        subject: str,
-        has_class: bool = False,
-        stream: str | None = None,
-        login: Login | None = None,
-        tls: Tls | None = None,
-        is_tls_first: bool = False,
-    ) -> None:
-        #: URLs, tried in random order.
-        self._servers = tuple(servers)
-        self._subject = subject
-        self._has_class = has_class
-        self._stream = stream
-        self._login = login or Login()
-        self._tls = tls
-        # For a server with the setting ``handshake_first``.
-        self._is_tls_first = is_tls_first
-        self._thread = LoopThread("nats")
-        self._connection: NatsConnection | None = None
+    #: URLs, tried in random order.
+    servers: Sequence[str]
+    subject: str
+    #: The subject ends with the event's class.
+    has_class: bool = False
+    #: The only stream that may store the events; None permits any stream.
+    stream: str | None = None
+    login: Login = field(default_factory=Login)
+    tls: Tls | None = None
+    #: TLS begins before the server's first message: for a server with ``handshake_first``.
+    is_tls_first: bool = False
+    _thread: LoopThread = field(init=False, default_factory=lambda: LoopThread("nats"))
+    _connection: NatsConnection | None = field(init=False, default=None)
 
     async def open(self) -> None:
         """Connect to one of the servers; raises DeliveryError if none is reachable."""
@@ -108,12 +146,12 @@ class Nats(Sink):
         # The process that only creates a sink needs no library.
         from ocsf_nft.delivery.sinks.nats_link import NatsConnection  # noqa: PLC0415 - needs nats-py
 
-        login = self._login.read()
+        login = self.login.read()
         causes = []
-        for server in random.sample(self._servers, len(self._servers)):
+        for server in random.sample(self.servers, len(self.servers)):
             connection = NatsConnection(server)
             try:
-                await connection.open(login, tls=self._tls, is_tls_first=self._is_tls_first)
+                await connection.open(login, tls=self.tls, is_tls_first=self.is_tls_first)
             except DeliveryError as error:
                 causes.append(f"{_name(server)} can't be used: {error}")
             else:
@@ -178,12 +216,12 @@ class Nats(Sink):
         close the connection.
         """
         headers = {_MESSAGE_ID: message.uid}
-        if self._stream is not None:
-            headers[_EXPECTED_STREAM] = self._stream
+        if self.stream is not None:
+            headers[_EXPECTED_STREAM] = self.stream
         if connection.size(headers, message.line) > connection.max_payload:
             return None
-        subject = self._subject
-        if self._has_class:
+        subject = self.subject
+        if self.has_class:
             subject = f"{subject}.{_class_token(message.event())}"
         return await connection.publish(subject, headers, message.line)
 
@@ -193,39 +231,59 @@ class Nats(Sink):
         Raises DeliveryError if the answer is not from a stream.
         """
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
-            subjects = f"{self._subject}.*" if self._has_class else self._subject
+            subjects = f"{self.subject}.*" if self.has_class else self.subject
             raise DeliveryError(
                 f"no stream has the subject {subjects}: unless its servers are electing a leader "
                 f"now, create one: `nats stream add ocsf --subjects '{subjects}' --defaults`"
             )
-        reply = _decode(answer.data)
-        error = reply.get("error")
+        reply = decoded(answer.data)
+        error = value_at(reply, "error")
         if isinstance(error, dict):
             explanation = printable(error.get("description", error), connection.secrets)
             return _Rejection(
-                f"the stream of {self._subject} answers: {explanation}",
+                f"the stream of {self.subject} answers: {explanation}",
                 is_final=error.get("err_code") == _TOO_LARGE,
             )
-        if not isinstance(reply.get("stream"), str) or not isinstance(reply.get("seq"), int):
+        if not text(reply, "stream") or integer(reply, "seq") is None:
             raise DeliveryError(
-                f"the answer on subject {self._subject} is not from a stream: "
+                f"the answer on subject {self.subject} is not from a stream: "
                 "let no client reply there"
             )
         return None
 
 
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        reply = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return reply if isinstance(reply, dict) else {}
-
-
 def _class_token(event: Any) -> str:
     """Return an event's class as a part of a NATS subject, for example ``network_activity``."""
-    name = event.get("class_name") if isinstance(event, dict) else None
-    return _NOT_IN_TOKEN.sub("_", str(name).lower()) or "none"
+    return _NOT_IN_TOKEN.sub("_", text(event, "class_name").lower()) or "none"
+
+
+def _credentials(path: Path) -> LoginValues:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES).decode("ascii", "replace")
+    except OSError as error:
+        raise DeliveryError(f"the credentials in {path} can't be read: {error.strerror}") from error
+    jwt, seed = _JWT.search(content), _SEED.search(content)
+    if jwt is None or seed is None:
+        raise DeliveryError(
+            f"{path} holds no credentials of a user: create some with `nsc generate creds`"
+        )
+    _check_seed(seed[1], str(path))
+    known = _CREDENTIALS.format(jwt=jwt[1], seed=seed[1])
+    return LoginValues({"user_credentials": known}, (jwt[1], seed[1]))
+
+
+def _check_seed(seed: str, source: str) -> None:
+    import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - it ships no types; only a login needs it
+
+    try:
+        nkeys.from_seed(bytearray(seed.encode())).wipe()
+    # ValueError comes from base32 or from the text encoding.
+    except (nkeys.NkeysError, ValueError):
+        # Not `from error`: it may show the secret.
+        raise DeliveryError(
+            f"{source} holds no seed of an nkey: nsc and nk make seeds that begin with SU"
+        ) from None
 
 
 def _name(server: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.sinks.nats_login import LoginValues
+    from ocsf_nft.delivery.sinks.nats import LoginValues
 
 _CONNECT_SECONDS: Final = 4
 _CLOSE_SECONDS: Final = 0.2
@@ -71,7 +71,7 @@ class NatsConnection:
                 connect_timeout=_CONNECT_SECONDS,
                 tls=context,
                 tls_handshake_first=is_tls_first,
-                **_login_options(login, context),
+                **_login_options(login.options, context),
             )
             _require_tls(context)
             self._error = None
@@ -134,7 +134,7 @@ class NatsConnection:
             waiting.set_result(answer)
 
 
-def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
+def _login_options(options: Mapping[str, str], context: ssl.SSLContext | None) -> dict[str, Any]:
     def guarded(secret: str) -> Callable[[], str]:
         def release() -> str:
             # nats-py calls this before it sends the secret.
@@ -143,15 +143,8 @@ def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[s
 
         return release
 
-    values = {"token": login.token, "user": login.user, "password": login.password}
-    options: dict[str, Any] = {
-        name: guarded(value) for name, value in values.items() if value is not None
-    }
-    if login.seed is not None:
-        options["nkeys_seed_str"] = login.seed
-    if login.credentials is not None:
-        options["user_credentials"] = RawCredentials(login.credentials)
-    return options
+    unguarded = {"nkeys_seed_str": str, "user_credentials": RawCredentials}
+    return {name: unguarded.get(name, guarded)(value) for name, value in options.items()}
 
 
 def _require_tls(context: ssl.SSLContext | None) -> None:

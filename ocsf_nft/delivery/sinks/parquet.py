@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Sink
 from ocsf_nft.errors import DeliveryError
@@ -12,68 +13,44 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ocsf_nft.delivery.bucket import Bucket
+    from ocsf_nft.delivery.object_directory import Directory
     from ocsf_nft.delivery.parquet_columns import Struct
     from ocsf_nft.delivery.parquet_files import File, Maker
 
 
-class Storage(Protocol):
-    """Storage of Parquet files, each under a key (a relative path): a directory or a bucket."""
-
-    async def open(self, prefix: str) -> None:
-        """Check that files can be stored under keys that begin with ``prefix``.
-
-        Raises DeliveryError if they can't.
-        """
-
-    async def close(self) -> None:
-        """Close the storage."""
-
-    async def put(self, key: str, content: bytes) -> None:
-        """Store a file under ``key``; replace an existing file with the same key.
-
-        Raises RefusedError if the file is too large, DeliveryError if storing fails for another
-        reason.
-        """
+#: Storage of whole files, each under a key (a relative path).
+Storage: TypeAlias = "Bucket | Directory"
 
 
+@dataclass(kw_only=True, eq=False)
 class Parquet(Sink):
-    """Sink that stores events as Parquet files, one for each class and day of the events.
-
-    ``columns`` maps each ``class_uid`` to the columns of that class. ``source_version`` is the
-    version of the custom source in Security Lake, or an empty text without a version.
-    """
+    """Sink that stores events as Parquet files, one for each class and day of the events."""
 
     # A batch that is delivered again replaces its files, so each event is stored only once.
     repeats_batches = True
 
-    def __init__(  # noqa: PLR0913 - the parts of a path
-        self,
-        *,
-        storage: Storage,
-        columns: Mapping[int, Struct],
-        source: str,
-        source_version: str,
-        region: str,
-        account: str,
-    ) -> None:
-        self._storage = storage
-        self._columns = columns
-        self._source = source
-        self._source_version = source_version
-        self._partition = f"region={region}/accountId={account}"
-        self._maker: Maker | None = None
-        self._thread: ThreadPoolExecutor | None = None
+    storage: Storage
+    #: Columns of each class, by ``class_uid``.
+    columns: Mapping[int, Struct]
+    #: Name of the custom source in Security Lake, and its version; empty without a version.
+    source: str
+    source_version: str
+    region: str
+    account: str
+    _maker: Maker | None = field(init=False, default=None)
+    _thread: ThreadPoolExecutor | None = field(init=False, default=None)
 
     async def open(self) -> None:
         """Open the storage; raises DeliveryError if files can't be stored there."""
         # The process that only creates a sink needs no library.
         from ocsf_nft.delivery.parquet_files import Maker  # noqa: PLC0415 - it needs pyarrow
 
-        self._maker = Maker(self._columns)
+        self._maker = Maker(self.columns)
         try:
-            await self._storage.open(self._location(next(iter(self._columns))))
+            await self.storage.open(self._location(next(iter(self.columns))))
         except BaseException:
-            await self._storage.close()
+            await self.storage.close()
             raise
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet")
 
@@ -82,7 +59,7 @@ class Parquet(Sink):
         if self._thread is not None:
             # A running conversion is useless: its batch will be delivered again.
             self._thread.shutdown(wait=False, cancel_futures=True)
-        await self._storage.close()
+        await self.storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Store events as Parquet files.
@@ -94,19 +71,19 @@ class Parquet(Sink):
         if self._maker is None:
             raise DeliveryError("the storage of Parquet files is not open")
         loop = asyncio.get_running_loop()
-        made = await loop.run_in_executor(self._thread, self._maker.make, messages)
-        for file in made.files:
-            await self._storage.put(self._key(file), file.content)
-        return BatchResult(refused=made.refused)
+        files, refused = await loop.run_in_executor(self._thread, self._maker.make, messages)
+        for file in files:
+            await self.storage.put(self._key(file), file.content)
+        return BatchResult(refused=tuple(refused))
 
     # ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/<name>
     # Source: "Collecting data from custom sources", Amazon Security Lake User Guide.
 
     def _location(self, class_uid: int) -> str:
         # Security Lake requires a separate custom source for each class.
-        location = f"ext/{self._source}-{class_uid}"
-        return f"{location}/{self._source_version}" if self._source_version else location
+        location = f"ext/{self.source}-{class_uid}"
+        return f"{location}/{self.source_version}" if self.source_version else location
 
     def _key(self, file: File) -> str:
-        folder = f"{self._location(file.class_uid)}/{self._partition}/eventDay={file.day}"
-        return f"{folder}/{file.name}"
+        folder = f"region={self.region}/accountId={self.account}/eventDay={file.day}"
+        return f"{self._location(file.class_uid)}/{folder}/{file.name}"

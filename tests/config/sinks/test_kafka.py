@@ -27,9 +27,9 @@ def test_only_servers_and_topic_are_required() -> None:
     assert table.target == "kafka://kafka.example:9092/ocsf"
     sink = table.sink()
     assert isinstance(sink, Kafka)
-    assert (sink._servers, sink._topic) == (("kafka.example:9092",), "ocsf")
-    assert (sink._is_compressed, sink._max_bytes, sink._timeout_seconds) == (True, 1 << 20, 30.0)
-    assert (sink._mechanism, sink._user, sink._password, sink._tls) == (None, None, None, None)
+    assert (sink.servers, sink.topic) == (("kafka.example:9092",), "ocsf")
+    assert (sink.is_compressed, sink.max_bytes, sink.timeout_seconds) == (True, 1 << 20, 30.0)
+    assert (sink.mechanism, sink.user, sink.password, sink.tls) == (None, None, None, None)
 
 
 def test_all_settings_reach_the_sink() -> None:
@@ -44,10 +44,10 @@ def test_all_settings_reach_the_sink() -> None:
         timeout_seconds=5,
     ).sink()
     assert isinstance(sink, Kafka)
-    assert (sink._is_compressed, sink._max_bytes, sink._timeout_seconds) == (False, 5 << 20, 5.0)
-    assert (sink._mechanism, sink._user) == ("SCRAM-SHA-512", "me")
-    assert sink._password == Secret("credential", "kafka")
-    assert sink._tls == Tls()
+    assert (sink.is_compressed, sink.max_bytes, sink.timeout_seconds) == (False, 5 << 20, 5.0)
+    assert (sink.mechanism, sink.user) == ("SCRAM-SHA-512", "me")
+    assert sink.password == Secret("credential", "kafka")
+    assert sink.tls == Tls()
 
 
 @pytest.mark.parametrize(

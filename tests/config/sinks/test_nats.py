@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.nats import NatsSink
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.nats import Nats
-from ocsf_nft.delivery.sinks.nats_login import Login
+from ocsf_nft.delivery.sinks.nats import Login, Nats
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UnsupportedError
 
@@ -29,11 +28,11 @@ def test_only_servers_and_subject_are_required() -> None:
     assert table.target == "nats://nats.example/ocsf"
     sink = table.sink()
     assert isinstance(sink, Nats)
-    assert (sink._servers, sink._subject) == (("nats://nats.example",), "ocsf")
-    assert (sink._stream, sink._has_class, sink._tls, sink._is_tls_first) == (
+    assert (sink.servers, sink.subject) == (("nats://nats.example",), "ocsf")
+    assert (sink.stream, sink.has_class, sink.tls, sink.is_tls_first) == (
         None, False, None, False,
     )  # fmt: skip
-    assert sink._login == Login()
+    assert sink.login == Login()
 
 
 def test_all_settings_reach_the_sink() -> None:
@@ -50,22 +49,22 @@ def test_all_settings_reach_the_sink() -> None:
     assert table.target == "nats://[2001:db8::7]:4223/a.b.*"
     sink = table.sink()
     assert isinstance(sink, Nats)
-    assert (sink._stream, sink._has_class, sink._is_tls_first) == ("OCSF", True, True)
-    assert sink._tls == Tls(ca=Path("/etc/ca.pem"))
-    assert sink._login == Login(user="me", password=Secret("environment", "TOKEN"))
+    assert (sink.stream, sink.has_class, sink.is_tls_first) == ("OCSF", True, True)
+    assert sink.tls == Tls(ca=Path("/etc/ca.pem"))
+    assert sink.login == Login(user="me", password=Secret("environment", "TOKEN"))
 
 
 @pytest.mark.parametrize("kind", ["token", "nkey"])
 def test_credentials_may_be_one_secret(kind: str) -> None:
     sink = _sink(**{kind: TOKEN}).sink()
     assert isinstance(sink, Nats)
-    assert getattr(sink._login, kind) == Secret("environment", "TOKEN")
+    assert getattr(sink.login, kind) == Secret("environment", "TOKEN")
 
 
 def test_credentials_may_be_a_file() -> None:
     sink = _sink(credentials="/etc/user.creds").sink()
     assert isinstance(sink, Nats)
-    assert sink._login == Login(credentials=Path("/etc/user.creds"))
+    assert sink.login == Login(credentials=Path("/etc/user.creds"))
 
 
 @pytest.mark.parametrize(

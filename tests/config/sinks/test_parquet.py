@@ -34,11 +34,11 @@ def test_all_settings_of_a_bucket_reach_the_sink() -> None:
             "tls": {"ca": "/etc/ca.pem"},
         }
     )
-    bucket: Any = sink.sink()._storage  # type: ignore[attr-defined]  # of Parquet, not of any sink
-    assert bucket._name == "lake"
-    assert bucket._prefix == "security/logs"
-    assert bucket._endpoint == "https://s3.example.com:9000"
-    assert str(bucket._ca) == "/etc/ca.pem"
+    bucket: Any = sink.sink().storage  # type: ignore[attr-defined]  # of Parquet, not of any sink
+    assert bucket.name == "lake"
+    assert bucket.prefix == "security/logs"
+    assert bucket.endpoint == "https://s3.example.com:9000"
+    assert str(bucket.ca) == "/etc/ca.pem"
 
 
 def test_directory_requires_only_a_region() -> None:
@@ -62,7 +62,7 @@ def test_target_is_the_location_of_the_files(more: dict[str, Any], target: str) 
 
 def test_only_selected_classes_have_columns() -> None:
     sink: Any = _sink(BUCKET | {"classes": ["detection_finding"]}).sink()
-    assert sink._columns.keys() == {2004}
+    assert sink.columns.keys() == {2004}
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ async def test_kafka_sink_reports_a_missing_permission_for_idempotence(broker: K
 
 async def test_kafka_sink_reports_a_partition_without_a_leader(broker: KafkaBroker) -> None:
     async with _sink(broker) as sink:
-        sink._timeout_seconds = 1.0  # from now on: any cause is right
+        sink.timeout_seconds = 1.0  # from now on: any cause is right
         for partition in range(3):
             broker.send_command("leader", "ocsf", partition, -1)
         with pytest.raises(DeliveryError, match="can't be used"):
@@ -324,7 +324,7 @@ async def test_nothing_is_printed(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     async with _sink(broker) as sink:
-        sink._timeout_seconds = 1.0  # from now on: only the printed text counts
+        sink.timeout_seconds = 1.0  # from now on: only the printed text counts
         broker.send_command("down")
         with pytest.raises(DeliveryError):
             await sink.deliver(messages(b"{}"))

@@ -21,9 +21,8 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks import nats_link
 from ocsf_nft.delivery.sinks.base import DELIVERED
-from ocsf_nft.delivery.sinks.nats import Nats
+from ocsf_nft.delivery.sinks.nats import Login, Nats
 from ocsf_nft.delivery.sinks.nats_link import NatsConnection
-from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.mapper import Mapper
@@ -459,7 +458,7 @@ async def test_secret_is_read_again_when_the_sink_is_opened_again(tmp_path: Path
     sink = Nats(servers=[], subject="ocsf", login=Login(token=secret))
     for token in ("one", "two"):
         with NatsServer(tmp_path, f"authorization: {{timeout: 60, token: {token}}}") as server:
-            sink._servers = (server.url,)
+            sink.servers = (server.url,)
             with pytest.raises(DeliveryError):
                 await sink.open()
             (tmp_path / secret.location).write_text(token)

@@ -19,7 +19,7 @@ import pytest
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.object_directory import Directory
 from ocsf_nft.delivery.parquet_files import Maker
-from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.versions import LATEST
@@ -30,7 +30,7 @@ from tests.delivery import sample_events as samples
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocsf_nft.delivery.parquet_files import MadeFiles
+    from ocsf_nft.delivery.parquet_files import File
 
 PARTITION: Final = "region=eu-west-1/accountId=external"
 TIME_MS: Final = TIME_NS // 1_000_000
@@ -333,7 +333,7 @@ async def test_the_event_loop_makes_no_file_itself(
     threads: list[str] = []
     make = Maker.make
 
-    def made(self: Maker, messages: Sequence[Message]) -> MadeFiles:
+    def made(self: Maker, messages: Sequence[Message]) -> tuple[list[File], list[Refusal]]:
         threads.append(threading.current_thread().name)
         return make(self, messages)
 
@@ -347,7 +347,7 @@ async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
 ) -> None:
     making, goes_on = threading.Event(), threading.Event()
 
-    def held_up(_maker: Maker, _messages: Sequence[Message]) -> MadeFiles:
+    def held_up(_maker: Maker, _messages: Sequence[Message]) -> tuple[list[File], list[Refusal]]:
         making.set()
         assert goes_on.wait(120)
         raise AssertionError("no caller waits for the file")

@@ -91,7 +91,7 @@ async def deliver(sink: Parquet, count: int = 5) -> None:
 async def failure(sink: Parquet, count: int = 5) -> DeliveryError:
     with pytest.raises(DeliveryError) as caught:
         await deliver(sink, count)
-    shown = f"{caught.value!s} {caught.value!r} {sink!r} {sink._storage!r}"
+    shown = f"{caught.value!s} {caught.value!r} {sink!r} {sink.storage!r}"
     assert SECRET not in shown
     assert "\n" not in str(caught.value)
     return caught.value
