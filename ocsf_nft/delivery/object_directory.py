@@ -11,14 +11,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.delivery.sinks.line_writer import WriterThread
+from ocsf_nft.delivery.sinks.safe_open import DIRECTORY_MODE, MODE, sync_directory
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Events name users and processes: only the owner and a group of readers may read them.
-_MODE: Final = 0o640
-_DIRECTORY_MODE: Final = 0o750
 #: File that is written to test a directory.
 _PROBE: Final = ".ocsf-nft.part"
 
@@ -41,11 +39,12 @@ class Directory:
         DeliveryError if no file can be written. ``prefix`` is ignored.
         """
         del prefix
-        await self._writer.start(self._try)
+        await self._writer.start()
+        await self._writer.run(self._try)
 
     async def close(self) -> None:
         """Close the storage without waiting for a running write, which continues."""
-        await self._writer.stop(_nothing, is_waited_for=False)
+        await self._writer.stop()
 
     async def put(self, key: str, content: bytes) -> None:
         """Store ``content`` as the file ``key`` (a relative path); replace an existing file.
@@ -57,7 +56,7 @@ class Directory:
     def _try(self) -> None:
         try:
             with contextlib.suppress(FileExistsError):
-                self._path.mkdir(mode=_DIRECTORY_MODE)
+                self._path.mkdir(mode=DIRECTORY_MODE)
             probe = self._path / _PROBE
             _write(probe, b"")
             probe.unlink()
@@ -77,7 +76,7 @@ class Directory:
             except OSError:
                 part.unlink(missing_ok=True)
                 raise
-            _sync(path.parent)
+            sync_directory(path.parent)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -85,13 +84,9 @@ class Directory:
         return DeliveryError(f"{self._path} can't be written: {error.strerror}")
 
 
-def _nothing() -> None:
-    """Do nothing; the writer thread calls this when it stops, because it has no file to close."""
-
-
 def _write(path: Path, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+    with open(os.open(path, flags, MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         rest = memoryview(content)
         while rest:
             rest = rest[file.write(rest) :]
@@ -103,13 +98,5 @@ def _make_directory(folder: Path) -> None:
         return
     _make_directory(folder.parent)
     # The sync makes the new name safe from a power cut.
-    folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    sync_directory(folder.parent)

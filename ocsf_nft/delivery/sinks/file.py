@@ -44,7 +44,8 @@ class File(Sink):
         Raises DeliveryError if the file can't be written.
         """
         try:
-            await self._writer.start(self._with_delivery_error(self._open))
+            await self._writer.start()
+            await self._writer.run(self._with_delivery_error(self._open))
         except BaseException:
             await self._abandon()
             raise
@@ -68,7 +69,7 @@ class File(Sink):
             await self._abandon()
 
     async def _abandon(self) -> None:
-        await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=False)
+        await self._writer.stop(self._with_delivery_error(self._close))
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Append events to the file, one line each; raises DeliveryError if that fails."""

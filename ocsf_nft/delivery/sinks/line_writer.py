@@ -8,7 +8,6 @@ import os
 import select
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,18 +39,17 @@ class WriterThread:
         self._thread: ThreadPoolExecutor | None = None
         self._ended: Future[None]
 
-    async def start(self, job: Callable[[], None]) -> None:
-        """Start the thread and run the first job in it; raises the error of the job.
+    async def start(self) -> None:
+        """Start the thread.
 
         First wait until an earlier writer with the same name and destination has ended. The caller
-        must call :meth:`stop` later, even after an error.
+        must call :meth:`stop` later.
         """
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
         self._ended = _ENDS[self._destination] = Future()
         # One thread: no other job writes between the parts of a batch, or closes the descriptor.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        await self.run(job)
 
     async def run(self, job: Callable[[], None]) -> None:
         """Run a job after all earlier jobs, and wait for its end; raises the error of the job."""
@@ -59,7 +57,9 @@ class WriterThread:
         # never ends, for example, if no process reads from a full pipe.
         await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
-    async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
+    async def stop(
+        self, close: Callable[[], None] = lambda: None, *, is_waited_for: bool = False
+    ) -> None:
         """Run ``close`` as the last job, and end the thread.
 
         If ``is_waited_for`` is true, wait for the end of ``close``, and raise its error. Otherwise
@@ -68,11 +68,15 @@ class WriterThread:
         if self._thread is None:
             return
         ended = self._thread.submit(close)
-        ended.add_done_callback(partial(_set_ended, self._ended))
+        all_ended = self._ended
+        ended.add_done_callback(lambda _: all_ended.set_result(None))
         self._thread.shutdown(wait=False)
         self._thread = None
         if is_waited_for:
-            await _wait(ended)
+            # If the waiting task is cancelled, asyncio.wait lets the job continue.
+            waiting = asyncio.wrap_future(ended)
+            await asyncio.wait((waiting,))
+            waiting.result()
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:
@@ -112,14 +116,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
         except BlockingIOError:
             # A named pipe, or standard output that the parent process set to non-blocking.
             select.select((), (descriptor,), ())
-
-
-def _set_ended(ended: Future[None], _: Future[None]) -> None:
-    ended.set_result(None)
-
-
-async def _wait(job: Future[None]) -> None:
-    # If the waiting task is cancelled, asyncio.wait lets the job continue.
-    waiting = asyncio.wrap_future(job)
-    await asyncio.wait((waiting,))
-    waiting.result()

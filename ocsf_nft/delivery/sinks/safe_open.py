@@ -17,7 +17,7 @@ from ocsf_nft.errors import DeliveryError
 
 #: Events name users and processes: only the owner and a group of forwarders may read them.
 MODE: Final = 0o640
-_DIRECTORY_MODE: Final = 0o750
+DIRECTORY_MODE: Final = 0o750
 _ROOT: Final = 0
 _PROC: Final = Path("/proc/self")
 #: Maximum number of symbolic links, as in Linux (path_resolution(7)).
@@ -85,7 +85,7 @@ def _create(path: Path) -> int:
         descriptor = os.open(path, flags, MODE)
     except FileNotFoundError:
         # Only its own directory: a missing parent is more likely a mistake in the path.
-        path.parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
         sync_directory(path.parent.parent)
         descriptor = os.open(path, flags, MODE)
     try:

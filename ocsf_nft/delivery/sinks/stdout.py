@@ -35,15 +35,11 @@ class Stdout(Sink):
         A write that began before the last :meth:`close` may still run. This method first waits for
         the end of that write.
         """
-        try:
-            await self._writer.start(_do_nothing)
-        except BaseException:
-            await self.close()
-            raise
+        await self._writer.start()
 
     async def close(self) -> None:
         """Stop the writer thread, but do not wait for a running write; stdout stays open."""
-        await self._writer.stop(_do_nothing, is_waited_for=False)
+        await self._writer.stop()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Write the events of ``messages``, one line each.
@@ -55,10 +51,6 @@ class Stdout(Sink):
         await self._writer.run(lambda: _write(lines))
         self._start = b""
         return DELIVERED
-
-
-def _do_nothing() -> None:
-    """Do nothing: standard output is neither opened nor closed."""
 
 
 def _write(lines: bytes) -> None:
