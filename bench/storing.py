@@ -81,7 +81,7 @@ class _Ours:
         await self._store.commit(Change(events=events))
 
     async def read(self, beyond: int) -> int:
-        return len(self._stream.read(beyond, events=_READ, size=_READ_BYTES))
+        return len(self._stream.read(beyond, self._stream.end, events=_READ, size=_READ_BYTES))
 
     async def acknowledge(self, until: int) -> None:
         self._sinks.acknowledge(_SINK, until)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ocsf_nft.errors import DeliveryError, SourceError
 from ocsf_nft.state.archive import Archive
+from ocsf_nft.state.retention import LAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,17 +45,14 @@ class EventStream:
             await self._stored.wait()
 
     def read(
-        self, beyond: int, until: int | None = None, *, events: int, size: int
+        self, beyond: int, until: int, *, events: int = LAST, size: int = LAST
     ) -> list[StoredEvent]:
-        """Return the next events with numbers above ``beyond``, in order.
+        """Return the next events with numbers above ``beyond`` up to ``until``, in order.
 
         Returns at most ``events`` events with at most ``size`` bytes of JSON. The first event is
-        returned even if it is larger. With ``until``, return all events up to that number. Raises
-        DeliveryError.
+        returned even if it is larger. Raises DeliveryError.
         """
-        if until is not None:
-            return self._query(lambda archive: archive.read(beyond, until))
-        return self._query(lambda archive: archive.read(beyond, self.end, events=events, size=size))
+        return self._query(lambda archive: archive.read(beyond, until, events=events, size=size))
 
     def count_beyond(self, number: int) -> int:
         """Return the number of stored events with numbers above ``number``.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -25,6 +24,7 @@ from ocsf_nft.delivery.sinks.base import (
     Sink,
 )
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError, reason_of
+from ocsf_nft.state.retention import LAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -74,64 +74,38 @@ class _StoppedError(Exception):
     """Signal that a stop of the forwarder was requested while its sink was down."""
 
 
-@dataclass(slots=True)
-class _Part:
-    """Part of a batch: messages still to deliver (``rest``), and refused messages with reasons."""
-
-    rest: Sequence[Message]
-    refused: list[Refusal] = field(default_factory=list)
-
-    def halves(self) -> tuple[_Part, _Part]:
-        # The second half comes first: ``extendleft``, which the callers use, reverses the order.
-        half = len(self.rest) // 2
-        return _Part(self.rest[half:]), _Part(self.rest[:half])
-
-
+@dataclass(eq=False)
 class Forwarder:
-    """Task that delivers stored events to one sink, beginning after the last acknowledged event.
+    """Task that delivers stored events to one sink, beginning after the last acknowledged event."""
 
-    ``stream`` has the events, ``database`` the checkpoints. ``convert`` returns an event's JSON
-    line in the sink's OCSF version, or None to omit the event. ``retrier`` repeats an operation of
-    the database after a failure.
-    """
-
-    def __init__(  # noqa: PLR0913 - parts of one forwarder
-        self,
-        name: str,
-        sink: Sink,
-        stream: EventStream,
-        database: SinkDatabase,
-        *,
-        convert: Callable[[bytes], bytes | None] = lambda line: line,
-        batch_settings: BatchSettings,
-        retrier: StorageRetrier,
-        progress: Progress | None = None,
-        on_advance: Callable[[str, int], None] = lambda _name, _number: None,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.name = name
-        #: The forwarder adds to these counts.
-        self.progress = progress or Progress()
-        #: Number of the last event that needs no delivery any more.
-        self.done = 0
-        self._sink = sink
-        self._stream = stream
-        self._database = database
-        self._on_advance = on_advance
-        self._on_change = on_change
-        self._convert = convert
-        self._batch_settings = batch_settings
-        self._retrier = retrier
-        self._is_open = False
-        self._advanced = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._stop_requested = asyncio.Event()
-        self._handshake: Message | None = None
-        self._checked_at = 0.0
+    name: str
+    sink: Sink
+    #: Stored events, and the checkpoints.
+    stream: EventStream
+    database: SinkDatabase
+    _: KW_ONLY
+    #: Returns an event's JSON line in the sink's OCSF version, or None to omit the event.
+    convert: Callable[[bytes], bytes | None] = lambda line: line
+    batch_settings: BatchSettings
+    #: Repeats an operation of the database after a failure.
+    retrier: StorageRetrier
+    #: The forwarder adds to these counts.
+    progress: Progress = field(default_factory=Progress)
+    on_advance: Callable[[str, int], None] = lambda _name, _number: None
+    on_change: Callable[[], None] = lambda: None
+    #: Number of the last event that needs no delivery any more.
+    done: int = field(init=False, default=0)
+    _is_open: bool = field(init=False, default=False)
+    _is_handshake_sent: bool = field(init=False, default=False)
+    _handshake: Message | None = field(init=False, default=None)
+    _checked_at: float = field(init=False, default=0.0)
+    _advanced: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _stop_requested: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     async def open(self) -> None:
         """Open the sink; raises DeliveryError if that fails."""
-        await self._sink.open()
+        await self.sink.open()
         self._is_open = True
         self._is_handshake_sent = False
 
@@ -142,7 +116,7 @@ class Forwarder:
         self._is_open = False
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._sink.close()
+                await self.sink.close()
         except Exception as error:  # noqa: BLE001 - as in _deliver_once
             _log.warning("a sink could not be closed", sink=self.name, reason=_cause(error))
 
@@ -152,7 +126,7 @@ class Forwarder:
         The checkpoint is an event number: the sink needs no event up to this number any
         more. Raises DeliveryError if the database can't be read.
         """
-        self.done, _ = await self._retrier(lambda: self._database.checkpoint(self.name))
+        self.done, _ = await self.retrier(lambda: self.database.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
         """Set the handshake, which is the first line to send each time the sink is opened."""
@@ -173,18 +147,17 @@ class Forwarder:
         DeliveryError if a database can't be used.
         """
         try:
-            self.done, batch_end = await self._retrier(lambda: self._database.checkpoint(self.name))
+            self.done, batch_end = await self.retrier(lambda: self.database.checkpoint(self.name))
             await self._count_dead()
             if self._handshake is not None:  # its reader needs it even without any event
-                await self._deliver_part(_Part(()))
-            if batch_end is not None and self._repeats:
-                await self._forward(await self._read(until=batch_end), batch_end)
+                await self._deliver(())
+            if batch_end is not None and self.sink.repeats_batches:
+                await self._forward(batch_end)
             while not self._stop_requested.is_set():
                 await self._retry_dead_letters()
                 if await self._wait():
-                    # Before the read, so that events stored meanwhile are not skipped.
-                    end = self._stream.end
-                    await self._forward(await self._read(), end)
+                    limits = self.batch_settings
+                    await self._forward(self.stream.end, events=limits.events, size=limits.bytes)
         except _StoppedError:
             pass  # the next forwarder delivers the rest
         finally:
@@ -193,19 +166,11 @@ class Forwarder:
     @property
     def pending(self) -> int:
         """Return the number of stored events that still wait for delivery to the sink."""
-        return max(0, self._stream.end - self.done)
+        return max(0, self.stream.end - self.done)
 
     def status(self) -> dict[str, Any]:
         """Return the progress of the sink as JSON values."""
-        return {
-            "name": self.name,
-            "done": self.done,
-            "delivered": self.progress.delivered,
-            "refused": self.progress.refused,
-            "failures": self.progress.failures,
-            "dead": self.progress.dead,
-            "fault": self.progress.fault,
-        }
+        return {"name": self.name, "done": self.done, **asdict(self.progress)}
 
     async def drain(self) -> None:
         """Wait until :meth:`run` has delivered all stored events, or stored them as dead letters.
@@ -213,65 +178,43 @@ class Forwarder:
         From this call on, :meth:`run` does not wait until a batch is full.
         """
         self._hurry.set()
-        while self.done < self._stream.end:
+        while self.done < self.stream.end:
             self._advanced.clear()
             await self._advanced.wait()
 
-    @property
-    def _repeats(self) -> bool:
-        return self._sink.repeats_batches
-
     async def _count_dead(self) -> None:
-        self.progress.dead = await self._retrier(
-            lambda: self._database.count_dead_letters(self.name)
-        )
-        self._on_change()
+        self.progress.dead = await self.retrier(lambda: self.database.count_dead_letters(self.name))
+        self.on_change()
 
     async def _wait(self) -> bool:
-        """Wait for the first event, and then until the batch is full or its time limit has passed.
-
-        A requested stop ends the wait early. Return False if the stop was requested before the
-        first event, or if the wait for it timed out. Otherwise return True.
-        """
-        if self._stream.end <= self.done:
+        """Wait until a batch is full or its time limit has passed; return False without any."""
+        if self.stream.end <= self.done:
             # The caller then checks if a user has requested to send dead letters again.
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
             await _wait_for_first(
-                (self._stream.wait_for_event(self.done), self._stop_requested.wait()), interval
+                (self.stream.wait_for_event(self.done), self._stop_requested.wait()), interval
             )
-        if self._stream.end <= self.done or self._stop_requested.is_set():
+        if self.stream.end <= self.done or self._stop_requested.is_set():
             return False
-        if self._batch_settings.seconds and not self._hurry.is_set():
-            full = self._stream.wait_for_event(self.done + self._batch_settings.events - 1)
+        if self.batch_settings.seconds and not self._hurry.is_set():
+            full = self.stream.wait_for_event(self.done + self.batch_settings.events - 1)
             waits = (full, self._hurry.wait(), self._stop_requested.wait())
-            await _wait_for_first(waits, self._batch_settings.seconds)
+            await _wait_for_first(waits, self.batch_settings.seconds)
         return True
 
-    async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the events of the next batch from the store.
-
-        ``until`` is the number of the last event to read. If it is None, the batch settings
-        limit the number and the size of the events.
-        """
-        settings = self._batch_settings
-        return await self._retrier(
-            lambda: self._stream.read(self.done, until, events=settings.events, size=settings.bytes)
+    async def _forward(self, end: int, *, events: int = LAST, size: int = LAST) -> None:
+        """Deliver stored events up to the number ``end`` as one batch; store the checkpoint."""
+        rows = await self.retrier(
+            lambda: self.stream.read(self.done, end, events=events, size=size)
         )
-
-    async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
-        """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
-
-        If ``rows`` is empty, the store has removed the events up to the number ``end``. Then only
-        set :attr:`done` to ``end``.
-        """
         if not rows:  # the store has removed the events up to ``end``
             self._advance(end)
             return
         until = rows[-1].number
         messages, refused = await self._converted(rows)
         if messages:
-            if self._repeats:
-                await self._retrier(lambda: self._database.begin_batch(self.name, until))
+            if self.sink.repeats_batches:
+                await self.retrier(lambda: self.database.begin_batch(self.name, until))
             refusals = await self._deliver(messages)
             self.progress.delivered += len(messages) - len(refusals)
             lines = {row.uid: row.line for row in rows}
@@ -279,7 +222,7 @@ class Forwarder:
                 RefusedEvent(each.message.uid, lines[each.message.uid], each.reason)
                 for each in refusals
             ]
-        await self._retrier(lambda: self._database.acknowledge(self.name, until, refused))
+        await self.retrier(lambda: self.database.acknowledge(self.name, until, refused))
         _log.debug(
             "batch acknowledged", sink=self.name, events=len(messages), refused=len(refused),
             until=until,
@@ -291,23 +234,19 @@ class Forwarder:
     def _advance(self, done: int) -> None:
         self.done = done
         self._advanced.set()
-        self._on_advance(self.name, done)
+        self.on_advance(self.name, done)
 
     async def _converted(
         self, rows: Sequence[StoredEvent | DeadLetter]
     ) -> tuple[list[Message], list[RefusedEvent]]:
-        """Convert events to the sink's OCSF version.
-
-        Return the messages to send, and the events that can't be converted. Both lists omit the
-        events whose OCSF class is not configured for the sink.
-        """
+        """Return the messages to send, and the events that can't be converted."""
         messages: list[Message] = []
         refused: list[RefusedEvent] = []
         for number, row in enumerate(rows, 1):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                line = self._convert(row.line)
+                line = self.convert(row.line)
             except Exception as error:  # noqa: BLE001 - such as for an event of another version
                 reason = f"it can't be converted to the sink's OCSF version: {_cause(error)}"
                 refused.append(RefusedEvent(row.uid, row.line, reason))
@@ -327,15 +266,12 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send dead letters again if a user requested it (``ocsf-nft events --dead --retry``).
-
-        Searches the database for such dead letters at most once a second.
-        """
+        # Requested by ``ocsf-nft events --dead --retry``.
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
-        while letters := await self._retrier(
-            lambda: self._database.dead_letters_to_retry(self.name, self._batch_settings.events)
+        while letters := await self.retrier(
+            lambda: self.database.dead_letters_to_retry(self.name, self.batch_settings.events)
         ):
             await self._send_again(letters)
         await self._count_dead()  # retention may have removed some
@@ -347,91 +283,70 @@ class Forwarder:
         reasons.update((each.message.uid, each.reason) for each in refusals)
         refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
         delivered = [each for each in letters if each.uid not in reasons]
-        await self._retrier(lambda: self._database.finish_retries(delivered, refused))
+        await self.retrier(lambda: self.database.finish_retries(delivered, refused))
         self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Deliver a batch, and return the refused messages with the reasons.
+        """Deliver a batch, with retries; return the refused messages with the reasons.
 
         If the receiver refuses the whole batch, or repeatedly causes a timeout, the batch is sent
-        in halves.
+        in halves. Raises ClosedError if the sink is closed permanently. Raises _StoppedError if a
+        stop is requested while the sink is down.
         """
         refused: list[Refusal] = []
-        parts = deque([_Part(messages)])
-        while parts:
-            part = parts.popleft()
-            try:
-                await self._deliver_part(part)
-            except RefusedError as error:
-                if len(part.rest) == 1:
-                    refused.append(Refusal(part.rest[0], str(error)))
-                else:
-                    parts.extendleft(part.halves())
-            except _SlowError:
-                parts.extendleft(part.halves())
-            refused += part.refused
-        return refused
-
-    async def _deliver_part(self, part: _Part) -> None:
-        """Deliver a part of a batch; after a failure, retry.
-
-        Messages that the receiver refuses individually are added to ``part.refused``. Raises
-        RefusedError if the receiver refuses the whole part, and _SlowError after repeated timeouts.
-        Raises ClosedError if the sink is closed permanently. Raises _StoppedError if a stop is
-        requested while the sink is down.
-        """
         slow = 0
-        backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)
+        backoff = Backoff(max_seconds=self.batch_settings.retry_seconds)
         while True:
             try:
-                outcome = await self._deliver_rest(part.rest)
-                part.refused += outcome.refused
-                part.rest = outcome.again
-                if not part.rest:
-                    break
+                outcome = await self._deliver_once(messages)
+            except RefusedError as error:
+                self._recover()
+                if len(messages) > 1:
+                    return refused + await self._deliver_halves(messages)
+                return refused + [Refusal(each, str(error)) for each in messages]
+            except DeliveryError as error:
+                self._fail(str(error))
+                await self.close()
+                if isinstance(error, ClosedError):
+                    raise
+                slow = slow + 1 if isinstance(error, _SlowError) else 0
+                if slow >= _SLOW_TRIES and len(messages) > 1 and not self.sink.repeats_batches:
+                    return refused + await self._deliver_halves(messages)
+                requested_seconds = error.after_seconds
+            else:
+                refused += outcome.refused
+                messages = outcome.again
+                if not messages:
+                    self._recover()
+                    return refused
                 self._fail(outcome.reason)
                 requested_seconds = outcome.after_seconds
-            except (RefusedError, ClosedError):
-                raise
-            except DeliveryError as error:
-                requested_seconds = error.after_seconds
-                slow = slow + 1 if isinstance(error, _SlowError) else 0
-                if slow >= _SLOW_TRIES and len(part.rest) > 1 and not self._repeats:
-                    raise
             await _wait_for_first(
                 (self._stop_requested.wait(),), backoff.wait_seconds(requested_seconds)
             )
             if self._stop_requested.is_set():
                 raise _StoppedError
-        self._recover()
 
-    async def _deliver_rest(self, part: Sequence[Message]) -> BatchResult:
-        try:
-            return await self._deliver_once(part)
-        except RefusedError:
-            self._recover()
-            raise
-        except DeliveryError as error:
-            self._fail(str(error))
-            await self.close()
-            raise
+    async def _deliver_halves(self, messages: Sequence[Message]) -> list[Refusal]:
+        half = len(messages) // 2
+        return await self._deliver(messages[:half]) + await self._deliver(messages[half:])
 
     async def _deliver_once(self, part: Sequence[Message]) -> BatchResult:
         try:
-            async with asyncio.timeout(self._batch_settings.timeout_seconds):
+            async with asyncio.timeout(self.batch_settings.timeout_seconds):
                 if not self._is_open:
                     await self.open()
                 if self._handshake is not None and not self._is_handshake_sent:
-                    await self._sink.deliver([self._handshake])
+                    await self.sink.deliver([self._handshake])
                     self._is_handshake_sent = True
-                return await self._sink.deliver(part) if part else DELIVERED
+                return await self.sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
             raise _SlowError(
-                f"{self.name} did not accept a batch in {self._batch_settings.timeout_seconds} s"
+                f"{self.name} did not accept a batch in {self.batch_settings.timeout_seconds} s"
             ) from error
-        except (DeliveryError, OSError) as error:
-            if isinstance(error, DeliveryError):
-                raise
+        except DeliveryError:
+            raise
+        except OSError as error:
             raise DeliveryError(f"{self.name}: {error.strerror or error}") from error
         except Exception as error:
             # A defect of one sink, or of its library, must not end the monitoring of the sandboxes.
@@ -444,14 +359,14 @@ class Forwarder:
             self.progress.since = time.monotonic()
             _log.error("sink down: events wait in the store", sink=self.name, reason=reason)
         self.progress.fault = reason
-        self._on_change()
+        self.on_change()
 
     def _recover(self) -> None:
         if self.progress.fault is not None:
             seconds = round(time.monotonic() - self.progress.since, 1)
             _log.warning("sink works again", sink=self.name, seconds=seconds)
             self.progress.fault = None
-            self._on_change()
+            self.on_change()
 
 
 def _cause(error: Exception) -> str:

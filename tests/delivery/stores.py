@@ -92,7 +92,7 @@ class Store:
         self.refresh()
 
     async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
-        return self.stream.read(beyond, events=events, size=size)
+        return self.stream.read(beyond, self.end, events=events, size=size)
 
     async def dropped_after_sweep(self) -> tuple[DroppedEvents, ...]:
         """Return the dropped events and dead letters after a removal."""

@@ -82,7 +82,7 @@ async def test_batch_is_read_again_with_the_same_events_if_numbers_are_missing(
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("DELETE FROM event WHERE number IN (2, 3)")
     async with Store(path) as store:
-        assert [row.uid for row in store.stream.read(0, 5, events=1, size=1)] == uids([0, 3, 4])
+        assert [row.uid for row in store.stream.read(0, 5)] == uids([0, 3, 4])
 
 
 def _change(number: int) -> Change:
