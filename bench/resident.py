@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bench import receivers, stage
 from bench.subject import Subject
 from ocsf_nft import lab
-from ocsf_nft.delivery.sink_archive import SinkArchive
+from ocsf_nft.delivery.sink_db import SinkArchive
 from ocsf_nft.state.archive import Archive
 
 if TYPE_CHECKING:

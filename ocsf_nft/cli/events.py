@@ -345,7 +345,7 @@ def _time_ms(option: str, text: str) -> int:
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
-    from ocsf_nft.delivery.sink_archive import retry_dead_letters
+    from ocsf_nft.delivery.sink_db import retry_dead_letters
 
     number = sum(retry_dead_letters(path, sink, uid) for path in paths)
     letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
@@ -357,7 +357,7 @@ def _show_dead(
 ) -> None:
     import orjson
 
-    from ocsf_nft.delivery.sink_archive import SinkArchive
+    from ocsf_nft.delivery.sink_db import SinkArchive
     from ocsf_nft.ocsf.safe_text import visible
     from ocsf_nft.utc_text import utc_text
 
@@ -384,7 +384,7 @@ def _show_dead(
 
 
 def _show_sinks(archives: Sequence[Archive]) -> None:
-    from ocsf_nft.delivery.sink_archive import SinkArchive
+    from ocsf_nft.delivery.sink_db import SinkArchive
 
     for archive in archives:
         with SinkArchive(archive.path) as sinks:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.sink_archive import retry_dead_letters
-from ocsf_nft.delivery.sink_db import path_of
+from ocsf_nft.delivery.sink_db import path_of, retry_dead_letters
 from ocsf_nft.delivery.sinks.base import BatchResult, BatchSettings, Message
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.delivery import forwarder, sink_archive
+from ocsf_nft.delivery import forwarder, sink_db
 from ocsf_nft.delivery.sinks import splunk_hec, syslog
 from tests.delivery.sinks.brokers import Certificates
 from tests.delivery.sinks.weed import Weed
@@ -234,7 +234,7 @@ async def test_slow_receiver_gets_each_event_and_blocks_no_other_sink(
 
 async def dead_letters(run: Run) -> list[DeadLetter]:
     def read() -> list[DeadLetter]:
-        with sink_archive.SinkArchive(run.store.path) as found:
+        with sink_db.SinkArchive(run.store.path) as found:
             return list(found.dead_letters(NAME))
 
     return await asyncio.to_thread(read)
@@ -258,7 +258,7 @@ async def test_receiver_gets_all_but_a_refused_event_and_that_one_after_a_retry(
         assert receiver.refusal_text in letter.reason
         others = [uid for uid in run.uids if uid != bad.uid]
         assert first_occurrences(await arrived(receiver, others)) == others
-        assert sink_archive.retry_dead_letters(run.store.path, NAME, bad.uid) == 1
+        assert sink_db.retry_dead_letters(run.store.path, NAME, bad.uid) == 1
         assert await has_retried(run)
         assert [each.uid for each in await dead_letters(run)] == [bad.uid]
         if kind.always_refuses:
@@ -267,7 +267,7 @@ async def test_receiver_gets_all_but_a_refused_event_and_that_one_after_a_retry(
         await receiver.accept_refused()
         if receiver.table != before:
             await run.deliver(receiver.table)
-        sink_archive.retry_dead_letters(run.store.path, None, None)
+        sink_db.retry_dead_letters(run.store.path, None, None)
         assert await has_no_dead_letters(run)
         await run.until(lambda: run.forwarder.progress.dead == 0, "counted no dead letter")
         assert set(await arrived(receiver, run.uids)) == set(run.uids)
