@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import ClosedError, DeliveryError, OcsfNftError, UnsupportedError, UsageError
 from ocsf_nft.service.delivery_link import Kind, LinkError, clean
@@ -33,6 +33,7 @@ _MAX_VALUES: Final = 20
 _ERRORS: Final[Mapping[str, type[OcsfNftError]]] = {
     each.__name__: each for each in (ClosedError, DeliveryError, UnsupportedError, UsageError)
 }
+_SINK_NUMBERS: Final = ("done", "delivered", "refused", "failures", "dead")
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical"})
 #: Name of a value in a log record, and names with another meaning in structlog.
 _NAME: Final = re.compile(r"[a-z][a-z_]{0,39}", re.ASCII)
@@ -42,21 +43,6 @@ _RESERVED: Final = frozenset(
         "self", "stack", "stack_info", "timestamp",
     }
 )  # fmt: skip
-
-
-class Answer(NamedTuple):
-    """Answer to a request to open sinks."""
-
-    number: int
-    error: OcsfNftError | None
-
-
-class LogRecord(NamedTuple):
-    """Record of the process's log: its level, message and values."""
-
-    level: str
-    message: str
-    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +79,10 @@ class Status:
     storage_fault: str | None = None
 
 
-def answer(frame: Frame) -> Answer:
-    """Return the content of an ``OPENED`` frame."""
+def answer(frame: Frame) -> tuple[int, OcsfNftError | None]:
+    """Return the content of an ``OPENED`` frame: the request's number, and an error or None."""
     number, found = _list(frame.json(), 2)
-    return Answer(_number(number), None if found is None else _error(found))
+    return _number(number), None if found is None else _error(found)
 
 
 def closed(frame: Frame) -> OcsfNftError:
@@ -120,8 +106,11 @@ def status(frame: Frame) -> Status:
     )
 
 
-def log_record(frame: Frame) -> LogRecord:
-    """Return the content of a ``LOG`` frame; long texts, and further values, are left out."""
+def log_record(frame: Frame) -> tuple[str, str, dict[str, Any]]:
+    """Return the level, message and values of a ``LOG`` frame.
+
+    Long texts are shortened, and values beyond a limit left out.
+    """
     found = _dict(frame.json())
     level = _text(found.get("level"))
     if level not in _LEVELS:
@@ -131,18 +120,14 @@ def log_record(frame: Frame) -> LogRecord:
         for name, value in found.items()
         if name not in _RESERVED and _NAME.fullmatch(name)
     )
-    return LogRecord(level, _text(found.get("event")), dict(islice(allowed, _MAX_VALUES)))
+    return level, _text(found.get("event")), dict(islice(allowed, _MAX_VALUES))
 
 
 def _sink(found: Any) -> SinkStatus:
     fault = _dict(found).get("fault")
     return SinkStatus(
         name=str(found.get("name")),  # as it is in the configuration
-        done=_number(found.get("done")),
-        delivered=_number(found.get("delivered")),
-        refused=_number(found.get("refused")),
-        failures=_number(found.get("failures")),
-        dead=_number(found.get("dead")),
+        **{each: _number(found.get(each)) for each in _SINK_NUMBERS},
         fault=None if fault is None else _text(fault),
     )
 

@@ -94,10 +94,13 @@ class DeliveryChild:
                 if isinstance(each.sink, Stdout):
                     each.sink.note_crash()
         self._handshake = start.handshake
+        self._database = SinkDatabase(
+            start.sinks, max_bytes=start.max_bytes, max_seconds=start.max_seconds
+        )
         self._delivery = SinkDelivery(
             start.outlets,
             self._stream,
-            SinkDatabase(start.sinks, max_bytes=start.max_bytes, max_seconds=start.max_seconds),
+            self._database,
             self._retrier,
             on_change=self._plan_status,
             drain_seconds=start.drain_seconds,
@@ -182,9 +185,10 @@ class DeliveryChild:
             self._sync_requested.clear()
             number = self._requested
             await self._confirm()
-            await self._delivery.sweep()
-            self._dropped = await self._delivery.dropped_events()
-            self._faults = await self._delivery.faults()
+            while await self._retrier(self._database.sweep):  # noqa: ASYNC110 - it removes some
+                await asyncio.sleep(0)  # other tasks get a turn
+            self._dropped = await self._retrier(self._database.dropped_events)
+            self._faults = await self._retrier(self._database.faults)
             self._sync = number
             self._send_status()
 
@@ -199,10 +203,10 @@ class DeliveryChild:
 
     async def _confirm(self) -> None:
         reported = list(self._reported)
-        await self._delivery.confirm_reported(reported)
+        await self._retrier(lambda: self._database.confirm_reported(reported))
         del self._reported[: len(reported)]
         while self._reported_faults:
-            await self._delivery.confirm_fault(self._reported_faults[0])
+            await self._retrier(lambda: self._database.confirm_fault(self._reported_faults[0]))
             del self._reported_faults[0]
 
     async def _replace(self, number: int, outlets: Sequence[Outlet]) -> None:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
-from ocsf_nft.delivery.sinks.stdout import Stdout
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.service import sink_delivery
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
-from ocsf_nft.service.delivery_run import DeliveryRun, Handlers
+from ocsf_nft.service.delivery_run import DeliveryRun
 from ocsf_nft.service.iteration import NAME
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ class DeliveryProcess:
             run.end()
         else:
             seconds += sink_delivery.DRAIN_SECONDS
-            run.drain(dropped=self._reported, faults=self._reported_faults)
+            run.drain(self._store.end, self._reported, self._reported_faults)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await run.ended.wait()
@@ -211,7 +210,7 @@ class DeliveryProcess:
             return False
         dropped, self._reported = self._reported, []
         faults, self._reported_faults = self._reported_faults, []
-        return await run.synchronize(dropped, faults)
+        return await run.synchronize(self._store.end, dropped, faults)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return how many dead letters of each sink were removed, since the last confirmed report.
@@ -236,9 +235,6 @@ class DeliveryProcess:
         """Confirm that an event has a report: :meth:`faults` no longer returns it."""
         self._faults = tuple(each for each in self._faults if each != report)
         self._reported_faults.append(report)
-
-    def _has_output(self) -> bool:
-        return any(isinstance(each.sink, Stdout) for each in self._outlets)
 
     def _note_stored(self, end: int) -> None:
         if self._run is not None:
@@ -275,13 +271,7 @@ class DeliveryProcess:
 
     async def _start(self, *, is_again: bool) -> DeliveryRun:
         """Start a process, and return when its local sinks are open."""
-        handlers = Handlers(
-            end=lambda: self._store.end,
-            on_status=self._take_status,
-            has_output=self._has_output,
-            on_opened=self._take_outlets,
-        )
-        run = await DeliveryRun.spawn(handlers)
+        run = await DeliveryRun.spawn(self._take_status, self._take_outlets)
         self._answered = 0
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on

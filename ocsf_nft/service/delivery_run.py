@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from ocsf_nft.delivery.sinks.stdout import Stdout
 from ocsf_nft.errors import ClosedError, DeliveryError, reason_of
 from ocsf_nft.service import delivery_answers
 from ocsf_nft.service.delivery_answers import MAX_BYTES, Status
@@ -57,28 +57,23 @@ _SLICE: Final = 100
 _STDOUT: Final = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handlers:
-    """Functions that a run of the delivery process calls."""
-
-    #: Returns the number of the last stored event.
-    end: Callable[[], int]
-    #: Gets each report of the sinks' progress.
-    on_status: Callable[[Status], None]
-    #: Returns whether there is a sink for standard output.
-    has_output: Callable[[], bool]
-    #: Gets sinks that were opened.
-    on_opened: Callable[[Sequence[Outlet]], None]
-
-
 class DeliveryRun:
     """Process that delivers events, from its start to its end."""
 
-    def __init__(self, link: Link, process: subprocess.Popen[bytes], handlers: Handlers) -> None:
+    def __init__(
+        self,
+        link: Link,
+        process: subprocess.Popen[bytes],
+        on_status: Callable[[Status], None],
+        on_opened: Callable[[Sequence[Outlet]], None],
+    ) -> None:
         """Create the run of a started process; see :meth:`spawn`."""
         self._link = link
         self._process = process
-        self._handlers = handlers
+        self._on_status = on_status
+        self._on_opened = on_opened
+        #: Sinks that are open.
+        self._outlets: Sequence[Outlet] = ()
         #: When the process was started, by :func:`time.monotonic`.
         self.began_at = time.monotonic()
         #: Set when the process has ended.
@@ -93,10 +88,13 @@ class DeliveryRun:
         self._budget = _Budget()
 
     @classmethod
-    async def spawn(cls, handlers: Handlers) -> DeliveryRun:
+    async def spawn(
+        cls, on_status: Callable[[Status], None], on_opened: Callable[[Sequence[Outlet]], None]
+    ) -> DeliveryRun:
         """Start a process, which then waits for :meth:`start`.
 
-        Raises DeliveryError if the process can't be started.
+        ``on_status`` gets each report of the sinks' progress, ``on_opened`` the sinks that were
+        opened. Raises DeliveryError if the process can't be started.
         """
         process, descriptor = None, -1
         try:
@@ -118,7 +116,7 @@ class DeliveryRun:
             if isinstance(error, OSError):
                 raise _not_started(error) from error
             raise
-        run = cls(link, process, handlers)
+        run = cls(link, process, on_status, on_opened)
         asyncio.get_running_loop().add_reader(descriptor, run._note_end, descriptor)
         return run
 
@@ -161,15 +159,11 @@ class DeliveryRun:
 
         Raises the error of a local sink, or DeliveryError.
         """
-        answer = self._request(start.outlets)
-        self._link.send_object(Kind.START, start)
-        await self._opened(answer)
+        await self._open(start.outlets, Kind.START, start)
 
     async def replace(self, outlets: Sequence[Outlet]) -> None:
         """Replace all sinks; raises as :meth:`start`, and then the old sinks stay."""
-        answer = self._request(outlets)
-        self._link.send_object(Kind.REPLACE, (self._requested - 1, tuple(outlets)))
-        await self._opened(answer)
+        await self._open(outlets, Kind.REPLACE, (self._requested, tuple(outlets)))
 
     def set_handshake(self, handshake: bytes) -> None:
         """Set the first line of sinks that require it."""
@@ -180,14 +174,17 @@ class DeliveryRun:
         if not self._link.is_behind:  # the next SYNC has it too
             self._link.send_json(Kind.STORED, end)
 
-    async def synchronize(self, dropped: Sequence[DroppedEvents], faults: Sequence[str]) -> bool:
+    async def synchronize(
+        self, end: int, dropped: Sequence[DroppedEvents], faults: Sequence[str]
+    ) -> bool:
         """Request a report of the sinks' progress; return True if it has come.
 
-        ``dropped`` and ``faults`` are those that events have reported.
+        ``end`` is the number of the last stored event. ``dropped`` and ``faults`` are those that
+        events have reported.
         """
         self._asked += 1
         number, self._asked_at = self._asked, time.monotonic()
-        self._link.send_json(Kind.SYNC, [self._handlers.end(), number, dropped, faults])
+        self._link.send_json(Kind.SYNC, [end, number, dropped, faults])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SYNC_SECONDS):
                 while self._answered < number and not self.ended.is_set():
@@ -205,12 +202,9 @@ class DeliveryRun:
         _log.error("the delivery process is killed", reason=reason)
         self._process.kill()
 
-    def drain(self, *, dropped: Sequence[DroppedEvents], faults: Sequence[str]) -> None:
-        """Request the delivery of the last events, and then the end.
-
-        For ``dropped`` and ``faults``, see :meth:`synchronize`.
-        """
-        self._link.send_json(Kind.DRAIN, [self._handlers.end(), dropped, faults])
+    def drain(self, end: int, dropped: Sequence[DroppedEvents], faults: Sequence[str]) -> None:
+        """Request the delivery of the last events, and then the end; see :meth:`synchronize`."""
+        self._link.send_json(Kind.DRAIN, [end, dropped, faults])
 
     def end(self) -> None:
         """Let the process end at once."""
@@ -235,7 +229,7 @@ class DeliveryRun:
         match frame.kind:
             case Kind.STATUS:
                 status = delivery_answers.status(frame)
-                self._handlers.on_status(status)
+                self._on_status(status)
                 self._answered = max(self._answered, min(status.synchronized, self._asked))
                 self._has_answer.set()
             case Kind.OPENED:
@@ -246,8 +240,8 @@ class DeliveryRun:
                 self._take_end(delivery_answers.closed(frame))
 
     def _take_end(self, error: OcsfNftError) -> None:
-        has_no_reader = self._handlers.has_output() and _is_output_closed()
-        if isinstance(error, ClosedError) and has_no_reader:
+        has_output = any(isinstance(each.sink, Stdout) for each in self._outlets)
+        if isinstance(error, ClosedError) and has_output and _is_output_closed():
             raise error
         if self._budget.spend_record() is not None:
             _log.error("the delivery process ends", reason=str(error))
@@ -257,23 +251,22 @@ class DeliveryRun:
             raise LinkError("the delivery process sent an answer without a request")
         outlets, answer = self._requests.pop(number)
         if error is None:  # also if nothing waits for the answer any more
-            self._handlers.on_opened(outlets)
+            self._outlets = outlets
+            self._on_opened(outlets)
         if not answer.done():
             answer.set_result(error)
 
     def _write_log(self, frame: Frame) -> None:
-        record = delivery_answers.log_record(frame)
+        level, message, values = delivery_answers.log_record(frame)
         if (left_out := self._budget.spend_record()) is not None:
             more = {"left_out": left_out} if left_out else {}
-            getattr(_log, record.level)(record.message, process="delivery", **record.values, **more)
+            getattr(_log, level)(message, process="delivery", **values, **more)
 
-    def _request(self, outlets: Sequence[Outlet]) -> asyncio.Future[OcsfNftError | None]:
-        answer = asyncio.get_running_loop().create_future()
+    async def _open(self, outlets: Sequence[Outlet], kind: Kind, request: object) -> None:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._requests[self._requested] = tuple(outlets), answer
         self._requested += 1
-        return answer
-
-    async def _opened(self, answer: asyncio.Future[Any]) -> None:
+        self._link.send_object(kind, request)
         ended = asyncio.ensure_future(self.ended.wait())
         try:
             await asyncio.wait(

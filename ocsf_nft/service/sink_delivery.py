@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.event_stream import EventStream
     from ocsf_nft.delivery.sink_db import SinkDatabase
     from ocsf_nft.service.outlet import Outlet
-    from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 T = TypeVar("T")
@@ -179,11 +178,7 @@ class SinkDelivery:
     async def _opened(
         self, found: Sequence[Outlet], *, opens_local: bool = True
     ) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each sink; open the sinks that are files or standard output.
-
-        A forwarder delivers stored events to its sink. All other sinks are opened later by their
-        forwarders. This includes each sink that a running forwarder still uses.
-        """
+        """Create a forwarder for each sink; open the sinks that are files or standard output."""
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -239,37 +234,6 @@ class SinkDelivery:
             self._tasks[forwarder.name] = self._group.create_task(running)
         except RuntimeError:  # the group is ending, because another sink has failed permanently
             running.close()
-
-    async def sweep(self) -> None:
-        """Remove dead letters that are too old or too many; retry after a failure."""
-        while await self._retrier(self._database.sweep):  # noqa: ASYNC110 - it removes some
-            await asyncio.sleep(0)  # other tasks get a turn
-
-    async def faults(self) -> tuple[str, ...]:
-        """Return the reports about damaged files of checkpoints that were renamed.
-
-        A report stays, over restarts, until :meth:`confirm_fault` has confirmed it.
-        """
-        return await self._retrier(self._database.faults)
-
-    async def confirm_fault(self, report: str) -> None:
-        """Confirm that an event has a report: :meth:`faults` no longer returns it."""
-        await self._retrier(lambda: self._database.confirm_fault(report))
-
-    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many dead letters of each sink :meth:`sweep` has removed.
-
-        Dead letters that were already reported (:meth:`confirm_reported`) are not counted.
-        """
-        return await self._retrier(self._database.dropped_events)
-
-    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark removed dead letters as reported: :meth:`dropped_events` no longer counts them.
-
-        ``dropped`` is an earlier result of :meth:`dropped_events`. If the mark can't be stored,
-        storing is retried.
-        """
-        await self._retrier(lambda: self._database.confirm_reported(dropped))
 
     async def _drain(self) -> None:
         with contextlib.suppress(TimeoutError):

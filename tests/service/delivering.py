@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.service.outlet import Outlet
+    from ocsf_nft.state.dropped_events import DroppedEvents
 
 
 class Delivering(SinkDelivery):
@@ -67,8 +68,21 @@ class Delivering(SinkDelivery):
 
     async def synchronize(self) -> bool:
         """Do what a delivery process does at the request of its service."""
-        await self.sweep()
+        while self._database.sweep():
+            pass
         return True
+
+    async def faults(self) -> tuple[str, ...]:
+        return self._database.faults()
+
+    async def confirm_fault(self, report: str) -> None:
+        self._database.confirm_fault(report)
+
+    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        return self._database.dropped_events()
+
+    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        self._database.confirm_reported(dropped)
 
     async def store_events(self, lines: Sequence[bytes]) -> None:
         await self.store.commit(Change(events=lines))

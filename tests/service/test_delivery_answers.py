@@ -77,11 +77,13 @@ def test_any_log_record_is_valid_or_a_link_error(found: dict[str, Any]) -> None:
     if not _is_encodable(found):
         return
     with contextlib.suppress(LinkError):
-        record = delivery_answers.log_record(frame({"level": "info", "event": "x", **found}))
-        assert record.message.isprintable()
-        assert len(record.values) <= 20
-        assert not {"event", "level", "stack", "exc_info"} & set(record.values)
-        assert all(each.isprintable() for each in record.values.values() if isinstance(each, str))
+        _, message, values = delivery_answers.log_record(
+            frame({"level": "info", "event": "x", **found})
+        )
+        assert message.isprintable()
+        assert len(values) <= 20
+        assert not {"event", "level", "stack", "exc_info"} & set(values)
+        assert all(each.isprintable() for each in values.values() if isinstance(each, str))
 
 
 def test_status_has_what_the_process_has_sent() -> None:
@@ -94,10 +96,12 @@ def test_status_has_what_the_process_has_sent() -> None:
 
 
 def test_error_of_an_unknown_kind_is_a_delivery_error() -> None:
-    found = delivery_answers.answer(frame([7, {"kind": "SystemExit", "reason": "no\nspace"}]))
-    assert found.number == 7
-    assert type(found.error) is DeliveryError
-    assert str(found.error) == "no\N{REPLACEMENT CHARACTER}space"
+    number, error = delivery_answers.answer(
+        frame([7, {"kind": "SystemExit", "reason": "no\nspace"}])
+    )
+    assert number == 7
+    assert type(error) is DeliveryError
+    assert str(error) == "no\N{REPLACEMENT CHARACTER}space"
     closed = delivery_answers.closed(frame({"kind": "ClosedError", "reason": "no reader"}))
     assert type(closed) is ClosedError
 
