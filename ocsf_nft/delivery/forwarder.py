@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -211,20 +212,10 @@ class Forwarder:
             self._advance(end)
             return
         until = rows[-1].number
-        messages, refused = await self._converted(rows)
-        if messages:
-            if self.sink.repeats_batches:
-                await self.retrier(lambda: self.database.begin_batch(self.name, until))
-            refusals = await self._deliver(messages)
-            self.progress.delivered += len(messages) - len(refusals)
-            lines = {row.uid: row.line for row in rows}
-            refused += [
-                RefusedEvent(each.message.uid, lines[each.message.uid], each.reason)
-                for each in refusals
-            ]
+        refused = await self._send(rows, until)
         await self.retrier(lambda: self.database.acknowledge(self.name, until, refused))
         _log.debug(
-            "batch acknowledged", sink=self.name, events=len(messages), refused=len(refused),
+            "batch acknowledged", sink=self.name, events=len(rows), refused=len(refused),
             until=until,
         )  # fmt: skip
         if refused:
@@ -235,6 +226,23 @@ class Forwarder:
         self.done = done
         self._advanced.set()
         self.on_advance(self.name, done)
+
+    async def _send(
+        self, rows: Sequence[StoredEvent | DeadLetter], batch_end: int | None = None
+    ) -> list[RefusedEvent]:
+        """Convert and deliver events; return the refused ones. A retry has no ``batch_end``."""
+        messages, refused = await self._converted(rows)
+        if not messages:
+            return refused
+        if batch_end is not None and self.sink.repeats_batches:
+            await self.retrier(lambda: self.database.begin_batch(self.name, batch_end))
+        refusals = await self._deliver(messages)
+        self.progress.delivered += len(messages) - len(refusals)
+        lines = {row.uid: row.line for row in rows}
+        return refused + [
+            RefusedEvent(each.message.uid, lines[each.message.uid], each.reason)
+            for each in refusals
+        ]
 
     async def _converted(
         self, rows: Sequence[StoredEvent | DeadLetter]
@@ -273,18 +281,9 @@ class Forwarder:
         while letters := await self.retrier(
             lambda: self.database.dead_letters_to_retry(self.name, self.batch_settings.events)
         ):
-            await self._send_again(letters)
+            reasons = {each.uid: each.reason for each in await self._send(letters)}
+            await self.retrier(partial(self.database.finish_retries, letters, reasons))
         await self._count_dead()  # retention may have removed some
-
-    async def _send_again(self, letters: Sequence[DeadLetter]) -> None:
-        messages, not_converted = await self._converted(letters)
-        refusals = await self._deliver(messages)
-        reasons = {each.uid: each.reason for each in not_converted}
-        reasons.update((each.message.uid, each.reason) for each in refusals)
-        refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
-        delivered = [each for each in letters if each.uid not in reasons]
-        await self.retrier(lambda: self.database.finish_retries(delivered, refused))
-        self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
         """Deliver a batch, with retries; return the refused messages with the reasons.

@@ -217,22 +217,23 @@ class SinkDatabase:
             ).fetchone()
         return int(number)
 
-    def finish_retries(
-        self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
-    ) -> None:
-        """Delete the ``delivered`` dead letters; store the new reasons of the ``refused`` ones.
+    def finish_retries(self, letters: Sequence[DeadLetter], refused: Mapping[str, str]) -> None:
+        """Delete the dead letters that were delivered; store new reasons of the others.
 
-        ``refused`` has pairs: a dead letter and its new reason. A dead letter that no longer exists
-        is ignored.
+        ``refused`` has the reasons by ``uid``. A dead letter that no longer exists is ignored.
         """
         with self._database.transaction() as connection:
             connection.executemany(
                 "DELETE FROM dead WHERE sink = ? AND uid = ?",
-                [(each.sink, each.uid) for each in delivered],
+                [(each.sink, each.uid) for each in letters if each.uid not in refused],
             )
             connection.executemany(
                 "UPDATE dead SET is_again = 0, reason = ? WHERE sink = ? AND uid = ?",
-                [(reason, each.sink, each.uid) for each, reason in refused],
+                [
+                    (refused[each.uid], each.sink, each.uid)
+                    for each in letters
+                    if each.uid in refused
+                ],
             )
 
     def sweep(self) -> bool:

@@ -79,10 +79,10 @@ async def test_dead_letters_are_stored_until_they_are_delivered(tmp_path: Path) 
     async with Store(path) as store:
         (letter,) = store.sinks.dead_letters_to_retry("a", 9)
         assert (letter.uid, letter.reason, letter.line) == ("uid-1", "too odd", event(1))
-        store.sinks.finish_retries([], [(letter, "still odd")])
+        store.sinks.finish_retries([letter], {letter.uid: "still odd"})
         assert store.sinks.dead_letters_to_retry("a", 9) == []
         assert store.sinks.count_dead_letters("a") == 1
-        store.sinks.finish_retries([letter], [])
+        store.sinks.finish_retries([letter], {})
         assert store.sinks.count_dead_letters("a") == 0
 
 
@@ -99,7 +99,7 @@ async def test_dead_letter_removed_during_its_retry_removes_no_other(
         with closing(sqlite3.connect(path_of(path))) as other, other:
             other.execute("DELETE FROM dead")  # as retention does
         await store.acknowledge("b", 2, [RefusedEvent("uid-1", event(1), "no")])
-        store.sinks.finish_retries(tried, [])
+        store.sinks.finish_retries(tried, {})
         assert store.sinks.count_dead_letters("b") == 1
 
 
