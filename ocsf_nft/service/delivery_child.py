@@ -161,7 +161,6 @@ class DeliveryChild:
             case Kind.STORED:
                 self._stream.advance(frame.json())
             case Kind.HANDSHAKE:
-                self._handshake = frame.body
                 self._delivery.set_handshake(frame.body)
             case Kind.SYNC:
                 end, self._requested, reported, faults = frame.json()
@@ -341,7 +340,7 @@ async def _run(link: Link, code: str) -> int:
 
 
 def _close_stderr() -> None:
-    """Replace standard error by ``/dev/null``: from now on, the log goes over the link."""
+    # From now on, the log goes over the link.
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, _STDERR)
     os.close(nothing)

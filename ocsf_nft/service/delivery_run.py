@@ -96,26 +96,21 @@ class DeliveryRun:
         ``on_status`` gets each report of the sinks' progress, ``on_opened`` the sinks that were
         opened. Raises DeliveryError if the process can't be started.
         """
-        process, descriptor = None, -1
         try:
-            ours, theirs = socket.socketpair()
+            with contextlib.ExitStack() as undo:
+                ours, theirs = socket.socketpair()
+                undo.callback(ours.close)
+                with theirs:
+                    process = _popen(theirs.fileno())
+                undo.callback(process.wait)
+                undo.callback(process.kill)
+                descriptor = os.pidfd_open(process.pid)
+                undo.callback(os.close, descriptor)
+                link = await Link.open(ours, MAX_BYTES)
+                undo.pop_all()
         except OSError as error:
-            raise _not_started(error) from error
-        try:
-            with theirs:
-                process = _popen(theirs.fileno())
-            descriptor = os.pidfd_open(process.pid)
-            link = await Link.open(ours, MAX_BYTES)
-        except BaseException as error:
-            ours.close()
-            if descriptor >= 0:
-                os.close(descriptor)
-            if process is not None:
-                process.kill()
-                process.wait()
-            if isinstance(error, OSError):
-                raise _not_started(error) from error
-            raise
+            reason = reason_of(error)
+            raise DeliveryError(f"the delivery process can't be started: {reason}") from error
         run = cls(link, process, on_status, on_opened)
         asyncio.get_running_loop().add_reader(descriptor, run._note_end, descriptor)
         return run
@@ -320,10 +315,6 @@ class _Budget:
             return None
         left_out, self._left_out = self._left_out, 0
         return left_out
-
-
-def _not_started(error: OSError) -> DeliveryError:
-    return DeliveryError(f"the delivery process can't be started: {reason_of(error)}")
 
 
 def _popen(descriptor: int) -> subprocess.Popen[bytes]:
