@@ -71,10 +71,7 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine ``own``, the event's attribute ``unmapped``, with the values that fit no column.
-
-    The argument ``unmapped`` maps each such value's path in the event to the value.
-    """
+    # ``own`` is the event's attribute; ``unmapped`` has the other values, by their paths.
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
         key = path
@@ -99,11 +96,6 @@ def _struct(
 
 
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
-    """Convert a value to the type of its column; return None if it does not fit.
-
-    A value that does not fit is added to ``unmapped`` with the key ``path`` plus ``name``, for
-    example ``src_endpoint.`` plus ``port``.
-    """
     if value is None:
         return _NULL
     if isinstance(column, Scalar):

@@ -85,10 +85,7 @@ class Maker:
         return files, refused
 
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
-        """Parse a message; return its event, its ``class_uid``, and its time as text in UTC.
-
-        Raises ValueError if the event is invalid.
-        """
+        """Return a message's event, ``class_uid``, and time as text; raises ValueError."""
         try:
             event = message.event()
         except orjson.JSONDecodeError as error:

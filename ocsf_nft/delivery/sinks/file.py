@@ -121,10 +121,7 @@ class File(Sink):
         write_lines(self._descriptor, lines, sync=self._sync)
 
     def _replace_file(self, added_bytes: int) -> None:
-        """Open a new file if the current file was renamed, was removed, or is full.
-
-        ``added_bytes`` is the size of the lines that are written next.
-        """
+        """Open a new file if the current file was renamed, was removed, or is full."""
         if self._is_at_path():
             if self._rotation is None or self._old_files is None:
                 return

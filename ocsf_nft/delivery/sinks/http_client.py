@@ -186,11 +186,7 @@ class HttpSession:
         return printable(text, self._secrets)
 
     def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
-        """Return the headers of requests, the secrets in them, and the TLS context.
-
-        The TLS context is None if the URL is not https. Raises DeliveryError if a secret or a
-        certificate can't be read, or if a header is not printable.
-        """
+        """Return the headers of requests, the secrets in them, and the TLS context of https."""
         receiver = self._receiver
         headers = {"User-Agent": "ocsf-nft", "Accept-Encoding": "identity"}
         secrets = []
@@ -255,10 +251,7 @@ def _reason_phrase(status: int) -> str:
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
-    """Convert the value of the header Retry-After to seconds from now; None if missing or invalid.
-
-    The value is a number of seconds or a date (RFC 9110, 10.2.3). A past date gives 0.
-    """
+    # A number of seconds or a date (RFC 9110, 10.2.3).
     if value is None:
         return None
     if value.isascii() and value.isdigit():

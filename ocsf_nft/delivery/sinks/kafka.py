@@ -182,11 +182,18 @@ class Kafka(Sink):
 
     def _check(self, faults: Sequence[BaseException]) -> None:
         """Raise RefusedError if brokers refused all failed messages, else DeliveryError."""
+        from aiokafka import errors  # noqa: PLC0415 - as in _open
+
         if not faults:
             return
         # The old producer can't continue: a refused batch leaves a gap in its batch numbers.
         self._must_reconnect = True
-        refusals = _refusals()
+        # They refuse the content of a batch, whatever the state of the broker.
+        refusals = (
+            errors.MessageSizeTooLargeError,
+            errors.RecordListTooLargeError,
+            errors.InvalidTimestampError,
+        )
         for fault in faults:
             if not isinstance(fault, refusals):
                 raise self._failure(fault)
@@ -216,17 +223,6 @@ class Kafka(Sink):
             error, () if log is None else log.secrets
         )
         return DeliveryError(f"{self._name} can't be used: {explanation}")
-
-
-# Errors that refuse the content of a batch, whatever the state of the broker.
-def _refusals() -> tuple[type[Exception], ...]:
-    from aiokafka import errors  # noqa: PLC0415 - as in Kafka._open
-
-    return (
-        errors.MessageSizeTooLargeError,
-        errors.RecordListTooLargeError,
-        errors.InvalidTimestampError,
-    )
 
 
 def _record_key(event: Any) -> bytes | None:

@@ -181,11 +181,7 @@ class Nats(Sink):
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]
     ) -> list[_Rejection | None]:
-        """Publish messages; return None or a rejection for each message, in the same order.
-
-        None means that the stream stored the message. Raises DeliveryError if the
-        connection breaks or an answer is not from a stream.
-        """
+        """Publish messages; return a rejection of each, or None if the stream has stored it."""
         from nats import errors  # noqa: PLC0415 - as in _connect
 
         try:
@@ -210,26 +206,17 @@ class Nats(Sink):
     async def _publish(
         self, connection: NatsConnection, message: Message
     ) -> asyncio.Future[Msg] | None:
-        """Publish a message, and return the future of its answer.
-
-        Return None, and publish nothing, if the message is too large: the server would
-        close the connection.
-        """
         headers = {_MESSAGE_ID: message.uid}
         if self.stream is not None:
             headers[_EXPECTED_STREAM] = self.stream
         if connection.size(headers, message.line) > connection.max_payload:
-            return None
+            return None  # the server would close the connection
         subject = self.subject
         if self.has_class:
             subject = f"{subject}.{_class_token(message.event())}"
         return await connection.publish(subject, headers, message.line)
 
     def _rejection(self, answer: Msg, connection: NatsConnection) -> _Rejection | None:
-        """Return the rejection in an answer to a message; None if the stream stored the message.
-
-        Raises DeliveryError if the answer is not from a stream.
-        """
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
             subjects = f"{self.subject}.*" if self.has_class else self.subject
             raise DeliveryError(
@@ -253,7 +240,6 @@ class Nats(Sink):
 
 
 def _class_token(event: Any) -> str:
-    """Return an event's class as a part of a NATS subject, for example ``network_activity``."""
     return _NOT_IN_TOKEN.sub("_", text(event, "class_name").lower()) or "none"
 
 

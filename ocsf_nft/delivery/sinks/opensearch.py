@@ -85,7 +85,7 @@ class OpenSearch(HttpSession, Sink):
         if not answer.is_success:
             raise self.error(answer)
         items = await asyncio.to_thread(lambda: _items(answer.json()))
-        if items is None or len(items) != len(messages):
+        if len(items) != len(messages) or not all(item.status for item in items):
             raise DeliveryError(self.describe(answer, "its answer has no result for each document"))
         refused: list[Refusal] = []
         again: list[Message] = []
@@ -125,17 +125,12 @@ class OpenSearch(HttpSession, Sink):
         return orjson.dumps({"create": target}) + b"\n" + line + b"\n"
 
 
-def _items(reply: Any) -> list[_Item] | None:
+def _items(reply: Any) -> list[_Item]:
     results = value_at(reply, "items")
-    if not isinstance(results, list):
-        return None
-    items = [_item(result) for result in results]
-    return None if None in items else [item for item in items if item is not None]
+    return [_item(result) for result in results] if isinstance(results, list) else []
 
 
-def _item(result: Any) -> _Item | None:
-    status = integer(result, "create", "status")
-    if status is None:
-        return None
+def _item(result: Any) -> _Item:
     error = value_at(result, "create", "error")
+    status = integer(result, "create", "status") or 0
     return _Item(status, text(error, "type"), text(error, "reason"))

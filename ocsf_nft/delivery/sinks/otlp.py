@@ -24,6 +24,8 @@ _LOGS: Final = "/v1/logs"
 _SERVICE: Final = "ocsf-nft"
 _NS_PER_MS: Final = 1_000_000
 _INT64_MAX: Final = (1 << 63) - 1
+#: Keys of simple values, by the type that a value has in decoded JSON.
+_KEYS: Final = {str: "stringValue", bool: "boolValue", float: "doubleValue"}
 
 #: Severity numbers by ``severity_id``: INFO, INFO2, WARN, ERROR, ERROR2, FATAL. The logs data model
 #: maps syslog's severities to these, and we map ours to syslog's. Others get 0, unspecified.
@@ -122,10 +124,8 @@ def _pairs(values: dict[str, Any]) -> list[Any]:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"stringValue": value}
-    if isinstance(value, bool):
-        return {"boolValue": value}
+    if (key := _KEYS.get(type(value))) is not None:
+        return {key: value}
     if isinstance(value, int):
         # ``intValue`` has 64 bits.
         return {"intValue" if abs(value) <= _INT64_MAX else "stringValue": str(value)}
@@ -133,6 +133,4 @@ def _value(value: Any) -> Any:
         return {"kvlistValue": {"values": _pairs(value)}}
     if isinstance(value, list):
         return {"arrayValue": {"values": [_value(each) for each in value]}}
-    if isinstance(value, float):
-        return {"doubleValue": value}
     return {}

@@ -105,11 +105,7 @@ class SplunkHec(HttpSession, Sink):
             raise DeliveryError(self.describe(answer), after_seconds=answer.after_seconds)
 
     async def _send(self, messages: Sequence[Message]) -> tuple[int, str] | None:
-        """Send events; return the position and fault of an invalid event, None if there is none.
-
-        Raises RefusedError if the collector refuses the whole request, or if it is unknown which
-        event is invalid. Raises DeliveryError for any other failure.
-        """
+        """Send events; return the position and fault of an invalid event, None if there is none."""
         body = await asyncio.to_thread(self._body, messages)
         answer = await self.request("POST", _EVENT, body=body, headers=self._channel)
         reply = answer.json()
@@ -139,11 +135,6 @@ class SplunkHec(HttpSession, Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events of the request ``ack_id`` on its disk.
-
-        Does nothing if the sink has no ``ack_seconds``. Raises DeliveryError if the wait
-        takes longer than ``ack_seconds``, or if ``ack_id`` is None.
-        """
         if self._ack_seconds is None:
             return
         if ack_id is None:

@@ -75,7 +75,7 @@ class Stream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
-                    await self._wait_readable()
+                    await self._wait_until_ready(to_write=False)
                     self._check_open()
 
     def close(self) -> None:
@@ -115,22 +115,14 @@ class Stream:
             try:
                 return operation()
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._wait_writable()
+                await self._wait_until_ready(to_write=True)
             except ssl.SSLWantReadError:
-                await self._wait_readable()
+                await self._wait_until_ready(to_write=False)
 
-    async def _wait_readable(self) -> None:
+    async def _wait_until_ready(self, *, to_write: bool) -> None:
         loop, number, ready = asyncio.get_running_loop(), self._socket.fileno(), asyncio.Event()
-        loop.add_reader(number, ready.set)
+        (loop.add_writer if to_write else loop.add_reader)(number, ready.set)
         try:
             await ready.wait()
         finally:
-            loop.remove_reader(number)
-
-    async def _wait_writable(self) -> None:
-        loop, number, ready = asyncio.get_running_loop(), self._socket.fileno(), asyncio.Event()
-        loop.add_writer(number, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            loop.remove_writer(number)
+            (loop.remove_writer if to_write else loop.remove_reader)(number)
