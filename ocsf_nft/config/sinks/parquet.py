@@ -15,8 +15,8 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
+    from ocsf_nft.delivery.object_storage import Storage
     from ocsf_nft.delivery.sinks.base import Sink
-    from ocsf_nft.delivery.sinks.parquet import Storage
 
 
 def _endpoint(text: str) -> str:
@@ -137,13 +137,11 @@ class ParquetSink(SinkTable):
         )
 
     def _storage(self) -> Storage:
-        if self.directory is not None:
-            from ocsf_nft.delivery.object_directory import Directory  # noqa: PLC0415 - the same
+        from ocsf_nft.delivery.object_storage import Bucket, Directory  # noqa: PLC0415 - the same
 
+        if self.directory is not None:
             return Directory(path=self.directory)
         require_extra("parquet", self.type, "obstore")
-        from ocsf_nft.delivery.bucket import Bucket  # noqa: PLC0415 - the same
-
         name, _, prefix = (self.bucket or "").removeprefix("s3://").partition("/")
         return Bucket(
             name=name,

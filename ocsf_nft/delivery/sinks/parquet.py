@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Sink
 from ocsf_nft.errors import DeliveryError
@@ -13,14 +13,9 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.bucket import Bucket
-    from ocsf_nft.delivery.object_directory import Directory
+    from ocsf_nft.delivery.object_storage import Storage
     from ocsf_nft.delivery.parquet_columns import Struct
     from ocsf_nft.delivery.parquet_files import File, Maker
-
-
-#: Storage of whole files, each under a key (a relative path).
-Storage: TypeAlias = "Bucket | Directory"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ocsf_nft.errors import DeliveryError
 
@@ -25,17 +25,11 @@ _MAX_FOLLOWED_LINKS: Final = 40
 _APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
-class OpenedFile(NamedTuple):
-    """Descriptor of an opened file, and the file's path after following symbolic links."""
-
-    descriptor: int
-    path: Path
-
-
-def open_to_append(path: Path) -> OpenedFile:
+def open_to_append(path: Path) -> tuple[int, Path]:
     """Open the file at ``path`` for appending; create the file and its directory if missing.
 
-    The descriptor of a regular file is readable too. Raises DeliveryError if another user could
+    Return the descriptor, and the file's path after following symbolic links. The descriptor of a
+    regular file is readable too. Raises DeliveryError if another user could
     have created the file, or a link to it. Raises OSError if the opening fails.
     """
     # One risk remains: a user who may rename files in one of the path's directories can replace the
@@ -45,18 +39,18 @@ def open_to_append(path: Path) -> OpenedFile:
             handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # created meanwhile: check it next
-                return OpenedFile(_create(path), path)
+                return _create(path), path
             continue
         try:
             status = os.fstat(handle)
             if not stat.S_ISLNK(status.st_mode):
                 _check_file(path, status)
-                return OpenedFile(_reopen(handle, status.st_mode), path)
+                return _reopen(handle, status.st_mode), path
             _check_link(path, status)
             if status.st_dev == _PROC.stat().st_dev:
                 # /dev/stdout: the target of such a link is no path; only the kernel can follow it.
                 access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
-                return OpenedFile(os.open(path, access | _APPEND), path)
+                return os.open(path, access | _APPEND), path
             path = path.parent / os.readlink("", dir_fd=handle)
         finally:
             os.close(handle)

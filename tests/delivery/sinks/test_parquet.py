@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.object_directory import Directory
+from ocsf_nft.delivery.object_storage import Directory
 from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal
 from ocsf_nft.delivery.sinks.parquet import Parquet

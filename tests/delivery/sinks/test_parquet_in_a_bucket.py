@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.bucket import Bucket
+from ocsf_nft.delivery.object_storage import Bucket
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from ocsf_nft.delivery.bucket import Bucket
+from ocsf_nft.delivery.object_storage import Bucket
 from ocsf_nft.delivery.sinks import http_client, safe_open, syslog
 from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.sinks.syslog import Connection, Datagrams
@@ -135,10 +135,10 @@ def test_file_that_another_process_makes_first_is_appended_to(
         return original(path)
 
     monkeypatch.setattr(safe_open, "_create", create)
-    opened = safe_open.open_to_append(path)
-    os.write(opened.descriptor, b"second\n")
-    os.close(opened.descriptor)
-    assert (opened.path, path.read_bytes()) == (path, b"first\nsecond\n")
+    descriptor, opened = safe_open.open_to_append(path)
+    os.write(descriptor, b"second\n")
+    os.close(descriptor)
+    assert (opened, path.read_bytes()) == (path, b"first\nsecond\n")
 
 
 def test_failed_sync_of_a_directory_is_an_error_unless_the_file_system_lacks_it(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.delivery.object_directory import Directory
+from ocsf_nft.delivery.object_storage import Directory
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:

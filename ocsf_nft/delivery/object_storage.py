@@ -1,18 +1,22 @@
-"""Client that stores whole objects in a bucket of S3, or of a server with the same API.
+"""Storage of whole files by key (a relative path): in a directory, or in a bucket of S3.
 
-One request stores an object, completely or not at all. The client does not retry a failed request,
-because the callers of the client retry it.
+A file appears under its key only with its complete content.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.delivery.sinks.error_text import printable
+from ocsf_nft.delivery.sinks.line_writer import WriterThread
+from ocsf_nft.delivery.sinks.safe_open import DIRECTORY_MODE, MODE, sync_directory
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
     from ocsf_nft.delivery.secrets import Secret
+
+#: File that is written to test a directory.
+_PROBE_FILE: Final = ".ocsf-nft.part"
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=10)
 #: Limit for a whole request; the forwarder cancels it far earlier.
@@ -62,10 +69,74 @@ _CERTIFICATES: Final = {
 }
 
 
+# Not obstore's: it acknowledges files that are not on the disk yet, and leaves partial files.
+class Directory:
+    """Storage of whole files below the directory ``path``.
+
+    If ``path`` is missing, :meth:`open` creates it. Its parent directory must exist.
+    """
+
+    def __init__(self, *, path: Path) -> None:
+        self._path = path
+        self._writer = WriterThread("directory", path)
+
+    async def open(self, prefix: str) -> None:
+        """Create the directory if it is missing, and check that files can be written in it.
+
+        If :meth:`close` left a write running, first wait until that write has ended. Raises
+        DeliveryError if no file can be written. ``prefix`` is ignored.
+        """
+        del prefix
+        await self._writer.start()
+        await self._writer.run(self._try)
+
+    async def close(self) -> None:
+        """Close the storage without waiting for a running write, which continues."""
+        await self._writer.stop()
+
+    async def put(self, key: str, content: bytes) -> None:
+        """Store ``content`` as the file ``key`` (a relative path); replace an existing file.
+
+        Raises DeliveryError if the file can't be written.
+        """
+        await self._writer.run(lambda: self._put(PurePath(key), content))
+
+    def _try(self) -> None:
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._path.mkdir(mode=DIRECTORY_MODE)
+            probe = self._path / _PROBE_FILE
+            _write(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _put(self, key: PurePath, content: bytes) -> None:
+        path = self._path / key
+        # Readers of a data lake ignore this name: Hive and Athena skip hidden files, others only
+        # read ``*.parquet``.
+        part = path.with_name(f".{path.name}.part")
+        try:
+            _make_directory(path.parent)
+            try:
+                _write(part, content)
+                part.replace(path)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            sync_directory(path.parent)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> DeliveryError:
+        return DeliveryError(f"{self._path} can't be written: {error.strerror}")
+
+
 @dataclass(kw_only=True, eq=False)
 class Bucket:
-    """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
+    """Storage of objects below ``prefix`` in the S3 bucket ``name``, or of a like server.
 
+    One request stores an object. A failed request is not retried, because the caller retries it.
     Without ``access_key`` or ``secret``, the credentials come from the environment, the container
     or the machine, as for Amazon's tools.
     """
@@ -178,6 +249,28 @@ class Bucket:
         sentence = f"{self._url} answers {answer}{remedy}"
         is_too_large = code == _TOO_LARGE or status == "413"
         return RefusedError(sentence) if is_too_large else DeliveryError(sentence)
+
+
+#: Where a sink stores its files.
+Storage: TypeAlias = Bucket | Directory
+
+
+def _write(path: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with open(os.open(path, flags, MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _make_directory(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_directory(folder.parent)
+    # The sync makes the new name safe from a power cut.
+    folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    sync_directory(folder.parent)
 
 
 def _certificates(path: Path) -> bytes:
