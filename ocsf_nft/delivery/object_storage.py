@@ -14,10 +14,10 @@ from datetime import timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.error_text import printable
 from ocsf_nft.delivery.sinks.line_writer import WriterThread
 from ocsf_nft.delivery.sinks.safe_open import DIRECTORY_MODE, MODE, sync_directory
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
-    from ocsf_nft.delivery.secrets import Secret
 
 #: File that is written to test a directory.
 _PROBE_FILE: Final = ".ocsf-nft.part"

@@ -18,7 +18,7 @@ import orjson
 
 from ocsf_nft import config
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.delivery.receiver_settings import Tls
 from ocsf_nft.state.state_db import FILE
 from tests.delivery.sample_events import packets
 from tests.delivery.stores import Store

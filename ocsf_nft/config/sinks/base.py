@@ -10,9 +10,8 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.base import BatchSettings, Sink
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.versions import LATEST, full_version

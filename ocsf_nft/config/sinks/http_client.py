@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
+from ocsf_nft.delivery.receiver_settings import Credentials, Receiver
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, require_extra
 from ocsf_nft.config.sinks.http_client import SecuredSink
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials
+from ocsf_nft.delivery.receiver_settings import Credentials
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ocsf_nft.config.sinks.base import SecretTable, Text, require_extra
 from ocsf_nft.config.sinks.http_client import WebSink
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials
+from ocsf_nft.delivery.receiver_settings import Credentials
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink

@@ -10,7 +10,7 @@ from ocsf_nft.delivery.sinks.http_client import HttpSession
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
+    from ocsf_nft.delivery.receiver_settings import Receiver
 
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}
 

@@ -17,10 +17,9 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Receiver, Secret, Tls
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.json_access import decoded
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError, reason_of
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _CONNECT_SECONDS: Final = 10.0
 #: Maximum size of an answer that is read, unless a sink needs more.

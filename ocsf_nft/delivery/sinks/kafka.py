@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.secrets import Secret
+    from ocsf_nft.delivery.receiver_settings import Secret, Tls
     from ocsf_nft.delivery.sinks.kafka_log import LogCapture
-    from ocsf_nft.delivery.tls import Tls
 
 Mechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.secrets import Secret
+    from ocsf_nft.delivery.receiver_settings import Secret, Tls
     from ocsf_nft.delivery.sinks.nats_link import NatsConnection
-    from ocsf_nft.delivery.tls import Tls
 
 #: Maximum number of messages without an acknowledgement; a stream allows a few thousand.
 _WINDOW: Final = 256

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from nats import errors
 from nats.aio.client import Client, RawCredentials
 
+from ocsf_nft.delivery.receiver_settings import Tls
 from ocsf_nft.delivery.sinks.error_text import cause
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ocsf_nft.utc_text import utc_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
+    from ocsf_nft.delivery.receiver_settings import Receiver
 
 _BULK: Final = "/_bulk"
 _CONTENT_TYPE: Final = "application/x-ndjson"

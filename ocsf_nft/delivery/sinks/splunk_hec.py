@@ -20,8 +20,8 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.delivery.receiver_settings import Receiver
     from ocsf_nft.delivery.sinks.http_client import HttpAnswer
-    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _EVENT: Final = "/services/collector/event"
 _ACK: Final = "/services/collector/ack"

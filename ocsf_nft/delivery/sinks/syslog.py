@@ -13,11 +13,11 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from ocsf_nft.delivery.receiver_settings import Tls
 from ocsf_nft.delivery.rfc5424 import frame
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.stream_connection import Stream
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:

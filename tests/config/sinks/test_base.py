@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from ocsf_nft import config
 from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SecretTable, TlsTable
-from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.errors import UsageError
 
 

@@ -12,8 +12,7 @@ from ocsf_nft.config.sinks.http import HttpSink
 from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.config.sinks.otlp import OtlpSink
 from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
-from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials
+from ocsf_nft.delivery.receiver_settings import Credentials, Secret
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.kafka import KafkaSink
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.kafka import Kafka
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UnsupportedError
 
 PASSWORD = {"credential": "kafka"}

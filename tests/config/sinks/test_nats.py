@@ -10,9 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.nats import NatsSink
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.nats import Login, Nats
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UnsupportedError
 
 TOKEN = {"env": "TOKEN"}

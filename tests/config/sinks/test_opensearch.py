@@ -6,8 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.opensearch import OpenSearchSink
-from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials
+from ocsf_nft.delivery.receiver_settings import Credentials, Secret
 
 KEY = {"env": "KEY"}
 

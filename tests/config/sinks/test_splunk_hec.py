@@ -6,8 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
-from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials
+from ocsf_nft.delivery.receiver_settings import Credentials, Secret
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 
 URL = "https://splunk.example:8088"

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.syslog import SyslogSink
+from ocsf_nft.delivery.receiver_settings import Tls
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Connection, Datagrams, Syslog
-from ocsf_nft.delivery.tls import Tls
 
 HOST = "log.example"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ocsf_nft.delivery.receiver_settings import Credentials, Receiver, Secret
 from ocsf_nft.delivery.sinks.http import Http
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.delivery.sinks.otlp import Otlp
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
@@ -20,7 +20,6 @@ from tests.delivery.sinks.servers import AnyJson, Bulk, Collector, Hec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocsf_nft.delivery.secrets import Secret
     from ocsf_nft.delivery.sinks.base import Sink
     from tests.delivery.sinks.servers import Server
 

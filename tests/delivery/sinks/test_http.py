@@ -3,9 +3,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Credentials, Receiver, Secret
 from ocsf_nft.delivery.sinks.http import Http
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.servers import AnyJson, answering, floods, serving

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret
 from ocsf_nft.delivery.sinks.http_client import _cause, _gzip
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]  # it ships no types
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.base import DELIVERED, Message
 from ocsf_nft.delivery.sinks.kafka import Kafka
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import lifecycle

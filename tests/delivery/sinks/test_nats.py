@@ -18,12 +18,11 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks import nats_link
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.nats import Login, Nats
 from ocsf_nft.delivery.sinks.nats_link import NatsConnection
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import lifecycle

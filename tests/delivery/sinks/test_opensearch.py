@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
+from ocsf_nft.delivery.receiver_settings import Receiver
 from ocsf_nft.delivery.sinks.base import Message
-from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts

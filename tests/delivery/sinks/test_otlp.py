@@ -8,8 +8,8 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
+from ocsf_nft.delivery.receiver_settings import Receiver
 from ocsf_nft.delivery.sinks.base import Message
-from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.otlp import Otlp
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from ocsf_nft.delivery.sinks.http_endpoint import Receiver
+from ocsf_nft.delivery.receiver_settings import Receiver
 from ocsf_nft.delivery.sinks.otlp import Otlp
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts

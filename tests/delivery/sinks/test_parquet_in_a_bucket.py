@@ -16,7 +16,7 @@ import trustme
 
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.object_storage import Bucket
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError, RefusedError

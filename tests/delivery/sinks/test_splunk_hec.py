@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.receiver_settings import Credentials, Receiver, Secret
 from ocsf_nft.delivery.sinks.base import Message
-from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts

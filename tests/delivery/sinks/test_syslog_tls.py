@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import pytest
 import trustme
 
+from ocsf_nft.delivery.receiver_settings import Tls
 from ocsf_nft.delivery.sinks import syslog
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.stream_connection import Stream
 from ocsf_nft.delivery.sinks.syslog import Syslog
-from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.daemons import Rsyslog, ServerTls, stopped_at_exit

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.delivery.receiver_settings import Receiver
 from ocsf_nft.delivery.sinks.http_client import HttpAnswer, HttpSession, _cause
-from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from tests.delivery.sinks.servers import AnyJson, answering, serving
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.kinds import KINDS, SECRET, Kind, fault
