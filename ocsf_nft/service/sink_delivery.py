@@ -133,7 +133,7 @@ class SinkDelivery:
 
         A new sink continues after the last event acknowledged under the same name. If a new sink
         that is a file or standard output can't be opened, raises DeliveryError and keeps the old
-        sinks. A sink that is the same object as before goes on. Call :meth:`forget_removed` later.
+        sinks. Call :meth:`forget_removed` later.
         """
         async with self._replacing:
             if not self._is_over:
@@ -146,23 +146,17 @@ class SinkDelivery:
                 await run_shielded(self._register(self.forwarders))
 
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
-        before = {each.name: each.sink for each in self._found}
-        names = {each.name for each in found if before.get(each.name) is each.sink}
-        kept = {each.name: each for each in self.forwarders if each.name in names}
-        forwarders = await self._opened([each for each in found if each.name not in kept])
+        forwarders = await self._opened(found)
         try:
             await self._register((*self.forwarders, *forwarders))
             await _load_checkpoints(forwarders)
         except BaseException:
             await _close(forwarders)
             raise
-        old = {name: task for name, task in self._tasks.items() if name not in kept}
         for each in self.forwarders:
-            if each.name in old:
-                each.request_stop()
-        by_name = {each.name: each for each in forwarders} | kept
-        self._found, self.forwarders = found, tuple(by_name[each.name] for each in found)
-        self._tasks = {name: task for name, task in self._tasks.items() if name in kept}
+            each.request_stop()
+        self._found, self.forwarders = found, forwarders
+        old, self._tasks = self._tasks, {}
         # Each begins when its predecessor has ended, and does not wait for any other one.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
