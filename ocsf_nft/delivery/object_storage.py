@@ -101,34 +101,25 @@ class Directory:
         await self._writer.run(lambda: self._put(PurePath(key), content))
 
     def _try(self) -> None:
-        try:
-            with contextlib.suppress(FileExistsError):
-                self._path.mkdir(mode=DIRECTORY_MODE)
-            probe = self._path / _PROBE_FILE
-            _write(probe, b"")
-            probe.unlink()
-        except OSError as error:
-            raise self._failure(error) from error
+        with contextlib.suppress(FileExistsError):
+            self._path.mkdir(mode=DIRECTORY_MODE)
+        probe = self._path / _PROBE_FILE
+        _write(probe, b"")
+        probe.unlink()
 
     def _put(self, key: PurePath, content: bytes) -> None:
         path = self._path / key
         # Readers of a data lake ignore this name: Hive and Athena skip hidden files, others only
         # read ``*.parquet``.
         part = path.with_name(f".{path.name}.part")
+        _make_directory(path.parent)
         try:
-            _make_directory(path.parent)
-            try:
-                _write(part, content)
-                part.replace(path)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
-            sync_directory(path.parent)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> DeliveryError:
-        return DeliveryError(f"{self._path} can't be written: {error.strerror}")
+            _write(part, content)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
 
 
 @dataclass(kw_only=True, eq=False)

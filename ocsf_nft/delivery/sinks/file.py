@@ -13,10 +13,9 @@ from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
 from ocsf_nft.delivery.sinks.safe_open import open_to_append
-from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -45,7 +44,7 @@ class File(Sink):
         """
         try:
             await self._writer.start()
-            await self._writer.run(self._with_delivery_error(self._open))
+            await self._writer.run(self._open)
         except BaseException:
             await self._abandon()
             raise
@@ -55,7 +54,7 @@ class File(Sink):
 
         Raises DeliveryError if the closing fails.
         """
-        await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
+        await self._writer.stop(self._close, is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         """Close the file.
@@ -69,22 +68,13 @@ class File(Sink):
             await self._abandon()
 
     async def _abandon(self) -> None:
-        await self._writer.stop(self._with_delivery_error(self._close))
+        await self._writer.stop(self._close)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Append events to the file, one line each; raises DeliveryError if that fails."""
         lines = lines_of(messages)
-        await self._writer.run(self._with_delivery_error(lambda: self._write(lines)))
+        await self._writer.run(lambda: self._write(lines))
         return DELIVERED
-
-    def _with_delivery_error(self, job: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                job()
-            except OSError as error:
-                raise DeliveryError(f"{self._path} can't be written: {error.strerror}") from error
-
-        return run
 
     def _open(self) -> None:
         descriptor, path = open_to_append(self._path)

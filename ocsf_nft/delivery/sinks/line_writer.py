@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -10,15 +11,17 @@ import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.errors import DeliveryError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocsf_nft.delivery.sinks.base import Message
 
 
 #: End of the latest writer of each destination. A second writer that starts before that end could
 #: write between the parts of the first one's batch.
-_ENDS: Final[dict[str, Future[None]]] = {}
+_ENDS: Final[dict[tuple[str, str], Future[None]]] = {}
 
 
 class WriterThread:
@@ -31,11 +34,12 @@ class WriterThread:
     def __init__(self, name: str, destination: object) -> None:
         """Create a writer; :meth:`start` starts its thread, which is called ``name``.
 
-        ``destination`` only identifies the output, for example by the path of the file. If another
+        ``destination`` is the output's name in errors, for example the path of the file. If another
         writer with the same name and destination still runs, :meth:`start` waits for its end.
         """
         self._name = name
-        self._destination = f"{name} {destination}"
+        self._destination = destination
+        self._key = name, str(destination)
         self._thread: ThreadPoolExecutor | None = None
         self._ended: Future[None]
 
@@ -45,25 +49,29 @@ class WriterThread:
         First wait until an earlier writer with the same name and destination has ended. The caller
         must call :meth:`stop` later.
         """
-        while (before := _ENDS.get(self._destination)) is not None and not before.done():
+        while (before := _ENDS.get(self._key)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
-        self._ended = _ENDS[self._destination] = Future()
+        self._ended = _ENDS[self._key] = Future()
         # One thread: no other job writes between the parts of a batch, or closes the descriptor.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
 
     async def run(self, job: Callable[[], None]) -> None:
-        """Run a job after all earlier jobs, and wait for its end; raises the error of the job."""
+        """Run a job after all earlier jobs, and wait for its end.
+
+        Raises DeliveryError for an OSError of the job, or the job's other error.
+        """
         # Not shielded: a running job can't be stopped, and a waiting one must not start. A write
         # never ends, for example, if no process reads from a full pipe.
-        await asyncio.get_running_loop().run_in_executor(self._thread, job)
+        with self._delivery_errors():
+            await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     async def stop(
         self, close: Callable[[], None] = lambda: None, *, is_waited_for: bool = False
     ) -> None:
         """Run ``close`` as the last job, and end the thread.
 
-        If ``is_waited_for`` is true, wait for the end of ``close``, and raise its error. Otherwise
-        return at once. If no thread was started, do nothing.
+        If ``is_waited_for`` is true, wait for the end of ``close``, and raise its error as
+        :meth:`run` does. Otherwise return at once. If no thread was started, do nothing.
         """
         if self._thread is None:
             return
@@ -76,7 +84,17 @@ class WriterThread:
             # If the waiting task is cancelled, asyncio.wait lets the job continue.
             waiting = asyncio.wrap_future(ended)
             await asyncio.wait((waiting,))
-            waiting.result()
+            with self._delivery_errors():
+                waiting.result()
+
+    @contextlib.contextmanager
+    def _delivery_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DeliveryError(
+                f"{self._destination} can't be written: {error.strerror}"
+            ) from error
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
-from ocsf_nft.errors import ClosedError, DeliveryError
+from ocsf_nft.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Stdout(Sink):
     """
 
     def __init__(self) -> None:
-        self._writer = WriterThread("stdout", "")
+        self._writer = WriterThread("stdout", "standard output")
         self._start = b""
 
     def note_crash(self) -> None:
@@ -58,5 +58,3 @@ def _write(lines: bytes) -> None:
         write_lines(sys.stdout.fileno(), lines)
     except ConnectionError as error:  # a pipe, or the socket of a journal
         raise ClosedError("standard output can't be written: its reader has closed it") from error
-    except OSError as error:
-        raise DeliveryError(f"standard output can't be written: {error.strerror}") from error
