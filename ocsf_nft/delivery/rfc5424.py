@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: local0: free for the site's use, and every syslog daemon can select it by its name.
 _FACILITY: Final = 16
 #: Syslog severity by ``severity_id``. Never 0, "emergency": daemons write that to every terminal.
-_SEVERITIES: Final[Mapping[int | None, int]] = {1: 6, 2: 5, 3: 4, 4: 3, 5: 2, 6: 1}
+_SEVERITIES: Final = {1: 6, 2: 5, 3: 4, 4: 3, 5: 2, 6: 1}
 _NOTICE: Final = 5
 _VERSION: Final = 1
 _APP_NAME: Final = "ocsf-nft"
@@ -37,8 +37,9 @@ def frame(event: Mapping[str, Any], json: bytes) -> bytes:
     ``event`` is the parsed form of ``json``. A header field without a valid value becomes ``-``
     (RFC 5424's nil value).
     """
+    severity = _SEVERITIES.get(integer(event, "severity_id") or 0, _NOTICE)
     head = (
-        f"<{_FACILITY * 8 + _SEVERITIES.get(integer(event, 'severity_id'), _NOTICE)}>{_VERSION}",
+        f"<{_FACILITY * 8 + severity}>{_VERSION}",
         utc_text(event.get("time")) or _NIL,
         _hostname(event),
         _APP_NAME,
@@ -56,7 +57,8 @@ def _hostname(event: Mapping[str, Any]) -> str:
 
 
 def _message_id(type_uid: int | None) -> str:
-    return _NIL if type_uid is None or not 0 <= type_uid < _MSGID_END else str(type_uid)
+    is_valid = type_uid is not None and 0 <= type_uid < _MSGID_END
+    return str(type_uid) if is_valid else _NIL
 
 
 def _ascii(json: bytes) -> bytes:

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.client import responses
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.delivery.receiver_settings import Receiver, Secret, Tls
@@ -167,11 +168,10 @@ class HttpSession:
         ``remedy`` is the instruction. If ``remedy`` is empty, a default instruction is used for
         some status codes.
         """
-        phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
             remedy = remedy or _REDIRECT_REMEDY
         text = self.printable(answer.body.decode(errors="replace"))
-        answered = [f"{self._receiver.name} answers {answer.status}{phrase}", text]
+        answered = [f"{self._receiver.name} answers {_status_text(answer.status)}", text]
         return ": ".join(
             part for part in (*answered, remedy or _REMEDIES.get(answer.status, "")) if part
         )
@@ -240,12 +240,9 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     return bytes(body[:max_bytes])
 
 
-def _reason_phrase(status: int) -> str:
+def _status_text(status: int) -> str:
     # The phrase that the receiver sent is untrusted.
-    try:
-        return f" {HTTPStatus(status).phrase}"
-    except ValueError:
-        return ""
+    return f"{status} {responses.get(status, '')}".rstrip()
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
@@ -271,7 +268,7 @@ def _cause(error: Exception) -> str:
     elif isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy answers {error.status}{_reason_phrase(error.status)}"
+        return f"the proxy answers {_status_text(error.status)}"
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
         return _CLOSED_EARLY
     if isinstance(error, aiohttp.ClientResponseError):

@@ -115,14 +115,11 @@ class SplunkHec(HttpSession, Sink):
                 raise DeliveryError(self.describe(answer, "its answer is not that of a collector"))
             await self._wait_until_indexed(integer(reply, "ackId"))
             return None
-        if answer.status != 400 or (code is not None and code not in _INVALID_EVENT):
-            raise self._error(answer, code)
-        return self._invalid_event(answer, integer(reply, "invalid-event-number"), len(messages))
-
-    def _error(self, answer: HttpAnswer, code: int | None) -> DeliveryError:
         if answer.status != 400:
-            return self.error(answer)
-        return DeliveryError(self.describe(answer, _REMEDIES.get(code or 0, "")))
+            raise self.error(answer)
+        if code is not None and code not in _INVALID_EVENT:
+            raise DeliveryError(self.describe(answer, _REMEDIES.get(code, "")))
+        return self._invalid_event(answer, integer(reply, "invalid-event-number"), len(messages))
 
     def _invalid_event(
         self, answer: HttpAnswer, position: int | None, length: int
