@@ -219,7 +219,14 @@ class Forwarder:
             until=until,
         )  # fmt: skip
         if refused:
-            await self._report_refused(refused)
+            self.progress.refused += len(refused)
+            await self._count_dead()
+            _log.error(
+                "events refused: see them with `ocsf-nft events --dead`",
+                sink=self.name,
+                number=len(refused),
+                reason=refused[0].reason,
+            )
         self._advance(until)
 
     def _advance(self, done: int) -> None:
@@ -262,16 +269,6 @@ class Forwarder:
             if line is not None:
                 messages.append(Message(row.uid, line))
         return messages, refused
-
-    async def _report_refused(self, refused: Sequence[RefusedEvent]) -> None:
-        self.progress.refused += len(refused)
-        await self._count_dead()
-        _log.error(
-            "events refused: see them with `ocsf-nft events --dead`",
-            sink=self.name,
-            number=len(refused),
-            reason=refused[0].reason,
-        )
 
     async def _retry_dead_letters(self) -> None:
         # Requested by ``ocsf-nft events --dead --retry``.

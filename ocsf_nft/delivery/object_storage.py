@@ -190,7 +190,8 @@ class Bucket:
             config["endpoint"] = config["aws_endpoint_url_s3"] = self.endpoint
             options["allow_http"] = self.endpoint.startswith("http:")
         if self.ca is not None:
-            options["root_certificate"] = _certificates(self.ca)
+            Tls(ca=self.ca).context()  # raises the usual error if the file is not valid
+            options["root_certificate"] = self.ca.read_bytes()
         return S3Store(
             self.name,
             prefix=self.prefix or None,
@@ -261,11 +262,6 @@ def _make_directory(folder: Path) -> None:
     # The sync makes the new name safe from a power cut.
     folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     sync_directory(folder.parent)
-
-
-def _certificates(path: Path) -> bytes:
-    Tls(ca=path).context()  # raises the usual error if the file is not valid
-    return path.read_bytes()
 
 
 def _first_group(pattern: re.Pattern[str], text: str) -> str:

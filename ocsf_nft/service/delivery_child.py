@@ -48,14 +48,10 @@ _STDERR: Final = 2
 _OOM: Final = Path("/proc/self/oom_score_adj")
 
 
-def _code() -> str:
-    found = Path(__file__).stat()
-    return f"{found.st_ino}-{found.st_mtime_ns}"
-
-
+_FILE: Final = Path(__file__).stat()
 #: Text that changes if another version of the program is installed. A service that runs meanwhile
 #: has the old one.
-CODE: Final = _code()
+CODE: Final = f"{_FILE.st_ino}-{_FILE.st_mtime_ns}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,8 +89,7 @@ class SinkDelivery:
             # Only the forwarders that never ran: the others have closed their sinks.
             stack.push_async_callback(lambda: _close(self.forwarders))
             self.forwarders = await self._opened(self._found, opens_local=self._opens_local)
-            await self._register(self.forwarders)
-            await _load_checkpoints(self.forwarders)
+            await self._register(self.forwarders, self.forwarders)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             for each in self.forwarders:
                 self._run(each)
@@ -148,8 +147,7 @@ class SinkDelivery:
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
         forwarders = await self._opened(found)
         try:
-            await self._register((*self.forwarders, *forwarders))
-            await _load_checkpoints(forwarders)
+            await self._register((*self.forwarders, *forwarders), forwarders)
         except BaseException:
             await _close(forwarders)
             raise
@@ -203,13 +201,17 @@ class SinkDelivery:
             stack.pop_all()
         return forwarders
 
-    async def _register(self, forwarders: Sequence[Forwarder]) -> None:
+    async def _register(
+        self, forwarders: Sequence[Forwarder], new: Sequence[Forwarder] = ()
+    ) -> None:
         names = [each.name for each in forwarders]
         identity, end = self._stream.identity, self._stream.end
         removed = await self._retrier(lambda: self._database.register(names, identity, end))
         for name, acknowledged in removed.items():
             if number := await self._retrier(partial(self._stream.count_beyond, acknowledged)):
                 _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
+        for each in new:
+            await each.load_checkpoint()
         self.acknowledged = await self._retrier(self._database.checkpoints)
         self._on_change()
 
@@ -240,11 +242,6 @@ class SinkDelivery:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )
-
-
-async def _load_checkpoints(forwarders: Sequence[Forwarder]) -> None:
-    for each in forwarders:
-        await each.load_checkpoint()
 
 
 async def _close(forwarders: Sequence[Forwarder]) -> None:

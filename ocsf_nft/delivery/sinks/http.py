@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
+from ocsf_nft.delivery.sinks.line_writer import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,15 +37,12 @@ class Http(HttpSession, Sink):
         content or size. Raises DeliveryError for any other failure; the batch is then sent
         again later.
         """
+        body = lines_of(messages)
+        if self._form == "json_array":
+            body = b"[" + b",".join(message.line for message in messages) + b"]"
         answer = await self.request(
-            self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]
+            self._method, body=body, content_type=_CONTENT_TYPES[self._form]
         )
         if not answer.is_success:
             raise self.error(answer)
         return DELIVERED
-
-    def _body(self, messages: Sequence[Message]) -> bytes:
-        lines = (message.line for message in messages)
-        if self._form == "json_array":
-            return b"[" + b",".join(lines) + b"]"
-        return b"".join(line + b"\n" for line in lines)

@@ -154,27 +154,27 @@ class Kafka(Sink):
                     try:
                         sent.append(await self._send(message))
                     except errors.MessageSizeTooLargeError:
-                        refused.append(Refusal(message, self._too_large))
+                        reason = (
+                            "with its key and header it has more than max_message_bytes "
+                            f"({self.max_bytes}): raise that, and topic {self.topic}'s "
+                            "max.message.bytes"
+                        )
+                        refused.append(Refusal(message, reason))
                 results = await asyncio.gather(*sent, return_exceptions=True)
         except (errors.KafkaError, OSError) as error:
             raise self._failure(error) from error
         self._check([result for result in results if isinstance(result, BaseException)])
         return BatchResult(refused=tuple(refused))
 
-    @property
-    def _too_large(self) -> str:
-        return (
-            f"with its key and header it has more than max_message_bytes ({self.max_bytes}): "
-            f"raise that, and topic {self.topic}'s max.message.bytes"
-        )
-
     async def _send(self, message: Message) -> asyncio.Future[Any]:
         # Waits if too many earlier messages are not acknowledged yet.
+        event = message.event()
+        # All events of a sandbox have one key, so they stay in one partition, in order.
+        key = text(event, "unmapped", "sandbox") or text(event, "device", "hostname")
         sent: asyncio.Future[Any] = await self._producer.send(
             self.topic,
             message.line,
-            # All events of a sandbox have one key, so they stay in one partition, in order.
-            key=_record_key(message.event()),
+            key=key.encode() or None,
             headers=[(_UID, message.uid.encode())],
         )
         return sent
@@ -222,8 +222,3 @@ class Kafka(Sink):
             error, () if log is None else log.secrets
         )
         return DeliveryError(f"{self._name} can't be used: {explanation}")
-
-
-def _record_key(event: Any) -> bytes | None:
-    name = text(event, "unmapped", "sandbox") or text(event, "device", "hostname")
-    return name.encode() or None

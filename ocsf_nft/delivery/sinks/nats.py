@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
@@ -212,7 +212,8 @@ class Nats(Sink):
             return None  # the server would close the connection
         subject = self.subject
         if self.has_class:
-            subject = f"{subject}.{_class_token(message.event())}"
+            name = text(message.event(), "class_name").lower()
+            subject = f"{subject}.{_NOT_IN_TOKEN.sub('_', name) or 'none'}"
         return await connection.publish(subject, headers, message.line)
 
     def _rejection(self, answer: Msg, connection: NatsConnection) -> _Rejection | None:
@@ -236,10 +237,6 @@ class Nats(Sink):
                 "let no client reply there"
             )
         return None
-
-
-def _class_token(event: Any) -> str:
-    return _NOT_IN_TOKEN.sub("_", text(event, "class_name").lower()) or "none"
 
 
 def _credentials(path: Path) -> LoginValues:

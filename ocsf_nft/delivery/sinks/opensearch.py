@@ -78,7 +78,7 @@ class OpenSearch(HttpSession, Sink):
         answer = await self.request(
             "POST",
             _BULK,
-            body=await asyncio.to_thread(self._body, messages),
+            body=await asyncio.to_thread(lambda: b"".join(map(self._document, messages))),
             content_type=_CONTENT_TYPE,
             answer_bytes=_ANSWER_BYTES + _ITEM_BYTES * len(messages),
         )
@@ -108,9 +108,6 @@ class OpenSearch(HttpSession, Sink):
     def _reason(self, item: _Item) -> str:
         error = self.printable(f"{item.kind}: {item.reason}")
         return f"a document was not indexed ({item.status}): {error}"
-
-    def _body(self, messages: Sequence[Message]) -> bytes:
-        return b"".join(self._document(message) for message in messages)
 
     def _document(self, message: Message) -> bytes:
         time = milliseconds(message.event(), "time")

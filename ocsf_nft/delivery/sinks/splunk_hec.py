@@ -106,7 +106,8 @@ class SplunkHec(HttpSession, Sink):
 
     async def _send(self, messages: Sequence[Message]) -> tuple[int, str] | None:
         """Send events; return the position and fault of an invalid event, None if there is none."""
-        body = await asyncio.to_thread(self._body, messages)
+        # Not a JSON array: "Format events for HTTP Event Collector", section "Batch data".
+        body = await asyncio.to_thread(lambda: b"\n".join(map(self._envelope, messages)))
         answer = await self.request("POST", _EVENT, body=body, headers=self._channel)
         reply = answer.json()
         code = integer(reply, "code")
@@ -155,10 +156,6 @@ class SplunkHec(HttpSession, Sink):
         if not answer.is_success:
             raise DeliveryError(self.describe(answer), after_seconds=answer.after_seconds)
         return value_at(answer.json(), "acks", str(ack_id)) is True
-
-    def _body(self, messages: Sequence[Message]) -> bytes:
-        # Not a JSON array: "Format events for HTTP Event Collector", section "Batch data".
-        return b"\n".join(self._envelope(message) for message in messages)
 
     def _envelope(self, message: Message) -> bytes:
         event = message.event()

@@ -91,7 +91,11 @@ class Syslog(Sink):
         for number, message in enumerate(messages, 1):
             framed = frame(message.event(), message.line)
             if len(framed) > self._max_bytes:
-                refused.append(Refusal(message, self._too_long_reason(len(framed))))
+                reason = (
+                    f"its syslog message of {len(framed)} bytes is longer than max_bytes, which is "
+                    f"{self._max_bytes}: raise the limit of the receiver, and then max_bytes"
+                )
+                refused.append(Refusal(message, reason))
             else:
                 frames.append(framed)
             if number % _EVENTS_PER_SLICE == 0:
@@ -99,12 +103,6 @@ class Syslog(Sink):
         # Syslog has no acknowledgement.
         await self._transport.send(frames)
         return BatchResult(refused=tuple(refused))
-
-    def _too_long_reason(self, size: int) -> str:
-        return (
-            f"its syslog message of {size} bytes is longer than max_bytes, which is "
-            f"{self._max_bytes}: raise the limit of the receiver, and then max_bytes"
-        )
 
 
 class Connection:
