@@ -85,48 +85,29 @@ class SinkBacklog(NamedTuple):
     dead: int
 
 
-class SinkDatabase:
+class SinkDatabase(Database):
     """SQLite file with the checkpoints and dead letters of all sinks.
 
     The dead letters use at most ``max_bytes`` on the disk, and are at most ``max_seconds`` old.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float) -> None:
-        self.path = path
+        # Not synced to the disk: after a power cut, some events are sent again.
+        super().__init__(path, _SCHEMA + dropped_events.SCHEMA, is_exclusive=True)
         self._max_bytes = max_bytes
         self._max_ms = int(max_seconds * 1000)
-        # Not synced to the disk: after a power cut, some events are sent again.
-        self._database = Database(path, _SCHEMA + dropped_events.SCHEMA, is_exclusive=True)
         self._clock = StorageClock()
 
-    def open(self) -> None:
-        """Open the database file, or create a missing file; raises DeliveryError if this fails.
-
-        A damaged file is quarantined (renamed), see :meth:`faults`.
-        """
-        self._database.open()
+    def open(self, *, read_only: bool = False) -> None:
+        """Open the database file as :meth:`Database.open` does."""
+        super().open(read_only=read_only)
         try:
-            with self._database.transaction() as connection:
+            with self.transaction() as connection:
                 (newest_ms,) = connection.execute("SELECT MAX(since_ms) FROM dead").fetchone()
         except BaseException:
-            self._database.close()
+            self.close()
             raise
         self._clock = StorageClock(newest_ms or 0)
-
-    def faults(self) -> tuple[str, ...]:
-        """Return the reports about quarantined files that :meth:`confirm_fault` has not confirmed.
-
-        A report stays over restarts.
-        """
-        return self._database.faults()
-
-    def confirm_fault(self, report: str) -> None:
-        """Confirm that an event has a report: :meth:`faults` no longer returns it."""
-        self._database.confirm_fault(report)
-
-    def close(self) -> None:
-        """Close the database file."""
-        self._database.close()
 
     def register(self, names: Sequence[str], identity: str, end: int) -> dict[str, int]:
         """Set the names of all sinks; delete the checkpoints of other sinks.
@@ -136,7 +117,7 @@ class SinkDatabase:
         for another state database, all sinks get all events. Return the checkpoints of the deleted
         sinks.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             begin = end
             if connection.execute("SELECT identity FROM state").fetchall() != [(identity,)]:
                 begin = 0
@@ -159,7 +140,7 @@ class SinkDatabase:
 
     def checkpoints(self) -> Mapping[str, int]:
         """Return the number of the last event that each sink has acknowledged."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             return dict(connection.execute("SELECT name, acknowledged FROM sink").fetchall())
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
@@ -168,7 +149,7 @@ class SinkDatabase:
         The second number is None if no batch is between :meth:`begin_batch` and
         :meth:`acknowledge`.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             acknowledged, sending = connection.execute(
                 "SELECT acknowledged, sending FROM sink WHERE name = ?", (sink,)
             ).fetchone()
@@ -179,7 +160,7 @@ class SinkDatabase:
 
         After a crash, a batch with exactly the same events can then be sent again.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
 
     def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()) -> None:
@@ -187,7 +168,7 @@ class SinkDatabase:
 
         The ``refused`` events become dead letters of the sink, and are synced to the disk.
         """
-        with self._database.transaction("FULL" if refused else "NORMAL") as connection:
+        with self.transaction("FULL" if refused else "NORMAL") as connection:
             connection.execute(
                 "UPDATE sink SET acknowledged = ?, sending = NULL WHERE name = ?", (until, sink)
             )
@@ -202,7 +183,7 @@ class SinkDatabase:
 
         ``events`` is the maximum number of dead letters to return.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
                 (sink, events),
@@ -211,7 +192,7 @@ class SinkDatabase:
 
     def count_dead_letters(self, sink: str) -> int:
         """Return the number of dead letters of a sink."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             (number,) = connection.execute(
                 "SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)
             ).fetchone()
@@ -222,7 +203,7 @@ class SinkDatabase:
 
         ``refused`` has the reasons by ``uid``. A dead letter that no longer exists is ignored.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM dead WHERE sink = ? AND uid = ?",
                 [(each.sink, each.uid) for each in letters if each.uid not in refused],
@@ -242,7 +223,7 @@ class SinkDatabase:
         Return True if another call may remove more.
         """
         oldest_ms = self._clock.now_ms() - self._max_ms
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             removed = _remove(connection, oldest_ms)
             if not removed and _used_bytes(connection) > self._max_bytes:
                 removed = _remove(connection, LAST)
@@ -255,7 +236,7 @@ class SinkDatabase:
 
         Dead letters that were passed to :meth:`confirm_reported` are not counted.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             return dropped_events.read(connection)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
@@ -263,7 +244,7 @@ class SinkDatabase:
 
         ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             dropped_events.confirm_reported(connection, dropped)
 
 
