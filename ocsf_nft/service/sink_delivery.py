@@ -118,21 +118,17 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Set the handshake, and start delivery to the sinks that wait for it.
-
-        The handshake is a JSON line that these sinks get before the first event.
-        """
+        """Set the handshake, and start delivery to the sinks that wait for it."""
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.needs_handshake:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Replace all sinks by those in ``found``; do nothing if delivery has ended.
+        """Replace all sinks by those in ``found`` (see ``DeliveryProcess.replace``).
 
-        A new sink continues after the last event acknowledged under the same name. If a new sink
-        that is a file or standard output can't be opened, raises DeliveryError and keeps the old
-        sinks. Call :meth:`forget_removed` later.
+        Raises DeliveryError if a new sink that is a file or standard output can't be opened. Call
+        :meth:`forget_removed` later.
         """
         async with self._replacing:
             if not self._is_over:
