@@ -118,5 +118,6 @@ def _of_fences() -> Iterator[Event]:
         )
         yield fence_state(
             CONTEXT, sandbox="sb1", before=FenceState.ACTIVE, after=FenceState.DEGRADED,
-            time_ns=TIME_NS, tables=["inet ocsf_nft"], reason="why", tampering=tampering,
+            time_ns=TIME_NS, tables=["inet ocsf_nft"], transport="nflog", reason="why",
+            tampering=tampering,
         )  # fmt: skip
