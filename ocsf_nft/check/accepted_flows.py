@@ -10,11 +10,16 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from ocsf_nft.check.packet import ADDRESSES, ESTABLISHED, TCP, UDP, UNSEEN, Packet
-from ocsf_nft.check.ternary import (
+from ocsf_nft.check.packet import (
+    ADDRESSES,
+    ESTABLISHED,
     NO_INTERFACE,
     PORTS,
+    TCP,
+    UDP,
+    UNSEEN,
     InterfaceName,
+    Packet,
     Span,
     Truth,
     exactly,

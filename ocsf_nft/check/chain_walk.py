@@ -5,17 +5,17 @@ If it is unknown whether a rule matches the packet, the walk follows both outcom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import statement_effects
+from ocsf_nft.check.field_values import is_number, value
+from ocsf_nft.check.packet import MARKS, Packet, Span, Truth, exactly
 from ocsf_nft.check.rule_match import Matcher, plain_value
-from ocsf_nft.check.ternary import Truth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ocsf_nft.check.packet import Packet
     from ocsf_nft.check.ruleset import Chain, ChainKey, Rule, Ruleset
 
 #: The kernel follows 16 jumps (NFT_JUMP_STACK_SIZE); legacy iptables follows more.
@@ -25,6 +25,50 @@ _BUDGET: Final = 2_000_000
 #: Limit of the undecided rules in a result.
 _MAX_UNDECIDED: Final = 3
 _UNKNOWN: Final = "may drop"
+#: Statements that neither stop a packet nor alter what a later rule sees of it.
+_HARMLESS: Final = frozenset(
+    {"counter", "log", "continue", "ct helper", "ct timeout", "ct expectation", "flow", "dup"}
+    | {"secmark", "last", "tunnel", "set", "map"}
+)
+#: Statements that match some packets and not others: the number of earlier packets decides.
+_CONDITIONAL: Final = frozenset({"limit", "quota", "ct count"})
+#: Statements that stop a packet, and the verb for messages.
+_STOPS: Final[Mapping[str, str]] = {
+    "drop": "drops",
+    "reject": "refuses",
+    "dnat": "redirects",
+    "redirect": "redirects",
+    "fwd": "sends elsewhere",
+    "synproxy": "answers itself",
+}
+#: Statements that change the packet. The effect of iptables' targets ``MARK`` and ``CT`` depends on
+#: their arguments, which nft doesn't list.
+_CHANGES: Final[Mapping[str, Callable[[Packet], Packet]]] = {
+    "masquerade": Packet.with_any_source,
+    "snat": Packet.with_any_source,
+    "notrack": Packet.untracked,
+    "xt CT": lambda packet: packet.joined(packet.untracked()),
+    "xt MARK": lambda packet: replace(packet, mark=MARKS),
+}
+_HARMLESS_TARGETS: Final = (
+    *("LOG", "NFLOG", "TCPMSS", "CHECKSUM", "TEE", "AUDIT", "CLASSIFY", "DSCP", "TOS", "TTL"),
+    *("HL", "SECMARK", "CONNSECMARK", "TRACE", "SET", "RATEEST", "IDLETIMER", "LED"),
+    "TCPOPTSTRIP",
+)
+#: Targets of iptables of which nft lists only the name, and statements with the same effect.
+_TARGETS: Final[Mapping[str, str]] = {
+    "REJECT": "reject",
+    "DNAT": "dnat",
+    "REDIRECT": "redirect",
+    "SYNPROXY": "synproxy",
+    "MASQUERADE": "masquerade",
+    "SNAT": "snat",
+    **dict.fromkeys(("MARK", "CONNMARK", "HMARK"), "xt MARK"),
+    **dict.fromkeys(("CT", "NOTRACK"), "xt CT"),
+    **dict.fromkeys(_HARMLESS_TARGETS, "log"),
+}
+#: Fields that are neither an address nor a port. An assignment without a field name sets any bytes.
+_OTHER_FIELDS: Final = frozenset({"dscp", "ecn", "ttl", "hoplimit", "flowlabel", "id", "checksum"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +108,7 @@ class Walker:
     """
 
     def __init__(self, ruleset: Ruleset, budget: int = _BUDGET) -> None:
-        self._ruleset = ruleset
+        self.ruleset = ruleset
         self._remaining = budget
         self._results: dict[tuple[ChainKey, Packet], WalkResult] = {}
         self.matcher = Matcher(ruleset, self.spend)
@@ -81,18 +125,6 @@ class Walker:
             result = _Walk(self, chain, packet, depth).run()
             self._results[chain.key, packet] = result
         return result
-
-    def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
-        """Simulate a packet in the chain ``key``, the target of a jump; return the result.
-
-        ``depth`` is the number of nested jumps that are still permitted. Return None if it is 0, or
-        if the chain doesn't exist. Raises TooLargeError if this walker has evaluated too many rules
-        and set elements in total.
-        """
-        chain = self._ruleset.chains.get(key)
-        if chain is None or depth <= 0:
-            return None
-        return self.walk(chain, packet, depth - 1)
 
     def spend(self, cost: int) -> None:
         """Subtract ``cost`` from the budget; raise TooLargeError if the budget is exhausted."""
@@ -131,18 +163,14 @@ class _Walk:
             reaches_end = Truth.NO
         elif self._accepted or self._stops:
             reaches_end = Truth.MAYBE
-        exit_packets = (
-            self._exit_packets if self._reach is Truth.NO else [*self._exit_packets, self._packet]
-        )
-        packet = exit_packets[0] if exit_packets else self._packet
-        for other in exit_packets[1:]:
-            packet = packet.joined(other)
+        if self._reach is not Truth.NO:
+            self._exit_packets.append(self._packet)
         return WalkResult(
             reaches_end=reaches_end,
             may_be_accepted=self._accepted,
             stops=tuple(dict.fromkeys(self._stops)),
             undecided=tuple(dict.fromkeys(self._undecided))[:_MAX_UNDECIDED],
-            packet=packet,
+            packet=reduce(Packet.joined, self._exit_packets or [self._packet]),
         )
 
     def _rule(self, rule: Rule) -> None:
@@ -152,7 +180,7 @@ class _Walk:
             if kind == "match":
                 answer = self._walker.matcher.match(family, table, body, self._packet)
                 matches = min(matches, answer)
-            elif kind in statement_effects.CONDITIONAL or _is_conditional(kind, body):
+            elif kind in _CONDITIONAL or _is_conditional(kind, body):
                 matches = min(matches, Truth.MAYBE)
             elif kind == "vmap":
                 if self._vmap(rule, body, matches):
@@ -171,60 +199,40 @@ class _Walk:
         ``body`` is the statement's JSON. ``matches`` is YES if the packet certainly reaches the
         statement, else MAYBE. Return true if the rule's later statements are skipped.
         """
-        if kind in statement_effects.STOPS:
-            self._stop(rule, statement_effects.STOPS[kind], matches)
+        if kind == "xt":
+            name = body.get("name") if isinstance(body, dict) else None
+            kind = _TARGETS.get(str(name), kind)
+        if kind in _CHANGES:
+            self._alter(_CHANGES[kind], matches)
+        if kind in _STOPS:
+            self._stop(rule, _STOPS[kind], matches)
         elif kind in {"accept", "masquerade", "snat"}:
-            if kind != "accept":
-                self._alter(statement_effects.with_any_source, matches)
             self._accept(rule, matches)
         elif kind == "return":
             self._return(self._packet, matches)
         elif kind in {"jump", "goto"}:
-            target = body.get("target") if isinstance(body, dict) else None
-            self._enter(rule, kind, target, matches)
+            self._enter(rule, kind, body, matches)
         elif kind == "queue":
             self._stop(rule, "hands to a program", Truth.MAYBE)
             self._accept(rule, matches)
         else:
-            if kind == "xt":
-                return self._xt(rule, body, matches)
             self._affect(rule, kind, body, matches)
             return False
         return True
 
     def _affect(self, rule: Rule, kind: str, body: Any, matches: Truth) -> None:
         if kind == "mangle":
-            if isinstance(body, dict) and statement_effects.rewrites_addresses(body.get("key")):
+            key = body.get("key") if isinstance(body, dict) else None
+            if key == {"meta": {"key": "mark"}}:
+                mark = _mark(body.get("value"), self._packet)
+                self._alter(lambda packet: replace(packet, mark=mark), matches)
+            elif _may_be_address(key):
                 self._stop(rule, _UNKNOWN, Truth.MAYBE)
-            self._alter(lambda packet: statement_effects.mangled(body, packet), matches)
-        elif kind == "notrack":
-            self._alter(statement_effects.untracked, matches)
+                self._alter(Packet.with_any_addresses, matches)
         elif kind == "tproxy":
             self._stop(rule, "redirects", Truth.MAYBE)
-        elif kind not in statement_effects.HARMLESS and kind not in {"set", "map"}:
+        elif kind not in _HARMLESS and kind not in _CHANGES:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
-
-    def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Simulate an iptables target of which nft lists only the name, such as ``REJECT``.
-
-        ``matches`` is YES if the packet certainly reaches the target, else MAYBE. Return true if
-        the rule's later statements are skipped.
-        """
-        name = str(body.get("name")) if isinstance(body, dict) else ""
-        if name in statement_effects.XT_STOPS:
-            self._stop(rule, statement_effects.XT_STOPS[name], matches)
-            return True
-        if name in statement_effects.XT_ACCEPTS:
-            self._alter(statement_effects.with_any_source, matches)
-            self._accept(rule, matches)
-            return True
-        if name in statement_effects.XT_MARKS:
-            self._alter(statement_effects.with_any_mark, matches)
-        elif name in statement_effects.XT_TRACKING:
-            self._alter(statement_effects.maybe_untracked, matches)
-        elif name not in statement_effects.XT_HARMLESS:
-            self._stop(rule, _UNKNOWN, Truth.MAYBE)
-        return False
 
     def _alter(self, change: Callable[[Packet], Packet], matches: Truth) -> None:
         altered = change(self._packet)
@@ -252,12 +260,13 @@ class _Walk:
         self._exit_packets.append(packet)
         self._leave(matches)
 
-    def _enter(self, rule: Rule, kind: str, target: Any, matches: Truth) -> None:
-        key = self._chain.key._replace(name=str(target))
-        result = self._walker.enter(key, self._packet, self._depth)
-        if result is None:
+    def _enter(self, rule: Rule, kind: str, body: Any, matches: Truth) -> None:
+        target = body.get("target") if isinstance(body, dict) else None
+        chain = self._walker.ruleset.chains.get(self._chain.key._replace(name=str(target)))
+        if chain is None or self._depth <= 0:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
             return
+        result = self._walker.walk(chain, self._packet, self._depth - 1)
         self._stops.extend(result.stops)
         self._undecided.extend(result.undecided)
         if result.stops or result.may_be_accepted:
@@ -318,6 +327,22 @@ class _Walk:
         return [(plain_value(item), verdicts) for item, verdicts in pairs]
 
 
+def _may_be_address(key: Any) -> bool:
+    """Return true if setting the packet field ``key`` may change addresses or ports.
+
+    A field given by offset and length, not by name, may contain an address.
+    """
+    payload = key.get("payload") if isinstance(key, dict) else None
+    return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
+
+
+def _mark(assigned: Any, packet: Packet) -> Span:
+    if is_number(assigned):
+        return exactly(assigned)
+    found = value(assigned, packet)
+    return found if isinstance(found, Span) and found.high <= MARKS.high else MARKS
+
+
 def _is_conditional(kind: str, body: Any) -> bool:
     """Return true if a statement has a condition that the simulation can't evaluate.
 
@@ -330,6 +355,5 @@ def _is_conditional(kind: str, body: Any) -> bool:
     # The effect of a limit in a set depends on the number of earlier packets.
     inner = body.get("stmt") if kind in {"set", "map"} and isinstance(body, dict) else None
     return isinstance(inner, list) and any(
-        isinstance(entry, dict) and bool(statement_effects.CONDITIONAL & entry.keys())
-        for entry in inner
+        isinstance(entry, dict) and bool(_CONDITIONAL & entry.keys()) for entry in inner
     )

@@ -10,8 +10,19 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from ocsf_nft.check.packet import TCP, UDP, UNSEEN, UNTRACKED, Packet
-from ocsf_nft.check.ternary import Bits, InterfaceName, Span, Truth, bits, exactly
+from ocsf_nft.check.packet import (
+    TCP,
+    UDP,
+    UNSEEN,
+    UNTRACKED,
+    Bits,
+    InterfaceName,
+    Packet,
+    Span,
+    Truth,
+    bits,
+    exactly,
+)
 
 #: Test of one value of the right side: a number, a name, a prefix or a range.
 Operand: TypeAlias = Callable[[Any], Truth]

@@ -6,18 +6,16 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.check import statement_effects
 from ocsf_nft.check.chain_walk import Stop
-from ocsf_nft.check.ternary import Truth, any_of
+from ocsf_nft.check.packet import Truth, any_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow, Step
     from ocsf_nft.check.chain_walk import Walker
-    from ocsf_nft.check.packet import Packet
+    from ocsf_nft.check.packet import InterfaceName, Packet
     from ocsf_nft.check.ruleset import Chain, Rule, Ruleset
-    from ocsf_nft.check.ternary import InterfaceName
 
 #: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
 _TRACKING: Final = -200
@@ -115,7 +113,7 @@ def _in_order(
             if here and here[-1].is_certain:
                 return found
         if step.hook in _TRACKING_HOOKS:
-            packet = statement_effects.tracked(packet)
+            packet = packet.tracked()
     return found
 
 
@@ -171,5 +169,5 @@ def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet
     if chain.base.priority == _TRACKING:
-        return packet.joined(statement_effects.tracked(packet))
-    return statement_effects.tracked(packet) if chain.base.priority > _TRACKING else packet
+        return packet.joined(packet.tracked())
+    return packet.tracked() if chain.base.priority > _TRACKING else packet

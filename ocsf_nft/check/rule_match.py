@@ -9,8 +9,7 @@ import bisect
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check.field_values import Absent, Operand, flags_of, is_number, operand, span, value
-from ocsf_nft.check.packet import TCP
-from ocsf_nft.check.ternary import Bits, Span, Truth, any_of
+from ocsf_nft.check.packet import TCP, Bits, Span, Truth, any_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

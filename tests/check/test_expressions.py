@@ -6,10 +6,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check.field_values import flags_of
-from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
+from ocsf_nft.check.packet import (
+    MARKS,
+    NEW,
+    TCP,
+    UNTRACKED,
+    Bits,
+    InterfaceName,
+    Packet,
+    Span,
+    Truth,
+    bits,
+    exactly,
+)
 from ocsf_nft.check.rule_match import Matcher
 from ocsf_nft.check.ruleset import UNKNOWN, Ruleset, from_json
-from ocsf_nft.check.ternary import MARKS, Bits, InterfaceName, Span, Truth, bits, exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
