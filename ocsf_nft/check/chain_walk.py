@@ -67,7 +67,7 @@ _TARGETS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("CT", "NOTRACK"), "xt CT"),
     **dict.fromkeys(_HARMLESS_TARGETS, "log"),
 }
-#: Fields that are neither an address nor a port. An assignment without a field name sets any bytes.
+#: Fields of headers that are neither an address nor a port.
 _OTHER_FIELDS: Final = frozenset({"dscp", "ecn", "ttl", "hoplimit", "flowlabel", "id", "checksum"})
 
 
@@ -139,6 +139,7 @@ class _Walk:
     def __init__(self, walker: Walker, chain: Chain, packet: Packet, depth: int) -> None:
         self._walker = walker
         self._chain = chain
+        self._table = chain.key.family, chain.key.table
         self._depth = depth
         #: What is known of the packet at the current rule.
         self._packet = packet
@@ -175,18 +176,17 @@ class _Walk:
 
     def _rule(self, rule: Rule) -> None:
         matches = Truth.YES
-        family, table = self._chain.key.family, self._chain.key.table
         for kind, body in rule.statements:
             if kind == "match":
-                answer = self._walker.matcher.match(family, table, body, self._packet)
+                answer = self._walker.matcher.match(self._table, body, self._packet)
                 matches = min(matches, answer)
-            elif kind in _CONDITIONAL or _is_conditional(kind, body):
+            elif _is_conditional(kind, body):
                 matches = min(matches, Truth.MAYBE)
             elif kind == "vmap":
                 if self._vmap(rule, body, matches):
                     return
             else:
-                can_run = self._walker.matcher.can_run(family, table, kind, body, self._packet)
+                can_run = self._walker.matcher.can_run(self._table, kind, body, self._packet)
                 matches = min(matches, can_run)
                 if matches is not Truth.NO and self._apply(rule, kind, body, matches):
                     return
@@ -287,19 +287,14 @@ class _Walk:
             self._alter(lambda _: result.packet, matches)
 
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Simulate a verdict map, such as ``tcp dport vmap { 22 : drop }``, for the walk's packet.
-
-        ``matches`` is YES if the packet certainly reaches the map, else MAYBE. Return true if the
-        rule's later statements are skipped.
-        """
+        """Simulate a verdict map, such as ``tcp dport vmap { 22 : drop }``, as :meth:`_apply`."""
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
             return False
         reach_before, any_before = self._reach, Truth.NO
-        family, table = self._chain.key.family, self._chain.key.table
         for item, verdicts in pairs:
-            holds = self._walker.matcher.holds(family, table, key, {"set": [item]}, self._packet)
+            holds = self._walker.matcher.holds(self._table, key, {"set": [item]}, self._packet)
             if holds is None:  # the packet has no such field, and no default either
                 return True
             answer = any_before.inverted() if item == "*" else holds
@@ -316,8 +311,7 @@ class _Walk:
 
     def _pairs(self, body: Any) -> Sequence[Sequence[Any]] | None:
         data = body.get("data") if isinstance(body, dict) else None
-        family, table = self._chain.key.family, self._chain.key.table
-        found = self._walker.matcher.elements(family, table, data)
+        found = self._walker.matcher.elements(self._table, data)
         if found is None:
             return None
         self._walker.spend(len(found))
@@ -328,10 +322,7 @@ class _Walk:
 
 
 def _may_be_address(key: Any) -> bool:
-    """Return true if setting the packet field ``key`` may change addresses or ports.
-
-    A field given by offset and length, not by name, may contain an address.
-    """
+    # A field given by offset and length, not by name, may contain an address.
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
 
@@ -344,10 +335,8 @@ def _mark(assigned: Any, packet: Packet) -> Span:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement has a condition that the simulation can't evaluate.
-
-    ``kind`` is the statement's name, and ``body`` is its JSON.
-    """
+    if kind in _CONDITIONAL:
+        return True
     # nft doesn't decode the match of an iptables extension. A packet that fails the match skips the
     # rest of the rule.
     if kind == "xt":

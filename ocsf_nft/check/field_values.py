@@ -7,7 +7,9 @@ value 22 (right side).
 from __future__ import annotations
 
 import ipaddress
+import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ocsf_nft.check.packet import (
@@ -48,6 +50,7 @@ _OTHER_HEADERS: Final = frozenset(
 )
 #: States of packets without an entry in the connection tracking table.
 _WITHOUT_ENTRY: Final = UNSEEN.alternatives | UNTRACKED.alternatives
+_MASKS: Final = {"&": operator.and_, "|": operator.or_, "^": operator.xor}
 _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag", "dst", "mh"})
 
 
@@ -60,34 +63,34 @@ def value(left: Any, packet: Packet) -> Value | Absent:
     if not isinstance(left, dict) or len(left) != 1:
         return None
     ((kind, body),) = left.items()
-    if kind in {"&", "|", "^"}:
-        return _masked(kind, body, packet)
-    if not isinstance(body, dict):
-        return None
+    if kind in _MASKS and isinstance(body, list) and len(body) == 2:
+        return _masked(kind, body[0], body[1], packet)
+    if kind == "concat" and isinstance(body, list):
+        return _concatenated(body, packet)
     reader = _READERS.get(kind)
-    return None if reader is None else reader(body, packet)
+    return reader(body, packet) if reader is not None and isinstance(body, dict) else None
 
 
-def operand(left: Any, packet: Packet) -> Operand | Absent:
+def operand(left: Any, packet: Packet) -> Operand | None:
     """Return a function that tests if a packet's field matches a value from a firewall rule.
 
     ``left`` is the field in nft's JSON. The returned function takes the rule's value in nft's JSON,
     such as a number or a range. It returns YES or NO, or MAYBE if that is unknown. If the packet
-    doesn't have the field, return an :class:`Absent` instead of a function.
+    doesn't have the field, return None instead of a function.
     """
-    found = value(left, packet)
-    if isinstance(found, Span):
-        number = found
-        return lambda item: _number_matches(number, item)
-    if isinstance(found, InterfaceName):
-        name = found
-        return lambda item: _name_matches(name, item)
-    if isinstance(found, Bits):
-        flags = found
-        return lambda item: _flags_match(flags, item)
-    if found is None:
-        return lambda _: Truth.MAYBE
-    return found
+    match value(left, packet):
+        case Absent():
+            return None
+        case None:
+            return lambda _: Truth.MAYBE
+        case Span() as number:
+            return partial(_number_matches, number)
+        case InterfaceName() as name:
+            return partial(_name_matches, name)
+        case Bits() as flags:
+            return partial(_flags_match, flags)
+        case test:
+            return test
 
 
 def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
@@ -168,20 +171,22 @@ def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
             return _address_type(packet.is_source_local, bool(selectors - {"saddr"}))
         return _address_type(packet.is_destination_local, bool(selectors - {"daddr"}))
     if body.get("result") in {"oif", "oifname"} and selectors == {"saddr", "iif"}:
-        return lambda item: _exists(packet.has_reverse_route, item)
+        return partial(_exists, packet.has_reverse_route)
     return None
 
 
 def _address_type(is_local: Truth, is_narrowed: bool) -> Operand:
     def test(item: Any) -> Truth:
-        if item == "local":
-            return is_local
-        if item == "unicast":
-            # There may be no route to the address through that one interface.
-            return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
-        if item in {"broadcast", "multicast", "anycast"}:
-            return Truth.NO
-        return Truth.MAYBE
+        match item:
+            case "local":
+                return is_local
+            case "unicast":
+                # There may be no route to the address through that one interface.
+                return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
+            case "broadcast" | "multicast" | "anycast":
+                return Truth.NO
+            case _:
+                return Truth.MAYBE
 
     return test
 
@@ -189,7 +194,7 @@ def _address_type(is_local: Truth, is_narrowed: bool) -> Operand:
 def _exists(known: Truth, item: Any) -> Truth:
     if item is True:
         return known
-    return known.inverted() if item in {False, "0"} else Truth.MAYBE
+    return known.inverted() if item in (False, "0") else Truth.MAYBE
 
 
 def _extension_header(body: dict[str, Any], packet: Packet) -> Value | Absent:
@@ -198,11 +203,7 @@ def _extension_header(body: dict[str, Any], packet: Packet) -> Value | Absent:
     # For IPv4, even a test for a missing header doesn't match (nft_exthdr_ipv6_eval).
     if "field" in body or packet.version == 4:
         return _ABSENT
-
-    def test(item: Any) -> Truth:
-        return Truth.YES if item is False else Truth.NO if item is True else Truth.MAYBE
-
-    return test
+    return partial(_exists, Truth.NO)
 
 
 _READERS: Final[dict[str, Callable[[dict[str, Any], Packet], Value | Absent]]] = {
@@ -214,23 +215,38 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], Packet], Value | Absent]]] =
 }
 
 
-def _masked(operator: str, body: Any, packet: Packet) -> Value | Absent:
-    if not isinstance(body, list) or len(body) != 2:
-        return None
-    left = value(body[0], packet)
-    if isinstance(left, Absent):
-        return left
-    if operator == "&" and body[0] == _FRAGMENT and is_number(body[1]) and not body[1] & _DF:
+def _masked(kind: str, left: Any, mask: Any, packet: Packet) -> Value | Absent:
+    found = value(left, packet)
+    if isinstance(found, Absent):
+        return found
+    if kind == "&" and left == _FRAGMENT and is_number(mask) and not mask & _DF:
         return exactly(0)
-    if isinstance(left, Bits) and operator == "&":
-        return left.masked(flags_of(body[1]))
-    mask = body[1]
-    if isinstance(left, Span) and left.single is not None and is_number(mask):
-        known = left.single
-        return exactly(
-            known & mask if operator == "&" else known | mask if operator == "|" else known ^ mask
-        )
+    if kind == "&" and isinstance(found, Bits):
+        return found.masked(flags_of(mask))
+    if isinstance(found, Span) and found.single is not None and is_number(mask):
+        return exactly(_MASKS[kind](found.single, mask))
     return None
+
+
+def _concatenated(fields: list[Any], packet: Packet) -> Operand | Absent:
+    parts = []
+    for field in fields:
+        part = operand(field, packet)
+        if part is None:
+            return _ABSENT
+        parts.append(part)
+
+    def test(item: Any) -> Truth:
+        values = item.get("concat") if isinstance(item, dict) else None
+        if not isinstance(values, list) or len(values) != len(parts):
+            return Truth.MAYBE
+        answers = (
+            Truth.YES if each == "*" else part(each)
+            for part, each in zip(parts, values, strict=True)
+        )
+        return min(answers, default=Truth.MAYBE)
+
+    return test
 
 
 def flags_of(item: Any) -> frozenset[str]:
@@ -238,16 +254,11 @@ def flags_of(item: Any) -> frozenset[str]:
 
     The value is one flag, a list of flags, or an object such as ``{"|": ["syn", "ack"]}``.
     """
-    if isinstance(item, dict) and len(item) == 1 and "|" in item:
-        item = item["|"]
-    parts = item if isinstance(item, list) else [item]
-    found: set[str] = set()
-    for part in parts:
-        if isinstance(part, dict) and "|" in part:
-            found |= flags_of(part)
-        elif str(part) != "0":
-            found.add(str(part))
-    return frozenset(found)
+    if isinstance(item, dict) and "|" in item:
+        return flags_of(item["|"])
+    if isinstance(item, list):
+        return frozenset().union(*map(flags_of, item))
+    return frozenset() if str(item) == "0" else frozenset({str(item)})
 
 
 def is_number(item: Any) -> bool:

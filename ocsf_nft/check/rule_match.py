@@ -8,14 +8,14 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.field_values import Absent, Operand, flags_of, is_number, operand, span, value
+from ocsf_nft.check.field_values import Absent, flags_of, is_number, operand, span, value
 from ocsf_nft.check.packet import TCP, Bits, Span, Truth, any_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from ocsf_nft.check.packet import Packet
-    from ocsf_nft.check.ruleset import Ruleset
+    from ocsf_nft.check.ruleset import Ruleset, TableKey
 
 #: The largest number that a field of a packet holds: an IPv6 address.
 _LARGEST: Final = (1 << 128) - 1
@@ -32,19 +32,18 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Evaluator of a firewall ruleset's statements for sample packets.
 
-    The methods' arguments ``family`` and ``table`` identify the nftables table of a rule and its
-    sets. Before set elements are compared, ``spend`` is called with the cost of the comparison. It
-    may raise an error to limit the work.
+    The methods' argument ``table`` is the table of a rule and its sets. Before set elements are
+    compared, ``spend`` is called with the cost: the number of elements to compare or to parse, or a
+    multiple of it. It may raise an error to limit the work.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
         self._ruleset = ruleset
-        #: The cost is the number of elements to compare or to parse, or a multiple of it.
         self._spend = spend
         self._sorted: dict[int, list[Span] | None] = {}
         self._keys: dict[int, list[Any]] = {}
 
-    def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
+    def match(self, table: TableKey, body: Any, packet: Packet) -> Truth:
         """Return YES if a match statement holds for a packet, NO if not, MAYBE if unknown.
 
         ``body`` is the statement in nft's JSON.
@@ -61,7 +60,7 @@ class Matcher:
         if operator in {"in", "!"}:
             answer = _intersects(found, right)
         elif operator in {"==", "!="}:
-            result = self.holds(family, table, left, right, packet)
+            result = self.holds(table, left, right, packet)
             if result is None:
                 return Truth.NO
             answer = result
@@ -69,7 +68,7 @@ class Matcher:
             return Truth.MAYBE
         return answer.inverted() if operator in {"!=", "!"} else answer
 
-    def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
+    def can_run(self, table: TableKey, kind: str, body: Any, packet: Packet) -> Truth:
         """Return YES if the kernel can execute a statement for a packet, NO if not, else MAYBE.
 
         For example, the kernel can't add an element to a full set. ``kind`` is the statement's
@@ -83,43 +82,38 @@ class Matcher:
         if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
             return Truth.NO
         if kind in {"set", "map"}:
-            return min(self._has_values(family, table, body.get("elem"), packet),
-                       self._has_values(family, table, body.get("data"), packet),
-                       self._has_room(family, table, body, kind))  # fmt: skip
+            return min(self._has_values(table, body.get("elem"), packet),
+                       self._has_values(table, body.get("data"), packet),
+                       self._has_room(table, body, kind))  # fmt: skip
         if kind != "mangle":
-            return self._has_values(family, table, body, packet)
-        answer = self._has_values(family, table, body.get("value"), packet)
+            return self._has_values(table, body, packet)
+        answer = self._has_values(table, body.get("value"), packet)
         key = body.get("key")
         if isinstance(key, dict) and "tcp option" in key:
             return min(answer, Truth.MAYBE if packet.protocol == TCP else Truth.NO)
         is_of_header = isinstance(key, dict) and "payload" in key
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
-    def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES if the fields and map elements that an expression reads exist for the packet.
-
-        Return NO if one is missing, MAYBE if unknown. ``read`` is the expression in nft's JSON.
-        """
+    def _has_values(self, table: TableKey, read: Any, packet: Packet) -> Truth:
+        """Return YES if the fields and map elements that an expression reads exist."""
         if isinstance(read, list):
-            return min((self._has_values(family, table, part, packet) for part in read),
+            return min((self._has_values(table, part, packet) for part in read),
                        default=Truth.YES)  # fmt: skip
         if not isinstance(read, dict):
             return Truth.YES
         lookup = read.get("map")
         if isinstance(lookup, dict):
-            return self._map_has_value(family, table, lookup, packet)
+            return self._map_has_value(table, lookup, packet)
         if isinstance(value(read, packet), Absent):
             return Truth.NO
-        return self._has_values(family, table, list(read.values()), packet)
+        return self._has_values(table, list(read.values()), packet)
 
-    def _map_has_value(
-        self, family: str, table: str, body: dict[str, Any], packet: Packet
-    ) -> Truth:
-        pairs = self.elements(family, table, body.get("data"))
+    def _map_has_value(self, table: TableKey, body: dict[str, Any], packet: Packet) -> Truth:
+        pairs = self.elements(table, body.get("data"))
         if pairs is None:
             return Truth.MAYBE
         keys = self._keys_of(pairs)
-        result = self.holds(family, table, body.get("key"), {"set": keys}, packet)
+        result = self.holds(table, body.get("key"), {"set": keys}, packet)
         if result is None:  # the packet has no such field, and no default either
             return Truth.NO
         return Truth.YES if "*" in keys else result
@@ -127,13 +121,15 @@ class Matcher:
     def _keys_of(self, pairs: Sequence[Any]) -> list[Any]:
         keys = self._keys.get(id(pairs))
         if keys is None:
-            keys = [_key(pair) for pair in pairs]
+            keys = [
+                plain_value(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs
+            ]
             if len(pairs) >= _MIN_SORTED:  # a list of the ruleset, which lives as long as this
                 self._keys[id(pairs)] = keys
         return keys
 
-    def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
-        found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))
+    def _has_room(self, table: TableKey, body: dict[str, Any], kind: str) -> Truth:
+        found = self._ruleset.sets.get((*table, str(body.get(kind)).removeprefix("@")))
         if body.get("op") == "delete":
             return Truth.YES
         if found is None or found.elements is None:
@@ -141,16 +137,16 @@ class Matcher:
         is_short = found.size is not None and found.size - len(found.elements) < _MIN_ROOM
         return Truth.MAYBE if is_short else Truth.YES
 
-    def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
+    def holds(self, table: TableKey, left: Any, right: Any, packet: Packet) -> Truth | None:
         """Return YES if a packet's field has an expected value, NO if not, MAYBE if unknown.
 
         ``left`` (the field) and ``right`` (a value, a list, or a set's name) are in nft's JSON.
         Returns None if the packet doesn't have the field.
         """
-        test = _test(left, packet)
+        test = operand(left, packet)
         if test is None:
             return None
-        items = self.elements(family, table, right)
+        items = self.elements(table, right)
         if items is None:
             return Truth.MAYBE
         number = value(left, packet)
@@ -162,10 +158,7 @@ class Matcher:
         return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """Return the elements of a set as sorted ranges of numbers; None if one can't be parsed.
-
-        An address counts as a number, and a single number as a range.
-        """
+        """Return the elements of a set as sorted ranges of numbers; None if one can't be parsed."""
         # Ids stay valid: large lists are of the ruleset, or are stored in self._keys.
         if id(items) not in self._sorted:
             self._spend(_COST_OF_PARSING * len(items))
@@ -174,14 +167,14 @@ class Matcher:
             self._sorted[id(items)] = known if len(known) == len(items) else None
         return self._sorted[id(items)]
 
-    def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
+    def elements(self, table: TableKey, right: Any) -> Sequence[Any] | None:
         """Return the values with which a rule compares a packet's field.
 
         ``right`` contains the values in nft's JSON, or is the name of a set, such as ``@allowed4``.
         Returns None if the elements of the set were not read.
         """
         if isinstance(right, str) and right.startswith("@"):
-            found = self._ruleset.sets.get((family, table, right[1:]))
+            found = self._ruleset.sets.get((*table, right[1:]))
             return [right] if found is None else found.elements
         if isinstance(right, dict) and len(right) == 1 and "set" in right:
             inner = right["set"]
@@ -189,15 +182,7 @@ class Matcher:
         return [right]
 
 
-def _key(pair: Any) -> Any:
-    return plain_value(pair[0] if isinstance(pair, list) and pair else pair)
-
-
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES if one of ``spans`` (sorted) contains the whole range ``number``.
-
-    Return NO if no span contains a part of the range, else MAYBE.
-    """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))
@@ -211,40 +196,11 @@ def plain_value(item: Any) -> Any:
     return item
 
 
-def _test(left: Any, packet: Packet) -> Operand | None:
-    if not (isinstance(left, dict) and isinstance(left.get("concat"), list)):
-        found = operand(left, packet)
-        return None if isinstance(found, Absent) else found
-    parts: list[Operand] = []
-    for part in left["concat"]:
-        found = operand(part, packet)
-        if isinstance(found, Absent):
-            return None
-        parts.append(found)
-
-    def test(item: Any) -> Truth:
-        values = item.get("concat") if isinstance(item, dict) else None
-        if not isinstance(values, list) or len(values) != len(parts):
-            return Truth.MAYBE
-        return min(_part_answers(parts, values), default=Truth.MAYBE)
-
-    return test
-
-
-def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
-    for part, item in zip(parts, values, strict=True):
-        yield Truth.YES if item == "*" else part(item)
-
-
-def _intersects(found: Any, right: Any) -> Truth:
-    """Return YES if a packet's value and a mask have a common bit, NO if not, MAYBE if unknown.
-
-    ``found`` is the packet's value. ``right`` is the mask in nft's JSON.
-    """
+def _intersects(found: Any, mask: Any) -> Truth:
     if isinstance(found, Bits):
-        return found.intersects(flags_of(right))
-    if isinstance(found, Span) and found.single is not None and is_number(right):
-        return Truth.YES if found.single & right else Truth.NO
+        return found.intersects(flags_of(mask))
+    if isinstance(found, Span) and found.single is not None and is_number(mask):
+        return Truth.YES if found.single & mask else Truth.NO
     return Truth.MAYBE
 
 
@@ -253,13 +209,10 @@ def _compare(found: Any, operator: str, right: Any) -> Truth:
     if not isinstance(found, Span) or limit is None or limit.single is None:
         return Truth.MAYBE
     number = limit.single
-    match operator:
-        case "<":
-            accepted = Span(0, number - 1)
-        case "<=":
-            accepted = Span(0, number)
-        case ">":
-            accepted = Span(number + 1, _LARGEST)
-        case _:
-            accepted = Span(number, _LARGEST)
+    accepted = {
+        "<": Span(0, number - 1),
+        "<=": Span(0, number),
+        ">": Span(number + 1, _LARGEST),
+        ">=": Span(number, _LARGEST),
+    }[operator]
     return found.within(accepted)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 UNKNOWN: Final = {"unknown": None}
 #: ``legacy``: the kernel's old iptables (ip_tables), which nft doesn't list.
 Backend: TypeAlias = Literal["nft", "legacy"]
+#: Family and name of a table.
+TableKey: TypeAlias = tuple[str, str]
 
 
 class ChainKey(NamedTuple):
@@ -106,7 +108,7 @@ class Ruleset:
     sets: Mapping[tuple[str, str, str], Set] = field(default_factory=dict)
     flowtables: tuple[Flowtable, ...] = ()
     #: The flags of nft's tables, by family and name.
-    tables: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    tables: Mapping[TableKey, frozenset[str]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
 
@@ -143,7 +145,7 @@ class _RulesetBuilder:
         self._rules: dict[ChainKey, list[Rule]] = {}
         self._sets: dict[tuple[str, str, str], Set] = {}
         self._flowtables: list[Flowtable] = []
-        self._tables: dict[tuple[str, str], frozenset[str]] = {}
+        self._tables: dict[TableKey, frozenset[str]] = {}
         #: The sets that rules change.
         self._changed: set[tuple[str, str, str]] = set()
 

@@ -76,7 +76,7 @@ def _matcher(ruleset: Ruleset = _SETS) -> Matcher:
 def _assert_answers(cases: Iterable[tuple[Any, str, Any, Packet, Truth]]) -> None:
     for left, operator, right, packet, expected in cases:
         body = {"op": operator, "left": left, "right": right}
-        answer = _matcher().match("inet", "t", body, packet)
+        answer = _matcher().match(("inet", "t"), body, packet)
         assert answer is expected, (left, operator, right)
 
 
@@ -204,6 +204,7 @@ def test_match_knows_which_addresses_are_local() -> None:
             (by_mark, "unicast", _PACKET, _YES),
             (source, "local", local, _NO), (source, "unicast", local, _YES),
             (to, "broadcast", local, _NO), (to, "prohibit", local, _MAYBE),
+            (to, UNKNOWN, local, _MAYBE), (back, UNKNOWN, local, _MAYBE), (back, "0", local, _YES),
             (back, True, local, _NO), (back, False, local, _YES), (back, "5", local, _MAYBE),
             ({"fib": {"result": "oif", "flags": ["daddr"]}}, True, local, _MAYBE),
         )
@@ -231,7 +232,7 @@ def test_match_finds_the_elements_of_a_set() -> None:
 
 
 def test_match_of_an_unknown_form_is_undecided() -> None:
-    assert _matcher().match("inet", "t", None, _PACKET) is _MAYBE
+    assert _matcher().match(("inet", "t"), None, _PACKET) is _MAYBE
     _assert_answers(
         (left, operator, right, _PACKET, _MAYBE)
         for left, operator, right in (
@@ -269,7 +270,7 @@ def test_statement_can_run_if_its_map_or_field_has_a_value() -> None:
         ("reject", {"type": "icmp"}, _YES),
         ("drop", None, _YES),
     ):
-        answer = _matcher().can_run("inet", "t", kind, body, _PACKET)
+        answer = _matcher().can_run(("inet", "t"), kind, body, _PACKET)
         assert answer is expected, (kind, body)
 
 
@@ -289,7 +290,7 @@ def test_statement_for_another_protocol_or_version_can_not_run() -> None:
         ("mangle", {"value": {"map": {"key": _DPORT, "data": {"set": [[22, 1]]}}}}, _PACKET, _NO),
         ("mangle", {"key": _MARK, "value": _DPORT}, _PACKET, _YES),
     ):  # fmt: skip
-        answer = _matcher().can_run("inet", "t", kind, body, packet)
+        answer = _matcher().can_run(("inet", "t"), kind, body, packet)
         assert answer is expected, (kind, body, packet)
 
 
@@ -325,4 +326,4 @@ def test_large_maps_of_one_ruleset_are_searched_separately() -> None:
     for _ in range(50):
         for pairs, expected in ((with_port, _YES), (without_port, _NO)):
             body = {"value": {"map": {"key": _DPORT, "data": {"set": pairs}}}}
-            assert matcher.can_run("inet", "t", "mangle", body, _PACKET) is expected
+            assert matcher.can_run(("inet", "t"), "mangle", body, _PACKET) is expected
