@@ -22,8 +22,7 @@ from ocsf_nft.check import (
     read_ruleset,
     sysctls,
 )
-from ocsf_nft.check.accepted_flows import INTERNET
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import INTERNET, CheckScope
 from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
 from ocsf_nft.errors import OcsfNftError
 

@@ -1,4 +1,4 @@
-"""Model of the traffic that a fence accepts: example packets and their netfilter hooks.
+"""Scope of a check, and the traffic that its fence accepts: example packets and their hooks.
 
 A few example packets represent all accepted traffic. For example, one public address represents the
 whole internet.
@@ -7,7 +7,7 @@ whole internet.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ocsf_nft.check.packet import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.fence.values import Endpoint, Subnet
+    from ocsf_nft.netns import Namespace
 
 #: Addresses that model the internet. They are in no list of private or reserved addresses. Nothing
 #: is ever sent to them.
@@ -38,9 +39,13 @@ INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
 _UNUSUAL_PORT: Final = 47011
 #: Source ports of a system's own connections (net.ipv4.ip_local_port_range).
 _EPHEMERAL: Final = Span(32768, 60999)
-#: At an interface's egress hook the input interface is no longer known (nf_hook_egress).
-_AT_EGRESS: Final = {"input_interface": NO_INTERFACE}
 _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_PORT))
+#: Fields of a packet that the host itself sends, at the output hook.
+_SENT_BY_HOST: Final[Mapping[str, Any]] = {
+    "is_source_local": Truth.YES,
+    "has_reverse_route": Truth.MAYBE,
+    "state": UNSEEN,
+}
 
 
 class FlowDirection(enum.Enum):
@@ -54,18 +59,18 @@ class FlowDirection(enum.Enum):
     PROXY_ANSWER = "the proxy's answers to the sandbox"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One netfilter hook on the path of a modelled packet, and the changes to the packet there."""
 
     hook: str
     #: New values of :class:`Packet` fields at this hook, by the field's name.
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any] = field(default_factory=dict)
     #: Interface of an ingress or egress hook; None for other hooks.
     device: InterfaceName | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class AcceptedFlow:
     """Example packet that a fence accepts, and the netfilter hooks on the packet's path.
 
@@ -102,51 +107,80 @@ class AcceptedFlow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vm:
-    """Virtual machine (VM) in the model of the accepted traffic."""
+class CheckScope:
+    """Scope of a check: a network namespace, and the VM or sandbox to check in this namespace."""
 
-    #: Name of the TAP device, or a pattern such as ``vmtap-*``.
-    device: str
+    namespace: Namespace
+    #: Interface of the VM, or a pattern such as ``vmtap-*``; None without a VM.
+    device: str | None = None
     #: Addresses of the VM; empty means any address.
     subnets: tuple[Subnet, ...] = ()
     #: TCP port that the VM may reach at its gateway.
     port: int
-    #: Interface that leads to the internet, if known, by IP version (4 or 6).
-    uplinks: Mapping[int, str]
+    #: Proxies of the sandbox.
+    proxies: tuple[Endpoint, ...] = ()
+    #: Interfaces that lead to the internet, by IP version (4 or 6).
+    uplinks: Mapping[int, str] = field(default_factory=dict)
+    #: Interfaces that lead to the proxies.
+    links: Mapping[Endpoint, str] = field(default_factory=dict)
 
-    def name(self) -> InterfaceName:
-        """Return the name of the VM's TAP device.
+    def flows(self) -> Iterator[AcceptedFlow]:
+        """Yield example packets of the traffic that a fence accepts: at least one of each kind.
 
-        If the object stands for all VMs whose device names match a pattern, such as ``vmtap-*``,
-        return the prefix ``vmtap-``.
+        The fence is the one around this scope's VM or sandbox.
         """
-        return interface(self.device)
+        if self.device is not None:
+            for subnet in self.subnets:
+                gateway = exactly(int(subnet.ip))
+                yield from self._vm_flows(self.device, subnet.version, gateway, _hosts(subnet))
+            if not self.subnets:
+                # A VM has IPv6 only if the host has an IPv6 route to the internet.
+                for version in (4, 6) if 6 in self.uplinks else (4,):
+                    anywhere = ADDRESSES[version]
+                    yield from self._vm_flows(self.device, version, anywhere, anywhere)
+        for proxy in self.proxies:
+            yield from self._proxy_flows(proxy)
 
-    def uplink(self, version: int) -> InterfaceName:
-        """Return the name of the interface that leads to the internet, for IP ``version`` 4 or 6.
+    def _vm_flows(
+        self, name: str, version: int, gateway: Span, hosts: Span
+    ) -> Iterator[AcceptedFlow]:
+        device = interface(name)
+        uplink = _link(self.uplinks.get(version), name.rstrip("*"), "lo")
+        internet, port = exactly(INTERNET[version]), exactly(self.port)
+        for protocol, number in _PORTS:
+            ports = exactly(number)
+            out = _packet(version, protocol, (hosts, internet), (_EPHEMERAL, ports))
+            yield from _first_and_later(FlowDirection.OUT, out, _forwarded(device, uplink))
+            # Before NAT is reversed, the reply is addressed to the host, and rules may test this.
+            reply = replace(
+                _reply(version, protocol, (internet, ADDRESSES[version]), (ports, PORTS)),
+                is_destination_local=Truth.MAYBE,
+            )
+            steps = _forwarded(
+                uplink,
+                device,
+                destination=hosts,
+                destination_port=_EPHEMERAL,
+                is_destination_local=Truth.NO,
+            )
+            yield AcceptedFlow(FlowDirection.REPLY, reply, steps)
+        query = _packet(version, TCP, (hosts, gateway), (_EPHEMERAL, port))
+        query = replace(query, is_destination_local=Truth.YES)
+        yield from _first_and_later(FlowDirection.GATEWAY, query, _received(device))
+        answer = _reply(version, TCP, (gateway, hosts), (port, _EPHEMERAL))
+        answer = replace(answer, **_SENT_BY_HOST)
+        yield AcceptedFlow(FlowDirection.GATEWAY_ANSWER, answer, _sent(device))
 
-        If the name is unknown, the result stands for any interface. Its field ``excluded_prefixes``
-        then rules out the VM's device and the loopback.
-        """
-        found = self.uplinks.get(version)
-        if found is not None:
-            return InterfaceName(found)
-        return InterfaceName("", is_prefix=True, excluded_prefixes=(self.device.rstrip("*"), "lo"))
-
-
-def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield example packets for each kind of traffic that a VM's fence accepts.
-
-    The kinds are packets to the internet, packets to TCP port ``vm.port`` of the VM's gateway, and
-    the replies to both. Each example lists the netfilter hooks that the packet passes.
-    """
-    if vm.subnets:
-        for subnet in vm.subnets:
-            gateway = exactly(int(subnet.ip))
-            yield from _subnet_flows(vm, subnet.version, gateway, _hosts(subnet))
-        return
-    for version in (4, 6):
-        yield from _subnet_flows(vm, version, ADDRESSES[version], ADDRESSES[version])
+    def _proxy_flows(self, proxy: Endpoint) -> Iterator[AcceptedFlow]:
+        version = proxy.address.version
+        own_address, address = ADDRESSES[version], exactly(int(proxy.address))
+        port, device = exactly(proxy.port), _link(self.links.get(proxy), "lo")
+        out = _packet(version, TCP, (own_address, address), (_EPHEMERAL, port))
+        out = replace(out, **_SENT_BY_HOST)
+        yield from _first_and_later(FlowDirection.PROXY, out, _sent(device), proxy)
+        answer = _reply(version, TCP, (address, own_address), (port, _EPHEMERAL))
+        answer = replace(answer, is_destination_local=Truth.YES)
+        yield AcceptedFlow(FlowDirection.PROXY_ANSWER, answer, _received(device), proxy)
 
 
 def _hosts(subnet: Subnet) -> Span:
@@ -159,109 +193,47 @@ def _hosts(subnet: Subnet) -> Span:
     )
 
 
-def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[AcceptedFlow]:
-    device, uplink = vm.name(), vm.uplink(version)
-    internet = exactly(INTERNET[version])
-    for protocol, port in _PORTS:
-        out = _packet(version, protocol, (hosts, internet), (_EPHEMERAL, exactly(port)))
-        out_steps = (
-            Step(
-                hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}
-            ),
-            Step(hook="prerouting", changes={}),
-            Step(hook="forward", changes={"output_interface": uplink}),
-            Step(hook="postrouting", changes={}),
-            Step(hook="egress", device=uplink, changes=_AT_EGRESS),
-        )
-        yield AcceptedFlow(direction=FlowDirection.OUT, packet=out, steps=out_steps)
-        yield AcceptedFlow(direction=FlowDirection.OUT, packet=_later(out), steps=out_steps)
-        reply_steps = (
-            Step(
-                hook="ingress", device=uplink, changes={"input_interface": uplink, "state": UNSEEN}
-            ),
-            Step(hook="prerouting", changes={}),
-            Step(
-                hook="forward",
-                changes={
-                    "output_interface": device, "destination": hosts,
-                    "destination_port": _EPHEMERAL, "is_destination_local": Truth.NO,
-                },
-            ),
-            Step(hook="postrouting", changes={}),
-            Step(hook="egress", device=device, changes=_AT_EGRESS),
-        )  # fmt: skip
-        # Before NAT is reversed, the reply is addressed to the host, and rules may test this.
-        reply = replace(
-            _reply(version, protocol, (internet, ADDRESSES[version]), (exactly(port), PORTS)),
-            is_destination_local=Truth.MAYBE,
-        )
-        yield AcceptedFlow(direction=FlowDirection.REPLY, packet=reply, steps=reply_steps)
-    query = replace(
-        _packet(version, TCP, (hosts, gateway), (_EPHEMERAL, exactly(vm.port))),
-        is_destination_local=Truth.YES,
-    )
-    query_steps = (
-        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
-        Step(hook="prerouting", changes={}),
-        Step(hook="input", changes={}),
-    )
-    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=query, steps=query_steps)
-    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=_later(query), steps=query_steps)
-    answer = replace(
-        _reply(version, TCP, (gateway, hosts), (exactly(vm.port), _EPHEMERAL)),
-        is_source_local=Truth.YES,
-        has_reverse_route=Truth.MAYBE,
-        state=UNSEEN,
-    )
-    answer_steps = (
-        Step(hook="output", changes={"output_interface": device}),
-        Step(hook="postrouting", changes={}),
-        Step(hook="egress", device=device, changes={}),
-    )
-    yield AcceptedFlow(direction=FlowDirection.GATEWAY_ANSWER, packet=answer, steps=answer_steps)
+def _link(name: str | None, *others: str) -> InterfaceName:
+    """Return the interface ``name``; without a name, any interface but ``others``."""
+    if name is not None:
+        return InterfaceName(name)
+    return InterfaceName("", is_prefix=True, excluded_prefixes=others)
 
 
-def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
-    """Yield example packets of the accepted traffic between a sandbox and its proxy.
+def _forwarded(start: InterfaceName, end: InterfaceName, **changes: Any) -> tuple[Step, ...]:
+    return (
+        *_arrival(start),
+        Step("forward", {"output_interface": end, **changes}),
+        *_departure(end),
+    )
 
-    These are packets to ``proxy`` through the interface ``link``, and the proxy's answers. If
-    ``link`` is None, the packets may use any interface except the loopback.
-    """
-    version = proxy.address.version
-    own_address = ADDRESSES[version]
-    proxy_address, port = exactly(int(proxy.address)), exactly(proxy.port)
-    device = (
-        InterfaceName("", is_prefix=True, excluded_prefixes=("lo",))
-        if link is None
-        else InterfaceName(link)
-    )
-    out = replace(
-        _packet(version, TCP, (own_address, proxy_address), (_EPHEMERAL, port)),
-        is_source_local=Truth.YES,
-        has_reverse_route=Truth.MAYBE,
-        state=UNSEEN,
-    )
-    out_steps = (
-        Step(hook="output", changes={"output_interface": device}),
-        Step(hook="postrouting", changes={}),
-        Step(hook="egress", device=device, changes={}),
-    )
-    yield AcceptedFlow(direction=FlowDirection.PROXY, packet=out, steps=out_steps, endpoint=proxy)
-    yield AcceptedFlow(
-        direction=FlowDirection.PROXY, packet=_later(out), steps=out_steps, endpoint=proxy
-    )
-    answer = replace(
-        _reply(version, TCP, (proxy_address, own_address), (port, _EPHEMERAL)),
-        is_destination_local=Truth.YES,
-    )
-    answer_steps = (
-        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
-        Step(hook="prerouting", changes={}),
-        Step(hook="input", changes={}),
-    )
-    yield AcceptedFlow(
-        direction=FlowDirection.PROXY_ANSWER, packet=answer, steps=answer_steps, endpoint=proxy
-    )
+
+def _received(device: InterfaceName) -> tuple[Step, ...]:
+    return *_arrival(device), Step("input")
+
+
+def _sent(device: InterfaceName) -> tuple[Step, ...]:
+    return Step("output", {"output_interface": device}), *_departure(device)
+
+
+def _arrival(device: InterfaceName) -> tuple[Step, ...]:
+    ingress = Step("ingress", {"input_interface": device, "state": UNSEEN}, device)
+    return ingress, Step("prerouting")
+
+
+def _departure(device: InterfaceName) -> tuple[Step, ...]:
+    # At an interface's egress hook the input interface is no longer known (nf_hook_egress).
+    return Step("postrouting"), Step("egress", {"input_interface": NO_INTERFACE}, device)
+
+
+def _first_and_later(
+    direction: FlowDirection,
+    first: Packet,
+    steps: tuple[Step, ...],
+    endpoint: Endpoint | None = None,
+) -> Iterator[AcceptedFlow]:
+    yield AcceptedFlow(direction, first, steps, endpoint)
+    yield AcceptedFlow(direction, replace(first, is_first=False), steps, endpoint)
 
 
 def _packet(
@@ -282,7 +254,3 @@ def _reply(
 ) -> Packet:
     packet = _packet(version, protocol, addresses, ports)
     return replace(packet, state=ESTABLISHED, direction="reply", is_first=False)
-
-
-def _later(first: Packet) -> Packet:
-    return replace(first, is_first=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.check.accepted_flows import FlowDirection
@@ -17,12 +17,11 @@ from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.fence import nft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from collections.abc import Set as AbstractSet
 
+    from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope
     from ocsf_nft.check.ruleset import Chain, Ruleset
-    from ocsf_nft.fence.values import Endpoint, Subnet
-    from ocsf_nft.netns import Namespace
 
 #: Comment of the rules that our commands add: `check` doesn't take them for leftovers.
 COMMENT: Final = "ocsf-nft"
@@ -35,42 +34,43 @@ _FAMILIES: Final = {4: "ip", 6: "ip6"}
 _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllowRequest:
-    """Traffic of a VM or a sandbox that another firewall must accept."""
-
-    #: Network namespace of the other firewall's rules.
-    namespace: Namespace
-    directions: AbstractSet[FlowDirection]
-    #: IP versions: 4, 6 or both.
-    versions: AbstractSet[int]
-    #: Interface of the VM, or a pattern such as ``vmtap-*``; None for a sandbox that is no VM.
-    device: str | None
-    #: Subnets of the VM; not used for a sandbox.
-    subnets: tuple[Subnet, ...] = ()
-    #: Port of the proxy at the VM's gateway; not used for a sandbox.
-    port: int
-    #: Proxies of the sandbox.
-    proxies: tuple[Endpoint, ...] = ()
-
-
-def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -> tuple[str, ...]:
-    """Return shell commands that make another firewall accept the requested traffic.
+def commands(
+    owner: str, base: Chain, ruleset: Ruleset, scope: CheckScope, flows: Collection[AcceptedFlow]
+) -> tuple[str, ...]:
+    """Return shell commands that make another firewall accept ``flows``, which are of ``scope``.
 
     ``owner`` is the program that manages that firewall. ``base`` is the base chain that leads to
     the dropping rule. The result is empty if no safe command exists.
     """
-    if request.device is not None and not is_plain_device(request.device):
+    directions = {flow.direction for flow in flows}
+    versions = {flow.packet.version for flow in flows}
+    endpoints = dict.fromkeys(flow.endpoint for flow in flows if flow.endpoint is not None)
+    subnets = (subnet for subnet in scope.subnets if subnet.version in versions)
+    scope = replace(scope, subnets=tuple(subnets), proxies=tuple(endpoints))
+    if scope.device is not None:
+        if not is_plain_device(scope.device):
+            return ()
+        if owner == FIREWALLD:
+            return tuple(map(shlex.join, _firewalld(scope, directions)))
+        if owner == UFW:
+            return tuple(map(shlex.join, _ufw(scope, directions)))
+    key, path = base.key, scope.namespace.path
+    is_owned = "owner" in ruleset.tables.get((key.family, key.table), ())
+    if key.backend == "legacy" or (is_iptables_table(key) and key.name.isupper()):
+        insert = _iptables_insert(base, owner, ruleset)
+        end, matches = ["-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"], _iptables_matches
+    elif is_plain(key.table) and is_plain(key.name) and not is_owned:
+        insert = ["nft", "insert", "rule", key.family, key.table, key.name]
+        end, matches = ["accept", "comment", f'"{COMMENT}"'], _nft_matches
+    else:  # only the owner of a table can change it
         return ()
-    if owner == FIREWALLD and request.device is not None:
-        return tuple(map(shlex.join, _firewalld(request)))
-    if owner == UFW and request.device is not None:
-        return tuple(map(shlex.join, _ufw(request)))
-    if base.key.backend == "legacy" or (is_iptables_table(base.key) and base.key.name.isupper()):
-        found = _iptables(base, owner, ruleset, request)
-    else:
-        found = _nft(base, ruleset, request)
-    return tuple(shlex.join([*_nsenter(request.namespace), *command]) for command in found)
+    enter = [] if path is None else ["nsenter", f"--net={path}", "--"]
+    return tuple(
+        shlex.join([*enter, *insert, *match, *end])
+        for direction in FlowDirection
+        if direction in directions
+        for match in matches(direction, base, scope)
+    )
 
 
 def is_plain_device(name: str) -> bool:
@@ -87,83 +87,58 @@ def is_plain(name: str) -> bool:
     return _PLAIN.fullmatch(name) is not None
 
 
-def _nsenter(namespace: Namespace) -> tuple[str, ...]:
-    return () if namespace.path is None else ("nsenter", f"--net={namespace.path}", "--")
-
-
-def _with_plus_wildcard(device: str) -> str:
+def _plus_wildcard(scope: CheckScope) -> str:
     # iptables, ufw and firewalld use the wildcard "+".
+    device = scope.device or ""
     return f"{device[:-1]}+" if device.endswith("*") else device
 
 
-def _firewalld(request: AllowRequest) -> Iterator[list[str]]:
+def _firewalld(scope: CheckScope, directions: AbstractSet[FlowDirection]) -> Iterator[list[str]]:
     permanent = ["firewall-cmd", "--permanent"]
+    zone, policy = [*permanent, f"--zone={_ZONE}"], [*permanent, f"--policy={_POLICY}"]
     yield [*permanent, f"--new-zone={_ZONE}"]
-    yield [
-        *permanent,
-        f"--zone={_ZONE}",
-        f"--add-interface={_with_plus_wildcard(request.device or '')}",
-    ]
-    yield [*permanent, f"--zone={_ZONE}", f"--add-port={request.port}/tcp"]
-    if request.directions & {FlowDirection.OUT, FlowDirection.REPLY}:
+    yield [*zone, f"--add-interface={_plus_wildcard(scope)}"]
+    yield [*zone, f"--add-port={scope.port}/tcp"]
+    if directions & {FlowDirection.OUT, FlowDirection.REPLY}:
         yield [*permanent, f"--new-policy={_POLICY}"]
-        yield [*permanent, f"--policy={_POLICY}", f"--add-ingress-zone={_ZONE}"]
-        yield [*permanent, f"--policy={_POLICY}", "--add-egress-zone=ANY"]
-        yield [*permanent, f"--policy={_POLICY}", "--set-target=ACCEPT"]
+        yield [*policy, f"--add-ingress-zone={_ZONE}"]
+        yield [*policy, "--add-egress-zone=ANY"]
+        yield [*policy, "--set-target=ACCEPT"]
     yield ["firewall-cmd", "--reload"]
 
 
-def _ufw(request: AllowRequest) -> Iterator[list[str]]:
-    device = _with_plus_wildcard(request.device or "")
-    if FlowDirection.OUT in request.directions:
+def _ufw(scope: CheckScope, directions: AbstractSet[FlowDirection]) -> Iterator[list[str]]:
+    device, port = _plus_wildcard(scope), str(scope.port)
+    if FlowDirection.OUT in directions:
         yield ["ufw", "route", "allow", "in", "on", device]
-    if FlowDirection.REPLY in request.directions:
+    if FlowDirection.REPLY in directions:
         yield ["ufw", "route", "allow", "out", "on", device]
-    if FlowDirection.GATEWAY in request.directions:
-        gateways = [
-            str(subnet.ip) for subnet in request.subnets if subnet.version in request.versions
-        ]
-        for gateway in gateways or ["any"]:
-            yield ["ufw", "allow", "in", "on", device, "to", gateway,
-                   "port", str(request.port), "proto", "tcp"]  # fmt: skip
-    if FlowDirection.GATEWAY_ANSWER in request.directions:
-        yield ["ufw", "allow", "out", "on", device, "proto", "tcp", "from", "any",
-               "port", str(request.port)]  # fmt: skip
+    if FlowDirection.GATEWAY in directions:
+        for gateway in [str(subnet.ip) for subnet in scope.subnets] or ["any"]:
+            to = ["to", gateway, "port", port, "proto", "tcp"]
+            yield ["ufw", "allow", "in", "on", device, *to]
+    if FlowDirection.GATEWAY_ANSWER in directions:
+        yield ["ufw", "allow", "out", "on", device, "proto", "tcp", "from", "any", "port", port]
 
 
-def _iptables(
-    base: Chain, owner: str, ruleset: Ruleset, request: AllowRequest
-) -> Iterator[list[str]]:
-    version = 4 if base.key.family == "ip" else 6
-    chain = base.key.name
-    users = base.key._replace(name="DOCKER-USER")
+def _iptables_insert(base: Chain, owner: str, ruleset: Ruleset) -> list[str]:
+    key, chain = base.key, base.key.name
+    users = key._replace(name="DOCKER-USER")
     if owner == DOCKER and chain == "FORWARD" and users in ruleset.chains:
         chain = users.name
-    where = [] if base.key.table == "filter" else ["-t", base.key.table]
-    insert = [_iptables_program(version, base.key.backend), *where, "-I", chain]
-    for direction in FlowDirection:
-        if direction in request.directions:
-            for match in _iptables_matches(direction, base, version, request):
-                yield [*insert, *match, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"]
-
-
-def _iptables_program(version: int, backend: str) -> str:
-    """Return the iptables program for a backend, for example ``iptables-legacy``.
-
-    ``backend`` is ``legacy`` or ``nft``, and ``version`` is the IP version. The name has no suffix
-    if this host's plain ``iptables`` or ``ip6tables`` uses the backend.
-    """
-    name = "iptables" if version == 4 else "ip6tables"
-    found = nft.find_program(name)
-    kind = "legacy" if backend == "legacy" else "nft"
-    return name if found is not None and kind in found.resolve().name else f"{name}-{kind}"
+    table = [] if key.table == "filter" else ["-t", key.table]
+    program = "iptables" if key.family == "ip" else "ip6tables"
+    found = nft.find_program(program)
+    # The name has no suffix if this host's plain program uses the backend.
+    if found is None or key.backend not in found.resolve().name:
+        program = f"{program}-{key.backend}"
+    return [program, *table, "-I", chain]
 
 
 def _iptables_matches(
-    direction: FlowDirection, base: Chain, version: int, request: AllowRequest
+    direction: FlowDirection, base: Chain, scope: CheckScope
 ) -> Iterator[list[str]]:
-    device, hook = _with_plus_wildcard(request.device or ""), base.key.name
-    port = str(request.port)
+    device, hook, port = _plus_wildcard(scope), base.key.name, str(scope.port)
     match direction:
         case FlowDirection.OUT if hook != "POSTROUTING":
             yield ["-i", device]
@@ -172,47 +147,20 @@ def _iptables_matches(
         case FlowDirection.REPLY:
             yield ["-o", device, *_STATES]
         case FlowDirection.GATEWAY:
-            ends = ["-p", "tcp", "--dport", port]
-            yield from (["-i", device, *to, *ends] for to in _gateways(version, request))
+            for to in [["-d", str(subnet.ip)] for subnet in scope.subnets] or [[]]:
+                yield ["-i", device, *to, "-p", "tcp", "--dport", port]
         case FlowDirection.GATEWAY_ANSWER:
             yield ["-o", device, "-p", "tcp", "--sport", port]
         case FlowDirection.PROXY | FlowDirection.PROXY_ANSWER:
-            end, port_of = (
-                ("-d", "--dport") if direction is FlowDirection.PROXY else ("-s", "--sport")
-            )
-            yield from (
-                [end, str(proxy.address), "-p", "tcp", port_of, str(proxy.port)]
-                for proxy in _proxies(version, request)
-            )
+            is_out = direction is FlowDirection.PROXY
+            end, port_of = ("-d", "--dport") if is_out else ("-s", "--sport")
+            for proxy in scope.proxies:
+                yield [end, str(proxy.address), "-p", "tcp", port_of, str(proxy.port)]
 
 
-def _gateways(version: int, request: AllowRequest) -> list[list[str]]:
-    found = [["-d", str(subnet.ip)] for subnet in request.subnets if subnet.version == version]
-    return found or [[]]
-
-
-def _proxies(version: int, request: AllowRequest) -> list[Endpoint]:
-    return [proxy for proxy in request.proxies if proxy.address.version == version]
-
-
-def _nft(base: Chain, ruleset: Ruleset, request: AllowRequest) -> Iterator[list[str]]:
-    key = base.key
-    # Only the owner of a table can change it.
-    is_owned = "owner" in ruleset.tables.get((key.family, key.table), ())
-    if is_owned or not (is_plain(key.table) and is_plain(key.name)):
-        return
-    insert = ["nft", "insert", "rule", key.family, key.table, key.name]
-    for direction in FlowDirection:
-        if direction in request.directions:
-            for match in _nft_matches(direction, base, request):
-                yield [*insert, *match, "accept", "comment", f'"{COMMENT}"']
-
-
-def _nft_matches(
-    direction: FlowDirection, base: Chain, request: AllowRequest
-) -> Iterator[list[str]]:
-    device, hook = f'"{request.device}"', base.base.hook if base.base is not None else ""
-    port, replies = str(request.port), ["ct", "state", "established,related"]
+def _nft_matches(direction: FlowDirection, base: Chain, scope: CheckScope) -> Iterator[list[str]]:
+    device, port = f'"{scope.device}"', str(scope.port)
+    hook, replies = base.base.hook if base.base else "", ["ct", "state", "established,related"]
     match direction:
         case FlowDirection.OUT if hook != "egress":  # the input interface is unknown at egress
             yield ["iifname", device]
@@ -221,18 +169,14 @@ def _nft_matches(
         case FlowDirection.REPLY if hook == "prerouting":
             yield replies
         case FlowDirection.GATEWAY:
-            to: list[list[str]] = [
-                [_FAMILIES[subnet.version], "daddr", str(subnet.ip)]
-                for subnet in request.subnets
-                if subnet.version in request.versions
-            ]
-            yield from (["iifname", device, *each, "tcp", "dport", port] for each in to or [[]])
+            gateways = [[_FAMILIES[net.version], "daddr", str(net.ip)] for net in scope.subnets]
+            for to in gateways or [[]]:
+                yield ["iifname", device, *to, "tcp", "dport", port]
         case FlowDirection.GATEWAY_ANSWER:
             yield ["oifname", device, "tcp", "sport", port]
         case FlowDirection.PROXY | FlowDirection.PROXY_ANSWER:
             is_out = direction is FlowDirection.PROXY
             address, end = ("daddr", "dport") if is_out else ("saddr", "sport")
-            for proxy in request.proxies:
-                if proxy.address.version in request.versions:
-                    header = _FAMILIES[proxy.address.version]
-                    yield [header, address, str(proxy.address), "tcp", end, str(proxy.port)]
+            for proxy in scope.proxies:
+                header = _FAMILIES[proxy.address.version]
+                yield [header, address, str(proxy.address), "tcp", end, str(proxy.port)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.check import accepted_flows, allow_commands, chain_owner, hook_path
+from ocsf_nft.check import allow_commands, chain_owner, hook_path
 from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.bounded_command import CommandError, command_output
 from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
@@ -17,12 +16,11 @@ from ocsf_nft.fence.ruleset import device_table
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
-    from ocsf_nft.check.accepted_flows import AcceptedFlow
+    from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.hook_path import FlowStop
     from ocsf_nft.check.ruleset import ChainKey, Rule, Ruleset
-    from ocsf_nft.fence.values import Endpoint, Subnet
     from ocsf_nft.netns import Namespace
 
 #: Rules beyond this number are counted, and not reported one by one.
@@ -34,41 +32,6 @@ _FENCE_REMEDY: Final = (
 )
 #: Name of the finding about a fence of ocsf-nft that refuses the traffic in question.
 ACTIVE_FENCE: Final = "active-fence"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckScope:
-    """Scope of a check: a network namespace, and the VM or sandbox to check in this namespace."""
-
-    namespace: Namespace
-    #: Interface of the VM, or a pattern such as ``vmtap-*``; None without a VM.
-    device: str | None = None
-    #: Subnets of the VM.
-    subnets: tuple[Subnet, ...] = ()
-    #: Port of the host that the VM may use.
-    port: int
-    #: Proxies of the sandbox.
-    proxies: tuple[Endpoint, ...] = ()
-    #: Interfaces that lead to the internet, by IP version (4 or 6).
-    uplinks: Mapping[int, str] = field(default_factory=dict)
-    #: Interfaces that lead to the proxies.
-    links: Mapping[Endpoint, str] = field(default_factory=dict)
-
-    def flows(self) -> Iterator[AcceptedFlow]:
-        """Yield example packets of the traffic that a fence accepts: at least one of each kind.
-
-        The fence is the one around this scope's VM or sandbox.
-        """
-        if self.device is not None:
-            machine = accepted_flows.Vm(
-                device=self.device, subnets=self.subnets, port=self.port, uplinks=self.uplinks
-            )
-            # Without a subnet, a VM has IPv6 only if the host has an IPv6 route to the internet.
-            for flow in accepted_flows.vm_flows(machine):
-                if self.subnets or flow.packet.version == 4 or 6 in self.uplinks:
-                    yield flow
-        for proxy in self.proxies:
-            yield from accepted_flows.proxy_flows(proxy, self.links.get(proxy))
 
 
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
@@ -194,19 +157,10 @@ def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) ->
     owner = chain_owner.owner(stop.chain, ruleset)
     is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
     text = None if stop.rule is None else _rule_text(stop.rule, scope.namespace)
-    request = allow_commands.AllowRequest(
-        namespace=scope.namespace,
-        directions={flow_stop.flow.direction for flow_stop in flow_stops},
-        versions={flow_stop.flow.packet.version for flow_stop in flow_stops},
-        device=scope.device,
-        subnets=scope.subnets,
-        port=scope.port,
-        proxies=tuple({flow_stop.flow.endpoint: None for flow_stop in flow_stops
-                       if flow_stop.flow.endpoint is not None}),
-    )  # fmt: skip
     # No command may open another fence.
     is_fence = owner == chain_owner.OURS
-    commands = () if is_fence else allow_commands.commands(owner, base, ruleset, request)
+    flows = [flow_stop.flow for flow_stop in flow_stops]
+    commands = () if is_fence else allow_commands.commands(owner, base, ruleset, scope, flows)
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",

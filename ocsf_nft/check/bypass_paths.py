@@ -14,7 +14,7 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.blocking_rules import CheckScope
+    from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.devices import NetDevice
     from ocsf_nft.check.ruleset import Chain, Ruleset
 

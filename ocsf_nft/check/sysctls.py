@@ -13,7 +13,7 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.blocking_rules import CheckScope
+    from ocsf_nft.check.accepted_flows import CheckScope
 
 _SYS: Final = Path("/proc/sys")
 _BRIDGE: Final = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from ocsf_nft.check.accepted_flows import AcceptedFlow, FlowDirection
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope, FlowDirection
 from ocsf_nft.check.packet import InterfaceName, Span
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace

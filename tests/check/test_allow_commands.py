@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.check import allow_commands, chain_owner
-from ocsf_nft.check.accepted_flows import FlowDirection
-from ocsf_nft.check.allow_commands import AllowRequest
+from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope, FlowDirection
 from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Ruleset
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import pytest
@@ -25,26 +25,40 @@ _PROXY, _PROXY_ANSWER = FlowDirection.PROXY, FlowDirection.PROXY_ANSWER
 _STATES: Final = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
 
-def _request(*directions: FlowDirection, **more: Any) -> AllowRequest:
+class _Traffic(NamedTuple):
+    """Traffic that must be accepted: flows, and their scope."""
+
+    scope: CheckScope
+    flows: list[AcceptedFlow]
+
+
+def _traffic(
+    *directions: FlowDirection, versions: Collection[int] = (4, 6), **more: Any
+) -> _Traffic:
     given: dict[str, Any] = {
         "namespace": Namespace(),
-        "directions": set(directions),
-        "versions": {4, 6},
         "device": "vmtap-*",
         "subnets": (subnet("172.16.0.1/30"), subnet("fd00:16::1/64")),
         "port": 3128,
         "proxies": (endpoint("192.0.2.1:3128"), endpoint("[2001:db8::1]:8080")),
     }
-    return AllowRequest(**given | more)
+    scope = CheckScope(**given | more)
+    return _Traffic(
+        scope,
+        [
+            flow
+            for flow in scope.flows()
+            if flow.direction in directions and flow.packet.version in versions
+        ],
+    )
 
 
 def _commands(
-    owner: str, key: tuple[Backend, str, str, str], hook: str, request: AllowRequest
+    owner: str, key: tuple[Backend, str, str, str], hook: str, traffic: _Traffic
 ) -> tuple[str, ...]:
     base = BaseSpec(kind="filter", hook=hook, priority=0, policy="drop")
-    return allow_commands.commands(
-        owner, Chain(key=ChainKey(*key), base=base, rules=()), Ruleset(), request
-    )
+    chain = Chain(key=ChainKey(*key), base=base, rules=())
+    return allow_commands.commands(owner, chain, Ruleset(), *traffic)
 
 
 def test_ufw_commands_allow_each_direction() -> None:
@@ -61,10 +75,10 @@ def test_ufw_commands_allow_each_direction() -> None:
         ),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "ip", "filter", "FORWARD")
-        assert _commands(chain_owner.UFW, key, "forward", _request(direction)) == tuple(commands)
-        none = _request(direction, device='vm"; reboot')
+        assert _commands(chain_owner.UFW, key, "forward", _traffic(direction)) == tuple(commands)
+        none = _traffic(direction, device='vm"; reboot')
         assert _commands(chain_owner.UFW, key, "forward", none) == ()
-    gateway = _request(_GATEWAY, subnets=())
+    gateway = _traffic(_GATEWAY, subnets=())
     assert _commands(chain_owner.UFW, key, "input", gateway) == (
         "ufw allow in on vmtap-+ to any port 3128 proto tcp",
     )
@@ -73,7 +87,7 @@ def test_ufw_commands_allow_each_direction() -> None:
 def test_firewalld_commands_add_a_policy_for_outgoing_traffic() -> None:
     for direction, has_policy in ((_OUT, True), (_REPLY, True), (_GATEWAY, False)):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "firewalld", "filter_FORWARD")
-        found = _commands(chain_owner.FIREWALLD, key, "forward", _request(direction))
+        found = _commands(chain_owner.FIREWALLD, key, "forward", _traffic(direction))
         assert found[:2] == (
             "firewall-cmd --permanent --new-zone=ocsf-nft",
             "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-+",
@@ -98,11 +112,15 @@ def test_iptables_commands_accept_each_direction_in_its_chain(
         ("INPUT", _PROXY_ANSWER, ["-s 192.0.2.1 -p tcp --sport 3128"]),
     ):
         key: tuple[Backend, str, str, str] = ("legacy", "ip", "filter", chain)
-        found = _commands(chain_owner.LEGACY, key, chain.lower(), _request(direction))
+        traffic = _traffic(direction, versions={4})
+        found = _commands(chain_owner.LEGACY, key, chain.lower(), traffic)
         end = "-m comment --comment ocsf-nft -j ACCEPT"
         assert found == tuple(f"iptables-legacy -I {chain} {match} {end}" for match in matches)
     (found6,) = _commands(
-        chain_owner.IPTABLES, ("nft", "ip6", "raw", "OUTPUT"), "output", _request(_PROXY)
+        chain_owner.IPTABLES,
+        ("nft", "ip6", "raw", "OUTPUT"),
+        "output",
+        _traffic(_PROXY, versions={6}),
     )
     match = "-d 2001:db8::1 -p tcp --dport 8080"
     assert found6 == f"ip6tables-nft -t raw -I OUTPUT {match} {end}"
@@ -123,12 +141,12 @@ def test_nft_commands_accept_each_direction_at_its_hook() -> None:
         ("input", _PROXY_ANSWER, ["ip saddr 192.0.2.1 tcp sport 3128"]),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "site", "chain")
-        found = _commands(chain_owner.NFTABLES, key, hook, _request(direction, versions={4}))
+        found = _commands(chain_owner.NFTABLES, key, hook, _traffic(direction, versions={4}))
         assert found == tuple(
             f"nft insert rule inet site chain {match} accept comment '\"ocsf-nft\"'"
             for match in matches
         )
-    found = _commands(chain_owner.NFTABLES, key, "output", _request(_PROXY))
+    found = _commands(chain_owner.NFTABLES, key, "output", _traffic(_PROXY))
     assert "ip6 daddr 2001:db8::1 tcp dport 8080" in found[1]
 
 
@@ -149,7 +167,7 @@ def test_docker_commands_use_the_chain_for_other_rules(
     ):
         chain = Chain(key=key, base=base, rules=())
         ruleset = Ruleset(chains={each: Chain(key=each, base=None, rules=()) for each in others})
-        (command,) = allow_commands.commands(owner, chain, ruleset, _request(_OUT))
+        (command,) = allow_commands.commands(owner, chain, ruleset, *_traffic(_OUT))
         assert f" -I {name} " in command
     # The plain name is shown if it is the program of that backend.
     for kind in ("nft", "legacy"):
@@ -158,7 +176,7 @@ def test_docker_commands_use_the_chain_for_other_rules(
         program.symlink_to(f"xtables-{kind}-multi")
         monkeypatch.setattr(nft, "find_program", lambda _, program=program: program)
         (found,) = _commands(
-            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _request(_OUT)
+            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _traffic(_OUT)
         )
         expected = "iptables" if kind == "nft" else "iptables-nft"
         assert found.startswith(f"{expected} -I FORWARD "), kind

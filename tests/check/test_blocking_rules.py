@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ocsf_nft.check import chain_owner
-from ocsf_nft.check.blocking_rules import CheckScope, _remedy, _rule_text, judge
+from ocsf_nft.check.accepted_flows import CheckScope
+from ocsf_nft.check.blocking_rules import _remedy, _rule_text, judge
 from ocsf_nft.check.finding import exit_code
 from ocsf_nft.check.ruleset import ChainKey, Rule, from_json
 from ocsf_nft.fence.values import subnet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.check.bypass_paths import findings
 from ocsf_nft.check.devices import NetDevice
 from ocsf_nft.check.ruleset import Ruleset, from_json

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ocsf_nft.check import hook_path
-from ocsf_nft.check.accepted_flows import FlowDirection
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import CheckScope, FlowDirection
 from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import endpoint, subnet

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.check import allow_commands, hook_path
-from ocsf_nft.check.blocking_rules import CheckScope, judge
+from ocsf_nft.check.accepted_flows import CheckScope
+from ocsf_nft.check.blocking_rules import judge
 from ocsf_nft.check.chain_owner import OURS, owner
 from ocsf_nft.check.chain_walk import TooLargeError, Walker
 from ocsf_nft.check.leftovers import find_leftovers

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.check import hook_path
-from ocsf_nft.check.blocking_rules import CheckScope, judge
+from ocsf_nft.check.accepted_flows import CheckScope
+from ocsf_nft.check.blocking_rules import judge
 from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import subnet

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check import hook_path
-from ocsf_nft.check.blocking_rules import CheckScope, judge
+from ocsf_nft.check.accepted_flows import CheckScope
+from ocsf_nft.check.blocking_rules import judge
 from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import subnet

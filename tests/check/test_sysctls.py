@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check import sysctls
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 

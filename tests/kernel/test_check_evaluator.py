@@ -20,8 +20,7 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.accepted_flows import AcceptedFlow
-    from ocsf_nft.check.blocking_rules import CheckScope
+    from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope
 
 pytestmark = pytest.mark.kernel
 

@@ -28,7 +28,7 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, own_iptables_loc
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ocsf_nft.check.blocking_rules import CheckScope
+    from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.finding import RuleLocation
     from ocsf_nft.lab import Lab
 

@@ -17,7 +17,7 @@ from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, own_iptables_l
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.blocking_rules import CheckScope
+    from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.leftovers import Leftover
 
 pytestmark = pytest.mark.kernel

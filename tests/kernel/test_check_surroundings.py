@@ -28,7 +28,7 @@ from ocsf_nft.check import (
     sysctls,
     xtables,
 )
-from ocsf_nft.check.blocking_rules import CheckScope
+from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.check.bounded_command import CommandError
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
