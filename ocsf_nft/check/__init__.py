@@ -11,13 +11,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocsf_nft.check import (
-    attribution_methods,
     blocking_rules,
     bypass_paths,
-    capabilities,
     conflicting_services,
     devices,
-    kernel_features,
+    host_features,
     leftovers,
     read_ruleset,
     sysctls,
@@ -91,11 +89,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         )
         return
     scope.namespace.identity()
-    yield from kernel_features.findings()
-    if scope.device is not None:
-        yield from kernel_features.vm_findings(is_required=not scope.device.endswith("*"))
-    yield from capabilities.findings()
-    yield from attribution_methods.findings(scope.namespace)
+    yield from host_features.findings(scope)
     try:
         ruleset, present = read_ruleset.read(scope.namespace), _list_devices(scope)
     except OcsfNftError as error:

@@ -20,10 +20,10 @@ import pytest
 from ocsf_nft import check
 from ocsf_nft.attribution import bpf_capture
 from ocsf_nft.check import (
-    attribution_methods,
     bounded_command,
     bypass_paths,
     devices,
+    host_features,
     read_ruleset,
     sysctls,
     xtables,
@@ -259,16 +259,16 @@ def test_check_reports_that_interfaces_can_not_be_listed(
 def test_check_reports_the_attribution_method(
     host: VmHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (found,) = attribution_methods.findings(host.namespace)
+    found = host_features.attribution(host.namespace)
     assert (found.severity, found.remedy) == ("ok", None)
     assert found.meaning == "a process is identified as it sends, even if it exits"
-    (found,) = attribution_methods.findings(named("no-such-namespace"))
+    found = host_features.attribution(named("no-such-namespace"))
     assert found.severity == "info"
     assert found.meaning.startswith("a process is identified only by its user: ")
     assert found.meaning.count("no-such-namespace") == 2
     assert "CAP_BPF" in str(found.remedy)
     monkeypatch.setattr(bpf_capture, "_TYPES", tmp_path / "vmlinux")
-    (found,) = attribution_methods.findings(host.namespace)
+    found = host_features.attribution(host.namespace)
     assert found.severity == "info"
     assert found.meaning.startswith("a process is identified at its system call, only by PID")
     assert found.remedy == "use a kernel with CONFIG_DEBUG_INFO_BTF"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.check import kernel_features
+from ocsf_nft.check import host_features
 from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import installer, kernel_log_sysctl, nft
 from ocsf_nft.netns import Namespace
@@ -241,7 +241,7 @@ def test_inaccessible_sysctl_is_an_error_with_its_remedy(
     monkeypatch.setattr(kernel_log_sysctl, "of_process", lambda _pid: Namespace())
     with pytest.raises(UnsupportedError):
         work()
-    found = kernel_features._probe("all-netns", "degraded", "", work)
+    found = host_features._probe("all-netns", "degraded", "", work)
     assert found.meaning == (
         "net.netfilter.nf_log_all_netns, which allows records of other namespaces in the kernel "
         "log, can't be read or set from here"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.check import capabilities
+from ocsf_nft.check import host_features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ def test_capabilities_finding_names_the_missing_effective_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     status = tmp_path / "status"
-    monkeypatch.setattr(capabilities, "_STATUS", status)
+    monkeypatch.setattr(host_features, "_STATUS", status)
     # Bits of include/uapi/linux/capability.h.
     for missing, severity, names in (
         ([], "ok", []),
@@ -32,7 +32,7 @@ def test_capabilities_finding_names_the_missing_effective_ones(
         status.write_text(
             f"Name:\tCapEff:\nCapPrm:\t{_ALL:016x}\nCapEff:\t{effective:016x}\nCapBnd:\t{_ALL:016x}\n"
         )
-        (found,) = capabilities.findings()
+        found = host_features.privileges()
         assert found.severity == severity, missing
         every = ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "BPF", "PERFMON", "SYSLOG"]
         assert found.meaning.startswith("not held: " if names else "held: ")
