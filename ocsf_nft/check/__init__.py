@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from ocsf_nft.check import (
     blocking_rules,
     bypass_paths,
-    conflicting_services,
     devices,
     host_features,
+    host_settings,
     leftovers,
     read_ruleset,
-    sysctls,
 )
 from ocsf_nft.check.accepted_flows import INTERNET, CheckScope
 from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
@@ -98,8 +97,8 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         yield from blocking_rules.judge(ruleset, scope)
         yield from bypass_paths.findings(ruleset, present, scope)
         yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
-    yield from conflicting_services.findings()
-    yield from sysctls.findings(scope)
+    yield from host_settings.service_findings()
+    yield from host_settings.sysctl_findings(scope)
 
 
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:

@@ -24,8 +24,8 @@ from ocsf_nft.check import (
     bypass_paths,
     devices,
     host_features,
+    host_settings,
     read_ruleset,
-    sysctls,
     xtables,
 )
 from ocsf_nft.check.accepted_flows import CheckScope
@@ -138,7 +138,7 @@ def test_flowtables_and_rules_that_take_packets_are_reported(host: VmHost) -> No
 
 
 def _sysctl_findings(host: VmHost) -> dict[str, Finding]:
-    return {finding.name: finding for finding in sysctls.findings(_scope(host))}
+    return {finding.name: finding for finding in host_settings.sysctl_findings(_scope(host))}
 
 
 def _set(host: VmHost, path: str, value: str) -> None:
@@ -169,7 +169,7 @@ def test_nearly_full_connection_tracking_table_is_reported(
     host: VmHost, monkeypatch: pytest.MonkeyPatch, count: str, is_reported: bool
 ) -> None:
     values = {"net/netfilter/nf_conntrack_count": count, "net/nf_conntrack_max": "100"}
-    monkeypatch.setattr(sysctls, "_value", values.get)
+    monkeypatch.setattr(host_settings, "_value", values.get)
     assert ("conntrack-table" in _sysctl_findings(host)) == is_reported
 
 
