@@ -16,7 +16,7 @@ from ocsf_nft.fence.ruleset import device_table
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.hook_path import FlowStop
@@ -63,7 +63,13 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
             meaning="the ruleset is too large or too complex to be checked rule by rule",
             remedy="install the fence, then test whether its accepted traffic gets through",
         )
-    ours, others = _by_owner(by_rule.values(), scope)
+    ours: list[FlowStop] = []
+    others: list[list[FlowStop]] = []
+    for flow_stops in by_rule.values():
+        if _is_fence_in_question(flow_stops[0].stop.chain.key, scope):
+            ours += flow_stops
+        else:
+            others.append(flow_stops)
     if ours:
         yield _active_fence(ours)
     for flow_stops in others[:_MAX_REPORTED]:
@@ -86,30 +92,11 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
         )
 
 
-def _by_owner(
-    by_rule: Iterable[list[FlowStop]], scope: CheckScope
-) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    ours: list[FlowStop] = []
-    others: list[list[FlowStop]] = []
-    for flow_stops in by_rule:
-        if _is_fence_in_question(flow_stops[0].stop.chain.key, scope):
-            ours += flow_stops
-        else:
-            others.append(flow_stops)
-    return ours, others
-
-
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
-    """Return True if a chain belongs to a fence that is meant to block the checked traffic.
-
-    For a single VM, only the fence of the VM's interface is meant to block the traffic. In all
-    other cases, the result is True for every fence of ocsf-nft.
-    """
-    if not chain_owner.is_ours(key):
-        return False
-    if scope.device is None or scope.device.endswith("*"):
-        return True
-    return key.table == device_table(scope.device)
+    if scope.device is not None and not scope.device.endswith("*"):
+        # Only the fence of this interface is meant to block the traffic of a single VM.
+        return chain_owner.is_ours(key) and key.table == device_table(scope.device)
+    return chain_owner.is_ours(key)
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
@@ -130,10 +117,6 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
-    """Yield each rule or policy that stops, or may stop, an example packet that the fence accepts.
-
-    A rule of ocsf-nft itself is included only if it certainly stops the packet.
-    """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
     for flow in scope.flows():
@@ -150,57 +133,39 @@ def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
 
 
 def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) -> Finding:
-    first = flow_stops[0]
-    if all(_is_published_port(flow_stop) for flow_stop in flow_stops):
-        return _published_port(flow_stops, ruleset, scope.namespace)
-    stop, base = first.stop, first.base
+    stop, base = flow_stops[0].stop, flow_stops[0].base
     owner = chain_owner.owner(stop.chain, ruleset)
-    is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
     text = None if stop.rule is None else _rule_text(stop.rule, scope.namespace)
+    handle = None if stop.rule is None else stop.rule.handle
+    location = RuleLocation.of_chain(stop.chain.key, handle=handle, rule=text, owner=owner)
+    meaning = _meaning(flow_stops, owner, text, scope.namespace)
+    if all(_is_published_port(flow_stop) for flow_stop in flow_stops):
+        return Finding(
+            name="redirects",
+            severity="info",
+            meaning=meaning,
+            remedy="none if this is intended (a container's published port): a fence accepts the "
+            "redirected traffic; the rules that apply to it afterwards are not judged here",
+            location=location,
+        )
     # No command may open another fence.
     is_fence = owner == chain_owner.OURS
     flows = [flow_stop.flow for flow_stop in flow_stops]
     commands = () if is_fence else allow_commands.commands(owner, base, ruleset, scope, flows)
+    is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",
-        meaning=_meaning(flow_stops, owner, text, scope.namespace),
+        meaning=meaning,
         remedy=_FENCE_REMEDY if is_fence else _remedy(owner, has_commands=bool(commands)),
         commands=commands,
-        location=_location(stop, owner, text),
-    )
-
-
-def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
-    key = stop.chain.key
-    return RuleLocation(
-        backend=key.backend,
-        family=visible(key.family),
-        table=visible(key.table),
-        chain=visible(key.name),
-        handle=None if stop.rule is None else stop.rule.handle,
-        rule=text,
-        owner=owner,
+        location=location,
     )
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
     # Docker redirects packets for the host's port to a container that publishes this port.
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
-
-
-def _published_port(flow_stops: list[FlowStop], ruleset: Ruleset, namespace: Namespace) -> Finding:
-    stop = flow_stops[0].stop
-    owner = chain_owner.owner(stop.chain, ruleset)
-    text = None if stop.rule is None else _rule_text(stop.rule, namespace)
-    return Finding(
-        name="redirects",
-        severity="info",
-        meaning=_meaning(flow_stops, owner, text, namespace),
-        remedy="none if this is intended (a container's published port): a fence accepts the "
-        "redirected traffic; the rules that apply to it afterwards are not judged here",
-        location=_location(stop, owner, text),
-    )
 
 
 def _meaning(flow_stops: list[FlowStop], owner: str, text: str | None, namespace: Namespace) -> str:
@@ -216,7 +181,9 @@ def _meaning(flow_stops: list[FlowStop], owner: str, text: str | None, namespace
     certain = [flow_stop for flow_stop in flow_stops if flow_stop.is_certain]
     uncertain = [flow_stop for flow_stop in flow_stops if not flow_stop.is_certain]
     parts = [f"{stop.verb} {_flows(certain)}"] if certain else []
-    parts += [f"{_uncertain_verb(stop.verb)} {_flows(uncertain)}"] if uncertain else []
+    if uncertain:
+        verb = stop.verb if stop.verb.startswith("may ") else f"may stop ({stop.verb})"
+        parts.append(f"{verb} {_flows(uncertain)}")
     sentence = f"{position}: {subject} {', and '.join(parts)}"
     undecided = next(
         (rule for flow_stop in uncertain for rule in flow_stop.undecided if rule is not stop.rule),
@@ -226,10 +193,6 @@ def _meaning(flow_stops: list[FlowStop], owner: str, text: str | None, namespace
         depends = _rule_text(undecided, namespace)
         sentence += f"; it depends on `{depends}`, whose result can't be predicted"
     return sentence
-
-
-def _uncertain_verb(verb: str) -> str:
-    return verb if verb.startswith("may ") else f"may stop ({verb})"
 
 
 def _flows(flow_stops: list[FlowStop]) -> str:

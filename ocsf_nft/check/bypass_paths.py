@@ -79,13 +79,7 @@ def _rule(name: str, chain: Chain, handle: int | None, effect: str) -> Finding:
         name=name,
         severity="info",
         meaning=visible(f"a rule in table {key.family} {key.table}, chain {key.name} ") + effect,
-        location=RuleLocation(
-            backend=key.backend,
-            family=visible(key.family),
-            table=visible(key.table),
-            chain=visible(key.name),
-            handle=handle,
-        ),
+        location=RuleLocation.of_chain(key, handle=handle),
     )
 
 

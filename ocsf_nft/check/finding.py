@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from ocsf_nft.ocsf.safe_text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ocsf_nft.check.ruleset import ChainKey
 
 #: ``fatal``: no fence can be active here. ``blocked``: a fence can be active, but another rule
 #: drops, or may drop, traffic that the fence accepts. ``degraded``: a feature is missing, or
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 Severity: TypeAlias = Literal["ok", "info", "degraded", "blocked", "fatal"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RuleLocation:
     """Location of a rule, chain or table in a firewall ruleset."""
 
@@ -29,6 +33,19 @@ class RuleLocation:
     rule: str | None = None
     #: Program that manages the rule, for example Docker; None if unknown.
     owner: str | None = None
+
+    @classmethod
+    def of_chain(
+        cls,
+        key: ChainKey,
+        *,
+        handle: int | None = None,
+        rule: str | None = None,
+        owner: str | None = None,
+    ) -> RuleLocation:
+        """Return the location of a chain, or of a rule in it; control characters become visible."""
+        family, table, chain = map(visible, key[1:])
+        return cls(key.backend, family, table, chain, handle, rule, owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,26 +37,20 @@ class FlowStop:
 
 
 class Hooks(NamedTuple):
-    """Two mappings from netfilter hooks to a ruleset's base chains, sorted by priority.
+    """Base chains of a ruleset by netfilter hook, sorted by priority, in two possible orders.
 
-    The kernel's order of chains with equal priority is unknown. ``listed_first`` has such chains in
-    the order of nft's listing. ``listed_last`` has them in the reverse order.
+    Packets traverse the newer of two chains with equal priority first, but nft does not list their
+    age.
     """
 
-    # Packets traverse the newer of two such chains first, but nft does not list their age.
-    #: By hook. Chains with equal priority are in the order of nft's listing.
+    #: Chains with equal priority are in the order of nft's listing.
     listed_first: Mapping[str, tuple[Chain, ...]]
-    #: By hook. Chains with equal priority are in the reverse order.
+    #: Chains with equal priority are in the reverse order.
     listed_last: Mapping[str, tuple[Chain, ...]]
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return two mappings from netfilter hooks to a ruleset's base chains, sorted by priority.
-
-    The mappings differ only in the order of chains with equal priority: the kernel's order of such
-    chains is unknown. ``listed_first`` has them in the order of nft's listing, and ``listed_last``
-    in the reverse order.
-    """
+    """Return the base chains of a ruleset by netfilter hook."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
@@ -64,7 +58,7 @@ def by_hook(ruleset: Ruleset) -> Hooks:
     return Hooks(
         {hook: tuple(sorted(chains, key=_priority)) for hook, chains in found.items()},
         {
-            hook: tuple(sorted(chains, key=lambda chain: -_priority(chain))[::-1])
+            hook: tuple(sorted(chains, key=_priority, reverse=True)[::-1])
             for hook, chains in found.items()
         },
     )
@@ -122,10 +116,9 @@ def _walk_base_chain(
 ) -> tuple[list[FlowStop], Packet]:
     result = walker.walk(chain, packet)
     stops = list(result.stops)
-    drops_at_end = chain.base is not None and chain.base.policy == "drop"
     may_pass = result.may_be_accepted
     if result.reaches_end is not Truth.NO:
-        if drops_at_end:
+        if chain.base is not None and chain.base.policy == "drop":
             stops.append(Stop(chain=chain, rule=None, verb="drops"))
         else:
             may_pass = True
@@ -159,15 +152,9 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return a copy of ``packet`` with the connection tracking state that it has at ``chain``.
-
-    The priority of ``chain`` decides whether connection tracking comes before or after the chain.
-    ``chain`` is a base chain of the hook ``step.hook``.
-    """
     # Connection tracking sets the state at the priority -200 of its hooks. For a chain with that
     # priority, both states are possible.
-    if step.hook not in _TRACKING_HOOKS or chain.base is None:
+    if step.hook not in _TRACKING_HOOKS or _priority(chain) < _TRACKING:
         return packet
-    if chain.base.priority == _TRACKING:
-        return packet.joined(packet.tracked())
-    return packet.tracked() if chain.base.priority > _TRACKING else packet
+    tracked = packet.tracked()
+    return packet.joined(tracked) if _priority(chain) == _TRACKING else tracked

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _VM_DEVICE: Final = re.compile(r"vmtap-[A-Za-z0-9_.-]+")
 #: Link kind of a TAP device (drivers/net/tun.c).
 _TAP: Final = "tun"
-_NAT: Final = frozenset({"masquerade", "snat"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +54,7 @@ class Leftover:
         if self.rule is None:
             return visible(f"chain {position}, with the {len(self.chain.rules)} rules in it")
         number = "" if self.rule.handle is None else f" handle {self.rule.handle}"
-        shown = self.rule.text or _statement_names(self.rule)
-        return visible(f"rule{number} in {position}: {shown}")
+        return visible(f"rule{number} in {position}: {_text(self.rule)}")
 
 
 def find_leftovers(
@@ -68,42 +66,34 @@ def find_leftovers(
     ``scope`` has a single VM, its rules and chains are returned too, even if its interface exists.
     """
     test = _LeftoverTest(present, scope)
-    leftover_chains = {
-        key: reason
-        for key, chain in ruleset.chains.items()
-        if (reason := test.chain(chain)) and _may_hold_leftovers(chain, ruleset)
-    }
-    found = []
-    for chain in ruleset.chains.values():
-        if chain.key in leftover_chains or not _may_hold_leftovers(chain, ruleset):
+    candidates = [chain for chain in ruleset.chains.values() if _may_hold_leftovers(chain, ruleset)]
+    reasons = {chain.key: reason for chain in candidates if (reason := test.chain(chain))}
+    of_rules: list[Leftover] = []
+    of_chains: list[Leftover] = []
+    for chain in candidates:
+        if chain.key in reasons:
+            of_chains.append(Leftover(chain=chain, rule=None, reason=reasons[chain.key]))
             continue
         for rule in chain.rules:
-            reason = test.rule(rule) or _jump_reason(rule, leftover_chains)
+            reason = test.rule(rule) or _jump_reason(rule, reasons)
             if reason:
-                found.append(Leftover(chain=chain, rule=rule, reason=reason))
-    found += [
-        Leftover(chain=ruleset.chains[key], rule=None, reason=reason)
-        for key, reason in leftover_chains.items()
-    ]
-    return found
+                of_rules.append(Leftover(chain=chain, rule=rule, reason=reason))
+    return of_rules + of_chains
 
 
 def findings(found: list[Leftover]) -> Iterator[Finding]:
     """Yield a finding for each leftover rule or chain."""
     for leftover in found:
-        key, rule = leftover.chain.key, leftover.rule
+        rule = leftover.rule
         yield Finding(
             name="leftover",
             severity="degraded",
             meaning=f"{leftover.text}: {leftover.reason}",
             remedy="remove it with `ocsf-nft check --remove-leftovers`, and the same options",
-            location=RuleLocation(
-                backend=key.backend,
-                family=visible(key.family),
-                table=visible(key.table),
-                chain=visible(key.name),
+            location=RuleLocation.of_chain(
+                leftover.chain.key,
                 handle=None if rule is None else rule.handle,
-                rule=None if rule is None else visible(rule.text or _statement_names(rule)),
+                rule=None if rule is None else visible(_text(rule)),
             ),
         )
 
@@ -161,26 +151,22 @@ class _LeftoverTest:
 
     def rule(self, rule: Rule) -> str | None:
         for device in _devices(rule):
-            is_removed = _VM_DEVICE.fullmatch(device) and device not in self._present
-            if is_removed:
+            if _VM_DEVICE.fullmatch(device) and device not in self._present:
                 return f"it is for {device}, which does not exist"
             # `check` suggests commands that add rules with this comment.
             if device == self._device and rule.comment != allow_commands.COMMENT:
                 return f"it is for {device}, which a fence handles"
-        kinds = {kind for kind, _ in rule.statements}
         # The usual NAT rule for a subnet excludes the interface of that subnet.
-        if any(name in self._present and name != self._device for name in _excluded_devices(rule)):
+        excluded = set(_devices(rule, "!=")) - {self._device}
+        if excluded & self._present.keys() or not any(map(_is_nat, rule.statements)):
             return None
-        if kinds & _NAT or _targets(rule) & {"MASQUERADE", "SNAT"}:
-            for network in _sources(rule):
-                if network in self._networks:
-                    return f"it translates {network}, which a fence handles"
-        return None
+        translated = (network for network in _sources(rule) if network in self._networks)
+        network = next(translated, None)
+        return None if network is None else f"it translates {network}, which a fence handles"
 
 
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
-    is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
-    if not is_iptables:
+    if chain.key.backend != "legacy" and not is_iptables_table(chain.key):
         return False
     if chain.base is not None or chain.key.name == "DOCKER-USER":
         return True
@@ -211,10 +197,6 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
             yield body.get("left"), body.get("right")
 
 
-def _excluded_devices(rule: Rule) -> list[str]:
-    return _devices(rule, "!=")
-
-
 def _devices(rule: Rule, operator: str = "==") -> list[str]:
     found = []
     for left, right in _matches(rule, operator):
@@ -241,27 +223,25 @@ def _sources(rule: Rule) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return found
 
 
-def _targets(rule: Rule) -> set[str]:
-    return {
-        str(body.get("name"))
-        for kind, body in rule.statements
-        if kind == "xt" and isinstance(body, dict)
-    }
+def _is_nat(statement: tuple[str, Any]) -> bool:
+    kind, body = statement
+    if kind == "xt" and isinstance(body, dict):
+        return str(body.get("name")) in {"MASQUERADE", "SNAT"}
+    return kind in {"masquerade", "snat"}
 
 
-def _statement_names(rule: Rule) -> str:
-    return " ".join(kind for kind, _ in rule.statements)
+def _text(rule: Rule) -> str:
+    return rule.text or " ".join(kind for kind, _ in rule.statements)
 
 
 def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
     chain = now.chains.get(leftover.chain.key)
     if chain is None:
         return False
+    rules = list(map(_without_counters, chain.rules))
     if leftover.rule is None:
-        return [_without_counters(rule) for rule in chain.rules] == [
-            _without_counters(rule) for rule in leftover.chain.rules
-        ]
-    return any(_without_counters(rule) == _without_counters(leftover.rule) for rule in chain.rules)
+        return rules == list(map(_without_counters, leftover.chain.rules))
+    return _without_counters(leftover.rule) in rules
 
 
 def _without_counters(rule: Rule) -> tuple[Any, ...]:
@@ -270,11 +250,6 @@ def _without_counters(rule: Rule) -> tuple[Any, ...]:
 
 
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
-    """Yield the nft or iptables-legacy commands that remove a leftover rule or chain.
-
-    Raises CommandError if iptables-legacy is needed but missing, or if a name is not safe in a
-    command.
-    """
     key, rule = leftover.chain.key, leftover.rule
     if key.backend == "legacy":  # nft doesn't list these rules
         program = nft.find_program("iptables-legacy" if key.family == "ip" else "ip6tables-legacy")
