@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _TRIES: Final = 3
-_NFT_MSG_GETGEN: Final = 16
-_NFTA_GEN_ID: Final = 1
-_PREFIXES: Final = {"ip": "iptables", "ip6": "ip6tables"}
-_NAMES: Final = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 _NET: Final = Path("/proc/thread-self/net")
 
 
@@ -44,11 +40,11 @@ def read(namespace: Namespace) -> Ruleset:
     found = Ruleset()
     unread: list[str] = []
     for _ in range(_TRIES):
-        before = generation(namespace)
+        before = _generation(namespace)
         found, unread = _read_nft(namespace, binary)
         found, opaque = _decoded(namespace, found)
         unread += opaque
-        if generation(namespace) == before:
+        if _generation(namespace) == before:
             break
     else:
         unread.append("the ruleset changes faster than it can be read")
@@ -56,16 +52,11 @@ def read(namespace: Namespace) -> Ruleset:
     return replace(found, chains={**found.chains, **legacy}, unread=(*unread, *unreadable))
 
 
-def generation(namespace: Namespace) -> bytes | None:
-    """Return the kernel's ID of the present nftables ruleset; each change gives a new ID.
-
-    Return None if the ID can't be read, for example because CAP_NET_ADMIN is missing.
-    """
-
-    def request() -> bytes | None:
+def _generation(namespace: Namespace) -> int | None:
+    def request() -> int | None:
         try:
             with Nftables() as nftables:
-                return nftables.query(_NFT_MSG_GETGEN, 0, b"").get(_NFTA_GEN_ID)
+                return nftables.generation()
         except OSError:  # without the privilege; nft then reports the reason itself
             return None
 
@@ -92,37 +83,35 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 
 
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
-    """Use iptables-nft-save to decode the iptables extensions in a ruleset, if possible.
+    """Return a ruleset whose extensions iptables has decoded, and a message for each other table.
 
-    ``found`` is the ruleset that nft listed. Return the ruleset with the decoded extensions, and a
-    message for each table that could not be decoded.
+    nft lists only the names of iptables-nft's extensions (matches and targets), as ``xt``.
     """
     chains, unread = dict(found.chains), []
-    for family, prefix in _PREFIXES.items():
+    for family in XTABLES_FAMILIES:
+        program = f"{family}tables"
         for table in XTABLES:
-            opaque = [
-                chain
+            here = {
+                key: chain
                 for key, chain in chains.items()
-                if (key.family, key.table) == (family, table) and _is_opaque(chain)
-            ]
-            if not opaque:
+                if (key.family, key.table) == (family, table)
+            }
+            if not any(_is_opaque(rule) for chain in here.values() for rule in chain.rules):
                 continue
             try:
-                saved = _saved(namespace, f"{prefix}-nft-save", table)
+                saved = _saved(namespace, f"{program}-nft-save", table)
             except OcsfNftError as error:
                 unread.append(
-                    f"table {family} {table} has extensions of {prefix} that can't be read: {error}"
+                    f"table {family} {table} has extensions of {program} that can't be read: "
+                    f"{error}"
                 )
                 continue
-            decoded = {key: _with_saved_rules(chain, saved) for key, chain in chains.items() if
-                       (key.family, key.table) == (family, table)}  # fmt: skip
-            chains.update(decoded)
+            chains |= {key: _with_saved_rules(chain, saved) for key, chain in here.items()}
     return replace(found, chains=chains), unread
 
 
-def _is_opaque(chain: Chain) -> bool:
-    # nft lists only the names of iptables-nft's extensions (matches and targets), as xt.
-    return any(kind == "xt" for rule in chain.rules for kind, _ in rule.statements)
+def _is_opaque(rule: Rule) -> bool:
+    return any(kind == "xt" for kind, _ in rule.statements)
 
 
 def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRuleset:
@@ -134,13 +123,8 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return a copy of a chain in which decoded rules replace the rules that nft can't decode.
-
-    ``saved`` has the decoded rules, from iptables-nft-save. Returns the chain unchanged if
-    ``saved`` has a different number of rules for the chain.
-    """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
-    if len(lines) != len(chain.rules):
+    if len(lines) != len(chain.rules):  # they have changed meanwhile
         return chain
     names = {(table, name) for table, name, _ in saved.chains}
     rules = tuple(
@@ -151,10 +135,9 @@ def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
 
 def _decoded_rule(rule: Rule, line: xtables.SavedRule, names: set[tuple[str, str]]) -> Rule:
     decoded = xtables.rule(line, rule.chain, names, rule.handle)
-    is_opaque = any(kind == "xt" for kind, _ in rule.statements)
     # nft's own decoding is exact; iptables' decoding is needed only for opaque rules. But each rule
     # gets its text from iptables-nft-save.
-    return decoded if is_opaque else replace(decoded, statements=rule.statements)
+    return decoded if _is_opaque(rule) else replace(decoded, statements=rule.statements)
 
 
 def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[str]]:
@@ -163,10 +146,10 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
     for family in XTABLES_FAMILIES:
         for table in legacy_tables(namespace, family):
             try:
-                saved = _saved(namespace, f"{_PREFIXES[family]}-legacy-save", table)
+                saved = _saved(namespace, f"{family}tables-legacy-save", table)
             except (CommandError, UsageError) as error:
                 unread.append(
-                    f"legacy {_PREFIXES[family]} has a table {quoted(table)}, which nft doesn't "
+                    f"legacy {family}tables has a table {quoted(table)}, which nft doesn't "
                     f"list, and which can't be read: {error}"
                 )
             else:
@@ -177,13 +160,12 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
 def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
     """Return the names of a namespace's legacy iptables tables, for example ``filter``.
 
-    ``family`` is ``ip`` or ``ip6``. The result is empty if there are none, or if their names can't
-    be read.
+    ``family`` is ``ip`` or ``ip6``. The result is empty if the names can't be read.
     """
 
     def read_names() -> tuple[str, ...]:
         try:
-            text = (_NET / _NAMES[family]).read_text("ascii", "replace")
+            text = (_NET / f"{family}_tables_names").read_text("ascii", "replace")
         except OSError:  # this kernel has no legacy iptables, or no permission
             return ()
         return tuple(name for name in text.split() if name in XTABLES)

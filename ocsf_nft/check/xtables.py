@@ -138,10 +138,6 @@ def _match(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
     return "match", {"op": "!=" if inverted else "==", "left": left, "right": right}
 
 
-def _any_bit(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
-    return "match", {"op": "!" if inverted else "in", "left": left, "right": right}
-
-
 _UNKNOWN: Final = ("xt", {"type": "match", "name": None})
 #: Targets for which nft has a statement.
 _TARGETS: Final[Mapping[str, tuple[str, Any]]] = {
@@ -175,28 +171,7 @@ class _RuleParser:
         self._comment: str | None = None
 
     def parse(self) -> tuple[tuple[tuple[str, Any], ...], str | None]:
-        arguments = self._line.arguments
-        first_unknown = next(
-            (
-                at
-                for at, argument in enumerate(arguments[:-1])
-                if argument == "-m" and arguments[at + 1] not in _MODULES
-            ),
-            None,
-        )
-        if first_unknown is None:
-            self._parse_options(iter(arguments))
-        else:
-            # The options of an unknown module can't be distinguished from their values. So only
-            # the target, which comes last, is parsed after it.
-            self._parse_options(iter(arguments[:first_unknown]))
-            is_other = arguments[first_unknown + 1] in _OTHER_PACKETS
-            self._found.append(_NEVER if is_other else _UNKNOWN)
-            targets = [
-                at for at in range(first_unknown, len(arguments)) if arguments[at] in {"-j", "-g"}
-            ]
-            if targets:
-                self._parse_options(iter(arguments[targets[-1] :]))
+        self._parse_options(iter(self._line.arguments))
         return tuple(self._found), self._comment
 
     def _parse_options(self, arguments: Iterator[str]) -> None:
@@ -211,6 +186,13 @@ class _RuleParser:
     def _parse_option(self, option: str, rest: Iterator[str], *, inverted: bool) -> None:
         if option in {"-j", "-g"}:
             self._found.extend(self._target(option, next(rest, ""), list(rest)))
+        elif option == "-m":
+            module = next(rest, "")
+            if module not in _MODULES:
+                self._parse_target_after(module, list(rest))
+        elif option == "--limit":
+            next(rest, "")
+            self._found.append(("limit", None))
         elif option == "--comment":
             self._comment = next(rest, "")
         elif option in _READERS:
@@ -218,8 +200,16 @@ class _RuleParser:
             self._found.append(method(self, argument, next(rest, ""), inverted))
         elif option == "--tcp-flags":
             self._found.append(_tcp_flags(next(rest, ""), next(rest, ""), inverted=inverted))
-        elif option.startswith("-") and option not in {"-m", "--limit-burst"}:
+        elif option.startswith("-") and option != "--limit-burst":
             self._found.append(_UNKNOWN)
+
+    def _parse_target_after(self, module: str, rest: list[str]) -> None:
+        # The options of an unknown module can't be distinguished from their values. So only the
+        # target, which comes last, is parsed after it.
+        self._found.append(_NEVER if module in _OTHER_PACKETS else _UNKNOWN)
+        targets = [at for at, argument in enumerate(rest) if argument in {"-j", "-g"}]
+        if targets:
+            self._parse_options(iter(rest[targets[-1] :]))
 
     def _target(self, option: str, name: str, rest: list[str]) -> Iterator[tuple[str, Any]]:
         if (self._line.table, name) in self._names:
@@ -266,7 +256,9 @@ class _RuleParser:
         states = [state.lower() for state in text.split(",")]
         if {"snat", "dnat"} & set(states):
             return _UNKNOWN
-        return _any_bit({"ct": {"key": "state"}}, states, inverted=inverted)
+        # A packet in one of the states matches: a test for a common bit.
+        operator = "!" if inverted else "in"
+        return "match", {"op": operator, "left": {"ct": {"key": "state"}}, "right": states}
 
     def by_address_type(self, flag: str, text: str, inverted: bool) -> tuple[str, Any]:
         left = {"fib": {"result": "type", "flags": [flag]}}
@@ -274,11 +266,11 @@ class _RuleParser:
         return _match(left, right, inverted=inverted)
 
     def by_mark(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
-        return _masked({"meta": {"key": "mark"}}, text, inverted=inverted)
-
-    def by_limit(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
-        del text, inverted
-        return "limit", None
+        number, slash, mask = text.partition("/")
+        left: Any = {"meta": {"key": "mark"}}
+        if slash:
+            left = {"&": [left, _number(mask)]}
+        return _match(left, _number(number), inverted=inverted)
 
 
 def _literal(name: str) -> str:
@@ -297,14 +289,6 @@ def _number(text: str) -> int | str:
         return int(text, 0)
     except ValueError:
         return text
-
-
-def _masked(left: Any, text: str, *, inverted: bool) -> tuple[str, Any]:
-    number, slash, mask = text.partition("/")
-    value = _number(number)
-    if slash:
-        left = {"&": [left, _number(mask)]}
-    return _match(left, value, inverted=inverted)
 
 
 def _set_mark(arguments: list[str]) -> tuple[str, Any]:
@@ -351,7 +335,6 @@ _READERS: Final[Mapping[str, tuple[_Reader, str]]] = {
     "--src-type": (_RuleParser.by_address_type, "saddr"),
     "--dst-type": (_RuleParser.by_address_type, "daddr"),
     "--mark": (_RuleParser.by_mark, ""),
-    "--limit": (_RuleParser.by_limit, ""),
 }
 #: Modules whose options are all known here, or become a match with an unknown result.
 _MODULES: Final = frozenset(
