@@ -24,10 +24,9 @@ from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from ocsf_nft.check.devices import NetDevice
-    from ocsf_nft.fence.values import Address, Endpoint, Subnet
+    from ocsf_nft.fence.values import Endpoint, Subnet
     from ocsf_nft.netns import Namespace
 
 __all__ = [
@@ -57,13 +56,7 @@ def check_scope(
     ``port`` is the port of the proxy at the VM's gateway. For a sandbox, pass None as ``device``,
     and the addresses and ports of its ``proxies``. ``port`` is not used for a sandbox.
     """
-    internet: dict[int, Address] = {
-        4: ipaddress.IPv4Address(INTERNET[4]),
-        6: ipaddress.IPv6Address(INTERNET[6]),
-    }
-    proxy_links = devices.uplinks(
-        namespace, {number: proxy.address for number, proxy in enumerate(proxies)}
-    )
+    internet = {version: ipaddress.ip_address(number) for version, number in INTERNET.items()}
     return CheckScope(
         namespace=namespace,
         device=device,
@@ -71,7 +64,7 @@ def check_scope(
         port=port,
         proxies=proxies,
         uplinks=devices.uplinks(namespace, internet),
-        links={proxies[number]: name for number, name in proxy_links.items()},
+        links=devices.uplinks(namespace, {proxy: proxy.address for proxy in proxies}),
     )
 
 
@@ -90,7 +83,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
     scope.namespace.identity()
     yield from host_features.findings(scope)
     try:
-        ruleset, present = read_ruleset.read(scope.namespace), _list_devices(scope)
+        ruleset, present = read_ruleset.read(scope.namespace), devices.list_devices(scope.namespace)
     except OcsfNftError as error:
         yield _unread(error)
     else:
@@ -125,7 +118,7 @@ def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, st
     one leftover. Raises UnsupportedError, OcsfNftError.
     """
     ruleset = read_ruleset.read(scope.namespace)
-    found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)
+    found = leftovers.find_leftovers(ruleset, devices.list_devices(scope.namespace), scope)
     yield from leftovers.remove(found, scope.namespace)
 
 
@@ -137,10 +130,3 @@ def _unread(error: OcsfNftError) -> Finding:
         meaning=f"the rules here can't be read, so it is unknown which traffic they drop ({cause})",
         remedy=remedy or None,
     )
-
-
-def _list_devices(scope: CheckScope) -> Mapping[str, NetDevice]:
-    try:
-        return devices.list_devices(scope.namespace)
-    except OSError as error:
-        raise OcsfNftError(f"the interfaces can't be listed: {error.strerror or error}") from error

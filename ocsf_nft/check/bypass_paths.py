@@ -5,21 +5,29 @@ Examples are flowtables, ports of a bridge, and interfaces with an XDP program.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.check import chain_owner
 from ocsf_nft.check.finding import Finding, RuleLocation
+from ocsf_nft.check.packet import Truth, interface
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.devices import NetDevice
-    from ocsf_nft.check.ruleset import Chain, Ruleset
+    from ocsf_nft.check.ruleset import Ruleset
 
 _MAX_REPORTED: Final = 8
-_TAKING: Final = {"fwd": "forwards packets to another interface", "dup": "copies packets"}
+#: Effects of statements that let packets bypass a fence, or the recognition of replies.
+_EFFECTS: Final = {
+    "fwd": "forwards packets to another interface, past a fence",
+    "dup": "copies packets, past a fence",
+    "notrack": "excludes packets from connection tracking: replies to a VM among them are not "
+    "recognised as replies, and are dropped",
+}
 _STACKED: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"})
 
 
@@ -32,9 +40,11 @@ def findings(
     lead to a proxy in ``scope``, are checked.
     """
     yield from _flowtables(ruleset)
-    yield from _rules(ruleset)
-    yield from _bridge_ports(ruleset, devices, scope)
-    yield from _interface_programs(devices, scope)
+    yield from islice(_rules(ruleset), _MAX_REPORTED)
+    selected = list(islice(_selected(devices, scope), _MAX_REPORTED))
+    yield from _bridge_ports(ruleset, devices, selected)
+    for device in selected:
+        yield from _interface_programs(device, devices.values())
 
 
 def _flowtables(ruleset: Ruleset) -> Iterator[Finding]:
@@ -54,43 +64,32 @@ def _flowtables(ruleset: Ruleset) -> Iterator[Finding]:
 
 
 def _rules(ruleset: Ruleset) -> Iterator[Finding]:
-    count = 0
     for chain in ruleset.chains.values():
         if chain_owner.is_ours(chain.key):
             continue
+        _backend, family, table, name = chain.key
         for rule in chain.rules:
             kinds = {kind for kind, _ in rule.statements}
-            for kind, effect in _TAKING.items():
-                if kind in kinds and count < _MAX_REPORTED:
-                    count += 1
-                    yield _rule("takes-packets", chain, rule.handle, f"{effect}, past a fence")
-            if "notrack" in kinds and count < _MAX_REPORTED:
-                count += 1
-                yield _rule(
-                    "notrack", chain, rule.handle,
-                    "excludes packets from connection tracking: replies to a VM among them are not "
-                    "recognised as replies, and are dropped",
-                )  # fmt: skip
-
-
-def _rule(name: str, chain: Chain, handle: int | None, effect: str) -> Finding:
-    key = chain.key
-    return Finding(
-        name=name,
-        severity="info",
-        meaning=visible(f"a rule in table {key.family} {key.table}, chain {key.name} ") + effect,
-        location=RuleLocation.of_chain(key, handle=handle),
-    )
+            for kind, effect in _EFFECTS.items():
+                if kind not in kinds:
+                    continue
+                position = visible(f"a rule in table {family} {table}, chain {name}")
+                yield Finding(
+                    name="notrack" if kind == "notrack" else "takes-packets",
+                    severity="info",
+                    meaning=f"{position} {effect}",
+                    location=RuleLocation.of_chain(chain.key, handle=rule.handle),
+                )
 
 
 def _bridge_ports(
-    ruleset: Ruleset, devices: Mapping[str, NetDevice], scope: CheckScope
+    ruleset: Ruleset, devices: Mapping[str, NetDevice], selected: Iterable[NetDevice]
 ) -> Iterator[Finding]:
     names = {device.ifindex: device.name for device in devices.values()}
     has_rules = any(
         chain.key.family == "bridge" and chain.base is not None for chain in ruleset.chains.values()
     )
-    for device in _selected(devices, scope):
+    for device in selected:
         if device.master is None:
             continue
         master = visible(names.get(device.master, f"index {device.master}"))
@@ -104,60 +103,47 @@ def _bridge_ports(
         )
 
 
-def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> Iterator[Finding]:
-    for device in _selected(devices, scope):
-        name = visible(device.name)
-        if device.has_xdp:
-            yield Finding(
-                name="xdp",
-                severity="info",
-                meaning=f"an XDP program is attached to {name}: it sees packets before every "
-                "rule, and may drop them or forward them",
-            )
-        if device.has_filters:
-            yield Finding(
-                name="tc",
-                severity="info",
-                meaning=f"{name} has a queue for traffic-control programs (clsact or ingress): "
-                "they may drop packets, or forward them past every rule",
-            )
-        above = [
-            other.name
-            for other in devices.values()
-            if other.lower == device.ifindex
-            and other.kind in _STACKED
-            and not other.is_lower_elsewhere
-        ]
-        if above:
-            yield Finding(
-                name="shared-link",
-                severity="degraded",
-                meaning=f"{visible(', '.join(above[:_MAX_REPORTED]))}: stacked on {name}, so "
-                "rules see their traffic under their own names, and in their own namespaces",
-                remedy="fence them too; interfaces in other namespaces can't be listed from here",
-            )
-        if device.kind in _STACKED and device.is_lower_elsewhere:
-            yield Finding(
-                name="shared-link",
-                severity="info",
-                meaning=f"{name} is stacked on an interface of another namespace, which other "
-                "interfaces there may share",
-            )
-
-
-def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
-    """Return the interfaces that belong to the VM in ``scope``, or lead to a proxy in ``scope``.
-
-    Only the first 8 are returned, to limit the number of findings.
-    """
-    found = []
-    for device in devices.values():
-        pattern = scope.device
-        is_selected = pattern is not None and (
-            device.name.startswith(pattern[:-1])
-            if pattern.endswith("*")
-            else device.name == pattern
+def _interface_programs(device: NetDevice, others: Iterable[NetDevice]) -> Iterator[Finding]:
+    name = visible(device.name)
+    if device.has_xdp:
+        yield Finding(
+            name="xdp",
+            severity="info",
+            meaning=f"an XDP program is attached to {name}: it sees packets before every "
+            "rule, and may drop them or forward them",
         )
-        if is_selected or device.name in scope.links.values():
-            found.append(device)
-    return found[:_MAX_REPORTED]
+    if device.has_filters:
+        yield Finding(
+            name="tc",
+            severity="info",
+            meaning=f"{name} has a queue for traffic-control programs (clsact or ingress): "
+            "they may drop packets, or forward them past every rule",
+        )
+    above = [
+        other.name
+        for other in others
+        if other.lower == device.ifindex and other.kind in _STACKED and not other.is_lower_elsewhere
+    ]
+    if above:
+        yield Finding(
+            name="shared-link",
+            severity="degraded",
+            meaning=f"{visible(', '.join(above[:_MAX_REPORTED]))}: stacked on {name}, so "
+            "rules see their traffic under their own names, and in their own namespaces",
+            remedy="fence them too; interfaces in other namespaces can't be listed from here",
+        )
+    if device.kind in _STACKED and device.is_lower_elsewhere:
+        yield Finding(
+            name="shared-link",
+            severity="info",
+            meaning=f"{name} is stacked on an interface of another namespace, which other "
+            "interfaces there may share",
+        )
+
+
+def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> Iterator[NetDevice]:
+    of_vm = None if scope.device is None else interface(scope.device)
+    for device in devices.values():
+        is_of_vm = of_vm is not None and of_vm.equals(device.name) is not Truth.NO
+        if is_of_vm or device.name in scope.links.values():
+            yield device

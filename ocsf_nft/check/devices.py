@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import OcsfNftError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
+
+_Key = TypeVar("_Key")
 
 # Numbers and layouts of rtnetlink messages: if_link.h, rtnetlink.h and pkt_sched.h in
 # include/uapi/linux.
@@ -58,19 +60,22 @@ class NetDevice:
 def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
     """Return all interfaces of a namespace by name.
 
-    Raises OSError if they can't be listed, and the errors of :meth:`Namespace.call`.
+    Raises OcsfNftError if they can't be listed, and the errors of :meth:`Namespace.call`.
     """
-    return namespace.call(_list_devices)
+    try:
+        return namespace.call(_list_devices)
+    except OSError as error:
+        raise OcsfNftError(f"the interfaces can't be listed: {error.strerror or error}") from error
 
 
-def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
+def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Key, str]:
     """Return the name of the network interface through which packets to each address are sent.
 
     The caller can choose any keys for ``addresses``; the result has the same keys. Addresses
     without a route are omitted. If the routes can't be read, the result is empty.
     """
 
-    def query() -> dict[int, str]:
+    def query() -> dict[_Key, str]:
         names = {link.ifindex: link.name for link in rtnetlink.links()}
         found = {}
         for key, address in addresses.items():

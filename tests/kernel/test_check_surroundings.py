@@ -246,10 +246,10 @@ def test_check_reports_that_interfaces_can_not_be_listed(
 ) -> None:
     scope = _scope(host)
 
-    def fail(_: Namespace) -> None:
+    def fail() -> None:
         raise OSError(errno.ENOBUFS, "No buffer space available")
 
-    monkeypatch.setattr(devices, "list_devices", fail)
+    monkeypatch.setattr(devices, "_list_devices", fail)
     (found,) = (each for each in check.findings(scope) if each.name == "ruleset")
     assert found.severity == "blocked"
     assert "(the interfaces can't be listed)" in found.meaning
