@@ -23,7 +23,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ocsf_nft.check.ruleset import Chain, Rule
+    from ocsf_nft.check.ruleset import Backend, Chain, Rule
     from ocsf_nft.netns import Namespace
 
 _TRIES: Final = 3
@@ -89,7 +89,6 @@ def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
     """
     chains, unread = dict(found.chains), []
     for family in XTABLES_FAMILIES:
-        program = f"{family}tables"
         for table in XTABLES:
             here = {
                 key: chain
@@ -99,14 +98,15 @@ def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
             if not any(_is_opaque(rule) for chain in here.values() for rule in chain.rules):
                 continue
             try:
-                saved = _saved(namespace, f"{program}-nft-save", table)
+                saved = _saved(namespace, "nft", family, table)
             except OcsfNftError as error:
                 unread.append(
-                    f"table {family} {table} has extensions of {program} that can't be read: "
-                    f"{error}"
+                    f"table {family} {table} has extensions of {family}tables that can't be "
+                    f"read: {error}"
                 )
                 continue
-            chains |= {key: _with_saved_rules(chain, saved) for key, chain in here.items()}
+            for key in here.keys() & saved.keys():
+                chains[key] = _with_saved_rules(here[key], saved[key])
     return replace(found, chains=chains), unread
 
 
@@ -114,30 +114,29 @@ def _is_opaque(rule: Rule) -> bool:
     return any(kind == "xt" for kind, _ in rule.statements)
 
 
-def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRuleset:
+def _saved(
+    namespace: Namespace, backend: Backend, family: str, table: str
+) -> dict[ChainKey, Chain]:
+    program = f"{family}tables-{backend}-save"
     binary = nft.find_program(program)
     if binary is None:
         raise CommandError(f"{program} is not installed")
     written = command_output(namespace, [str(binary), "-t", table])
-    return xtables.read(written.decode("utf-8", "surrogateescape"))
+    return xtables.chains(written.decode("utf-8", "surrogateescape"), family, backend)
 
 
-def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    lines = [line for line in saved.rules if line.chain == chain.key.name]
-    if len(lines) != len(chain.rules):  # they have changed meanwhile
+def _with_saved_rules(chain: Chain, saved: Chain) -> Chain:
+    if len(saved.rules) != len(chain.rules):  # they have changed meanwhile
         return chain
-    names = {(table, name) for table, name, _ in saved.chains}
-    rules = tuple(
-        _decoded_rule(rule, line, names) for rule, line in zip(chain.rules, lines, strict=True)
-    )
-    return replace(chain, rules=rules)
+    pairs = zip(chain.rules, saved.rules, strict=True)
+    return replace(chain, rules=tuple(_decoded_rule(rule, other) for rule, other in pairs))
 
 
-def _decoded_rule(rule: Rule, line: xtables.SavedRule, names: set[tuple[str, str]]) -> Rule:
-    decoded = xtables.rule(line, rule.chain, names, rule.handle)
+def _decoded_rule(rule: Rule, saved: Rule) -> Rule:
     # nft's own decoding is exact; iptables' decoding is needed only for opaque rules. But each rule
     # gets its text from iptables-nft-save.
-    return decoded if _is_opaque(rule) else replace(decoded, statements=rule.statements)
+    statements = saved.statements if _is_opaque(rule) else rule.statements
+    return replace(saved, statements=statements, handle=rule.handle)
 
 
 def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[str]]:
@@ -146,14 +145,12 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
     for family in XTABLES_FAMILIES:
         for table in legacy_tables(namespace, family):
             try:
-                saved = _saved(namespace, f"{family}tables-legacy-save", table)
+                found |= _saved(namespace, "legacy", family, table)
             except (CommandError, UsageError) as error:
                 unread.append(
                     f"legacy {family}tables has a table {quoted(table)}, which nft doesn't "
                     f"list, and which can't be read: {error}"
                 )
-            else:
-                found.update(xtables.chains(saved, family, "legacy"))
     return found, unread
 
 

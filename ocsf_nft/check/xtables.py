@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Rule
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
 
     from ocsf_nft.check.ruleset import Backend
 
@@ -28,47 +28,35 @@ _HOOKS: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUT
 _MASK: Final = 0xFFFFFFFF
 
 
-class SavedRule(NamedTuple):
-    """Rule in the output of iptables-save.
+def chains(saved: str, family: str, backend: Backend) -> dict[ChainKey, Chain]:
+    """Return the chains in the output of iptables-save, with rules in the form of nft's JSON.
 
-    ``text`` is the whole line of the rule, such as ``-A INPUT -p tcp -j DROP``. ``arguments`` has
-    the words after the chain's name, such as ``-p``, ``tcp``, ``-j``, ``DROP``.
+    ``family`` is ``ip`` or ``ip6``. ``backend`` is ``legacy`` for the kernel's old iptables, else
+    ``nft``. Raises UsageError for an invalid line.
     """
-
-    table: str
-    chain: str
-    arguments: tuple[str, ...]
-    text: str
-
-
-class SavedRuleset(NamedTuple):
-    """Parsed output of iptables-save: its chains and rules.
-
-    Each chain is a tuple: table, name and policy, such as ``("filter", "INPUT", "accept")``. The
-    policy is None for a chain that a user has created.
-    """
-
-    chains: tuple[tuple[str, str, str | None], ...]
-    rules: tuple[SavedRule, ...]
-
-
-def read(text: str) -> SavedRuleset:
-    """Parse the output of iptables-save; raises UsageError for an invalid line."""
     table = ""
-    chains: list[tuple[str, str, str | None]] = []
-    rules: list[SavedRule] = []
-    for raw in text.splitlines():
+    bases: dict[ChainKey, BaseSpec | None] = {}
+    lines: dict[ChainKey, list[str]] = {}
+    for raw in saved.splitlines():
         line = _COUNTERS.sub("", raw, count=1) if raw.startswith("[") else raw
         if line.startswith("*"):
             table = line[1:].strip()
         elif line.startswith(":"):
-            chains.append((table, *_chain(line)))
+            name, policy = _chain(line)
+            bases[ChainKey(backend, family, table, name)] = _base(table, name, policy)
         elif line.startswith("-A "):
-            _append, chain, *arguments = [*split(line), ""]
-            rules.append(SavedRule(table, chain, tuple(arguments[:-1]), line))
+            _append, name, *_ = [*split(line), ""]
+            lines.setdefault(ChainKey(backend, family, table, name), []).append(line)
         elif line and not line.startswith("#") and line != "COMMIT":
             raise _bad_line(line)
-    return SavedRuleset(tuple(chains), tuple(rules))
+    return {
+        key: Chain(
+            key=key,
+            base=base,
+            rules=tuple(_RuleParser(key, bases).parse(line) for line in lines.get(key, ())),
+        )
+        for key, base in bases.items()
+    }
 
 
 def _chain(line: str) -> tuple[str, str | None]:
@@ -90,38 +78,6 @@ def split(line: str) -> list[str]:
         found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
         for found in _ARGUMENT.finditer(line)
     ]
-
-
-def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
-    """Return the chains of ``saved`` by their keys, with their rules in the form of nft's JSON.
-
-    ``saved`` is the parsed output of iptables-save. ``family`` is ``ip`` or ``ip6``.
-    ``backend`` is ``legacy`` for the kernel's old iptables, else ``nft``.
-    """
-    rules: dict[ChainKey, list[Rule]] = {}
-    names = {(table, name) for table, name, _ in saved.chains}
-    for line in saved.rules:
-        key = ChainKey(backend, family, line.table, line.chain)
-        rules.setdefault(key, []).append(rule(line, key, names))
-    found = {}
-    for table, name, policy in saved.chains:
-        key = ChainKey(backend, family, table, name)
-        found[key] = Chain(
-            key=key, base=_base(table, name, policy), rules=tuple(rules.get(key, ()))
-        )
-    return found
-
-
-def rule(
-    line: SavedRule, key: ChainKey, names: set[tuple[str, str]], handle: int | None = None
-) -> Rule:
-    """Translate a line of iptables-save to a rule in the form of nft's JSON.
-
-    ``key`` is the rule's chain. ``names`` are the chains, as (table, name), to which the rule may
-    jump. ``handle`` is nft's number of the rule; None if unknown.
-    """
-    statements, comment = _RuleParser(line, key.family, names).parse()
-    return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)
 
 
 def _base(table: str, name: str, policy: str | None) -> BaseSpec | None:
@@ -162,17 +118,19 @@ _NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=
 
 
 class _RuleParser:
-    def __init__(self, line: SavedRule, family: str, names: set[tuple[str, str]]) -> None:
-        self._line = line
+    def __init__(self, key: ChainKey, jump_targets: Container[ChainKey]) -> None:
+        self._key = key
+        self._jump_targets = jump_targets
         self._protocol = "th"
-        self._header = family
-        self._names = names
         self._found: list[tuple[str, Any]] = []
         self._comment: str | None = None
 
-    def parse(self) -> tuple[tuple[tuple[str, Any], ...], str | None]:
-        self._parse_options(iter(self._line.arguments))
-        return tuple(self._found), self._comment
+    def parse(self, line: str) -> Rule:
+        _append, _chain, *arguments = split(line)
+        self._parse_options(iter(arguments))
+        return Rule(
+            chain=self._key, statements=tuple(self._found), text=line, comment=self._comment
+        )
 
     def _parse_options(self, arguments: Iterator[str]) -> None:
         inverted = False
@@ -212,7 +170,7 @@ class _RuleParser:
             self._parse_options(iter(rest[targets[-1] :]))
 
     def _target(self, option: str, name: str, rest: list[str]) -> Iterator[tuple[str, Any]]:
-        if (self._line.table, name) in self._names:
+        if self._key._replace(name=name) in self._jump_targets:
             yield ("goto" if option == "-g" else "jump"), {"target": name}
             return
         if name in _TARGETS:
@@ -229,7 +187,7 @@ class _RuleParser:
         return _match({"meta": {"key": key}}, name, inverted=inverted)
 
     def by_address(self, field: str, text: str, inverted: bool) -> tuple[str, Any]:
-        left = {"payload": {"protocol": self._header, "field": field}}
+        left = {"payload": {"protocol": self._key.family, "field": field}}
         address, _, mask = text.partition("/")
         try:
             network = ipaddress.ip_network(f"{address}/{mask}" if mask else address)
@@ -239,7 +197,7 @@ class _RuleParser:
         return _match(left, right, inverted=inverted)
 
     def by_address_range(self, field: str, text: str, inverted: bool) -> tuple[str, Any]:
-        left = {"payload": {"protocol": self._header, "field": field}}
+        left = {"payload": {"protocol": self._key.family, "field": field}}
         return _match(left, {"range": text.split("-")}, inverted=inverted)
 
     def by_protocol(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:

@@ -48,13 +48,13 @@ def test_owner_of_a_chain_is_recognised_by_its_names() -> None:
 
 def test_owner_of_a_legacy_chain_is_recognised_by_its_name_alone() -> None:
     text = "*filter\n:FORWARD DROP [0:0]\n:mine - [0:0]\n:ufw-x - [0:0]\n"
-    legacy = xtables.chains(xtables.read(text), "ip", "legacy")
+    legacy = xtables.chains(text, "ip", "legacy")
     ruleset = Ruleset(chains={**legacy, **_listed("ip", "filter", "FORWARD", "DOCKER").chains})
     found = {key.name: chain_owner.owner(chain, ruleset) for key, chain in legacy.items()}
     assert found == {"FORWARD": "ufw", "mine": "legacy iptables", "ufw-x": "ufw"}
-    other = xtables.chains(xtables.read(":FORWARD DROP [0:0]\n"), "ip", "legacy")
+    other = xtables.chains(":FORWARD DROP [0:0]\n", "ip", "legacy")
     (chain,) = other.values()
     assert chain_owner.owner(chain, Ruleset(chains=other)) == "legacy iptables"
-    named = xtables.chains(xtables.read("*ocsf_nft\n:FORWARD DROP [0:0]\n"), "ip", "legacy")
+    named = xtables.chains("*ocsf_nft\n:FORWARD DROP [0:0]\n", "ip", "legacy")
     (chain,) = named.values()
     assert chain_owner.owner(chain, Ruleset(chains=named)) == "legacy iptables"

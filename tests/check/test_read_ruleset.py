@@ -27,10 +27,10 @@ def _objects(table: str, *statements: dict[str, Any]) -> list[dict[str, Any]]:
 def test_iptables_decodes_only_tables_with_extensions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    requested: list[tuple[str, str]] = []
+    requested: list[tuple[str, str, str]] = []
 
-    def saved(_namespace: object, program: str, table: str) -> None:
-        requested.append((program, table))
+    def saved(_namespace: object, backend: str, family: str, table: str) -> None:
+        requested.append((backend, family, table))
         raise FenceError("there is no such program")
 
     monkeypatch.setattr(read_ruleset, "_saved", saved)
@@ -40,7 +40,7 @@ def test_iptables_decodes_only_tables_with_extensions(
     assert unread == [
         "table ip nat has extensions of iptables that can't be read: there is no such program"
     ]
-    assert requested == [("iptables-nft-save", "nat")]
+    assert requested == [("nft", "ip", "nat")]
 
 
 def test_iptables_decoding_is_used_if_both_list_the_same_rules(
@@ -51,7 +51,8 @@ def test_iptables_decoding_is_used_if_both_list_the_same_rules(
     (chain,) = listed.chains.values()
     line = "-A INPUT -m string -j DROP"
     for lines, text in (((line,), line), ((line, line), None), ((), None)):
-        saved = xtables.read("\n".join(["*filter", ":INPUT ACCEPT [0:0]", *lines]))
+        text_of_all = "\n".join(["*filter", ":INPUT ACCEPT [0:0]", *lines])
+        saved = xtables.chains(text_of_all, "ip", "nft")
         monkeypatch.setattr(read_ruleset, "_saved", lambda *_, saved=saved: saved)
         decoded, unread = read_ruleset._decoded(Namespace(), listed)
         assert unread == []
