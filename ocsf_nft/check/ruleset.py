@@ -6,11 +6,12 @@ characters; they are not safe in messages or commands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 #: Placeholder for elements that rules may have added to a set when a packet arrives.
 UNKNOWN: Final = {"unknown": None}
@@ -18,6 +19,8 @@ UNKNOWN: Final = {"unknown": None}
 Backend: TypeAlias = Literal["nft", "legacy"]
 #: Family and name of a table.
 TableKey: TypeAlias = tuple[str, str]
+#: Family, table and name of a set or map.
+SetKey: TypeAlias = tuple[str, str, str]
 
 
 class ChainKey(NamedTuple):
@@ -100,12 +103,11 @@ class Flowtable:
 class Ruleset:
     """Whole ruleset of a network namespace.
 
-    ``unread`` has sentences about rules that could not be read. The keys of ``sets`` are tuples
-    (family, table, name).
+    ``unread`` has sentences about rules that could not be read.
     """
 
     chains: Mapping[ChainKey, Chain] = field(default_factory=dict)
-    sets: Mapping[tuple[str, str, str], Set] = field(default_factory=dict)
+    sets: Mapping[SetKey, Set] = field(default_factory=dict)
     flowtables: tuple[Flowtable, ...] = ()
     #: The flags of nft's tables, by family and name.
     tables: Mapping[TableKey, frozenset[str]] = field(default_factory=dict)
@@ -127,68 +129,58 @@ def from_json(listed: Any) -> Ruleset:
 
     Objects of an unknown form are omitted.
     """
-    builder = _RulesetBuilder()
+    # A rule may come before its chain, and a set after the rules that change it.
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     objects = listed.get("nftables") if isinstance(listed, dict) else None
     for entry in objects if isinstance(objects, list) else ():
-        if isinstance(entry, dict):
-            for kind, body in entry.items():
-                if isinstance(body, dict):
-                    builder.add(kind, body)
-    return builder.build()
+        for kind, body in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(body, dict):
+                found[kind].append(body)
+    rules: dict[ChainKey, list[Rule]] = defaultdict(list)
+    changed: set[SetKey] = set()
+    for body in found["rule"]:
+        key = ChainKey("nft", *_scope(body), _text(body, "chain"))
+        rule = _rule(key, body)
+        rules[key].append(rule)
+        changed |= {(*key[1:3], name) for name in _changed_sets(rule)}
+    chains: dict[ChainKey, Chain] = {}
+    for body in found["chain"]:
+        key = ChainKey("nft", *_scope(body), _text(body, "name"))
+        chains[key] = Chain(key=key, base=_base(body), rules=tuple(rules[key]))
+    sets: dict[SetKey, Set] = {}
+    for body in found["set"] + found["map"]:
+        name = (*_scope(body), _text(body, "name"))
+        sets[name] = _set(body, is_changed=name in changed)
+    return Ruleset(
+        chains=chains,
+        sets=sets,
+        flowtables=tuple(map(_flowtable, found["flowtable"])),
+        tables={
+            (_text(body, "family"), _text(body, "name")): frozenset(_strings(body.get("flags")))
+            for body in found["table"]
+        },
+    )
 
 
-class _RulesetBuilder:
-    """Builder of a Ruleset from nft's listing, in which a rule may come before its chain."""
+def _scope(body: dict[str, Any]) -> TableKey:
+    return _text(body, "family"), _text(body, "table")
 
-    def __init__(self) -> None:
-        self._bases: dict[ChainKey, BaseSpec | None] = {}
-        self._rules: dict[ChainKey, list[Rule]] = {}
-        self._sets: dict[tuple[str, str, str], Set] = {}
-        self._flowtables: list[Flowtable] = []
-        self._tables: dict[TableKey, frozenset[str]] = {}
-        #: The sets that rules change.
-        self._changed: set[tuple[str, str, str]] = set()
 
-    def add(self, kind: str, body: dict[str, Any]) -> None:
-        family, table = str(body.get("family", "")), str(body.get("table", ""))
-        name = str(body.get("name", ""))
-        if kind == "table":
-            self._tables[family, name] = frozenset(_strings(body.get("flags")))
-        elif kind == "chain":
-            self._bases[ChainKey("nft", family, table, name)] = _base(body)
-        elif kind == "rule":
-            key = ChainKey("nft", family, table, str(body.get("chain", "")))
-            rule = _rule(key, body)
-            self._rules.setdefault(key, []).append(rule)
-            self._changed |= {
-                (family, table, changed.removeprefix("@"))
-                for kind, inner in rule.statements
-                if kind in {"set", "map"}
-                and isinstance(inner, dict)
-                and isinstance(changed := inner.get(kind), str)
-            }
-        elif kind in {"set", "map"}:
-            self._sets[family, table, name] = _set(body)
-        elif kind == "flowtable":
-            devices = tuple(_strings(body.get("dev")))
-            self._flowtables.append(
-                Flowtable(family=family, table=table, name=name, devices=devices)
-            )
+def _text(body: dict[str, Any], key: str) -> str:
+    return str(body.get(key, ""))
 
-    def build(self) -> Ruleset:
-        chains = {
-            key: Chain(key=key, base=base, rules=tuple(self._rules.get(key, ())))
-            for key, base in self._bases.items()
-        }
-        return Ruleset(
-            chains=chains,
-            sets={
-                key: _with_unknown_element(each) if key in self._changed else each
-                for key, each in self._sets.items()
-            },
-            flowtables=tuple(self._flowtables),
-            tables=self._tables,
-        )
+
+def _flowtable(body: dict[str, Any]) -> Flowtable:
+    family, table = _scope(body)
+    devices = tuple(_strings(body.get("dev")))
+    return Flowtable(family=family, table=table, name=_text(body, "name"), devices=devices)
+
+
+def _changed_sets(rule: Rule) -> Iterator[str]:
+    for kind, body in rule.statements:
+        name = body.get(kind) if kind in {"set", "map"} and isinstance(body, dict) else None
+        if isinstance(name, str):
+            yield name.removeprefix("@")
 
 
 def _base(body: dict[str, Any]) -> BaseSpec | None:
@@ -208,39 +200,27 @@ def _rule(key: ChainKey, body: dict[str, Any]) -> Rule:
     expressions, handle, comment = body.get("expr"), body.get("handle"), body.get("comment")
     return Rule(
         chain=key,
-        statements=statements(expressions),
+        statements=tuple(_statements(expressions)),
         handle=handle if isinstance(handle, int) else None,
         comment=comment if isinstance(comment, str) else None,
     )
 
 
-def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
-    """Return a rule's statements as pairs (kind, body), from a list of nft's JSON.
-
-    For example, ``{"drop": null}`` becomes ``("drop", None)``. An entry of any other form
-    becomes a statement of the kind ``unknown``.
-    """
-    found: list[tuple[str, Any]] = []
+def _statements(expressions: Any) -> Iterator[tuple[str, Any]]:
     for entry in expressions if isinstance(expressions, list) else ():
         if isinstance(entry, dict) and len(entry) == 1:
-            found.extend(entry.items())
+            yield from entry.items()
         else:
-            found.append(("unknown", entry))
-    return tuple(found)
+            yield "unknown", entry
 
 
-def _set(body: dict[str, Any]) -> Set:
+def _set(body: dict[str, Any], *, is_changed: bool) -> Set:
     elements, size = body.get("elem", []), body.get("size")
-    return Set(
-        elements=elements if isinstance(elements, list) else None,
-        size=size if isinstance(size, int) else None,
-    )
-
-
-def _with_unknown_element(found: Set) -> Set:
-    if found.elements is None:
-        return found
-    return replace(found, elements=[*found.elements, UNKNOWN])
+    if not isinstance(elements, list):
+        elements = None
+    elif is_changed:
+        elements = [*elements, UNKNOWN]
+    return Set(elements=elements, size=size if isinstance(size, int) else None)
 
 
 def _strings(value: Any) -> list[str]:
