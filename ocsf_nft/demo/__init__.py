@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import config, lab
 from ocsf_nft.demo.attempts import all_attempts
-from ocsf_nft.demo.collector import Collector
 from ocsf_nft.demo.proxy import stub_proxy
 from ocsf_nft.demo.screen import Row, Screen
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
@@ -24,7 +23,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.service.run import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
     from typing import Any, ClassVar
 
 _SANDBOX: Final = "demo"
@@ -32,12 +31,50 @@ _SANDBOX: Final = "demo"
 _REPORT_SECONDS: Final = 2.0
 #: Pause between two attempts, so that people can follow.
 _PACE_SECONDS: Final = 0.2
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoError(OcsfNftError):
     """Error: an attempt to reach a host had an unexpected result, or its event is missing."""
 
     exit_code: ClassVar[int] = 1
+
+
+class Collector:
+    """Events of a service, in memory."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._arrival = asyncio.Condition()
+        self._is_over = False
+
+    async def collect(self, events: AsyncIterable[dict[str, Any]]) -> None:
+        """Store all ``events``, and wake the callers of :meth:`find`."""
+        try:
+            async for event in events:
+                self.events.append(event)
+                async with self._arrival:
+                    self._arrival.notify_all()
+        finally:
+            self._is_over = True
+            async with self._arrival:
+                self._arrival.notify_all()
+
+    async def find(
+        self, is_selected: Callable[[dict[str, Any]], bool], seconds: float
+    ) -> dict[str, Any] | None:
+        """Return the first event for which ``is_selected`` returns true; wait until it arrives.
+
+        Returns None if no such event arrives within ``seconds``, or before the events end.
+        """
+
+        def found() -> dict[str, Any] | None:
+            return next(filter(is_selected, self.events), None)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._arrival:
+                await self._arrival.wait_for(lambda: self._is_over or found() is not None)
+        return found()
 
 
 def demonstrate() -> None:
@@ -90,11 +127,7 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """Install a fence around the demo's sandbox; run the service during the ``async with`` body.
-
-    ``made`` has the names of the sandbox's namespaces. The service delivers the events to
-    ``collector``.
-    """
+    """Install a fence around the demo's sandbox; run the service during the ``async with`` body."""
     sandbox = {
         "name": _SANDBOX,
         "netns": made.sandbox,
@@ -120,10 +153,9 @@ async def _watched(
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Run ``work`` until it ends, or until SIGINT, SIGTERM or SIGHUP cancels it.
+    """Run ``work`` until it ends, or until a signal cancels it; return the signal's number.
 
-    Return the number of the signal; None if no signal arrived. The caller must have blocked the
-    signals with :func:`_blocked_signals`. This function unblocks the signals while ``work`` runs.
+    The caller has blocked the signals. They are unblocked while ``work`` runs.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -134,9 +166,9 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
             task.cancel()
         received.append(number)
 
-    for number in _signals():
+    for number in _SIGNALS:
         loop.add_signal_handler(number, end, number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _signals())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         await task
     except (asyncio.CancelledError, OcsfNftError):
@@ -144,24 +176,20 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
         if not received:
             raise
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
-        for number in _signals():
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number in _SIGNALS:
             loop.remove_signal_handler(number)
     return received[0] if received else None
 
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP during the ``with`` body, also in new child processes."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
+    # Also in new child processes.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _signals() -> tuple[signal.Signals, ...]:
-    return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def _remove_fences(state: StateDirectory) -> None:

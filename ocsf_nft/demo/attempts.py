@@ -38,7 +38,7 @@ _PROGRAM: Final = Path(program.__file__)
 _TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Trace:
     """Values by which the demo finds the event about an attempt, such as protocol and port.
 
@@ -136,59 +136,43 @@ def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
     curl and ping. A Python program replaces a missing program.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
+    ipv6_url = f"http://[{INTERNET6}]/"
+    ethertype = program.ETHERTYPE
+    dns, web6 = Trace(_UDP, _NAMESERVER, 53), Trace(_TCP, INTERNET6, 80)
+    frame = Trace(ethertype=ethertype)
     return (
-        _fetch(
-            curl, f"https://{INTERNET4}/", Trace(protocol=_TCP, destination=INTERNET4, port=443)
-        ),
-        _python(
-            f"urllib http://[{INTERNET6}]/",
-            Trace(protocol=_TCP, destination=INTERNET6, port=80),
-            "http",
-            f"http://[{INTERNET6}]/",
-        ),
-        _python(
-            f"DNS query to {_NAMESERVER}",
-            Trace(protocol=_UDP, destination=_NAMESERVER, port=53),
-            "dns",
-            _NAMESERVER,
-        ),
+        _fetch(curl, f"https://{INTERNET4}/", Trace(_TCP, INTERNET4, 443)),
+        _python(f"urllib {ipv6_url}", web6, "http", ipv6_url),
+        _python(f"DNS query to {_NAMESERVER}", dns, "dns", _NAMESERVER),
         _ping(ping, INTERNET4, _ICMP),
         _ping(ping, INTERNET6, _ICMPV6),
         _raw("SCTP", _SCTP, INTERNET4),
         _raw("GRE", _GRE, INTERNET6),
-        _python(
-            f"Ethernet frame, type {program.ETHERTYPE:#06x}",
-            Trace(ethertype=program.ETHERTYPE),
-            "frame",
-            device,
-            GATEWAY_MAC,
-        ),
-        _fetch(curl, f"http://{_METADATA}/", Trace(protocol=_TCP, destination=_METADATA, port=80)),
+        _python(f"Ethernet frame, type {ethertype:#06x}", frame, "frame", device, GATEWAY_MAC),
+        _fetch(curl, f"http://{_METADATA}/", Trace(_TCP, _METADATA, 80)),
         _fetch(curl, _PAGE, None),
     )
 
 
 def _fetch(curl: str | None, url: str, trace: Trace | None) -> Attempt:
+    # The attempt that leaves no trace is allowed: it uses the proxy.
     through = () if trace is not None else (PROXY_URL,)
+    way = f"{url} by proxy" if through else url
     if curl is None:
-        return _python(f"urllib {_way(url, through)}", trace, "http", url, *through)
+        return _python(f"urllib {way}", trace, "http", url, *through)
     flags = ("--proxy", *through) if through else ("--noproxy", "*")
     # -q: without the settings of the user who runs the demo.
     command = (curl, "-q", "-sS", "--output", "-", "--max-time", "2", *flags)
     return Attempt(
-        title=f"curl {_way(url, through)}",
+        title=f"curl {way}",
         command=(*command, "--write-out", "\n%{http_code} %{time_total}", url),
         watch=_watch_curl,
         trace=trace,
     )
 
 
-def _way(url: str, through: tuple[str, ...]) -> str:
-    return f"{url} by proxy" if through else url
-
-
 def _ping(ping: str | None, address: str, protocol: int) -> Attempt:
-    trace = Trace(protocol=protocol, destination=address)
+    trace = Trace(protocol, address)
     if ping is None:
         return _python(f"ping {address}", trace, "ping", address)
     return Attempt(
@@ -200,7 +184,7 @@ def _ping(ping: str | None, address: str, protocol: int) -> Attempt:
 
 
 def _raw(name: str, protocol: int, address: str) -> Attempt:
-    trace = Trace(protocol=protocol, destination=address)
+    trace = Trace(protocol, address)
     return _python(f"raw {name} to {address}", trace, "raw", str(protocol), address)
 
 

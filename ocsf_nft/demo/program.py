@@ -25,10 +25,10 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 
 
 # Each public function prepares an attempt, and returns a function that makes it: only the attempt
-# is timed. The returned function returns the result as text, or raises OSError.
+# is timed. The returned function raises OSError if the attempt fails.
 
 
-def http(url: str, proxy: str = "") -> Callable[[], str]:
+def http(url: str, proxy: str = "") -> Callable[[], object]:
     """Return a function that fetches ``url`` and returns the status, such as ``200 OK``.
 
     ``proxy`` is the URL of a proxy for ``http://`` URLs; without it, the request is sent directly.
@@ -46,28 +46,28 @@ def http(url: str, proxy: str = "") -> Callable[[], str]:
     return attempt
 
 
-def dns(server: str) -> Callable[[], str]:
+def dns(server: str) -> Callable[[], object]:
     """Return a function that sends a DNS query for example.com to ``server`` by UDP (RFC 1035).
 
-    The function returns ``sent``, and does not wait for the answer.
+    The function does not wait for the answer.
     """
     name = b"".join(bytes([len(label)]) + label for label in (b"example", b"com")) + b"\0"
     query = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1)
     sock = socket.socket(_family(server), socket.SOCK_DGRAM)
-    return lambda: _sent(sock.sendto(query, (server, _DNS_PORT)))
+    return lambda: sock.sendto(query, (server, _DNS_PORT))
 
 
-def raw(protocol: str, address: str) -> Callable[[], str]:
-    """Return a function that sends a packet to ``address`` by a raw socket, and returns ``sent``.
+def raw(protocol: str, address: str) -> Callable[[], object]:
+    """Return a function that sends a packet to ``address`` by a raw socket.
 
     ``protocol`` is the number of the IP protocol, in decimal digits.
     """
     sock = socket.socket(_family(address), socket.SOCK_RAW, int(protocol))
-    return lambda: _sent(sock.sendto(bytes(20), (address, 0)))
+    return lambda: sock.sendto(bytes(20), (address, 0))
 
 
-def ping(address: str) -> Callable[[], str]:
-    """Return a function that sends one ICMP echo request to ``address``, and returns ``sent``."""
+def ping(address: str) -> Callable[[], object]:
+    """Return a function that sends one ICMP echo request to ``address``."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).
@@ -76,31 +76,27 @@ def ping(address: str) -> Callable[[], str]:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         checksum = 0xFFFF - (_ICMP_ECHO << 8) - 1
         echo = struct.pack("!BBHHH", _ICMP_ECHO, 0, checksum, 0, 1)
-    return lambda: _sent(sock.sendto(echo, (address, 0)))
+    return lambda: sock.sendto(echo, (address, 0))
 
 
-def frame(device: str, destination: str) -> Callable[[], str]:
+def frame(device: str, destination: str) -> Callable[[], object]:
     """Return a function that sends an Ethernet frame without an IP packet.
 
-    The result of that function is always the text ``sent``. ``device`` is the interface that sends
-    the frame. ``destination`` is the receiver's MAC address. The frame bypasses the IP stack.
+    ``device`` is the interface that sends the frame. ``destination`` is the receiver's MAC address.
+    The frame bypasses the IP stack.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))
     addresses = bytes.fromhex(destination.replace(":", "")) + sock.getsockname()[4]
-    return lambda: _sent(sock.send(addresses + ETHERTYPE.to_bytes(2, "big") + bytes(46)))
+    return lambda: sock.send(addresses + ETHERTYPE.to_bytes(2, "big") + bytes(46))
 
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _sent(_length: int) -> str:
-    return "sent"
-
-
 def _main(kind: str, *arguments: str) -> int:
-    kinds: dict[str, Callable[..., Callable[[], str]]] = {
+    kinds: dict[str, Callable[..., Callable[[], object]]] = {
         "http": http,
         "dns": dns,
         "raw": raw,
@@ -110,7 +106,8 @@ def _main(kind: str, *arguments: str) -> int:
     attempt = kinds[kind](*arguments)
     start = time.perf_counter()
     try:
-        saw, code = attempt(), 0
+        result, code = attempt(), 0
+        saw = result if isinstance(result, str) else "sent"
     except OSError as error:
         # urllib wraps the error of the socket, which has the result.
         cause = getattr(error, "reason", error)

@@ -20,7 +20,6 @@ from ocsf_nft.demo.attempts import PROXY_URL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from ocsf_nft.demo.attempts import Attempt, Outcome
 
@@ -89,12 +88,7 @@ class Screen:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Print the complete table."""
         self._live.stop()
         if self.rows:
@@ -246,13 +240,8 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about the refused packets that the sandbox's kernel sent by itself.
-
-    The kernel sends these packets to manage its IPv6 link. Without such packets, the result is an
-    empty text.
-    """
     others = sum(
-        # Events about these packets have the severity Informational.
+        # The sandbox's kernel sent these packets by itself.
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"
         for event in events
     )

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft import demo
-from ocsf_nft.demo import attempts, proxy, screen
+from ocsf_nft.demo import Collector, attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
-from ocsf_nft.demo.collector import Collector
 from ocsf_nft.demo.screen import Row, Screen, folded
 from ocsf_nft.errors import UnsupportedError
 
