@@ -85,11 +85,7 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if ``self.packet`` is a later packet of a flow, and not a reply.
-
-        An AcceptedFlow object models one packet. For a flow's first packet and for replies, the
-        result is false.
-        """
+        """Return true if the packet is a later packet of a flow, and not a reply."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
@@ -125,10 +121,7 @@ class CheckScope:
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
-        """Yield example packets of the traffic that a fence accepts: at least one of each kind.
-
-        The fence is the one around this scope's VM or sandbox.
-        """
+        """Yield example packets of the traffic that a fence accepts: at least one of each kind."""
         if self.device is not None:
             for subnet in self.subnets:
                 gateway = exactly(int(subnet.ip))

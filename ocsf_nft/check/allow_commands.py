@@ -56,7 +56,7 @@ def commands(
             return tuple(map(shlex.join, _ufw(scope, directions)))
     key, path = base.key, scope.namespace.path
     is_owned = "owner" in ruleset.tables.get((key.family, key.table), ())
-    if key.backend == "legacy" or (is_iptables_table(key) and key.name.isupper()):
+    if is_iptables_table(key) and key.name.isupper():
         insert = _iptables_insert(base, owner, ruleset)
         end, matches = ["-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"], _iptables_matches
     elif is_plain(key.table) and is_plain(key.name) and not is_owned:

@@ -83,11 +83,7 @@ def _read(process: subprocess.Popen[bytes], program: str, limit: int) -> bytes:
 def _read_both(
     process: subprocess.Popen[bytes], program: str, limit: int, deadline: float
 ) -> tuple[bytes, bytes]:
-    """Return the standard output and the start of the standard error of a process.
-
-    Raises CommandError at ``deadline`` (:func:`time.monotonic`), or if the output exceeds
-    ``limit`` bytes.
-    """
+    """Return the standard output and the start of the standard error of a process."""
     output, errors = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
         for stream, buffer in ((process.stdout, output), (process.stderr, errors)):

@@ -80,16 +80,16 @@ def owner(chain: Chain, ruleset: Ruleset) -> str:
         return OURS
     if key.backend == "nft" and key.table in _TABLES:
         return _TABLES[key.table]
-    is_iptables = key.backend == "legacy" or is_iptables_table(key)
-    if is_iptables:
-        found = _owner_by_name(key.name)
-        if found is None and chain.base is not None:
-            found = _policy_owner(key, ruleset)
-        if found is not None:
-            return found
+    if not is_iptables_table(key):
+        return NFTABLES
+    found = _owner_by_name(key.name)
+    if found is None and chain.base is not None:
+        found = _policy_owner(key, ruleset)
+    if found is not None:
+        return found
     if key.backend == "legacy":
         return LEGACY
-    return IPTABLES if is_iptables and _has_iptables_names(key, ruleset) else NFTABLES
+    return IPTABLES if _has_iptables_names(key, ruleset) else NFTABLES
 
 
 def _owner_by_name(name: str) -> str | None:

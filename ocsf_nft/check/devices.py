@@ -71,8 +71,8 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Key, str]:
     """Return the name of the network interface through which packets to each address are sent.
 
-    The caller can choose any keys for ``addresses``; the result has the same keys. Addresses
-    without a route are omitted. If the routes can't be read, the result is empty.
+    The result has the keys of ``addresses``. Addresses without a route are omitted. If the routes
+    can't be read, the result is empty.
     """
 
     def query() -> dict[_Key, str]:

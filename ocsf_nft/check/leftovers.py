@@ -166,7 +166,7 @@ class _LeftoverTest:
 
 
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
-    if chain.key.backend != "legacy" and not is_iptables_table(chain.key):
+    if not is_iptables_table(chain.key):
         return False
     if chain.base is not None or chain.key.name == "DOCKER-USER":
         return True

@@ -46,11 +46,7 @@ class Span(NamedTuple):
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Return YES if this span, the range of an unknown number, is completely inside ``other``.
-
-        Return NO if the two spans have no number in common. Otherwise return MAYBE: the unknown
-        number may be in ``other``.
-        """
+        """Return YES if the number is certainly in ``other``, NO if it can't be, else MAYBE."""
         if self.high < other.low or other.high < self.low:
             return Truth.NO
         return Truth.YES if other.low <= self.low and self.high <= other.high else Truth.MAYBE
@@ -107,16 +103,11 @@ NO_INTERFACE: Final = InterfaceName("")
 
 
 def interface(pattern: str) -> InterfaceName:
-    """Convert an interface's name, or a pattern such as ``vmtap-*``, to an InterfaceName.
+    """Return the InterfaceName for a name, or for a pattern such as ``vmtap-*``.
 
-    The pattern ``vmtap-*`` means that only the start of the name, ``vmtap-``, is known. A pattern
-    without ``*`` at the end is the whole name.
+    Of a pattern with ``*`` at the end only the start of the name is known.
     """
-    return (
-        InterfaceName(pattern[:-1], is_prefix=True)
-        if pattern.endswith("*")
-        else InterfaceName(pattern)
-    )
+    return InterfaceName(pattern.removesuffix("*"), is_prefix=pattern.endswith("*"))
 
 
 class Bits(NamedTuple):
@@ -149,11 +140,9 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return a Bits object for a packet that has at most one flag.
+    """Return the flags of a packet that has one flag of ``alternatives``: it is unknown which.
 
-    ``alternatives`` are the flags that the packet may have. For example, ``bits("new",
-    "established")`` means that the packet has one of these two flags, but it is unknown which. An
-    empty text in ``alternatives`` means that the packet may have no flag.
+    An empty text in ``alternatives`` means that the packet may have no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))
 

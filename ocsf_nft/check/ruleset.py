@@ -121,7 +121,8 @@ XTABLES: Final = ("filter", "nat", "mangle", "raw", "security")
 
 def is_iptables_table(key: ChainKey) -> bool:
     """Return true if a chain is in a table that iptables may have made, such as ``ip filter``."""
-    return key.family in XTABLES_FAMILIES and key.table in XTABLES
+    is_listed = key.family in XTABLES_FAMILIES and key.table in XTABLES
+    return key.backend == "legacy" or is_listed
 
 
 def from_json(listed: Any) -> Ruleset:

@@ -51,10 +51,7 @@ class Trace:
     ethertype: int | None = None
 
     def is_in(self, event: Mapping[str, Any]) -> bool:
-        """Return true if ``event`` reports refused packets that match this trace.
-
-        All values must be equal: protocol, destination address, port and ethertype.
-        """
+        """Return true if ``event`` reports refused packets, and has all values of this trace."""
         destination = event.get("dst_endpoint", {})
         found = Trace(
             protocol=event.get("connection_info", {}).get("protocol_num"),
