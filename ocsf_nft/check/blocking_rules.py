@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.check import allow_commands, chain_owner, hook_path
+from ocsf_nft.check import firewalls, hook_path
 from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.bounded_command import CommandError, command_output
 from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
@@ -83,7 +83,7 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
         )
     if is_judged and not others and not ruleset.unread:
         count = sum(len(chain.rules) for chain in ruleset.chains.values()
-                    if not (ours and chain_owner.is_ours(chain.key)))  # fmt: skip
+                    if not (ours and firewalls.is_ours(chain.key)))  # fmt: skip
         other = "other " if ours else ""
         yield Finding(
             name="accepted",
@@ -95,8 +95,8 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
     if scope.device is not None and not scope.device.endswith("*"):
         # Only the fence of this interface is meant to block the traffic of a single VM.
-        return chain_owner.is_ours(key) and key.table == device_table(scope.device)
-    return chain_owner.is_ours(key)
+        return firewalls.is_ours(key) and key.table == device_table(scope.device)
+    return firewalls.is_ours(key)
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
@@ -111,7 +111,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
         # No command: it would allow traffic that the fence is meant to block.
         remedy="none, if it is the requested fence; to accept other traffic, install it again",
         location=RuleLocation(
-            backend="nft", family=visible(family), table=visible(table), owner=chain_owner.OURS
+            backend="nft", family=visible(family), table=visible(table), owner=firewalls.OURS
         ),
     )
 
@@ -126,15 +126,13 @@ def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
         opening = {(flow_stop.stop, flow_stop.is_certain) for flow_stop in found}
         for flow_stop in found:
             is_new = not known & {(flow_stop.stop, True), (flow_stop.stop, flow_stop.is_certain)}
-            if is_new and (
-                flow_stop.is_certain or not chain_owner.is_ours(flow_stop.stop.chain.key)
-            ):
+            if is_new and (flow_stop.is_certain or not firewalls.is_ours(flow_stop.stop.chain.key)):
                 yield flow_stop
 
 
 def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) -> Finding:
     stop, base = flow_stops[0].stop, flow_stops[0].base
-    owner = chain_owner.owner(stop.chain, ruleset)
+    owner = firewalls.owner(stop.chain, ruleset)
     text = None if stop.rule is None else _rule_text(stop.rule, scope.namespace)
     handle = None if stop.rule is None else stop.rule.handle
     location = RuleLocation.of_chain(stop.chain.key, handle=handle, rule=text, owner=owner)
@@ -149,9 +147,9 @@ def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) ->
             location=location,
         )
     # No command may open another fence.
-    is_fence = owner == chain_owner.OURS
+    is_fence = owner == firewalls.OURS
     flows = [flow_stop.flow for flow_stop in flow_stops]
-    commands = () if is_fence else allow_commands.commands(owner, base, ruleset, scope, flows)
+    commands = () if is_fence else firewalls.commands(owner, base, ruleset, scope, flows)
     is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
     return Finding(
         name="drops" if is_certain else "may-drop",
@@ -214,12 +212,12 @@ def _remedy(owner: str, *, has_commands: bool) -> str:
             f"make {owner} accept this traffic, or change the rule: no command is shown, "
             "because its names can't be written safely or only its owner can change the table"
         )
-    if owner == chain_owner.FIREWALLD:
+    if owner == firewalls.FIREWALLD:
         return "allow it in firewalld, with a separate zone and policy; they are permanent"
-    if owner == chain_owner.UFW:
+    if owner == firewalls.UFW:
         return "allow it in ufw; the rules are permanent"
     remedy = "allow it before that rule; a restart removes the new rule unless it is saved"
-    if owner in chain_owner.REINSERTING:
+    if owner in firewalls.REINSERTING:
         remedy += f", and {owner} may insert its own rules before it again"
     return remedy
 
@@ -234,7 +232,7 @@ def _rule_text(rule: Rule, namespace: Namespace) -> str:
 
 def _nft_text(rule: Rule, namespace: Namespace) -> str | None:
     key = rule.chain
-    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
+    if not firewalls.is_plain(key):
         return None
     command = [str(nft.find()), "-a", "-s", "-t", "list", "chain", key.family, key.table, key.name]
     try:

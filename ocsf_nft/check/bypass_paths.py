@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.check import chain_owner
+from ocsf_nft.check import firewalls
 from ocsf_nft.check.finding import Finding, RuleLocation
 from ocsf_nft.check.packet import Truth, interface
 from ocsf_nft.ocsf.safe_text import visible
@@ -65,7 +65,7 @@ def _flowtables(ruleset: Ruleset) -> Iterator[Finding]:
 
 def _rules(ruleset: Ruleset) -> Iterator[Finding]:
     for chain in ruleset.chains.values():
-        if chain_owner.is_ours(chain.key):
+        if firewalls.is_ours(chain.key):
             continue
         _backend, family, table, name = chain.key
         for rule in chain.rules:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.check.allow_commands import is_plain_device
 from ocsf_nft.check.finding import Finding
+from ocsf_nft.check.firewalls import is_plain_device
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import allow_commands, chain_owner, read_ruleset, xtables
+from ocsf_nft.check import firewalls, read_ruleset, xtables
 from ocsf_nft.check.bounded_command import CommandError, command_output
-from ocsf_nft.check.chain_owner import IPTABLES, LEGACY, NFTABLES
 from ocsf_nft.check.finding import Finding, RuleLocation
+from ocsf_nft.check.firewalls import IPTABLES, LEGACY, NFTABLES
 from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import nft
@@ -154,7 +154,7 @@ class _LeftoverTest:
             if _VM_DEVICE.fullmatch(device) and device not in self._present:
                 return f"it is for {device}, which does not exist"
             # `check` suggests commands that add rules with this comment.
-            if device == self._device and rule.comment != allow_commands.COMMENT:
+            if device == self._device and rule.comment != firewalls.COMMENT:
                 return f"it is for {device}, which a fence handles"
         # The usual NAT rule for a subnet excludes the interface of that subnet.
         excluded = set(_devices(rule, "!=")) - {self._device}
@@ -170,7 +170,7 @@ def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
         return False
     if chain.base is not None or chain.key.name == "DOCKER-USER":
         return True
-    return chain_owner.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
+    return firewalls.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
 
 
 def _jump_reason(rule: Rule, leftover_chains: Mapping[ChainKey, str]) -> str | None:
@@ -264,7 +264,7 @@ def _commands(leftover: Leftover) -> Iterator[list[str]]:
             _append, _chain, *arguments = xtables.split(rule.text)
             yield [*start, "-D", key.name, *arguments]
         return
-    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
+    if not firewalls.is_plain(key):
         raise CommandError("its name can't be written safely")
     binary = str(nft.find())
     chain = [key.family, key.table, key.name]

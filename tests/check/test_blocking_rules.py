@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.check import chain_owner
+from ocsf_nft.check import firewalls
 from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.check.blocking_rules import _remedy, _rule_text, judge
 from ocsf_nft.check.finding import exit_code
@@ -20,21 +20,21 @@ def test_remedy_depends_on_the_owner_of_the_rule() -> None:
     lasting = "are permanent"
     for owner, parts in (
         (
-            chain_owner.FIREWALLD,
+            firewalls.FIREWALLD,
             ("allow it in firewalld, with a separate zone and policy", lasting),
         ),
-        (chain_owner.UFW, ("allow it in ufw", lasting)),
+        (firewalls.UFW, ("allow it in ufw", lasting)),
         (
-            chain_owner.DOCKER,
+            firewalls.DOCKER,
             ("a restart removes the new rule", "Docker may insert its own rules before it again"),
         ),
-        (chain_owner.NFTABLES, ("a restart removes the new rule",)),
+        (firewalls.NFTABLES, ("a restart removes the new rule",)),
     ):
         remedy = _remedy(owner, has_commands=True)
         assert all(part in remedy for part in parts), (owner, remedy)
         assert (lasting in remedy) == (lasting in parts), (owner, remedy)
-        assert ("again" in remedy) == (owner == chain_owner.DOCKER), (owner, remedy)
-    unwritable = _remedy(chain_owner.FIREWALLD, has_commands=False)
+        assert ("again" in remedy) == (owner == firewalls.DOCKER), (owner, remedy)
+    unwritable = _remedy(firewalls.FIREWALLD, has_commands=False)
     assert "make firewalld accept this traffic" in unwritable
     assert "no command is shown" in unwritable
 

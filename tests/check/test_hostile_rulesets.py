@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.check import allow_commands, hook_path
+from ocsf_nft.check import firewalls, hook_path
 from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.check.blocking_rules import judge
-from ocsf_nft.check.chain_owner import OURS, owner
 from ocsf_nft.check.chain_walk import TooLargeError, Walker
+from ocsf_nft.check.firewalls import OURS, owner
 from ocsf_nft.check.leftovers import find_leftovers
 from ocsf_nft.check.ruleset import ChainKey, from_json
 from ocsf_nft.fence import nft
@@ -222,7 +222,7 @@ def test_findings_have_only_plain_names_in_commands_and_printable_text(
     ]
     for finding in judge(from_json({"nftables": objects}), _SCOPE):
         assert finding.meaning.isprintable()
-        is_plain = allow_commands.is_plain(table) and allow_commands.is_plain(chain)
+        is_plain = firewalls.is_plain(ChainKey("nft", family, table, chain))
         for command in finding.commands:
             assert is_plain, command
             assert command.isprintable()

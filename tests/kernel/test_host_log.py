@@ -133,7 +133,7 @@ def _decoded(event: dict[str, Any]) -> tuple[str, str | None, str]:
     return event["firewall_rule"]["name"], event["src_endpoint"].get("name"), event["disposition"]
 
 
-def test_records_of_other_firewalls_become_events_without_a_fence(
+def test_records_of_firewalls_become_events_without_a_fence(
     firewalled: Lab,
     tmp_path: Path,
     judge: Callable[[Any], list[str]],
@@ -175,7 +175,7 @@ def test_record_of_a_program_with_a_firewall_prefix_is_a_forgery(
     assert re.search(r"\b4 forged", messages), messages
 
 
-def test_shared_log_separates_records_of_fence_and_other_firewalls(
+def test_shared_log_separates_records_of_fence_and_firewalls(
     firewalled: Lab, tmp_path: Path, log: str, under: Sequence[str], state: StateDirectory
 ) -> None:
     sandbox = f"""

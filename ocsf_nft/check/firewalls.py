@@ -1,7 +1,8 @@
-"""Shell commands that make another firewall accept the traffic that a fence accepts.
+"""Firewalls of a host: which one made a chain, and commands that make it accept traffic.
 
-An administrator runs the commands as root, so every word is quoted. No command is shown if a name
-in it has unusual characters.
+A firewall is recognised by the names of its tables and chains. Any program can choose these names,
+so use the result only in findings of `check`. An administrator runs the commands as root, so every
+word is quoted. No command is shown if a name in it has unusual characters.
 """
 
 from __future__ import annotations
@@ -12,16 +13,65 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.check.accepted_flows import FlowDirection
-from ocsf_nft.check.chain_owner import DOCKER, FIREWALLD, UFW
 from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.fence import nft
+from ocsf_nft.fence.ruleset import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from collections.abc import Set as AbstractSet
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope
-    from ocsf_nft.check.ruleset import Chain, Ruleset
+    from ocsf_nft.check.ruleset import Chain, ChainKey, Ruleset
+
+OURS: Final = "ocsf-nft"
+FIREWALLD: Final = "firewalld"
+UFW: Final = "ufw"
+DOCKER: Final = "Docker"
+IPTABLES: Final = "iptables"
+LEGACY: Final = "legacy iptables"
+NFTABLES: Final = "nftables"
+
+#: Tables that belong to one program, in any family.
+_TABLES: Final = {
+    "firewalld": FIREWALLD,
+    "docker-bridges": DOCKER,
+    "kube-proxy": "kube-proxy",
+    "calico": "Calico",
+    "libvirt_network": "libvirt",
+    "netavark": "Podman",
+    "lxd": "LXD",
+    "incus": "Incus",
+    "io.systemd.nat": "systemd-networkd",
+    "fail2ban": "fail2ban",
+    "crowdsec": "CrowdSec",
+    "crowdsec6": "CrowdSec",
+}
+#: Prefixes of the chains of programs that use iptables' tables.
+_CHAINS: Final = (
+    ("ufw-", UFW),
+    ("ufw6-", UFW),
+    ("DOCKER", DOCKER),
+    ("KUBE-", "kube-proxy"),
+    ("cali-", "Calico"),
+    ("CILIUM_", "Cilium"),
+    ("OLD_CILIUM_", "Cilium"),
+    ("FLANNEL-", "flannel"),
+    ("WEAVE", "Weave"),
+    ("CNI-", "CNI"),
+    ("LIBVIRT_", "libvirt"),
+    ("NETAVARK", "Podman"),
+    ("IN_", FIREWALLD),
+    ("FWD_", FIREWALLD),
+    ("FORWARD_direct", FIREWALLD),
+    ("INPUT_direct", FIREWALLD),
+    ("ts-", "Tailscale"),
+    ("f2b-", "fail2ban"),
+)
+#: Programs that set the policy of the built-in chains, strongest first.
+_POLICY_OWNERS: Final = (UFW, DOCKER)
+#: Programs that insert their own rules at the top again at any time.
+REINSERTING: Final = frozenset({"kube-proxy", "Calico", "Cilium", "flannel", "Weave", DOCKER})
 
 #: Comment of the rules that our commands add: `check` doesn't take them for leftovers.
 COMMENT: Final = "ocsf-nft"
@@ -32,6 +82,50 @@ _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,14}\*?", re.ASCII)
 _FAMILIES: Final = {4: "ip", 6: "ip6"}
 _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
+
+
+def is_ours(key: ChainKey) -> bool:
+    """Return True if a chain is in a table with a name that ocsf-nft uses, such as ``ocsf_nft``."""
+    is_own_name = key.table == TABLE or key.table.startswith(f"{TABLE}_")
+    return key.backend == "nft" and is_own_name
+
+
+def owner(chain: Chain, ruleset: Ruleset) -> str:
+    """Return the name of the program that made a chain, such as firewalld or Docker.
+
+    If no program is recognised, return ``legacy iptables`` (old kernel tables), ``iptables`` (made
+    by iptables in nf_tables) or ``nftables``.
+    """
+    key = chain.key
+    if is_ours(key):
+        return OURS
+    if key.backend == "nft" and key.table in _TABLES:
+        return _TABLES[key.table]
+    if not is_iptables_table(key):
+        return NFTABLES
+    found = _owner_by_name(key.name)
+    if found is None and chain.base is not None:
+        found = _policy_owner(key, ruleset)
+    if found is not None:
+        return found
+    if key.backend == "legacy":
+        return LEGACY
+    return IPTABLES if _has_iptables_names(key, ruleset) else NFTABLES
+
+
+def _owner_by_name(name: str) -> str | None:
+    return next((program for start, program in _CHAINS if name.startswith(start)), None)
+
+
+def _policy_owner(key: ChainKey, ruleset: Ruleset) -> str | None:
+    owners = {_owner_by_name(other.name) for other in ruleset.chains if other[:3] == key[:3]}
+    return next((program for program in _POLICY_OWNERS if program in owners), None)
+
+
+def _has_iptables_names(key: ChainKey, ruleset: Ruleset) -> bool:
+    bases = [chain.key.name for chain in ruleset.chains.values()
+             if chain.base is not None and chain.key[:3] == key[:3]]  # fmt: skip
+    return bool(bases) and all(name.isupper() for name in bases)
 
 
 def commands(
@@ -59,7 +153,7 @@ def commands(
     if is_iptables_table(key) and key.name.isupper():
         insert = _iptables_insert(base, owner, ruleset)
         end, matches = ["-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"], _iptables_matches
-    elif is_plain(key.table) and is_plain(key.name) and not is_owned:
+    elif is_plain(key) and not is_owned:
         insert = ["nft", "insert", "rule", key.family, key.table, key.name]
         end, matches = ["accept", "comment", f'"{COMMENT}"'], _nft_matches
     else:  # only the owner of a table can change it
@@ -82,9 +176,9 @@ def is_plain_device(name: str) -> bool:
     return _DEVICE.fullmatch(name) is not None
 
 
-def is_plain(name: str) -> bool:
-    """Return True if an nft command can safely contain ``name`` as the name of a table or chain."""
-    return _PLAIN.fullmatch(name) is not None
+def is_plain(key: ChainKey) -> bool:
+    """Return True if an nft command can safely contain the names of a chain and of its table."""
+    return all(_PLAIN.fullmatch(name) for name in (key.table, key.name))
 
 
 def _plus_wildcard(scope: CheckScope) -> str:

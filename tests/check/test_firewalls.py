@@ -1,12 +1,12 @@
-"""Tests of the commands that `check` shows for a rule that drops traffic."""
+"""Tests of the owner of a chain, and of the commands that `check` shows for its rules."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.check import allow_commands, chain_owner
+from ocsf_nft.check import firewalls, xtables
 from ocsf_nft.check.accepted_flows import AcceptedFlow, CheckScope, FlowDirection
-from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Ruleset
+from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Ruleset, from_json
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
@@ -58,7 +58,7 @@ def _commands(
 ) -> tuple[str, ...]:
     base = BaseSpec(kind="filter", hook=hook, priority=0, policy="drop")
     chain = Chain(key=ChainKey(*key), base=base, rules=())
-    return allow_commands.commands(owner, chain, Ruleset(), *traffic)
+    return firewalls.commands(owner, chain, Ruleset(), *traffic)
 
 
 def test_ufw_commands_allow_each_direction() -> None:
@@ -75,11 +75,11 @@ def test_ufw_commands_allow_each_direction() -> None:
         ),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "ip", "filter", "FORWARD")
-        assert _commands(chain_owner.UFW, key, "forward", _traffic(direction)) == tuple(commands)
+        assert _commands(firewalls.UFW, key, "forward", _traffic(direction)) == tuple(commands)
         none = _traffic(direction, device='vm"; reboot')
-        assert _commands(chain_owner.UFW, key, "forward", none) == ()
+        assert _commands(firewalls.UFW, key, "forward", none) == ()
     gateway = _traffic(_GATEWAY, subnets=())
-    assert _commands(chain_owner.UFW, key, "input", gateway) == (
+    assert _commands(firewalls.UFW, key, "input", gateway) == (
         "ufw allow in on vmtap-+ to any port 3128 proto tcp",
     )
 
@@ -87,7 +87,7 @@ def test_ufw_commands_allow_each_direction() -> None:
 def test_firewalld_commands_add_a_policy_for_outgoing_traffic() -> None:
     for direction, has_policy in ((_OUT, True), (_REPLY, True), (_GATEWAY, False)):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "firewalld", "filter_FORWARD")
-        found = _commands(chain_owner.FIREWALLD, key, "forward", _traffic(direction))
+        found = _commands(firewalls.FIREWALLD, key, "forward", _traffic(direction))
         assert found[:2] == (
             "firewall-cmd --permanent --new-zone=ocsf-nft",
             "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-+",
@@ -113,11 +113,11 @@ def test_iptables_commands_accept_each_direction_in_its_chain(
     ):
         key: tuple[Backend, str, str, str] = ("legacy", "ip", "filter", chain)
         traffic = _traffic(direction, versions={4})
-        found = _commands(chain_owner.LEGACY, key, chain.lower(), traffic)
+        found = _commands(firewalls.LEGACY, key, chain.lower(), traffic)
         end = "-m comment --comment ocsf-nft -j ACCEPT"
         assert found == tuple(f"iptables-legacy -I {chain} {match} {end}" for match in matches)
     (found6,) = _commands(
-        chain_owner.IPTABLES,
+        firewalls.IPTABLES,
         ("nft", "ip6", "raw", "OUTPUT"),
         "output",
         _traffic(_PROXY, versions={6}),
@@ -141,12 +141,12 @@ def test_nft_commands_accept_each_direction_at_its_hook() -> None:
         ("input", _PROXY_ANSWER, ["ip saddr 192.0.2.1 tcp sport 3128"]),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "site", "chain")
-        found = _commands(chain_owner.NFTABLES, key, hook, _traffic(direction, versions={4}))
+        found = _commands(firewalls.NFTABLES, key, hook, _traffic(direction, versions={4}))
         assert found == tuple(
             f"nft insert rule inet site chain {match} accept comment '\"ocsf-nft\"'"
             for match in matches
         )
-    found = _commands(chain_owner.NFTABLES, key, "output", _traffic(_PROXY))
+    found = _commands(firewalls.NFTABLES, key, "output", _traffic(_PROXY))
     assert "ip6 daddr 2001:db8::1 tcp dport 8080" in found[1]
 
 
@@ -159,15 +159,15 @@ def test_docker_commands_use_the_chain_for_other_rules(
     )
     base = BaseSpec(kind="filter", hook="forward", priority=0, policy="drop")
     for owner, key, others, name in (
-        (chain_owner.DOCKER, forward, [users], "DOCKER-USER"),
-        (chain_owner.DOCKER, forward, [], "FORWARD"),
-        (chain_owner.IPTABLES, forward, [users], "FORWARD"),
-        (chain_owner.DOCKER, forward._replace(name="INPUT"), [users], "INPUT"),
-        (chain_owner.DOCKER, forward._replace(family="ip6"), [users], "FORWARD"),
+        (firewalls.DOCKER, forward, [users], "DOCKER-USER"),
+        (firewalls.DOCKER, forward, [], "FORWARD"),
+        (firewalls.IPTABLES, forward, [users], "FORWARD"),
+        (firewalls.DOCKER, forward._replace(name="INPUT"), [users], "INPUT"),
+        (firewalls.DOCKER, forward._replace(family="ip6"), [users], "FORWARD"),
     ):
         chain = Chain(key=key, base=base, rules=())
         ruleset = Ruleset(chains={each: Chain(key=each, base=None, rules=()) for each in others})
-        (command,) = allow_commands.commands(owner, chain, ruleset, *_traffic(_OUT))
+        (command,) = firewalls.commands(owner, chain, ruleset, *_traffic(_OUT))
         assert f" -I {name} " in command
     # The plain name is shown if it is the program of that backend.
     for kind in ("nft", "legacy"):
@@ -176,7 +176,59 @@ def test_docker_commands_use_the_chain_for_other_rules(
         program.symlink_to(f"xtables-{kind}-multi")
         monkeypatch.setattr(nft, "find_program", lambda _, program=program: program)
         (found,) = _commands(
-            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _traffic(_OUT)
+            firewalls.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _traffic(_OUT)
         )
         expected = "iptables" if kind == "nft" else "iptables-nft"
         assert found.startswith(f"{expected} -I FORWARD "), kind
+
+
+def _listed(family: str, table: str, *names: str) -> Ruleset:
+    """Return a ruleset of chains; FORWARD, INPUT and forward are base chains."""
+    chains: list[dict[str, Any]] = []
+    for name in names:
+        is_base = name in {"FORWARD", "INPUT", "forward"}
+        base = {"hook": "forward", "prio": 0} if is_base else {}
+        chains.append({"chain": {"family": family, "table": table, "name": name, **base}})
+    return from_json({"nftables": chains})
+
+
+def test_owner_of_a_chain_is_recognised_by_its_names() -> None:
+    for family, table, names, owner in (
+        ("inet", "ocsf_nft_agent", ["forward"], "ocsf-nft"),
+        ("inet", "ocsf_nft", ["forward"], "ocsf-nft"),
+        ("inet", "ocsf_nftables", ["forward"], "nftables"),
+        ("inet", "firewalld", ["forward"], "firewalld"),
+        ("ip", "calico", ["forward"], "Calico"),
+        ("ip", "filter", ["ufw-user-forward"], "ufw"),
+        ("inet", "filter", ["ufw-user-forward"], "nftables"),
+        ("ip", "site", ["ufw-user-forward"], "nftables"),
+        ("ip", "filter", ["DOCKER-USER", "FORWARD"], "Docker"),
+        # A policy belongs to the strongest program; otherwise the names in the table decide.
+        ("ip", "filter", ["FORWARD", "DOCKER"], "Docker"),
+        ("ip", "filter", ["FORWARD", "DOCKER", "ufw-user-forward"], "ufw"),
+        ("ip", "filter", ["FORWARD", "KUBE-FORWARD"], "iptables"),
+        ("ip", "filter", ["mine", "FORWARD", "DOCKER"], "iptables"),
+        ("ip6", "filter", ["mine", "INPUT"], "iptables"),
+        ("ip", "filter", ["mine", "INPUT", "forward"], "nftables"),
+        ("ip", "filter", ["forward"], "nftables"),
+        ("ip", "filter", ["mine"], "nftables"),
+        ("inet", "filter", ["FORWARD"], "nftables"),
+        ("ip", "site", ["FORWARD"], "nftables"),
+    ):
+        ruleset = _listed(family, table, *names)
+        chain = ruleset.chains[ChainKey("nft", family, table, names[0])]
+        assert firewalls.owner(chain, ruleset) == owner, (family, table, names)
+
+
+def test_owner_of_a_legacy_chain_is_recognised_by_its_name_alone() -> None:
+    text = "*filter\n:FORWARD DROP [0:0]\n:mine - [0:0]\n:ufw-x - [0:0]\n"
+    legacy = xtables.chains(text, "ip", "legacy")
+    ruleset = Ruleset(chains={**legacy, **_listed("ip", "filter", "FORWARD", "DOCKER").chains})
+    found = {key.name: firewalls.owner(chain, ruleset) for key, chain in legacy.items()}
+    assert found == {"FORWARD": "ufw", "mine": "legacy iptables", "ufw-x": "ufw"}
+    other = xtables.chains(":FORWARD DROP [0:0]\n", "ip", "legacy")
+    (chain,) = other.values()
+    assert firewalls.owner(chain, Ruleset(chains=other)) == "legacy iptables"
+    named = xtables.chains("*ocsf_nft\n:FORWARD DROP [0:0]\n", "ip", "legacy")
+    (chain,) = named.values()
+    assert firewalls.owner(chain, Ruleset(chains=named)) == "legacy iptables"
