@@ -20,7 +20,7 @@ from ocsf_nft.check import (
     read_ruleset,
 )
 from ocsf_nft.check.accepted_flows import INTERNET, CheckScope
-from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
+from ocsf_nft.check.finding import Finding, Severity, exit_code
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckScope",
     "Finding",
-    "RuleLocation",
     "Severity",
     "blocking",
     "check_scope",

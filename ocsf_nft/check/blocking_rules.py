@@ -52,8 +52,7 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     is_judged = True
     try:
         for flow_stop in _flow_stops(ruleset, scope):
-            rule = flow_stop.stop.rule
-            key = (flow_stop.base.key, flow_stop.stop.chain.key, None if rule is None else id(rule))
+            key = flow_stop.base.key, flow_stop.stop.chain.key, flow_stop.stop.rule
             by_rule.setdefault(key, []).append(flow_stop)
     except (TooLargeError, RecursionError):  # deeper nesting than nft allows counts as too large
         is_judged = False

@@ -102,13 +102,13 @@ def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
         case "mark":
             return packet.mark
         case "l4proto":
-            return _protocol(packet)
+            return partial(_protocol_matches, packet.protocol)
         case "pkttype":
-            return _one_of(("host", "unicast", 0))
+            return partial(_is_one_of, ("host", "unicast", 0))
         case "nfproto":
-            return _one_of(_FAMILIES[packet.version])
+            return partial(_is_one_of, _FAMILIES[packet.version])
         case "protocol":
-            return _one_of(_ETHER[packet.version])
+            return partial(_is_one_of, _ETHER[packet.version])
         case _:
             return None
 
@@ -135,7 +135,7 @@ def _ip_header(name: Any, packet: Packet) -> Value:
         case "daddr":
             return packet.destination
         case "protocol" | "nexthdr":
-            return _protocol(packet)
+            return partial(_protocol_matches, packet.protocol)
         case "version":
             return exactly(packet.version)
         case "hdrlength":
@@ -156,7 +156,7 @@ def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
         return None
     match key:
         case "direction":
-            return _one_of((packet.direction,))
+            return partial(_is_one_of, (packet.direction,))
         case "status" if packet.state == bits("new"):
             return bits("")  # not confirmed yet, and its addresses not translated yet
         case _:
@@ -168,27 +168,26 @@ def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
     selectors = frozenset(flags if isinstance(flags, list) else [flags]) - {"mark"}
     if body.get("result") == "type":
         if "saddr" in selectors:
-            return _address_type(packet.is_source_local, bool(selectors - {"saddr"}))
-        return _address_type(packet.is_destination_local, bool(selectors - {"daddr"}))
+            is_narrowed = bool(selectors - {"saddr"})
+            return partial(_address_type_matches, packet.is_source_local, is_narrowed)
+        is_narrowed = bool(selectors - {"daddr"})
+        return partial(_address_type_matches, packet.is_destination_local, is_narrowed)
     if body.get("result") in {"oif", "oifname"} and selectors == {"saddr", "iif"}:
         return partial(_exists, packet.has_reverse_route)
     return None
 
 
-def _address_type(is_local: Truth, is_narrowed: bool) -> Operand:
-    def test(item: Any) -> Truth:
-        match item:
-            case "local":
-                return is_local
-            case "unicast":
-                # There may be no route to the address through that one interface.
-                return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
-            case "broadcast" | "multicast" | "anycast":
-                return Truth.NO
-            case _:
-                return Truth.MAYBE
-
-    return test
+def _address_type_matches(is_local: Truth, is_narrowed: bool, item: Any) -> Truth:
+    match item:
+        case "local":
+            return is_local
+        case "unicast":
+            # There may be no route to the address through that one interface.
+            return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
+        case "broadcast" | "multicast" | "anycast":
+            return Truth.NO
+        case _:
+            return Truth.MAYBE
 
 
 def _exists(known: Truth, item: Any) -> Truth:
@@ -235,18 +234,16 @@ def _concatenated(fields: list[Any], packet: Packet) -> Operand | Absent:
         if part is None:
             return _ABSENT
         parts.append(part)
+    return partial(_concatenation_matches, parts)
 
-    def test(item: Any) -> Truth:
-        values = item.get("concat") if isinstance(item, dict) else None
-        if not isinstance(values, list) or len(values) != len(parts):
-            return Truth.MAYBE
-        answers = (
-            Truth.YES if each == "*" else part(each)
-            for part, each in zip(parts, values, strict=True)
-        )
-        return min(answers, default=Truth.MAYBE)
 
-    return test
+def _concatenation_matches(parts: list[Operand], item: Any) -> Truth:
+    values = item.get("concat") if isinstance(item, dict) else None
+    if not isinstance(values, list) or len(values) != len(parts):
+        return Truth.MAYBE
+    pairs = zip(parts, values, strict=True)
+    answers = (Truth.YES if each == "*" else part(each) for part, each in pairs)
+    return min(answers, default=Truth.MAYBE)
 
 
 def flags_of(item: Any) -> frozenset[str]:
@@ -266,8 +263,8 @@ def is_number(item: Any) -> bool:
     return isinstance(item, int) and not isinstance(item, bool)
 
 
-def _one_of(names: tuple[Any, ...]) -> Operand:
-    return lambda item: Truth.YES if item in names else Truth.NO
+def _is_one_of(names: tuple[Any, ...], item: Any) -> Truth:
+    return Truth.YES if item in names else Truth.NO
 
 
 def _flags_match(flags: Bits, item: Any) -> Truth:
@@ -286,13 +283,10 @@ def _name_matches(name: InterfaceName, item: Any) -> Truth:
     return max(name.equals(item), Truth.MAYBE if item.isdecimal() and name.is_prefix else Truth.NO)
 
 
-def _protocol(packet: Packet) -> Operand:
-    def test(item: Any) -> Truth:
-        if isinstance(item, str) and not item.isdecimal():
-            return Truth.YES if _PROTOCOLS.get(item) == packet.protocol else Truth.NO
-        return _number_matches(exactly(packet.protocol), item)
-
-    return test
+def _protocol_matches(protocol: int, item: Any) -> Truth:
+    if isinstance(item, str) and not item.isdecimal():
+        return Truth.YES if _PROTOCOLS.get(item) == protocol else Truth.NO
+    return _number_matches(exactly(protocol), item)
 
 
 def _number_matches(number: Span, item: Any) -> Truth:

@@ -95,21 +95,11 @@ def _match(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
 
 
 _UNKNOWN: Final = ("xt", {"type": "match", "name": None})
-#: Targets for which nft has a statement.
-_TARGETS: Final[Mapping[str, tuple[str, Any]]] = {
-    "ACCEPT": ("accept", None),
-    "DROP": ("drop", None),
-    "RETURN": ("return", None),
-    "REJECT": ("reject", None),
-    "MASQUERADE": ("masquerade", None),
-    "SNAT": ("snat", None),
-    "DNAT": ("dnat", None),
-    "REDIRECT": ("redirect", None),
-    "NOTRACK": ("notrack", None),
-    "NFQUEUE": ("queue", None),
-    "QUEUE": ("queue", None),
-    "TPROXY": ("tproxy", None),
-}
+#: Targets for which nft has a statement with the same name.
+_TARGETS: Final = frozenset(
+    {"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "REDIRECT", "NOTRACK"}
+    | {"QUEUE", "TPROXY"}
+)
 #: Modules for headers that no accepted packet has.
 _OTHER_PACKETS: Final = frozenset(
     {"icmp", "icmp6", "rt", "frag", "hbh", "dst", "mh", "ah", "esp", "sctp", "dccp"}
@@ -174,7 +164,9 @@ class _RuleParser:
             yield ("goto" if option == "-g" else "jump"), {"target": name}
             return
         if name in _TARGETS:
-            yield _TARGETS[name]
+            yield name.lower(), None
+        elif name == "NFQUEUE":
+            yield "queue", None
         elif name == "CT":
             yield ("notrack" if "--notrack" in rest else "ct helper"), None
         elif name == "MARK":

@@ -62,7 +62,7 @@ class Trace:
         return event.get("activity_name") == "Refuse" and found == self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Result and duration of one attempt of the demo to send packets."""
 
@@ -201,11 +201,7 @@ def _watch_python(process: subprocess.Popen[str], start: float) -> Outcome:
         result = json.loads(output)
     except ValueError:
         return _outside(start, got_through=process.returncode == 0, saw=_last_line(errors))
-    return Outcome(
-        got_through=process.returncode == 0,
-        saw=result["saw"],
-        milliseconds=result["milliseconds"],
-    )
+    return Outcome(process.returncode == 0, result["saw"], result["milliseconds"])
 
 
 def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
@@ -219,7 +215,7 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
         milliseconds = float(seconds) * 1000
     except ValueError:
         return _outside(start, got_through=got_through, saw=saw)
-    return Outcome(got_through=got_through, saw=saw, milliseconds=milliseconds)
+    return Outcome(got_through, saw, milliseconds)
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
@@ -232,9 +228,7 @@ def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
 
 def _outside(start: float, *, got_through: bool, saw: str) -> Outcome:
     milliseconds = (time.perf_counter() - start) * 1000
-    return Outcome(
-        got_through=got_through, saw=saw, milliseconds=milliseconds, is_timed_outside=True
-    )
+    return Outcome(got_through, saw, milliseconds, is_timed_outside=True)
 
 
 def _last_line(text: str) -> str:
