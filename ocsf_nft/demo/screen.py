@@ -75,14 +75,10 @@ class Screen:
     def __enter__(self) -> Self:
         """Print an introduction; on a terminal, also start the growing table."""
         self._console.print()
-        self._console.print(
-            Text.assemble(
-                ("A sandbox is fenced. ", "bold"),
-                "Its only way out is the proxy at ",
-                (PROXY_URL, "bold"),
-                ". Programs inside now try to bypass it. The kernel refuses each attempt at once, "
-                "and ocsf-nft reports it.\n",
-            )
+        self._print(
+            f"[bold]A sandbox is fenced. [/]Its only way out is the proxy at [bold]{PROXY_URL}[/]. "
+            "Programs inside now try to bypass it. The kernel refuses each attempt at once, and "
+            "ocsf-nft reports it.\n"
         )
         if self._console.is_terminal:
             self._live.start()
@@ -122,25 +118,21 @@ class Screen:
             self._console.print(text, soft_wrap=True)
             self._console.rule(style="dim")
         well = sum(row.fault is None for row in refused)
-        self._console.print(
-            Text.assemble(
-                (f"{well} of {len(refused)} attempts refused and reported", "bold"),
-                f"{_slowest(refused)}. {_others(events)}The sandbox and its fence were removed.",
-            )
+        self._print(
+            f"[bold]{well} of {len(refused)} attempts refused and reported[/]{_slowest(refused)}. "
+            f"{_others(events)}The sandbox and its fence were removed."
         )
-        self._console.print(
-            Text.assemble(
-                "Next: ",
-                ("ocsf-nft check", "bold"),
-                " shows what this host can do; ",
-                ("ocsf-nft run --help", "bold"),
-                " shows how to fence and watch your own sandbox.",
-            )
+        self._print(
+            "Next: [bold]ocsf-nft check[/] shows what this host can do; [bold]ocsf-nft run --help"
+            "[/] shows how to fence and watch your own sandbox."
         )
 
     def give_up(self) -> None:
         """Print that the demo was ended early."""
         self._console.print("Ended early. The sandbox and its fence were removed.")
+
+    def _print(self, markup: str) -> None:
+        self._console.print(Text.from_markup(markup, emoji=False))
 
     def _table(self, rows: Sequence[Row]) -> Table:
         table = Table(
