@@ -34,20 +34,18 @@ class CommandError(UnsupportedError):
     """Error: a program can't be run, failed, took too long, or printed too much."""
 
 
-def command_output(
-    namespace: Namespace, command: Sequence[str], limit: int = _OUTPUT_BYTES
-) -> bytes:
+def command_output(namespace: Namespace, command: Sequence[str]) -> bytes:
     """Run a program inside a namespace, and return its standard output.
 
     ``command`` begins with the program's path. Raises CommandError if the program fails, takes
-    longer than 20 s, or prints more than ``limit`` bytes.
+    longer than 20 s, or prints more than 32 MiB.
     """
     try:
         process = namespace.call(lambda: _start(command))
     except OSError as error:
         raise CommandError(f"{command[0]} can't be run: {error.strerror}") from error
     try:
-        return _read(process, command[0], limit)
+        return _read(process, command[0])
     finally:
         process.kill()
         process.communicate()
@@ -67,9 +65,9 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     return process
 
 
-def _read(process: subprocess.Popen[bytes], program: str, limit: int) -> bytes:
+def _read(process: subprocess.Popen[bytes], program: str) -> bytes:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
-    output, errors = _read_both(process, program, limit, deadline)
+    output, errors = _read_both(process, program, deadline)
     try:
         code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired as error:
@@ -81,7 +79,7 @@ def _read(process: subprocess.Popen[bytes], program: str, limit: int) -> bytes:
 
 
 def _read_both(
-    process: subprocess.Popen[bytes], program: str, limit: int, deadline: float
+    process: subprocess.Popen[bytes], program: str, deadline: float
 ) -> tuple[bytes, bytes]:
     """Return the standard output and the start of the standard error of a process."""
     output, errors = bytearray(), bytearray()
@@ -99,6 +97,6 @@ def _read_both(
                     selector.unregister(key.fileobj)
                 elif key.data is output or len(errors) < _ERROR_BYTES:
                     key.data.extend(chunk)
-            if len(output) > limit:
-                raise CommandError(f"{program} printed more than {limit >> 20} MiB")
+            if len(output) > _OUTPUT_BYTES:
+                raise CommandError(f"{program} printed more than {_OUTPUT_BYTES >> 20} MiB")
     return bytes(output), bytes(errors)

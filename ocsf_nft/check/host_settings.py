@@ -125,7 +125,7 @@ def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:
         return
     if (
         _value("net/ipv6/conf/all/forwarding") == "0"
-        and _device_value(6, uplink, "accept_ra") == "1"
+        and _value(f"net/ipv6/conf/{uplink}/accept_ra") == "1"
     ):
         # sysctl(8): ``eth0.5`` is ``eth0/5``.
         name = f"net.ipv6.conf.{uplink.replace('.', '/')}.accept_ra"
@@ -145,10 +145,8 @@ def _reverse_path(scope: CheckScope) -> Iterator[Finding]:
     device = scope.device or ""
     if not _exists(device):
         return
-    found = max(
-        _device_value(4, "all", "rp_filter") or "0", _device_value(4, device, "rp_filter") or "0"
-    )
-    if found == "1":
+    general, of_device = (_value(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", device))
+    if max(general, of_device) == "1":
         yield Finding(
             name="rp-filter",
             severity="info",
@@ -160,9 +158,9 @@ def _reverse_path(scope: CheckScope) -> Iterator[Finding]:
 
 def _conntrack_table() -> Iterator[Finding]:
     count, limit = _value("net/netfilter/nf_conntrack_count"), _value("net/nf_conntrack_max")
-    if count is None or limit is None or not (count.isdecimal() and limit.isdecimal()):
+    if not (count.isdecimal() and limit.isdecimal() and int(limit)):
         return
-    if int(limit) and int(count) > _NEARLY_FULL * int(limit):
+    if int(count) > _NEARLY_FULL * int(limit):
         yield Finding(
             name="conntrack-table",
             severity="degraded",
@@ -185,21 +183,14 @@ def _bridge_netfilter() -> Iterator[Finding]:
         )
 
 
-def _device_value(version: int, device: str, name: str) -> str | None:
-    return _value(f"net/ipv{version}/conf/{device}/{name}")
-
-
 def _exists(device: str) -> bool:
     # The name must be safe in a path below /proc/sys.
     is_name = bool(device) and "/" not in device and device not in {".", "..", "all", "default"}
     return is_name and (_SYS / "net/ipv4/conf" / device).is_dir()
 
 
-def _value(path: str) -> str | None:
-    try:
-        return (_SYS / path).read_text("ascii", "replace").strip()
-    except OSError:  # this kernel or namespace doesn't have it
-        return None
+def _value(path: str) -> str:
+    return _text(_SYS / path).strip()  # empty if this kernel or namespace doesn't have it
 
 
 def service_findings(root: Path = Path("/")) -> Iterator[Finding]:

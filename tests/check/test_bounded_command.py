@@ -12,23 +12,24 @@ from ocsf_nft.check import bounded_command
 from ocsf_nft.netns import Namespace
 
 
-def _output(script: str, *limit: int) -> bytes:
-    return bounded_command.command_output(Namespace(), [sys.executable, "-S", "-c", script], *limit)
+def _output(script: str) -> bytes:
+    return bounded_command.command_output(Namespace(), [sys.executable, "-S", "-c", script])
 
 
-def _error(script: str, *limit: int) -> str:
+def _error(script: str) -> str:
     """Return the error of a program without the program's path."""
     with pytest.raises(bounded_command.CommandError) as raised:
-        _output(script, *limit)
+        _output(script)
     return str(raised.value).removeprefix(f"{sys.executable} ")
 
 
-def test_output_may_be_as_long_as_the_limit() -> None:
-    assert len(_output("print('x' * 2047)", 2048)) == 2048
-    assert _error("print('x' * 2048)", 2048) == "printed more than 0 MiB"
+def test_output_may_be_as_long_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     writing = "import sys; sys.stdout.write('x' * ({} << 20))"
     assert len(_output(writing.format(32))) == 32 << 20
     assert _error(writing.format(33)) == "printed more than 32 MiB"
+    monkeypatch.setattr(bounded_command, "_OUTPUT_BYTES", 2048)
+    assert len(_output("print('x' * 2047)")) == 2048
+    assert _error("print('x' * 2048)") == "printed more than 0 MiB"
 
 
 def test_error_of_a_program_is_cut_to_200_characters() -> None:

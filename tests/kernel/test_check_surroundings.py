@@ -38,7 +38,7 @@ from ocsf_nft.netns import Namespace, in_scratch, named
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, UPLINK, VmHost, vm_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocsf_nft.check import Finding
 
@@ -169,12 +169,8 @@ def test_nearly_full_connection_tracking_table_is_reported(
     host: VmHost, monkeypatch: pytest.MonkeyPatch, count: str, is_reported: bool
 ) -> None:
     values = {"net/netfilter/nf_conntrack_count": count, "net/nf_conntrack_max": "100"}
-    monkeypatch.setattr(host_settings, "_value", values.get)
+    monkeypatch.setattr(host_settings, "_value", lambda path: values.get(path, ""))
     assert ("conntrack-table" in _sysctl_findings(host)) == is_reported
-
-
-def _with_room_for(count: int) -> Callable[[Namespace, Sequence[str]], bytes]:
-    return lambda namespace, command: bounded_command.command_output(namespace, command, count)
 
 
 def test_too_long_listing_is_read_without_the_elements_of_sets(
@@ -187,10 +183,10 @@ def test_too_long_listing_is_read_without_the_elements_of_sets(
         "\tchain c {\n\t\ttype filter hook forward priority 0\n\t\tip saddr @s drop\n\t}\n}\n",
     )
     assert not check.blocking(_scope(host))
-    monkeypatch.setattr(read_ruleset, "command_output", _with_room_for(20_000))
+    monkeypatch.setattr(bounded_command, "_OUTPUT_BYTES", 20_000)
     names = [finding.name for finding in check.blocking(_scope(host))]
     assert names == ["unread-rules", "may-drop"]
-    monkeypatch.setattr(read_ruleset, "command_output", _with_room_for(20))
+    monkeypatch.setattr(bounded_command, "_OUTPUT_BYTES", 20)
     (unread,) = check.blocking(_scope(host))
     assert unread.name == "ruleset"
     assert "can't be read" in unread.meaning
@@ -203,8 +199,9 @@ def test_program_that_does_not_exit_is_killed(
         impatient.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
         with pytest.raises(UnsupportedError, match="gave no answer"):
             bounded_command.command_output(host.namespace, ["/usr/bin/sleep", "60"])
+    monkeypatch.setattr(bounded_command, "_OUTPUT_BYTES", 1000)
     with pytest.raises(UnsupportedError, match="printed more than 0 MiB"):
-        bounded_command.command_output(host.namespace, ["/usr/bin/yes"], 1000)
+        bounded_command.command_output(host.namespace, ["/usr/bin/yes"])
 
 
 def test_program_that_closes_its_output_and_does_not_exit_is_killed(
