@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.check.chain_walk import Stop
 from ocsf_nft.check.packet import Truth, any_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
 _TRACKING: Final = -200
 _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
+ByHook: TypeAlias = "Mapping[str, tuple[Chain, ...]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,26 +37,17 @@ class FlowStop:
     undecided: tuple[Rule, ...]
 
 
-class Hooks(NamedTuple):
-    """Base chains of a ruleset by netfilter hook, sorted by priority, in two possible orders.
+def by_hook(ruleset: Ruleset) -> tuple[ByHook, ByHook]:
+    """Return the base chains of a ruleset by netfilter hook, sorted by priority, in two orders.
 
-    Packets traverse the newer of two chains with equal priority first, but nft does not list their
-    age.
+    The first mapping has chains of equal priority in the order of nft's listing, the second one in
+    the reverse order: packets traverse the newer one first, but nft does not list their age.
     """
-
-    #: Chains with equal priority are in the order of nft's listing.
-    listed_first: Mapping[str, tuple[Chain, ...]]
-    #: Chains with equal priority are in the reverse order.
-    listed_last: Mapping[str, tuple[Chain, ...]]
-
-
-def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset by netfilter hook."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
             found[chain.base.hook].append(chain)
-    return Hooks(
+    return (
         {hook: tuple(sorted(chains, key=_priority)) for hook, chains in found.items()},
         {
             hook: tuple(sorted(chains, key=_priority, reverse=True)[::-1])
@@ -68,16 +60,17 @@ def _priority(chain: Chain) -> int:
     return 0 if chain.base is None else chain.base.priority
 
 
-def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
+def flow_stops(flow: AcceptedFlow, hooks: tuple[ByHook, ByHook], walker: Walker) -> list[FlowStop]:
     """Return the rules and policies that stop, or may stop, a flow on its path through the hooks.
 
-    If the flow is certainly stopped, ``is_certain`` of the last entry is True. Raises TooLargeError
-    if the ruleset is too large to be checked.
+    ``hooks`` are from :func:`by_hook`. If the flow is certainly stopped, ``is_certain`` of the last
+    entry is True. Raises TooLargeError if the ruleset is too large to be checked.
     """
-    found = _in_order(flow, hooks.listed_first, walker)
-    if hooks.listed_first == hooks.listed_last:
+    as_listed, reverse = hooks
+    found = _in_order(flow, as_listed, walker)
+    if as_listed == reverse:
         return found
-    other = _in_order(flow, hooks.listed_last, walker)
+    other = _in_order(flow, reverse, walker)
     is_certain = all(each and each[-1].is_certain for each in (found, other))
     # A chain that stops the flow in one order also stops it in the other, if the flow gets there.
     both = {flow_stop.stop: flow_stop for flow_stop in (*other, *found)}
@@ -90,9 +83,7 @@ def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowSto
     )
 
 
-def _in_order(
-    flow: AcceptedFlow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker
-) -> list[FlowStop]:
+def _in_order(flow: AcceptedFlow, hooks: ByHook, walker: Walker) -> list[FlowStop]:
     found: list[FlowStop] = []
     packet = flow.packet
     for step in flow.steps:
