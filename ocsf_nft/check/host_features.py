@@ -60,8 +60,6 @@ _TUNSETIFF: Final = 0x400454CA  # include/uapi/linux/if_tun.h
 _IFF_TAP: Final = 0x2
 _IFF_NO_PI: Final = 0x1000
 _IFREQ: Final = struct.Struct("16sH22x")
-
-
 _STATUS: Final = Path("/proc/thread-self/status")
 _EFFECTIVE: Final = "\nCapEff:"
 #: Capabilities, the commands that need them, and the purpose.
