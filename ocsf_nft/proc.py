@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 #: include/uapi/linux/nsfs.h, PID_NS_INIT_INO: the initial pid namespace has this inode.
-INITIAL: Final = "pid:[4026531836]"
+_INITIAL: Final = "pid:[4026531836]"
 #: Size of a read; nearly all files of a process are smaller.
 PAGE: Final = 4096
 
@@ -93,19 +93,9 @@ def is_initial() -> bool:
     """
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
-        return namespace == INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
+        return namespace == _INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
     except OSError:
         return False
-
-
-def directory(path: str, where: int | None = None) -> int:
-    """Open a directory such as /proc/PID; return its descriptor, which the caller must close.
-
-    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
-    """
-    # The process is not trusted: it may exit or start another program during a read. So all reads
-    # of a process use one descriptor, which never refers to a new process with the same pid.
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
 @contextlib.contextmanager
@@ -114,7 +104,9 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
     ``where`` is the descriptor of the directory in which a relative ``path`` begins.
     """
-    descriptor = directory(path, where)
+    # The process is not trusted: it may exit or start another program during a read. So all reads
+    # of a process use one descriptor, which never refers to a new process with the same pid.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
     try:
         yield descriptor
     finally:

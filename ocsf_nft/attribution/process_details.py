@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import containers
@@ -29,106 +30,40 @@ _MFD_CLOEXEC_NOEXEC: Final = 0x0001 | 0x0008  # include/uapi/linux/memfd.h
 _NAMES: Final = UserNames()
 
 
-class _Program(NamedTuple):
-    #: Path in the process's mount namespace. With CAP_CHECKPOINT_RESTORE, even only in
-    #: its own user namespace, a process can falsify the path.
-    path: str
-    is_deleted: bool | None
+def read(pid: int, *, started_ns: int, hashes: ProgramHashes | None = None) -> Process | None:
+    """Return the details of the process ``pid``; None if they can't be read.
 
-
-class _Observation(NamedTuple):
-    stat: proc.Stat
-    status: proc.Status
-    name: str | None
-    program: _Program | None
-    sha256: str | None
-    arguments: str | None
-    working_directory: str | None
-    cgroups: str
-
-
-def read(
-    pid: int,
-    *,
-    started_by_ns: int | None = None,
-    started_ns: int | None = None,
-    hashes: ProgramHashes | None = None,
-) -> Process | None:
-    """Return the details of the process with this id or thread id; None if they can't be read.
-
-    A later process may have the same id. To exclude it, pass the process's exact start time in
-    ``started_ns``, or its latest possible start time in ``started_by_ns``. Both are of
-    CLOCK_BOOTTIME. May block without a time limit.
+    ``started_ns`` is the start of the process (CLOCK_BOOTTIME): a later process may have the same
+    id. The precision of the comparison is a clock tick, 10 ms. May block without a time limit.
     """
     try:
         # The process may exit or run another program meanwhile. This descriptor never refers to
         # another process.
         with proc.opened(f"/proc/{pid}") as directory:
             stat = proc.stat(directory)
-            # The precision of both comparisons is a clock tick, 10 ms.
-            if started_by_ns is not None and stat.started_ns > started_by_ns:
+            if stat.start != started_ns // proc.TICK_NS:
                 return None
-            if started_ns is not None and stat.start != started_ns // proc.TICK_NS:
-                return None
-            return _details(directory, pid, stat, hashes)
+            stat, process = _observe(pid, directory, stat, hashes=hashes)
+            return replace(process, ancestors=_ancestors(directory, stat))
     except (OSError, ValueError):  # it has exited, or this process may not read it
         return None
 
 
-def _details(directory: int, pid: int, stat: proc.Stat, hashes: ProgramHashes | None) -> Process:
-    seen = _observe(directory, stat, hashes=hashes)
-    group = seen.status.group
-    if group == pid:
-        return _process(pid, seen, ancestors=_ancestors(directory, seen))
-    with proc.opened(f"/proc/{group}") as leader:
-        # The user, the group and the working directory stay those of the thread.
-        seen = _with_leader(seen, directory, leader)
-        return _process(group, seen, tid=pid, ancestors=_ancestors(leader, seen))
-
-
-def _process(
-    pid: int, seen: _Observation, *, tid: int | None = None, ancestors: tuple[Process, ...] = ()
-) -> Process:
-    status, program = seen.status, seen.program
-    placement = containers.parse_cgroups(seen.cgroups)
-    uid, gid = _NAMES.mapped_id(status.uid), _NAMES.mapped_id(status.gid)
-    return Process(
-        pid=pid,
-        tid=tid,
-        name=seen.name,
-        path=None if program is None else program.path,
-        is_deleted=None if program is None else program.is_deleted,
-        sha256=seen.sha256,
-        cmd_line=seen.arguments,
-        working_directory=seen.working_directory,
-        created_ns=seen.stat.created_ns,
-        namespace_pid=status.numbers[-1] if len(status.numbers) > 1 else None,
-        uid=uid,
-        user_name=_NAMES.user(uid),
-        gid=gid,
-        group_name=_NAMES.group(gid),
-        container=placement.container,
-        unit=placement.unit,
-        ancestors=ancestors,
-    )
-
-
-def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
+def _ancestors(directory: int, stat: proc.Stat) -> tuple[Process, ...]:
     found: list[Process] = []
     with contextlib.ExitStack() as opened:
         while len(found) < _MOST_ANCESTORS:
-            above = _parent(directory, seen.stat, opened)
+            above = _parent(directory, stat, opened)
             if above is None:  # also for the first process, whose parent is 0
                 break
-            pid = seen.stat.parent
-            directory, seen = above
-            found.append(_process(pid, seen))
+            directory, stat, process = above
+            found.append(process)
     return tuple(found)
 
 
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
-) -> tuple[int, _Observation] | None:
+) -> tuple[int, proc.Stat, Process] | None:
     """Return a descriptor of a parent's /proc directory, and the parent's details; None on failure.
 
     ``child`` is a descriptor of the child's /proc directory. ``born`` is the child's ``stat``,
@@ -136,58 +71,51 @@ def _parent(
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
-        seen = _observe(directory, proc.stat(directory), is_ancestor=True)
+        stat, process = _observe(born.parent, directory, proc.stat(directory), is_ancestor=True)
         # If this is false, the parent's number may be that of another process.
         # The kernel gives an orphan its new parent before it frees the old parent's number.
-        if seen.stat.start <= born.start and proc.stat(child).parent == born.parent:
-            return directory, seen
+        if stat.start <= born.start and proc.stat(child).parent == born.parent:
+            return directory, stat, process
     return None
 
 
 def _observe(
+    pid: int,
     directory: int,
     stat: proc.Stat,
     *,
     is_ancestor: bool = False,
     hashes: ProgramHashes | None = None,
-) -> _Observation:
+) -> tuple[proc.Stat, Process]:
     if not stat.is_dead or stat.threads == 1:
-        return _read_consistent(directory, stat, is_ancestor, hashes)
+        return _read_consistent(pid, directory, stat, is_ancestor, hashes)
     # Its first thread has ended, and no longer shows a program or arguments.
     with _living_thread(directory) as thread:
-        seen = _read_consistent(thread, proc.stat(thread), is_ancestor, hashes)
-        return _with_leader(seen, thread, directory)
-
-
-def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Return a thread's details, but with the name and the /proc/PID/stat of the thread's process.
-
-    ``thread`` and ``leader`` are descriptors of the thread's and the process's /proc directories.
-    Raises OSError if the thread has ended.
-    """
-    stat = proc.stat(leader)
-    # While the thread exists, no other process gets the pid, and no exec has ended the thread. So
-    # both directories are of one process and one program.
-    proc.stat(thread)
-    return seen._replace(stat=stat, name=None if seen.name is None else proc.text(stat.name))
+        _, process = _read_consistent(pid, thread, proc.stat(thread), is_ancestor, hashes)
+        stat = proc.stat(directory)
+        # While the thread exists, no other process gets the pid, and no exec has ended the thread.
+        # So both directories are of one process and one program.
+        proc.stat(thread)
+    name = None if process.name is None else proc.text(stat.name)
+    return stat, replace(process, name=name, created_ns=stat.created_ns)
 
 
 def _read_consistent(
-    directory: int, stat: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
-) -> _Observation:
-    seen, is_of_one = _read_once(directory, stat, is_ancestor, hashes)
+    pid: int, directory: int, stat: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
+) -> tuple[proc.Stat, Process]:
+    is_of_one, stat, process = _read_once(pid, directory, stat, is_ancestor, hashes)
     if not is_of_one:  # an exec happened during the read
-        seen, _ = _read_once(directory, seen.stat, is_ancestor, hashes)
-    return seen
+        _, stat, process = _read_once(pid, directory, stat, is_ancestor, hashes)
+    return stat, process
 
 
 def _read_once(
-    directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
-) -> tuple[_Observation, bool]:
+    pid: int, directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
+) -> tuple[bool, proc.Stat, Process]:
     """Return the details of a process, and whether it ran the same program during the whole read.
 
     If it did not, the details that may belong to another program are None. ``before`` is the
-    process's ``stat`` before the read.
+    process's ``stat`` before the read. The returned ``stat`` is that after the read.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:
@@ -201,22 +129,34 @@ def _read_once(
         is_of_one = is_same and proc.is_same_program(
             before, after, has_program=executed is not None
         )
-        program = digest = None
+        path = is_deleted = digest = None
         if executed is not None and is_same:
-            program = _program(executed)
+            path, is_deleted = _program(executed)
             # A hash of an old program must not appear with the details of a new one.
             digest = hashes.sha256(executed) if hashes is not None and is_of_one else None
-    seen = _Observation(
-        stat=after,
-        status=status,
-        name=proc.text(after.name) if is_of_one else None,
-        program=program,
-        sha256=digest,
-        arguments=arguments if is_of_one else None,
-        working_directory=working_directory,
-        cgroups=cgroups,
+    placement = containers.parse_cgroups(cgroups)
+    uid, gid = _NAMES.mapped_id(status.uid), _NAMES.mapped_id(status.gid)
+    return (
+        is_of_one,
+        after,
+        Process(
+            pid=pid,
+            name=proc.text(after.name) if is_of_one else None,
+            path=path,
+            is_deleted=is_deleted,
+            sha256=digest,
+            cmd_line=arguments if is_of_one else None,
+            working_directory=working_directory,
+            created_ns=after.created_ns,
+            namespace_pid=status.numbers[-1] if len(status.numbers) > 1 else None,
+            uid=uid,
+            user_name=_NAMES.user(uid),
+            gid=gid,
+            group_name=_NAMES.group(gid),
+            container=placement.container,
+            unit=placement.unit,
+        ),
     )
-    return seen, is_of_one
 
 
 @contextlib.contextmanager
@@ -240,7 +180,12 @@ def _is_same_program(executed: int | None, directory: int) -> bool:
     return executed is not None and os.path.samestat(now, os.fstat(executed))
 
 
-def _program(executed: int) -> _Program:
+def _program(executed: int) -> tuple[str, bool | None]:
+    """Return the path of an executed file, and whether the file is deleted; None if unknown.
+
+    The path is that in the process's mount namespace. With CAP_CHECKPOINT_RESTORE, even only in its
+    own user namespace, a process can falsify the path.
+    """
     # In this order: if the file is deleted at the stat, the path shows that too.
     status = os.fstat(executed)
     link = f"/proc/self/fd/{executed}".encode()
@@ -249,9 +194,9 @@ def _program(executed: int) -> _Program:
     if status.st_dev == _memfd_device():
         path = path.removeprefix(b"/")
     if status.st_nlink == 0:  # also if the file never had a name
-        return _Program(proc.text(path.removesuffix(_DELETED)), is_deleted=True)
+        return proc.text(path.removesuffix(_DELETED)), True
     # " (deleted)" may be part of the name, or one of several names was removed.
-    return _Program(proc.text(path), is_deleted=None if path.endswith(_DELETED) else False)
+    return proc.text(path), None if path.endswith(_DELETED) else False
 
 
 @functools.cache

@@ -6,6 +6,7 @@ shared the socket may have sent the packet and then ended.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _PF_FORKNOEXEC: Final = 0x40
-_O_CLOEXEC: Final = os.O_CLOEXEC
 _SIGCHLD_MASK: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
 _CAP_NET_RAW_MASK: Final = 1 << 13  # include/uapi/linux/capability.h
 _KCMPS: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
@@ -49,11 +49,7 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of a search for the processes (``holders``) that have certain sockets open.
-
-    If the search is incomplete, ``missed`` is the reason, such as too little time. If some
-    processes can't be checked, ``unseen`` is the reason, such as no permission.
-    """
+    """Result of a search for the processes (``holders``) that have certain sockets open."""
 
     holders: tuple[Holder, ...]
     #: Reason why the search is incomplete, for example too little time.
@@ -70,19 +66,16 @@ def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> 
     ``net:[4026531840]``. The search ends at ``deadline_ns`` (time.monotonic_ns), even if it is
     incomplete.
     """
-    root = proc.directory("/proc")
-    try:
+    with proc.opened("/proc") as root:
         search = _Search(root, inodes, deadline_ns)
         search.search_all(namespace)
         return search.result()
-    finally:
-        os.close(root)
 
 
 class _Found(NamedTuple):
     is_inside: bool
-    #: Descriptors of the sockets: directory of the table below /proc/PID, and number.
-    descriptors: list[tuple[str, str]]
+    #: Paths of the sockets' fdinfo files below /proc/PID.
+    paths: list[str]
     inodes: set[int]
 
 
@@ -146,22 +139,17 @@ class _Search:
         self._check_time()
         found = _Found(is_inside, [], set())
         try:
-            directory = proc.directory(str(pid), self._root)
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        try:
-            are_complete = [
-                self._search_table(directory, owner, found)
-                for owner in self._tables(directory, pid)
-            ]
+            with proc.opened(str(pid), self._root) as directory:
+                are_complete = [
+                    self._search_table(path, table, found)
+                    for path, table in self._tables(directory, pid)
+                ]
             if not all(are_complete) and not found.inodes:
                 self._is_alive(pid)
         except (FileNotFoundError, ProcessLookupError):
             self._is_alive(pid)
         except PermissionError:
             self._unreadable.append(pid)
-        finally:
-            os.close(directory)
         if found.inodes:
             self._found[pid] = found
 
@@ -177,7 +165,7 @@ class _Search:
         unseen = None
         if self._unreadable:
             unseen = "not every process of this host is readable"
-        elif not _is_in_initial_namespace(self._root):
+        elif not proc.is_initial():
             unseen = "not every process of this host is visible"
         return Scan(tuple(holders), self._missed, unseen)
 
@@ -185,66 +173,56 @@ class _Search:
         if time.monotonic_ns() > self._deadline_ns:
             raise TimeoutError
 
-    def _tables(self, directory: int, pid: int) -> Iterator[str]:
-        """Yield a path below /proc/PID for each descriptor table of a process.
+    def _tables(self, directory: int, pid: int) -> Iterator[tuple[str, int]]:
+        """Yield the path and a descriptor of each fdinfo directory of a process.
 
-        The path is ``.`` for the table of the first thread. It is ``task/TID`` for another thread
-        that has its own table. ``directory`` is a descriptor of /proc/PID.
+        The first thread has one, and each other thread with a descriptor table of its own.
+        ``directory`` is a descriptor of /proc/PID; the paths are below it.
         """
-        yield "."  # of the first thread; each thread may have a table of its own
+        with proc.opened("fdinfo", directory) as table:
+            yield "fdinfo", table
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
             return
-        tasks = proc.directory("task", directory)
-        try:
-            with os.scandir(tasks) as entries:
-                for tid in (int(entry.name) for entry in entries):
-                    self._check_time()
-                    if tid != pid and not _share_files(pid, tid):
-                        yield f"task/{tid}"
-        finally:
-            os.close(tasks)
+        with proc.opened("task", directory) as tasks, os.scandir(tasks) as entries:
+            for tid in (int(entry.name) for entry in entries):
+                self._check_time()
+                if tid == pid or _share_files(pid, tid):
+                    continue
+                with contextlib.ExitStack() as opened:
+                    try:
+                        table = opened.enter_context(proc.opened(f"{tid}/fdinfo", tasks))
+                    except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+                        continue
+                    yield f"task/{tid}/fdinfo", table
 
-    def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
+    def _search_table(self, path: str, table: int, found: _Found) -> bool:
         """Search a thread's table of open descriptors for wanted sockets; add them to ``found``.
 
-        ``directory`` is a descriptor of /proc/PID. ``owner`` is the thread's path below /proc/PID:
-        ``.`` for the main thread, or ``task/TID``. Return False if a wanted socket may have been
-        missed.
+        ``table`` is a descriptor of the thread's fdinfo directory, and ``path`` is its path below
+        /proc/PID. Return False if a wanted socket may have been missed.
         """
         # Not found: sockets that are registered with io_uring, or in transit through a Unix socket.
         seen = closed = 0
-        try:
-            table = proc.directory(f"{owner}/fdinfo", directory)
-        except (FileNotFoundError, ProcessLookupError):
-            if owner == ".":
-                raise
-            return True  # a thread that has ended; the process is alive
-        try:
-            with os.scandir(table) as entries:
-                for entry in entries:
-                    if seen % 64 == 0:
-                        self._check_time()
-                    seen += 1
-                    try:
-                        descriptor = _Descriptor.of(entry.name, table)
-                    except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
-                        closed += 1
-                        continue
-                    if descriptor.mount == self._socket_mount and descriptor.inode in self._inodes:
-                        found.descriptors.append((owner, entry.name))
-                        found.inodes.add(descriptor.inode)
-        finally:
-            os.close(table)
+        with os.scandir(table) as entries:
+            for entry in entries:
+                if seen % 64 == 0:
+                    self._check_time()
+                seen += 1
+                try:
+                    descriptor = _Descriptor.of(entry.name, table)
+                except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
+                    closed += 1
+                    continue
+                if descriptor.mount == self._socket_mount and descriptor.inode in self._inodes:
+                    found.paths.append(f"{path}/{entry.name}")
+                    found.inodes.add(descriptor.inode)
         # A process that ends has an empty table.
         return seen > 0 and closed == 0
 
     def _holder(self, pid: int, found: _Found) -> Holder:
-        directory = proc.directory(str(pid), self._root)
-        try:
+        with proc.opened(str(pid), self._root) as directory:
             stat = proc.stat(directory)
             doubt = self._doubt(pid, stat, directory, found)
-        finally:
-            os.close(directory)
         return Holder(pid, stat.started_ns, frozenset(found.inodes), doubt)
 
     def _doubt(self, pid: int, stat: proc.Stat, directory: int, found: _Found) -> str | None:
@@ -253,7 +231,7 @@ class _Search:
         if stat.flags & _PF_FORKNOEXEC:
             return "it was forked, so it may have the socket from its parent"
         # It has run a program since its fork, and an exec would have closed an inherited socket.
-        if not all(_is_closed_on_exec(directory, *descriptor) for descriptor in found.descriptors):
+        if not all(_is_closed_on_exec(directory, path) for path in found.paths):
             return "the socket stays open on exec, so another program may have opened it"
         status = proc.read("status", directory, most=proc.PAGE)
         # A process that ignores SIGCHLD keeps no trace of its children.
@@ -272,17 +250,10 @@ class _Search:
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:
         """Return True if a process may have a Unix socket; ``directory`` is its open /proc/PID."""
-        for owner in self._tables(directory, pid):
-            try:
-                table = proc.directory(f"{owner}/fdinfo", directory)
-            except FileNotFoundError:  # a thread that has ended
-                continue
-            try:
-                with os.scandir(table) as entries:
-                    if any(self._is_unix_socket(table, entry.name) for entry in entries):
-                        return True
-            finally:
-                os.close(table)
+        for _, table in self._tables(directory, pid):
+            with os.scandir(table) as entries:
+                if any(self._is_unix_socket(table, entry.name) for entry in entries):
+                    return True
         return False
 
     def _is_unix_socket(self, table: int, name: str) -> bool:
@@ -318,10 +289,7 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read the details of a descriptor from its fdinfo file; raises OSError if that fails.
-
-        ``path`` is the path of the fdinfo file, relative to the open directory ``directory``.
-        """
+        """Read an fdinfo file, whose ``path`` is relative to the open directory ``directory``."""
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order
@@ -340,12 +308,12 @@ def _mount_of_sockets(root: int) -> int:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
 
-def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
+def _is_closed_on_exec(directory: int, path: str) -> bool:
     try:
-        details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
+        details = _Descriptor.of(path, directory)
     except FileNotFoundError:  # closed meanwhile
         return False
-    return bool(details.flags & _O_CLOEXEC)
+    return bool(details.flags & os.O_CLOEXEC)
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
@@ -374,8 +342,3 @@ def _shows_all(root: int) -> bool:
         return os.readlink("self", dir_fd=root) == str(os.getpid())
     except OSError:
         return False
-
-
-def _is_in_initial_namespace(root: int) -> bool:
-    """Return True if our pid namespace is the initial one; ``root`` is a descriptor of /proc."""
-    return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

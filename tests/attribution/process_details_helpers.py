@@ -14,6 +14,7 @@ from tests.attribution.living import WAITING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.attribution.program_hashes import ProgramHashes
     from ocsf_nft.process import Process
 
 PYTHON = Path(sys.executable).resolve()
@@ -42,9 +43,9 @@ def called(name: bytes) -> str:
     return f"open('/proc/self/comm', 'wb').write({name + end!r}); " + WAITING
 
 
-def found(pid: int, *, started_by_ns: int | None = None, started_ns: int | None = None) -> Process:
+def found(pid: int, hashes: ProgramHashes | None = None) -> Process:
     """Return the details of a running process."""
-    process = process_details.read(pid, started_by_ns=started_by_ns, started_ns=started_ns)
+    process = process_details.read(pid, started_ns=ticks(pid) * TICK_NS, hashes=hashes)
     assert process is not None
     return process
 
@@ -56,7 +57,7 @@ def state(pid: int) -> str:
 
 def ticks(pid: int) -> int:
     """Return its start time in clock ticks."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from ocsf_nft import proc
 from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from ocsf_nft.process import Container, Process
-from tests.attribution.living import WAITING, descriptors, now, python, running, send, until
+from tests.attribution.living import WAITING, descriptors, python, running, send, until
 from tests.attribution.process_details_helpers import (
     NAMES,
     PYTHON,
@@ -37,8 +36,7 @@ def test_read_returns_all_details_of_a_process(tmp_path: Path) -> None:
     before_ns = time.time_ns()
     command = (sys.executable, "-c", WAITING, "a b", "")
     with running(*command, cwd=tmp_path) as process:
-        result = process_details.read(process.pid, hashes=ProgramHashes())
-        assert result is not None
+        result = found(process.pid, ProgramHashes())
         assert result.created_ns is not None
         assert before_ns - 2 * TICK_NS < result.created_ns < time.time_ns()
         assert result == Process(
@@ -64,18 +62,8 @@ def test_process_before_an_exec_has_no_hash_of_the_new_program(
     """/proc already shows the new program, but there is no event of the exec yet."""
     monkeypatch.setattr(proc, "is_same_program", lambda *_, **__: False)
     with running(sys.executable, "-c", WAITING) as process:
-        result = process_details.read(process.pid, hashes=ProgramHashes())
-    assert result is not None
+        result = found(process.pid, ProgramHashes())
     assert (result.path, result.sha256) == (str(PYTHON), None)
-
-
-def test_process_that_started_later_is_another_one() -> None:
-    with python(WAITING) as process:
-        started_ns = ticks(process.pid) * TICK_NS
-        assert process_details.read(process.pid, started_by_ns=now()) is not None
-        assert process_details.read(process.pid, started_by_ns=started_ns) is not None
-        assert process_details.read(process.pid, started_by_ns=started_ns - 1) is None
-        assert process_details.read(process.pid, started_by_ns=0) is None
 
 
 def test_process_that_started_at_another_time_is_another_one() -> None:
@@ -94,18 +82,21 @@ def test_start_time_is_the_same_in_all_reads() -> None:
 
 def test_exited_process_is_not_found() -> None:
     with subprocess.Popen(["true"]) as process:
-        pass
-    assert process_details.read(process.pid) is None
+        until(lambda: state(process.pid) == "Z")
+        started_ns = ticks(process.pid) * TICK_NS
+        assert process_details.read(process.pid, started_ns=started_ns) is not None
+    assert process_details.read(process.pid, started_ns=started_ns) is None
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 80])
 def test_invalid_process_number_is_not_found(pid: int) -> None:
-    assert process_details.read(pid) is None
+    assert process_details.read(pid, started_ns=0) is None
 
 
 def test_process_that_exits_during_the_read_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = process_details._cgroups
     with python(WAITING) as process:
+        started_ns = ticks(process.pid) * TICK_NS
 
         def reading(descriptor: int) -> str:
             text = real(descriptor)
@@ -114,7 +105,7 @@ def test_process_that_exits_during_the_read_is_not_found(monkeypatch: pytest.Mon
             return text
 
         monkeypatch.setattr(process_details, "_cgroups", reading)
-        assert process_details.read(process.pid) is None
+        assert process_details.read(process.pid, started_ns=started_ns) is None
 
 
 def test_cgroups_are_unknown_on_a_kernel_without_cgroups(tmp_path: Path) -> None:
@@ -137,9 +128,9 @@ def test_process_with_only_dead_threads_has_no_living_one() -> None:
 def test_read_closes_all_descriptors() -> None:
     before = descriptors()
     with python(WAITING) as process:
-        process_details.read(process.pid, hashes=ProgramHashes())
-    process_details.read(process.pid)
-    process_details.read(threading.get_native_id(), started_by_ns=0)
+        found(process.pid, ProgramHashes())
+    process_details.read(process.pid, started_ns=0)
+    process_details.read(os.getpid(), started_ns=0)
     assert descriptors() == before
 
 
@@ -153,8 +144,7 @@ def test_kernel_thread_has_only_a_name() -> None:
 def test_zombie_has_only_a_name_and_a_user() -> None:
     with subprocess.Popen(["true"]) as process:
         until(lambda: state(process.pid) == "Z")
-        result = process_details.read(process.pid, hashes=ProgramHashes())
-    assert result is not None
+        result = found(process.pid, ProgramHashes())
     assert (result.name, result.uid) == ("true", 0)
     assert (result.path, result.sha256, result.cmd_line, result.working_directory) == (None,) * 4
     assert result.ancestors[0].pid == os.getpid()
@@ -164,13 +154,12 @@ def test_unreadable_details_are_unknown() -> None:
     code = """
 import sys
 from ocsf_nft.attribution import process_details
-print(process_details.read(int(sys.argv[1])))
+print(process_details.read(int(sys.argv[1]), started_ns=int(sys.argv[2])))
 """
     with python(WAITING) as process:
         command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
-        done = subprocess.run(
-            [*command, str(process.pid)], capture_output=True, text=True, check=True
-        )
+        command += [str(process.pid), str(ticks(process.pid) * TICK_NS)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         result = found(process.pid)
     seen = dataclasses.replace(
         result, path=None, is_deleted=None, working_directory=None, ancestors=()
@@ -194,7 +183,7 @@ def test_long_arguments_are_read_only_in_part() -> None:
     arguments = ["x" * 100_000] * 10
     with python(WAITING, *arguments) as process:
         result = found(process.pid)
-        seconds = min(measured(lambda: process_details.read(process.pid)) for _ in range(5))
+        seconds = min(measured(lambda: found(process.pid)) for _ in range(5))
     assert result.cmd_line is not None
     assert len(result.cmd_line) == 4096
     assert result.cmd_line.startswith(sys.executable)

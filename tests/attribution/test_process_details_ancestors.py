@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.attribution.program_hashes import ProgramHashes
+    from ocsf_nft.process import Process
 
 pytestmark = pytest.mark.kernel
 
@@ -63,7 +64,9 @@ def test_process_that_is_not_the_parent_is_no_ancestor() -> None:
         contextlib.ExitStack() as opened,
     ):
         stat = proc.stat(child)
-        assert process_details._parent(child, stat, opened) is not None
+        above = process_details._parent(child, stat, opened)
+        assert above is not None
+        assert above[2].pid == os.getpid()
         # The parent has changed: the child has a new one.
         assert process_details._parent(child, stat._replace(parent=1), opened) is None
         # The process with that number is younger than the child.
@@ -85,13 +88,14 @@ with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"]) as c
         real = process_details._observe
 
         def observe(
+            pid: int,
             directory: int,
             stat: proc.Stat,
             *,
             is_ancestor: bool = False,
             hashes: ProgramHashes | None = None,
-        ) -> process_details._Observation:
-            seen = real(directory, stat, is_ancestor=is_ancestor, hashes=hashes)
+        ) -> tuple[proc.Stat, Process]:
+            seen = real(pid, directory, stat, is_ancestor=is_ancestor, hashes=hashes)
             if is_ancestor:
                 process.kill()
                 until(lambda: state(process.pid) == "Z")

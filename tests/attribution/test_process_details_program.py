@@ -31,8 +31,7 @@ def test_replaced_program_is_the_one_that_runs(tmp_path: Path) -> None:
     with cat(program) as process:
         (tmp_path / "other").write_text("#!/bin/true")
         (tmp_path / "other").rename(program)
-        result = process_details.read(process.pid, hashes=ProgramHashes())
-    assert result is not None
+        result = found(process.pid, ProgramHashes())
     assert (result.path, result.is_deleted) == (str(program), True)
     assert result.sha256 == hashlib.sha256(content).hexdigest()
 
@@ -81,10 +80,9 @@ def test_memfd_program_has_the_name_of_the_memfd(name: str) -> None:
             stdout=subprocess.PIPE,
         ) as process:
             send(process)
-            result = process_details.read(process.pid, hashes=ProgramHashes())
+            result = found(process.pid, ProgramHashes())
     finally:
         os.close(descriptor)
-    assert result is not None
     assert (result.path, result.is_deleted) == (f"memfd:{name}", True)
     assert result.sha256 == hashlib.sha256(content).hexdigest()
     assert result.cmd_line == "[kworker/0:0]"
@@ -167,8 +165,7 @@ def test_details_that_may_be_of_two_programs_are_unknown(
 ) -> None:
     with python(CHANGING, other, other, "unused") as process:
         reading_with(monkeypatch, process, 2)
-        result = process_details.read(process.pid, hashes=ProgramHashes())
-    assert result is not None
+        result = found(process.pid, ProgramHashes())
     assert (result.name, result.cmd_line) == (None, None)
     # Both names are links to the same file.
     assert result.path == str(PYTHON)
@@ -203,11 +200,12 @@ def test_program_file_that_changes_during_the_read_is_unknown(
         monkeypatch.setattr(process_details, "_cgroups", reading)
         with directory(process.pid) as descriptor:
             stat = proc.stat(descriptor)
-            seen, is_of_one = process_details._read_once(
-                descriptor, stat, is_ancestor=False, hashes=ProgramHashes()
+            is_of_one, _, seen = process_details._read_once(
+                process.pid, descriptor, stat, is_ancestor=False, hashes=ProgramHashes()
             )
     assert not is_of_one
-    assert (seen.program, seen.sha256, seen.arguments, seen.name) == (None,) * 4
+    assert (seen.path, seen.is_deleted, seen.sha256) == (None,) * 3
+    assert (seen.cmd_line, seen.name) == (None, None)
 
 
 def test_process_in_the_middle_of_an_exec_has_no_name(

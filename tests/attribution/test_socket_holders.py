@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -259,20 +260,22 @@ def test_unreadable_child_may_have_the_socket(
 
 def _make_unreadable(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     """Make the descriptors of a process unreadable."""
-    real = proc.directory
+    real = proc.opened
     unreadable: set[int] = set()
 
-    def guarded(path: str, parent: int | None = None) -> int:
-        if path == "./fdinfo" and parent in unreadable:
+    @contextlib.contextmanager
+    def guarded(path: str, parent: int | None = None) -> Iterator[int]:
+        if path == "fdinfo" and parent in unreadable:
             raise PermissionError
-        directory = real(path, parent)
-        if path == str(pid):
-            unreadable.add(directory)
-        else:
-            unreadable.discard(directory)
-        return directory
+        with real(path, parent) as directory:
+            if path == str(pid):
+                unreadable.add(directory)
+            try:
+                yield directory
+            finally:
+                unreadable.discard(directory)
 
-    monkeypatch.setattr(proc, "directory", guarded)
+    monkeypatch.setattr(proc, "opened", guarded)
 
 
 def _make_all_readable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +303,7 @@ def test_process_of_another_pid_namespace_may_have_received_the_socket(
     started = program()
     _make_all_readable(monkeypatch)
     assert scan(started.inode).unseen is None
-    monkeypatch.setattr(proc, "INITIAL", "pid:[1]")
+    monkeypatch.setattr(proc, "_INITIAL", "pid:[1]")
     found = scan(started.inode)
     assert found.missed is None
     assert found.unseen == "not every process of this host is visible"
@@ -345,17 +348,21 @@ def test_descriptor_with_an_unknown_format_may_be_a_unix_socket(tmp_path: Path) 
     assert found == (0, -1, -1, True)
 
 
-def test_search_for_unix_sockets_skips_ended_threads_and_closed_descriptors(
+def test_search_for_unix_sockets_includes_the_tables_of_all_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of the threads has ended."""
-    monkeypatch.setattr(socket_holders._Search, "_tables", lambda *_: iter([".", "1", "2"]))
-    for table in (".", "2"):
-        (tmp_path / table / "fdinfo").mkdir(parents=True)
+    """One of the threads has ended."""
+    monkeypatch.setattr(socket_holders, "_share_files", lambda *_: False)
+    for table in ("fdinfo", "task/1/fdinfo", "task/2", "task/3/fdinfo"):
+        (tmp_path / table).mkdir(parents=True)
+    # The number of links of a directory of threads, which not every file system has.
+    monkeypatch.setattr(os, "stat", lambda *_, **__: SimpleNamespace(st_nlink=5))
     lines = "pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n"
-    last = tmp_path / "2" / "fdinfo" / "4"
+    last = tmp_path / "task/3/fdinfo/4"
     with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
         search = socket_holders._Search(root, frozenset(), time.monotonic_ns() + 10**10)
+        tables = [path for path, _ in search._tables(directory, 1)]
+        assert sorted(tables) == ["fdinfo", "task/3/fdinfo"]
         last.write_text(lines)
         assert not search._has_unix_socket(directory, 1)
         last.write_text(lines + "scm_fds: 0\n")
@@ -366,15 +373,14 @@ def test_search_for_unix_sockets_skips_ended_threads_and_closed_descriptors(
 def test_descriptor_table_is_complete_unless_it_is_empty_or_changed_during_the_search(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "fdinfo").mkdir()
-    found = socket_holders._Found(is_inside=True, descriptors=[], inodes=set())
-    with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
+    found = socket_holders._Found(is_inside=True, paths=[], inodes=set())
+    with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as table:
         search = socket_holders._Search(root, frozenset(), time.monotonic_ns() + 10**10)
-        assert not search._search_table(directory, ".", found)
-        (tmp_path / "fdinfo" / "3").write_text("pos:\t0\n")
-        assert search._search_table(directory, ".", found)
-        (tmp_path / "fdinfo" / "4").symlink_to("closed")
-        assert not search._search_table(directory, ".", found)
+        assert not search._search_table("fdinfo", table, found)
+        (tmp_path / "3").write_text("pos:\t0\n")
+        assert search._search_table("fdinfo", table, found)
+        (tmp_path / "4").symlink_to("closed")
+        assert not search._search_table("fdinfo", table, found)
 
 
 def test_process_descends_from_its_ancestors_or_has_ended() -> None:
@@ -410,8 +416,8 @@ def test_descriptor_that_was_closed_counts_as_inherited(tmp_path: Path) -> None:
     (tmp_path / "fdinfo").mkdir()
     (tmp_path / "fdinfo" / "3").write_text("pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n")
     with proc.opened(str(tmp_path)) as directory:
-        assert socket_holders._is_closed_on_exec(directory, ".", "3")
-        assert not socket_holders._is_closed_on_exec(directory, ".", "4")
+        assert socket_holders._is_closed_on_exec(directory, "fdinfo/3")
+        assert not socket_holders._is_closed_on_exec(directory, "fdinfo/4")
 
 
 @pytest.mark.parametrize("has_a_table", [True, False])
@@ -430,16 +436,16 @@ def test_child_that_ends_during_the_search_may_have_had_the_socket(
             os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
             if not has_a_table:
-                monkeypatch.setattr(proc, "directory", without)
+                monkeypatch.setattr(proc, "opened", without)
         real(search, pid, is_inside=is_inside)
-        monkeypatch.setattr(proc, "directory", directory)
+        monkeypatch.setattr(proc, "opened", opened)
 
-    directory = proc.directory
+    opened = proc.opened
 
-    def without(path: str, parent: int | None = None) -> int:
-        if path == "./fdinfo":
+    def without(path: str, parent: int | None = None) -> contextlib.AbstractContextManager[int]:
+        if path == "fdinfo":
             raise FileNotFoundError
-        return directory(path, parent)
+        return opened(path, parent)
 
     monkeypatch.setattr(socket_holders._Search, "_search_process", after_its_end)
     holder = only(scan(started.inode))
