@@ -18,8 +18,7 @@ from ocsf_nft.attribution import process_details, socket_closed
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
 from ocsf_nft.attribution.program_hashes import ProgramHashes
-from ocsf_nft.attribution.socket_method import SocketLookup
-from ocsf_nft.attribution.time_budget import TimeBudget
+from ocsf_nft.attribution.socket_method import SocketLookup, TimeBudget
 from ocsf_nft.attribution.user_names import CachedNames, UserNames
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.process import Attribution, Seen

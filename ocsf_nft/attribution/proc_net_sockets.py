@@ -37,22 +37,21 @@ INET: Final = {
 class TooManySocketsError(OcsfNftError):
     """Error: a lookup found too many sockets, or could not read all sockets in time."""
 
+    def __init__(self) -> None:
+        super().__init__("the sandbox has more sockets than the lookup can check in time")
+
 
 class Socket(NamedTuple):
     """Socket as listed in a socket table of the kernel."""
 
-    family: int
-    protocol: int
-    #: ``::ffff:192.0.2.1`` appears as the IPv4 address 192.0.2.1; empty for a packet socket.
-    local: str
-    #: The IP protocol for a raw socket, the ICMP id for a ping socket, 0 for a packet socket.
-    local_port: int
-    remote: str
-    remote_port: int
-    state: int
     #: 0 if no process has the socket.
     inode: int
     uid: int
+    #: The IP protocol for a raw socket, the ICMP id for a ping socket, 0 for a packet socket.
+    local_port: int = 0
+    #: ``::ffff:192.0.2.1`` appears as the IPv4 address 192.0.2.1; empty for a packet socket.
+    remote: str = ""
+    remote_port: int = 0
     #: None if the table does not show this property.
     is_only_ipv6: bool | None = None
 
@@ -86,15 +85,11 @@ class ProcNetFiles:
         can also send IPv4 packets.
         """
         found: list[Socket] = []
-        for family, suffix in ((socket.AF_INET, ""), (socket.AF_INET6, "6")):
-            if version == 6 and family == socket.AF_INET:
-                continue
-            for line in self._lines(f"{INET[protocol]}{suffix}", deadline_ns):
-                entry = _text_socket(line, family, protocol)
-                if entry.local_port == port:
-                    found.append(entry)
+        for suffix in ("6",) if version == 6 else ("", "6"):
+            lines = self._lines(f"{INET[protocol]}{suffix}", deadline_ns)
+            found += [sock for sock in map(_inet_socket, lines) if sock.local_port == port]
         if len(found) > MOST_SOCKETS:
-            raise too_many()
+            raise TooManySocketsError
         return tuple(found)
 
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
@@ -105,25 +100,17 @@ class ProcNetFiles:
         ``deadline_ns`` (time.monotonic_ns).
         """
         # Not by netlink: that needs the kernel module raw_diag, which many kernels lack.
-        return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
+        return tuple(map(_inet_socket, self._lines("raw" if version == 4 else "raw6", deadline_ns)))
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
         """Return the ping sockets (``net/ipv4/ping.c``) that send with the ICMP id ``identity``."""
         # Netlink does not list ping sockets.
-        protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
-        listed = self._listed("icmp", version, protocol, deadline_ns)
-        return tuple(found for found in listed if found.local_port == identity)
+        lines = self._lines("icmp" if version == 4 else "icmp6", deadline_ns)
+        return tuple(sock for sock in map(_inet_socket, lines) if sock.local_port == identity)
 
     def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
         """Return all packet sockets."""
-        return tuple(_packet_socket(line) for line in self._lines("packet", deadline_ns))
-
-    def _listed(
-        self, table: Literal["raw", "icmp"], version: IpVersion, protocol: int, deadline_ns: int
-    ) -> tuple[Socket, ...]:
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        lines = self._lines(table if version == 4 else f"{table}6", deadline_ns)
-        return tuple(_text_socket(line, family, protocol) for line in lines)
+        return tuple(map(_packet_socket, self._lines("packet", deadline_ns)))
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
         """Return the lines of a table in /proc/net, without the header line.
@@ -139,40 +126,32 @@ class ProcNetFiles:
         while chunk := os.pread(descriptor, _CHUNK, len(text)):
             text += chunk
             if len(text) > _MOST_BYTES or time.monotonic_ns() > deadline_ns:
-                raise too_many()
+                raise TooManySocketsError
         return bytes(text).splitlines()[1:]
 
 
-def address(family: int, raw: bytes) -> str:
-    """Convert the bytes of an address in a socket table to text.
+def address(packed: bytes) -> str:
+    """Convert an address of 4 or 16 bytes in a socket table to text.
 
     An IPv6 address that contains an IPv4 address (``::ffff:192.0.2.1``) becomes the IPv4 address.
     """
-    if family == socket.AF_INET:
-        return text_of(raw[:4])
-    return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
+    return text_of(packed[12:] if packed.startswith(_MAPPED) else packed)
 
 
-def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
+def _inet_socket(line: bytes) -> Socket:
     """Parse a line of /proc/net/tcp or of a similar table, such as /proc/net/udp6.
 
     The kernel's functions ``get_tcp4_sock`` and ``udp4_format_sock`` print these fields: slot,
     local, remote, state, queues, timer, retransmits, user, timeout, inode.
     """
     fields = line.split()
-    (local, local_port), (remote, remote_port) = (
-        field.split(b":") for field in (fields[1], fields[2])
-    )
+    remote, remote_port = fields[2].split(b":")
     return Socket(
-        family=family,
-        protocol=protocol,
-        local=address(family, _words(local)),
-        local_port=int(local_port, 16),
-        remote=address(family, _words(remote)),
-        remote_port=int(remote_port, 16),
-        state=int(fields[3], 16),
         inode=int(fields[9]),
         uid=int(fields[7]),
+        local_port=int(fields[1].split(b":")[1], 16),
+        remote=address(_words(remote)),
+        remote_port=int(remote_port, 16),
     )
 
 
@@ -191,17 +170,7 @@ def _packet_socket(line: bytes) -> Socket:
     Fields: address, references, type, protocol, interface, running, memory, user, inode.
     """
     fields = line.split()
-    return Socket(
-        family=socket.AF_PACKET,
-        protocol=int(fields[3], 16),
-        local="",
-        local_port=0,
-        remote="",
-        remote_port=0,
-        state=0,
-        inode=int(fields[8]),
-        uid=int(fields[7]),
-    )
+    return Socket(inode=int(fields[8]), uid=int(fields[7]))
 
 
 def _open_table(name: str) -> int | None:
@@ -210,8 +179,3 @@ def _open_table(name: str) -> int | None:
         return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
     except FileNotFoundError:
         return None
-
-
-def too_many() -> TooManySocketsError:
-    """Create the error to raise if a lookup finds more sockets than it can check in time."""
-    return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

@@ -11,14 +11,13 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import netlink
 from ocsf_nft.attribution import proc_net_sockets
-from ocsf_nft.attribution.proc_net_sockets import ProcNetFiles, Socket, address, too_many
+from ocsf_nft.attribution.proc_net_sockets import ProcNetFiles, Socket, TooManySocketsError
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class SocketTables:
     """
 
     def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
+        #: After :meth:`__enter__`, the opened namespace, even if its path leads to another one.
+        self.namespace = namespace
         self._pinned = -1
         self._socket: socket.socket | None = None
         self._sequence = 0
@@ -71,11 +71,11 @@ class SocketTables:
 
         Raises AbsentError if there is no such namespace, UnsupportedError if it can't be entered.
         """
-        self._pinned, self.link = self._namespace.call(_pin)
-        if self._namespace.path is not None:
+        self._pinned, self.link = self.namespace.call(_pin)
+        if self.namespace.path is not None:
             # Later descriptors must be of the same namespace, even if its path is replaced.
-            self._namespace = Namespace(Path(f"/proc/self/fd/{self._pinned}"))
-            self.files = ProcNetFiles(self._namespace)
+            self.namespace = Namespace(Path(f"/proc/self/fd/{self._pinned}"))
+            self.files = ProcNetFiles(self.namespace)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,11 +84,6 @@ class SocketTables:
         self.files.close()
         os.close(self._pinned)
         self._pinned = -1
-
-    @property
-    def namespace(self) -> Namespace:
-        """Return the opened network namespace, even if its path leads to another one now."""
-        return self._namespace
 
     def tcp(
         self,
@@ -107,10 +102,9 @@ class SocketTables:
         Raises TooManySocketsError for too many sockets, or if ``deadline_ns`` (time.monotonic_ns)
         passes; OSError for other failures.
         """
-        expected = (local[1], remote[0], remote[1])
         try:
             found = self._exact_match(version, local, remote, device)
-            if found is not None and _connection(found) == expected:
+            if found is not None:
                 return (found,)
             dump = self._dump(socket.IPPROTO_TCP, version, local[1], _BOUND_INACTIVE, deadline_ns)
             sockets = tuple(dump)
@@ -148,7 +142,7 @@ class SocketTables:
         remote: tuple[str, int],
         device: str | None,
     ) -> Socket | None:
-        """Return the TCP socket that would receive packets from ``remote`` to ``local``."""
+        """Return the TCP socket with this connection; None if there is none."""
         sock = self._diag(socket.IPPROTO_TCP)
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         identity = _IDENTITY.pack(
@@ -167,7 +161,10 @@ class SocketTables:
                 netlink.raise_for_error(answer.payload)
             except FileNotFoundError:  # no such socket; or no tcp_diag, then the dump raises
                 return None
-        return _inet_socket(answer.payload, socket.IPPROTO_TCP)
+        # A listening socket too would receive packets from ``remote``.
+        found = _inet_socket(answer.payload)
+        is_same = (found.local_port, found.remote, found.remote_port) == (local[1], *remote)
+        return found if is_same else None
 
     def _dump(
         self, protocol: int, version: IpVersion, port: int, states: int, deadline_ns: int
@@ -187,44 +184,34 @@ class SocketTables:
                 for answer in self._answers(sock):
                     if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
                         is_done = True
-                        self._raise_for_end(answer.payload, protocol)
+                        try:  # both begin with 0 or a negative errno (netlink_dump_done)
+                            netlink.raise_for_error(answer.payload)
+                        except FileNotFoundError:  # the kernel can't list this protocol's sockets
+                            self._unsupported.add(protocol)
+                            raise
                         break
                     number += 1
-                    yield _inet_socket(answer.payload, protocol)
+                    yield _inet_socket(answer.payload)
                 if not is_done and (
                     number > proc_net_sockets.MOST_SOCKETS or time.monotonic_ns() > deadline_ns
                 ):
                     self._close_socket()  # otherwise the kernel continues the dump
-                    raise too_many()
-
-    def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise OSError if the kernel ended a list of sockets with an error.
-
-        ``payload`` is the content of the last message of the list.
-        """
-        # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
-        code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
-        if code:
-            # The kernel can't list sockets of this protocol.
-            if code == -errno.ENOENT:
-                self._unsupported.add(protocol)
-            raise OSError(-code, os.strerror(-code))
+                    raise TooManySocketsError
 
     def _diag(self, protocol: int) -> socket.socket:
         """Return the netlink socket that lists the sockets of ``protocol``.
 
         Raises FileNotFoundError if netlink can't list the sockets of this protocol.
         """
-        if protocol in self._unsupported:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if self._socket is None:
+        if self._socket is None and protocol not in self._unsupported:
             try:
-                self._socket = self._namespace.call(_open_diag)
+                self._socket = self.namespace.call(_open_diag)
             except OSError as error:
                 if error.errno not in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EPERM}:
                     raise
                 self._unsupported.update(proc_net_sockets.INET)
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        if self._socket is None or protocol in self._unsupported:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._socket
 
     def _close_socket(self) -> None:
@@ -281,25 +268,16 @@ def _index(sock: socket.socket, device: str) -> int:
     return int(_IFREQ.unpack(answer)[1])
 
 
-def _connection(found: Socket) -> tuple[int, str, int]:
-    return found.local_port, found.remote, found.remote_port
-
-
-def _inet_socket(payload: memoryview, protocol: int) -> Socket:
+def _inet_socket(payload: memoryview) -> Socket:
     """Decode a socket that the kernel describes by struct inet_diag_msg and its attributes."""
-    family, state = payload[0], payload[1]
-    local_port, remote_port, local, remote = _IDENTITY.unpack_from(payload, 4)
+    local_port, remote_port, _, remote = _IDENTITY.unpack_from(payload, 4)
     uid, inode = _OWNER.unpack_from(payload, 64)
     only = dict(netlink.attributes(payload[_MESSAGE_BYTES:])).get(_SKV6ONLY)
     return Socket(
-        family=family,
-        protocol=protocol,
-        local=address(family, local),
-        local_port=local_port,
-        remote=address(family, remote),
-        remote_port=remote_port,
-        state=state,
         inode=inode,
         uid=uid,
+        local_port=local_port,
+        remote=proc_net_sockets.address(remote[:4] if payload[0] == socket.AF_INET else remote),
+        remote_port=remote_port,
         is_only_ipv6=None if only is None else bool(only[0]),
     )

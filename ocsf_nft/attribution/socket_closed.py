@@ -43,16 +43,13 @@ class ClosedSockets:
     is readable. All times are of CLOCK_BOOTTIME.
     """
 
-    def __init__(self, namespace: Namespace, *, margin_ns: int = 0) -> None:
-        """Create a listener; packets up to ``margin_ns`` after its start are in doubt."""
+    def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
-        self._margin_ns = margin_ns
         self._lock = threading.Lock()
         #: Time of the last closed socket of each port, by protocol.
         self._last: dict[int, dict[int, int]] = {protocol: {} for protocol in WATCHED_PROTOCOLS}
         #: Last time when the kernel dropped notifications.
         self._dropped_ns: int | None = None
-        self._since_ns = 0
 
     def __enter__(self) -> Self:
         """Start to listen for closed sockets in the network namespace.
@@ -61,7 +58,6 @@ class ClosedSockets:
         and OSError if the kernel does not report closed sockets.
         """
         self._socket = self._namespace.call(_subscribe)
-        self._since_ns = _now_ns() + self._margin_ns
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,10 +80,10 @@ class ClosedSockets:
         with self._lock:
             self._drain()
 
-    def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
+    def doubt(self, protocol: int, port: int, since_ns: int) -> str | None:
         """Return the reason why the socket that sent a packet may be closed.
 
-        The packet was sent from ``port`` at ``since_ns``, or up to ``slack_ns`` earlier.
+        The packet was sent from ``port`` at ``since_ns`` or later, after :meth:`__enter__`.
         ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. Return None if the kernel reported all
         closed sockets since then, and none had this port.
         """
@@ -95,9 +91,6 @@ class ClosedSockets:
             is_all = self._drain()
             last_ns = self._last[protocol].get(port)
             dropped_ns = self._dropped_ns
-        if since_ns < self._since_ns:
-            return "the packet is from before the sandbox's sockets were watched"
-        since_ns -= slack_ns
         if last_ns is not None and last_ns >= since_ns:
             return "a socket that had the packet's port was closed"
         if not is_all or (dropped_ns is not None and dropped_ns >= since_ns):

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft.attribution import process_details
@@ -19,6 +20,8 @@ from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.process import Attribution, Process, Seen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocsf_nft.attribution.proc_net_sockets import Socket
     from ocsf_nft.attribution.program_hashes import ProgramHashes
     from ocsf_nft.attribution.socket_holders import Holder, Scan
@@ -31,26 +34,13 @@ _LATE_NS: Final = 5_000_000_000
 _BUDGET_NS: Final = 100_000_000
 #: Time for the kernel to notify of a closed socket that a table no longer had.
 _GRACE_SECONDS: Final = 0.003
+#: Part of the elapsed time that process lookups may take, so that they can't slow the service.
+_SHARE: Final = 0.25
+_MOST_SECONDS: Final = 1.0
 #: Maximum number of processes that are named if there are several.
 _MOST_SEEN: Final = 16
 _PORTS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE})
 _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)})
-
-
-class _PortWatch(NamedTuple):
-    """Source port of a packet; ``closed`` detects when a socket with this port is closed."""
-
-    closed: ClosedSockets
-    protocol: int
-    port: int
-
-    def doubt(self, sent_ns: int) -> str | None:
-        """Return the reason why the packet's socket may no longer have the port, as a sentence.
-
-        Return None if no socket with the port was closed since ``sent_ns``, the time of the packet
-        (CLOCK_BOOTTIME).
-        """
-        return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
 
 class _Candidates(NamedTuple):
@@ -59,10 +49,32 @@ class _Candidates(NamedTuple):
     sockets: tuple[Socket, ...]
     #: Name in messages, for example "ping or raw socket of the packet's user".
     description: str
-    #: Detects when a socket with the packet's port is closed; None if that can't be detected.
-    watch: _PortWatch | None = None
+    #: Returns why a socket with the packet's port may be closed since a time; None if closed
+    #: sockets can't be detected.
+    closed_since: Callable[[int], str | None] | None = None
     #: True if a socket of another user has the packet's port too.
     has_others: bool = False
+
+
+class TimeBudget:
+    """Limit of the time for process lookups: at most a quarter of the elapsed time.
+
+    Unused time is saved for later lookups, but never more than one second.
+    """
+
+    def __init__(self) -> None:
+        self._left, self._at = _MOST_SECONDS, time.monotonic()
+
+    def has_time_left(self) -> bool:
+        """Return True if the budget has time for another lookup."""
+        self.spend(0)
+        return self._left > 0
+
+    def spend(self, seconds: float) -> None:
+        """Subtract the duration of a lookup, in seconds, from the budget."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * _SHARE, _MOST_SECONDS) - seconds
+        self._at = now
 
 
 class SocketLookup:
@@ -83,7 +95,8 @@ class SocketLookup:
         self._margin_ns = _LATE_NS if is_late else 0
         self._tables = SocketTables(namespace)
         self._hashes = hashes
-        self._closed: ClosedSockets | None = None
+        #: Listener for closed sockets; None if the kernel does not report them.
+        self.closed: ClosedSockets | None = None
         self._since_ns = 0
         #: Several threads may call :meth:`attribution`.
         self._lock = threading.Lock()
@@ -99,9 +112,7 @@ class SocketLookup:
             opened.enter_context(self._tables)
             # Without it, no process is named if the check for closed sockets is needed.
             with contextlib.suppress(OSError):
-                self._closed = opened.enter_context(
-                    ClosedSockets(self._tables.namespace, margin_ns=self._margin_ns)
-                )
+                self.closed = opened.enter_context(ClosedSockets(self._tables.namespace))
             self._opened = opened.pop_all()
         self._since_ns = _now_ns() + self._margin_ns
         self._is_open = True
@@ -120,11 +131,6 @@ class SocketLookup:
     def namespace(self) -> Namespace:
         """Return the opened network namespace, even if its path leads to another one now."""
         return self._tables.namespace
-
-    @property
-    def closed(self) -> ClosedSockets | None:
-        """Return the listener for closed sockets; None if the kernel does not report them."""
-        return self._closed
 
     def attribution(self, record: Record) -> Attribution | str:
         """Return the process that sent the packet of a log record, or several possible senders.
@@ -160,7 +166,8 @@ class SocketLookup:
         if not inodes:
             return f"the {found.description} is closed: no process has it"
         read_ns = time.monotonic_ns()
-        if found.watch is not None and (doubt := found.watch.doubt(sent_ns)) is not None:
+        closed_since, earliest_ns = found.closed_since, sent_ns - _LATE_NS
+        if closed_since is not None and (doubt := closed_since(earliest_ns)) is not None:
             return doubt
         scan = find_holders(inodes, self._tables.link, deadline_ns)
         # A process that started after the packet did not send it.
@@ -170,11 +177,11 @@ class SocketLookup:
         result = self._attribution(found, scan, holders)
         # The kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed, so
         # the result has only possible senders.
-        if found.watch is None:
+        if closed_since is None:
             return result
         elapsed = (time.monotonic_ns() - read_ns) / 1e9
         time.sleep(max(0.0, _GRACE_SECONDS - elapsed))
-        return found.watch.doubt(sent_ns) or result
+        return closed_since(earliest_ns) or result
 
     def _candidates(self, record: Record, deadline_ns: int) -> _Candidates:
         uid, version = record.uid, record.ip_version
@@ -212,14 +219,14 @@ class SocketLookup:
         else:
             sockets = self._tables.by_port(protocol, version, port, deadline_ns=deadline_ns)
         users = _of_user(sockets, record.uid)
-        watch = None
-        if self._closed is not None and protocol in WATCHED_PROTOCOLS:
-            watch = _PortWatch(self._closed, protocol, port)
         if not users:
             return _Candidates((), description)
+        closed_since = None
+        if self.closed is not None and protocol in WATCHED_PROTOCOLS:
+            closed_since = partial(self.closed.doubt, protocol, port)
         if raw:
             description = f"{description}, or a raw one"
-        return _Candidates(users + raw, description, watch, len(users) < len(sockets))
+        return _Candidates(users + raw, description, closed_since, len(users) < len(sockets))
 
     def _attribution(
         self, found: _Candidates, scan: Scan, holders: list[Holder]
@@ -254,7 +261,7 @@ class SocketLookup:
         # with the port, it opened them, and every process that can have them was checked. No other
         # holder started before the packet.
         return (
-            found.watch is not None
+            found.closed_since is not None
             and not found.has_others
             and scan.missed is None
             and holder.doubt is None
@@ -287,7 +294,7 @@ def _reason_without_holder(found: _Candidates, scan: Scan) -> str:
 
 
 def _reason_for_several(found: _Candidates, scan: Scan, holders: list[Holder]) -> str:
-    if found.watch is None:
+    if found.closed_since is None:
         subject = "it has" if len(holders) == 1 else "each of them has"
         return f"{subject} a {found.description} now; the sender may have ended"
     if len(holders) > 1:

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution import fallback_chain, time_budget
+from ocsf_nft.attribution import fallback_chain, socket_method
 from ocsf_nft.process import Process
 from tests.attribution.fallback_host import Host, Reasons, by_socket
 from tests.attribution.programs import call_now, record_now
@@ -90,7 +90,7 @@ async def test_chain_closes_the_socket_lookups_beside_a_lookup_in_progress(host:
 async def test_chain_limits_the_time_spent_on_lookups(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_budget, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(socket_method, "_MOST_SECONDS", 0.0)
     host.programs.fault = "no BPF here"
     async with host.chain() as chain:
         (found,) = await chain.attributions("sb", [record_now()], 0)

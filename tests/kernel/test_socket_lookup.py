@@ -305,8 +305,6 @@ async def test_process_that_started_after_the_packet_is_not_named(
         # As if no socket was closed since, and the packet were from before the program.
         before = dataclasses.replace(attempt.record, time_ns=attempt.record.time_ns - 10**11)
         attempt.lookup._since_ns = 0
-        assert attempt.lookup._closed is not None
-        attempt.lookup._closed._since_ns = 0
         result = await asyncio.to_thread(attempt.lookup.attribution, before)
     assert isinstance(result, str)
     assert "only processes that started after the packet have" in result
@@ -377,10 +375,10 @@ def _without_files(found: socket_method._Candidates) -> socket_method._Candidate
 
 def _wait_for_notice(attempt: Attempt) -> None:
     """Wait until the kernel has reported that the attempt's socket was closed."""
-    closed, end = attempt.lookup._closed, time.monotonic() + 60
+    closed, end = attempt.lookup.closed, time.monotonic() + 60
     assert closed is not None
     assert attempt.record.source_port is not None
-    while not closed.doubt(17, attempt.record.source_port, closed._since_ns):
+    while not closed.doubt(17, attempt.record.source_port, attempt.lookup._since_ns):
         assert time.monotonic() < end, "the kernel has sent no notice"
         time.sleep(0.001)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ocsf_nft.attribution.time_budget import TimeBudget
+from ocsf_nft.attribution.socket_method import TimeBudget
 
 
 @pytest.fixture
