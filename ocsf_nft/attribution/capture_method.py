@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import Capture, Dropped
     from ocsf_nft.attribution.bpf_layout import CaptureEvent, ProcessImage
     from ocsf_nft.attribution.packet_key import Match
-    from ocsf_nft.attribution.user_names import CachedNames
+    from ocsf_nft.attribution.user_names import UserNames
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
@@ -77,7 +77,7 @@ class CaptureMethod:
         self,
         capture: Capture,
         sandboxes: Mapping[str, int],
-        names: CachedNames,
+        names: UserNames,
         *,
         permissive: Collection[int] = (),
     ) -> None:

@@ -19,7 +19,7 @@ from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from ocsf_nft.attribution.socket_method import SocketLookup, TimeBudget
-from ocsf_nft.attribution.user_names import CachedNames, UserNames
+from ocsf_nft.attribution.user_names import UserNames
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.process import Attribution, Seen
 
@@ -80,8 +80,8 @@ class FallbackChain:
         self._top = top
         #: Maximum time that a log record waits for its attribution.
         self.wait_seconds = wait_seconds
-        self._names = CachedNames(UserNames())
-        self._hashes = ProgramHashes(most_bytes=hashed_bytes) if hashed_bytes else None
+        self._names = UserNames()
+        self._hashes = ProgramHashes(hashed_bytes) if hashed_bytes else None
         self._capture: CaptureMethod | None = None
         self._dropped = 0
         #: Opened at the start, or, while a capture works, at the first packet that it can't name.
@@ -247,8 +247,8 @@ class FallbackChain:
     def _with_names(self, record: Record, found: Attribution) -> Attribution:
         return replace(
             found,
-            user_name=None if record.uid is None else self._names.user(record.uid),
-            group_name=None if record.gid is None else self._names.group(record.gid),
+            user_name=None if record.uid is None else self._names.cached("user", record.uid),
+            group_name=None if record.gid is None else self._names.cached("group", record.gid),
         )
 
     async def _open(self) -> None:

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft import clocks
 from ocsf_nft.attribution import containers
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.bpf_layout import Call, ProcessImage, ProcessSnapshot
     from ocsf_nft.attribution.containers import Placement
-    from ocsf_nft.attribution.user_names import CachedNames
+    from ocsf_nft.attribution.user_names import UserNames
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -35,16 +35,6 @@ _ROOT: Final = b"/"
 _IN_MEMORY: Final = b"memfd:"
 
 
-class _Caller(NamedTuple):
-    """Key of the cache for the results of :meth:`ProcessSnapshots.process`."""
-
-    image: ProcessImage
-    tid: int
-    uid: int
-    gid: int
-    comm: bytes
-
-
 class ProcessSnapshots:
     """Store of the process details that the BPF programs report.
 
@@ -52,14 +42,14 @@ class ProcessSnapshots:
     connects, or the refusal of a packet. :meth:`process` returns the process of a call.
     """
 
-    def __init__(self, names: CachedNames) -> None:
+    def __init__(self, names: UserNames) -> None:
         self._names = names
         #: Read once, so that the start time of a process is the same in all events.
         self._booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         #: Also the details of exited processes, until the store is full.
         self._known: OrderedDict[ProcessImage, ProcessSnapshot] = OrderedDict()
-        #: Results since the last new snapshot.
-        self._made: OrderedDict[_Caller, Process] = OrderedDict()
+        #: Results since the last new snapshot, by image, tid, uid, gid and name of the caller.
+        self._made: OrderedDict[tuple[ProcessImage, int, int, int, bytes], Process] = OrderedDict()
         #: The latest image of each process, by its id.
         self._latest: OrderedDict[int, ProcessImage] = OrderedDict()
 
@@ -91,7 +81,7 @@ class ProcessSnapshots:
         The result has the process's ancestors, and the details that :meth:`add` has stored. Other
         details are None.
         """
-        by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
+        by = (call.image, call.tid, call.uid, call.gid, call.comm)
         found = self._made.get(by)
         if found is None:
             found = self._process(call)
@@ -107,9 +97,9 @@ class ProcessSnapshots:
         return replace(
             found,
             uid=call.uid,
-            user_name=self._names.user(call.uid),
+            user_name=self._names.cached("user", call.uid),
             gid=call.gid,
-            group_name=self._names.group(call.gid),
+            group_name=self._names.cached("group", call.gid),
             ancestors=() if snapshot is None else self._ancestors(snapshot),
         )
 
@@ -167,9 +157,9 @@ class ProcessSnapshots:
             created_ns=created_ns,
             namespace_pid=snapshot.namespace_pid if snapshot.namespace_pid != image.pid else None,
             uid=snapshot.uid,
-            user_name=self._names.user(snapshot.uid),
+            user_name=self._names.cached("user", snapshot.uid),
             gid=snapshot.gid,
-            group_name=self._names.group(snapshot.gid),
+            group_name=self._names.cached("group", snapshot.gid),
             container=placement.container,
             unit=placement.unit,
         )

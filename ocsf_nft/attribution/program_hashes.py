@@ -17,7 +17,8 @@ import time
 from typing import Final, NamedTuple
 
 _CHUNK: Final = 1 << 20
-_MEBIBYTE: Final = 1 << 20
+_MOST_CACHED: Final = 1024
+_MOST_BYTES_A_MINUTE: Final = 4 << 30
 _MINUTE_NS: Final = 60_000_000_000
 _FUSE_SUPER_MAGIC: Final = 0x65735546  # include/uapi/linux/magic.h
 #: Two versions within one tick of the file system's clock (FAT: 2 s) have the same times.
@@ -37,21 +38,12 @@ class _Key(NamedTuple):
 class ProgramHashes:
     """Cache of the SHA-256 of executed files; a cached file is read again only if it has changed.
 
-    Files larger than ``most_bytes`` get no hash. At most ``most_bytes_a_minute`` bytes are read in
-    a minute: a file that would exceed this gets no hash until the next minute. Threads may share an
-    instance.
+    Files larger than ``most_bytes`` get no hash. At most 4 GiB are read in a minute: a file that
+    would exceed this gets no hash until the next minute. Threads may share an instance.
     """
 
-    def __init__(
-        self,
-        *,
-        most_bytes: int = 256 * _MEBIBYTE,
-        most_entries: int = 1024,
-        most_bytes_a_minute: int = 4096 * _MEBIBYTE,
-    ) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._most_entries = most_entries
-        self._most_bytes_a_minute = most_bytes_a_minute
         self._lock = threading.Lock()
         self._cache: dict[_Key, str] = {}
         self._minute_ends_ns = 0
@@ -102,14 +94,14 @@ class ProgramHashes:
             now_ns = time.monotonic_ns()
             if now_ns >= self._minute_ends_ns:
                 self._minute_ends_ns, self._bytes_read = now_ns + _MINUTE_NS, 0
-            may = self._bytes_read + size <= self._most_bytes_a_minute
+            may = self._bytes_read + size <= _MOST_BYTES_A_MINUTE
             self._bytes_read += size if may else 0
             return may
 
     def _store(self, key: _Key, digest: str) -> None:
         with self._lock:
             self._cache.pop(key, None)
-            while len(self._cache) >= self._most_entries:
+            while len(self._cache) >= _MOST_CACHED:
                 del self._cache[next(iter(self._cache))]
             self._cache[key] = digest
 

@@ -54,22 +54,21 @@ class NameService:
 
     unblocked: threading.Event = field(default_factory=threading.Event)
     known: set[tuple[Kind, int]] = field(default_factory=set)
+    missing: set[tuple[Kind, int]] = field(default_factory=set)
     asked: int = 0
 
-    def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
-        is_known = (kind, number) in self.known
-        return is_known, f"{kind}{number}" if is_known else None
+    def cached(self, kind: Kind, number: int) -> str | None:
+        if (kind, number) in self.known:
+            return f"{kind}{number}"
+        self.missing.add((kind, number))
+        return None
 
-    def user(self, number: int) -> None:
-        self._ask("user", number)
-
-    def group(self, number: int) -> None:
-        self._ask("group", number)
-
-    def _ask(self, kind: Kind, number: int) -> None:
-        self.asked += 1
-        assert self.unblocked.wait(_LONG)
-        self.known.add((kind, number))
+    def resolve(self) -> None:
+        while self.missing:
+            wanted = self.missing.pop()
+            self.asked += 1
+            assert self.unblocked.wait(_LONG)
+            self.known.add(wanted)
 
 
 class Reasons(list[str]):

@@ -14,7 +14,7 @@ from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import NETNS, SECOND, TCP, image
 from tests.attribution.programs import Programs, call_now, record_now
-from tests.attribution.test_process_snapshots import CachedNames, snapshot
+from tests.attribution.test_process_snapshots import Names, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def programs() -> Iterator[Programs]:
 @pytest.fixture
 def captured(programs: Programs) -> CaptureMethod:
     sandboxes = {"sb": NETNS, "other": OTHER}
-    return CaptureMethod(programs, sandboxes, CachedNames())  # type: ignore[arg-type]
+    return CaptureMethod(programs, sandboxes, Names())  # type: ignore[arg-type]
 
 
 def emit(captured: CaptureMethod, *events: CaptureEvent) -> None:
@@ -278,7 +278,7 @@ def calling(request: pytest.FixtureRequest, programs: Programs) -> CaptureMethod
     programs.knows_types = request.param == "permissive"
     permissive = {NETNS, OTHER} if programs.knows_types else set()
     sandboxes = {"sb": NETNS, "other": OTHER}
-    names: Any = CachedNames()
+    names: Any = Names()
     return CaptureMethod(programs, sandboxes, names, permissive=permissive)  # type: ignore[arg-type]
 
 

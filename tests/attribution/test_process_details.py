@@ -36,7 +36,7 @@ def test_read_returns_all_details_of_a_process(tmp_path: Path) -> None:
     before_ns = time.time_ns()
     command = (sys.executable, "-c", WAITING, "a b", "")
     with running(*command, cwd=tmp_path) as process:
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
         assert result.created_ns is not None
         assert before_ns - 2 * TICK_NS < result.created_ns < time.time_ns()
         assert result == Process(
@@ -62,7 +62,7 @@ def test_process_before_an_exec_has_no_hash_of_the_new_program(
     """/proc already shows the new program, but there is no event of the exec yet."""
     monkeypatch.setattr(proc, "is_same_program", lambda *_, **__: False)
     with running(sys.executable, "-c", WAITING) as process:
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
     assert (result.path, result.sha256) == (str(PYTHON), None)
 
 
@@ -128,7 +128,7 @@ def test_process_with_only_dead_threads_has_no_living_one() -> None:
 def test_read_closes_all_descriptors() -> None:
     before = descriptors()
     with python(WAITING) as process:
-        found(process.pid, ProgramHashes())
+        found(process.pid, ProgramHashes(1 << 30))
     process_details.read(process.pid, started_ns=0)
     process_details.read(os.getpid(), started_ns=0)
     assert descriptors() == before
@@ -144,7 +144,7 @@ def test_kernel_thread_has_only_a_name() -> None:
 def test_zombie_has_only_a_name_and_a_user() -> None:
     with subprocess.Popen(["true"]) as process:
         until(lambda: state(process.pid) == "Z")
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
     assert (result.name, result.uid) == ("true", 0)
     assert (result.path, result.sha256, result.cmd_line, result.working_directory) == (None,) * 4
     assert result.ancestors[0].pid == os.getpid()

@@ -31,7 +31,7 @@ def test_replaced_program_is_the_one_that_runs(tmp_path: Path) -> None:
     with cat(program) as process:
         (tmp_path / "other").write_text("#!/bin/true")
         (tmp_path / "other").rename(program)
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
     assert (result.path, result.is_deleted) == (str(program), True)
     assert result.sha256 == hashlib.sha256(content).hexdigest()
 
@@ -80,7 +80,7 @@ def test_memfd_program_has_the_name_of_the_memfd(name: str) -> None:
             stdout=subprocess.PIPE,
         ) as process:
             send(process)
-            result = found(process.pid, ProgramHashes())
+            result = found(process.pid, ProgramHashes(1 << 30))
     finally:
         os.close(descriptor)
     assert (result.path, result.is_deleted) == (f"memfd:{name}", True)
@@ -165,7 +165,7 @@ def test_details_that_may_be_of_two_programs_are_unknown(
 ) -> None:
     with python(CHANGING, other, other, "unused") as process:
         reading_with(monkeypatch, process, 2)
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
     assert (result.name, result.cmd_line) == (None, None)
     # Both names are links to the same file.
     assert result.path == str(PYTHON)
@@ -201,7 +201,7 @@ def test_program_file_that_changes_during_the_read_is_unknown(
         with directory(process.pid) as descriptor:
             stat = proc.stat(descriptor)
             is_of_one, _, seen = process_details._read_once(
-                process.pid, descriptor, stat, is_ancestor=False, hashes=ProgramHashes()
+                process.pid, descriptor, stat, is_ancestor=False, hashes=ProgramHashes(1 << 30)
             )
     assert not is_of_one
     assert (seen.path, seen.is_deleted, seen.sha256) == (None,) * 3

@@ -41,7 +41,7 @@ ctypes.CDLL(None).syscall({_EXIT}, 0)
 
 def test_process_with_an_ended_first_thread_is_read_by_another_one() -> None:
     with without_first_thread() as process:
-        result = found(process.pid, ProgramHashes())
+        result = found(process.pid, ProgramHashes(1 << 30))
     assert (result.pid, result.tid, result.path) == (process.pid, None, str(PYTHON))
     assert result.cmd_line is not None
     assert result.cmd_line.endswith(" argument")

@@ -18,19 +18,13 @@ from tests.attribution.calling import SECOND, call, image
 
 
 @dataclass
-class CachedNames:
+class Names:
     """Fake names: each user and group has its number as name, once it is ``known``."""
 
     missing: set[tuple[str, int]] = field(default_factory=set)
     known: bool = True
 
-    def user(self, number: int) -> str | None:
-        return self._name("user", number)
-
-    def group(self, number: int) -> str | None:
-        return self._name("group", number)
-
-    def _name(self, kind: str, number: int) -> str | None:
+    def cached(self, kind: str, number: int) -> str | None:
         if self.known:
             return f"{kind}{number}"
         self.missing.add((kind, number))
@@ -57,8 +51,8 @@ def snapshot(
     return known._replace(**facts)
 
 
-def known(*snapshots: ProcessSnapshot, names: CachedNames | None = None) -> ProcessSnapshots:
-    found = ProcessSnapshots(names or CachedNames())  # type: ignore[arg-type]
+def known(*snapshots: ProcessSnapshot, names: Names | None = None) -> ProcessSnapshots:
+    found = ProcessSnapshots(names or Names())  # type: ignore[arg-type]
     for each in snapshots:
         found.add(each)
     return found
@@ -264,7 +258,7 @@ def test_snapshots_evict_the_process_that_was_added_first(monkeypatch: pytest.Mo
 
 
 def test_user_name_appears_once_it_is_known() -> None:
-    names = CachedNames(known=False)
+    names = Names(known=False)
     found = known(snapshot(7, uid=5, gid=6), names=names)
     assert found.process(call(7, 0)).user_name is None
     assert {("user", 1000), ("group", 1000), ("user", 5), ("group", 6)} == names.missing

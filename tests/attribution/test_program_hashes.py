@@ -84,19 +84,19 @@ def program(tmp_path: Path) -> Path:
 def test_hash_is_of_the_whole_content(program: Path, size: int) -> None:
     content = os.urandom(size)
     program.write_bytes(content)
-    assert hash_of(program, ProgramHashes()) == sha256(content)
+    assert hash_of(program, ProgramHashes(1 << 30)) == sha256(content)
 
 
 @pytest.mark.usefixtures("settled")
 def test_file_is_read_once(program: Path, read_sizes: list[int]) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert [hash_of(program, hashes) for _ in range(3)] == [sha256(b"content")] * 3
     assert read_sizes == [7]
 
 
 @pytest.mark.usefixtures("settled")
 def test_changed_file_is_read_again(program: Path, read_sizes: list[int]) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert hash_of(program, hashes) == sha256(b"content")
     before = program.stat()
     time.sleep(0.02)
@@ -110,14 +110,14 @@ def test_changed_file_is_read_again(program: Path, read_sizes: list[int]) -> Non
 def test_new_file_is_read_again_because_its_times_may_not_show_a_change(
     program: Path, read_sizes: list[int]
 ) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert hash_of(program, hashes) == hash_of(program, hashes) == sha256(b"content")
     assert read_sizes == [7, 7]
 
 
 @pytest.mark.usefixtures("settled")
 def test_hash_is_of_the_executed_file_and_not_of_its_path(program: Path) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     with opened(program) as descriptor:
         program.unlink()
         program.write_bytes(b"another")
@@ -126,15 +126,16 @@ def test_hash_is_of_the_executed_file_and_not_of_its_path(program: Path) -> None
 
 
 def test_too_large_file_is_not_read(program: Path, read_sizes: list[int]) -> None:
-    assert hash_of(program, ProgramHashes(most_bytes=6)) is None
+    assert hash_of(program, ProgramHashes(6)) is None
     assert read_sizes == []
-    assert hash_of(program, ProgramHashes(most_bytes=7)) == sha256(b"content")
+    assert hash_of(program, ProgramHashes(7)) == sha256(b"content")
 
 
 def test_reads_of_a_minute_are_limited(
     program: Path, read_sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashes = ProgramHashes(most_bytes_a_minute=15)
+    monkeypatch.setattr(program_hashes, "_MOST_BYTES_A_MINUTE", 15)
+    hashes = ProgramHashes(1 << 30)
     assert [hash_of(program, hashes) is None for _ in range(4)] == [False, False, True, True]
     small = program.with_name("small")
     small.write_bytes(b"!")
@@ -145,10 +146,10 @@ def test_reads_of_a_minute_are_limited(
     assert read_sizes == [7, 7, 1, 7]
 
 
-def test_hashes_read_four_gibibytes_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_read_at_most_four_gibibytes_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 0, 59_999_999_999, 60_000_000_000])
     monkeypatch.setattr(time, "monotonic_ns", lambda: next(clock))
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     may = [hashes._may_read(size) for size in (4 << 30, 1, 1, 4 << 30)]
     assert may == [True, False, False, True]
 
@@ -159,14 +160,17 @@ def test_hash_is_cached_if_no_later_change_can_have_the_same_times(
 ) -> None:
     changed_ns = program.stat().st_ctime_ns
     monkeypatch.setattr(time, "time_ns", lambda: changed_ns + age_ns)
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert hash_of(program, hashes) == sha256(b"content")
     assert bool(hashes._cache) == is_cached
 
 
 @pytest.mark.usefixtures("settled")
-def test_hash_cache_has_a_maximum_size(tmp_path: Path, read_sizes: list[int]) -> None:
-    hashes = ProgramHashes(most_entries=2)
+def test_hash_cache_has_a_maximum_size(
+    tmp_path: Path, read_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_hashes, "_MOST_CACHED", 2)
+    hashes = ProgramHashes(1 << 30)
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.write_bytes(path.name.encode())
@@ -193,7 +197,7 @@ def test_file_that_changes_during_the_read_has_no_hash(
         return result
 
     monkeypatch.setattr(program_hashes, "_digest", digest)
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert hash_of(program, hashes) is None
     assert not hashes._cache
 
@@ -201,7 +205,7 @@ def test_file_that_changes_during_the_read_has_no_hash(
 def test_file_with_an_unexpected_length_has_no_hash(program: Path) -> None:
     with opened(program) as descriptor:
         key = program_hashes._key(os.fstat(descriptor))
-        assert ProgramHashes()._read(descriptor, key._replace(size=6)) is None
+        assert ProgramHashes(1 << 30)._read(descriptor, key._replace(size=6)) is None
     for size in (0, 6, 8):
         readable = os.open(program, os.O_RDONLY)
         try:
@@ -217,7 +221,7 @@ def test_file_with_an_unexpected_length_has_no_hash(program: Path) -> None:
 
 def test_irregular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     assert hash_of(tmp_path / "fifo", hashes) is None
     assert hash_of(tmp_path, hashes) is None
     device = tmp_path / "zero"
@@ -231,7 +235,7 @@ def test_lease_on_a_file_does_not_block_the_read(program: Path) -> None:
     try:
         fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         before = time.monotonic()
-        assert hash_of(program, ProgramHashes()) is None
+        assert hash_of(program, ProgramHashes(1 << 30)) is None
         assert time.monotonic() - before < 5
     finally:
         os.close(lease)
@@ -240,16 +244,16 @@ def test_lease_on_a_file_does_not_block_the_read(program: Path) -> None:
 
 def test_file_of_a_fuse_server_has_no_hash(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(program) as descriptor:
-        assert ProgramHashes().sha256(descriptor) is not None
+        assert ProgramHashes(1 << 30).sha256(descriptor) is not None
         # As if the file were on FUSE.
         file_system = program_hashes._file_system(descriptor)
         monkeypatch.setattr(program_hashes, "_FUSE_SUPER_MAGIC", file_system)
-        assert ProgramHashes().sha256(descriptor) is None
+        assert ProgramHashes(1 << 30).sha256(descriptor) is None
 
 
 @pytest.mark.usefixtures("settled")
 def test_writable_memfd_is_read_each_time(read_sizes: list[int]) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     with in_memory(b"content") as descriptor:
         assert hashes.sha256(descriptor) == hashes.sha256(descriptor) == sha256(b"content")
         assert read_sizes == [7, 7]
@@ -260,7 +264,7 @@ def test_writable_memfd_is_read_each_time(read_sizes: list[int]) -> None:
 
 @pytest.mark.usefixtures("settled")
 def test_file_at_a_path_on_tmpfs_is_read_once(read_sizes: list[int]) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         path = Path(folder) / "program"
         path.write_bytes(b"content")
@@ -270,7 +274,7 @@ def test_file_at_a_path_on_tmpfs_is_read_once(read_sizes: list[int]) -> None:
 
 @pytest.mark.usefixtures("settled")
 def test_deleted_file_is_read_once(program: Path, read_sizes: list[int]) -> None:
-    hashes = ProgramHashes()
+    hashes = ProgramHashes(1 << 30)
     with opened(program) as descriptor:
         program.unlink()
         assert hashes.sha256(descriptor) == hashes.sha256(descriptor) == sha256(b"content")
@@ -292,5 +296,5 @@ def test_file_that_the_kernel_cannot_describe_is_an_error(program: Path) -> None
 def test_hash_closes_all_descriptors(program: Path) -> None:
     with opened(program) as descriptor:
         before = descriptors()
-        ProgramHashes().sha256(descriptor)
+        ProgramHashes(1 << 30).sha256(descriptor)
         assert descriptors() == before
