@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft.attribution import bpf_layout
-from ocsf_nft.attribution.cgroup_mount import hierarchy
 from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 _PROGRAMS: Final = "ocsf_nft.attribution.bpf"
 _TYPES: Final = Path("/sys/kernel/btf/vmlinux")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 #: include/uapi/asm-generic/socket.h, since Linux 5.14.
 _SO_NETNS_COOKIE: Final = 71
 #: Report mode of a namespace (``capture.bpf.c``): refused packets, or system calls that send or
@@ -89,7 +89,7 @@ class Capture:
             for name in _TYPES_PROGRAMS if self.knows_types else ():
                 self._loaded.attach(name)
             if _CALLS in modes.values():
-                self._attach_to(hierarchy())
+                self._attach_to(_cgroup_mount(_MOUNTS.read_text("utf-8", "surrogateescape")))
         except BaseException:
             self.close()
             raise
@@ -163,6 +163,35 @@ def cookie(namespace: Namespace) -> int:
             f"this kernel has no cookies of network namespaces: they need Linux 5.14 or later "
             f"({error.strerror})"
         ) from error
+
+
+def _cgroup_mount(mounts: str) -> Path:
+    """Return the mount point of cgroup v2, which is not the same on all hosts.
+
+    ``mounts`` is the content of /proc/self/mountinfo. Raises UnsupportedError if cgroup v2 is not
+    mounted.
+    """
+    found: list[tuple[str, Path]] = []
+    for line in mounts.split("\n"):
+        # proc(5): ID, parent, device, root, mount point, options, optional fields, "-", type, …
+        words = line.split(" ")
+        if "-" in words and words[words.index("-") + 1 :][:1] == ["cgroup2"]:
+            found.append((words[3], Path(_unescaped(words[4]))))
+    if not found:
+        raise UnsupportedError(
+            "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
+        )
+    # Of several, the mount point that shows the largest part of the cgroup tree.
+    # In a cgroup namespace, roots of mounts above the namespace's root are "/..", "/../.." etc.
+    _, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
+    return path
+
+
+def _unescaped(text: str) -> str:
+    # mountinfo escapes blanks, tabs, line ends and backslashes.
+    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escape, character)
+    return text
 
 
 def _opened(path: Path) -> int:

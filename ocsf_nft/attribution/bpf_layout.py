@@ -16,10 +16,10 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: Flags of a call (``capture.bpf.c``).
 _CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
-#: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; addresses; sum.
-_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16sI")
-_CLOSED_FORM: Final = struct.Struct("=B7xQQ")
-_PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
+#: family, protocol, flags, ports; time, socket, netns; the caller; owner; destination; sum.
+_CALL_FORM: Final = struct.Struct("=xBBBHHQQQI4xQQIII4x16sI16x16sI")
+_CLOSED_FORM: Final = struct.Struct("=8xQQ")
+_PROCESS_FORM: Final = struct.Struct("=xB2xII4xQQI4xQQIIQ16sHHHH")
 
 
 class ProcessImage(NamedTuple):
@@ -63,9 +63,8 @@ class Call(NamedTuple):
     is_any: bool
     #: Similar calls or packets may follow that are not reported.
     has_more: bool
-    #: Addresses are packed: 4 bytes for IPv4, 16 bytes for IPv6.
-    source: bytes
     source_port: int
+    #: Packed: 4 bytes for IPv4, 16 bytes for IPv6.
     destination: bytes
     destination_port: int
     #: The sending process; :data:`UNKNOWN_IMAGE` if the sender of a packet is unknown.
@@ -134,7 +133,7 @@ def decode(sample: bytes) -> CaptureEvent:
         case 1:
             return _call(sample)
         case 2:
-            return ClosedSocket._make(_CLOSED_FORM.unpack_from(sample)[1:])
+            return ClosedSocket._make(_CLOSED_FORM.unpack_from(sample))
         case 3:
             return _snapshot(sample)
         case kind:
@@ -143,22 +142,22 @@ def decode(sample: bytes) -> CaptureEvent:
 
 def _call(sample: bytes) -> Call:
     (
-        _, family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
-        pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination, check,
+        family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
+        pid, started_ns, execs, tid, uid, gid, comm, owner, destination, check,
     ) = _CALL_FORM.unpack_from(sample)  # fmt: skip
     # Positional arguments take half the time, and there are thousands of events a second.
     return Call(
         time_ns, socket, netns, family == _AF_PACKET, protocol,
         bool(flags & _CONNECT), bool(flags & _SYN), bool(flags & _ANY), bool(flags & _MORE),
-        _address(family, source), source_port, _address(family, destination), destination_port,
+        source_port, _address(family, destination), destination_port,
         ProcessImage(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
     )  # fmt: skip
 
 
 def _snapshot(sample: bytes) -> ProcessSnapshot:
     (
-        _, is_deleted, namespace_pid, pid, _, started_ns, execs,
-        parent_pid, _, parent_started_ns, parent_execs,
+        is_deleted, namespace_pid, pid, started_ns, execs,
+        parent_pid, parent_started_ns, parent_execs,
         uid, gid, inode, comm, path, directory, cgroup, arguments,
     ) = _PROCESS_FORM.unpack_from(sample)  # fmt: skip
     texts = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Final, Self
+from typing import Final
 
 from ocsf_nft import malloc_trim
 from ocsf_nft.errors import UnsupportedError
@@ -19,6 +19,7 @@ _PRINTER: Final = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _SAMPLER: Final = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 #: Stops libbpf: unread samples stay in the ring.
 _ENOUGH: Final = -1
+_ELEMENT: Final = (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
 _PROTOTYPES: Final = {
     "libbpf_set_print": (c_void_p, (_PRINTER,)),
     "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
@@ -27,12 +28,8 @@ _PROTOTYPES: Final = {
     "bpf_object__find_program_by_name": (c_void_p, (c_void_p, c_char_p)),
     "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
     "bpf_map__fd": (c_int, (c_void_p,)),
-    "bpf_map__update_elem": (
-        c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
-    ),
-    "bpf_map__lookup_elem": (
-        c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
-    ),
+    "bpf_map__update_elem": (c_int, _ELEMENT),
+    "bpf_map__lookup_elem": (c_int, _ELEMENT),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
@@ -91,23 +88,15 @@ class LoadedPrograms:
         self._cpus = self._library.libbpf_num_possible_cpus()
         self._object = self._library.bpf_object__open_mem(content, len(content), None)
         if not self._object:
-            raise self._failure("the BPF programs can't be read")
+            raise _failure("the BPF programs can't be read")
         # libbpf reads the types of the whole kernel, megabytes, and needs them only here.
         malloc_trim.fix_mmap_threshold()
         result = self._library.bpf_object__load(self._object)
         malloc_trim.trim()
         if result < 0:
-            error = self._failure("the kernel refuses the BPF programs")
+            error = _failure("the kernel refuses the BPF programs")
             self.close()
             raise error
-
-    def __enter__(self) -> Self:
-        """Return the loaded BPF programs."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Detach and unload the BPF programs."""
-        self.close()
 
     def close(self) -> None:
         """Detach and unload the BPF programs."""
@@ -154,7 +143,7 @@ class LoadedPrograms:
         """Write a value into the BPF map ``name``; raise UnsupportedError on failure."""
         found = self._map(name)
         if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
-            raise self._failure(f"the BPF map {name} can't be written")
+            raise _failure(f"the BPF map {name} can't be written")
 
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
         """Return the counters in the BPF map ``name``, each summed over all CPUs.
@@ -168,16 +157,13 @@ class LoadedPrograms:
             key = c_uint32(number)
             size = ctypes.sizeof(values)
             if self._library.bpf_map__lookup_elem(found, ctypes.byref(key), 4, values, size, 0) < 0:
-                raise self._failure(f"the BPF map {name} can't be read")
+                raise _failure(f"the BPF map {name} can't be read")
             sums.append(sum(values))
         return tuple(sums)
 
     def ring(self, name: str) -> RingBuffer:
         """Open the BPF ring buffer ``name`` for reading; raise UnsupportedError if that fails."""
-        ring = RingBuffer(self._library, self._library.bpf_map__fd(self._map(name)))
-        if not ring.is_open:
-            raise self._failure(f"the BPF ring {name} can't be read")
-        return ring
+        return RingBuffer(self._library, self._library.bpf_map__fd(self._map(name)), name)
 
     def _program(self, name: str) -> int:
         found = self._library.bpf_object__find_program_by_name(self._object, name.encode())
@@ -201,28 +187,26 @@ class LoadedPrograms:
 
     def _add_link(self, link: int | None, name: str) -> None:
         if not link:
-            raise self._failure(f"the BPF program {name} can't be attached")
+            raise _failure(f"the BPF program {name} can't be attached")
         self._links.append(link)
 
-    def _failure(self, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{what} ({os.strerror(ctypes.get_errno())})")
+
+def _failure(what: str) -> UnsupportedError:
+    return UnsupportedError(f"{what} ({os.strerror(ctypes.get_errno())})")
 
 
 class RingBuffer:
     """Reader of a BPF ring buffer, in which BPF programs put samples (binary events)."""
 
-    def __init__(self, library: ctypes.CDLL, descriptor: int) -> None:
+    def __init__(self, library: ctypes.CDLL, descriptor: int, name: str) -> None:
         self._library = library
         self._samples: list[bytes] = []
         self._most = 0
         # A reference to the callback, which libbpf may call as long as the ring is open.
         self._sampler = _SAMPLER(self._sample)
         self._ring = library.ring_buffer__new(descriptor, self._sampler, None, None)
-
-    @property
-    def is_open(self) -> bool:
-        """Return True if the ring buffer is open."""
-        return bool(self._ring)
+        if not self._ring:
+            raise _failure(f"the BPF ring {name} can't be read")
 
     @property
     def descriptor(self) -> int:

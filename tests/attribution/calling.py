@@ -55,7 +55,6 @@ def call(by: int, time_ns: int, **facts: Any) -> Call:
         is_syn=False,
         is_any=False,
         has_more=False,
-        source=b"",
         source_port=PORTS[0],
         destination=packed(address),
         destination_port=port,

@@ -118,24 +118,24 @@ def test_structs_have_no_padding_between_their_members() -> None:
         "protocol": UINT8,
     }),
     image=IMAGES,
-    addresses=st.tuples(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16)),
+    address=st.binary(min_size=16, max_size=16),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
     rest=st.binary(max_size=8),
 )  # fmt: skip
 def test_call_is_decoded_as_it_was_written(
     facts: dict[str, Any],
     image: ProcessImage,
-    addresses: tuple[bytes, bytes],
+    address: bytes,
     flags: tuple[bool, bool, bool, bool],
     rest: bytes,
 ) -> None:
-    source, destination = (b"\x20" + each[1:] for each in addresses)
+    destination = b"\x20" + address[1:]
     sample = call_sample(
         **facts,
         **in_c("caller.image", image),
         family=10,
         flags=sum(flag << number for number, flag in enumerate(flags)),
-        source=source,
+        source=address,
         destination=destination,
     )
     is_connect, has_more, is_syn, is_any = flags
@@ -146,7 +146,6 @@ def test_call_is_decoded_as_it_was_written(
         is_syn=is_syn,
         is_any=is_any,
         image=image,
-        source=source,
         destination=destination,
         **{name.removeprefix("caller."): fact for name, fact in facts.items()},
     )
@@ -168,9 +167,9 @@ def test_decoded_address_has_the_length_of_its_protocol(
     family: int, address: bytes, read: bytes
 ) -> None:
     """An IPv4-mapped address becomes IPv4: the packet has an IPv4 address."""
-    found = decode(call_sample(family=family, source=address, destination=address))
+    found = decode(call_sample(family=family, destination=address))
     assert isinstance(found, Call)
-    assert (found.source, found.destination, found.is_frame) == (read, read, family == 17)
+    assert (found.destination, found.is_frame) == (read, family == 17)
 
 
 @given(time_ns=UINT64, socket=UINT64)
