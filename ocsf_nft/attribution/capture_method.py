@@ -54,15 +54,13 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Reports of BPF programs about the processes that send packets in one sandbox.
-
-    With ``is_refused``, each report is about a refused packet. Without it, each report is about a
-    system call that may have sent a packet.
-    """
+    """Reports of BPF programs about the processes that send packets in one sandbox."""
 
     def __init__(self, *, is_refused: bool) -> None:
-        self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
+        #: True if each report is about a refused packet; otherwise, each one is about a system call
+        #: that may have sent a packet.
         self.is_refused = is_refused
+        self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
         self.flows = FlowProcesses()
 
 
@@ -81,7 +79,7 @@ class CaptureMethod:
         *,
         permissive: Collection[int] = (),
     ) -> None:
-        self._capture = capture
+        self.capture = capture
         self._snapshots = ProcessSnapshots(names)
         # A permissive fence refuses no packet: there the capture reports system calls.
         self._by_netns = {
@@ -92,30 +90,13 @@ class CaptureMethod:
         self.dropped: Dropped = capture.dropped()
         self._began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """Return the file descriptors to poll.
-
-        A descriptor becomes readable when the capture has much unread data. Then call
-        :meth:`read_events`.
-        """
-        return self._capture.descriptors
-
-    def check(self) -> None:
-        """Raise UnsupportedError if the capture has stopped."""
-        self._capture.check()
-
-    def close(self) -> None:
-        """Stop the capture and unload its BPF programs."""
-        self._capture.close()
-
     def read_events(self) -> bool:
         """Read some of the new capture events; return True if there may be more.
 
         Takes some milliseconds at most. Raises UnsupportedError if the events can't be read.
         """
-        events, has_more = self._capture.read()
-        dropped = self._capture.dropped()
+        events, has_more = self.capture.read()
+        dropped = self.capture.dropped()
         if dropped.calls > self.dropped.calls:
             self.note_dropped()
         if dropped.processes > self.dropped.processes:
@@ -188,8 +169,25 @@ class CaptureMethod:
         if match is None:
             return CaptureResult(None)
         is_refused = self._by_name[sandbox].is_refused
-        attribution = self._from_match(match, is_refused=is_refused)
-        return CaptureResult(attribution, match.calls[0].image)
+        first = match.calls[0]
+        processes = [self._snapshots.process(call) for call in match.calls]
+        if match.is_sender and len(processes) == 1:
+            attribution = Attribution(
+                method="capture",
+                confidence="high" if is_refused else "medium",
+                reason=_SENT if is_refused else _CALLED,
+                process=processes[0],
+                sent_ns=first.time_ns + _booted_ns() if is_refused else None,
+            )
+            return CaptureResult(attribution, first.image)
+        is_seen = match.is_sender and is_refused
+        attribution = Attribution(
+            method="capture",
+            confidence="medium" if is_seen else "low",
+            reason=_SEVERAL if is_seen else _HAD_SOCKET,
+            seen=tuple(Seen(process=each) for each in processes),
+        )
+        return CaptureResult(attribution, first.image)
 
     def is_latest(self, image: ProcessImage) -> bool:
         """Return True if ``image`` is certainly the latest program that its process has run."""
@@ -244,24 +242,6 @@ class CaptureMethod:
         if target is not None:
             pid = None if process is None else process.pid
             self._by_name[sandbox].flows.remove_reported(target, pid)
-
-    def _from_match(self, match: Match, *, is_refused: bool) -> Attribution:
-        processes = [self._snapshots.process(call) for call in match.calls]
-        if match.is_sender and len(processes) == 1:
-            return Attribution(
-                method="capture",
-                confidence="high" if is_refused else "medium",
-                reason=_SENT if is_refused else _CALLED,
-                process=processes[0],
-                sent_ns=match.calls[0].time_ns + _booted_ns() if is_refused else None,
-            )
-        is_seen = match.is_sender and is_refused
-        return Attribution(
-            method="capture",
-            confidence="medium" if is_seen else "low",
-            reason=_SEVERAL if is_seen else _HAD_SOCKET,
-            seen=tuple(Seen(process=each) for each in processes),
-        )
 
 
 def _logged(records: Sequence[Record], since_ns: int) -> list[LoggedRecord]:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
 from ocsf_nft.attribution import process_details, socket_closed
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
-from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
+from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from ocsf_nft.attribution.socket_method import SocketLookup, TimeBudget
 from ocsf_nft.attribution.user_names import UserNames
@@ -24,16 +24,16 @@ from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from ocsf_nft.attribution.bpf_layout import ProcessImage
-    from ocsf_nft.attribution.packet_key import Match
+    from ocsf_nft.attribution.capture_method import CaptureResult
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
 _log = structlog.get_logger()
+_T = TypeVar("_T")
 
 #: The best method to be used.
 TopMethod: TypeAlias = Literal["capture", "socket", "user"]
@@ -87,6 +87,8 @@ class FallbackChain:
         #: Opened at the start, or, while a capture works, at the first packet that it can't name.
         self._lookups: dict[str, SocketLookup] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        #: True if a lookup that is opened now may get records of earlier packets.
+        self._is_late = False
         #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
         self._cookies: dict[str, int] = {}
         #: Lookups that skip the notices about closed sockets for a short time.
@@ -129,16 +131,11 @@ class FallbackChain:
             _log.info("not every process can be named", method=self.method, reason=self.reason)
         if self._capture is not None:
             loop = asyncio.get_running_loop()
-            for descriptor in self._capture.descriptors:
+            for descriptor in self._capture.capture.descriptors:
                 loop.add_reader(descriptor, self._read)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop the BPF programs and the socket lookups."""
         if opening := [each for each in self._opening.values() if not each.done()]:
             await asyncio.wait(opening)
@@ -146,11 +143,10 @@ class FallbackChain:
 
     def _close(self) -> None:
         self._close_capture()
-        for name in tuple(self._lookups):
-            closed = self._lookups[name].closed
-            if closed is not None:
-                asyncio.get_running_loop().remove_reader(closed.fileno())
-            del self._lookups[name]
+        for lookup in self._lookups.values():
+            if lookup.closed is not None:
+                asyncio.get_running_loop().remove_reader(lookup.closed.fileno())
+        self._lookups.clear()
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
@@ -162,18 +158,15 @@ class FallbackChain:
         initial = self.method
         while self.method == "capture":
             await asyncio.sleep(_CHECK_SECONDS)
-            await self._check_capture()
+            try:
+                if self._capture is not None:
+                    self._capture.capture.check()
+            except UnsupportedError as error:
+                self._fall_back(error)
+            await self.read_events()
         if initial == "capture":
-            await self._open_lookups(is_late=True)
+            await self._open_lookups()
             await on_fallback(self.reason or "")
-
-    async def _check_capture(self) -> None:
-        try:
-            if self._capture is not None:
-                self._capture.check()
-        except UnsupportedError as error:
-            self._fall_back(error)
-        await self.read_events()
 
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
@@ -255,11 +248,12 @@ class FallbackChain:
         if self._top == "capture":
             await asyncio.to_thread(self._open_capture)
         if self._capture is None:
-            await self._open_lookups(is_late=False)
+            await self._open_lookups()
+        self._is_late = True
 
-    async def _open_lookups(self, *, is_late: bool) -> None:
+    async def _open_lookups(self) -> None:
         for name in self._sandboxes:
-            await asyncio.shield(self._open_lookup(name, is_late=is_late))
+            await asyncio.shield(self._open_lookup(name))
 
     def _open_capture(self) -> None:
         try:
@@ -275,15 +269,14 @@ class FallbackChain:
         except OcsfNftError as error:
             self.reason = str(error)
 
-    def _open_lookup(self, name: str, *, is_late: bool = True) -> asyncio.Task[None]:
+    def _open_lookup(self, name: str) -> asyncio.Task[None]:
         """Start to follow the sockets of a sandbox, once; return the task that does it."""
         if name not in self._opening:
-            opening = self._open_new_lookup(name, is_late=is_late)
-            self._opening[name] = asyncio.create_task(opening)
+            self._opening[name] = asyncio.create_task(self._open_new_lookup(name))
         return self._opening[name]
 
-    async def _open_new_lookup(self, name: str, *, is_late: bool) -> None:
-        lookup = SocketLookup(self._sandboxes[name], self._hashes, is_late=is_late)
+    async def _open_new_lookup(self, name: str) -> None:
+        lookup = SocketLookup(self._sandboxes[name], self._hashes, is_late=self._is_late)
         known = self._cookies.get(name)
 
         def open_same() -> bool:
@@ -335,12 +328,13 @@ class FallbackChain:
             # process details.
             return Capture(cookies, permissive=permissive, knows_types=False)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read some of the new events of the BPF programs; return True if there may be more."""
         try:
-            if self._capture is not None:
-                self._capture.read_events()
+            return self._capture is not None and self._capture.read_events()
         except UnsupportedError as error:
             self._fall_back(error)
+            return False
 
     def _fall_back(self, error: UnsupportedError) -> None:
         self._close_capture()
@@ -351,9 +345,9 @@ class FallbackChain:
         self._dropped = self.dropped
         captured, self._capture = self._capture, None
         if captured is not None:
-            for descriptor in captured.descriptors:
+            for descriptor in captured.capture.descriptors:
                 asyncio.get_running_loop().remove_reader(descriptor)
-            captured.close()
+            captured.capture.close()
 
     async def read_events(self) -> None:
         """Read the new events of the BPF programs, at most some thousands.
@@ -361,11 +355,8 @@ class FallbackChain:
         The next call reads the rest.
         """
         for _ in range(_MOST_READS):
-            try:
-                if self._capture is None or not self._capture.read_events():
-                    return
-            except UnsupportedError as error:
-                self._fall_back(error)
+            if not self._read():
+                return
             await asyncio.sleep(0)
         # An unread event may name another sender of any packet so far.
         if self._capture is not None:
@@ -384,24 +375,11 @@ class FallbackChain:
         if await _is_event_pending(captured, sandbox, sent_records):
             await asyncio.sleep(_EVENT_DELAY_SECONDS)
             await self.read_events()
-        matches: list[Match | None] = []
-        for match in captured.matches(sandbox, sent_records, since_ns):
-            matches.append(match)
-            if len(matches) % _SLICE == 0:
-                await asyncio.sleep(0)
-
-        async def results() -> list[CaptureResult]:
-            found = []
-            for match in matches:
-                found.append(captured.result(sandbox, match))
-                if len(found) % _SLICE == 0:
-                    await asyncio.sleep(0)
-            return found
-
-        by_match = await results()
+        matches = await _in_slices(captured.matches(sandbox, sent_records, since_ns))
+        by_match = await _in_slices(captured.result(sandbox, each) for each in matches)
         if self._names.missing:
             await self._resolve_names(deadline)
-            by_match = await results()
+            by_match = await _in_slices(captured.result(sandbox, each) for each in matches)
         found = dict(zip(sent, await self._with_hashes(captured, by_match, deadline), strict=True))
         return [found.get(number) for number in range(len(records))]
 
@@ -453,22 +431,20 @@ class FallbackChain:
     async def _resolve_names(self, deadline: float) -> None:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(asyncio.to_thread(self._names.resolve))
-        left = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait({self._asking}, timeout=left)
+        await _wait(self._asking, deadline)
 
     async def _socket_attributions(
         self, sandbox: str, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
         """Return for each record the processes with the packet's socket, or why none were found."""
-        found: list[Attribution | str] = [_TOO_LONG] * len(records)
-        if records and self._top != "user":
-            opening = self._open_lookup(sandbox)
-            if not opening.done():
-                left = max(0.0, deadline - asyncio.get_running_loop().time())
-                await asyncio.wait({opening}, timeout=left)
+        if not records:
+            return []
+        if self._top != "user":
+            await _wait(self._open_lookup(sandbox), deadline)
         lookup = self._lookups.get(sandbox)
         if lookup is None:
             return [_LOOKUP_INACTIVE] * len(records)
+        found: list[Attribution | str] = [_TOO_LONG] * len(records)
 
         def look_up(until: float) -> None:
             for number, record in enumerate(records):
@@ -478,9 +454,26 @@ class FallbackChain:
                 found[number] = lookup.attribution(record)
                 self._budget.spend(time.monotonic() - began)
 
-        if records and self._budget.has_time_left():
+        if self._budget.has_time_left():
             await self._run_in_thread(look_up, deadline)
         return list(found)
+
+
+async def _wait(work: asyncio.Future[None], deadline: float) -> None:
+    """Wait until ``work`` is done or until ``deadline``, a time of the event loop's clock."""
+    if not work.done():
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        await asyncio.wait({work}, timeout=left)
+
+
+async def _in_slices(results: Iterable[_T]) -> list[_T]:
+    """Collect results, and let other tasks run between them."""
+    found: list[_T] = []
+    for each in results:
+        found.append(each)
+        if len(found) % _SLICE == 0:
+            await asyncio.sleep(0)
+    return found
 
 
 async def _is_event_pending(

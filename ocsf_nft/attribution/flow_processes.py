@@ -10,8 +10,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
-from ocsf_nft.attribution.packet_key import FRAME_RULES
-from ocsf_nft.ip_text import packed
+from ocsf_nft.attribution.packet_key import key_of_record
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_layout import Call, ProcessImage
@@ -36,11 +35,6 @@ class FlowTarget(NamedTuple):
     port: int
 
 
-class _Latest(NamedTuple):
-    call: Call
-    times: int
-
-
 class FlowCallers(NamedTuple):
     """Processes that sent a flow's packets between two readings of the kernel's counters."""
 
@@ -53,12 +47,13 @@ class FlowCallers(NamedTuple):
 
 
 class _Flow:
-    """State of one flow: the processes that sent its packets, ordered by their latest packets."""
+    """State of one flow: the processes that sent its packets."""
 
     __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
     def __init__(self) -> None:
-        self.latest: OrderedDict[ProcessImage, _Latest] = OrderedDict()
+        #: Latest call of each process, and the number of its calls; ordered by the latest calls.
+        self.latest: OrderedDict[ProcessImage, tuple[Call, int]] = OrderedDict()
         self.recent: deque[Call] = deque(maxlen=_RECENT)
         self.unnamed = 0
         #: Start of the youngest of all processes.
@@ -68,21 +63,21 @@ class _Flow:
     def add(self, call: Call) -> None:
         image = call.image
         self.recent.append(call)
-        before = self.latest.pop(image, None)
+        before, times = self.latest.pop(image, (None, 0))
         if before is None and len(self.latest) >= _PROCESSES:
             self.latest.popitem(last=False)
             # Any other process may be one that was evicted before.
             if self.unnamed == 0 or image.started_ns > self.youngest_ns:
                 self.unnamed += 1
-        if before is not None and before.call.tid != call.tid:
+        if before is not None and before.tid != call.tid:
             call = call._replace(tid=0)  # several threads of it
-        self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
+        self.latest[image] = call, times + 1
         self.youngest_ns = max(self.youngest_ns, image.started_ns)
 
     def remove_one(self, image: ProcessImage) -> None:
-        latest = self.latest.get(image)
-        if latest is not None and latest.times > 1:
-            self.latest[image] = latest._replace(times=latest.times - 1)
+        call, times = self.latest.get(image, (None, 0))
+        if call is not None and times > 1:
+            self.latest[image] = call, times - 1
         else:
             self.latest.pop(image, None)
         removed = next((each for each in reversed(self.recent) if each.image == image), None)
@@ -147,8 +142,7 @@ class FlowProcesses:
         rest = flow.split_after(began_ns, ended_ns)
         if rest.latest:
             self._flows[target] = rest
-        calls = tuple((each.call, each.times) for each in flow.latest.values())
-        return FlowCallers(calls, flow.unnamed, flow.is_mixed)
+        return FlowCallers(tuple(flow.latest.values()), flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
         """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.
@@ -174,9 +168,7 @@ def flow_target(record: Record) -> FlowTarget | None:
     rule for link-layer frames logged the packet.
     """
     # The counters identify a frame by its link-layer header, which the capture does not report.
-    if record.uid is None or record.rule in FRAME_RULES:
+    key = key_of_record(record)
+    if record.uid is None or key is None or key.protocol is None or not key.destination:
         return None
-    destination = packed(record.destination)
-    if record.protocol is None or destination is None:
-        return None
-    return FlowTarget(record.uid, record.protocol, destination, record.destination_port or 0)
+    return FlowTarget(record.uid, key.protocol, key.destination, key.destination_port)

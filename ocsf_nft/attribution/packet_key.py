@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 #: With more candidate processes, an attribution has no value.
 MOST: Final = 16
+#: The BPF programs report no call or similar packet of a process for so long after its budget is
+#: spent (``capture.bpf.c``: PAUSE_NS).
+SILENCE_NS: Final = 500_000_000
 #: The rules that refuse frames, which name no socket.
-FRAME_RULES: Final = frozenset({"link"})
+_FRAME_RULES: Final = frozenset({"link"})
+_TCP: Final = 6
+_SYN: Final = 0x02
+_ACK: Final = 0x10
 
 
 class PacketKey(NamedTuple):
@@ -83,7 +89,7 @@ def key_of_record(record: Record) -> PacketKey | None:
     """
     if record.uid is None:  # no socket sent the packet
         return None
-    if record.rule in FRAME_RULES:
+    if record.rule in _FRAME_RULES:
         return FRAME_KEY
     if record.protocol is None:
         return None
@@ -93,6 +99,11 @@ def key_of_record(record: Record) -> PacketKey | None:
         packed(record.destination) or b"",
         record.destination_port or 0,
     )
+
+
+def begins_connection(record: Record) -> bool:
+    """Return True if the packet of a log record is the first of a TCP connection."""
+    return record.protocol == _TCP and (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
 
 
 def key_of_call(call: Call) -> PacketKey:

@@ -10,28 +10,30 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
-from ocsf_nft.attribution.packet_key import MOST, PacketKey, key_of_call, key_of_record, make_match
+from ocsf_nft.attribution.packet_key import (
+    MOST,
+    SILENCE_NS,
+    PacketKey,
+    begins_connection,
+    key_of_call,
+    key_of_record,
+    make_match,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_layout import ProcessImage
     from ocsf_nft.attribution.packet_key import LoggedRecord, Match
-    from ocsf_nft.record import Record
 
 #: Maximum number of stored packets, some megabytes.
 _MOST_STORED: Final = 8192
 #: Maximum number of similar packets, of one process with one socket to one destination. The
 #: kernel reports no more (``capture.bpf.c``: MAX_REPEATS).
 _MOST_SIMILAR: Final = 8
-#: Time without reports of similar packets (``capture.bpf.c``: PAUSE_NS).
-_SILENCE_NS: Final = 500_000_000
 #: Precision of a log's time stamps (``sources/boot.py``). The likely packets of a record
 #: without bytes were reported after its time stamp, less this precision.
 _SOON_NS: Final = 500_000_000
-_TCP: Final = 6
-_SYN: Final = 0x02
-_ACK: Final = 0x10
 
 
 class _Key(NamedTuple):
@@ -53,7 +55,9 @@ _ANY: Final = PacketKey(-1)
 class _Query(NamedTuple):
     """Query that looks for a log record's packet among the packets reported by the BPF program."""
 
-    key: _Key
+    #: The packet may be stored under each of these keys. The first has only the user id, for
+    #: packets whose details the BPF program did not report.
+    keys: tuple[_Key, _Key]
     #: Checksum of the packet's bytes in the record; None if the record has no bytes.
     sum: int | None
     #: Earliest possible time of the record.
@@ -61,41 +65,18 @@ class _Query(NamedTuple):
     #: Timestamp of the record, which may be inexact.
     stamp_ns: int
 
-    @property
-    def keys(self) -> tuple[_Key, _Key]:
-        """Return the two keys under which a BPF program's report of the packet may be stored.
-
-        The first key has only the user id, for packets whose details the BPF program did not
-        report. The second key also has the packet's protocol, ports and destination.
-        """
-        return _Key(self.key.owner, _ANY), self.key
-
     def may_match(self, packet: Call) -> bool:
-        """Return True if ``packet``, reported by the BPF program, may be the logged packet.
-
-        The time of ``packet`` must be ``since_ns`` or later. If ``packet`` and the log record both
-        have a checksum of the packet's first bytes, the checksums must be equal.
-        """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if ``packet``, reported by the BPF program, is probably the logged packet.
-
-        :meth:`may_match` must be True. If a checksum is missing, the time of ``packet`` must be
-        ``stamp_ns`` - ``_SOON_NS`` or later. ``stamp_ns`` is the log record's timestamp.
-        """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
         return self.may_match(packet) and (has_bytes or is_soon)
 
 
 class _SimilarPackets:
-    """Latest similar packets (at most eight) that the BPF program reported for one process.
-
-    Similar packets have the same ``_Key``: the same user, protocol, ports and destination.
-    :meth:`remove_match` removes a packet that matches a log record.
-    """
+    """Latest packets of one process with the same ``_Key`` that the BPF program reported."""
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -109,31 +90,17 @@ class _SimilarPackets:
             self.incomplete_ns = max(self.incomplete_ns, self.calls.popleft().time_ns)
         self.calls.append(call)
         if call.has_more:
-            self.incomplete_ns = call.time_ns + _SILENCE_NS
+            self.incomplete_ns = call.time_ns + SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet that ``query`` looks for may be missing here.
-
-        Only the latest eight similar packets are stored. In a flood, the BPF program reports only
-        eight similar packets.
-        """
+        """Return True if the packet that ``query`` looks for may be missing here."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the stored packets that may be the packet of a log record.
-
-        ``query`` describes the record's packet. If that packet may not be stored here
-        (:meth:`is_incomplete`), return all stored packets: their sender may also have sent that
-        packet.
-        """
+        # If the packet may not be stored here, the sender of these may also have sent that packet.
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove the first packet that fits a log record, so no later record matches that packet.
-
-        ``query`` describes the record's packet. If that packet may not be stored here
-        (:meth:`is_incomplete`), nothing is removed.
-        """
         if self.is_incomplete(query):  # the packet that fits may be of another record
             return
         found = self.candidates(query)
@@ -186,12 +153,12 @@ class RefusedPackets:
         ``logged`` has the log records of the packets. A report is probably still to come if there
         are more log records than stored reports of similar packets.
         """
-        numbers: Counter[tuple[_Key, int | None]] = Counter()
+        numbers: Counter[tuple[tuple[_Key, _Key], int | None]] = Counter()
         for each in logged:
             query = _query(each)
             if query is not None:
-                numbers[query.key, query.sum] += 1
-                if numbers[query.key, query.sum] > self._number_of_likely(query):
+                numbers[query.keys, query.sum] += 1
+                if numbers[query.keys, query.sum] > self._number_of_likely(query):
                     return True
         return False
 
@@ -260,16 +227,10 @@ def _key_of_call(call: Call) -> _Key:
     return _Key(call.owner, key_of_call(call), call.is_syn)
 
 
-def _key_of_record(record: Record) -> _Key | None:
+def _query(logged: LoggedRecord) -> _Query | None:
+    record = logged.record
     packet = key_of_record(record)
     if packet is None or record.uid is None:
         return None
-    flags = (record.tcp_flags or 0) if record.protocol == _TCP else 0
-    return _Key(record.uid, packet, flags & (_SYN | _ACK) == _SYN)
-
-
-def _query(logged: LoggedRecord) -> _Query | None:
-    key = _key_of_record(logged.record)
-    if key is None:
-        return None
-    return _Query(key, logged.record.captured_sum, logged.since_ns, logged.stamp_ns)
+    keys = _Key(record.uid, _ANY), _Key(record.uid, packet, begins_connection(record))
+    return _Query(keys, record.captured_sum, logged.since_ns, logged.stamp_ns)

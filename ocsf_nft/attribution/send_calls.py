@@ -7,9 +7,17 @@ permissive fence refuses no packets.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft.attribution.packet_key import PacketKey, key_of_call, key_of_record, make_match
+from ocsf_nft.attribution.packet_key import (
+    SILENCE_NS,
+    PacketKey,
+    begins_connection,
+    key_of_call,
+    key_of_record,
+    make_match,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,38 +36,18 @@ _MOST_STORED: Final = 8192
 _STORED_NS: Final = 2 * _LATEST_NS
 #: Maximum number of calls of one protocol, port and destination that are checked.
 _MOST_ALIKE: Final = 64
-#: The BPF programs report no call of a process for so long after its budget is spent
-#: (``capture.bpf.c``: PAUSE_NS).
-_SILENCE_NS: Final = 500_000_000
 _FOREVER: Final = 1 << 63
-_SYN: Final = 0x02
-_ACK: Final = 0x10
-_TCP: Final = 6
 #: With one of these, a packet's destination may differ from that of its call (IPV6_RTHDR).
 _REROUTING: Final = frozenset({"extension_headers", "ip_options"})
 
 
-class _TimeRange(NamedTuple):
-    """Time range in which a packet was sent (CLOCK_BOOTTIME)."""
-
-    since_ns: int
-    until_ns: int
-
-
+@dataclass(slots=True, eq=False)
 class _StoredCall:
-    """System call that sends packets; ``until_ns`` is the time at which its socket was closed."""
+    """System call that sends packets."""
 
-    __slots__ = ("call", "until_ns")
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.until_ns = _FOREVER
-
-    def mark_closed(self, time_ns: int) -> None:
-        self.until_ns = min(self.until_ns, time_ns)
-
-    def may_send_in(self, time_range: _TimeRange) -> bool:
-        return self.call.time_ns <= time_range.until_ns and self.until_ns >= time_range.since_ns
+    call: Call
+    #: Time at which its socket was closed.
+    until_ns: int = _FOREVER
 
 
 class SendCalls:
@@ -84,7 +72,7 @@ class SendCalls:
         A packet that was sent after this time is not attributed to a system call on the socket.
         """
         for stored in self._by_socket.get(closed.socket, ()):
-            stored.mark_closed(closed.time_ns)
+            stored.until_ns = min(stored.until_ns, closed.time_ns)
 
     def add(self, call: Call) -> None:
         """Store a system call that sends a packet.
@@ -112,7 +100,7 @@ class SendCalls:
         packets of these system calls for about 10 s after ``now_ns``.
         """
         # For example, the kernel sends TCP retransmissions later.
-        self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
+        self._evicted_ns = max(self._evicted_ns, now_ns + SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
         """Yield, for each log record, the system calls that may have sent the logged packet.
@@ -121,11 +109,11 @@ class SendCalls:
         all system calls with :meth:`add`. Pass each log record only once, in the order in which the
         kernel logged the packets.
         """
-        time_ranges = self._time_ranges(logged)
-        for each, time_range in zip(logged, time_ranges, strict=True):
-            yield self._match(each.record, time_range)
+        for each, times in zip(logged, self._sending_times(logged), strict=True):
+            yield self._match(each.record, *times)
 
-    def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
+    def _sending_times(self, logged: Sequence[LoggedRecord]) -> Iterator[tuple[int, int]]:
+        """Return the earliest and the latest possible sending time of each packet."""
         # NFLOG gives no time for an outbound packet. But records come in the order of their
         # packets, and a packet is sent after its call, and before its socket is closed.
         since = []
@@ -134,32 +122,35 @@ class SendCalls:
         for record, since_ns, until_ns, _ in logged:
             self._since_ns = max(self._since_ns, since_ns, until_ns - _LATEST_NS)
             since.append(self._since_ns)
-            calls = self._candidates(key_of_record(record), _TimeRange(self._since_ns, until_ns))
+            calls = self._candidates(key_of_record(record), self._since_ns, until_ns)
             found.append(calls if self._is_complete(record, self._since_ns) else ())
             earliest_ns = min((each.call.time_ns for each in found[-1]), default=0)
             self._since_ns = max(self._since_ns, earliest_ns)
         until = _latest_times(found, [each.until_ns for each in logged])
-        return list(map(_TimeRange, since, until))
+        return zip(since, until, strict=True)
 
-    def _match(self, record: Record, time_range: _TimeRange) -> Match | None:
+    def _match(self, record: Record, since_ns: int, until_ns: int) -> Match | None:
         key = key_of_record(record)
         if key is None:
             return None
-        found = self._candidates(key, time_range)
-        if found and self._is_complete(record, time_range.since_ns):
+        found = self._candidates(key, since_ns, until_ns)
+        if found and self._is_complete(record, since_ns):
             return make_match((each.call for each in found), is_sender=True)
-        connected = self._candidates(_without_port(key), time_range)
+        # The key of a call on a socket that has no port yet.
+        connected = self._candidates(key._replace(source_port=0), since_ns, until_ns)
         calls = [each.call for each in (*connected, *found)]
         # If there are too many, use only those known to have sent from this port.
         return make_match(calls, is_sender=False) or make_match(
             calls[len(connected) :], is_sender=False
         )
 
-    def _candidates(self, key: PacketKey | None, time_range: _TimeRange) -> list[_StoredCall]:
+    def _candidates(self, key: PacketKey | None, since_ns: int, until_ns: int) -> list[_StoredCall]:
         if key is None:
             return []
         alike = self._by_key.get(key, [])[-_MOST_ALIKE:]
-        return [each for each in alike if each.may_send_in(time_range)]
+        return [
+            each for each in alike if each.call.time_ns <= until_ns and each.until_ns >= since_ns
+        ]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
         """Return True if the stored calls that fit a record certainly include the sender's call.
@@ -174,7 +165,7 @@ class SendCalls:
         # The BPF programs do not see when a connected socket sends, nor the later parts of a corked
         # datagram. Or a socket gives up its port and stays open (``connect`` to AF_UNSPEC), and
         # another socket sends from this port.
-        is_first = record.protocol == _TCP and (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
+        is_first = begins_connection(record)
         return is_first and since_ns >= self._evicted_ns and _REROUTING.isdisjoint(record.details)
 
     def _evict(self, stored: _StoredCall) -> None:
@@ -184,11 +175,6 @@ class SendCalls:
             self._evicted_ns = max(self._evicted_ns, until_ns)
         _remove(self._by_key, key_of_call(call), stored)
         _remove(self._by_socket, call.socket, stored)
-
-
-def _without_port(key: PacketKey) -> PacketKey:
-    """Return ``key`` with source port 0: the key of a call on a socket that has no port yet."""
-    return key._replace(source_port=0)
 
 
 def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) -> None:

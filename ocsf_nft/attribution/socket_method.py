@@ -135,12 +135,10 @@ class SocketLookup:
     def attribution(self, record: Record) -> Attribution | str:
         """Return the process that sent the packet of a log record, or several possible senders.
 
-        Return a text with the reason if no process can be named. A call normally takes at most
-        0.1 s, but a hostile sender can delay the result.
+        A socket of the sandbox must have sent the packet. Return a text with the reason if no
+        process can be named. A call normally takes at most 0.1 s, but a hostile sender can delay
+        the result.
         """
-        reason = _reason_against_lookup(record)
-        if reason is not None:
-            return reason
         try:
             return self._lookup(record)
         except OcsfNftError as error:
@@ -271,15 +269,6 @@ class SocketLookup:
     def _process(self, holder: Holder) -> Process | None:
         # The holder can delay the read of its arguments (userfaultfd).
         return process_details.read(holder.pid, started_ns=holder.started_ns, hashes=self._hashes)
-
-
-def _reason_against_lookup(record: Record) -> str | None:
-    """Return the reason why no socket of the sandbox can have sent the packet, or None."""
-    if record.rule not in {"egress", "link"}:
-        return "packets that a sandbox forwards or receives are not from its sockets"
-    if record.uid is None:
-        return "the packet has no process's socket: the kernel sent it, or the socket was closed"
-    return None
 
 
 def _of_user(sockets: tuple[Socket, ...], uid: int | None) -> tuple[Socket, ...]:

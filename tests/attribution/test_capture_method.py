@@ -47,7 +47,7 @@ def captured(programs: Programs) -> CaptureMethod:
 
 
 def emit(captured: CaptureMethod, *events: CaptureEvent) -> None:
-    programs: Any = captured._capture
+    programs: Any = captured.capture
     programs.readings.append(list(events))
     assert captured.read_events() is False
 
@@ -316,13 +316,13 @@ def test_closed_socket_is_closed_in_every_sandbox(calling: CaptureMethod) -> Non
 
 
 def test_stopped_capture_raises_its_reason(captured: CaptureMethod, programs: Programs) -> None:
-    assert captured.descriptors == (programs.descriptor,)
-    captured.check()
+    assert captured.capture.descriptors == (programs.descriptor,)
+    captured.capture.check()
     programs.fault = "another process has detached it"
-    for ask in (captured.check, captured.read_events):
+    for ask in (captured.capture.check, captured.read_events):
         with pytest.raises(UnsupportedError, match="another process has detached it"):
             ask()
-    captured.close()
+    captured.capture.close()
     assert programs.is_closed
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.attribution import refused_packets
+from ocsf_nft.attribution import packet_key, refused_packets
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
 from ocsf_nft.attribution.refused_packets import RefusedPackets
 from tests.attribution.calling import SECOND, TCP, call, logged, record
@@ -23,7 +23,7 @@ ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b"
 
 def test_repetition_limits_are_those_of_the_bpf_program() -> None:
     source = (Path(refused_packets.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
-    assert f"#define PAUSE_NS {refused_packets._SILENCE_NS}ULL\n" in source
+    assert f"#define PAUSE_NS {packet_key.SILENCE_NS}ULL\n" in source
     assert f"#define MAX_REPEATS {refused_packets._MOST_SIMILAR}\n" in source
 
 

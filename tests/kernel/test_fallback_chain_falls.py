@@ -195,7 +195,7 @@ async def test_detached_capture_is_reported_and_the_next_method_names_a_running_
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(30):
         capture = service.fallback_chain._capture
         assert capture is not None
-        loaded = capture._capture._loaded
+        loaded = capture.capture._loaded
         # As `bpftool link detach` does.
         detach = loaded._library.bpf_link__detach
         detach.argtypes = (ctypes.c_void_p,)
