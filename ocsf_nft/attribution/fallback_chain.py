@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
-from ocsf_nft.attribution import process_details, socket_closed
+from ocsf_nft.attribution import process_details, sock_diag
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.attribution.program_hashes import ProgramHashes
@@ -309,7 +309,7 @@ class FallbackChain:
             return
         # All sandboxes together must not use much of the loop's time.
         self._pausing.add(name)
-        seconds = socket_closed.PACE_SECONDS * len(self._pausing)
+        seconds = sock_diag.PACE_SECONDS * len(self._pausing)
         loop.call_later(seconds, self._await_closed, name)
 
     def _await_closed(self, name: str) -> None:

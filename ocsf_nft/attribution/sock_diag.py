@@ -1,4 +1,4 @@
-"""Lookup of the sockets that may have sent a packet, by netlink (``sock_diag``).
+"""Sockets of a network namespace, by netlink (``sock_diag``): its tables, and closed sockets.
 
 Raw, ping and packet sockets are read from /proc/net instead, and so are all sockets if the kernel
 lacks ``sock_diag``. A TCP or UDP socket that has no local port is not found.
@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.proc_net_sockets import IpVersion
 
-NETLINK_SOCK_DIAG: Final = 4
-SOCK_DIAG_BY_FAMILY: Final = 20
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
 #: struct inet_diag_req_v2 without, and with, its last field, a struct inet_diag_sockid.
 _REQUEST: Final = struct.Struct("=BBxxI")
 _IDENTITY: Final = struct.Struct("!HH16s16s")
@@ -45,13 +46,26 @@ _TIMEOUT_SECONDS: Final = 1.0
 _SIOCGIFINDEX: Final = 0x8933  # include/uapi/linux/sockios.h
 _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 
+#: enum sknetlink_groups: TCP and UDP of IPv4, then of IPv6; one bit for each.
+_GROUPS: Final = 0b1111
+_TCP_GROUPS: Final = 0b0101
+_PORT: Final = struct.Struct("!H")
+_PORT_OFFSET: Final = 4  # of idiag_sport in struct inet_diag_msg
+
+_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
+_BUFFER_BYTES: Final = 4 << 20
+_NOTICE_BYTES: Final = 4096
+#: Maximum number of notifications in one read, and the pause between reads. They limit the time
+#: spent on a sandbox that closes sockets at a higher rate; its sockets are then not followed.
+_MOST: Final = 512
+PACE_SECONDS: Final = 0.02
+
+#: The protocols with notifications; UDP-Lite, raw, ping and packet sockets have none.
+WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
+
 
 class SocketTables:
-    """Reader of the kernel's socket tables of one network namespace; for one thread at a time.
-
-    If the path of the namespace is replaced after :meth:`__enter__`, the reader still reads the
-    namespace that it opened.
-    """
+    """Reader of the kernel's socket tables of one network namespace; for one thread at a time."""
 
     def __init__(self, namespace: Namespace) -> None:
         #: After :meth:`__enter__`, the opened namespace, even if its path leads to another one.
@@ -155,7 +169,7 @@ class SocketTables:
         # Fast: the kernel looks up one socket, and does not list the table.
         payload = _request(family, socket.IPPROTO_TCP, _ALL_STATES, identity, index)
         self._send_request(sock, netlink.NLM_F_REQUEST, payload)
-        answer = next(self._answers(sock))
+        answer = self._answers(sock)[0]
         if answer.kind == netlink.NLMSG_ERROR:
             try:
                 netlink.raise_for_error(answer.payload)
@@ -182,8 +196,8 @@ class SocketTables:
             is_done = False
             while not is_done:
                 for answer in self._answers(sock):
-                    if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
-                        is_done = True
+                    is_done = answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}
+                    if is_done:
                         try:  # both begin with 0 or a negative errno (netlink_dump_done)
                             netlink.raise_for_error(answer.payload)
                         except FileNotFoundError:  # the kernel can't list this protocol's sockets
@@ -199,10 +213,7 @@ class SocketTables:
                     raise TooManySocketsError
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket that lists the sockets of ``protocol``.
-
-        Raises FileNotFoundError if netlink can't list the sockets of this protocol.
-        """
+        """Return the netlink socket; raise FileNotFoundError if it can't list ``protocol``."""
         if self._socket is None and protocol not in self._unsupported:
             try:
                 self._socket = self.namespace.call(_open_diag)
@@ -221,10 +232,10 @@ class SocketTables:
 
     def _send_request(self, sock: socket.socket, flags: int, payload: bytes) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        sock.send(netlink.message(SOCK_DIAG_BY_FAMILY, flags, payload, self._sequence))
+        sock.send(netlink.message(_SOCK_DIAG_BY_FAMILY, flags, payload, self._sequence))
 
-    def _answers(self, sock: socket.socket) -> Iterator[netlink.Message]:
-        """Wait for the next datagram that answers the last request, and yield its messages."""
+    def _answers(self, sock: socket.socket) -> list[netlink.Message]:
+        """Wait for the next datagram that answers the last request; return its messages."""
         while True:
             try:
                 datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
@@ -238,8 +249,93 @@ class SocketTables:
                 if sender[0] == 0 and message.sequence == self._sequence
             ]
             if found:
-                yield from found
-                return
+                return found
+
+
+class ClosedSockets:
+    """Listener for the kernel's notifications of closed sockets in a network namespace.
+
+    The kernel stores the notifications during the ``with`` body; call :meth:`read` when the socket
+    is readable. All times are of CLOCK_BOOTTIME.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._lock = threading.Lock()
+        #: Time of the last closed socket of each port, by protocol.
+        self._last: dict[int, dict[int, int]] = {protocol: {} for protocol in WATCHED_PROTOCOLS}
+        #: Last time when the kernel dropped notifications.
+        self._dropped_ns: int | None = None
+
+    def __enter__(self) -> Self:
+        """Start to listen for closed sockets in the network namespace.
+
+        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered,
+        and OSError if the kernel does not report closed sockets.
+        """
+        self._socket = self._namespace.call(_subscribe)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop receiving notifications; after this call, the other methods raise OSError."""
+        with self._lock:  # another thread may be inside doubt
+            self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket with the notifications."""
+        return self._socket.fileno()
+
+    def read(self) -> None:
+        """Read notifications, but not too many; the next call is due after ``PACE_SECONDS``."""
+        with self._lock:
+            self._drain()
+
+    def doubt(self, protocol: int, port: int, since_ns: int) -> str | None:
+        """Return the reason why the socket that sent a packet may be closed.
+
+        The packet was sent from ``port`` at ``since_ns`` or later, after :meth:`__enter__`.
+        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. Return None if the kernel reported all
+        closed sockets since then, and none had this port.
+        """
+        with self._lock:
+            is_all = self._drain()
+            last_ns = self._last[protocol].get(port)
+            dropped_ns = self._dropped_ns
+        if last_ns is not None and last_ns >= since_ns:
+            return "a socket that had the packet's port was closed"
+        if not is_all or (dropped_ns is not None and dropped_ns >= since_ns):
+            return "the sandbox closes so many sockets that not each is reported"
+        # Not detected: a socket gives up its port and stays open (``connect`` to AF_UNSPEC).
+        return None
+
+    def _drain(self) -> bool:
+        """Read notifications of closed sockets; return False if some may still be unread."""
+        closed: list[tuple[int, int]] = []
+        is_dropped = is_all = False
+        for _ in range(_MOST):
+            try:
+                datagram, (sender, groups) = self._socket.recvfrom(_NOTICE_BYTES)
+            except BlockingIOError:
+                is_all = True
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                is_dropped = True
+                continue
+            if sender != 0:  # any process with CAP_NET_ADMIN can send here; the kernel is 0
+                continue
+            protocol = socket.IPPROTO_TCP if groups & _TCP_GROUPS else socket.IPPROTO_UDP
+            for kind, payload in netlink.messages(memoryview(datagram)):
+                if kind == _SOCK_DIAG_BY_FAMILY:
+                    closed.append((protocol, _PORT.unpack_from(payload, _PORT_OFFSET)[0]))
+        # Read the clock after all: no socket was closed later than its stored time.
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for protocol, port in closed:
+            self._last[protocol][port] = now_ns
+        if is_dropped:
+            self._dropped_ns = now_ns
+        return is_all
 
 
 def _pin() -> tuple[int, str]:
@@ -248,8 +344,25 @@ def _pin() -> tuple[int, str]:
 
 
 def _open_diag() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     sock.settimeout(_TIMEOUT_SECONDS)
+    return sock
+
+
+def _subscribe() -> socket.socket:
+    # When the kernel frees a socket, it sends the port to listeners, which need no privilege
+    # (``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``).
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        except PermissionError:  # in a user namespace: up to the limit for all users
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        sock.bind((0, _GROUPS))
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -13,8 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft.attribution import process_details
-from ocsf_nft.attribution.sock_diag import SocketTables
-from ocsf_nft.attribution.socket_closed import WATCHED_PROTOCOLS, ClosedSockets
+from ocsf_nft.attribution.sock_diag import WATCHED_PROTOCOLS, ClosedSockets, SocketTables
 from ocsf_nft.attribution.socket_holders import find_holders
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.process import Attribution, Process, Seen

@@ -214,7 +214,7 @@ def test_error_at_the_end_of_a_dump_is_raised(
         # The request follows the error code.
         end = memoryview(struct.pack("=iI", code, 36))
         answer = netlink.Message(netlink.NLMSG_DONE, 0, 0, 0, end)
-        monkeypatch.setattr(tables, "_answers", lambda _: iter([answer]))
+        monkeypatch.setattr(tables, "_answers", lambda _: [answer])
         return list(tables._dump(UDP, 6, 9, sock_diag._ALL_STATES, deadline()))
 
     assert dump(0) == []
@@ -252,7 +252,7 @@ def test_answer_of_another_process_is_ignored(tables: SocketTables) -> None:
     assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=deadline())  # binds the socket
     sock, sequence = tables._diag(UDP), tables._sequence + 1
     end = netlink.message(netlink.NLMSG_DONE, 0, bytes(4), sequence)
-    forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, sock_diag.NETLINK_SOCK_DIAG)
+    forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, sock_diag._NETLINK_SOCK_DIAG)
     with udp() as mine, forger:
         forger.sendto(end, sock.getsockname())
         mine.bind(("127.0.0.1", 0))
@@ -271,7 +271,7 @@ def test_socket_without_an_answer_is_replaced(tables: SocketTables) -> None:
     stale = tables._diag(UDP)
     stale.settimeout(0.01)
     with pytest.raises(TimeoutError):
-        next(tables._answers(stale))  # there was no request
+        tables._answers(stale)  # there was no request
     assert stale.fileno() == -1
     assert tables._diag(UDP) is not stale
 

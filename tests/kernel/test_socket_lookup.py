@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution import sock_diag, socket_closed, socket_holders, socket_method
+from ocsf_nft.attribution import sock_diag, socket_holders, socket_method
 from ocsf_nft.attribution.socket_method import SocketLookup
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import INTERNET4, INTERNET6
@@ -400,7 +400,7 @@ async def test_lookup_without_netlink_uses_the_text_files(
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
     monkeypatch.setattr(sock_diag, "_open_diag", lacking)
-    monkeypatch.setattr(socket_closed, "_subscribe", lacking)
+    monkeypatch.setattr(sock_diag, "_subscribe", lacking)
     for scenario in ("udp_mapped", "tcp", "udplite"):
         async with attempted(sandbox, spec, scenario) as attempt:
             result = await attempt.attribution()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.attribution import socket_closed
-from ocsf_nft.attribution.socket_closed import ClosedSockets
+from ocsf_nft.attribution import sock_diag
+from ocsf_nft.attribution.sock_diag import ClosedSockets
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def closed_port(protocol: int = UDP, family: int = socket.AF_INET) -> int:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-@pytest.mark.parametrize("protocol", sorted(socket_closed.WATCHED_PROTOCOLS))
+@pytest.mark.parametrize("protocol", sorted(sock_diag.WATCHED_PROTOCOLS))
 def test_closed_socket_is_reported(watch: ClosedSockets, family: int, protocol: int) -> None:
     since_ns = now_ns()
     port = closed_port(protocol, family)
@@ -85,8 +85,8 @@ def test_doubt_is_about_sockets_closed_at_the_time_of_the_packet_or_later(
 
 
 def test_dropped_notices_put_every_port_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_closed, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
-    monkeypatch.setattr(socket_closed, "_BUFFER_BYTES", 1)
+    monkeypatch.setattr(sock_diag, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
+    monkeypatch.setattr(sock_diag, "_BUFFER_BYTES", 1)
     with ClosedSockets(Namespace()) as watch:
         since_ns = now_ns()
         with watch._lock:
@@ -102,7 +102,7 @@ def test_dropped_notices_put_every_port_in_doubt(monkeypatch: pytest.MonkeyPatch
 def test_unread_notices_put_every_port_in_doubt(
     watch: ClosedSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_closed, "_MOST", 1)
+    monkeypatch.setattr(sock_diag, "_MOST", 1)
     since_ns = now_ns()
     with watch._lock:
         for _ in range(3):
@@ -119,7 +119,7 @@ def test_notices_are_read_until_there_is_none() -> None:
             return super().recvfrom(*arguments)
 
     watch = ClosedSockets(Namespace())
-    with Counted(fileno=socket_closed._subscribe().detach()) as watch._socket:
+    with Counted(fileno=sock_diag._subscribe().detach()) as watch._socket:
         assert watch._drain()
         assert watch._socket.reads == 1
 
@@ -145,7 +145,7 @@ def test_notice_of_another_process_is_ignored(watch: ClosedSockets) -> None:
 
 def test_notices_that_cannot_be_read_are_an_error() -> None:
     watch = ClosedSockets(Namespace())
-    watch._socket = socket_closed._subscribe()
+    watch._socket = sock_diag._subscribe()
     assert watch.doubt(UDP, 1, now_ns()) is None
     with contextlib.closing(watch._socket), Path(os.devnull).open("rb") as file:
         os.dup2(file.fileno(), watch._socket.fileno())
