@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import clocks
-from ocsf_nft.attribution.bpf_layout import Call, ProcessSnapshot
+from ocsf_nft.attribution.bpf_capture import Call, ProcessSnapshot
 from ocsf_nft.attribution.flow_processes import FlowProcesses, flow_target
 from ocsf_nft.attribution.packet_key import LoggedRecord
 from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
@@ -21,8 +21,7 @@ from ocsf_nft.process import Attribution, Seen
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from ocsf_nft.attribution.bpf_capture import Capture, Dropped
-    from ocsf_nft.attribution.bpf_layout import CaptureEvent, ProcessImage
+    from ocsf_nft.attribution.bpf_capture import Capture, CaptureEvent, Dropped, ProcessImage
     from ocsf_nft.attribution.packet_key import Match
     from ocsf_nft.attribution.user_names import UserNames
     from ocsf_nft.process import Process

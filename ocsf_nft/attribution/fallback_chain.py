@@ -26,7 +26,7 @@ from ocsf_nft.process import Attribution, Seen
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-    from ocsf_nft.attribution.bpf_layout import ProcessImage
+    from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.capture_method import CaptureResult
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process

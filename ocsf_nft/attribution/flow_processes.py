@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE
 from ocsf_nft.attribution.packet_key import key_of_record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.bpf_layout import Call, ProcessImage
+    from ocsf_nft.attribution.bpf_capture import Call, ProcessImage
     from ocsf_nft.record import Record
 
 #: Maximum numbers of flows, and of processes of each: they limit the memory that a sandbox fills.

@@ -13,7 +13,7 @@ from ocsf_nft.ip_text import packed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.attribution.bpf_layout import Call
+    from ocsf_nft.attribution.bpf_capture import Call
     from ocsf_nft.record import Record
 
 #: With more candidate processes, an attribution has no value.

@@ -19,7 +19,7 @@ from ocsf_nft.process import Process
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.attribution.bpf_layout import Call, ProcessImage, ProcessSnapshot
+    from ocsf_nft.attribution.bpf_capture import Call, ProcessImage, ProcessSnapshot
     from ocsf_nft.attribution.containers import Placement
     from ocsf_nft.attribution.user_names import UserNames
 

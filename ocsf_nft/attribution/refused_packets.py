@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
 from ocsf_nft.attribution.packet_key import (
     MOST,
     SILENCE_NS,
@@ -23,7 +23,7 @@ from ocsf_nft.attribution.packet_key import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.attribution.bpf_layout import ProcessImage
+    from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.packet_key import LoggedRecord, Match
 
 #: Maximum number of stored packets, some megabytes.

@@ -22,7 +22,7 @@ from ocsf_nft.attribution.packet_key import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.attribution.bpf_layout import Call, ClosedSocket
+    from ocsf_nft.attribution.bpf_capture import Call, ClosedSocket
     from ocsf_nft.attribution.packet_key import LoggedRecord, Match
     from ocsf_nft.record import Record
 

@@ -13,7 +13,7 @@ from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import call, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.bpf_layout import Call, CaptureEvent
+    from ocsf_nft.attribution.bpf_capture import Call, CaptureEvent
     from ocsf_nft.record import Record
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution.bpf_capture import Dropped
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, ClosedSocket
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ClosedSocket, Dropped
 from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import NETNS, SECOND, TCP, image
@@ -19,7 +18,7 @@ from tests.attribution.test_process_snapshots import Names, snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.bpf_layout import CaptureEvent
+    from ocsf_nft.attribution.bpf_capture import CaptureEvent
     from ocsf_nft.attribution.capture_method import CaptureResult
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record

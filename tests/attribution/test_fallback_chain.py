@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from ocsf_nft.attribution import fallback_chain
-from ocsf_nft.attribution.bpf_capture import Dropped
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Dropped
 from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_packet
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.process import Process, Seen

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.attribution import flow_processes
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, ProcessImage
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ProcessImage
 from ocsf_nft.attribution.flow_processes import FlowCallers, FlowProcesses, FlowTarget, flow_target
 from tests.attribution.calling import TARGETS, TCP, call, packed, record
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.attribution import process_snapshots
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, ProcessImage, ProcessSnapshot
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ProcessImage, ProcessSnapshot
 from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
 from ocsf_nft.process import Process
 from tests.attribution.calling import SECOND, call, image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft.attribution import packet_key, refused_packets
-from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
 from ocsf_nft.attribution.refused_packets import RefusedPackets
 from tests.attribution.calling import SECOND, TCP, call, logged, record
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft.attribution import send_calls
-from ocsf_nft.attribution.bpf_layout import Call, ClosedSocket
+from ocsf_nft.attribution.bpf_capture import Call, ClosedSocket
 from ocsf_nft.attribution.send_calls import SendCalls
 from tests.attribution import calling
 from tests.attribution.calling import SECOND, SYN, TCP, UDP, image, logged

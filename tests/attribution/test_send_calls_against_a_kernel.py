@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.attribution import refused_packets, send_calls
-from ocsf_nft.attribution.bpf_layout import Call
+from ocsf_nft.attribution.bpf_capture import Call
 from ocsf_nft.attribution.refused_packets import RefusedPackets
 from ocsf_nft.attribution.send_calls import SendCalls
 from tests.attribution.calling import (

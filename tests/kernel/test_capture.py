@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution.bpf_capture import Capture, cookie
-from ocsf_nft.attribution.bpf_layout import Call
+from ocsf_nft.attribution.bpf_capture import Call, Capture, cookie
 from tests.kernel import scripted, swarm
 from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
 from tests.kernel.watching import fence, watching

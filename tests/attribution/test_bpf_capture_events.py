@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ocsf_nft.attribution.bpf
-from ocsf_nft.attribution.bpf_layout import (
+from ocsf_nft.attribution.bpf_capture import (
     UNKNOWN_IMAGE,
     Call,
     ClosedSocket,
