@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocsf_nft import clocks
 from ocsf_nft.attribution.bpf_capture import Call, ProcessSnapshot
 from ocsf_nft.attribution.flow_processes import FlowProcesses, flow_target
-from ocsf_nft.attribution.packet_key import LoggedRecord
+from ocsf_nft.attribution.packet_matching import LoggedRecord, RefusedPackets
 from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
-from ocsf_nft.attribution.refused_packets import RefusedPackets
 from ocsf_nft.attribution.send_calls import SendCalls
 from ocsf_nft.process import Attribution, Seen
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ocsf_nft.attribution.bpf_capture import Capture, CaptureEvent, Dropped, ProcessImage
-    from ocsf_nft.attribution.packet_key import Match
+    from ocsf_nft.attribution.packet_matching import Match
     from ocsf_nft.attribution.user_names import UserNames
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record

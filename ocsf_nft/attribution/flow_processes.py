@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE
-from ocsf_nft.attribution.packet_key import key_of_record
+from ocsf_nft.attribution.packet_matching import key_of_record
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import Call, ProcessImage

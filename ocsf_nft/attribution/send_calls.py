@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft.attribution.packet_key import (
+from ocsf_nft.attribution.packet_matching import (
     SILENCE_NS,
     PacketKey,
     begins_connection,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_capture import Call, ClosedSocket
-    from ocsf_nft.attribution.packet_key import LoggedRecord, Match
+    from ocsf_nft.attribution.packet_matching import LoggedRecord, Match
     from ocsf_nft.record import Record
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call, ClosedSocket, ProcessImage
-from ocsf_nft.attribution.packet_key import LoggedRecord
+from ocsf_nft.attribution.packet_matching import LoggedRecord
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:

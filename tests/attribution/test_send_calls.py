@@ -14,7 +14,7 @@ from tests.attribution import calling
 from tests.attribution.calling import SECOND, SYN, TCP, UDP, image, logged
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.packet_key import Match
+    from ocsf_nft.attribution.packet_matching import Match
     from ocsf_nft.record import Record
 
 NOW: Final = 100 * SECOND

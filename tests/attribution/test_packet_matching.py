@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.attribution import packet_key, refused_packets
+from ocsf_nft.attribution import packet_matching
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
-from ocsf_nft.attribution.refused_packets import RefusedPackets
+from ocsf_nft.attribution.packet_matching import RefusedPackets
 from tests.attribution.calling import SECOND, TCP, call, logged, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.packet_key import Match
+    from ocsf_nft.attribution.packet_matching import Match
     from ocsf_nft.record import Record
 
 NOW: Final = 100 * SECOND
@@ -22,9 +22,9 @@ ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b"
 
 
 def test_repetition_limits_are_those_of_the_bpf_program() -> None:
-    source = (Path(refused_packets.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
-    assert f"#define PAUSE_NS {packet_key.SILENCE_NS}ULL\n" in source
-    assert f"#define MAX_REPEATS {refused_packets._MOST_SIMILAR}\n" in source
+    source = (Path(packet_matching.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
+    assert f"#define PAUSE_NS {packet_matching.SILENCE_NS}ULL\n" in source
+    assert f"#define MAX_REPEATS {packet_matching._MOST_SIMILAR}\n" in source
 
 
 def stored(*packets: Call) -> RefusedPackets:
@@ -234,7 +234,7 @@ def test_dropped_reports_make_candidates_uncertain_until_packets_are_later() -> 
 def test_evicted_packets_make_later_candidates_uncertain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refused_packets, "_MOST_STORED", 10)
+    monkeypatch.setattr(packet_matching, "_MOST_STORED", 10)
     refused = stored(*(call(7, NOW + each, source_port=each + 1) for each in range(25)))
     assert (refused._number, len(refused._by_key)) == (10, 10)
     packet = record(NOW, source_port=25)
@@ -246,7 +246,7 @@ def test_evicted_packets_make_later_candidates_uncertain(
 def test_refused_packets_evict_the_packets_refused_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refused_packets, "_MOST_STORED", 3)
+    monkeypatch.setattr(packet_matching, "_MOST_STORED", 3)
     refused = stored(
         *(call(7, NOW + each, source_port=port) for each, port in enumerate((1, 2, 1, 3)))
     )
@@ -263,7 +263,7 @@ def test_match_has_the_latest_packet_of_a_process() -> None:
 def test_evicted_sender_with_unreported_packets_stays_possible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
+    monkeypatch.setattr(packet_matching, "_MOST_STORED", 1)
     refused = stored(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
     packet = record(NOW, source_port=9)
     assert senders(refused, packet, since_ns=NOW + 1) == [({8}, False)]
@@ -272,7 +272,7 @@ def test_evicted_sender_with_unreported_packets_stays_possible(
 def test_dropped_report_does_not_shorten_the_time_of_an_evicted_sender(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
+    monkeypatch.setattr(packet_matching, "_MOST_STORED", 1)
     refused = stored(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
     refused.note_dropped(NOW)
     packet = record(NOW, source_port=9)
