@@ -7,13 +7,14 @@ byte order.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
+from ocsf_nft import proc
 from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
 
@@ -223,12 +224,14 @@ class Capture:
         self._loaded.close()
 
     def _attach_to(self, cgroups: Path) -> None:
-        cgroup = _opened(cgroups)
         try:
-            for name in _CGROUP_PROGRAMS:
-                self._loaded.attach_to_cgroup(name, cgroup)
-        finally:
-            os.close(cgroup)
+            with proc.opened(str(cgroups)) as cgroup:
+                for name in _CGROUP_PROGRAMS:
+                    self._loaded.attach(name, cgroup)
+        except OSError as error:  # another file system is mounted over it
+            raise UnsupportedError(
+                f"cgroup v2 can't be opened at {cgroups} ({error.strerror})"
+            ) from error
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -264,14 +267,13 @@ def cookie(namespace: Namespace) -> int:
     Raises UnsupportedError if the kernel has no such numbers (before Linux 5.14).
     """
 
-    def ask() -> int:
+    def ask() -> bytes:
         # AF_UNIX, because a service may be denied other address families.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
-            answer = asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+            return asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
     try:
-        return namespace.call(ask)
+        return int.from_bytes(namespace.call(ask), sys.byteorder)
     except OSError as error:
         raise UnsupportedError(
             f"this kernel has no cookies of network namespaces: they need Linux 5.14 or later "
@@ -306,13 +308,6 @@ def _unescaped(text: str) -> str:
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(escape, character)
     return text
-
-
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:  # another file system is mounted over it
-        raise UnsupportedError(f"cgroup v2 can't be opened at {path} ({error.strerror})") from error
 
 
 def _object(name: str) -> bytes:

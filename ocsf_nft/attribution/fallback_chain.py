@@ -283,7 +283,7 @@ class FallbackChain:
             # The namespace may have been replaced since the start: the records are of the old one.
             with contextlib.ExitStack() as opened:
                 opened.enter_context(lookup)
-                if known is not None and cookie(lookup.namespace) != known:
+                if known is not None and cookie(lookup.tables.namespace) != known:
                     return False
                 opened.pop_all()
             return True

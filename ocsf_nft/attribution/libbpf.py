@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Final
+from typing import Final, Literal
 
 from ocsf_nft import malloc_trim
 from ocsf_nft.errors import UnsupportedError
@@ -81,12 +81,12 @@ class LoadedPrograms:
         Raises UnsupportedError if libbpf is missing, or if the kernel refuses the programs.
         """
         self._library = load_library()
-        self._object: int | None = None
         self._links: list[int] = []
         self._cgroup_links: dict[str, int] = {}
-        self._maps: dict[str, int] = {}
+        #: Addresses of programs and maps, by kind and name.
+        self._found: dict[tuple[str, str], int] = {}
         self._cpus = self._library.libbpf_num_possible_cpus()
-        self._object = self._library.bpf_object__open_mem(content, len(content), None)
+        self._object: int | None = self._library.bpf_object__open_mem(content, len(content), None)
         if not self._object:
             raise _failure("the BPF programs can't be read")
         # libbpf reads the types of the whole kernel, megabytes, and needs them only here.
@@ -106,30 +106,26 @@ class LoadedPrograms:
             self._library.bpf_object__close(self._object)
         self._object = None
 
-    def attach(self, name: str) -> None:
-        """Attach the BPF program ``name`` to its kernel hook.
+    def attach(self, name: str, cgroup: int | None = None) -> None:
+        """Attach the BPF program ``name`` to the kernel hook that its section names.
 
-        The name of the program's section identifies the hook. For example, ``raw_tp/kfree_skb``
-        stands for a tracepoint. Raises UnsupportedError on failure.
+        A hook is for example the tracepoint ``raw_tp/kfree_skb``. A program for cgroups is attached
+        to the cgroup whose directory has the descriptor ``cgroup``, and to all cgroups below it.
+        Raises UnsupportedError on failure.
         """
-        self._add_link(self._library.bpf_program__attach(self._program(name)), name)
-
-    def attach_to_cgroup(self, name: str, cgroup: int) -> None:
-        """Attach a BPF program to a cgroup and to all cgroups below it.
-
-        ``cgroup`` is a file descriptor of the cgroup's directory. Raises UnsupportedError on
-        failure.
-        """
-        link = self._library.bpf_program__attach_cgroup(self._program(name), cgroup)
-        self._add_link(link, name)
-        self._cgroup_links[name] = self._library.bpf_link__fd(link)
+        program = self._find("program", name)
+        if cgroup is None:
+            link = self._library.bpf_program__attach(program)
+        else:
+            link = self._library.bpf_program__attach_cgroup(program, cgroup)
+        if not link:
+            raise _failure(f"the BPF program {name} can't be attached")
+        self._links.append(link)
+        if cgroup is not None:
+            self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
     def detached(self) -> str | None:
-        """Return the name of a BPF program that is no longer attached to its cgroup.
-
-        Only programs that :meth:`attach_to_cgroup` attached are checked. Return None if all of
-        them are still attached.
-        """
+        """Return the name of a BPF program that is no longer attached to its cgroup, or None."""
         for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
             result = self._library.bpf_obj_get_info_by_fd(
@@ -141,7 +137,7 @@ class LoadedPrograms:
 
     def update_map(self, name: str, key: bytes, value: bytes) -> None:
         """Write a value into the BPF map ``name``; raise UnsupportedError on failure."""
-        found = self._map(name)
+        found = self._find("map", name)
         if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
             raise _failure(f"the BPF map {name} can't be written")
 
@@ -152,7 +148,7 @@ class LoadedPrograms:
         Raises UnsupportedError if the map can't be read.
         """
         values = (c_uint64 * self._cpus)()
-        found, sums = self._map(name), []
+        found, sums = self._find("map", name), []
         for number in range(keys):
             key = c_uint32(number)
             size = ctypes.sizeof(values)
@@ -163,32 +159,21 @@ class LoadedPrograms:
 
     def ring(self, name: str) -> RingBuffer:
         """Open the BPF ring buffer ``name`` for reading; raise UnsupportedError if that fails."""
-        return RingBuffer(self._library, self._library.bpf_map__fd(self._map(name)), name)
+        return RingBuffer(self._library, self._library.bpf_map__fd(self._find("map", name)), name)
 
-    def _program(self, name: str) -> int:
-        found = self._library.bpf_object__find_program_by_name(self._object, name.encode())
-        return self._found("program", name, found)
-
-    def _map(self, name: str) -> int:
-        if name not in self._maps:
-            found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
-            self._maps[name] = self._found("map", name, found)
-        return self._maps[name]
-
-    @staticmethod
-    def _found(kind: str, name: str, address: int | None) -> int:
-        # libbpf does not check the null pointer: the process would crash.
-        if not address:
-            raise UnsupportedError(
-                f"the BPF object file is of another version of ocsf-nft: it has no {kind} {name} "
-                "(install ocsf-nft again)"
-            )
+    def _find(self, kind: Literal["program", "map"], name: str) -> int:
+        address = self._found.get((kind, name))
+        if address is None:
+            find = getattr(self._library, f"bpf_object__find_{kind}_by_name")
+            address = find(self._object, name.encode())
+            # libbpf does not check the null pointer: the process would crash.
+            if not address:
+                raise UnsupportedError(
+                    f"the BPF object file is of another version of ocsf-nft: it has no {kind} "
+                    f"{name} (install ocsf-nft again)"
+                )
+            self._found[kind, name] = address
         return address
-
-    def _add_link(self, link: int | None, name: str) -> None:
-        if not link:
-            raise _failure(f"the BPF program {name} can't be attached")
-        self._links.append(link)
 
 
 def _failure(what: str) -> UnsupportedError:

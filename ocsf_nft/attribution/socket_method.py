@@ -92,7 +92,7 @@ class SocketLookup:
         is_late: bool = False,
     ) -> None:
         self._margin_ns = _LATE_NS if is_late else 0
-        self._tables = SocketTables(namespace)
+        self.tables = SocketTables(namespace)
         self._hashes = hashes
         #: Listener for closed sockets; None if the kernel does not report them.
         self.closed: ClosedSockets | None = None
@@ -108,10 +108,10 @@ class SocketLookup:
         Raises AbsentError or UnsupportedError if the sandbox's network namespace is not available.
         """
         with contextlib.ExitStack() as opened:
-            opened.enter_context(self._tables)
+            opened.enter_context(self.tables)
             # Without it, no process is named if the check for closed sockets is needed.
             with contextlib.suppress(OSError):
-                self.closed = opened.enter_context(ClosedSockets(self._tables.namespace))
+                self.closed = opened.enter_context(ClosedSockets(self.tables.namespace))
             self._opened = opened.pop_all()
         self._since_ns = _now_ns() + self._margin_ns
         self._is_open = True
@@ -125,11 +125,6 @@ class SocketLookup:
         with self._lock:
             self._is_open = False
             self._opened.close()
-
-    @property
-    def namespace(self) -> Namespace:
-        """Return the opened network namespace, even if its path leads to another one now."""
-        return self._tables.namespace
 
     def attribution(self, record: Record) -> Attribution | str:
         """Return the process that sent the packet of a log record, or several possible senders.
@@ -166,7 +161,7 @@ class SocketLookup:
         closed_since, earliest_ns = found.closed_since, sent_ns - _LATE_NS
         if closed_since is not None and (doubt := closed_since(earliest_ns)) is not None:
             return doubt
-        scan = find_holders(inodes, self._tables.link, deadline_ns)
+        scan = find_holders(inodes, self.tables.link, deadline_ns)
         # A process that started after the packet did not send it.
         holders = [holder for holder in scan.holders if holder.started_ns <= sent_ns]
         if not holders:
@@ -183,18 +178,18 @@ class SocketLookup:
     def _candidates(self, record: Record, deadline_ns: int) -> _Candidates:
         uid, version = record.uid, record.ip_version
         if record.rule == "link":
-            sockets = self._tables.files.packet(deadline_ns)
+            sockets = self.tables.files.packet(deadline_ns)
             return _Candidates(_of_user(sockets, uid), "packet socket of the packet's user")
         if version is None or record.protocol is None:
             return _Candidates((), "socket that sends such packets")
         # A process with a raw socket writes any header, also that of another socket.
-        raw = _of_user(self._tables.files.raw(version, deadline_ns), uid)
+        raw = _of_user(self.tables.files.raw(version, deadline_ns), uid)
         if record.protocol in _PORTS:
             return self._with_port(record, record.protocol, raw, deadline_ns)
         ping: tuple[Socket, ...] = ()
         identity = record.details.get("icmp_id")
         if (version, record.protocol) in _PINGS and isinstance(identity, int):
-            ping = self._tables.files.ping(version, identity, deadline_ns)
+            ping = self.tables.files.ping(version, identity, deadline_ns)
         return _Candidates(_of_user(ping, uid) + raw, "ping or raw socket of the packet's user")
 
     def _with_port(
@@ -206,7 +201,7 @@ class SocketLookup:
             return _Candidates((), description)
         if protocol == socket.IPPROTO_TCP:
             description = "socket of the packet's user with its connection"
-            sockets = self._tables.tcp(
+            sockets = self.tables.tcp(
                 version,
                 (record.source or "", port),
                 (record.destination or "", record.destination_port or 0),
@@ -214,7 +209,7 @@ class SocketLookup:
                 deadline_ns=deadline_ns,
             )
         else:
-            sockets = self._tables.by_port(protocol, version, port, deadline_ns=deadline_ns)
+            sockets = self.tables.by_port(protocol, version, port, deadline_ns=deadline_ns)
         users = _of_user(sockets, record.uid)
         if not users:
             return _Candidates((), description)

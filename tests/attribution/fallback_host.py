@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -31,7 +32,7 @@ class Sockets:
     is_open: bool = False
     is_late: bool = False
     closed: None = None
-    namespace: None = None
+    tables: Any = field(default_factory=lambda: SimpleNamespace(namespace=None))
 
     def __enter__(self) -> Self:
         if self.fault is not None:

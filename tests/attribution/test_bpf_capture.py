@@ -48,7 +48,7 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
         with pytest.raises(
             UnsupportedError, match=r"program connect4 can't be attached \(Bad file"
         ):
-            loaded.attach_to_cgroup("connect4", -1)
+            loaded.attach("connect4", -1)
         with pytest.raises(
             UnsupportedError, match=r"program connect4 can't be attached \(Operation"
         ):
@@ -60,7 +60,7 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
 
 def test_capture_names_a_cgroup_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="cgroup v2 can't be opened at"):
-        bpf_capture._opened(tmp_path / "absent")
+        object.__new__(bpf_capture.Capture)._attach_to(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", ["libc.so.6", "no-such-library.so"])

@@ -244,13 +244,13 @@ async def test_socket_without_a_holder_makes_the_sender_uncertain(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with attempted(sandbox, spec, "udp") as attempt:
-        real = attempt.lookup._tables.by_port
+        real = attempt.lookup.tables.by_port
 
         def one_more(*arguments: int, deadline_ns: int) -> tuple[Socket, ...]:
             (found,) = real(*arguments, deadline_ns=deadline_ns)  # type: ignore[arg-type]
             return (found, found._replace(inode=1))
 
-        monkeypatch.setattr(attempt.lookup._tables, "by_port", one_more)
+        monkeypatch.setattr(attempt.lookup.tables, "by_port", one_more)
         result = await attempt.attribution()
     assert isinstance(result, Attribution)
     assert result.process is None
@@ -502,6 +502,6 @@ def _with_few_ports() -> None:
 async def test_lookup_closes_its_descriptors(sandbox: Lab) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - shorter
     with SocketLookup(sandbox.sandbox_namespace) as lookup:
-        lookup._tables.files.raw(4, time.monotonic_ns() + 10**9)
+        lookup.tables.files.raw(4, time.monotonic_ns() + 10**9)
         assert len(os.listdir("/proc/self/fd")) > before  # noqa: PTH208 - shorter
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - shorter
