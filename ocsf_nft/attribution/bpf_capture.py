@@ -19,7 +19,7 @@ from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from ocsf_nft.netns import Namespace
 
@@ -176,7 +176,7 @@ class Capture:
 
     def __init__(
         self,
-        cookies: Iterable[int],
+        cookies: Collection[int],
         *,
         permissive: Collection[int] = (),
         knows_types: bool | None = None,
@@ -188,6 +188,8 @@ class Capture:
         UnsupportedError if the capture can't start.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
+        #: Cookies of the namespaces whose refused packets are reported.
+        self.refused = frozenset(cookies).difference(permissive if self.knows_types else cookies)
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
         self._rings: list[RingBuffer] = []
         try:
@@ -195,15 +197,12 @@ class Capture:
             if self.knows_types:
                 # Read the processes before the calls, so that each caller is known.
                 self._rings.insert(0, self._loaded.ring("processes"))
-            modes = {
-                each: _REFUSALS if self.knows_types and each not in permissive else _CALLS
-                for each in cookies
-            }
-            for each, mode in modes.items():
+            for each in cookies:
+                mode = _REFUSALS if each in self.refused else _CALLS
                 self._loaded.update_map("watched", struct.pack("=Q", each), mode)
             for name in _TYPES_PROGRAMS if self.knows_types else ():
                 self._loaded.attach(name)
-            if _CALLS in modes.values():
+            if not self.refused.issuperset(cookies):
                 self._attach_to(_cgroup_mount(_MOUNTS.read_text("utf-8", "surrogateescape")))
         except BaseException:
             self.close()

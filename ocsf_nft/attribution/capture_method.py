@@ -18,7 +18,7 @@ from ocsf_nft.attribution.send_calls import SendCalls
 from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocsf_nft.attribution.bpf_capture import Capture, CaptureEvent, Dropped, ProcessImage
     from ocsf_nft.attribution.packet_matching import Match
@@ -66,23 +66,13 @@ class CaptureMethod:
     """Finder of the processes that sent logged packets, by events of BPF programs (the capture).
 
     ``sandboxes`` maps sandbox names to the kernel's numbers (cookies) of their network namespaces.
-    ``permissive`` has the cookies of the sandboxes with a permissive fence.
     """
 
-    def __init__(
-        self,
-        capture: Capture,
-        sandboxes: Mapping[str, int],
-        names: UserNames,
-        *,
-        permissive: Collection[int] = (),
-    ) -> None:
+    def __init__(self, capture: Capture, sandboxes: Mapping[str, int], names: UserNames) -> None:
         self.capture = capture
         self._snapshots = ProcessSnapshots(names)
-        # A permissive fence refuses no packet: there the capture reports system calls.
         self._by_netns = {
-            number: _Sandbox(is_refused=capture.knows_types and number not in permissive)
-            for number in sandboxes.values()
+            number: _Sandbox(is_refused=number in capture.refused) for number in sandboxes.values()
         }
         self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
         self.dropped: Dropped = capture.dropped()
@@ -105,10 +95,7 @@ class CaptureMethod:
         return has_more
 
     def note_dropped(self) -> None:
-        """Mark the senders of all earlier packets as uncertain.
-
-        Call this if capture events were dropped, or can't be read in time.
-        """
+        """Mark earlier senders as uncertain: events were dropped, or can't be read in time."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
             each.events.note_dropped(now_ns)
@@ -194,11 +181,10 @@ class CaptureMethod:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent packets of a flow since the previous call for that flow.
+        """Return the processes that sent a flow's packets since the previous call; None if unknown.
 
         ``record`` was made from the flow's kernel counter, which shows ``packets`` new packets. The
-        reading of the counter began at ``began_ns`` (ns since the epoch). Return None if no process
-        is known.
+        reading of the counter began at ``began_ns`` (ns since the epoch).
         """
         target = flow_target(record)
         if target is None:
@@ -231,11 +217,7 @@ class CaptureMethod:
         )
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet from later results of :meth:`since_last`: an event reports it already.
-
-        ``record`` is the packet's log record. ``process`` is the sender in the event; None if
-        unknown.
-        """
+        """Exclude a packet from later results of :meth:`since_last`: an event reports it."""
         target = flow_target(record)
         if target is not None:
             pid = None if process is None else process.pid

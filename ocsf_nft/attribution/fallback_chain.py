@@ -262,7 +262,7 @@ class FallbackChain:
             permissive = {names[each] for each in self._permissive if each in names}
             capture = self._start_capture(names.values(), permissive)
             try:
-                self._capture = CaptureMethod(capture, names, self._names, permissive=permissive)
+                self._capture = CaptureMethod(capture, names, self._names)
             except BaseException:
                 capture.close()
                 raise

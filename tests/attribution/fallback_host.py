@@ -88,6 +88,7 @@ class Host:
     sockets: Sockets = field(default_factory=Sockets)
     names: NameService = field(default_factory=NameService)
     is_permissive: bool = False
+    knows_types: bool = True
 
     def capture(
         self, cookies: Any, *, permissive: Any, knows_types: bool | None = None
@@ -95,8 +96,10 @@ class Host:
         assert list(cookies) == [NETNS]
         assert permissive == ({NETNS} if self.is_permissive else set())
         self.programs.check()
-        if knows_types is None and not self.programs.knows_types:
+        if knows_types is None and not self.knows_types:
             raise UnsupportedError("no types here")
+        if self.is_permissive or not self.knows_types:
+            self.programs.refused = frozenset()
         return self.programs
 
     def lookup(self, _namespace: object, hashes: object, *, is_late: bool) -> Sockets:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.attribution.bpf_capture import Dropped
 from ocsf_nft.errors import UnsupportedError
-from tests.attribution.calling import call, record
+from tests.attribution.calling import NETNS, call, record
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import Call, CaptureEvent
     from ocsf_nft.record import Record
+
+#: Another watched namespace.
+OTHER = NETNS + 1
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Programs:
     drops: Dropped = field(default_factory=lambda: Dropped(0, 0))
     fault: str | None = None
     is_endless: bool = False
-    knows_types: bool = True
+    refused: frozenset[int] = frozenset({NETNS, OTHER})
     is_closed: bool = False
     descriptor: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
 

@@ -12,7 +12,7 @@ from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ClosedSocket, Droppe
 from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import NETNS, SECOND, TCP, image
-from tests.attribution.programs import Programs, call_now, record_now
+from tests.attribution.programs import OTHER, Programs, call_now, record_now
 from tests.attribution.test_process_snapshots import Names, snapshot
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
-OTHER = NETNS + 1
 #: Difference of two clocks that are not read at the same time.
 _CLOCK_NS = SECOND // 10
 
@@ -271,14 +270,12 @@ def test_flow_of_frames_has_no_callers(captured: CaptureMethod) -> None:
     assert captured.since_last("sb", record_now(), 1, time.time_ns()) is not None
 
 
-@pytest.fixture(params=["no types", "permissive"])
-def calling(request: pytest.FixtureRequest, programs: Programs) -> CaptureMethod:
+@pytest.fixture
+def calling(programs: Programs) -> CaptureMethod:
     """Return a method whose capture reports calls and no refused packets."""
-    programs.knows_types = request.param == "permissive"
-    permissive = {NETNS, OTHER} if programs.knows_types else set()
-    sandboxes = {"sb": NETNS, "other": OTHER}
+    programs.refused = frozenset()
     names: Any = Names()
-    return CaptureMethod(programs, sandboxes, names, permissive=permissive)  # type: ignore[arg-type]
+    return CaptureMethod(programs, {"sb": NETNS, "other": OTHER}, names)  # type: ignore[arg-type]
 
 
 def test_caller_is_the_sender_with_medium_confidence(calling: CaptureMethod) -> None:

@@ -67,7 +67,7 @@ async def test_capture_that_fails_at_its_first_read_is_closed(
 
 
 async def test_chain_without_types_captures_calls_and_gives_the_reason(host: Host) -> None:
-    host.programs.knows_types = False
+    host.knows_types = False
     async with host.chain() as chain:
         assert (chain.method, chain.reason) == ("capture", "no types here")
 
