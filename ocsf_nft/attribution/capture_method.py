@@ -7,7 +7,7 @@ process. This module compares these capture events with log records.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import clocks
 from ocsf_nft.attribution.bpf_capture import Call, ProcessSnapshot
@@ -38,17 +38,6 @@ _SENT_TOGETHER: Final = "the kernel saw them send the packets"
 _SENT_SOME: Final = (
     "the kernel saw them attempt this since the last report, but maybe not all of the senders"
 )
-
-
-class CaptureResult(NamedTuple):
-    """Attribution of one packet to processes, and the program (``image``) that its sender ran.
-
-    Both values are None if the BPF programs saw no possible sender.
-    """
-
-    attribution: Attribution | None
-    #: If several processes may have sent the packet: that of the first in ``attribution.seen``.
-    image: ProcessImage | None = None
 
 
 class _Sandbox:
@@ -145,34 +134,30 @@ class CaptureMethod:
             is_accepted = is_refused and record.verdict == "permit"
             yield None if is_before or is_accepted else match
 
-    def result(self, sandbox: str, match: Match | None) -> CaptureResult:
-        """Return the attribution of a packet to the process or the processes in its match.
+    def attribution(self, sandbox: str, match: Match | None) -> Attribution | None:
+        """Return the attribution of a packet to the processes in its match; None without a match.
 
-        ``match`` is the result of :meth:`matches` for the packet's log record. If ``match`` is
-        None, the result has no attribution.
+        ``match`` is the result of :meth:`matches` for the packet's log record.
         """
         if match is None:
-            return CaptureResult(None)
+            return None
         is_refused = self._by_name[sandbox].is_refused
-        first = match.calls[0]
         processes = [self._snapshots.process(call) for call in match.calls]
         if match.is_sender and len(processes) == 1:
-            attribution = Attribution(
+            return Attribution(
                 method="capture",
                 confidence="high" if is_refused else "medium",
                 reason=_SENT if is_refused else _CALLED,
                 process=processes[0],
-                sent_ns=first.time_ns + _booted_ns() if is_refused else None,
+                sent_ns=match.calls[0].time_ns + _booted_ns() if is_refused else None,
             )
-            return CaptureResult(attribution, first.image)
         is_seen = match.is_sender and is_refused
-        attribution = Attribution(
+        return Attribution(
             method="capture",
             confidence="medium" if is_seen else "low",
             reason=_SEVERAL if is_seen else _HAD_SOCKET,
             seen=tuple(Seen(process=each) for each in processes),
         )
-        return CaptureResult(attribution, first.image)
 
     def is_latest(self, image: ProcessImage) -> bool:
         """Return True if ``image`` is certainly the latest program that its process has run."""

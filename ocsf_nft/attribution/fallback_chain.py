@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from ocsf_nft.attribution.bpf_capture import ProcessImage
-    from ocsf_nft.attribution.capture_method import CaptureResult
+    from ocsf_nft.attribution.packet_matching import Match
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -376,25 +376,30 @@ class FallbackChain:
             await asyncio.sleep(_EVENT_DELAY_SECONDS)
             await self.read_events()
         matches = await _in_slices(captured.matches(sandbox, sent_records, since_ns))
-        by_match = await _in_slices(captured.result(sandbox, each) for each in matches)
+        found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
         if self._names.missing:
             await self._resolve_names(deadline)
-            by_match = await _in_slices(captured.result(sandbox, each) for each in matches)
-        found = dict(zip(sent, await self._with_hashes(captured, by_match, deadline), strict=True))
-        return [found.get(number) for number in range(len(records))]
+            found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
+        if self._hashes is not None:
+            await self._add_hashes(self._hashes, captured, matches, found, deadline)
+        by_number = dict(zip(sent, found, strict=True))
+        return [by_number.get(number) for number in range(len(records))]
 
-    async def _with_hashes(
-        self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
-    ) -> list[Attribution | None]:
-        results = [each.attribution for each in found]
-        hashes = self._hashes
-        if hashes is None:
-            return results
-        read: dict[ProcessImage, Process | None] = dict.fromkeys(
-            each.image
-            for each in found
-            if each.image is not None and each.attribution and each.attribution.process
-        )
+    async def _add_hashes(
+        self,
+        hashes: ProgramHashes,
+        captured: CaptureMethod,
+        matches: Sequence[Match | None],
+        found: list[Attribution | None],
+        deadline: float,
+    ) -> None:
+        # The programs that the senders ran, by the numbers of the packets.
+        images = {
+            number: match.calls[0].image
+            for number, (match, by) in enumerate(zip(matches, found, strict=True))
+            if match is not None and by is not None and by.process is not None
+        }
+        read: dict[ProcessImage, Process | None] = dict.fromkeys(images.values())
 
         def read_all(until: float) -> None:
             for image in read:
@@ -406,14 +411,13 @@ class FallbackChain:
         await self._run_in_thread(read_all, deadline)
         # Any process that has run another program meanwhile has a new event by now.
         await self.read_events()
-        for number, (by, image) in enumerate(found):
-            seen = None if image is None else read.get(image)
-            if image is None or seen is None or by is None or by.process is None:
+        for number, image in images.items():
+            by, seen = found[number], read[image]
+            if seen is None or by is None or by.process is None or not captured.is_latest(image):
                 continue
             # Exec events may be missing for a process that left the sandbox: compare the paths.
-            if captured.is_latest(image) and seen.path == by.process.path:
-                results[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
-        return results
+            if seen.path == by.process.path:
+                found[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
 
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
         """Run ``work`` in a thread; wait until it ends or until the deadline.
