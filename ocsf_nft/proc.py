@@ -1,7 +1,8 @@
 """Reader of the files of a process or a thread in /proc.
 
-Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
-content does not have the kernel's format.
+``where`` is always the descriptor of the directory in which a relative path begins. Reads raise
+OSError if the process has exited or may not be inspected. They raise ValueError if the content does
+not have the kernel's format.
 """
 
 from __future__ import annotations
@@ -100,10 +101,7 @@ def is_initial() -> bool:
 
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
-    """Open a directory such as /proc/PID, yield its descriptor, and close it at the end.
-
-    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
-    """
+    """Open a directory such as /proc/PID, yield its descriptor, and close it at the end."""
     # The process is not trusted: it may exit or start another program during a read. So all reads
     # of a process use one descriptor, which never refers to a new process with the same pid.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
@@ -114,11 +112,7 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
-    """Return the content of a file in a /proc directory, up to a maximum size.
-
-    ``where`` is the directory's descriptor. ``most`` is the maximum number of bytes; a number below
-    4096 (a page) counts as 4096.
-    """
+    """Return at most ``most`` bytes of a file in /proc; ``most`` must be 4096 (a page) or more."""
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
         content = part = os.read(descriptor, PAGE)
@@ -131,10 +125,7 @@ def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
 
 
 def link(path: str, where: int) -> str | None:
-    """Return the target of a symbolic link in a directory; None if it can't be read.
-
-    ``where`` is the directory's descriptor.
-    """
+    """Return the target of a symbolic link in a directory; None if it can't be read."""
     with contextlib.suppress(OSError):  # of a zombie, a kernel thread, or another user's process
         return text(os.readlink(path.encode(), dir_fd=where))
     return None
@@ -146,12 +137,7 @@ def text(content: bytes) -> str:
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """Read and parse the ``stat`` file of a process or a thread.
-
-    ``where`` is the descriptor of a directory, and ``path`` is relative to this directory. For the
-    directory /proc/PID, ``path`` is ``stat``. For the directory /proc, it is for example
-    ``4242/stat``.
-    """
+    """Read and parse the ``stat`` file of a process or a thread."""
     return parsed_stat(read(path, where))
 
 
@@ -193,10 +179,7 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
 
 
 def status(where: int) -> Status:
-    """Read and parse the file ``status`` of a process or a thread.
-
-    ``where`` is the descriptor of its /proc directory.
-    """
+    """Read and parse the ``status`` file of a process or a thread."""
     return parsed_status(read("status", where))
 
 
@@ -221,8 +204,7 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 def arguments(where: int) -> str | None:
     """Return a process's command line, with spaces between the arguments; None if it is empty.
 
-    ``where`` is the descriptor of the process's /proc directory. Only the first 4096 bytes are
-    read. The read may block.
+    Only the first 4096 bytes are read. The read may block.
     """
     # A process can hold the lock of its memory, and so block this read.
     content = read("cmdline", where, most=_MOST_ARGUMENTS)

@@ -169,10 +169,7 @@ class Dropped(NamedTuple):
 
 
 class Capture:
-    """BPF programs that report which processes in the given network namespaces send packets.
-
-    Call :meth:`close` after use.
-    """
+    """BPF programs that report which processes in the given network namespaces send packets."""
 
     def __init__(
         self,
@@ -319,10 +316,7 @@ def _object(name: str) -> bytes:
 
 
 def decode(sample: bytes) -> CaptureEvent:
-    """Decode one capture event from the bytes that a BPF program wrote to a ring buffer.
-
-    Raises ValueError or struct.error if the bytes are not a valid event.
-    """
+    """Decode one capture event; raise ValueError or struct.error if the bytes are invalid."""
     match sample[0] if sample else 0:
         case 1:
             return _call(sample)

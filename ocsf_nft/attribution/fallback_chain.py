@@ -350,10 +350,7 @@ class FallbackChain:
             captured.capture.close()
 
     async def read_events(self) -> None:
-        """Read the new events of the BPF programs, at most some thousands.
-
-        The next call reads the rest.
-        """
+        """Read new events of the BPF programs, at most some thousands."""
         for _ in range(_MOST_READS):
             if not self._read():
                 return

@@ -24,10 +24,7 @@ _RECENT: Final = 64
 
 
 class FlowTarget(NamedTuple):
-    """Key of a flow: the user id, the protocol, and the destination (address and port).
-
-    The address is packed: 4 bytes for IPv4, 16 bytes for IPv6.
-    """
+    """Key of a flow; the destination is packed: 4 bytes for IPv4, 16 bytes for IPv6."""
 
     uid: int
     protocol: int

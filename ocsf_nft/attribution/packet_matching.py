@@ -2,7 +2,8 @@
 
 Each report is a :class:`Call`: a system call that sends or connects, or a packet that the kernel
 refused. A BPF program reports a refused packet after the kernel has logged it. In a flood, the
-kernel logs only some of the packets, so many reports have no log record.
+kernel logs only some of the packets, so many reports have no log record. All times are of
+CLOCK_BOOTTIME, in ns.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ _FRAME_KEY: Final = PacketKey(None)
 class LoggedRecord(NamedTuple):
     """Log record that the kernel logged between ``since_ns`` and ``until_ns``.
 
-    ``stamp_ns`` is the log record's timestamp, which may be inexact. All three are in ns of
-    CLOCK_BOOTTIME.
+    ``stamp_ns`` is the log record's timestamp, which may be inexact.
     """
 
     record: Record
@@ -71,10 +71,7 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Possible senders of a logged packet, found among the reports of BPF programs.
-
-    Each report (:class:`Call`) is a system call that sends or connects, or a refused packet.
-    """
+    """Possible senders of a logged packet, found among the reports of BPF programs."""
 
     #: Latest call of each process.
     calls: tuple[Call, ...]
@@ -208,11 +205,7 @@ class _SimilarPackets:
 
 
 class RefusedPackets:
-    """Latest packets that the kernel refused in one network namespace, with their senders.
-
-    The log record of a packet is compared with these packets, to find the packet's sender. All
-    times are of CLOCK_BOOTTIME.
-    """
+    """Latest packets that the kernel refused in one network namespace, with their senders."""
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[_Key, dict[ProcessImage, _SimilarPackets]] = OrderedDict()

@@ -36,11 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class ProcessSnapshots:
-    """Store of the process details that the BPF programs report.
-
-    The BPF programs also report calls (:class:`Call`). A call is a system call that sends or
-    connects, or the refusal of a packet. :meth:`process` returns the process of a call.
-    """
+    """Store of the process details that the BPF programs report."""
 
     def __init__(self, names: UserNames) -> None:
         self._names = names
@@ -69,10 +65,7 @@ class ProcessSnapshots:
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if ``image`` is certainly the latest image of its process.
-
-        An image identifies a process and the program that it runs. Each exec makes a new image.
-        """
+        """Return True if ``image`` is certainly the latest image of its process."""
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:

@@ -51,11 +51,7 @@ class _StoredCall:
 
 
 class SendCalls:
-    """Store of the latest system calls that send packets in one network namespace.
-
-    The stored calls are used to find the process that sent a packet. All times are of
-    CLOCK_BOOTTIME.
-    """
+    """Store of the latest system calls that send packets in one network namespace."""
 
     def __init__(self) -> None:
         self._order: deque[_StoredCall] = deque()
@@ -67,10 +63,7 @@ class SendCalls:
         self._evicted_ns = 0
 
     def mark_closed(self, closed: ClosedSocket) -> None:
-        """Store the time at which a socket was closed.
-
-        A packet that was sent after this time is not attributed to a system call on the socket.
-        """
+        """Attribute no packet that is sent later to a system call on a closed socket."""
         for stored in self._by_socket.get(closed.socket, ()):
             stored.until_ns = min(stored.until_ns, closed.time_ns)
 

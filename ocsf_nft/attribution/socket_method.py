@@ -85,11 +85,7 @@ class SocketLookup:
     """
 
     def __init__(
-        self,
-        namespace: Namespace,
-        hashes: ProgramHashes | None = None,
-        *,
-        is_late: bool = False,
+        self, namespace: Namespace, hashes: ProgramHashes | None = None, *, is_late: bool = False
     ) -> None:
         self._margin_ns = _LATE_NS if is_late else 0
         self.tables = SocketTables(namespace)

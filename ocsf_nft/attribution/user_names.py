@@ -40,10 +40,7 @@ class UserNames:
         self.missing: set[tuple[Kind, int]] = set()
 
     def look_up(self, kind: Kind, number: int | None) -> str | None:
-        """Return the name of a user or group; None if the id has no name.
-
-        May block for the name service.
-        """
+        """Return the name of a user or group, or None; may block for the name service."""
         if number is None or not self._is_initial:
             return None
         now, key = time.monotonic(), (kind, number)
