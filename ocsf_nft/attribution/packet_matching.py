@@ -147,7 +147,7 @@ _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Query that looks for a log record's packet among the packets reported by the BPF program."""
+    """Query for a log record's packet among the packets that the BPF program reported."""
 
     #: The packet may be stored under each of these keys. The first has only the user id, for
     #: packets whose details the BPF program did not report.
@@ -187,7 +187,7 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet that ``query`` looks for may be missing here."""
+        """Return True if the packet of ``query`` may be missing here."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:

@@ -196,10 +196,10 @@ class _Search:
                     yield f"task/{tid}/fdinfo", table
 
     def _search_table(self, path: str, table: int, found: _Found) -> bool:
-        """Search a thread's table of open descriptors for wanted sockets; add them to ``found``.
+        """Search a thread's table of open descriptors for the sockets; add them to ``found``.
 
         ``table`` is a descriptor of the thread's fdinfo directory, and ``path`` is its path below
-        /proc/PID. Return False if a wanted socket may have been missed.
+        /proc/PID. Return False if a socket may have been missed.
         """
         # Not found: sockets that are registered with io_uring, or in transit through a Unix socket.
         seen = closed = 0

@@ -66,10 +66,10 @@ class NameService:
 
     def resolve(self) -> None:
         while self.missing:
-            wanted = self.missing.pop()
+            key = self.missing.pop()
             self.asked += 1
             assert self.unblocked.wait(_LONG)
-            self.known.add(wanted)
+            self.known.add(key)
 
 
 class Reasons(list[str]):

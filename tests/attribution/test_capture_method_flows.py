@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import flow_processes
+from ocsf_nft.attribution import capture_method
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ProcessImage
-from ocsf_nft.attribution.flow_processes import FlowCallers, FlowProcesses, FlowTarget, flow_target
+from ocsf_nft.attribution.capture_method import FlowCallers, FlowProcesses, FlowTarget, flow_target
 from tests.attribution.calling import TARGETS, TCP, call, packed, record
 
 LATER = 1 << 62
@@ -145,7 +145,7 @@ def test_separately_reported_packet_has_no_stored_time() -> None:
 
 
 def test_oldest_of_too_many_flows_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_processes, "_FLOWS", 3)
+    monkeypatch.setattr(capture_method, "_FLOWS", 3)
     found = FlowProcesses()
     for port in (1, 2, 3, 1, 4):
         found.add(call(7, 0, destination_port=port))
