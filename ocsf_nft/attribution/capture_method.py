@@ -214,7 +214,7 @@ class CaptureMethod:
 
     def __init__(self, capture: Capture, sandboxes: Mapping[str, int], names: UserNames) -> None:
         self.capture = capture
-        self._snapshots = ProcessSnapshots(names)
+        self.snapshots = ProcessSnapshots(names)
         self._by_netns = {
             number: _Sandbox(is_refused=number in capture.refused) for number in sandboxes.values()
         }
@@ -232,7 +232,7 @@ class CaptureMethod:
         if dropped.calls > self.dropped.calls:
             self.note_dropped()
         if dropped.processes > self.dropped.processes:
-            self._snapshots.note_dropped()
+            self.snapshots.note_dropped()
         self.dropped = dropped
         for event in events:
             self._add(event)
@@ -246,7 +246,7 @@ class CaptureMethod:
 
     def _add(self, event: CaptureEvent) -> None:
         if isinstance(event, ProcessSnapshot):
-            self._snapshots.add(event)
+            self.snapshots.add(event)
         elif isinstance(event, Call):
             sandbox = self._by_netns.get(event.netns)
             if sandbox is not None:
@@ -297,7 +297,7 @@ class CaptureMethod:
         if match is None:
             return None
         is_refused = self._by_name[sandbox].is_refused
-        processes = [self._snapshots.process(call) for call in match.calls]
+        processes = [self.snapshots.process(call) for call in match.calls]
         if match.is_sender and len(processes) == 1:
             return Attribution(
                 method="capture",
@@ -313,10 +313,6 @@ class CaptureMethod:
             reason=_SEVERAL if is_seen else _HAD_SOCKET,
             seen=tuple(Seen(process=each) for each in processes),
         )
-
-    def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if ``image`` is certainly the latest program that its process has run."""
-        return self._snapshots.is_latest(image)
 
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
@@ -338,7 +334,7 @@ class CaptureMethod:
         if not calls:
             return None
         seen = tuple(
-            Seen(process=self._snapshots.process(call), calls=times) for call, times in calls
+            Seen(process=self.snapshots.process(call), calls=times) for call, times in calls
         )
         times = sum(times for _, times in calls)
         # A sender is named only if the capture saw a single process send all new packets.

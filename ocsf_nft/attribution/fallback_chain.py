@@ -194,16 +194,11 @@ class FallbackChain:
                 found[number] = known or _user_attribution(records[number], result)
             elif known is None or result.process is not None:
                 found[number] = result
-        results = [
-            self._with_names(record, each or _NO_PROCESS)
-            for record, each in zip(records, found, strict=True)
-        ]
+        attributions = [each or _NO_PROCESS for each in found]
+        results = list(map(self._with_names, records, attributions))
         if self._names.missing:
             await self._resolve_names(deadline)
-            results = [
-                self._with_names(record, each)
-                for record, each in zip(records, results, strict=True)
-            ]
+            results = list(map(self._with_names, records, attributions))
         return results
 
     def since_last(
@@ -410,7 +405,12 @@ class FallbackChain:
         await self.read_events()
         for number, image in images.items():
             by, seen = found[number], read[image]
-            if seen is None or by is None or by.process is None or not captured.is_latest(image):
+            if (
+                seen is None
+                or by is None
+                or by.process is None
+                or not captured.snapshots.is_latest(image)
+            ):
                 continue
             # Exec events may be missing for a process that left the sandbox: compare the paths.
             if seen.path == by.process.path:

@@ -157,7 +157,10 @@ class _Search:
         holders = []
         for pid, found in self._found.items():
             try:
-                holders.append(self._holder(pid, found))
+                with proc.opened(str(pid), self._root) as directory:
+                    stat = proc.stat(directory)
+                    doubt = self._doubt(pid, stat, directory, found)
+                holders.append(Holder(pid, stat.started_ns, frozenset(found.inodes), doubt))
             except TimeoutError:
                 self._miss("there was no time to check all processes")
             except (OSError, ValueError):
@@ -219,12 +222,6 @@ class _Search:
         # A process that ends has an empty table.
         return seen > 0 and closed == 0
 
-    def _holder(self, pid: int, found: _Found) -> Holder:
-        with proc.opened(str(pid), self._root) as directory:
-            stat = proc.stat(directory)
-            doubt = self._doubt(pid, stat, directory, found)
-        return Holder(pid, stat.started_ns, frozenset(found.inodes), doubt)
-
     def _doubt(self, pid: int, stat: proc.Stat, directory: int, found: _Found) -> str | None:
         if not found.is_inside:
             return "it is outside the sandbox, so it may have received the socket"
@@ -252,16 +249,12 @@ class _Search:
         """Return True if a process may have a Unix socket; ``directory`` is its open /proc/PID."""
         for _, table in self._tables(directory, pid):
             with os.scandir(table) as entries:
-                if any(self._is_unix_socket(table, entry.name) for entry in entries):
-                    return True
+                for entry in entries:
+                    self._check_time()
+                    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                        if _Descriptor.of(entry.name, table).is_unix_socket:
+                            return True
         return False
-
-    def _is_unix_socket(self, table: int, name: str) -> bool:
-        self._check_time()
-        try:
-            return _Descriptor.of(name, table).is_unix_socket
-        except FileNotFoundError:  # closed meanwhile
-            return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
         """Return True if ``pid`` descends from ``ancestor``, or if that can't be checked."""

@@ -12,6 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from ocsf_nft import clocks
 from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.sock_diag import WATCHED_PROTOCOLS, ClosedSockets, SocketTables
 from ocsf_nft.attribution.socket_holders import find_holders
@@ -109,7 +110,7 @@ class SocketLookup:
             with contextlib.suppress(OSError):
                 self.closed = opened.enter_context(ClosedSockets(self.tables.namespace))
             self._opened = opened.pop_all()
-        self._since_ns = _now_ns() + self._margin_ns
+        self._since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._margin_ns
         self._is_open = True
         return self
 
@@ -137,8 +138,8 @@ class SocketLookup:
             return f"the sandbox's sockets can't be read: {error.strerror or error}"
 
     def _lookup(self, record: Record) -> Attribution | str:
-        sent_ns = record.time_ns - (time.time_ns() - _now_ns())
-        if sent_ns > _now_ns():
+        sent_ns = record.time_ns - clocks.epoch_of(time.CLOCK_BOOTTIME)
+        if sent_ns > time.clock_gettime_ns(time.CLOCK_BOOTTIME):
             return "the clock was set back since the packet was recorded"
         if sent_ns < self._since_ns:
             return "the packet is from before the sandbox's sockets were watched"
@@ -283,7 +284,3 @@ def _reason_for_several(found: _Candidates, scan: Scan, holders: list[Holder]) -
     if why is None:
         why = "another socket may have sent the packet"
     return f"it has the {found.description}, but {why}"
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

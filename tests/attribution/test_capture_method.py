@@ -182,12 +182,12 @@ def test_dropped_snapshots_make_the_latest_images_unknown(
     captured: CaptureMethod, programs: Programs
 ) -> None:
     emit(captured, snapshot(7))
-    assert captured.is_latest(image(7))
+    assert captured.snapshots.is_latest(image(7))
     programs.drops = Dropped(0, 1)
     captured.read_events()
-    assert not captured.is_latest(image(7))
+    assert not captured.snapshots.is_latest(image(7))
     emit(captured, snapshot(7))
-    assert captured.is_latest(image(7))
+    assert captured.snapshots.is_latest(image(7))
 
 
 def test_process_with_one_call_for_each_packet_is_the_sender(captured: CaptureMethod) -> None:
@@ -328,5 +328,5 @@ def test_stopped_capture_raises_its_reason(captured: CaptureMethod, programs: Pr
 def test_latest_image_of_a_process_is_known(captured: CaptureMethod) -> None:
     after = image(7)._replace(execs=2)
     emit(captured, snapshot(7), snapshot(7)._replace(image=after))
-    assert captured.is_latest(after)
-    assert not captured.is_latest(image(7))
+    assert captured.snapshots.is_latest(after)
+    assert not captured.snapshots.is_latest(image(7))
