@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.packet_matching import Match
+    from ocsf_nft.attribution.sock_diag import ClosedSockets
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -91,8 +92,8 @@ class FallbackChain:
         self._is_late = False
         #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
         self._cookies: dict[str, int] = {}
-        #: Lookups that skip the notices about closed sockets for a short time.
-        self._pausing: set[str] = set()
+        #: Listeners whose notices about closed sockets are not read for a short time.
+        self._pausing: set[ClosedSockets] = set()
         self._stack = contextlib.ExitStack()
         self._budget = TimeBudget()
         #: Lookup in a thread. A hostile process may delay it, so only one runs at a time.
@@ -290,29 +291,26 @@ class FallbackChain:
         if is_open:
             self._stack.push(lookup)
             self._lookups[name] = lookup
-            self._read_closed(name)
+            if lookup.closed is not None:
+                self._read_closed(lookup.closed)
 
-    def _read_closed(self, name: str) -> None:
+    def _read_closed(self, closed: ClosedSockets) -> None:
         """Read the notices about closed sockets of a sandbox, and again when there are others."""
-        lookup, loop = self._lookups.get(name), asyncio.get_running_loop()
-        if lookup is None or lookup.closed is None:  # it was closed meanwhile
-            return
-        loop.remove_reader(lookup.closed.fileno())
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(closed.fileno())
         try:
-            lookup.closed.read()
+            closed.read()
         except OSError:  # then no process is named
             return
         # All sandboxes together must not use much of the loop's time.
-        self._pausing.add(name)
+        self._pausing.add(closed)
         seconds = sock_diag.PACE_SECONDS * len(self._pausing)
-        loop.call_later(seconds, self._await_closed, name)
+        loop.call_later(seconds, self._await_closed, closed)
 
-    def _await_closed(self, name: str) -> None:
-        self._pausing.discard(name)
-        lookup = self._lookups.get(name)
-        if lookup is not None and lookup.closed is not None:
-            loop = asyncio.get_running_loop()
-            loop.add_reader(lookup.closed.fileno(), self._read_closed, name)
+    def _await_closed(self, closed: ClosedSockets) -> None:
+        self._pausing.discard(closed)
+        if closed.fileno() >= 0:  # the listener was not closed meanwhile
+            asyncio.get_running_loop().add_reader(closed.fileno(), self._read_closed, closed)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
         try:
