@@ -403,15 +403,10 @@ class FallbackChain:
         await self.read_events()
         for number, image in images.items():
             by, seen = found[number], read[image]
-            if (
-                seen is None
-                or by is None
-                or by.process is None
-                or not captured.snapshots.is_latest(image)
-            ):
+            if seen is None or by is None or by.process is None:
                 continue
             # Exec events may be missing for a process that left the sandbox: compare the paths.
-            if seen.path == by.process.path:
+            if captured.snapshots.is_latest(image) and seen.path == by.process.path:
                 found[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
 
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:

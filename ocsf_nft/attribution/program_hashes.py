@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import time
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 _CHUNK: Final = 1 << 20
 _MOST_CACHED: Final = 1024
@@ -25,14 +25,7 @@ _FUSE_SUPER_MAGIC: Final = 0x65735546  # include/uapi/linux/magic.h
 _SETTLED_NS: Final = 3_000_000_000
 
 
-class _Key(NamedTuple):
-    """Identity of a file, with the attributes that change when the file's content changes."""
-
-    device: int
-    inode: int
-    modified_ns: int
-    changed_ns: int
-    size: int
+_Version: TypeAlias = tuple[int, int, int, int, int]
 
 
 class ProgramHashes:
@@ -45,7 +38,7 @@ class ProgramHashes:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._cache: dict[_Key, str] = {}
+        self._cache: dict[_Version, str] = {}
         self._minute_ends_ns = 0
         self._bytes_read = 0
 
@@ -57,34 +50,34 @@ class ProgramHashes:
         read, or changes during the read. May block.
         """
         status = os.fstat(program)
-        key = _key(status)
-        if not stat.S_ISREG(status.st_mode) or key.size > self._most_bytes:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > self._most_bytes:
             return None
+        version = _version(status)
         with self._lock:
-            digest = self._cache.pop(key, None)
+            digest = self._cache.pop(version, None)
             if digest is not None:  # insert it again at the end: the first is evicted first
-                self._cache[key] = digest
+                self._cache[version] = digest
                 return digest
         with contextlib.suppress(OSError):  # another user's file, or its server has exited
-            return self._read(program, key)
+            return self._read(program, status)
         return None
 
-    def _read(self, program: int, key: _Key) -> str | None:
+    def _read(self, program: int, before: os.stat_result) -> str | None:
         # Opens the same file, also if its path has another one. O_NONBLOCK: not stopped by a lease.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(f"/proc/self/fd/{program}", flags)
         try:
             # A FUSE server may show the kernel and this process different content.
-            if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
+            if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(before.st_size):
                 return None
             # A slow file system may delay this, so the caller uses a thread that may block.
-            digest = _digest(descriptor, key.size)
+            digest = _digest(descriptor, before.st_size)
             status = os.fstat(descriptor)
-            if digest is None or _key(status) != key:
+            if digest is None or _version(status) != _version(before):
                 return None
-            is_settled = time.time_ns() - key.changed_ns > _SETTLED_NS
+            is_settled = time.time_ns() - before.st_ctime_ns > _SETTLED_NS
             if is_settled and not _may_change_unnoticed(descriptor, status):
-                self._store(key, digest)
+                self._store(_version(before), digest)
             return digest
         finally:
             os.close(descriptor)
@@ -98,18 +91,17 @@ class ProgramHashes:
             self._bytes_read += size if may else 0
             return may
 
-    def _store(self, key: _Key, digest: str) -> None:
+    def _store(self, version: _Version, digest: str) -> None:
         with self._lock:
-            self._cache.pop(key, None)
+            self._cache.pop(version, None)
             while len(self._cache) >= _MOST_CACHED:
                 del self._cache[next(iter(self._cache))]
-            self._cache[key] = digest
+            self._cache[version] = digest
 
 
-def _key(status: os.stat_result) -> _Key:
-    return _Key(
-        status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-    )
+def _version(status: os.stat_result) -> _Version:
+    """Return the identity of a file, and the attributes that change with its content."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _digest(descriptor: int, size: int) -> str | None:
