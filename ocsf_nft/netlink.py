@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _RECEIVE_BYTES: Final = 1 << 17
+# include/uapi/asm-generic/socket.h
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
+_SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -96,14 +101,61 @@ def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
         offset += length + (-length % 4)
 
 
-def raise_for_error(payload: memoryview) -> None:
-    """Raise OSError with the error code in the payload of an NLMSG_ERROR message.
+def error_of(payload: memoryview) -> OSError | None:
+    """Return the error in the payload of an NLMSG_ERROR or NLMSG_DONE message.
 
-    The code 0 is an acknowledgement, and raises no error.
+    Return None for the code 0, which is an acknowledgement, and for a payload without a code.
     """
-    (code,) = struct.unpack_from("=i", payload)
-    if code:
-        raise OSError(-code, os.strerror(-code))
+    code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
+    return OSError(-code, os.strerror(-code)) if code else None
+
+
+def raise_for_error(payload: memoryview) -> None:
+    """Raise OSError if there is an error in the payload of an NLMSG_ERROR message."""
+    error = error_of(payload)
+    if error is not None:
+        raise error
+
+
+def subscribe(protocol: int, groups: int, receive_bytes: int | None = None) -> socket.socket:
+    """Return a non-blocking socket that receives the notices of multicast groups.
+
+    The notices are those of the calling thread's network namespace. ``groups`` has one bit for each
+    group. ``receive_bytes`` is the size of the buffer, by default that of the system. The caller
+    must ignore messages from senders other than netlink port 0 (the kernel), because other
+    processes can send too. Raises OSError.
+    """
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
+        if receive_bytes is not None:
+            set_buffer_size(sock, socket.SO_RCVBUF, receive_bytes)
+        sock.bind((0, groups))
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def set_buffer_size(sock: socket.socket, option: int, size: int) -> None:
+    """Set the size in bytes of a socket's buffer: ``SO_SNDBUF`` or ``SO_RCVBUF``.
+
+    With CAP_NET_ADMIN in the initial user namespace, the system's limit does not apply.
+    """
+    by_force = _SO_SNDBUFFORCE if option == socket.SO_SNDBUF else _SO_RCVBUFFORCE
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, by_force, size)
+    except PermissionError:  # in a user namespace: up to the limit for all users
+        sock.setsockopt(socket.SOL_SOCKET, option, size)
+
+
+def namespace_cookie(sock: socket.socket) -> int:
+    """Return the cookie of a socket's network namespace: a number that is unique until a reboot.
+
+    Raises OSError before Linux 5.14.
+    """
+    raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:

@@ -34,20 +34,12 @@ NFT_TABLE_F_PERSIST: Final = 0x4
 _NFT_MSG_GETGEN: Final = 16
 _NFTA_GEN_ID: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
-_SOL_NETLINK: Final = 270
-_NETLINK_ADD_MEMBERSHIP: Final = 1
-_SO_SNDBUFFORCE: Final = 32
-_SO_RCVBUFFORCE: Final = 33
 #: A transaction is one message to the kernel: up to some tens of thousands of rules, or exceptions.
 _BATCH_BYTES: Final = 32 << 20
 #: Not more: the notices of a transaction of a million rules need not be read completely.
 _NOTICE_BYTES: Final = 1 << 20
 _BATCH: Final = struct.pack("!BBH", 0, 0, 10)  # the resource id is the subsystem
 _HEADER: Final = struct.Struct("!BBH")  # family, version, resource id
-_ERROR: Final = struct.Struct("=i")
-#: include/uapi/asm-generic/socket.h; Linux 5.14.
-_SO_NETNS_COOKIE: Final = 71
-_COOKIE: Final = struct.Struct("=Q")
 #: The kernel fills at most 32 KiB at once, and only if the receive buffer is that large.
 _RECEIVE_BYTES: Final = 1 << 16
 #: Maximum time for an answer of the kernel.
@@ -104,8 +96,7 @@ class Nftables:
     """
 
     def __init__(self) -> None:
-        #: Time of ``time.monotonic()`` after which all requests except :meth:`commit` raise
-        #: TimeoutError.
+        #: Time of ``time.monotonic()`` after which all requests raise TimeoutError.
         self.deadline = float("inf")
         self._sequence = 0
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
@@ -114,11 +105,12 @@ class Nftables:
             # fill its buffer. Otherwise a process with CAP_NET_ADMIN in the namespace could
             # (af_netlink.c).
             self._socket.connect((0, 0))
-            _set_buffer_size(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BATCH_BYTES)
+            netlink.set_buffer_size(self._socket, socket.SO_SNDBUF, _BATCH_BYTES)
             # The kernel answers each rejected statement, and no answer may be dropped.
-            _set_buffer_size(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BATCH_BYTES)
+            netlink.set_buffer_size(self._socket, socket.SO_RCVBUF, _BATCH_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
-            self.cookie = self._read_cookie()
+            #: Cookie of the network namespace.
+            self.cookie = netlink.namespace_cookie(self._socket)
             #: Port of this socket in the notices about its own changes.
             self.port: int = self._socket.getsockname()[0]
             # Detect a missing nf_tables, or a missing privilege, at once.
@@ -175,10 +167,7 @@ class Nftables:
                 attributes = netlink.attributes(answer.payload[_HEADER.size :])
                 found[number] = {kind: bytes(value) for kind, value in attributes}
             else:
-                try:
-                    _raise_for_error(answer.payload)
-                except OSError as error:
-                    refusal = refusal or error
+                refusal = refusal or netlink.error_of(answer.payload)
             if len(found) == len(requests):
                 break
         if refusal is not None:
@@ -201,7 +190,7 @@ class Nftables:
         for answer in self._answers(number, 1):
             seen |= answer.flags
             if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
-                _raise_for_error(answer.payload)
+                netlink.raise_for_error(answer.payload)
                 if seen & netlink.NLM_F_DUMP_INTR:  # objects may be missing or repeated
                     raise InterruptedDumpError
                 return
@@ -233,6 +222,7 @@ class Nftables:
         OSError with the kernel's error for the first of them.
         """
         first = self._take_numbers(len(statements) + 2)
+        last = first + len(statements)
         head = _BATCH
         if generation is not None:
             head += netlink.attribute(_NFNL_BATCH_GENID, struct.pack("!I", generation))
@@ -240,34 +230,18 @@ class Nftables:
         for number, (kind, flags, payload) in enumerate(statements, first + 1):
             # The kernel reports each rejected statement anyway, in order; an ACK is requested only
             # for the last.
-            acknowledge = netlink.NLM_F_ACK if number == first + len(statements) else 0
+            acknowledge = netlink.NLM_F_ACK if number == last else 0
             message_flags = flags | netlink.NLM_F_REQUEST | acknowledge
             messages.append(netlink.message(SUBSYSTEM | kind, message_flags, payload, number))
-        last = first + len(statements)
         end = netlink.message(NFNL_MSG_BATCH_END, netlink.NLM_F_REQUEST, _BATCH, last + 1)
         self._socket.send(b"".join((*messages, end)))
         refusal: OSError | None = None
-        while True:
-            for message in netlink.messages_with_headers(self._receive()):
-                if message.kind != netlink.NLMSG_ERROR or not first <= message.sequence <= last:
-                    continue
-                try:
-                    _raise_for_error(message.payload)
-                except OSError as error:
-                    refusal = refusal or error
-                if message.sequence == last or (refusal and message.sequence == first):
-                    if refusal is not None:
-                        raise refusal
-                    return
-
-    def _read_cookie(self) -> int:
-        """Return the cookie of the network namespace: a number that is unique until a reboot."""
-        raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
-        (cookie,) = _COOKIE.unpack(raw)
-        return int(cookie)
-
-    def _receive(self) -> memoryview:
-        return memoryview(self._socket.recv(_RECEIVE_BYTES))
+        for answer in self._answers(first, len(statements) + 1):
+            refusal = refusal or netlink.error_of(answer.payload)
+            if answer.sequence == last or (refusal and answer.sequence == first):
+                break
+        if refusal is not None:
+            raise refusal
 
     def _take_numbers(self, count: int) -> int:
         """Return the first of the numbers of ``count`` new requests."""
@@ -281,38 +255,16 @@ class Nftables:
         while True:
             if time.monotonic() > self.deadline:
                 raise TimeoutError("timed out")
-            for message in netlink.messages_with_headers(self._receive()):
+            datagram = memoryview(self._socket.recv(_RECEIVE_BYTES))
+            for message in netlink.messages_with_headers(datagram):
                 if first <= message.sequence < first + count:
                     yield message
 
 
 def subscribe() -> socket.socket:
-    """Return a non-blocking socket that receives a notification for each change of nftables.
+    """Return a socket that receives a notice for each change of nftables.
 
-    The changes are those in the calling thread's network namespace. The caller must ignore messages
-    from senders other than netlink port 0 (the kernel), because other processes can send too.
-    Raises OSError.
+    The changes are those in the calling thread's network namespace: see :func:`netlink.subscribe`.
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
-    try:
-        _set_buffer_size(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _NOTICE_BYTES)
-        # A socket without a port receives no notices. Other processes can send to this port too.
-        sock.bind((0, 0))
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _set_buffer_size(sock: socket.socket, by_force: int, option: int, size: int) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, by_force, size)
-    except PermissionError:  # in a user namespace: up to the limit for all users
-        sock.setsockopt(socket.SOL_SOCKET, option, size)
-
-
-def _raise_for_error(payload: memoryview) -> None:
-    if len(payload) >= _ERROR.size:
-        netlink.raise_for_error(payload)
+    group = 1 << _NFNLGRP_NFTABLES - 1
+    return netlink.subscribe(netlink.NETLINK_NETFILTER, group, _NOTICE_BYTES)

@@ -75,13 +75,6 @@ def subscribe() -> socket.socket:
     notifications of route changes. Raises SourceError if the socket can't be opened.
     """
     try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
-        try:
-            sock.bind((0, _RTMGRP_LINK | _RTMGRP_ROUTES))
-            sock.setblocking(False)
-        except BaseException:
-            sock.close()
-            raise
+        return netlink.subscribe(netlink.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_ROUTES)
     except OSError as error:
         raise SourceError(f"network interfaces can't be watched: {error.strerror}") from error
-    return sock

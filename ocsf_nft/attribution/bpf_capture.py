@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
-from ocsf_nft import proc
+from ocsf_nft import netlink, proc
 from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 _PROGRAMS: Final = "ocsf_nft.attribution.bpf"
 _TYPES: Final = Path("/sys/kernel/btf/vmlinux")
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-#: include/uapi/asm-generic/socket.h, since Linux 5.14.
-_SO_NETNS_COOKIE: Final = 71
 #: Report mode of a namespace (``capture.bpf.c``): refused packets, or system calls that send or
 #: connect. Refused packets need BTF type information in the kernel (CONFIG_DEBUG_INFO_BTF, Linux
 #: 5.18 or later). System calls need cgroup v2 and Linux 5.15 or later. They are reported if the
@@ -263,13 +260,13 @@ def cookie(namespace: Namespace) -> int:
     Raises UnsupportedError if the kernel has no such numbers (before Linux 5.14).
     """
 
-    def ask() -> bytes:
+    def ask() -> int:
         # AF_UNIX, because a service may be denied other address families.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
-            return asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            return netlink.namespace_cookie(asking)
 
     try:
-        return int.from_bytes(namespace.call(ask), sys.byteorder)
+        return namespace.call(ask)
     except OSError as error:
         raise UnsupportedError(
             f"this kernel has no cookies of network namespaces: they need Linux 5.14 or later "

@@ -52,7 +52,6 @@ _TCP_GROUPS: Final = 0b0101
 _PORT: Final = struct.Struct("!H")
 _PORT_OFFSET: Final = 4  # of idiag_sport in struct inet_diag_msg
 
-_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _BUFFER_BYTES: Final = 4 << 20
 _NOTICE_BYTES: Final = 4096
 #: Maximum number of notifications in one read, and the pause between reads. They limit the time
@@ -352,18 +351,7 @@ def _open_diag() -> socket.socket:
 def _subscribe() -> socket.socket:
     # When the kernel frees a socket, it sends the port to listeners, which need no privilege
     # (``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``).
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-    try:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-        except PermissionError:  # in a user namespace: up to the limit for all users
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        sock.bind((0, _GROUPS))
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    return netlink.subscribe(_NETLINK_SOCK_DIAG, _GROUPS, _BUFFER_BYTES)
 
 
 def _request(family: int, protocol: int, states: int, identity: bytes, ifindex: int) -> bytes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import socket
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from ocsf_nft import netlink
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ _NAMES: Final[Mapping[_Version, str]] = {
 }
 _SWAPPED: Final = str.maketrans("./", "/.")
 _ON: Final = "1"
-#: ``include/uapi/asm-generic/socket.h``.
-_SO_NETNS_COOKIE: Final = 71
-_COOKIE: Final = struct.Struct("=Q")
 #: Accept router advertisements even while this device forwards.
 _ACCEPT_RA_ALWAYS: Final = "2"
 
@@ -261,10 +258,9 @@ def _origin() -> str:
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:
         try:  # unlike an inode number, a cookie is never used again
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
+            return f"{boot} {netlink.namespace_cookie(sock)}"
         except OSError:  # before Linux 5.14: the same text for all namespaces
             return boot
-    return f"{boot} {_COOKIE.unpack(raw)[0]}"
 
 
 def _damaged(state: StateDirectory) -> FenceError:

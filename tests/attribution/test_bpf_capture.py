@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.attribution import bpf_capture, libbpf
 from ocsf_nft.attribution.libbpf import LoadedPrograms
 from ocsf_nft.errors import UnsupportedError
@@ -28,7 +29,7 @@ def test_capture_names_a_kernel_without_cookies_of_namespaces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert bpf_capture.cookie(Namespace()) > 0
-    monkeypatch.setattr(bpf_capture, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
+    monkeypatch.setattr(netlink, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
     with pytest.raises(
         UnsupportedError, match=r"need Linux 5\.14 or later \(Protocol not available\)"
     ):

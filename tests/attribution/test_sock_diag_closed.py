@@ -88,7 +88,7 @@ def test_doubt_is_about_sockets_closed_at_the_time_of_the_packet_or_later(
 
 
 def test_dropped_notices_put_every_port_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sock_diag, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
+    monkeypatch.setattr(netlink, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
     monkeypatch.setattr(sock_diag, "_BUFFER_BYTES", 1)
     with ClosedSockets(Namespace()) as watch:
         since_ns = now_ns()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import installer, ip_forwarding, kernel_log_sysctl, links, nft
 from ocsf_nft.fence.state import StateDirectory
@@ -216,7 +217,7 @@ def test_forwarding_without_a_cookie_is_identified_by_the_boot_id(
 ) -> None:
     boot, cookie = ip_forwarding._origin().split(" ")
     assert int(cookie) > 0
-    monkeypatch.setattr(ip_forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
+    monkeypatch.setattr(netlink, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
     assert ip_forwarding._origin() == boot
 
 

@@ -36,7 +36,6 @@ COPY_BYTES: Final = 128
 #: The kernel's limit of nlbufsiz (NFULNL_NLBUFSIZ_MAX), and so the longest datagram.
 DATAGRAM_BYTES: Final = 1 << 17
 _RECEIVE_BUFFER_BYTES: Final = 16 << 20
-_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 
 
@@ -138,7 +137,7 @@ def bind(group: int, batching: Batching) -> tuple[socket.socket, list[bytes]]:
         raise _error_for(error, group) from error
     try:
         sock.bind((0, 0))
-        _enlarge(sock)
+        netlink.set_buffer_size(sock, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         sock.settimeout(5.0)
         early = _configure(sock, group, batching)
         sock.setblocking(False)
@@ -146,14 +145,6 @@ def bind(group: int, batching: Batching) -> tuple[socket.socket, list[bytes]]:
         sock.close()
         raise _error_for(error, group) from error
     return sock, early
-
-
-def _enlarge(sock: socket.socket) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-    except PermissionError:
-        # In a user namespace the host's net.core.rmem_max is the limit.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
 def _configure(sock: socket.socket, group: int, batching: Batching) -> list[bytes]:
