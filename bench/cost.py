@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from bench import stage
 from bench.subject import Subject, percentile
 from ocsf_nft import lab
-from ocsf_nft.fence import nft, ruleset
+from ocsf_nft.fence import nft
+from ocsf_nft.fence.spec import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,8 @@ _PORT: Final = 443
 _CORE: Final = 1
 #: The same rules, but with one counter in place of the sets.
 _PLAIN: Final = f"""
-flush chain inet {ruleset.TABLE} account_egress
-add rule inet {ruleset.TABLE} account_egress counter name refused_egress
+flush chain inet {TABLE} account_egress
+add rule inet {TABLE} account_egress counter name refused_egress
 """
 _WORKS: Final = ("flood", "scatter")
 

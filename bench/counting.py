@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from bench import stage
 from bench.subject import Subject, milliseconds, percentile
-from ocsf_nft.fence import nft, ruleset
+from ocsf_nft.fence import nft
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.spec import TABLE
 from ocsf_nft.fence.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run() -> Subject:
 def _elements() -> str:
     """Return the commands for ``nft -f`` that add the flows of each rule."""
     return "".join(
-        f"add element {family} {ruleset.TABLE} flows4_{rule} {{ "
+        f"add element {family} {TABLE} flows4_{rule} {{ "
         + ", ".join(
             f"{number % 7} . {17 if number % 2 else 6} . 203.{number % 5}.{number >> 8}."
             f"{number & 255} . {number % 60_000 + 1} counter packets {number} bytes {number * 60}"
@@ -72,7 +73,7 @@ def _elements() -> str:
 def _listed(binary: str) -> None:
     for family, rule in _RULES:
         subprocess.run(
-            [binary, "-j", "list", "set", family, ruleset.TABLE, f"flows4_{rule}"],
+            [binary, "-j", "list", "set", family, TABLE, f"flows4_{rule}"],
             stdout=subprocess.DEVNULL,
             check=True,
         )

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final, Self
 from bench import stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab, netlink, nfnetlink, rtnetlink
-from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.fence import nft
 from ocsf_nft.fence.ruleset_changes import ChangeReader
+from ocsf_nft.fence.spec import tables_of
 from ocsf_nft.fence.tamper_guard import MAX_RESTORES
 from ocsf_nft.nfnetlink import Nftables, Statement
 
@@ -238,8 +238,7 @@ class _Observer:
     def __init__(self) -> None:
         self.nftables = Nftables()
         self._notices = nfnetlink.subscribe()
-        tables = ruleset.tables_of("sandbox", None)
-        self._changes = ChangeReader([TableId(table.family, table.name) for table in tables])
+        self._changes = ChangeReader(tables_of(None))
 
     def __enter__(self) -> Self:
         return self

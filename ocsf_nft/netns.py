@@ -83,6 +83,10 @@ class Namespace:
         return _in_thread(lambda: _enter(self, path), work)
 
 
+#: Namespace of this process: that of the host, where a service runs and the guards are.
+HOST: Final = Namespace()
+
+
 def call_beside(sock: socket.socket, work: Callable[[], T]) -> T:
     """Run ``work`` inside the network namespace of a socket; return its result.
 

@@ -12,7 +12,7 @@ from ocsf_nft.check.bounded_command import CommandError, command_output
 from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
 from ocsf_nft.check.finding import Finding, RuleLocation
 from ocsf_nft.fence import nft
-from ocsf_nft.fence.ruleset import device_table
+from ocsf_nft.fence.spec import device_table
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:

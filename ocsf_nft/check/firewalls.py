@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.fence import nft
-from ocsf_nft.fence.ruleset import TABLE
+from ocsf_nft.fence.spec import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

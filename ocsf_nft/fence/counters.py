@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft import netlink, nfnetlink, userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.flow import (
     KINDS,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
+    from ocsf_nft.fence.spec import TableId, Tables
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.userns import UserIdMap
 
@@ -92,7 +92,7 @@ class _NamespaceTables:
     namespace: Namespace
     #: Identifies the namespace in which the fence was installed; None means any namespace.
     identity: str | None = None
-    tables: tuple[ruleset.Table, ...]
+    tables: Tables
     nftables: Nftables | None = field(default=None)
     #: Converts user ids of counted flows to our user namespace; None if they are not converted.
     users: UserIdMap | None = field(default=None)
@@ -148,10 +148,10 @@ class Counters:
             _NamespaceTables(
                 namespace=installed.namespace,
                 identity=installed.identity,
-                tables=ruleset.tables(spec),
+                tables=spec.tables,
             )
         ]
-        if guarded := ruleset.guard_tables(spec):
+        if guarded := spec.guard_tables:
             self._namespaces.append(_NamespaceTables(namespace=Namespace(), tables=guarded))
 
     def __enter__(self) -> Self:
@@ -203,7 +203,7 @@ class Counters:
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
             for entry in self._namespaces
-            for _, _, names in entry.tables
+            for names in entry.tables.values()
             for rule in names
         )
 
@@ -250,7 +250,7 @@ class Counters:
     def _read_table(
         self,
         entry: _NamespaceTables,
-        table: ruleset.Table,
+        table: TableId,
         explained: Mapping[str, int] | None,
         deadline: float,
     ) -> dict[str, _RuleCounters | None]:
@@ -258,8 +258,8 @@ class Counters:
 
         ``explained`` is the argument of :meth:`read`; None if the ruleset has changed.
         """
-        family, name, rules = table
-        suffixes = _suffixes(rules)
+        family, name = table
+        suffixes = _suffixes(entry.tables[table])
         totals = self._totals(entry, family, name, suffixes, deadline) if explained else {}
         found: dict[str, _RuleCounters | None] = {}
         for rule, suffix in suffixes.items():

@@ -22,9 +22,9 @@ from ocsf_nft.fence import (
     table_owner,
     table_query,
 )
-from ocsf_nft.fence.replace_keeping_counters import TableId
-from ocsf_nft.fence.spec import TRANSPORTS
+from ocsf_nft.fence.spec import TRANSPORTS, tables_of
 from ocsf_nft.fence.state import InstalledFence
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from ocsf_nft.fence.load_ruleset import LoadText, RulesetVersion
@@ -109,15 +109,15 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
     identity = namespace.identity()
     before = _read_record(spec.sandbox, state)
     replaced = None
-    table_ids = load_ruleset.fence_table_ids(spec)
-    if before is None or (before.identity, load_ruleset.fence_table_ids(before.spec)) != (
+    table_ids = spec.tables
+    if before is None or (before.identity, before.spec.tables) != (
         identity,
         table_ids,
     ):
         # If our fence is on record, another name in the table's comment is forged.
         replaced = table_owner.replaced_sandbox(spec, around, namespace, state)
-    for guard in load_ruleset.guard_table_ids(spec):
-        table_owner.refuse_other_sandbox(spec.sandbox, load_ruleset.HOST, guard)
+    for guard in spec.guard_tables:
+        table_owner.refuse_other_sandbox(spec.sandbox, HOST, guard)
     if before is not None:
         _refuse_other_namespace(before, namespace)
         spec = _with_previous_mode(spec, before, identity)
@@ -130,7 +130,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
             return _restore_sysctls(before, state)
     if load_text is nft.load:
         table_owner.refuse_exclusive(namespace, table_ids, state)
-        table_owner.refuse_exclusive(load_ruleset.HOST, load_ruleset.guard_table_ids(spec), state)
+        table_owner.refuse_exclusive(HOST, spec.guard_tables, state)
     intended = InstalledFence(
         spec=spec,
         around=around,
@@ -150,7 +150,8 @@ def is_installed(namespace: Namespace, device: str | None = None) -> bool:
     With ``device``, only a fence for the VM on that TAP device counts. Raises UnsupportedError,
     FenceError.
     """
-    return table_query.comment(namespace, *_default_table_ids(device)[0]) is not None
+    table_id, _ = tables_of(device)
+    return table_query.comment(namespace, *table_id) is not None
 
 
 def verify(
@@ -167,7 +168,7 @@ def verify(
     """
     installed = state.read(sandbox)
     if installed is None:  # then the result only states whether a fence is there
-        where = namespace or load_ruleset.HOST
+        where = namespace or HOST
         if not is_installed(where, device):
             return Verification(verdict="absent")
         return Verification(
@@ -218,26 +219,21 @@ def remove(
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
         if installed is not None:  # before anything is removed
-            table_owner.refuse_exclusive(
-                load_ruleset.HOST, load_ruleset.guard_table_ids(installed.spec), state
-            )
-        where = namespace or (installed.namespace if installed else load_ruleset.HOST)
+            table_owner.refuse_exclusive(HOST, installed.spec.guard_tables, state)
+        where = namespace or (installed.namespace if installed else HOST)
         if installed is not None and where != installed.namespace:
             _refuse_other_namespace(installed, where)
         if installed is None or _is_there(installed, where):
-            table_ids = (
-                _default_table_ids(device)
-                if installed is None
-                else load_ruleset.fence_table_ids(installed.spec)
-            )
-            table_owner.refuse_other_sandbox(sandbox, where, table_ids[0])
-            table_owner.refuse_exclusive(where, table_ids, state)
+            tables = tables_of(device) if installed is None else installed.spec.tables
+            table_id, _ = tables
+            table_owner.refuse_other_sandbox(sandbox, where, table_id)
+            table_owner.refuse_exclusive(where, tables, state)
             if installed is None and not is_installed(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First the forwarding that lets the VM's packets through the host, then the rules that
             # restrict them.
             _release_forwarding(where.identity(), where, state, besides=sandbox)
-            load_ruleset.remove(where, table_ids)
+            load_ruleset.remove(where, tables)
         if installed is None:
             return
         _remove_guard(installed.spec)
@@ -256,9 +252,7 @@ def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> 
     with state.locked():
         if state.read(sandbox) != seen or not seen.namespace.is_deleted():
             return False
-        table_owner.refuse_exclusive(
-            load_ruleset.HOST, load_ruleset.guard_table_ids(seen.spec), state
-        )
+        table_owner.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         _remove_guard(seen.spec)
         _release_kernel_log(sandbox, state)
         _release_forwarding(seen.identity, seen.namespace, state, besides=sandbox)
@@ -332,8 +326,7 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
     # If ``namespace`` is now another one, the recorded one may still exist, with an active fence.
     return not _is_there(installed, namespace) or any(
-        table_query.comment(namespace, *table_id) is not None
-        for table_id in load_ruleset.fence_table_ids(installed.spec)
+        table_query.comment(namespace, *table_id) is not None for table_id in installed.spec.tables
     )
 
 
@@ -376,16 +369,12 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
 
 def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
     """Remove the tables of the previous fence (``before``) that the new fence does not have."""
-    guard = set(load_ruleset.guard_table_ids(before.spec)) - set(
-        load_ruleset.guard_table_ids(now.spec)
-    )
-    if now.identity == load_ruleset.HOST.identity():
-        guard -= set(load_ruleset.fence_table_ids(now.spec))  # a VM's link table has that name
+    guard = set(before.spec.guard_tables) - set(now.spec.guard_tables)
+    if now.identity == HOST.identity():
+        guard -= set(now.spec.tables)  # a VM's link table has that name
     if guard:
         _remove_guard(before.spec)
-    left_over = set(load_ruleset.fence_table_ids(before.spec)) - set(
-        load_ruleset.fence_table_ids(now.spec)
-    )
+    left_over = set(before.spec.tables) - set(now.spec.tables)
     sandbox = before.spec.sandbox
     if before.identity == now.identity and any(
         table_owner.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
@@ -422,19 +411,10 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
     return installed
 
 
-def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the usual identifiers of a fence's tables, without reading the fence's record.
-
-    ``device`` is the TAP device of a fenced VM. None means the fence of a network namespace.
-    """
-    tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
-    return tuple(TableId(table.family, table.name) for table in tables)
-
-
 def _remove_guard(spec: FenceSpec) -> None:
-    for guard in load_ruleset.guard_table_ids(spec):
-        table_owner.refuse_other_sandbox(spec.sandbox, load_ruleset.HOST, guard)
-        load_ruleset.remove(load_ruleset.HOST, [guard])
+    for guard in spec.guard_tables:
+        table_owner.refuse_other_sandbox(spec.sandbox, HOST, guard)
+        load_ruleset.remove(HOST, [guard])
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:

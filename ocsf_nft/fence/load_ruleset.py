@@ -19,21 +19,18 @@ from ocsf_nft.fence import (
     ruleset_diff,
     table_query,
 )
-from ocsf_nft.fence.replace_keeping_counters import TableId
-from ocsf_nft.netns import Namespace
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.netns import Namespace
 
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
 LoadText: TypeAlias = "Callable[[Namespace, str], None]"
-#: Namespace of the guards: the host's side, where the installer runs. Guards need CAP_NET_ADMIN
-#: over it.
-HOST: Final = Namespace()
 #: Elements that a check reads in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
 
@@ -132,30 +129,29 @@ def _load_all(
     preserved.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
-    existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
+    table_id, _ = spec.tables
+    existing = table_query.comment(namespace, *table_id) is not None
     text = ruleset.fence(spec, around, transport)
-    is_preserved = _load_tables(
-        namespace, fence_table_ids(spec), text, load_text, preserve=preserve
-    )
+    is_preserved = _load_tables(namespace, spec.tables, text, load_text, preserve=preserve)
     if spec.guard_device is None:
         return is_preserved
     try:
         text = ruleset.guard(spec, around, transport)
         return (
-            _load_tables(HOST, guard_table_ids(spec), text, load_text, preserve=preserve)
+            _load_tables(HOST, spec.guard_tables, text, load_text, preserve=preserve)
             or is_preserved
         )
     except OcsfNftError as error:
         if existing:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
         # A fence that replaced none is removed again: without the guard, it is incomplete.
-        remove(namespace, fence_table_ids(spec), load_text)
+        remove(namespace, spec.tables, load_text)
         raise
 
 
 def _load_tables(
     namespace: Namespace,
-    table_ids: tuple[TableId, ...],
+    table_ids: Collection[TableId],
     definition: str,
     load_text: LoadText,
     *,
@@ -191,7 +187,7 @@ def _persists(namespace: Namespace, table_id: TableId) -> bool:
 
 
 def remove(
-    namespace: Namespace, table_ids: Iterable[TableId], load_text: LoadText = nft.load
+    namespace: Namespace, table_ids: Collection[TableId], load_text: LoadText = nft.load
 ) -> None:
     """Delete nftables tables in one transaction; missing tables are ignored.
 
@@ -231,22 +227,6 @@ def _expected(
         return None
 
 
-def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the identifiers of a fence's tables in the fenced namespace.
-
-    The table of the guard (a table on the host) is not among them: see :func:`guard_table_ids`.
-    """
-    return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
-
-
-def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return a tuple with the identifier of the guard's table, or an empty tuple without a guard.
-
-    The guard is a second table on the host, which filters the host's end of the sandbox's link.
-    """
-    return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
-
-
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     """Return a dict with the content of each table of an installed fence.
 
@@ -254,9 +234,8 @@ def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     each element of the sets that the installer fills. Missing tables are omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
-    tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [
-        (HOST, table_id) for table_id in guard_table_ids(spec)
-    ]
+    tables = [(namespace, table_id) for table_id in spec.tables]
+    tables += [(HOST, table_id) for table_id in spec.guard_tables]
     found = {}
     for table_namespace, table_id in tables:
         listing = nft.list_table(table_namespace, *table_id)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.spec import TableId
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Statement
 

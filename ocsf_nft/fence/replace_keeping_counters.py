@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.fence.ruleset import EXCLUSIVE_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from ocsf_nft.fence.spec import TableId
 
 #: Names in nft's scanner (scanner.l), without the slash.
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.-]*")
@@ -30,13 +32,6 @@ _HOOK: Final = re.compile(
 )
 #: Objects that can be deleted by name, in an order in which nothing refers to them any more.
 _DELETABLE: Final = ("map", "set", "counter", "quota", "limit", "chain")
-
-
-class TableId(NamedTuple):
-    """Identifier of an nftables table: its family, such as ``inet``, and its name."""
-
-    family: str
-    name: str
 
 
 @dataclass(slots=True)

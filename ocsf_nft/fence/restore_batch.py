@@ -8,13 +8,14 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.fence import load_ruleset, replace_keeping_counters, ruleset, ruleset_batch
+from ocsf_nft.fence import replace_keeping_counters, ruleset, ruleset_batch
+from ocsf_nft.netns import HOST
 from ocsf_nft.nfnetlink import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.spec import TableId
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
 
@@ -105,17 +106,17 @@ def prepare(installed: InstalledFence) -> RestoreBatch:
     UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
-    tables = load_ruleset.fence_table_ids(spec)
     text = ruleset.fence(spec, around, transport)
     batches = [
-        (installed.namespace, _prepare_namespace(installed.namespace, installed, tables, text))
+        (
+            installed.namespace,
+            _prepare_namespace(installed.namespace, installed, tuple(spec.tables), text),
+        )
     ]
     if spec.guard_device is not None:
-        guarded = load_ruleset.guard_table_ids(spec)
+        guarded = tuple(spec.guard_tables)
         text = ruleset.guard(spec, around, transport)
-        batches.append(
-            (load_ruleset.HOST, _prepare_namespace(load_ruleset.HOST, installed, guarded, text))
-        )
+        batches.append((HOST, _prepare_namespace(HOST, installed, guarded, text)))
     return RestoreBatch(installed=installed, batches=tuple(batches))
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.fence import permissive, vm_addresses
+from ocsf_nft.fence.spec import TABLE, device_table
 from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import PERMISSIVE
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Profile, Surroundings
 
-TABLE: Final = "ocsf_nft"
 LOOPBACK: Final = "lo"
 #: Sets that the installer fills, in whichever table they are.
 _STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
@@ -36,13 +36,6 @@ _PERMISSIVE: Final = {
     "sandbox.nft": "permissive.nft",
     "sidecar.nft": "permissive.nft",
     "tap.nft": "permissive_tap.nft",
-}
-#: Families of a profile's tables, and the rules that count in each.
-_INSIDE: Final = (("inet", ("egress", "forward", "ingress")), ("netdev", ("link",)))
-_RULES: Final[Mapping[Profile, tuple[tuple[str, tuple[str, ...]], ...]]] = {
-    "sandbox": _INSIDE,
-    "sidecar": _INSIDE,
-    "tap": (("inet", ("vm-forward", "vm-input", "vm-ingress")), ("netdev", ("vm-link",))),
 }
 #: A table with these flags can be changed only by the process that opened it this way, while its
 #: socket is open (Linux 6.9). nft closes its socket at once, and the table that it created
@@ -78,35 +71,6 @@ _COUNTING_OBJECTS: Final = re.compile(
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
 
 
-class Table(NamedTuple):
-    """nftables table of a fence, with its family and its name.
-
-    ``rules`` are the names that ocsf-nft gives to the table's counting rules, such as ``egress``.
-    """
-
-    family: str
-    name: str
-    rules: tuple[str, ...]
-
-
-def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the nftables tables of a fence.
-
-    The guard, a second table on the host, is not included: see :func:`guard_tables`.
-    """
-    return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
-
-
-def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
-    """Return the nftables tables of a fence with the given profile.
-
-    ``device`` is the name of a VM's TAP device, which is part of the tables' names; None without a
-    VM.
-    """
-    name = TABLE if device is None else device_table(device)
-    return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
-
-
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
     """Return the names of the sets in a fence that are filled when the fence is installed.
 
@@ -114,17 +78,6 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
     """
     has_mac = spec.tap is not None and spec.tap.mac is not None
     return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
-
-
-def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return a tuple with the guard's table, or an empty tuple if the fence has no guard.
-
-    The guard is an additional table on the host. It blocks packets that have bypassed the fence
-    inside the sandbox.
-    """
-    if spec.guard_device is None:
-        return ()
-    return (Table("netdev", device_table(spec.guard_device), ("guard",)),)
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -140,7 +93,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
         defines |= vm_addresses.addresses(spec.tap) | {"ct_zone": vm_addresses.zone(around)}
-    (name,) = {table.name for table in tables(spec)}
+    (name,) = {name for _, name in spec.tables}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:
         text = vm_addresses.without_families(text, spec.tap)
@@ -174,14 +127,6 @@ def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> st
     A version of ocsf-nft with other rules returns another digest.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
-
-
-def device_table(device: str) -> str:
-    """Return the name of the fence's nftables table for a device, for example ``ocsf_nft_tap0``.
-
-    Each character that is not allowed in the name is replaced by ``_`` and its code in hex.
-    """
-    return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:

@@ -15,7 +15,7 @@ from ocsf_nft import netlink, nfnetlink
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.spec import TableId
 
 _HEADER: Final = struct.Struct("!BBH")  # family, version, last 16 bits of the ruleset's number
 _NUMBER32: Final = struct.Struct("!I")

@@ -1,9 +1,10 @@
-"""Specification of a fence, and the network interfaces on which the fence's rules depend."""
+"""Specification of a fence, its tables, and the interfaces on which the fence's rules depend."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
@@ -16,10 +17,24 @@ TRANSPORTS: Final[tuple[LogTransport, ...]] = ("nflog", "kmsg", "none")
 #: events.
 DEFAULT_GROUP: Final = 4001
 
+#: Name of a fence's tables. If they are of a device, the device's name follows.
+TABLE: Final = "ocsf_nft"
+
 #: What a fence encloses. ``sandbox``: a network namespace. ``sidecar``: a network namespace that
 #: also contains the proxy, which is recognised by its user id. ``tap``: a virtual machine, by its
 #: TAP device on the host.
 Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
+
+
+class TableId(NamedTuple):
+    """Identifier of an nftables table: its family, such as ``inet``, and its name."""
+
+    family: str
+    name: str
+
+
+#: Tables of a fence, each with the names of the rules that count in it, such as ``egress``.
+Tables: TypeAlias = dict[TableId, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +109,22 @@ class FenceSpec:
         """Return the endpoints that every process may reach: ``proxies`` and ``exceptions``."""
         return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
 
+    @property
+    def tables(self) -> Tables:
+        """Return the fence's tables in the fenced namespace: first that of IP, then of links."""
+        return tables_of(None if self.tap is None else self.tap.device)
+
+    @property
+    def guard_tables(self) -> Tables:
+        """Return the guard's table; nothing if the fence has no guard.
+
+        The guard is a table on the host, at the host's end of the sandbox's link. It blocks packets
+        that have bypassed the fence inside the sandbox.
+        """
+        if self.guard_device is None:
+            return {}
+        return {TableId("netdev", device_table(self.guard_device)): ("guard",)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -115,6 +146,28 @@ class Surroundings:
         # The owner of an interface can choose any name.
         for link in self.links:
             values.device_name(link)
+
+
+def tables_of(device: str | None) -> Tables:
+    """Return the tables of the fence of a VM on a TAP device; with None, of a namespace's fence."""
+    if device is None:
+        return {
+            TableId("inet", TABLE): ("egress", "forward", "ingress"),
+            TableId("netdev", TABLE): ("link",),
+        }
+    name = device_table(device)
+    return {
+        TableId("inet", name): ("vm-forward", "vm-input", "vm-ingress"),
+        TableId("netdev", name): ("vm-link",),
+    }
+
+
+def device_table(device: str) -> str:
+    """Return the name of the fence's nftables table for a device, for example ``ocsf_nft_tap0``.
+
+    Each character that is not allowed in the name is replaced by ``_`` and its code in hex.
+    """
+    return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
 def _sort_key(endpoint: Endpoint) -> tuple[int, int, str, int]:

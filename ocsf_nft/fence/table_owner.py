@@ -7,13 +7,13 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import FenceError, UsageError
-from ocsf_nft.fence import load_ruleset, table_query
+from ocsf_nft.fence import table_query
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.fence.replace_keeping_counters import TableId
-    from ocsf_nft.fence.spec import FenceSpec, Surroundings
+    from ocsf_nft.fence.spec import FenceSpec, Surroundings, TableId
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
 
@@ -75,7 +75,7 @@ def replaced_sandbox(
     ``spec`` and ``around`` describe the new fence. Raises FenceError if the tables belong to
     another sandbox that may still be in use.
     """
-    table_id, link_table = load_ruleset.fence_table_ids(spec)
+    table_id, link_table = spec.tables
     if spec.tap is not None:
         _refuse_guard(spec.sandbox, namespace, link_table, state)
     found = owning_sandbox(namespace, table_id)
@@ -90,7 +90,7 @@ def replaced_sandbox(
     if (
         installed is None
         or installed.identity != namespace.identity()
-        or table_id not in load_ruleset.fence_table_ids(installed.spec)
+        or table_id not in installed.spec.tables
     ):
         return None
     # The tables of a VM's fence are named for its TAP device. A new VM may get the device name of a
@@ -109,14 +109,14 @@ def _refuse_guard(
     ``state`` describes the guards of all sandboxes.
     """
     found = owning_sandbox(namespace, table_id)
-    if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
+    if found is None or found == sandbox or namespace.identity() != HOST.identity():
         return
     try:
         installed = state.read(found)
     except UsageError:  # as in replaced_sandbox()
         return
     # The untrusted comment is not enough: the record of that sandbox must name the table too.
-    if installed is not None and table_id in load_ruleset.guard_table_ids(installed.spec):
+    if installed is not None and table_id in installed.spec.guard_tables:
         raise _other_sandbox_error(found, namespace, table_id)
 
 

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, kernel_errors, load_ruleset, nft, ruleset_batch
+from ocsf_nft.fence import installer, kernel_errors, nft, ruleset_batch
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
 from ocsf_nft.fence.tamper_attribution import attribute_change
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Iterable
 
-    from ocsf_nft.fence.replace_keeping_counters import TableId
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.ruleset_changes import Transaction
+    from ocsf_nft.fence.spec import TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
@@ -285,17 +286,13 @@ class TamperGuard:
 
     def _open(self, installed: InstalledFence) -> None:
         spec = installed.spec
-        guard = load_ruleset.guard_table_ids(spec)
-        if guard and installed.namespace.identity() == load_ruleset.HOST.identity():
-            self._monitors.append(
-                NftMonitor(installed.namespace, (*load_ruleset.fence_table_ids(spec), *guard))
-            )
+        guard = tuple(spec.guard_tables)
+        if guard and installed.namespace.identity() == HOST.identity():
+            self._monitors.append(NftMonitor(installed.namespace, (*spec.tables, *guard)))
         else:
-            self._monitors.append(
-                NftMonitor(installed.namespace, load_ruleset.fence_table_ids(spec))
-            )
+            self._monitors.append(NftMonitor(installed.namespace, tuple(spec.tables)))
             if guard:
-                self._monitors.append(NftMonitor(load_ruleset.HOST, guard))
+                self._monitors.append(NftMonitor(HOST, guard))
         self._links = installed.namespace.call(rtnetlink.subscribe)
 
     def _close(self) -> None:

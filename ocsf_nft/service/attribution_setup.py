@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocsf_nft.attribution.fallback_chain import FallbackChain
+from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences
-from ocsf_nft.service.record_feeds import HOST
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.netns import Namespace
+from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences
 from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS
 from ocsf_nft.sources.journal import Journal
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.pipeline import Pipeline
     from ocsf_nft.sources.base import Source
     from ocsf_nft.state.state_store import StateStore
 
-HOST: Final = Namespace()
 LogName: TypeAlias = Literal["kmsg", "journal"]
 #: Sources of the kernel's log, by the key of their stored position.
 _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}

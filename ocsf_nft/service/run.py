@@ -27,6 +27,7 @@ from ocsf_nft.errors import (
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import HOST
 from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
 from ocsf_nft.privileges import Capability
@@ -40,7 +41,7 @@ from ocsf_nft.service.iteration import Iteration
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reaper import reap
-from ocsf_nft.service.record_feeds import HOST, EarlySources, feeds, log_name
+from ocsf_nft.service.record_feeds import EarlySources, feeds, log_name
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.status import Status
 from ocsf_nft.service.watched_sandbox import WatchedSandbox

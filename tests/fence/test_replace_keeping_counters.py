@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.fence import replace_keeping_counters, ruleset
-from ocsf_nft.fence.replace_keeping_counters import TableId
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.spec import TABLE, FenceSpec, Surroundings, TableId, Tap, device_table
 from ocsf_nft.fence.values import endpoint, subnet
 
 SPEC = FenceSpec(sandbox="lab", proxies=(endpoint("10.0.0.1:3128"),), guard_device="veth7")
 DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
-INET, NETDEV = (TableId(family, ruleset.TABLE) for family in ("inet", "netdev"))
+INET, NETDEV = (TableId(family, TABLE) for family in ("inet", "netdev"))
 FLOWS = """\tset flows4_egress { # handle 7
 \t\ttypeof meta skuid . meta l4proto . ip daddr . th dport
 \t\tsize 16384
@@ -249,7 +248,7 @@ def test_unexpected_listing_is_not_preserved(listing: str) -> None:
 
 
 def test_guard_is_preserved_too() -> None:
-    table_id = TableId("netdev", ruleset.device_table("veth7"))
+    table_id = TableId("netdev", device_table("veth7"))
     definition = ruleset.guard(SPEC, Surroundings(), "nflog")
     found = (
         "table netdev ocsf_nft_veth7 { # handle 1\n"

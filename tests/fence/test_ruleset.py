@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, device_table
 from ocsf_nft.fence.values import Endpoint, endpoint, exception, subnet
 
 SPEC = FenceSpec(
@@ -85,7 +85,7 @@ def test_guard_has_the_table_of_its_device() -> None:
 
 @pytest.mark.parametrize("device", ["a{b}", "a;b", "0@x", "-"])
 def test_table_name_of_a_guard_is_an_identifier_for_any_device_name(device: str) -> None:
-    assert re.fullmatch(r"ocsf_nft_[A-Za-z0-9._-]+", ruleset.device_table(device))
+    assert re.fullmatch(r"ocsf_nft_[A-Za-z0-9._-]+", device_table(device))
 
 
 _RULES_OF_SPEC = frozenset(rules(ruleset.fence(SPEC, Surroundings(), "nflog")))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft import netlink
-from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
+from ocsf_nft.fence.spec import TableId
 from ocsf_nft.nfnetlink import SUBSYSTEM
 
 if TYPE_CHECKING:

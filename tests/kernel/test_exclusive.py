@@ -18,8 +18,7 @@ import pytest
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft, ruleset_batch, table_query
-from ocsf_nft.fence.replace_keeping_counters import TableId
-from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.spec import FenceSpec, TableId, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from ocsf_nft.nfnetlink import Nftables, Statement

@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
-from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.fence.spec import TableId
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import group_binding as nflog_group
 from ocsf_nft.sources.nflog.group_binding import CALM

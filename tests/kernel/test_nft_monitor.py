@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.fence import load_ruleset, ruleset, ruleset_batch
+from ocsf_nft.fence import ruleset, ruleset_batch
 from ocsf_nft.fence.nft_monitor import NftMonitor
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def monitor(fenced: Lab, spec: FenceSpec) -> Iterator[NftMonitor]:
-    made = NftMonitor(fenced.sandbox_namespace, load_ruleset.fence_table_ids(spec))
+    made = NftMonitor(fenced.sandbox_namespace, tuple(spec.tables))
     yield made
     made.close()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, TableId
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
@@ -134,9 +134,7 @@ def test_chain_that_a_listing_hides_is_removed_with_the_counters(
                  "type filter hook output priority -500; policy drop; }")  # fmt: skip
     replacement_text = replace_keeping_counters.replacement_text
 
-    def incomplete(
-        definition: str, listings: Mapping[replace_keeping_counters.TableId, str]
-    ) -> str | None:
+    def incomplete(definition: str, listings: Mapping[TableId, str]) -> str | None:
         text = replacement_text(definition, listings)
         return text and text.replace("delete chain inet ocsf_nft foreign\n", "")
 

@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, device_table
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import (
     GATEWAY4,
@@ -62,7 +62,7 @@ table netdev mute {
 }
 """
 _COUNTED: Final = {
-    "guard": ("netdev", ruleset.device_table(_DEVICE), "refused_guard"),
+    "guard": ("netdev", device_table(_DEVICE), "refused_guard"),
     "passes": ("netdev", "rival", "passed"),
 }
 _PROXIED4: Final = headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT)

@@ -16,11 +16,11 @@ import pytest
 
 from ocsf_nft import netns
 from ocsf_nft.fence import counters, nft, ruleset
-from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import KINDS
 from ocsf_nft.flows import flow_counter
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +62,8 @@ class Loaded:
         text = render(spec, _AROUND, "nflog")
         self.text, objects = netns.in_scratch(lambda: _load(text))
         self.sets: list[dict[str, Any]] = [each["set"] for each in objects if "set" in each]
-        tables = ruleset.guard_tables(spec) if name == "guard" else ruleset.tables(spec)
-        self.rules = {rule for table in tables for rule in table.rules}
+        tables = spec.guard_tables if name == "guard" else spec.tables
+        self.rules = {rule for rules in tables.values() for rule in rules}
 
     def named(self, pattern: str) -> Iterator[tuple[re.Match[str], dict[str, Any]]]:
         for each in self.sets:

@@ -12,10 +12,10 @@ import pytest
 
 from ocsf_nft.errors import FenceError, UsageError
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, INTERNET6
+from ocsf_nft.netns import HOST
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, packets, tap
 from tests.kernel.reading import until_found
