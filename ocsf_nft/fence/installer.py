@@ -15,10 +15,10 @@ from ocsf_nft.fence import (
     ip_forwarding,
     kernel_log_sysctl,
     links,
+    listing,
     load_ruleset,
     nft,
     ruleset,
-    ruleset_diff,
     table_owner,
     table_query,
 )
@@ -27,7 +27,8 @@ from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.load_ruleset import LoadText, RulesetVersion
+    from ocsf_nft.fence.listing import RulesetVersion
+    from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -180,8 +181,8 @@ def verify(
     where = namespace or installed.namespace
     if not _is_there(installed, where):
         return Verification(verdict="absent", installed=installed)
-    version = load_ruleset.ruleset_version(installed, where)
-    found = load_ruleset.listings(installed.spec, where)
+    version = listing.ruleset_version(installed, where)
+    found = listing.of_fence(installed.spec, where)
     if not found:
         return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
@@ -198,9 +199,9 @@ def verify(
         for name in ip_forwarding.disabled_sysctls(installed.spec, where)
     ]
     lines += _unfenced(installed, where)
-    lines += ruleset_diff.difference(installed.listings, found)
+    lines += listing.difference(installed.listings, found)
     if lines:
-        difference = "\n".join(ruleset_diff.shortened(lines))
+        difference = "\n".join(listing.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
     return Verification(verdict="as installed", installed=installed, version=version)
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ocsf_nft import netns, rtnetlink
+from ocsf_nft import netns
 from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
     kernel_log_sysctl,
+    listing,
     nft,
     replace_keeping_counters,
     ruleset,
-    ruleset_diff,
     table_query,
 )
 from ocsf_nft.netns import HOST
@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
 LoadText: TypeAlias = "Callable[[Namespace, str], None]"
-#: Elements that a check reads in addition to the allowed endpoints, before it stops counting.
-_ELEMENTS: Final = 1000
-
-
-class RulesetVersion(NamedTuple):
-    """Version of a namespace's ruleset: nft's listing of a fence depends on it.
-
-    A device that is deleted leaves its chains without a transaction, so the interfaces count too.
-    """
-
-    generations: tuple[int, ...]
-    interfaces: frozenset[tuple[int, str]]
 
 
 def load(
@@ -95,7 +83,7 @@ def _load_with_transport(
     spec, around = intended.spec, intended.around
     generation = table_query.generation(intended.namespace)
     is_preserved = _load_all(intended, transport, load_text, preserve=True)
-    found = listings(spec, intended.namespace)
+    found = listing.of_fence(spec, intended.namespace)
     # Only the one transaction was made meanwhile, so the tables are what it has loaded.
     is_certain = (
         not is_preserved
@@ -104,15 +92,15 @@ def _load_with_transport(
     )
     expected = None if is_certain else _expected(spec, around, transport)
     if expected is not None:
-        lines = ruleset_diff.difference(expected, found)
+        lines = listing.difference(expected, found)
         if lines and is_preserved:  # existing parts are left: load again and preserve nothing
             _load_all(intended, transport, load_text, preserve=False)
-            found = listings(spec, intended.namespace)
-            lines = ruleset_diff.difference(expected, found)
+            found = listing.of_fence(spec, intended.namespace)
+            lines = listing.difference(expected, found)
         if lines:
             # The first three lines name both sides and the position; the difference comes after
             # them.
-            altered = " ".join(ruleset_diff.shortened(lines[3:6]))
+            altered = " ".join(listing.shortened(lines[3:6]))
             raise FenceError(
                 f"the fence in {intended.namespace} was altered while it was installed: {altered}"
             )
@@ -207,60 +195,20 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Return the content that each table of a fence has after a correct installation.
+    """Return the listings of a fence's tables after a correct installation.
 
-    The result has the form of :func:`listings`. To get this content, the fence is loaded into an
-    empty, temporary namespace. Return None if this loading fails, for example without CAP_SYS_ADMIN
-    or before Linux 6.16.
+    To get them, the fence is loaded into an empty, temporary namespace. Return None if this fails,
+    for example without CAP_SYS_ADMIN or before Linux 6.16.
     """
 
     def load_and_list() -> dict[str, str]:
         nft.load(HOST, ruleset.fence(spec, around, transport))
         if spec.guard_device is not None:
             nft.load(HOST, ruleset.guard(spec, around, transport))
-        return listings(spec, HOST)
+        return listing.of_fence(spec, HOST)
 
     try:
         # Before Linux 6.16, the kernel refuses chains for interfaces that the namespace lacks.
         return netns.in_scratch(load_and_list)
     except OcsfNftError:
         return None
-
-
-def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return a dict with the content of each table of an installed fence.
-
-    The keys are names such as ``inet ocsf_nft``. The content is nft's listing, then one line for
-    each element of the sets that the installer fills. Missing tables are omitted.
-    """
-    most = len(spec.allowed) + _ELEMENTS
-    tables = [(namespace, table_id) for table_id in spec.tables]
-    tables += [(HOST, table_id) for table_id in spec.guard_tables]
-    found = {}
-    for table_namespace, table_id in tables:
-        listing = nft.list_table(table_namespace, *table_id)
-        if listing is not None:
-            elements = table_query.elements(
-                table_namespace, *table_id, ruleset.static_sets(spec), most
-            )
-            found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
-    return found
-
-
-def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetVersion | None:
-    """Return the present version of the ruleset with a fence; None if it can't be read.
-
-    ``namespace`` is the fenced namespace. It takes a tenth of the time of a listing. Blocks.
-    """
-    namespaces = [namespace]
-    if installed.spec.guard_device is not None:
-        namespaces.append(HOST)
-    interfaces: set[tuple[int, str]] = set()
-    try:
-        generations = tuple(map(table_query.generation, namespaces))
-        for each in namespaces:
-            found = each.call(lambda: tuple(rtnetlink.links()))
-            interfaces.update((link.ifindex, link.name) for link in found)
-    except (OcsfNftError, OSError):  # the listing that follows reports it
-        return None
-    return RulesetVersion(generations, frozenset(interfaces))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Kind, flags and length of a packed message.
 _HEADER: Final = struct.Struct("=HHI")
-#: nft's listing of a table; the elements of its sets follow it (:func:`load_ruleset.listings`).
+#: nft's listing of a table; the elements of its sets follow it (:func:`listing.of_fence`).
 _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 

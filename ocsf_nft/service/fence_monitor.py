@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, load_ruleset, restore_batch, tamper_guard
+from ocsf_nft.fence import installer, listing, restore_batch, tamper_guard
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service import fences
@@ -580,7 +580,7 @@ def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirect
     Nothing is listed if nothing has changed since ``fence`` was found as installed.
     """
     if fence.version is not None and fence.installed == installed:
-        found = load_ruleset.ruleset_version(installed, installed.namespace)
+        found = listing.ruleset_version(installed, installed.namespace)
         if found == fence.version:
             return True
     with contextlib.suppress(OcsfNftError):  # the next check reports it

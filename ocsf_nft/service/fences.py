@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, rule_lookup
+from ocsf_nft.fence import installer, listing
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
-    from ocsf_nft.fence.load_ruleset import RulesetVersion
+    from ocsf_nft.fence.listing import RulesetVersion
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
@@ -212,7 +212,7 @@ def context(
             fact.name: RuleFacts(
                 f"{fact.family}/{fact.table}/{fact.chain}/{fact.handle}", condition=fact.text
             )
-            for fact in rule_lookup.logging_rules(installed.listings.values())
+            for fact in listing.logging_rules(installed.listings.values())
         },
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import load_ruleset, table_query
+from ocsf_nft.fence import listing, load_ruleset, table_query
 from tests.standing import INSTALLED
 
 
@@ -20,7 +20,7 @@ def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
     monkeypatch.setattr(table_query, "generation", lambda _: next(generations))
     monkeypatch.setattr(load_ruleset, "_load_all", lambda *_, **__: False)
     monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)
-    monkeypatch.setattr(load_ruleset, "listings", lambda *_: found)
+    monkeypatch.setattr(listing, "of_fence", lambda *_: found)
     with pytest.raises(FenceError) as raised:
         load_ruleset._load_with_transport(INSTALLED, "nflog", lambda *_: None)
     assert str(raised.value).endswith(

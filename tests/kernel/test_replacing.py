@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, load_ruleset, nft, replace_keeping_counters, table_query
+from ocsf_nft.fence import installer, listing, nft, replace_keeping_counters, table_query
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
@@ -184,9 +184,9 @@ def test_set_with_very_many_elements_is_read_up_to_a_limit(
     found = installer.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.installed is not None
-    listing = load_ruleset.listings(found.installed.spec, ns)["inet ocsf_nft"]
-    assert "10.9.7.7" not in listing
-    assert ("more than 1002 elements" in listing) == (name == "allowed4")
+    shown = listing.of_fence(found.installed.spec, ns)["inet ocsf_nft"]
+    assert "10.9.7.7" not in shown
+    assert ("more than 1002 elements" in shown) == (name == "allowed4")
     installer.install(spec, ns, state, "nflog")
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 

@@ -20,11 +20,11 @@ from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import (
     installer,
     links,
+    listing,
     load_ruleset,
     nft,
     nft_monitor,
     restore_batch,
-    ruleset_diff,
     tamper_guard,
 )
 from ocsf_nft.fence.spec import FenceSpec, Tap
@@ -169,8 +169,8 @@ def test_prepared_batch_restores_what_nft_loads(
                 conftest.nft(ns, text)
             with ns.call(Nftables) as nftables:
                 nftables.commit(packed.unpack())
-            found = load_ruleset.listings(installed.spec, ns)
-            assert ruleset_diff.difference(installed.listings, found) == []
+            found = listing.of_fence(installed.spec, ns)
+            assert listing.difference(installed.listings, found) == []
 
 
 def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDirectory) -> None:

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import load_ruleset, nft, restore_batch
-from ocsf_nft.fence.load_ruleset import RulesetVersion
+from ocsf_nft.fence import listing, nft, restore_batch
+from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import FenceChange
@@ -407,7 +407,7 @@ def test_fence_is_not_listed_again_if_nothing_has_changed_since_the_start(
     verified(monkeypatch, "differs")
     at_start = RulesetVersion((7,), frozenset({(2, "sb0")}))
     now = at_start if is_same else at_start._replace(interfaces=frozenset({(3, "sb0")}))
-    monkeypatch.setattr(load_ruleset, "ruleset_version", lambda *_: now)
+    monkeypatch.setattr(listing, "ruleset_version", lambda *_: now)
     found = _prepare(state, None, lambda: (7,), at_start, compiles=False)
     assert found == (None, state.version("sb1"), (7,) if is_same else None)
     # The record is of another fence than at the start.
