@@ -57,6 +57,16 @@ class Namespace:
             raise _unreachable(self, error) from error
         return f"{status.st_dev}:{status.st_ino}"
 
+    def has_identity(self, identity: str) -> bool:
+        """Return True if :meth:`identity` of the namespace is ``identity``, False if it is deleted.
+
+        Raises UnsupportedError if access fails.
+        """
+        try:
+            return self.identity() == identity
+        except AbsentError:
+            return False
+
     def is_deleted(self) -> bool:
         """Return True if the namespace had a name of ``ip netns``, and that name is deleted.
 

@@ -108,7 +108,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
     load_text: LoadText,
 ) -> InstalledFence:
     identity = namespace.identity()
-    before = _read_record(spec.sandbox, state)
+    before = state.read_or_none(spec.sandbox)
     replaced = None
     table_ids = spec.tables
     if before is None or (before.identity, before.spec.tables) != (
@@ -179,7 +179,7 @@ def verify(
             ),
         )
     where = namespace or installed.namespace
-    if not _is_there(installed, where):
+    if not where.has_identity(installed.identity):
         return Verification(verdict="absent", installed=installed)
     version = listing.ruleset_version(installed, where)
     found = listing.of_fence(installed.spec, where)
@@ -224,7 +224,7 @@ def remove(
         where = namespace or (installed.namespace if installed else HOST)
         if installed is not None and where != installed.namespace:
             _refuse_other_namespace(installed, where)
-        if installed is None or _is_there(installed, where):
+        if installed is None or where.has_identity(installed.identity):
             tables = tables_of(device) if installed is None else installed.spec.tables
             table_id, _ = tables
             table_owner.refuse_other_sandbox(sandbox, where, table_id)
@@ -233,13 +233,13 @@ def remove(
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First the forwarding that lets the VM's packets through the host, then the rules that
             # restrict them.
-            _release_forwarding(where.identity(), where, state, besides=sandbox)
+            ip_forwarding.release(where.identity(), where, state, besides=sandbox)
             load_ruleset.remove(where, tables)
         if installed is None:
             return
         _remove_guard(installed.spec)
-        _release_kernel_log(sandbox, state)
-        _release_forwarding(installed.identity, installed.namespace, state, besides=sandbox)
+        kernel_log_sysctl.release(sandbox, state)
+        ip_forwarding.release(installed.identity, installed.namespace, state, besides=sandbox)
         state.delete(sandbox)
 
 
@@ -255,8 +255,8 @@ def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> 
             return False
         table_owner.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         _remove_guard(seen.spec)
-        _release_kernel_log(sandbox, state)
-        _release_forwarding(seen.identity, seen.namespace, state, besides=sandbox)
+        kernel_log_sysctl.release(sandbox, state)
+        ip_forwarding.release(seen.identity, seen.namespace, state, besides=sandbox)
         state.delete(sandbox)
     return True
 
@@ -309,33 +309,14 @@ def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> 
     if namespace.identity() == installed.identity:
         return
     device = None if installed.spec.tap is None else installed.spec.tap.device
-    if _is_there(installed, installed.namespace) and is_installed(installed.namespace, device):
+    if installed.namespace.has_identity(installed.identity) and is_installed(
+        installed.namespace, device
+    ):
         # A new record would replace the only record of that fence.
         raise FenceError(
             f"the fence of sandbox {installed.spec.sandbox} is installed in {installed.namespace}, "
             f"not in {namespace}: remove that fence first"
         )
-
-
-def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    try:
-        return state.read(sandbox)
-    except FenceError:  # damaged: the installation writes a new record
-        return None
-
-
-def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    # If ``namespace`` is now another one, the recorded one may still exist, with an active fence.
-    return not _is_there(installed, namespace) or any(
-        table_query.comment(namespace, *table_id) is not None for table_id in installed.spec.tables
-    )
-
-
-def _is_there(installed: InstalledFence, namespace: Namespace) -> bool:
-    try:
-        return namespace.identity() == installed.identity
-    except AbsentError:
-        return False
 
 
 def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the means
@@ -364,7 +345,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
     # Only after the fence is active.
     ip_forwarding.switch_on(loaded.spec, loaded.namespace, state)
     if before is not None and before.identity != loaded.identity:
-        _release_forwarding(before.identity, before.namespace, state)
+        ip_forwarding.release(before.identity, before.namespace, state)
     return _restore_sysctls(loaded, state)
 
 
@@ -387,8 +368,8 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
     sandbox = intended.spec.sandbox
     if before is None:
         try:
-            _release_kernel_log(sandbox, state)
-            _release_forwarding(intended.identity, intended.namespace, state, besides=sandbox)
+            kernel_log_sysctl.release(sandbox, state)
+            ip_forwarding.release(intended.identity, intended.namespace, state, besides=sandbox)
         finally:
             state.delete(sandbox)
     else:
@@ -405,8 +386,8 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":
-            _release_kernel_log(sandbox, state)
-        _release_forwarding(installed.identity, installed.namespace, state)
+            kernel_log_sysctl.release(sandbox, state)
+        ip_forwarding.release(installed.identity, installed.namespace, state)
     except UnsupportedError as error:
         raise FenceError(f"the fence of sandbox {sandbox} is installed, but {error}") from error
     return installed
@@ -416,43 +397,3 @@ def _remove_guard(spec: FenceSpec) -> None:
     for guard in spec.guard_tables:
         table_owner.refuse_other_sandbox(spec.sandbox, HOST, guard)
         load_ruleset.remove(HOST, [guard])
-
-
-def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
-    """Restore the value that the sysctl ``nf_log_all_netns`` had before a fence enabled it.
-
-    Do nothing if the fence of a sandbox other than ``sandbox`` may use the kernel log.
-    """
-    before = state.all_netns_before()
-    if before is None:
-        return
-    for other in state.sandboxes():
-        if other != sandbox:
-            found = _read_record(other, state)
-            # The fence of a damaged record may use the kernel log.
-            if found is None or found.transport == "kmsg":
-                return
-    kernel_log_sysctl.restore(before)
-    state.delete_all_netns_before()
-
-
-def _release_forwarding(
-    identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
-) -> None:
-    """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
-
-    Nothing is restored if the present identity of ``namespace`` is not ``identity``. The fence of
-    the sandbox ``besides`` counts as inactive.
-    """
-    if state.forwarding_before(identity) is None:
-        return
-    others = []
-    for other in state.sandboxes():
-        if other != besides:
-            found = _read_record(other, state)
-            # The fence of a damaged record may need all these sysctls.
-            if found is None:
-                return
-            if found.identity == identity and _may_be_active(found, namespace):
-                others.append(found.spec)
-    ip_forwarding.release(identity, namespace, others, state)

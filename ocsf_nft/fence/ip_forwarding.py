@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft import netlink
-from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
+from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft.fence import table_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
 _Version: TypeAlias = Literal[4, 6]
@@ -82,21 +83,42 @@ def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> N
 
 
 def release(
-    identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
+    identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
 ) -> None:
-    """Restore the forwarding sysctls of a namespace, except those that the fences ``others`` need.
+    """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
     Nothing is restored if ``namespace`` is deleted, or if its present identity is not ``identity``.
-    Raises UnsupportedError if a sysctl can't be written.
+    The fence of the sandbox ``besides`` counts as inactive. Raises UnsupportedError if a sysctl
+    can't be written.
     """
+    if state.stored_sysctls(_file(identity)) is None:
+        return
+    others = []
+    for other in state.sandboxes():
+        if other != besides:
+            found = state.read_or_none(other)
+            # The fence of a damaged record may need all these sysctls.
+            if found is None:
+                return
+            if found.identity == identity and _may_be_active(found, namespace):
+                others.append(found.spec)
+    _release(identity, namespace, others, state)
+
+
+def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
+    # If ``namespace`` is now another one, the recorded one may still exist, with an active fence.
+    return not namespace.has_identity(installed.identity) or any(
+        table_query.comment(namespace, *table_id) is not None for table_id in installed.spec.tables
+    )
+
+
+def _release(
+    identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
+) -> None:
     needed = {version for spec in others for version in _versions(spec)}
-    try:
-        is_there = namespace.identity() == identity
-    except AbsentError:
-        is_there = False
-    if not is_there:
+    if not namespace.has_identity(identity):
         if not needed:
-            state.delete_forwarding_before(identity)
+            state.delete_sysctls(_file(identity))
         return
     origin = namespace.call(_origin)
     stored = _stored(state, identity, origin)
@@ -105,9 +127,13 @@ def release(
     if unneeded:
         namespace.call(lambda: _restore(unneeded))
     if not needed_values:
-        state.delete_forwarding_before(identity)
+        state.delete_sysctls(_file(identity))
     elif unneeded:
         _store(state, identity, origin, needed_values)
+
+
+def _file(identity: str) -> str:
+    return f"forwarding-{identity}"
 
 
 def _versions(spec: FenceSpec) -> tuple[_Version, ...]:
@@ -234,7 +260,7 @@ def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]
     ``identity`` and ``origin`` together identify the namespace. The result is empty if no values of
     this namespace are stored. Raises FenceError if the stored values are damaged.
     """
-    content = state.forwarding_before(identity)
+    content = state.stored_sysctls(_file(identity))
     if content is None:
         return {}
     try:
@@ -250,7 +276,7 @@ def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]
 
 def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[str, str]) -> None:
     content = json.dumps([origin, dict(values)], indent=1)
-    state.store_forwarding_before(identity, content.encode("ascii"))
+    state.store_sysctls(_file(identity), content.encode("ascii"))
 
 
 def _origin() -> str:

@@ -1,4 +1,4 @@
-"""Setting of the sysctl ``net.netfilter.nf_log_all_netns``, and restoring of its old value.
+"""Sysctl ``net.netfilter.nf_log_all_netns``: set while a fence needs it, and then restored.
 
 With the value 1, packets of all network namespaces can be logged to the kernel log. With 0, only
 those of the initial namespace can (net/netfilter/nf_log.c).
@@ -9,24 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft.errors import OcsfNftError, UnsupportedError
-from ocsf_nft.netns import Namespace, of_process
+from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.netns import HOST, Namespace, of_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ocsf_nft.fence.state import StateDirectory
 
 T = TypeVar("T")
 
 #: Set to 1 only while the fence of a namespace, except the initial one, logs to the kernel log:
 #: with 1, all other namespaces can fill the kernel log too.
 _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+#: Name of its previous value in the state directory.
+_STORED: Final = "nf_log_all_netns"
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value of a sysctl if it excludes a namespace from the kernel log, else None.
+    """Return the value of the sysctl if it excludes a namespace from the kernel log, else None.
 
-    The sysctl is ``nf_log_all_netns``. Any value except 1 excludes all namespaces except the
-    initial one. Raises UnsupportedError if the value can't be read.
+    Any value except 1 excludes all namespaces except the initial one. Raises UnsupportedError if
+    the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -34,31 +38,65 @@ def blocking_value(namespace: Namespace) -> str | None:
     return None if value == "1" else value
 
 
-def enable() -> None:
-    """Set the sysctl ``nf_log_all_netns`` to 1: packets of all namespaces reach the kernel log.
-
-    Raises UnsupportedError if the process is not root on the host.
-    """
-    _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
-
-
 def probe() -> None:
-    """Raise UnsupportedError if ``nf_log_all_netns`` can't be written; the value is not changed."""
+    """Raise UnsupportedError if the sysctl can't be written; the value is not changed."""
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 
-def restore(before: str) -> None:
-    """Restore the value that the sysctl ``nf_log_all_netns`` had before :func:`enable`.
+def enable(namespace: Namespace, state: StateDirectory) -> None:
+    """Let packets of a namespace reach the kernel log; store the previous value of the sysctl.
 
-    ``before`` is that value. Raises UnsupportedError if the sysctl can't be written.
+    Raises UnsupportedError if the process is not root on the host, FenceError, DeliveryError.
     """
-    _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
+    value = blocking_value(namespace)
+    if value is None:
+        return
+    is_first = _value_before(state) is None
+    if is_first:  # stored before the change, so that it can be restored after a crash
+        state.store_sysctls(_STORED, value.encode("ascii"))
+    try:
+        write("1")
+    except UnsupportedError:
+        if is_first:
+            state.delete_sysctls(_STORED)
+        raise
+
+
+def release(sandbox: str, state: StateDirectory) -> None:
+    """Restore the value before :func:`enable`, unless a sandbox other than ``sandbox`` needs it.
+
+    Raises UnsupportedError if the sysctl can't be written, and FenceError if its previous value
+    can't be read.
+    """
+    before = _value_before(state)
+    if before is None:
+        return
+    for other in state.sandboxes():
+        if other != sandbox:
+            found = state.read_or_none(other)
+            # The fence of a damaged record may use the kernel log.
+            if found is None or found.transport == "kmsg":
+                return
+    write(before)
+    state.delete_sysctls(_STORED)
+
+
+def write(value: str) -> None:
+    """Set the sysctl to ``value``; raises UnsupportedError if it can't be written."""
+    _in_initial(lambda: _SYSCTL.write_text(value, "ascii"))
+
+
+def _value_before(state: StateDirectory) -> str | None:
+    content = state.stored_sysctls(_STORED)
+    try:
+        return None if content is None else content.decode("ascii").strip()
+    except ValueError as error:
+        raise FenceError(f"{state.path}/{_STORED}.before can't be read: it is not ASCII") from error
 
 
 def _in_initial(work: Callable[[], T]) -> T:
-    own = Namespace()
     try:
-        return (own if own.call(_SYSCTL.exists) else of_process(1)).call(work)
+        return (HOST if HOST.call(_SYSCTL.exists) else of_process(1)).call(work)
     except (OSError, OcsfNftError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         raise UnsupportedError(

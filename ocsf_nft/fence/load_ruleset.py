@@ -49,7 +49,7 @@ def load(
     for transport in transports:
         try:
             if transport == "kmsg":
-                _open_kernel_log(intended.namespace, state)
+                kernel_log_sysctl.enable(intended.namespace, state)
             degraded = "; ".join(failures) if transport == "none" and failures else None
             loaded = _load_with_transport(intended, transport, load_text)
             return dataclasses.replace(loaded, degraded=degraded)
@@ -60,21 +60,6 @@ def load(
                 raise
             failures.append(f"{transport}: {error}")
     raise AssertionError("the list of transports has a last one")
-
-
-def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
-    value = kernel_log_sysctl.blocking_value(namespace)
-    if value is None:
-        return
-    is_first = state.all_netns_before() is None
-    if is_first:  # stored before the change, so that it can be restored after a crash
-        state.store_all_netns_before(value)
-    try:
-        kernel_log_sysctl.enable()
-    except UnsupportedError:
-        if is_first:
-            state.delete_all_netns_before()
-        raise
 
 
 def _load_with_transport(

@@ -80,8 +80,6 @@ class StateDirectory:
         self._locked: set[str] = set()
         #: Records of the sandboxes that this run watches, and the versions of their files.
         self._read: dict[str, tuple[tuple[int, ...] | None, InstalledFence]] = {}
-        # A separate file, so that a damaged record of a fence does not affect it.
-        self._all_netns = path / "nf_log_all_netns.before"
 
     def read(self, sandbox: str) -> InstalledFence | None:
         """Return the record of a sandbox's fence; None if there is no record.
@@ -107,6 +105,13 @@ class StateDirectory:
         if sandbox in self._locked:
             self._read[sandbox] = version, found
         return found
+
+    def read_or_none(self, sandbox: str) -> InstalledFence | None:
+        """Return the record of a sandbox's fence; None if it is missing, damaged or unreadable."""
+        try:
+            return self.read(sandbox)
+        except FenceError:
+            return None
 
     def directory(self, sandbox: str) -> Path:
         """Return the directory for a sandbox's state files; this directory may not exist yet."""
@@ -293,41 +298,12 @@ class StateDirectory:
         with contextlib.suppress(OSError):  # the sandbox may have other files there
             directory.rmdir()
 
-    def all_netns_before(self) -> str | None:
-        """Return the value that the sysctl ``nf_log_all_netns`` had before a fence enabled it.
+    def stored_sysctls(self, name: str) -> bytes | None:
+        """Return the values of sysctls that :meth:`store_sysctls` stored under a name, or None.
 
-        Return None if no fence has enabled the sysctl. Raises FenceError if the stored value can't
-        be read.
+        Raises FenceError if the file can't be read.
         """
-        try:
-            value = self._all_netns.read_text("ascii")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise FenceError(f"{self._all_netns} can't be read: {error.strerror}") from error
-        except ValueError as error:
-            raise FenceError(f"{self._all_netns} can't be read: it is not ASCII") from error
-        return value.strip()
-
-    def store_all_netns_before(self, value: str) -> None:
-        """Store the value that the sysctl ``nf_log_all_netns`` has before a fence enables it.
-
-        Raises DeliveryError if the file can't be written.
-        """
-        self._write(self._all_netns, value.encode("ascii"))
-
-    def delete_all_netns_before(self) -> None:
-        """Delete the stored value of ``nf_log_all_netns``; call this after restoring the sysctl."""
-        self._all_netns.unlink(missing_ok=True)
-
-    def forwarding_before(self, identity: str) -> bytes | None:
-        """Return the IP forwarding settings that a namespace had before a fence enabled forwarding.
-
-        ``identity`` is the namespace's :meth:`Namespace.identity`. The result is the ``content``
-        that :meth:`store_forwarding_before` stored, or None. Raises FenceError if the file can't be
-        read.
-        """
-        path = self._forwarding(identity)
+        path = self._sysctls(name)
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -335,25 +311,20 @@ class StateDirectory:
         except OSError as error:
             raise FenceError(f"{path} can't be read: {error.strerror}") from error
 
-    def store_forwarding_before(self, identity: str, content: bytes) -> None:
-        """Store the IP forwarding settings that a namespace has before a fence enables forwarding.
+    def store_sysctls(self, name: str, content: bytes) -> None:
+        """Store the values that sysctls have before a fence changes them.
 
-        ``identity`` is the namespace's :meth:`Namespace.identity`. ``content`` has the settings as
-        JSON. Raises DeliveryError if the file can't be written.
+        Raises DeliveryError if the file can't be written.
         """
-        self._write(self._forwarding(identity), content)
+        self._write(self._sysctls(name), content)
 
-    def delete_forwarding_before(self, identity: str) -> None:
-        """Delete the stored IP forwarding settings that a namespace had before its fence.
+    def delete_sysctls(self, name: str) -> None:
+        """Delete the stored values of sysctls; call this after restoring them."""
+        self._sysctls(name).unlink(missing_ok=True)
 
-        ``identity`` is the namespace's :meth:`Namespace.identity`. The settings in the kernel do
-        not change.
-        """
-        self._forwarding(identity).unlink(missing_ok=True)
-
-    def _forwarding(self, identity: str) -> Path:
-        # A sandbox name has no colon, so this file belongs to no sandbox.
-        return self.path / f"forwarding-{identity}.before"
+    def _sysctls(self, name: str) -> Path:
+        # Not a directory, as each sandbox has.
+        return self.path / f"{name}.before"
 
 
 class _RunLock:

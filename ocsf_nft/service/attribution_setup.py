@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.netns import HOST
-from ocsf_nft.service import fences
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config
@@ -22,7 +21,7 @@ def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain
     settings = config.attribution
     namespaces, permissive = {}, set()
     for sandbox in config.sandbox:
-        found = None if sandbox.install else fences.read_record(sandbox.name, state)
+        found = None if sandbox.install else state.read_or_none(sandbox.name)
         if sandbox.profile != "tap":  # this kernel does not see a VM's processes
             known = HOST if found is None else found.namespace
             namespaces[sandbox.name] = sandbox.namespace or known

@@ -92,10 +92,7 @@ def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory)
     was = found.installed
     if was is None or found.verdict == "as installed":
         return None
-    try:
-        is_there = (sandbox.namespace or was.namespace).identity() == was.identity
-    except AbsentError:
-        return None
+    is_there = (sandbox.namespace or was.namespace).has_identity(was.identity)
     renewed = installer.renew(sandbox.name, state) if is_there else None
     if renewed is None:
         return None
@@ -274,10 +271,8 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    try:
-        installed = state.read(sandbox)
-    except FenceError:  # damaged: the installation that follows writes it again
-        installed = None
+    # If the record is damaged, the installation that follows writes it again.
+    installed = state.read_or_none(sandbox)
     # A fence without a readable record is assumed to have been active.
     return FenceState.ACTIVE if installed is None else state_of(installed)
 
@@ -309,14 +304,3 @@ def describe_change(
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"
     return None if now == seen else "it was installed again"
-
-
-def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Return the stored record of a sandbox's fence; None if it is missing or can't be read.
-
-    A damaged record raises no error here, because a later step of the service reports it.
-    """
-    try:
-        return state.read(sandbox)
-    except FenceError:
-        return None

@@ -450,7 +450,7 @@ def capabilities(config: Config) -> frozenset[Capability]:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
         if sandbox.profile != "tap":
             needed |= _ATTRIBUTION_CAPABILITIES[config.attribution.method]
-        found = None if sandbox.install else fences.read_record(sandbox.name, state)
+        found = None if sandbox.install else state.read_or_none(sandbox.name)
         namespace = sandbox.namespace or (found.namespace if found else HOST)
         if namespace != HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace

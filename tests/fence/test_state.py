@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError, UsageError
+from ocsf_nft.fence import kernel_log_sysctl
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.state.database_lock import FileLock
 from tests.standing import INSTALLED
@@ -170,38 +171,41 @@ def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) 
         list(state.sandboxes())
 
 
-def test_state_stores_kernel_settings_until_they_are_restored(state: StateDirectory) -> None:
-    assert state.all_netns_before() is None
-    assert state.forwarding_before("4:1") is None
-    state.store_all_netns_before("1\n")
-    state.store_forwarding_before("4:1", b"0")
-    assert state.all_netns_before() == "1"
-    assert state.forwarding_before("4:1") == b"0"
-    assert state.forwarding_before("4:2") is None
+def test_state_reads_no_record_that_is_damaged_or_missing(state: StateDirectory) -> None:
+    assert state.read_or_none(_SANDBOX) is None
+    state.write(INSTALLED)
+    assert state.read_or_none(_SANDBOX) == INSTALLED
+    (state.directory(_SANDBOX) / "fence.json").write_text("{}")
+    assert state.read_or_none(_SANDBOX) is None
+
+
+def test_state_stores_sysctls_until_they_are_restored(state: StateDirectory) -> None:
+    assert state.stored_sysctls("a") is None
+    state.store_sysctls("a", b"1\n")
+    state.store_sysctls("forwarding-4:1", b"0")
+    assert state.stored_sysctls("a") == b"1\n"
+    assert state.stored_sysctls("forwarding-4:1") == b"0"
+    assert state.stored_sysctls("forwarding-4:2") is None
     assert list(state.sandboxes()) == []
     for _ in range(2):
-        state.delete_all_netns_before()
-        state.delete_forwarding_before("4:1")
-    assert state.all_netns_before() is None
-    assert state.forwarding_before("4:1") is None
+        state.delete_sysctls("a")
+        state.delete_sysctls("forwarding-4:1")
+    assert state.stored_sysctls("a") is None
+    assert state.stored_sysctls("forwarding-4:1") is None
 
 
-def test_state_names_kernel_settings_that_cannot_be_read(state: StateDirectory) -> None:
-    state.store_all_netns_before("1")
-    state.store_forwarding_before("4:1", b"0")
-    netns, forwarding = state.path / "nf_log_all_netns.before", state.path / "forwarding-4:1.before"
-    netns.write_bytes(b"\xff")
+def test_state_names_sysctls_that_cannot_be_read(state: StateDirectory) -> None:
+    (state.path / "forwarding-4:1.before").mkdir(parents=True)
+    with pytest.raises(FenceError, match=r"forwarding-4:1\.before can't be read: Is a directory"):
+        state.stored_sysctls("forwarding-4:1")
+
+
+def test_stored_kernel_log_sysctl_that_is_not_ascii_is_an_error(state: StateDirectory) -> None:
+    state.store_sysctls("nf_log_all_netns", b"\xff")
     with pytest.raises(
         FenceError, match=r"nf_log_all_netns\.before can't be read: it is not ASCII"
     ):
-        state.all_netns_before()
-    for file in (netns, forwarding):
-        file.unlink()
-        file.mkdir()
-    with pytest.raises(FenceError, match=r"nf_log_all_netns\.before can't be read: .*directory"):
-        state.all_netns_before()
-    with pytest.raises(FenceError, match=r"forwarding-4:1\.before can't be read: Is a directory"):
-        state.forwarding_before("4:1")
+        kernel_log_sysctl.release(_SANDBOX, state)
 
 
 @contextlib.contextmanager

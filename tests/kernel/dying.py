@@ -40,7 +40,7 @@ def main(what: str, netns: str, path: str, number: int) -> None:
         (ip_forwarding, ("_write",)),
         (
             StateDirectory,
-            ("_write", "delete", "delete_forwarding_before"),
+            ("_write", "delete", "delete_sysctls"),
         ),
     ):
         for name in names:

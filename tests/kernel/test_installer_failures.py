@@ -95,9 +95,9 @@ def test_failed_installation_that_cannot_be_undone_reports_both_errors(
     def restore(*_: object) -> None:
         raise UnsupportedError("no sysctl today")
 
-    state.store_all_netns_before("0")
+    state.store_sysctls("nf_log_all_netns", b"0")
     monkeypatch.setattr(nft, "load", load)
-    monkeypatch.setattr(kernel_log_sysctl, "restore", restore)
+    monkeypatch.setattr(kernel_log_sysctl, "write", restore)
     with pytest.raises(FenceError, match=r"^no fence today; then no sysctl today$"):
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert state.read(spec.sandbox) is None
@@ -194,11 +194,11 @@ def test_forwarding_values_of_a_deleted_namespace_are_stored_while_a_vm_has_a_re
     vm = tap.spec(_NAME)
     # A deleted namespace, and another one with the same name.
     for namespace in (named("no-such-namespace"), _HOST):
-        state.store_forwarding_before("4:1", b"content")
-        ip_forwarding.release("4:1", namespace, [vm], state)
-        assert state.forwarding_before("4:1") == b"content"
-        ip_forwarding.release("4:1", namespace, [], state)
-        assert state.forwarding_before("4:1") is None
+        state.store_sysctls("forwarding-4:1", b"content")
+        ip_forwarding._release("4:1", namespace, [vm], state)
+        assert state.stored_sysctls("forwarding-4:1") == b"content"
+        ip_forwarding._release("4:1", namespace, [], state)
+        assert state.stored_sysctls("forwarding-4:1") is None
 
 
 def test_forwarding_writes_existing_settings_only(lab: Lab) -> None:

@@ -95,7 +95,7 @@ def test_sysctl_concerns_all_namespaces_but_the_initial_one(
 ) -> None:
     assert kernel_log_sysctl.blocking_value(Namespace()) is None
     assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) == "0"
-    kernel_log_sysctl.enable()
+    kernel_log_sysctl.write("1")
     assert all_netns() == "1"
     assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) is None
 
@@ -129,12 +129,15 @@ def test_kernel_log_fence_with_a_disabled_sysctl_differs(
 @pytest.fixture
 def read_only_sysctl(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Make the sysctl read-only until this is undone."""
+    write = kernel_log_sysctl.write
 
-    def refuse(_before: str) -> None:
-        raise UnsupportedError("it can't be set from here")
+    def refuse(value: str) -> None:
+        if value == "0":
+            raise UnsupportedError("it can't be set from here")
+        write(value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_log_sysctl, "restore", refuse)
+        patch.setattr(kernel_log_sysctl, "write", refuse)
         yield patch
 
 
@@ -170,7 +173,7 @@ def test_previous_value_stays_stored_until_a_second_installation_restores_the_sy
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     read_only_sysctl.undo()
     installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    assert (all_netns(), state.all_netns_before()) == ("0", None)
+    assert (all_netns(), state.stored_sysctls("nf_log_all_netns")) == ("0", None)
     assert state.read(spec.sandbox) == installed
 
 
@@ -206,10 +209,9 @@ def test_sysctl_that_cannot_be_changed_leads_to_the_next_transport(
 
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "nflog"}
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
-    monkeypatch.setattr(kernel_log_sysctl, "enable", refuse)
-    monkeypatch.setattr(kernel_log_sysctl, "restore", refuse)
+    monkeypatch.setattr(kernel_log_sysctl, "write", refuse)
     installed = installer.install(spec, lab.sandbox_namespace, state)
-    assert (installed.transport, state.all_netns_before()) == ("none", None)
+    assert (installed.transport, state.stored_sysctls("nf_log_all_netns")) == ("none", None)
     with pytest.raises(UnsupportedError, match="can't be set"):
         installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     assert state.read(spec.sandbox) == installed
@@ -228,11 +230,10 @@ _READ_ONLY = Path("/proc/sys/kernel/ostype")
             Path("/nothing"),
             "No such file or directory",
         ),
-        (kernel_log_sysctl.enable, _READ_ONLY, "Permission denied"),
         (kernel_log_sysctl.probe, _READ_ONLY, "Permission denied"),
-        (lambda: kernel_log_sysctl.restore("0"), _READ_ONLY, "Permission denied"),
+        (lambda: kernel_log_sysctl.write("0"), _READ_ONLY, "Permission denied"),
     ],
-    ids=["blocking_value", "enable", "probe", "restore"],
+    ids=["blocking_value", "probe", "write"],
 )
 def test_inaccessible_sysctl_is_an_error_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], sysctl: Path, cause: str

@@ -53,14 +53,6 @@ def test_inspection_of_a_fence_removed_during_its_restore_finds_none(
     assert (found.was_renewed, found.difference) == (True, "+accept")
 
 
-def test_record_that_is_damaged_is_none(tmp_path: Path) -> None:
-    state = StateDirectory(tmp_path)
-    state.write(INSTALLED)
-    assert fences.read_record("sb1", state) == INSTALLED
-    (state.directory("sb1") / "fence.json").write_text("{}")
-    assert fences.read_record("sb1", state) is None
-
-
 def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.write(dataclasses.replace(INSTALLED, namespace=named("no-such-namespace")))
