@@ -110,11 +110,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
     identity = namespace.identity()
     before = state.read_or_none(spec.sandbox)
     replaced = None
-    table_ids = spec.tables
-    if before is None or (before.identity, before.spec.tables) != (
-        identity,
-        table_ids,
-    ):
+    if before is None or (before.identity, before.spec.tables) != (identity, spec.tables):
         # If our fence is on record, another name in the table's comment is forged.
         replaced = table_owner.replaced_sandbox(spec, around, namespace, state)
     for guard in spec.guard_tables:
@@ -130,7 +126,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         ):  # not loaded again
             return _restore_sysctls(before, state)
     if load_text is nft.load:
-        table_owner.refuse_exclusive(namespace, table_ids, state)
+        table_owner.refuse_exclusive(namespace, spec.tables, state)
         table_owner.refuse_exclusive(HOST, spec.guard_tables, state)
     intended = InstalledFence(
         spec=spec,
@@ -272,7 +268,6 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    """Return a list with a message about interfaces that the fence does not cover, or []."""
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -287,11 +282,6 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec`` with ``has_changed`` set: True if the fence has ever changed its mode.
-
-    The mode is enforcing or permissive (log and allow). ``before`` is the record of the previous
-    fence. If that fence was not in the namespace ``identity``, ``has_changed`` is False.
-    """
     # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -308,13 +298,12 @@ def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> 
     """Raise FenceError if the sandbox's recorded fence is active in another namespace."""
     if namespace.identity() == installed.identity:
         return
-    device = None if installed.spec.tap is None else installed.spec.tap.device
-    if installed.namespace.has_identity(installed.identity) and is_installed(
-        installed.namespace, device
-    ):
+    where = installed.namespace
+    table_id, _ = installed.spec.tables
+    if where.has_identity(installed.identity) and table_query.comment(where, *table_id) is not None:
         # A new record would replace the only record of that fence.
         raise FenceError(
-            f"the fence of sandbox {installed.spec.sandbox} is installed in {installed.namespace}, "
+            f"the fence of sandbox {installed.spec.sandbox} is installed in {where}, "
             f"not in {namespace}: remove that fence first"
         )
 
@@ -378,11 +367,7 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the sysctls that a fence changed and that no fence needs any more.
-
-    The sysctls are ``nf_log_all_netns``, and IP forwarding in the namespace of the fence
-    ``installed``. Return ``installed`` unchanged. Raises FenceError if a sysctl can't be restored.
-    """
+    """Restore the sysctls that no fence needs any more; return ``installed`` unchanged."""
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":

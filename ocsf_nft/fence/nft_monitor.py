@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import SourceError
-from ocsf_nft.fence import ruleset_batch
+from ocsf_nft.fence import restore_batch
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
 from ocsf_nft.nfnetlink import Nftables
 
@@ -215,7 +215,7 @@ class NftMonitor:
                 if any(self._nftables.table(*table_id) is None for table_id in self.tables):
                     return
                 statements = [
-                    ruleset_batch.ownership_statement(*table_id) for table_id in self.tables
+                    restore_batch.ownership_statement(*table_id) for table_id in self.tables
                 ]
                 try:
                     self.commit(statements, None if is_last else before)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, kernel_errors, nft, ruleset_batch
+from ocsf_nft.fence import installer, kernel_errors, nft, restore_batch
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
 from ocsf_nft.fence.tamper_attribution import attribute_change
@@ -270,7 +270,7 @@ class TamperGuard:
             nft.load(namespace, text)
             return
         try:
-            statements = ruleset_batch.compile_ruleset(namespace, text)
+            statements = restore_batch.compile_ruleset(namespace, text)
         except FenceError:
             if monitor.is_owner:  # nft can't change tables that the socket owns exclusively
                 raise
@@ -444,9 +444,9 @@ class TamperGuard:
             return "failed"
 
     def _send(self, monitor: NftMonitor, batch: RestoreBatch, recreated: Iterable[TableId]) -> None:
-        for _, namespace_batch in batch.batches:
+        for namespace_batch in batch.batches:
             if set(namespace_batch.tables) <= set(monitor.tables):
-                more = ruleset_batch.attach_statements(
+                more = restore_batch.attach_statements(
                     namespace_batch.full.unpack(), self._new_links - batch.links
                 )
                 *others, last = namespace_batch.candidates(recreated)
@@ -500,10 +500,9 @@ class TamperGuard:
         if batch is None or not (names := names - batch.links):
             return
         monitor = self._monitors[0]
-        _, namespace_batch = batch.batches[0]
         self._attached |= names
         # The link may be removed again. A later check adds the new links to the fence's record, and
         # reports links that can't be attached. The lock on the records is not needed: the chains
         # only block packets, so they do no harm.
         with contextlib.suppress(OSError, OcsfNftError):
-            monitor.commit(ruleset_batch.attach_statements(namespace_batch.full.unpack(), names))
+            monitor.commit(restore_batch.attach_statements(batch.batches[0].full.unpack(), names))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.fence import ruleset_batch, tamper_guard
+from ocsf_nft.fence import restore_batch, tamper_guard
 from ocsf_nft.fence.ruleset_changes import Transaction
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import TamperGuard
@@ -206,10 +206,10 @@ def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
         for where in ("sandbox", "host")
     ]
     batches = tuple(
-        (None, SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what)))
+        SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what))
         for what in ("fence", "guard")
     )
-    monkeypatch.setattr(ruleset_batch, "attach_statements", lambda full, names: (full, names))
+    monkeypatch.setattr(restore_batch, "attach_statements", lambda full, names: (full, names))
     monkeypatch.setattr(guard, "_monitors", monitors)
     guard.use_restore_batch(SimpleNamespace(links={"old"}, batches=batches), None)  # type: ignore[arg-type]
     guard._attach({"old", "new"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.fence import ruleset, ruleset_batch
+from ocsf_nft.fence import restore_batch, ruleset
 from ocsf_nft.fence.nft_monitor import NftMonitor
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
@@ -34,7 +34,7 @@ def monitor(fenced: Lab, spec: FenceSpec) -> Iterator[NftMonitor]:
 def statements(installed: InstalledFence) -> tuple[Statement, ...]:
     """Return the statements of the fence, without exclusive ownership."""
     text = ruleset.fence(installed.spec, installed.around, installed.transport)
-    return ruleset_batch.compile_ruleset(installed.namespace, text)
+    return restore_batch.compile_ruleset(installed.namespace, text)
 
 
 def _make_exclusive(installed: InstalledFence) -> None:
@@ -66,7 +66,7 @@ def test_changes_before_another_transaction_are_not_reverted(
     """The transaction only attaches the chains to another link."""
     ns = fenced.sandbox_namespace
     conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
-    monitor.commit(ruleset_batch.attach_statements(statements, ["late0"]))
+    monitor.commit(restore_batch.attach_statements(statements, ["late0"]))
     (before,) = monitor.read()
     assert not monitor.is_reverted(before)
 
@@ -110,8 +110,8 @@ def test_commit_with_an_outdated_generation_changes_nothing(
         generation = nftables.generation()
         conftest.nft(ns, "add", "table", "ip", "theirs")
         with pytest.raises(OSError, match="restarted"):
-            monitor.commit([ruleset_batch.ownership_statement("inet", "ours")], generation)
-        monitor.commit([ruleset_batch.ownership_statement("inet", "ours")], generation + 1)
+            monitor.commit([restore_batch.ownership_statement("inet", "ours")], generation)
+        monitor.commit([restore_batch.ownership_statement("inet", "ours")], generation + 1)
         assert nftables.generation() == generation + 2
 
 
@@ -137,7 +137,7 @@ def test_nft_monitor_does_not_own_tables_of_another_socket(
 ) -> None:
     _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        other.commit([ruleset_batch.ownership_statement("netdev", "ocsf_nft")])
+        other.commit([restore_batch.ownership_statement("netdev", "ocsf_nft")])
         with pytest.raises(PermissionError):
             monitor.take_ownership()
         assert [monitor.is_owner] == [False]
@@ -155,7 +155,7 @@ def test_constant_changes_do_not_prevent_ownership_or_a_restore(
 
         def outdated_generation() -> int:
             found = generation()
-            other.commit([ruleset_batch.ownership_statement("inet", "theirs")])
+            other.commit([restore_batch.ownership_statement("inet", "theirs")])
             other.commit([Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"theirs\0"))])
             return found
 
@@ -163,4 +163,4 @@ def test_constant_changes_do_not_prevent_ownership_or_a_restore(
         monitor.take_ownership()
         assert monitor.is_owner
         assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset").count("owner,persist") == 2
-        monitor.restore([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
+        monitor.restore([restore_batch.ownership_statement("inet", "ocsf_nft")])

@@ -159,7 +159,7 @@ def test_prepared_batch_restores_what_nft_loads(
 ) -> None:
     ns = lab.sandbox_namespace
     installed = installer.install(_SPECS[profile], ns, state, "nflog")
-    ((_, batch),) = restore_batch.prepare(installed).batches
+    (batch,) = restore_batch.prepare(installed).batches
     (table,) = {table_id.name for table_id in batch.tables}
     for kind, tampering in itertools.product(("keeping counters", "full"), _TAMPERINGS):
         with subtests.test(kind=kind, tampering=tampering):
@@ -178,7 +178,7 @@ def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDir
     host = lab.gateway_namespace
     spec = replace(_SPECS["sandbox"], guard_device=lab.gateway_device)
     installed = host.call(lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog"))
-    _, (_, batch) = host.call(lambda: restore_batch.prepare(installed)).batches
+    _, batch = host.call(lambda: restore_batch.prepare(installed)).batches
     assert {table_id.name for table_id in batch.tables} == {"ocsf_nft_gw0"}
     before = conftest.nft(host, "list", "ruleset")
     for packed in (batch.keeping_counters, batch.full):
@@ -677,7 +677,7 @@ def test_batch_is_prepared_without_a_scratch_namespace(
         patched.setattr("ocsf_nft.netns.in_scratch", refuse)
         # The existing fence differs from the recorded one.
         conftest.nft(fenced.sandbox_namespace, "add set inet ocsf_nft foreign { type ipv4_addr; }")
-        ((_, batch),) = restore_batch.prepare(installed).batches
+        (batch,) = restore_batch.prepare(installed).batches
     assert "differs" in _verdict(state)
     with fenced.sandbox_namespace.call(Nftables) as nftables:
         nftables.commit(batch.full.unpack())

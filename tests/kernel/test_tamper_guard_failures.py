@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, SourceError
-from ocsf_nft.fence import installer, nft, restore_batch, ruleset_batch, table_query, tamper_guard
+from ocsf_nft.fence import installer, nft, restore_batch, table_query, tamper_guard
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
@@ -125,7 +125,7 @@ def test_renew_names_tables_that_another_process_owns(
 ) -> None:
     _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        other.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
+        other.commit([restore_batch.ownership_statement("inet", "ocsf_nft")])
         with pytest.raises(FenceError, match="can't be changed: another process owns them"):
             probe.guard.renew()
 
@@ -188,7 +188,7 @@ def test_tamper_guard_ends_with_any_exception(
 def test_tamper_guard_sends_nothing_if_another_thread_restored_the_fence_first(
     fenced: Lab, installed: InstalledFence, state: StateDirectory, probe: GuardProbe
 ) -> None:
-    ((_, batch),) = restore_batch.prepare(installed).batches
+    (batch,) = restore_batch.prepare(installed).batches
     probe.guard.start()
     with state.locked():
         _tamper(fenced, "delete table inet ocsf_nft")

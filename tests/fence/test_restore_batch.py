@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import ruleset_batch
+from ocsf_nft.fence import restore_batch
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import Nftables, Statement, Table
 
@@ -46,7 +46,7 @@ _OUTPUT = (
 
 
 def test_parsed_message_is_the_one_that_nft_sends() -> None:
-    (found,) = ruleset_batch.parse_messages(_OUTPUT)
+    (found,) = restore_batch.parse_messages(_OUTPUT)
     payload = b"\1\0\0\0" + netlink.attribute(1, b"t\0")
     payload += netlink.attribute(2 | 0x8000, struct.pack("!I", 0x7C))
     assert found == Statement(0, 0, payload)
@@ -56,8 +56,8 @@ def test_parsed_ends_with_the_transaction() -> None:
     begin, table = _OUTPUT.index("| 00016 |"), _OUTPUT.rindex(_RULE + "|  0000000036")
     end = _OUTPUT[:begin].rindex(_RULE), _OUTPUT[begin:table].replace("| 00016 |", "| 00017 |")
     after = _OUTPUT[end[0] : begin] + end[1] + _OUTPUT[table:]
-    assert list(ruleset_batch.parse_messages(_OUTPUT + after)) == list(
-        ruleset_batch.parse_messages(_OUTPUT)
+    assert list(restore_batch.parse_messages(_OUTPUT + after)) == list(
+        restore_batch.parse_messages(_OUTPUT)
     )
 
 
@@ -73,13 +73,13 @@ def test_parsed_ends_with_the_transaction() -> None:
 def test_unknown_format_is_an_error(old: str, new: str, sentence: str) -> None:
     assert old in _OUTPUT
     with pytest.raises(FenceError, match=sentence):
-        list(ruleset_batch.parse_messages(_OUTPUT.replace(old, new)))
+        list(restore_batch.parse_messages(_OUTPUT.replace(old, new)))
 
 
 @given(st.text(alphabet="|- \t\n0123456789abcdefR\x1b[];m", max_size=300))
 def test_any_other_text_is_an_error(text: str) -> None:
     with pytest.raises(FenceError):
-        list(ruleset_batch.parse_messages(text))
+        list(restore_batch.parse_messages(text))
 
 
 def _chain(*hook: bytes, family: int = 5) -> Statement:
@@ -92,7 +92,7 @@ def test_attach_statements_replace_the_links_of_a_netdev_chain() -> None:
     number = netlink.attribute(1, struct.pack("!I", 1))
     one = netlink.attribute(3, b"sb0\0")
     several = netlink.attribute(4 | 0x8000, netlink.attribute(1, b"late0\0"))
-    found = ruleset_batch.attach_statements(
+    found = restore_batch.attach_statements(
         [_chain(number, one), _chain(number, family=1), Statement(6, 0, b"\5\0\0\0")], ["late0"]
     )
     assert found == (_chain(number, several),)
@@ -104,13 +104,13 @@ def test_attach_statements_leave_the_policy_of_a_chain_unchanged() -> None:
     chain = _chain(number, netlink.attribute(3, b"sb0\0"))
     policy = netlink.attribute(5, struct.pack("!I", 1))
     with_policy = chain._replace(payload=chain.payload + policy)
-    assert ruleset_batch.attach_statements(
+    assert restore_batch.attach_statements(
         [with_policy], ["late0"]
-    ) == ruleset_batch.attach_statements([chain], ["late0"])
+    ) == restore_batch.attach_statements([chain], ["late0"])
 
 
 def test_attach_statements_without_links_are_none() -> None:
-    assert ruleset_batch.attach_statements([_chain()], []) == ()
+    assert restore_batch.attach_statements([_chain()], []) == ()
 
 
 _TABLE = """table inet t {
@@ -154,7 +154,7 @@ def test_compiled_statements_make_the_ruleset_that_nft_makes() -> None:
 
     def by_statements(text: str) -> None:
         with Nftables() as nftables:
-            nftables.commit(ruleset_batch.compile_ruleset(Namespace(), text))
+            nftables.commit(restore_batch.compile_ruleset(Namespace(), text))
 
     expected = netns.in_scratch(lambda: listed(by_nft))
     assert "udp dport 53" in expected
@@ -168,8 +168,8 @@ def test_ownership_statement_makes_the_sending_socket_the_owner() -> None:
         with Nftables() as nftables:
             nftables.commit(
                 [
-                    ruleset_batch.ownership_statement("inet", "mine"),
-                    ruleset_batch.ownership_statement("netdev", "mine"),
+                    restore_batch.ownership_statement("inet", "mine"),
+                    restore_batch.ownership_statement("netdev", "mine"),
                 ]
             )
             for family in ("inet", "netdev"):
@@ -179,7 +179,7 @@ def test_ownership_statement_makes_the_sending_socket_the_owner() -> None:
             assert nftables.table("inet", "other") is None
             with Nftables() as other, pytest.raises(PermissionError):
                 other.commit(
-                    [Statement(2, 0, ruleset_batch.ownership_statement("inet", "mine").payload)]
+                    [Statement(2, 0, restore_batch.ownership_statement("inet", "mine").payload)]
                 )
 
     netns.in_scratch(check)
