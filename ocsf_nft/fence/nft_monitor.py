@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import nfnetlink
-from ocsf_nft.errors import SourceError
+from ocsf_nft.errors import FenceError, SourceError, UnsupportedError
 from ocsf_nft.fence import restore_batch
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
 from ocsf_nft.nfnetlink import Nftables
@@ -115,24 +115,17 @@ class NftMonitor:
     def is_reverted(self, transaction: Transaction) -> bool:
         """Return True if a transaction needs no repair: it was reverted, or checked and accepted.
 
-        Return False if the transaction's ``generation`` (number of the resulting ruleset) is
-        unknown (None).
+        Return False if the number of the resulting ruleset is unknown.
         """
-        return transaction.generation is not None and _is_up_to(
-            transaction.generation, self.restored_generation
-        )
+        return _is_up_to(transaction.generation, self.restored_generation)
 
     def is_regular(self, transaction: Transaction) -> bool:
         """Return True if an nftables transaction does not count as tampering with the fence.
 
         Such a transaction belongs to an installation of the fence, or a later check found the fence
-        intact. Return False if the transaction's ``generation`` is unknown (None).
+        intact. Return False if the number of the resulting ruleset is unknown.
         """
-        return (
-            transaction.generation is not None
-            and self.regular_generation is not None
-            and _is_up_to(transaction.generation, self.regular_generation)
-        )
+        return _is_up_to(transaction.generation, self.regular_generation)
 
     def generation(self) -> int:
         """Return the number of the present ruleset; each transaction increments this number."""
@@ -247,6 +240,25 @@ def _open_sockets() -> tuple[socket.socket, Nftables, int]:
         raise
 
 
-def _is_up_to(earlier: int, generation: int) -> bool:
+def _is_up_to(earlier: int | None, generation: int | None) -> bool:
+    if earlier is None or generation is None:
+        return False
     # The numbers wrap around at 2^32.
     return (generation - earlier) & 0xFFFFFFFF < 1 << 31
+
+
+def ownership_failure(error: OSError) -> str:
+    """Return, as text, why the kernel refused to change a fence's tables or the tables' owner."""
+    if isinstance(error, PermissionError):
+        return "another process owns them exclusively"
+    return error.strerror or str(error)
+
+
+def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
+    """Return the exception to raise if the kernel has refused to load a fence with ``error``."""
+    reason = ownership_failure(error)
+    if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
+        return UnsupportedError(f"this kernel can't do what the fence needs ({reason})")
+    if isinstance(error, PermissionError):
+        return FenceError(f"the fence's tables can't be changed: {reason}")
+    return FenceError(f"the kernel refused the fence: {reason}")

@@ -133,15 +133,15 @@ class NamespaceBatch:
     keeping_counters: PackedStatements | None
     full: PackedStatements
 
-    def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return netlink message sequences to send in turn, until the kernel accepts a sequence.
+    def preserving(self, recreated: Iterable[TableId]) -> tuple[Statement, ...] | None:
+        """Return the messages that preserve counters; None if this is impossible.
 
-        The first sequence preserves packet counters, if possible; the last resets them. Counters of
-        a table that another process has created again (``recreated``) are not preserved.
+        Another process may have created tables of the fence again (``recreated``). Their counters
+        are wrong.
         """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
-            return (self.full.unpack(),)
-        return self.keeping_counters.unpack(), self.full.unpack()
+            return None
+        return self.keeping_counters.unpack()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import pydantic
 
-from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, reason_of
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
@@ -86,18 +86,15 @@ class StateDirectory:
 
         Raises FenceError if the file of the record is damaged or can't be read.
         """
-        file = self.path / values.sandbox_name(sandbox) / _FILE
+        file = self.directory(sandbox) / _FILE
         version = self.version(sandbox)  # before the content, so that it is never too new
         known, found = self._read.get(sandbox, (None, None))
         if found is not None and version is not None and version == known:
             return found
         self._read.pop(sandbox, None)
-        try:
-            content = file.read_bytes()
-        except FileNotFoundError:
+        content = _content(file)
+        if content is None:
             return None
-        except OSError as error:
-            raise FenceError(f"{file} can't be read: {error.strerror}") from error
         try:
             found = _INSTALLED_FENCE.validate_json(content)
         except (pydantic.ValidationError, OcsfNftError) as error:
@@ -122,21 +119,22 @@ class StateDirectory:
 
         The time is in ns since the epoch. Return None if there is no record.
         """
-        try:
-            return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
-        except OSError:
-            return None
+        found = self._stat(sandbox)
+        return None if found is None else found.st_mtime_ns
 
     def version(self, sandbox: str) -> tuple[int, ...] | None:
         """Return a value that changes with each write of the record of a sandbox's fence.
 
         Compare two values only for equality. Return None if there is no record.
         """
+        found = self._stat(sandbox)
+        return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _stat(self, sandbox: str) -> os.stat_result | None:
         try:
-            found = (self.directory(sandbox) / _FILE).stat()
+            return (self.directory(sandbox) / _FILE).stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def account_place(self, sandbox: str) -> AccountPlace | None:
         """Return which state database has a sandbox's packet counts.
@@ -145,13 +143,14 @@ class StateDirectory:
         read.
         """
         file = self.directory(sandbox) / _DATABASE
-        try:
-            identity, _, path = file.read_bytes().partition(b"\n")
-            return AccountPlace(self.path / os.fsdecode(path), identity.decode("ascii"))
-        except FileNotFoundError:
+        content = _content(file)
+        if content is None:
             return None
-        except (OSError, ValueError) as error:
-            raise FenceError(f"{file} can't be read: {reason_of(error)}") from error
+        identity, _, path = content.partition(b"\n")
+        try:
+            return AccountPlace(self.path / os.fsdecode(path), identity.decode("ascii"))
+        except ValueError as error:
+            raise FenceError(f"{file} can't be read: {error}") from error
 
     def set_account_place(self, sandbox: str, place: AccountPlace) -> None:
         """Store which state database has a sandbox's packet counts, and sync it to disk.
@@ -171,11 +170,9 @@ class StateDirectory:
         """
         directory = self.directory(sandbox)
         try:
-            (directory / _DATABASE).unlink(missing_ok=True)
+            _delete(directory / _DATABASE)
         except OSError as error:
             raise self._unwritable(directory, error) from error
-        with contextlib.suppress(OSError):  # the sandbox may have other files there
-            directory.rmdir()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -203,16 +200,20 @@ class StateDirectory:
         # One descriptor for all sandboxes of a run: a lock on a part of the file for each.
         if self._runs is None:
             self._runs = self._lock_file(_RUNS)
-        lock = _RunLock(self._runs, name)
+        descriptor = self._runs
         try:
-            # An open file may take its own locks again.
-            if name in self._locked or not lock.acquire():
-                raise SourceError(f"another run watches sandbox {sandbox}: stop that run first")
+            busy = f"another run watches sandbox {sandbox}: stop that run first"
+            if name in self._locked:  # an open file may take its own locks again
+                raise SourceError(busy)
+            try:
+                _lock_run(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+            except BlockingIOError as error:
+                raise SourceError(busy) from error
             self._locked.add(name)
             try:
                 yield
             finally:
-                lock.release()
+                _lock_run(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
                 self._locked.discard(name)
                 self._read.pop(name, None)
         finally:
@@ -232,7 +233,7 @@ class StateDirectory:
         except OSError:  # no run ever monitored a sandbox
             return False
         try:
-            return _RunLock(descriptor, name).is_held_by_another()
+            return _lock_run(descriptor, name, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
         finally:
             os.close(descriptor)
 
@@ -292,24 +293,15 @@ class StateDirectory:
 
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
-        directory = self.path / values.sandbox_name(sandbox)
         self._read.pop(sandbox, None)
-        (directory / _FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the sandbox may have other files there
-            directory.rmdir()
+        _delete(self.directory(sandbox) / _FILE)
 
     def stored_sysctls(self, name: str) -> bytes | None:
         """Return the values of sysctls that :meth:`store_sysctls` stored under a name, or None.
 
         Raises FenceError if the file can't be read.
         """
-        path = self._sysctls(name)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise FenceError(f"{path} can't be read: {error.strerror}") from error
+        return _content(self._sysctls(name))
 
     def store_sysctls(self, name: str, content: bytes) -> None:
         """Store the values that sysctls have before a fence changes them.
@@ -327,38 +319,33 @@ class StateDirectory:
         return self.path / f"{name}.before"
 
 
-class _RunLock:
-    """Lock that lets only one process monitor a sandbox: on one byte of an open file.
+def _lock_run(descriptor: int, sandbox: str, command: int, kind: int) -> int:
+    """Call fcntl(2) for the lock of a run, which is one byte of an open file.
 
-    The locks are those of the open file (``F_OFD_SETLK`` in fcntl(2)), not of the process.
+    The locks are those of the open file (``F_OFD_SETLK``), not of the process. Return the kind of
+    another open file's lock, for ``F_OFD_GETLK``. Raises BlockingIOError if another one has it.
     """
+    digest = hashlib.sha256(sandbox.encode("ascii")).digest()
+    #: Position of the byte: no two names have the same one, but by an unlikely chance.
+    start = int.from_bytes(digest[:7], "big")
+    request = _FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
+    found, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, command, request))
+    return int(found)
 
-    def __init__(self, descriptor: int, sandbox: str) -> None:
-        self._descriptor = descriptor
-        digest = hashlib.sha256(sandbox.encode("ascii")).digest()
-        #: Position of the byte: no two names have the same one, but by an unlikely chance.
-        self._start = int.from_bytes(digest[:7], "big")
 
-    def acquire(self) -> bool:
-        """Take the lock; return False if another open file has it."""
-        try:
-            self._call(fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
-        except BlockingIOError:
-            return False
-        return True
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FenceError(f"{path} can't be read: {error.strerror}") from error
 
-    def release(self) -> None:
-        """Release the lock."""
-        self._call(fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
 
-    def is_held_by_another(self) -> bool:
-        """Return True if another open file has the lock."""
-        kind, *_ = _FLOCK.unpack(self._call(fcntl.F_OFD_GETLK, fcntl.F_WRLCK))
-        return bool(kind != fcntl.F_UNLCK)
-
-    def _call(self, command: int, kind: int) -> bytes:
-        request = _FLOCK.pack(kind, os.SEEK_SET, self._start, 1, 0)
-        return fcntl.fcntl(self._descriptor, command, request)
+def _delete(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the sandbox may have other files there
+        path.parent.rmdir()
 
 
 def _sync_folder(path: Path) -> None:

@@ -11,13 +11,13 @@ import errno
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft import netlink, rtnetlink
+from ocsf_nft import clocks, netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, kernel_errors, nft, restore_batch
+from ocsf_nft.fence import installer, nft, restore_batch
 from ocsf_nft.fence.guard_thread import GuardThread
-from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
+from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ownership_failure, ruleset_error
 from ocsf_nft.fence.tamper_attribution import attribute_change
 from ocsf_nft.netns import HOST
 
@@ -71,20 +71,6 @@ class FenceChange:
     given_up: bool = False
     #: True if the other process is `ocsf-nft` too, for example because it installs the fence again.
     is_regular: bool = False
-
-
-class _Arrival(NamedTuple):
-    """Time at which the kernel's notice of a change was read, by two clocks.
-
-    One clock counts since the epoch (UTC), the other since boot.
-    """
-
-    epoch_ns: int
-    since_boot_ns: int
-
-    @classmethod
-    def now(cls) -> Self:
-        return cls(time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 class TamperGuard:
@@ -232,7 +218,7 @@ class TamperGuard:
         except OSError as error:
             raise FenceError(
                 f"the tables of sandbox {self._sandbox} can't be owned exclusively by this run: "
-                f"{kernel_errors.ownership_failure(error)}"
+                f"{ownership_failure(error)}"
             ) from error
 
     def renew(self) -> InstalledFence | None:
@@ -282,7 +268,7 @@ class TamperGuard:
             if error.errno in {errno.EMSGSIZE, errno.ENOBUFS} and not monitor.is_owner:
                 nft.load(namespace, text)  # nft may send more at once
                 return
-            raise kernel_errors.ruleset_error(error) from error
+            raise ruleset_error(error) from error
 
     def _open(self, installed: InstalledFence) -> None:
         spec = installed.spec
@@ -336,7 +322,7 @@ class TamperGuard:
         reverted = [each for each in found if monitor.is_reverted(each)]
         if reverted := [each for each in reverted if not monitor.is_regular(each)]:
             # A check was faster.
-            self._report(reverted, _Arrival.now(), restored_after_ns=0)
+            self._report(reverted, time.clock_gettime_ns(time.CLOCK_BOOTTIME), restored_after_ns=0)
         while foreign := [each for each in found if not monitor.is_reverted(each)]:
             found = self._react(monitor, foreign)
 
@@ -345,7 +331,7 @@ class TamperGuard:
 
         Return the changes that arrived during the restore, which the caller must handle.
         """
-        started, arrival = time.monotonic_ns(), _Arrival.now()
+        started, arrived_ns = time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         # A process that changes very much at once, as some do to their own tables, is no conflict.
         is_certain = any(each is not OVERRUN for each in foreign)
         given_up = self._self_heal and is_certain and self._is_in_conflict()
@@ -372,7 +358,7 @@ class TamperGuard:
             self._paused_until = time.monotonic() + PAUSE_SECONDS
         self._report(
             foreign,
-            arrival,
+            arrived_ns,
             restored_after_ns=restored_after_ns,
             given_up=given_up,
             is_regular=is_regular,
@@ -382,21 +368,22 @@ class TamperGuard:
     def _report(
         self,
         foreign: list[Transaction],
-        arrival: _Arrival,
+        arrived_ns: int,
         *,
         restored_after_ns: int | None,
         given_up: bool = False,
         is_regular: bool = False,
     ) -> None:
+        """Report changes; the notices of them were read at ``arrived_ns`` (CLOCK_BOOTTIME)."""
         more = len(foreign) - 1
         first = foreign[0]
         followed = f"; {more} more change{'' if more == 1 else 's'} followed" if more else ""
         self._notify(
             FenceChange(
                 changes=f"{first.changes}{followed}",
-                process=attribute_change(first.pid, first.comm, arrival.since_boot_ns),
+                process=attribute_change(first.pid, first.comm, arrived_ns),
                 comm=first.comm,
-                arrived_ns=arrival.epoch_ns,
+                arrived_ns=arrived_ns + clocks.epoch_of(time.CLOCK_BOOTTIME),
                 restored_after_ns=restored_after_ns,
                 given_up=given_up,
                 is_regular=is_regular,
@@ -446,16 +433,14 @@ class TamperGuard:
     def _send(self, monitor: NftMonitor, batch: RestoreBatch, recreated: Iterable[TableId]) -> None:
         for namespace_batch in batch.batches:
             if set(namespace_batch.tables) <= set(monitor.tables):
-                more = restore_batch.attach_statements(
-                    namespace_batch.full.unpack(), self._new_links - batch.links
-                )
-                *others, last = namespace_batch.candidates(recreated)
-                for candidate in others:
-                    with contextlib.suppress(OSError):  # then try the next one
-                        monitor.restore((*candidate, *more))
-                        break
-                else:
-                    monitor.restore((*last, *more))
+                full = namespace_batch.full.unpack()
+                more = restore_batch.attach_statements(full, self._new_links - batch.links)
+                preserving = namespace_batch.preserving(recreated)
+                if preserving is not None:
+                    with contextlib.suppress(OSError):
+                        monitor.restore((*preserving, *more))
+                        continue
+                monitor.restore((*full, *more))
 
     def _read_links(self, sock: socket.socket) -> None:
         names: set[str] = set()

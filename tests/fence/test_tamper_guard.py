@@ -57,7 +57,7 @@ def test_tamper_guard_counts_the_changes_after_the_first(
         (2, "the whole ruleset was flushed; 1 more change followed"),
         (3, "the whole ruleset was flushed; 2 more changes followed"),
     ):
-        guard._report([flushed] * number, tamper_guard._Arrival.now(), restored_after_ns=None)
+        guard._report([flushed] * number, 0, restored_after_ns=None)
         assert (reported[-1].changes, reported[-1].comm, reported[-1].process) == (
             expected,
             "nft",

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import kernel_errors
+from ocsf_nft.fence.nft_monitor import ruleset_error
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ from ocsf_nft.fence import kernel_errors
     ],
 )  # fmt: skip
 def test_each_kernel_error_has_a_message(error: OSError, kind: type, sentence: str) -> None:
-    found = kernel_errors.ruleset_error(error)
+    found = ruleset_error(error)
     assert (type(found), str(found)) == (kind, sentence)
