@@ -116,11 +116,8 @@ def call_beside(sock: socket.socket, work: Callable[[], T]) -> T:
 
 
 def _enter_descriptor(descriptor: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, CLONE_NEWNET) != 0:
-        raise UnsupportedError(
-            f"entering a network namespace failed: {os.strerror(ctypes.get_errno())}"
-        )
+    if (reason := _failure("setns", descriptor, CLONE_NEWNET)) is not None:
+        raise UnsupportedError(f"entering a network namespace failed: {reason}")
 
 
 def named(name: str) -> Namespace:
@@ -180,11 +177,9 @@ def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
 
 
 def _unshare() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) != 0:
+    if (reason := _failure("unshare", CLONE_NEWNET)) is not None:
         raise UnsupportedError(
-            f"making a network namespace failed ({os.strerror(ctypes.get_errno())}): "
-            "it needs CAP_SYS_ADMIN"
+            f"making a network namespace failed ({reason}): it needs CAP_SYS_ADMIN"
         )
 
 
@@ -204,13 +199,18 @@ def _enter(namespace: Namespace, path: Path) -> None:
     except OSError as error:
         raise _unreachable(namespace, error) from error
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
         # CAP_SYS_ADMIN is also needed in the user namespace that owns the network namespace.
-        if libc.setns(descriptor, CLONE_NEWNET) != 0:
-            code = ctypes.get_errno()
+        if (reason := _failure("setns", descriptor, CLONE_NEWNET)) is not None:
             raise UnsupportedError(
-                f"entering {path} failed ({os.strerror(code)}): "
+                f"entering {path} failed ({reason}): "
                 "it must be a network namespace, and entering needs CAP_SYS_ADMIN"
             )
     finally:
         os.close(descriptor)
+
+
+def _failure(function: str, *arguments: int) -> str | None:
+    """Call a function of the C library; return the reason if it fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = getattr(libc, function)(*arguments) != 0
+    return os.strerror(ctypes.get_errno()) if failed else None
