@@ -154,10 +154,9 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the original values of the sysctls that a VM's fence changes to enable IP forwarding.
+    """Return ``stored``, with the present values of the other sysctls that a VM's fence changes.
 
-    Values saved earlier, in ``stored``, are returned unchanged. Others are read now. Keys are paths
-    below /proc/sys/net. Raises UnsupportedError if a sysctl is read-only.
+    Raises UnsupportedError if a sysctl is read-only.
     """
     # Stored earlier, for example for another VM. The present value may be the changed one.
     found = dict(stored)
@@ -171,11 +170,7 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the sysctl ``key``, and all other sysctls that change when ``key`` is enabled for a VM.
-
-    ``key`` is a forwarding sysctl. ``key`` and the results are paths below /proc/sys/net, such as
-    ``ipv6/conf/all/forwarding``. ``spec`` describes the VM's fence.
-    """
+    """Yield the forwarding sysctl ``key``, and all others that change when ``key`` is enabled."""
     if "/all/" not in key:
         yield key
         return
@@ -255,10 +250,9 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored values that a namespace's sysctls had before IP forwarding was enabled.
+    """Return the stored values of a namespace, which ``identity`` and ``origin`` identify.
 
-    ``identity`` and ``origin`` together identify the namespace. The result is empty if no values of
-    this namespace are stored. Raises FenceError if the stored values are damaged.
+    Return no values if none are stored. Raises FenceError if they are damaged.
     """
     content = state.stored_sysctls(_file(identity))
     if content is None:

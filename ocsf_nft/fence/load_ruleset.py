@@ -96,10 +96,9 @@ def _load_with_transport(
 def _load_all(
     intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
 ) -> bool:
-    """Load the tables of a fence, and of its guard (an additional table on the host).
+    """Load the tables of a fence and of its guard; return True if counters were preserved.
 
-    With ``preserve``, existing counters are preserved if possible. Return True if counters were
-    preserved.
+    With ``preserve``, existing counters are preserved if possible.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     table_id, _ = spec.tables
@@ -130,10 +129,7 @@ def _load_tables(
     *,
     preserve: bool,
 ) -> bool:
-    """Load the ruleset ``definition``; with ``preserve``, preserve existing counters if possible.
-
-    Return True if counters were preserved. ``table_ids`` are the tables in ``definition``.
-    """
+    """Load the ruleset ``definition``, which has the tables ``table_ids``; as :func:`_load_all`."""
     tables = {table_id: table_query.table(namespace, *table_id) for table_id in table_ids}
     for table_id, table in tables.items():  # the kernel accepts no definition with other flags
         persists = table is not None and table.is_persistent

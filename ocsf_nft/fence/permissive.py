@@ -44,11 +44,6 @@ def make_permissive(policy: str, additions: str) -> str:
     return f"{accounted[: begin.start()]}{additions}\n{accounted[begin.start() :]}"
 
 
-def refusals(policy: str) -> tuple[str, ...]:
-    """Return the lines of a policy file that refuse packets, without their indentation."""
-    return tuple(line.strip() for line in policy.splitlines() if _REFUSAL.search(_unquoted(line)))
-
-
 def _unquoted(line: str) -> str:
     if _COMMENT.match(line):
         return ""

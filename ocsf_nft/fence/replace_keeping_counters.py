@@ -114,15 +114,10 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
     # These are the counters, and the sets that packets fill (flows and log limits).
     # One of these sets lets a sidecar's fence accept the last packets of connections that the proxy
     # has closed. Another process may have added elements to it, which can't be detected.
-    return part[0] == "counter" or (part[0] == "set" and _has_timeout(lines))
-
-
-def _has_timeout(lines: list[str]) -> bool:
-    """Return True if packets can add elements to a set, and these elements have a timeout.
-
-    ``lines`` are the lines of the set in a ruleset.
-    """
-    return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
+    return part[0] == "counter" or (
+        part[0] == "set"
+        and any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
+    )
 
 
 def _properties(lines: list[str]) -> list[str]:
@@ -168,10 +163,7 @@ def _devices(text: str) -> Iterator[str]:
 
 
 def _parse_definition(definition: str, table_id: TableId) -> _Table:
-    """Return the content of one table, from the text of a fence's ruleset.
-
-    The text may define the table in several blocks; the result has the lines of all blocks.
-    """
+    """Return the content of one table, which the ruleset may define in several blocks."""
     lines = []
     is_here = False
     for line in definition.split("\n"):

@@ -13,24 +13,16 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.fence import permissive, vm_addresses
-from ocsf_nft.fence.spec import TABLE, device_table
+from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Profile, Surroundings
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport
 
 LOOPBACK: Final = "lo"
-#: Sets that the installer fills, in whichever table they are.
-_STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
-
-_FILES: Final[Mapping[Profile, str]] = {
-    "sandbox": "sandbox.nft",
-    "sidecar": "sidecar.nft",
-    "tap": "tap.nft",
-}
 #: Additional rules of a permissive fence, by the policy file that they are inserted into.
 _PERMISSIVE: Final = {
     "sandbox.nft": "permissive.nft",
@@ -76,15 +68,11 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
 
     All other sets are filled later, from packets.
     """
-    has_mac = spec.tap is not None and spec.tap.mac is not None
-    return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
+    return tuple(_static_elements(spec, Surroundings()))
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence as text for ``nft -f``.
-
-    The guard, a second table on the host, is not included: see :func:`guard`.
-    """
+    """Return the ruleset of a fence without its guard, as text for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
@@ -94,18 +82,14 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     if spec.tap is not None:
         defines |= vm_addresses.addresses(spec.tap) | {"ct_zone": vm_addresses.zone(around)}
     (name,) = {name for _, name in spec.tables}
-    text = _render(_FILES[spec.profile], spec, defines, name, transport)
+    text = _render(f"{spec.profile}.nft", spec, defines, name, transport)
     if spec.tap is not None:
         text = vm_addresses.without_families(text, spec.tap)
     return _complete(text, spec, around)
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence's guard, as text for ``nft -f``.
-
-    The guard is a table on the host, at the host's end of the sandbox's link. It blocks packets
-    that have bypassed the fence inside the sandbox.
-    """
+    """Return the ruleset of a fence's guard, as text for ``nft -f``."""
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
     text = _render("guard.nft", spec, defines, device_table(device), transport)
@@ -113,16 +97,13 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence, and of its guard if it has one, as text for ``nft -f``.
-
-    The guard is a second table on the host: see :func:`guard`.
-    """
+    """Return the ruleset of a fence, and of its guard if it has one, as text for ``nft -f``."""
     text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
 
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the SHA-256 (hex) of the ruleset text of a fence and its guard (a table on the host).
+    """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
     A version of ocsf-nft with other rules returns another digest.
     """
@@ -196,10 +177,6 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return the ruleset text ``body`` with counters and sets renamed for a permissive fence.
-
-    ``_permissive`` is appended to the names. If ``is_permissive`` is false, no name changes.
-    """
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -234,6 +211,7 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
 
 
 def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
+    """Return the elements of the sets that the installer fills, in whichever table they are."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [
@@ -241,6 +219,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
             for endpoint in spec.allowed
             if endpoint.address.version == version
         ]
+    for version in (4, 6):
         found[f"neighbours{version}"] = [
             str(address) for address in around.neighbours if address.version == version
         ]
@@ -250,10 +229,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Return ``add element`` statements that fill the sets of a ruleset.
-
-    ``text`` is the ruleset. ``contents`` maps the name of a set to its elements.
-    """
+    """Return statements that fill the sets of a ruleset with ``contents``, by the sets' names."""
     lines = []
     where = ""
     for line in text.splitlines():

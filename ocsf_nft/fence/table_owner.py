@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ocsf_nft.fence.spec import FenceSpec, Surroundings, TableId
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
 _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
@@ -83,10 +83,7 @@ def replaced_sandbox(
         return None
     if spec.tap is None:
         raise _other_sandbox_error(found, namespace, table_id)
-    try:
-        installed = state.read(found)
-    except UsageError:  # not a valid sandbox name, so it has no record
-        return None
+    installed = _record(found, state)
     if (
         installed is None
         or installed.identity != namespace.identity()
@@ -103,21 +100,21 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if the table ``table_id`` is the guard of a sandbox other than ``sandbox``.
-
-    A guard is a sandbox's second packet filter, always a table in the host's network namespace.
-    ``state`` describes the guards of all sandboxes.
-    """
+    """Raise FenceError if the table is the guard of a sandbox other than ``sandbox``."""
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != HOST.identity():
         return
-    try:
-        installed = state.read(found)
-    except UsageError:  # as in replaced_sandbox()
-        return
+    installed = _record(found, state)
     # The untrusted comment is not enough: the record of that sandbox must name the table too.
     if installed is not None and table_id in installed.spec.guard_tables:
         raise _other_sandbox_error(found, namespace, table_id)
+
+
+def _record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
+    try:
+        return state.read(sandbox)
+    except UsageError:  # not a valid sandbox name, so it has no record
+        return None
 
 
 def _other_sandbox_error(found: str, namespace: Namespace, table_id: TableId) -> FenceError:

@@ -58,12 +58,7 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
 
     Raises the errors of :func:`comment`.
     """
-
-    def query() -> Table | None:
-        with Nftables() as nftables:
-            return nftables.table(family, name)
-
-    return _call(namespace, query)
+    return _query(namespace, lambda nftables: nftables.table(family, name))
 
 
 def generation(namespace: Namespace) -> int:
@@ -71,12 +66,7 @@ def generation(namespace: Namespace) -> int:
 
     Raises the errors of :func:`comment`.
     """
-
-    def query() -> int:
-        with Nftables() as nftables:
-            return nftables.generation()
-
-    return _call(namespace, query)
+    return _query(namespace, Nftables.generation)
 
 
 def elements(
@@ -140,9 +130,17 @@ def _comment(userdata: bytes) -> str:
     return ""
 
 
-def _call(namespace: Namespace, query: Callable[[], T]) -> T:
+def _query(namespace: Namespace, query: Callable[[Nftables], T]) -> T:
+    def inside() -> T:
+        with Nftables() as nftables:
+            return query(nftables)
+
+    return _call(namespace, inside)
+
+
+def _call(namespace: Namespace, work: Callable[[], T]) -> T:
     try:
-        return namespace.call(query)
+        return namespace.call(work)
     except PermissionError as error:
         raise nft.permission_error() from error
     except OSError as error:

@@ -150,7 +150,7 @@ class TamperGuard:
         if self._has_own_thread:
             self._thread.close()
         if not self._has_failed:
-            self._run(self._handle_rest)
+            self._run(self._handle_rest)  # notices that arrived meanwhile
         self._close()
 
     def awaited(self, now: float) -> tuple[int, ...]:
@@ -245,11 +245,7 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load the ruleset ``text`` into ``namespace``, by a netlink socket of the guard or by nft.
-
-        nft loads the ruleset if the guard has no socket in the namespace, or can't send the ruleset
-        by this socket.
-        """
+        """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
         if monitor is None:
@@ -313,7 +309,6 @@ class TamperGuard:
             self._read_links(self._links)
 
     def _handle_rest(self) -> None:
-        """Handle the notices that arrived during the shutdown."""
         for monitor in self._monitors:
             self._handle_notices(monitor)
 
@@ -477,10 +472,7 @@ class TamperGuard:
                 names.add(link.name)
 
     def _attach(self, names: set[str]) -> None:
-        """Attach the fence's netdev chains to the new network interfaces ``names``.
-
-        An interface that can't be attached raises no error: a later check reports it.
-        """
+        """Attach the fence's netdev chains to the new network interfaces ``names``."""
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):
             return

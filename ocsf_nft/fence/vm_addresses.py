@@ -69,10 +69,7 @@ def without_owners(accounting: str) -> str:
 
 
 def _vm_ranges(subnet: Subnet) -> Iterator[str]:
-    """Yield the addresses that a VM may have in its subnet, for example ``10.0.0.2-10.0.0.254``.
-
-    The gateway's address and reserved addresses, such as broadcast, are excluded.
-    """
+    """Yield the addresses that a VM may have in its subnet, for example ``10.0.0.2-10.0.0.254``."""
     first, last = int(subnet.network[0]), int(subnet.network[-1])
     taken = {int(subnet.ip)}
     # The first address is reserved (network in IPv4, anycast of all routers in IPv6: RFC 4291), and
