@@ -5,10 +5,13 @@ Only user ids from nftables need the conversion.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from ocsf_nft import proc
 
 _NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
 _PROC: Final = Path("/proc")
@@ -78,22 +81,17 @@ def _owner() -> int:
 
 def _read_map(process: Path, namespace: os.stat_result) -> str | None:
     """Return the text of the process's ``uid_map``; None if the process is not in ``namespace``."""
-    try:
-        # All three reads use one descriptor, because the pid may be given to another process.
-        directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
+
+    def is_inside(directory: int) -> bool:
+        return os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace)
+
+    # All three reads use one descriptor, because the pid may be given to another process.
+    with contextlib.suppress(OSError), proc.opened(str(process)) as directory:
         # Checked before and after: the process may move to a new namespace of its own, and can't
         # return.
-        if not os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace):
-            return None
-        opened = os.open("uid_map", os.O_RDONLY, dir_fd=directory)
-        with os.fdopen(opened, encoding="ascii") as file:
-            text = file.read()
-        is_still_there = os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace)
-    except OSError:
-        return None
-    finally:
-        os.close(directory)
-    return text if is_still_there else None
+        if is_inside(directory):
+            opened = os.open("uid_map", os.O_RDONLY, dir_fd=directory)
+            with os.fdopen(opened, encoding="ascii") as file:
+                text = file.read()
+            return text if is_inside(directory) else None
+    return None

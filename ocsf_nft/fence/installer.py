@@ -85,10 +85,9 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Load a sandbox's fence again if the fence, a network interface or ocsf-nft's rules changed.
+    """Do the same as :func:`renew` in the lock ``state.locked()``, which the caller must hold.
 
-    The caller must hold the lock ``state.locked()``. ``load_text`` loads the ruleset, like
-    :func:`nft.load`. Return the fence's stored record, or None without a record.
+    ``load_text`` loads the ruleset, like :func:`nft.load`.
     """
     before = state.read(sandbox)
     if before is None:

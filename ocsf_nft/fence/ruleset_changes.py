@@ -7,7 +7,7 @@ number of the new ruleset, and the sending thread's id and name.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink, nfnetlink
@@ -164,19 +164,19 @@ class ChangeReader:
 
     def _finish(self, attributes: dict[int, memoryview], port: int) -> Iterator[Transaction]:
         generation = _number(attributes.get(_GEN_ID))
-        if generation is None or generation & 0xFFFF != self._generation:
-            yield from self.take_unfinished()
-            return
-        found, self._unfinished = self._unfinished, _Unfinished()
-        if found.concerns_fence:
-            comm = attributes.get(_GEN_PROC_NAME)
-            yield Transaction(
-                generation=generation,
-                port=port,
-                pid=_number(attributes.get(_GEN_PROC_PID)),
-                comm=None if comm is None else _name(comm),
-                changes=_describe(found),
-                created=frozenset(found.created),
+        is_known = generation is not None and generation & 0xFFFF == self._generation
+        comm = attributes.get(_GEN_PROC_NAME)
+        for found in self.take_unfinished():
+            yield (
+                found
+                if not is_known
+                else replace(
+                    found,
+                    generation=generation,
+                    port=port,
+                    pid=_number(attributes.get(_GEN_PROC_PID)),
+                    comm=None if comm is None else _name(comm),
+                )
             )
 
 
