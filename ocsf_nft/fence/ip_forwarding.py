@@ -18,7 +18,7 @@ from ocsf_nft.fence import table_query
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, Tap
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
@@ -50,9 +50,9 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 
     If the fence is not for a VM, the result is an empty tuple.
     """
-    if spec.tap is None:
+    if (tap := spec.tap) is None:
         return ()
-    return namespace.call(lambda: tuple(_name(key) for key in _missing(spec)))
+    return namespace.call(lambda: tuple(_name(key) for key in _missing(tap)))
 
 
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
@@ -61,12 +61,12 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
     Does nothing if the fence is not for a VM. If IP forwarding can't be enabled, stores nothing and
     raises UnsupportedError.
     """
-    if spec.tap is None:
+    if (tap := spec.tap) is None:
         return
     identity = namespace.identity()
     origin = namespace.call(_origin)
     stored = _stored(state, identity, origin)
-    found = namespace.call(lambda: _values_before(spec, stored))
+    found = namespace.call(lambda: _values_before(tap, stored))
     if found != stored:
         _store(state, identity, origin, found)
 
@@ -76,10 +76,10 @@ def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> N
 
     Does nothing if the fence is not for a VM. Raises UnsupportedError if a sysctl can't be written.
     """
-    if spec.tap is None:
+    if (tap := spec.tap) is None:
         return
     stored = _stored(state, namespace.identity(), namespace.call(_origin))
-    namespace.call(lambda: _switch_on(spec, stored))
+    namespace.call(lambda: _switch_on(tap, stored))
 
 
 def release(
@@ -100,8 +100,9 @@ def release(
             # The fence of a damaged record may need all these sysctls.
             if found is None:
                 return
-            if found.identity == identity and _may_be_active(found, namespace):
-                others.append(found.spec)
+            tap = found.spec.tap
+            if tap and found.identity == identity and _may_be_active(found, namespace):
+                others.append(tap)
     _release(identity, namespace, others, state)
 
 
@@ -113,9 +114,9 @@ def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
 
 
 def _release(
-    identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
+    identity: str, namespace: Namespace, others: Iterable[Tap], state: StateDirectory
 ) -> None:
-    needed = {version for spec in others for version in _versions(spec)}
+    needed = {subnet.version for tap in others for subnet in tap.subnets}
     if not namespace.has_identity(identity):
         if not needed:
             state.delete_sysctls(_file(identity))
@@ -136,40 +137,36 @@ def _file(identity: str) -> str:
     return f"forwarding-{identity}"
 
 
-def _versions(spec: FenceSpec) -> tuple[_Version, ...]:
-    return () if spec.tap is None else tuple(subnet.version for subnet in spec.tap.subnets)
-
-
 def _version(key: str) -> _Version:
     return 4 if key.startswith("ipv4/") else 6
 
 
-def _missing(spec: FenceSpec) -> Iterator[str]:
+def _missing(tap: Tap) -> Iterator[str]:
     """Yield the sysctls that a VM's fence needs and that are off, as paths below /proc/sys/net."""
-    for version in _versions(spec):
+    for version in (subnet.version for subnet in tap.subnets):
         keys = [f"ipv{version}/conf/all/forwarding"]
-        if version == 4 and spec.tap is not None:
-            keys.append(f"ipv4/conf/{spec.tap.device}/forwarding")  # see IN_DEV_FORWARD()
+        if version == 4:
+            keys.append(f"ipv4/conf/{tap.device}/forwarding")  # see IN_DEV_FORWARD()
         yield from (key for key in keys if _read(key) == "0")
 
 
-def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
+def _values_before(tap: Tap, stored: Mapping[str, str]) -> dict[str, str]:
     """Return ``stored``, with the present values of the other sysctls that a VM's fence changes.
 
     Raises UnsupportedError if a sysctl is read-only.
     """
     # Stored earlier, for example for another VM. The present value may be the changed one.
     found = dict(stored)
-    for key in _missing(spec):
+    for key in _missing(tap):
         _check_writable(key)
-        for affected in _affected(key, spec):
+        for affected in _affected(key, tap):
             value = _read(affected)
             if value is not None:
                 found.setdefault(affected, value)
     return found
 
 
-def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
+def _affected(key: str, tap: Tap) -> Iterator[str]:
     """Yield the forwarding sysctl ``key``, and all others that change when ``key`` is enabled."""
     if "/all/" not in key:
         yield key
@@ -181,15 +178,14 @@ def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
         yield "ipv4/conf/all/accept_redirects"
         return
     # _switch_on() also changes accept_ra of devices, except the VM's TAP device.
-    tap = None if spec.tap is None else spec.tap.device
     for device in devices:
         values = [_read(f"ipv6/conf/{device}/{name}") for name in ("forwarding", "accept_ra")]
-        if values == ["0", "1"] and device not in {"all", "default", "lo", tap}:
+        if values == ["0", "1"] and device not in {"all", "default", "lo", tap.device}:
             yield f"ipv6/conf/{device}/accept_ra"
 
 
-def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
-    for key in _missing(spec):
+def _switch_on(tap: Tap, stored: Mapping[str, str]) -> None:
+    for key in _missing(tap):
         if key == "ipv6/conf/all/forwarding":
             # A device that forwards accepts router advertisements only with this value
             # (ipv6_accept_ra()). With the value 1, the kernel would delete the default routes from

@@ -191,7 +191,8 @@ def test_forwarding_of_each_family_is_restored_with_its_last_vm(
 def test_forwarding_values_of_a_deleted_namespace_are_stored_while_a_vm_has_a_record(
     state: StateDirectory,
 ) -> None:
-    vm = tap.spec(_NAME)
+    vm = tap.spec(_NAME).tap
+    assert vm is not None
     # A deleted namespace, and another one with the same name.
     for namespace in (named("no-such-namespace"), _HOST):
         state.store_sysctls("forwarding-4:1", b"content")
