@@ -133,14 +133,12 @@ def _run_on(namespace: Namespace, text: str, *options: str) -> subprocess.Comple
     # Not standard input: a minimal guest may lack /dev/stdin. Not a file on a disk: it would need
     # free space, and another process could change it.
     with _report_shortage():
-        descriptor = os.memfd_create("ocsf-nft-ruleset")
-    try:
-        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
-            file.write(text)
-        name = f"/proc/self/fd/{descriptor}"
-        return _run(namespace, [str(binary), *options, "-f", name], descriptor)
-    finally:
-        os.close(descriptor)
+        file = os.fdopen(os.memfd_create("ocsf-nft-ruleset"), "w", encoding="utf-8")
+    with file:
+        file.write(text)
+        file.flush()
+        name = f"/proc/self/fd/{file.fileno()}"
+        return _run(namespace, [str(binary), *options, "-f", name], file.fileno())
 
 
 def _run(
@@ -180,10 +178,7 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Return a context manager that converts an OSError in its block to a FenceError.
-
-    The cause is, for example, a lack of file descriptors, processes or memory.
-    """
+    # A lack of file descriptors, processes or memory, for example.
     try:
         yield
     except OSError as error:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.fence import permissive, vm_addresses
+from ocsf_nft.fence import permissive
 from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Tap
+    from ocsf_nft.fence.values import Subnet
 
 LOOPBACK: Final = "lo"
 #: Additional rules of a permissive fence, by the policy file that they are inserted into.
@@ -61,6 +63,14 @@ _COUNTING_OBJECTS: Final = re.compile(
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
 #: limit are still counted.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
+#: Number of conntrack zones for VMs.
+_ZONES: Final = 0xFFFF
+#: In accounting.nft, the jump to the chain for packets with an owner, and that chain.
+_OWNER_CHAIN: Final = re.compile(
+    r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
+    r"|^\tchain account_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
+    re.MULTILINE,
+)
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
@@ -80,11 +90,13 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     if spec.profile == "sidecar":
         defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
-        defines |= vm_addresses.addresses(spec.tap) | {"ct_zone": vm_addresses.zone(around)}
+        # A new device has another index, so a new VM can't use the tracked connections of an
+        # earlier VM. The numbers repeat after 65535 indexes.
+        defines |= vm_addresses(spec.tap) | {"ct_zone": str((around.ifindex or 0) % _ZONES + 1)}
     (name,) = {name for _, name in spec.tables}
     text = _render(f"{spec.profile}.nft", spec, defines, name, transport)
     if spec.tap is not None:
-        text = vm_addresses.without_families(text, spec.tap)
+        text = _without_families(text, spec.tap)
     return _complete(text, spec, around)
 
 
@@ -108,6 +120,19 @@ def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> st
     A version of ocsf-nft with other rules returns another digest.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
+
+
+def vm_addresses(tap: Tap) -> dict[str, str]:
+    """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
+
+    ``vm4`` and ``vm6`` are nftables sets of the addresses that the VM may have. If ``tap`` has no
+    subnet of an IP version, the two variables of this version are omitted.
+    """
+    found = {}
+    for subnet in tap.subnets:
+        found[f"vm{subnet.version}"] = _set_literal(_vm_ranges(subnet))
+        found[f"subnet{subnet.version}"] = str(subnet.network)
+    return found
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
@@ -155,7 +180,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
     policy = _define(_policy("accounting.nft"), "sandbox", f'"{spec.sandbox}"')
     defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
     if spec.tap is not None:
-        body = vm_addresses.without_owners(body)
+        body = _without_owners(body)
     preserved = (
         "".join(found[0] for found in _COUNTING_OBJECTS.finditer(body)) if spec.has_changed else ""
     )
@@ -174,6 +199,24 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
         raise AssertionError("the policy file must mark where its accounting is inserted")
     before, after = text[: first.start()], text[first.start() :]
     return before + defines + _ACCOUNTING.sub(of_rule, after)
+
+
+def _without_families(text: str, tap: Tap) -> str:
+    """Return ``text`` without the lines of an IP version of which a VM has no subnet."""
+    for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
+        named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
+        lines = text.splitlines(keepends=True)
+        text = "".join(line for line in lines if not named.search(line))
+    return text
+
+
+def _without_owners(accounting: str) -> str:
+    # Of a VM's packet, the kernel reports a process on the host as the owner, for example the
+    # hypervisor.
+    remaining, count = _OWNER_CHAIN.subn("", accounting)
+    if count != 2:
+        raise AssertionError("accounting.nft must count packets with an owner in one chain")
+    return remaining
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
@@ -238,3 +281,19 @@ def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
         elif (found := _SET.fullmatch(line)) and contents.get(found[1]):
             lines.append(f"add element {where} {found[1]} {_set_literal(contents[found[1]])}\n")
     return "".join(lines)
+
+
+def _vm_ranges(subnet: Subnet) -> Iterator[str]:
+    """Yield the addresses that a VM may have in its subnet, for example ``10.0.0.2-10.0.0.254``."""
+    first, last = int(subnet.network[0]), int(subnet.network[-1])
+    taken = {int(subnet.ip)}
+    # The first address is reserved (network in IPv4, anycast of all routers in IPv6: RFC 4291), and
+    # the last in IPv4 (broadcast). A subnet of two addresses reserves none (RFC 3021, RFC 6164).
+    if last - first > 1:
+        taken |= {first, last} if subnet.version == 4 else {first}
+    make = type(subnet.ip)
+    for before, after in itertools.pairwise((first - 1, *sorted(taken), last + 1)):
+        if after - before == 2:
+            yield str(make(before + 1))
+        elif after - before > 2:
+            yield f"{make(before + 1)}-{make(after - 1)}"

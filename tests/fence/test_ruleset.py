@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, device_table
-from ocsf_nft.fence.values import Endpoint, endpoint, exception, subnet
+from ocsf_nft.fence.values import Endpoint, Subnet, endpoint, exception, subnet
 
 SPEC = FenceSpec(
     sandbox="agent-7",
@@ -24,6 +25,7 @@ AROUND = Surroundings(
     uplinks=("eth0",),
     neighbours=(ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")),
 )
+BOTH = ("172.16.7.1/29", "fd00:7::1/64")
 
 
 def rules(text: str) -> list[str]:
@@ -141,3 +143,131 @@ def test_policy_file_that_lacks_or_repeats_a_definition_is_refused() -> None:
     for text, times in (("", 0), ("define links = a\ndefine links = b\n", 2)):
         with pytest.raises(AssertionError, match=f"must define links once, not {times} times"):
             ruleset._define(text, "links", "c")
+
+
+def _tap(*subnets: str, mac: str | None = None) -> Tap:
+    return Tap(device="vmtap-0", subnets=tuple(map(subnet, subnets)), mac=mac)
+
+
+def _text(*subnets: str, sandbox: str = "vm", mac: str | None = None) -> str:
+    spec = FenceSpec(
+        sandbox=sandbox,
+        proxies=(endpoint("172.16.7.1:3128"), endpoint("[fd00:7::1]:3128")),
+        tap=_tap(*subnets, mac=mac),
+    )
+    return ruleset.fence(spec, Surroundings(links=("vmtap-0",), ifindex=7), "nflog")
+
+
+@pytest.mark.parametrize(
+    ("requested", "vm"),
+    [
+        ("172.16.7.1/30", "{ 172.16.7.2 }"),
+        ("172.16.7.2/30", "{ 172.16.7.1 }"),
+        ("172.16.7.0/31", "{ 172.16.7.1 }"),
+        ("172.16.7.1/31", "{ 172.16.7.0 }"),
+        ("10.0.0.1/24", "{ 10.0.0.2-10.0.0.254 }"),
+        ("10.0.0.5/24", "{ 10.0.0.1-10.0.0.4, 10.0.0.6-10.0.0.254 }"),
+        ("fd00::1/126", "{ fd00::2-fd00::3 }"),
+        ("fd00::1/127", "{ fd00:: }"),
+        ("fd00::3/126", "{ fd00::1-fd00::2 }"),
+        ("fd00::1/64", "{ fd00::2-fd00::ffff:ffff:ffff:ffff }"),
+    ],
+)
+def test_vm_may_have_all_unused_addresses_of_its_subnet(requested: str, vm: str) -> None:
+    found = ruleset.vm_addresses(_tap(requested))
+    version = 6 if ":" in requested else 4
+    assert found == {
+        f"vm{version}": vm,
+        f"subnet{version}": str(ipaddress.ip_interface(requested).network),
+    }
+
+
+@given(
+    version=st.sampled_from([4, 6]),
+    length=st.integers(0, 8),
+    number=st.integers(0, 255),
+    base=st.integers(1, 1000),
+)
+def test_ranges_of_a_vm_are_its_subnet_without_the_taken_addresses(
+    version: int, length: int, number: int, base: int
+) -> None:
+    bits = 32 if version == 4 else 128
+    size = 1 << length
+    address = (10 << bits - 8) + base * size + number % size
+    network = ipaddress.ip_interface((address, bits - length)).network
+    try:
+        requested: Subnet = subnet(f"{ipaddress.ip_address(address)}/{bits - length}")
+    except UsageError:  # no subnet of a VM: see test_values
+        return
+    free = ruleset.vm_addresses(Tap(device="t", subnets=(requested,)))[f"vm{version}"]
+    found = set()
+    for part in free.strip("{ }").split(", "):
+        first, _, last = part.partition("-")
+        ends = int(ipaddress.ip_address(first)), int(ipaddress.ip_address(last or first))
+        found |= set(range(ends[0], ends[1] + 1))
+    taken = {int(requested.ip)}
+    if size > 2:
+        taken |= {int(network[0])} | ({int(network[-1])} if version == 4 else set())
+    assert found == set(range(int(network[0]), int(network[-1]) + 1)) - taken
+
+
+def test_rules_of_a_vm_name_its_device_and_its_addresses() -> None:
+    text = _text(*BOTH)
+    assert 'define links = { "vmtap-0" }' in text
+    assert "define vm4 = { 172.16.7.2-172.16.7.6 }" in text
+    assert "define subnet6 = fd00:7::/64" in text
+    assert "ocsf_nft_vmtap {" not in text
+    assert re.findall(
+        r'log prefix "ocsf-nft:\$sandbox:([\w-]+):" group 4001 snaplen 128', text
+    ) == [
+        "vm-forward",
+        "vm-input",
+        "vm-ingress",
+        "vm-link",
+    ]
+    assert "add element inet ocsf_nft_vmtap-0 allowed4 { 172.16.7.1 . tcp . 3128 }" in text
+
+
+@pytest.mark.parametrize(("subnets", "missing"), [(BOTH[:1], "6"), (BOTH[1:], "4")])
+def test_no_rule_accepts_a_family_in_which_a_vm_has_no_address(
+    subnets: tuple[str, ...], missing: str
+) -> None:
+    """The name of the sandbox makes no difference."""
+    text = _text(*subnets, sandbox=f"vm{missing}")
+    assert f"$vm{missing}" not in text
+    assert f"$subnet{missing}" not in text
+    assert f"define vm{missing}" not in text
+    assert f'comment "fence of sandbox vm{missing}"' in text
+    policy = text[text.index("chain prerouting") :]
+    accepted = [line for line in policy.splitlines() if line.endswith("accept")]
+    family = "ip6" if missing == "6" else "ip "
+    # The destination may be allowed; the source address determines the family of the line.
+    source_matches = [line for line in accepted if family in line and "daddr ." not in line]
+    assert source_matches == []
+
+
+def test_rules_of_a_vm_do_not_account_by_owner() -> None:
+    text = _text(*BOTH)
+    assert "skuid >= 0" not in text
+    assert "account_owned" not in text
+
+
+def test_no_rule_refuses_by_a_set_of_ranges() -> None:
+    """The kernel fills such a set shortly after it adds the rules that use it."""
+    for line in _text(*BOTH).splitlines():
+        # A line that refuses all senders except those in a set also refuses them while the set is
+        # empty.
+        if "goto refuse" in line and " != {" not in line:
+            assert not re.search(r"\{[^}]*[0-9a-f:](?:-[0-9a-f]|/\d)[^}]*\}|\$vm", line), line
+
+
+def test_configured_link_address_is_the_element_of_its_set() -> None:
+    assert "macs {" in _text(*BOTH)
+    assert "add element netdev ocsf_nft_vmtap-0 macs" not in _text(*BOTH)
+    configured = _text(*BOTH, mac="02:00:00:00:07:02")
+    assert "add element netdev ocsf_nft_vmtap-0 macs { 02:00:00:00:07:02 }" in configured
+    for text, sets in ((None, 4), ("02:00:00:00:07:02", 5)):
+        spec = FenceSpec(
+            sandbox="vm", proxies=(endpoint("172.16.7.1:3128"),), tap=_tap(*BOTH, mac=text)
+        )
+        assert len(ruleset.static_sets(spec)) == sets
