@@ -36,7 +36,7 @@ class FenceEvents:
         self,
         installed: InstalledFence,
         state: StateDirectory,
-        thread: GuardThread | None = None,
+        thread: GuardThread,
         *,
         self_heal: bool,
     ) -> None:
@@ -73,7 +73,7 @@ class FenceEvents:
 
         self._tamper_guard = await asyncio.to_thread(
             lambda: TamperGuard(
-                self._installed, self._state, notify, self_heal=self._self_heal, thread=self._thread
+                self._installed, self._state, notify, self._thread, self_heal=self._self_heal
             )
         )
         self._tamper_guard.start()

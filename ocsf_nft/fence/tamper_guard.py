@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from ocsf_nft import clocks, netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, nft, restore_batch
-from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ownership_failure, ruleset_error
 from ocsf_nft.fence.tamper_attribution import attribute_change
 from ocsf_nft.netns import HOST
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Iterable
 
+    from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.ruleset_changes import Transaction
     from ocsf_nft.fence.spec import TableId
@@ -76,9 +76,9 @@ class FenceChange:
 class TamperGuard:
     """Guard of an installed fence, which restores it if another process changes it.
 
-    The guard's turns are in the threads of ``thread``, by default of a thread of its own. They call
-    ``notify`` with a :class:`FenceChange`, an exception that ended the guard, or None (the fence
-    should be checked). Without ``self_heal``, the guard restores nothing.
+    The guard's turns are in the threads of ``thread``. They call ``notify`` with a
+    :class:`FenceChange`, an exception that ended the guard, or None (the fence should be checked).
+    Without ``self_heal``, the guard restores nothing.
     """
 
     def __init__(
@@ -86,13 +86,12 @@ class TamperGuard:
         installed: InstalledFence,
         state: StateDirectory,
         notify: Callable[[FenceChange | Exception | None], None],
+        thread: GuardThread,
         *,
         self_heal: bool,
-        thread: GuardThread | None = None,
     ) -> None:
         self.pause_seconds = _PAUSE_BETWEEN_TURNS_SECONDS if self_heal else _IDLE_PAUSE_SECONDS
-        self._thread = thread or GuardThread()
-        self._has_own_thread = thread is None
+        self._thread = thread
         self._sandbox = installed.spec.sandbox
         self._namespace = installed.namespace
         self._state = state
@@ -147,8 +146,6 @@ class TamperGuard:
     def stop(self) -> None:
         """Stop the guard, wait for the end of its turn, and close its sockets."""
         self._thread.remove(self)
-        if self._has_own_thread:
-            self._thread.close()
         if not self._has_failed:
             self._run(self._handle_rest)  # notices that arrived meanwhile
         self._close()

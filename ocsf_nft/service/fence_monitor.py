@@ -64,8 +64,8 @@ class FenceMonitor:
         fence: Fence,
         state: StateDirectory,
         reporter: Reporter,
-        thread: GuardThread | None = None,
-        preparing: asyncio.Semaphore | None = None,
+        thread: GuardThread,
+        preparing: asyncio.Semaphore,
     ) -> None:
         """Create the monitor of a fence; nothing is watched before :meth:`start`.
 
@@ -73,7 +73,7 @@ class FenceMonitor:
         prepare a restore at the same time.
         """
         self.name = sandbox.name
-        self._preparing = preparing or asyncio.Semaphore()
+        self._preparing = preparing
         self._thread = thread
         self._heals = sandbox.self_heal
         self._sandbox = sandbox

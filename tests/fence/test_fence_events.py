@@ -8,6 +8,7 @@ import pytest
 from ocsf_nft.errors import SourceError
 from ocsf_nft.fence import fence_events
 from ocsf_nft.fence.fence_events import FenceEvents
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import InstalledFence, StateDirectory
 from ocsf_nft.fence.tamper_guard import FenceChange
 from tests.standing import INSTALLED
@@ -27,9 +28,9 @@ class StubGuard:
         _installed: InstalledFence,
         _state: StateDirectory,
         notify: Callable[[FenceChange | Exception | None], None],
+        _thread: GuardThread,
         *,
         self_heal: bool,
-        thread: object,  # noqa: ARG002 - as of a TamperGuard
     ) -> None:
         StubGuard.notify = staticmethod(notify)
         self.self_heal = self_heal
@@ -46,7 +47,7 @@ class StubGuard:
 def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FenceEvents:
     monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
     monkeypatch.setattr(fence_events, "_MIN_INTERVAL_SECONDS", 0)
-    return FenceEvents(INSTALLED, StateDirectory(tmp_path), self_heal=True)
+    return FenceEvents(INSTALLED, StateDirectory(tmp_path), GuardThread(), self_heal=True)
 
 
 def change(changes: str) -> FenceChange:
@@ -69,7 +70,7 @@ async def test_checks_are_due_at_intervals_and_shortly_after_changes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
-    started = FenceEvents(INSTALLED, StateDirectory(tmp_path), self_heal=True)
+    started = FenceEvents(INSTALLED, StateDirectory(tmp_path), GuardThread(), self_heal=True)
     await started.start()
     real_sleep, real_timeout = asyncio.sleep, asyncio.timeout
     waits: list[float | None] = []

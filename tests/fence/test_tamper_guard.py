@@ -13,6 +13,7 @@ import pytest
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.fence import restore_batch, tamper_guard
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.ruleset_changes import Transaction
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import TamperGuard
@@ -34,7 +35,9 @@ def reported() -> list[Any]:
 def guard(tmp_path: Path, reported: list[Any], monkeypatch: pytest.MonkeyPatch) -> TamperGuard:
     """Return a tamper guard that monitors nothing."""
     monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
-    return TamperGuard(INSTALLED, StateDirectory(tmp_path), reported.append, self_heal=True)
+    return TamperGuard(
+        INSTALLED, StateDirectory(tmp_path), reported.append, GuardThread(), self_heal=True
+    )
 
 
 @pytest.fixture
@@ -94,7 +97,9 @@ def test_tamper_guard_pauses_longer_between_turns_if_it_restores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, self_heal: bool, seconds: float
 ) -> None:
     monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
-    found = TamperGuard(INSTALLED, StateDirectory(tmp_path), lambda _: None, self_heal=self_heal)
+    found = TamperGuard(
+        INSTALLED, StateDirectory(tmp_path), lambda _: None, GuardThread(), self_heal=self_heal
+    )
     assert found.pause_seconds == seconds
 
 

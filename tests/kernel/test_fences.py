@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ocsf_nft import config
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences, status
@@ -55,9 +57,8 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     fenced: Lab, state: StateDirectory
 ) -> None:
     sink, sandbox = MemoryStore(), _sandbox(fenced)
-    monitor = FenceMonitor(
-        sandbox, fences.activate(sandbox, state), state, Reporter(sink.commit, None)
-    )
+    fence, reporter = fences.activate(sandbox, state), Reporter(sink.commit, None)
+    monitor = FenceMonitor(sandbox, fence, state, reporter, GuardThread(), asyncio.Semaphore())
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
     await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"

@@ -27,6 +27,7 @@ from ocsf_nft.fence import (
     restore_batch,
     tamper_guard,
 )
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
@@ -81,7 +82,10 @@ class GuardProbe:
     ) -> None:
         self.is_stopped = False
         self.notifications: queue.Queue[FenceChange | Exception | None] = queue.Queue()
-        self.guard = TamperGuard(installed, state, self.notifications.put, self_heal=self_heal)
+        self.thread = GuardThread()
+        self.guard = TamperGuard(
+            installed, state, self.notifications.put, self.thread, self_heal=self_heal
+        )
         if prepared:
             self.use_restore_batch(installed, state)
         if starts:
@@ -96,6 +100,7 @@ class GuardProbe:
         if not self.is_stopped:
             self.is_stopped = True
             self.guard.stop()
+            self.thread.close()
 
     def next_change(self) -> FenceChange:
         """Return the next change; notifications about links are skipped."""
@@ -663,7 +668,7 @@ def test_tamper_guard_without_the_privilege_is_an_error(
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - procfs
     monkeypatch.setattr(nfnetlink, "subscribe", refuse)
     with pytest.raises(Exception, match="can't be watched: Operation not permitted"):
-        TamperGuard(installed, state, lambda _: None, self_heal=True)
+        TamperGuard(installed, state, lambda _: None, GuardThread(), self_heal=True)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - procfs
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocsf_nft import config
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service.event_rendering import Reporter
@@ -32,7 +34,7 @@ async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
         (replace(found, before=permissive, state=permissive), 1),
     ):
         sink = MemoryStore()
-        await FenceMonitor(
-            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.commit, None)
-        ).announce()
+        state, reporter = StateDirectory(tmp_path), Reporter(sink.commit, None)
+        monitor = FenceMonitor(sandbox, fence, state, reporter, GuardThread(), asyncio.Semaphore())
+        await monitor.announce()
         assert len(sink.of_class(5019)) == reported, fence

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import listing, nft, restore_batch
+from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
@@ -53,7 +55,10 @@ def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
 
     def made(fence: Fence = ACTIVE, *, self_heal: bool = False) -> FenceMonitor:
         parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
-        return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.commit, None))
+        reporter = Reporter(sink.commit, None)
+        return FenceMonitor(
+            parsed.sandbox[0], fence, state, reporter, GuardThread(), asyncio.Semaphore()
+        )
 
     return made
 
