@@ -1,6 +1,7 @@
 """IP forwarding sysctls of a VM's host: enabled while the VM has a fence, then restored.
 
-The previous values are stored before the change, so that a crash can't prevent their restoration.
+All VMs in a network namespace share its sysctls. The previous values are stored before the change,
+so that a crash can't prevent their restoration.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import re
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, UnsupportedError
@@ -22,23 +23,12 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
-_Version: TypeAlias = Literal[4, 6]
-
 _NET: Final = Path("/proc/sys/net")
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _KEY: Final = re.compile(
     r"ipv([46])/conf/(?!\.{1,2}/)[^/\0]+/(?:forwarding|accept_redirects|accept_ra)"
 )
 _VALUE: Final = re.compile(r"-?[0-9]{1,10}", re.ASCII)
-#: Sysctls of a network namespace; all VMs in it share them. If one is enabled, others change too:
-#: ``forwarding`` of every existing and future device, and in IPv4 ``conf.all.accept_redirects``,
-#: which gets the opposite value (``inet_forward_change()`` in net/ipv4/devinet.c,
-#: ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c). One change is permanent: the kernel
-#: disables large receive offload (``dev_disable_lro()``).
-_NAMES: Final[Mapping[_Version, str]] = {
-    4: "net.ipv4.ip_forward",
-    6: "net.ipv6.conf.all.forwarding",
-}
 _SWAPPED: Final = str.maketrans("./", "/.")
 _ON: Final = "1"
 #: Accept router advertisements even while this device forwards.
@@ -137,7 +127,7 @@ def _file(identity: str) -> str:
     return f"forwarding-{identity}"
 
 
-def _version(key: str) -> _Version:
+def _version(key: str) -> int:
     return 4 if key.startswith("ipv4/") else 6
 
 
@@ -167,7 +157,13 @@ def _values_before(tap: Tap, stored: Mapping[str, str]) -> dict[str, str]:
 
 
 def _affected(key: str, tap: Tap) -> Iterator[str]:
-    """Yield the forwarding sysctl ``key``, and all others that change when ``key`` is enabled."""
+    """Yield the forwarding sysctl ``key``, and all others that change when ``key`` is enabled.
+
+    A key for all devices changes ``forwarding`` of every existing and future device. In IPv4,
+    ``conf.all.accept_redirects`` gets the opposite value (``inet_forward_change()`` in
+    net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c). One change is
+    permanent: the kernel disables large receive offload (``dev_disable_lro()``).
+    """
     if "/all/" not in key:
         yield key
         return
@@ -207,8 +203,8 @@ def _restore(before: Mapping[str, str]) -> None:
 
 
 def _name(key: str) -> str:
-    if "/all/" in key:
-        return _NAMES[_version(key)]
+    if key.startswith("ipv4/conf/all/"):
+        return "net.ipv4.ip_forward"
     # As sysctl(8) writes them; a device may have any name.
     return ascii(f"net.{key.translate(_SWAPPED)}").strip("'")
 

@@ -24,7 +24,7 @@ from ocsf_nft.netns import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
+    from ocsf_nft.fence.spec import LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
@@ -51,8 +51,8 @@ def load(
             if transport == "kmsg":
                 kernel_log_sysctl.enable(intended.namespace, state)
             degraded = "; ".join(failures) if transport == "none" and failures else None
-            loaded = _load_with_transport(intended, transport, load_text)
-            return dataclasses.replace(loaded, degraded=degraded)
+            attempted = dataclasses.replace(intended, transport=transport, degraded=degraded)
+            return _load_with_transport(attempted, load_text)
         except OcsfNftError as error:
             # Only an unavailable log leads to the next transport. A fence that can't be loaded at
             # all does not.
@@ -62,12 +62,10 @@ def load(
     raise AssertionError("the list of transports has a last one")
 
 
-def _load_with_transport(
-    intended: InstalledFence, transport: LogTransport, load_text: LoadText
-) -> InstalledFence:
-    spec, around = intended.spec, intended.around
+def _load_with_transport(intended: InstalledFence, load_text: LoadText) -> InstalledFence:
+    spec = intended.spec
     generation = table_query.generation(intended.namespace)
-    is_preserved = _load_all(intended, transport, load_text, preserve=True)
+    is_preserved = _load_all(intended, load_text, preserve=True)
     found = listing.of_fence(spec, intended.namespace)
     # Only the one transaction was made meanwhile, so the tables are what it has loaded.
     is_certain = (
@@ -75,11 +73,11 @@ def _load_with_transport(
         and spec.guard_device is None
         and table_query.generation(intended.namespace) == generation + 1
     )
-    expected = None if is_certain else _expected(spec, around, transport)
+    expected = None if is_certain else _expected(intended)
     if expected is not None:
         lines = listing.difference(expected, found)
         if lines and is_preserved:  # existing parts are left: load again and preserve nothing
-            _load_all(intended, transport, load_text, preserve=False)
+            _load_all(intended, load_text, preserve=False)
             found = listing.of_fence(spec, intended.namespace)
             lines = listing.difference(expected, found)
         if lines:
@@ -89,26 +87,24 @@ def _load_with_transport(
             raise FenceError(
                 f"the fence in {intended.namespace} was altered while it was installed: {altered}"
             )
-    policy = ruleset.digest(spec, around, transport)
-    return dataclasses.replace(intended, transport=transport, policy=policy, listings=found)
+    policy = ruleset.digest(spec, intended.around, intended.transport)
+    return dataclasses.replace(intended, policy=policy, listings=found)
 
 
-def _load_all(
-    intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
-) -> bool:
+def _load_all(intended: InstalledFence, load_text: LoadText, *, preserve: bool) -> bool:
     """Load the tables of a fence and of its guard; return True if counters were preserved.
 
     With ``preserve``, existing counters are preserved if possible.
     """
-    spec, around, namespace = intended.spec, intended.around, intended.namespace
+    spec, namespace = intended.spec, intended.namespace
     table_id, _ = spec.tables
     existing = table_query.comment(namespace, *table_id) is not None
-    text = ruleset.fence(spec, around, transport)
+    text = ruleset.fence(spec, intended.around, intended.transport)
     is_preserved = _load_tables(namespace, spec.tables, text, load_text, preserve=preserve)
     if spec.guard_device is None:
         return is_preserved
     try:
-        text = ruleset.guard(spec, around, transport)
+        text = ruleset.guard(spec, intended.around, intended.transport)
         return (
             _load_tables(HOST, spec.guard_tables, text, load_text, preserve=preserve)
             or is_preserved
@@ -173,14 +169,13 @@ def remove(
     )
 
 
-def _expected(
-    spec: FenceSpec, around: Surroundings, transport: LogTransport
-) -> dict[str, str] | None:
+def _expected(intended: InstalledFence) -> dict[str, str] | None:
     """Return the listings of a fence's tables after a correct installation.
 
     To get them, the fence is loaded into an empty, temporary namespace. Return None if this fails,
     for example without CAP_SYS_ADMIN or before Linux 6.16.
     """
+    spec, around, transport = intended.spec, intended.around, intended.transport
 
     def load_and_list() -> dict[str, str]:
         nft.load(HOST, ruleset.fence(spec, around, transport))

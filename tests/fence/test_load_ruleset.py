@@ -22,7 +22,7 @@ def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
     monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)
     monkeypatch.setattr(listing, "of_fence", lambda *_: found)
     with pytest.raises(FenceError) as raised:
-        load_ruleset._load_with_transport(INSTALLED, "nflog", lambda *_: None)
+        load_ruleset._load_with_transport(INSTALLED, lambda *_: None)
     assert str(raised.value).endswith(
         "was altered while it was installed:  \tchain c { -\t\tone -\t\ttwo"
     )
