@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 
@@ -32,51 +32,38 @@ class FenceEvents:
     fence's network namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
-    def __init__(
-        self,
+    tamper_guard: TamperGuard
+
+    def __init__(self) -> None:
+        self._has_news = asyncio.Event()
+        self._pending: deque[FenceChange] = deque(maxlen=_MAX_PENDING)
+        self._error: Exception | None = None
+
+    @classmethod
+    async def started(
+        cls,
         installed: InstalledFence,
         state: StateDirectory,
         thread: GuardThread,
         *,
         self_heal: bool,
-    ) -> None:
-        self._installed = installed
-        self._state = state
-        self._thread = thread
-        self._self_heal = self_heal
-        self._has_news = asyncio.Event()
-        self._pending: deque[FenceChange] = deque(maxlen=_MAX_PENDING)
-        self._error: Exception | None = None
-        self._tamper_guard: TamperGuard | None = None
-
-    @property
-    def tamper_guard(self) -> TamperGuard:
-        """Return the guard that detects changes to the fence.
-
-        Raises RuntimeError if :meth:`start` has not been called.
-        """
-        if self._tamper_guard is None:
-            raise RuntimeError("start the monitoring first")
-        return self._tamper_guard
-
-    async def start(self) -> None:
-        """Start the tamper guard.
+    ) -> Self:
+        """Start a tamper guard, and return the stream of the changes that it detects.
 
         Raises SourceError if the fence can't be monitored, and the errors of
         :meth:`Namespace.call`.
         """
-        loop = asyncio.get_running_loop()
+        events, loop = cls(), asyncio.get_running_loop()
 
         def notify(news: FenceChange | Exception | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._receive, news)
+                loop.call_soon_threadsafe(events._receive, news)
 
-        self._tamper_guard = await asyncio.to_thread(
-            lambda: TamperGuard(
-                self._installed, self._state, notify, self._thread, self_heal=self._self_heal
-            )
+        events.tamper_guard = await asyncio.to_thread(
+            TamperGuard, installed, state, notify, thread, self_heal=self_heal
         )
-        self._tamper_guard.start()
+        events.tamper_guard.start()
+        return events
 
     async def stop(self) -> None:
         """Stop the tamper guard, and wait for its end."""

@@ -144,7 +144,7 @@ class FenceMonitor:
         """Start the tamper guard, which detects changes of the fence at once.
 
         If exclusive table ownership is configured, the guard becomes the owner of the
-        fence's tables. Raises the errors of :meth:`FenceEvents.start` and
+        fence's tables. Raises the errors of :meth:`FenceEvents.started` and
         :meth:`TamperGuard.take_ownership`.
         """
         # Shielded, so that a cancelled start can still be stopped.
@@ -169,10 +169,10 @@ class FenceMonitor:
                 await run_shielded(self._prepare())
 
     async def _start_events(self) -> FenceEvents:
-        watch = FenceEvents(self._installed, self._state, self._thread, self_heal=self._heals)
-        await watch.start()
-        self._watch = watch
-        return watch
+        self._watch = await FenceEvents.started(
+            self._installed, self._state, self._thread, self_heal=self._heals
+        )
+        return self._watch
 
     @property
     def namespace_socket(self) -> socket.socket:

@@ -43,11 +43,15 @@ class StubGuard:
         self.is_stopped = True
 
 
+async def started(path: Path) -> FenceEvents:
+    return await FenceEvents.started(INSTALLED, StateDirectory(path), GuardThread(), self_heal=True)
+
+
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FenceEvents:
+async def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FenceEvents:
     monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
     monkeypatch.setattr(fence_events, "_MIN_INTERVAL_SECONDS", 0)
-    return FenceEvents(INSTALLED, StateDirectory(tmp_path), GuardThread(), self_heal=True)
+    return await started(tmp_path)
 
 
 def change(changes: str) -> FenceChange:
@@ -55,7 +59,6 @@ def change(changes: str) -> FenceChange:
 
 
 async def test_check_is_due_at_once_and_after_each_burst_of_changes(events: FenceEvents) -> None:
-    await events.start()
     changes = events.changes()
     assert await anext(changes) == ()
     for number in range(3):
@@ -70,8 +73,7 @@ async def test_checks_are_due_at_intervals_and_shortly_after_changes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
-    started = FenceEvents(INSTALLED, StateDirectory(tmp_path), GuardThread(), self_heal=True)
-    await started.start()
+    events = await started(tmp_path)
     real_sleep, real_timeout = asyncio.sleep, asyncio.timeout
     waits: list[float | None] = []
 
@@ -83,7 +85,7 @@ async def test_checks_are_due_at_intervals_and_shortly_after_changes(
         waits.append(seconds)
         await real_sleep(0)
 
-    changes = started.changes()
+    changes = events.changes()
     await anext(changes)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(asyncio, "timeout", timeout)
@@ -95,7 +97,6 @@ async def test_checks_are_due_at_intervals_and_shortly_after_changes(
 
 
 async def test_number_of_pending_changes_is_limited(events: FenceEvents) -> None:
-    await events.start()
     changes = events.changes()
     await anext(changes)
     for number in range(1000):
@@ -105,7 +106,6 @@ async def test_number_of_pending_changes_is_limited(events: FenceEvents) -> None
 
 
 async def test_error_of_the_tamper_guard_ends_the_stream(events: FenceEvents) -> None:
-    await events.start()
     changes = events.changes()
     await anext(changes)
     StubGuard.notify(SourceError("it can't be watched"))
@@ -114,7 +114,6 @@ async def test_error_of_the_tamper_guard_ends_the_stream(events: FenceEvents) ->
 
 
 async def test_pending_changes_are_available_after_the_stop(events: FenceEvents) -> None:
-    await events.start()
     StubGuard.notify(change("late"))
     await events.stop()
     assert events.tamper_guard.is_stopped  # type: ignore[attr-defined] # the test's own
@@ -122,11 +121,9 @@ async def test_pending_changes_are_available_after_the_stop(events: FenceEvents)
     assert events.take_pending() == ()
 
 
-def test_stream_has_no_tamper_guard_before_the_start(events: FenceEvents) -> None:
-    with pytest.raises(RuntimeError, match="start the monitoring first"):
-        _ = events.tamper_guard
-
-
-def test_tamper_guard_may_notify_a_closed_event_loop(events: FenceEvents) -> None:
-    asyncio.run(events.start())
+def test_tamper_guard_may_notify_a_closed_event_loop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
+    asyncio.run(started(tmp_path))
     StubGuard.notify(None)  # raises nothing
