@@ -94,8 +94,6 @@ _HEADER_LINE: Final = re.compile(
 )
 _HEADER_BYTES: Final = 16
 _ATTRIBUTE: Final = struct.Struct("=HH")
-#: Kind, flags and length of a packed message.
-_PACKED: Final = struct.Struct("=HHI")
 #: nft's listing of a table; the elements of its sets follow it (:func:`listing.of_fence`).
 _LISTING: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
@@ -104,21 +102,16 @@ class PackedStatements:
     """Netlink messages in a compact form, about a twentieth: a service has them for each fence."""
 
     def __init__(self, statements: Iterable[Statement]) -> None:
-        parts: list[bytes] = []
-        for kind, flags, payload in statements:
-            parts += (_PACKED.pack(kind, flags, len(payload)), payload)
-        self._data = zlib.compress(b"".join(parts))
+        messages = (netlink.message(kind, flags, payload) for kind, flags, payload in statements)
+        self._data = zlib.compress(b"".join(messages))
 
     def unpack(self) -> tuple[Statement, ...]:
         """Return the messages."""
-        data = zlib.decompress(self._data)
-        found, position = [], 0
-        while position < len(data):
-            kind, flags, length = _PACKED.unpack_from(data, position)
-            position += _PACKED.size
-            found.append(Statement(kind, flags, data[position : position + length]))
-            position += length
-        return tuple(found)
+        data = memoryview(zlib.decompress(self._data))
+        return tuple(
+            Statement(each.kind, each.flags, bytes(each.payload))
+            for each in netlink.messages_with_headers(data)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

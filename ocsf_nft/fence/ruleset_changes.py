@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import TableId
 
 _HEADER: Final = struct.Struct("!BBH")  # family, version, last 16 bits of the ruleset's number
-_NUMBER32: Final = struct.Struct("!I")
 
 # include/uapi/linux/netfilter/nf_tables.h
 _NEWTABLE: Final = 0
@@ -181,9 +180,7 @@ class ChangeReader:
 
 
 def _number(value: memoryview | None) -> int | None:
-    if value is None or len(value) != _NUMBER32.size:
-        return None
-    return int(_NUMBER32.unpack(value)[0])
+    return None if value is None or len(value) != 4 else int.from_bytes(value, "big")
 
 
 def _name(value: memoryview) -> str:
