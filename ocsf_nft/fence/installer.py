@@ -19,7 +19,6 @@ from ocsf_nft.fence import (
     load_ruleset,
     nft,
     ruleset,
-    table_owner,
     table_query,
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
@@ -111,9 +110,9 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
     replaced = None
     if before is None or (before.identity, before.spec.tables) != (identity, spec.tables):
         # If our fence is on record, another name in the table's comment is forged.
-        replaced = table_owner.replaced_sandbox(spec, around, namespace, state)
+        replaced = table_query.replaced_sandbox(spec, around, namespace, state)
     for guard in spec.guard_tables:
-        table_owner.refuse_other_sandbox(spec.sandbox, HOST, guard)
+        table_query.refuse_other_sandbox(spec.sandbox, HOST, guard)
     if before is not None:
         _refuse_other_namespace(before, namespace)
         spec = _with_previous_mode(spec, before, identity)
@@ -125,8 +124,8 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         ):  # not loaded again
             return _restore_sysctls(before, state)
     if load_text is nft.load:
-        table_owner.refuse_exclusive(namespace, spec.tables, state)
-        table_owner.refuse_exclusive(HOST, spec.guard_tables, state)
+        table_query.refuse_exclusive(namespace, spec.tables, state)
+        table_query.refuse_exclusive(HOST, spec.guard_tables, state)
     intended = InstalledFence(
         spec=spec,
         around=around,
@@ -215,15 +214,15 @@ def remove(
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
         if installed is not None:  # before anything is removed
-            table_owner.refuse_exclusive(HOST, installed.spec.guard_tables, state)
+            table_query.refuse_exclusive(HOST, installed.spec.guard_tables, state)
         where = namespace or (installed.namespace if installed else HOST)
         if installed is not None and where != installed.namespace:
             _refuse_other_namespace(installed, where)
         if installed is None or where.has_identity(installed.identity):
             tables = tables_of(device) if installed is None else installed.spec.tables
             table_id, _ = tables
-            table_owner.refuse_other_sandbox(sandbox, where, table_id)
-            table_owner.refuse_exclusive(where, tables, state)
+            table_query.refuse_other_sandbox(sandbox, where, table_id)
+            table_query.refuse_exclusive(where, tables, state)
             if installed is None and not is_installed(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First the forwarding that lets the VM's packets through the host, then the rules that
@@ -248,7 +247,7 @@ def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> 
     with state.locked():
         if state.read(sandbox) != seen or not seen.namespace.is_deleted():
             return False
-        table_owner.refuse_exclusive(HOST, seen.spec.guard_tables, state)
+        table_query.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         _remove_guard(seen.spec)
         kernel_log_sysctl.release(sandbox, state)
         ip_forwarding.release(seen.identity, seen.namespace, state, besides=sandbox)
@@ -347,7 +346,7 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
     left_over = set(before.spec.tables) - set(now.spec.tables)
     sandbox = before.spec.sandbox
     if before.identity == now.identity and any(
-        table_owner.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
+        table_query.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
     ):
         load_ruleset.remove(now.namespace, sorted(left_over))
 
@@ -379,5 +378,5 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 def _remove_guard(spec: FenceSpec) -> None:
     for guard in spec.guard_tables:
-        table_owner.refuse_other_sandbox(spec.sandbox, HOST, guard)
+        table_query.refuse_other_sandbox(spec.sandbox, HOST, guard)
         load_ruleset.remove(HOST, [guard])

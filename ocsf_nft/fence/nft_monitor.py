@@ -150,8 +150,7 @@ class NftMonitor:
     def accept(self, generation: int) -> None:
         """Accept all nftables changes up to the ruleset with the number ``generation``.
 
-        Accepted changes are not reverted, and do not count as tampering. The kernel increments the
-        ruleset's number with each transaction.
+        Accepted changes are not reverted, and do not count as tampering.
         """
         with self._lock:
             # Otherwise a later ruleset was already restored or accepted.

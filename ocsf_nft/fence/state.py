@@ -186,7 +186,10 @@ class StateDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            _unlock(descriptor)
+            # Closing is not enough: a child process has a copy of the descriptor until it runs
+            # another program.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
@@ -354,10 +357,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unlock(descriptor: int) -> None:
-    # Closing is not enough: a child process has a copy of the descriptor until it runs another
-    # program.
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)

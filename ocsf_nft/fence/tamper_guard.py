@@ -172,8 +172,7 @@ class TamperGuard:
     def generations(self) -> tuple[int, ...]:
         """Return the generation of the ruleset in each namespace where the fence has tables.
 
-        A generation is a number that the kernel increments with each change of the ruleset. Raises
-        OSError if a generation can't be read.
+        Raises OSError if a generation can't be read.
         """
         return tuple(monitor.generation() for monitor in self._monitors)
 
