@@ -72,6 +72,20 @@ def test_messages_with_headers_returns_the_whole_header_of_each_message() -> Non
     assert [(kind, bytes(payload)) for kind, payload in found] == [(16, b"abc"), (17, b"")]
 
 
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [(b"", None), (bytes(4), None), (bytes(20), None), (struct.pack("=i", -errno.EPERM), 1)],
+)
+def test_error_is_the_code_of_the_kernel_or_none(payload: bytes, code: int | None) -> None:
+    found = netlink.error_of(memoryview(payload + bytes(8) if code else payload))
+    assert (found and (type(found), found.errno)) == (code and (PermissionError, code))
+    if code is None:
+        netlink.raise_for_error(memoryview(payload))
+    else:
+        with pytest.raises(PermissionError, match="Operation not permitted"):
+            netlink.raise_for_error(memoryview(payload))
+
+
 def test_link_is_a_port_where_it_has_a_master() -> None:
     body = _link("eth0") + netlink.attribute(10, struct.pack("=I", 3))
     assert rtnetlink.link(memoryview(body)) == rtnetlink.Link(

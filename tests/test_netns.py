@@ -46,3 +46,17 @@ def test_namespace_that_cannot_be_opened_is_absent_only_if_it_is_missing(
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(kind, match=sentence):
         netns.named("x").identity()
+
+
+def test_deleted_namespace_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = netns.HOST.identity()
+    assert netns.HOST.has_identity(own)
+    assert not netns.HOST.has_identity(f"{own}0")
+    assert not netns.named("no-such-namespace").has_identity(own)
+
+    def refuse(*_arguments: object) -> NoReturn:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UnsupportedError, match="is not permitted"):
+        netns.HOST.has_identity(own)
