@@ -146,11 +146,6 @@ def _load_tables(
     return False
 
 
-def _persists(namespace: Namespace, table_id: TableId) -> bool:
-    found = table_query.table(namespace, *table_id)
-    return found is not None and found.is_persistent
-
-
 def remove(
     namespace: Namespace, table_ids: Collection[TableId], load_text: LoadText = nft.load
 ) -> None:
@@ -159,14 +154,13 @@ def remove(
     ``load_text`` loads the text of a ruleset into a namespace. Raises the errors of
     :func:`nft.load`.
     """
-    load_text(
-        namespace,
-        "".join(
-            ruleset.ensure_table(*table_id, persists=_persists(namespace, table_id))
-            + f"delete table {table_id.family} {table_id.name}\n"
-            for table_id in table_ids
-        ),
-    )
+    text = ""
+    for table_id in table_ids:
+        found = table_query.table(namespace, *table_id)
+        persists = found is not None and found.is_persistent
+        text += ruleset.ensure_table(*table_id, persists=persists)
+        text += f"delete table {table_id.family} {table_id.name}\n"
+    load_text(namespace, text)
 
 
 def _expected(intended: InstalledFence) -> dict[str, str] | None:
