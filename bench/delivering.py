@@ -15,13 +15,11 @@ from pyarrow.parquet import ParquetFile
 
 from bench import disk, jetstream, lines, receivers, rsyslog, stage
 from bench.subject import Subject
-from ocsf_nft.config.sinks.file import FileSink
-from ocsf_nft.config.sinks.http import HttpSink
-from ocsf_nft.config.sinks.nats import NatsSink
-from ocsf_nft.config.sinks.opensearch import OpenSearchSink
+from ocsf_nft.config.sinks.brokers import NatsSink
+from ocsf_nft.config.sinks.http import HttpSink, OpenSearchSink
+from ocsf_nft.config.sinks.local import FileSink, UnixSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
-from ocsf_nft.config.sinks.unix import UnixSink
 from ocsf_nft.delivery.event_stream import EventStream
 from ocsf_nft.delivery.sink_db import SinkDatabase
 from ocsf_nft.service.outlet import Outlet

@@ -16,8 +16,7 @@ from ocsf_nft.config.listen_address import ListenAddress, parse_listen_address
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
-from ocsf_nft.config.sinks.file import FileSink
-from ocsf_nft.config.sinks.stdout import StdoutSink
+from ocsf_nft.config.sinks.local import FileSink, StdoutSink
 from ocsf_nft.config.store import StoreConfig
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY

@@ -37,10 +37,6 @@ _TITLE: Final = """\
 Each `[[sink]]` of a configuration file has a `type`, by default `file`. Each event is in the
 [store](#store) before any sink gets it. A sink that is down gets its events when it is up again.
 `ocsf-nft config FILE --connect` tests the sinks."""
-_EXTRAS: Final = {
-    "http": "http", "splunk_hec": "http", "opensearch": "http", "otlp": "http", "nats": "nats",
-    "kafka": "kafka", "parquet": "parquet",
-}  # fmt: skip
 
 
 def guide() -> str:
@@ -49,8 +45,8 @@ def guide() -> str:
     common = set(SinkTable.model_fields)
     for kind, table in KINDS.items():
         parts += [f"## {kind}", _summary(table)]
-        if extra := _EXTRAS.get(kind):
-            parts.append(f"Needs the extra `ocsf-nft[{extra}]`.")
+        if table.extra:
+            parts.append(f"Needs the extra `ocsf-nft[{table.extra}]`.")
         parts.append(_table(table, common))
     parts += ["## Secrets", _summary(SecretTable), _table(SecretTable, set())]
     parts += ["## TLS", _summary(TlsTable), _table(TlsTable, set())]

@@ -57,7 +57,7 @@ class Outlet:
             classes=None if table.has_all_classes else table.class_uids,
             batch_settings=table.batch_settings,
             is_local=table.is_local,
-            needs_handshake=table.needs_handshake,
+            needs_handshake=getattr(table, "handshake", False),
             file=table.file,
         )
 

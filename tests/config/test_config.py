@@ -65,7 +65,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     path.write_text(FILE)
     read = config.load(path)
-    assert [sink.target for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
+    assert [sink.called for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
     first, second = read.sandbox
     assert first.namespace == named("agent-1")
     assert [str(each) for each in first.spec().allowed] == [
@@ -79,7 +79,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
 
 def test_only_the_name_of_a_sandbox_is_required() -> None:
     read = config.parse({"sandbox": [{"name": "a"}]}, where="test")
-    assert [sink.target for sink in read.sinks] == ["-"]
+    assert [sink.called for sink in read.sinks] == ["-"]
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
 

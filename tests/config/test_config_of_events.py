@@ -105,9 +105,9 @@ def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:
 
 def test_one_sink_needs_no_table() -> None:
     (sink,) = config.parse(WATCHED | {"output": "x", "ocsf_version": "1.5"}, where="test").sinks
-    assert (sink.target, sink.ocsf_version) == ("x", "1.5.0")
+    assert (sink.called, sink.ocsf_version) == ("x", "1.5.0")
     sink = config.sink("-", "1.3.0")
-    assert (sink.target, sink.ocsf_version) == ("-", "1.3.0")
+    assert (sink.called, sink.ocsf_version) == ("-", "1.3.0")
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "icmp", "icmpv6", "ipv6-icmp", "sctp", 0, 255])

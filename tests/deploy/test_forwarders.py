@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ocsf_nft import config
-from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.local import FileSink
 from ocsf_nft.delivery.sinks.otlp import _SEVERITIES
 from ocsf_nft.ocsf.enums import Severity
 from tests.delivery.sample_events import messages, packets

@@ -1,4 +1,4 @@
-"""Configuration tables of sinks (``[[sink]]``): one module for each type."""
+"""Configuration tables of sinks (``[[sink]]``)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from typing import Annotated, Any, Final, TypeAlias, get_args
 from pydantic import BeforeValidator, Field
 
 from ocsf_nft.config.sinks.base import SinkTable
-from ocsf_nft.config.sinks.file import FileSink
-from ocsf_nft.config.sinks.http import HttpSink
-from ocsf_nft.config.sinks.kafka import KafkaSink
-from ocsf_nft.config.sinks.nats import NatsSink
-from ocsf_nft.config.sinks.opensearch import OpenSearchSink
-from ocsf_nft.config.sinks.otlp import OtlpSink
+from ocsf_nft.config.sinks.brokers import KafkaSink, NatsSink
+from ocsf_nft.config.sinks.http import HttpSink, OpenSearchSink, OtlpSink, SplunkHecSink
+from ocsf_nft.config.sinks.local import FileSink, StdoutSink, UnixSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
-from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
-from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
-from ocsf_nft.config.sinks.unix import UnixSink
 
 __all__ = ["KINDS", "SinkConfig", "SinkTable"]
 

@@ -38,7 +38,11 @@ class SinkTable(Table):
 
     #: True if the sink must be available when the run starts.
     is_local: ClassVar[bool] = False
+    #: Package extra with the libraries of the sink, and modules that this extra installs.
+    extra: ClassVar[str] = ""
+    modules: ClassVar[tuple[str, ...]] = ()
 
+    type: str
     name: Name | None = None
     ocsf_version: Version = LATEST
     classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
@@ -48,14 +52,6 @@ class SinkTable(Table):
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.2
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = 30.0
     retry_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
-
-    @property
-    def needs_handshake(self) -> bool:
-        """Return true if the sink gets a JSON line, the handshake, before the first event.
-
-        The line reports that every fence is active, and that the service reads all log records.
-        """
-        return False
 
     @property
     def file(self) -> Path | None:
@@ -84,9 +80,10 @@ class SinkTable(Table):
     def called(self) -> str:
         """Return the name of the sink in the store, in metrics and in the service's log.
 
-        This is the configured ``name``, or else :attr:`target`.
+        This is the configured ``name``, or else the destination without secrets, such as
+        ``unix:/run/siem.sock``.
         """
-        return self.name or self.target
+        return self.name or self._target
 
     @property
     def batch_settings(self) -> BatchSettings:
@@ -99,31 +96,26 @@ class SinkTable(Table):
             retry_seconds=self.retry_seconds,
         )
 
-    @property
-    @abstractmethod
-    def target(self) -> str:
-        """Return the destination as a short text without secrets, such as ``unix:/run/siem.sock``.
-
-        This text is the name of the sink if the configuration has no ``name``.
-        """
-
-    @abstractmethod
     def sink(self) -> Sink:
         """Create the sink that this table configures.
 
         Raises UnsupportedError if the sink needs a package extra that is not installed.
         """
+        self._require(*self.modules)
+        return self._sink()
 
+    def _require(self, *modules: str) -> None:
+        if any(importlib.util.find_spec(module) is None for module in modules):
+            raise UnsupportedError(
+                f"a sink of type {self.type} needs the extra ocsf-nft[{self.extra}]: install it"
+            )
 
-def require_extra(extra: str, kind: str, *modules: str) -> None:
-    """Raise UnsupportedError if the package extra for sinks of type ``kind`` is not installed.
+    @property
+    @abstractmethod
+    def _target(self) -> str: ...
 
-    ``modules`` are the modules of the extra. They are not imported.
-    """
-    if any(importlib.util.find_spec(module) is None for module in modules):
-        raise UnsupportedError(
-            f"a sink of type {kind} needs the extra ocsf-nft[{extra}]: install it"
-        )
+    @abstractmethod
+    def _sink(self) -> Sink: ...
 
 
 class SecretTable(Table):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, checked
-from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable, require_extra
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
@@ -73,6 +73,9 @@ class ParquetSink(SinkTable):
     by default. Each batch becomes one file for each event class and day.
     """
 
+    extra: ClassVar[str] = "parquet"
+    modules: ClassVar[tuple[str, ...]] = ("pyarrow",)
+
     type: Literal["parquet"]
     directory: Annotated[Path, FileName] | None = None
     bucket: _Bucket | None = None
@@ -110,8 +113,7 @@ class ParquetSink(SinkTable):
         return self
 
     @property
-    def target(self) -> str:
-        """Return the sink's default name, such as ``s3://my-bucket/ext/ocsf-nft/1.8.0``."""
+    def _target(self) -> str:
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
             root = root.replace("s3:/", self.endpoint, 1)
@@ -121,9 +123,7 @@ class ParquetSink(SinkTable):
     def _version(self) -> str:
         return self.ocsf_version if self.source_version is None else self.source_version
 
-    def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if ``ocsf-nft[parquet]`` is not installed."""
-        require_extra("parquet", self.type, "pyarrow")
+    def _sink(self) -> Sink:
         from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
 
         selected = self.class_uids
@@ -141,7 +141,7 @@ class ParquetSink(SinkTable):
 
         if self.directory is not None:
             return Directory(path=self.directory)
-        require_extra("parquet", self.type, "obstore")
+        self._require("obstore")
         name, _, prefix = (self.bucket or "").removeprefix("s3://").partition("/")
         return Bucket(
             name=name,

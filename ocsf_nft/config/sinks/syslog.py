@@ -75,8 +75,7 @@ class SyslogSink(SinkTable):
         return self
 
     @property
-    def target(self) -> str:
-        """Return transport, host and port as a URL, such as ``syslog+tls://logs.example:6514``."""
+    def _target(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"syslog+{self.transport}://{host}:{self._port}"
 
@@ -84,8 +83,7 @@ class SyslogSink(SinkTable):
     def _port(self) -> int:
         return self.port or _PORTS[self.transport]
 
-    def sink(self) -> Sink:
-        """Create the sink that this table configures."""
+    def _sink(self) -> Sink:
         from ocsf_nft.delivery.sinks.syslog import Syslog  # noqa: PLC0415 - only where configured
 
         return Syslog(

@@ -56,8 +56,8 @@ def test_directory_requires_only_a_region() -> None:
     ],
 )
 def test_target_is_the_location_of_the_files(more: dict[str, Any], target: str) -> None:
-    assert _sink(BUCKET | more).target == target
-    assert _sink(DIRECTORY).target == "/var/lib/lake/ext/ocsf-nft/1.8.0"
+    assert _sink(BUCKET | more).called == target
+    assert _sink(DIRECTORY).called == "/var/lib/lake/ext/ocsf-nft/1.8.0"
 
 
 def test_only_selected_classes_have_columns() -> None:

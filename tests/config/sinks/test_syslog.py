@@ -33,7 +33,7 @@ def _made(**facts: Any) -> Syslog:
     ],
 )
 def test_each_transport_has_its_default_port(facts: dict[str, Any], target: str) -> None:
-    assert _sink(**facts).target == target
+    assert _sink(**facts).called == target
 
 
 def test_sink_uses_its_transport() -> None:

@@ -1,4 +1,4 @@
-"""Configuration of a sink of type ``file``."""
+"""Configuration of sinks on this host: types ``file``, ``stdout`` and ``unix``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ocsf_nft.config.base_table import FileName
+from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SinkTable
+from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -82,12 +83,10 @@ class FileSink(SinkTable):
         return self.path
 
     @property
-    def target(self) -> str:
-        """Return the path of the file as text; it is the sink's default name."""
+    def _target(self) -> str:
         return str(self.path)
 
-    def sink(self) -> Sink:
-        """Create the sink that this table of the configuration file describes."""
+    def _sink(self) -> Sink:
         from ocsf_nft.delivery.sinks.file import File  # noqa: PLC0415 - if configured
 
         return File(path=self.path, sync=self.sync, rotation=self._rotation())
@@ -104,3 +103,90 @@ class FileSink(SinkTable):
             keep_bytes=self.keep_bytes,
             compress=self.compress,
         )
+
+
+class StdoutSink(SinkTable):
+    """JSON Lines on standard output.
+
+    An event counts as delivered when it is written. Standard output may be a pipe. If the pipe is
+    full, the sink waits until the reader reads from it. If the reader closes the pipe,
+    `ocsf-nft run` ends, and the events in the pipe are dropped. The events that are not written yet
+    stay in the store.
+
+    With ``handshake``, the first line reports that every fence is active. The line also reports
+    that `ocsf-nft run` has begun to read all sources of log records. Nothing is written before that
+    line.
+    """
+
+    is_local: ClassVar[bool] = True
+
+    type: Literal["stdout"] = "stdout"
+    handshake: bool = False
+    batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+
+    @property
+    def file(self) -> Path:
+        """Return ``/dev/stdout``, the path of the file that this sink writes to."""
+        return Path("/dev/stdout")
+
+    @property
+    def _target(self) -> str:
+        return "-"
+
+    def _sink(self) -> Sink:
+        from ocsf_nft.delivery.sinks.stdout import Stdout  # noqa: PLC0415 - if configured
+
+        return Stdout()
+
+
+#: Size of sun_path without its final NUL (unix(7)).
+_SOCKET_PATH_BYTES: Final = 108 - 1
+
+
+def _socket_path(text: str) -> Path:
+    if text.startswith("@"):
+        raise UsageError(
+            "must be a file's path: a name that begins with @ has no permissions, so the first "
+            "process that takes it would get the events"
+        )
+    if not text.startswith("/") or "\0" in text:
+        raise UsageError("must be the absolute path of a socket")
+    if len(os.fsencode(text)) > _SOCKET_PATH_BYTES:
+        raise UsageError(f"must have at most {_SOCKET_PATH_BYTES} bytes: no socket's path has more")
+    return Path(text)
+
+
+class UnixSink(SinkTable):
+    """JSON Lines to the program that listens on the Unix stream socket at ``path``.
+
+    With ``until_read``, an event counts as delivered when the program has read it. Without
+    ``until_read``, an event counts as delivered when it is in the socket's buffer. Such an event is
+    dropped if the program exits before it reads the event. In both cases, there is no
+    acknowledgement that the program has processed an event.
+
+    If a connection breaks, its last line may be incomplete, without a line end. The next connection
+    may repeat events of the broken connection.
+
+    With ``handshake``, the first line of each connection reports that every fence is active. The
+    line also reports that `ocsf-nft run` has begun to read all sources of log records. Nothing is
+    sent before that line.
+
+    Choose a path in a directory that only the program's user may write to. Otherwise another user's
+    process could listen at the path and get the events.
+    """
+
+    type: Literal["unix"]
+    path: Annotated[Path, checked(_socket_path)]
+    until_read: bool = True
+    handshake: bool = False
+    batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
+
+    @property
+    def _target(self) -> str:
+        return f"unix:{self.path}"
+
+    def _sink(self) -> Sink:
+        from ocsf_nft.delivery.sinks.unix import Unix  # noqa: PLC0415 - if configured
+
+        return Unix(path=self.path, until_read=self.until_read)
