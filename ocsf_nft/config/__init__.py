@@ -46,18 +46,31 @@ class Config(Table):
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
+    """Sandboxes to watch."""
     host_log: Literal["kmsg", "journal"] | None = None
+    """Source of the log records of this host's other firewalls."""
     output: Annotated[str, FileName] | None = None
+    """File for the events, or - for standard output; in place of [[sink]]."""
     handshake: bool = False
+    """Write a first line to standard output when every fence is active."""
     ocsf_version: Version | None = None
+    """OCSF version of the events of output, such as 1.8."""
     sink: tuple[SinkConfig, ...] = ()
+    """Destinations of events."""
     store: StoreConfig = StoreConfig()
+    """Store of the events and of the packet counts."""
     attribution: AttributionConfig = AttributionConfig()
+    """Attribution of packets to processes."""
     listen: Annotated[ListenAddress, checked(parse_listen_address)] | None = None
+    """Address of /metrics, /healthz and /readyz, such as 127.0.0.1:9464."""
     severity: tuple[SeverityConfig, ...] = ()
+    """Severities of attempts; the first table that matches decides."""
     finding: FindingConfig = FindingConfig()
+    """Condition for an attempt to be a finding."""
     prefix: tuple[PrefixConfig, ...] = ()
+    """Meanings of foreign log prefixes; the longest match decides."""
     state_dir: Annotated[Path, FileName] = DEFAULT_DIRECTORY
+    """Directory of the state."""
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:

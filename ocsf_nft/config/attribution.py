@@ -25,5 +25,8 @@ class AttributionConfig(Table):
     """
 
     method: Literal["capture", "socket", "user"] = "capture"
+    """Best attribution method that may be used."""
     wait_ms: Annotated[int, Field(ge=1, le=10_000)] = 50
+    """Maximum time that a record waits for its process, in milliseconds."""
     hash_max_bytes: Annotated[Size, Field(ge=0)] = 0
+    """Hash programs (SHA-256) up to this size; 0: none."""

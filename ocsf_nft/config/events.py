@@ -51,8 +51,11 @@ class SeverityConfig(Table):
     """
 
     severity: SeverityName
+    """Severity of the attempts that match all other keys."""
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
+    """Name of the sandbox."""
     rule: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the rule, such as egress."""
     protocol: (
         Annotated[
             int,
@@ -61,11 +64,15 @@ class SeverityConfig(Table):
         ]
         | None
     ) = None
+    """IP protocol: its IANA name, such as tcp, or its number."""
     destination: (
         Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, checked(_network)] | None
     ) = None
+    """Address or network of the destination."""
     port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = None
+    """Destination port."""
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
+    """User of the sender."""
 
     def as_rule(self) -> SeverityRule:
         """Convert this table of the configuration file to a SeverityRule."""
@@ -90,7 +97,9 @@ class FindingConfig(Table):
     """
 
     min_severity: SeverityName = "high"
+    """An attempt of this severity or a higher one is a finding at once."""
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
+    """Number of packets from which an attempt of severity Medium is a finding."""
 
     def as_threshold(self) -> Threshold:
         """Convert this table of the configuration file to the condition for Detection Findings."""
@@ -107,6 +116,10 @@ class PrefixConfig(Table):
     """
 
     begins: Annotated[str, checked(begins)]
+    """Beginning of the log prefix."""
     verdict: ForeignVerdict
+    """What the rule did with the packet."""
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
+    """Name of a sandbox."""
     rule: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the rule; by default the text of the prefix."""

@@ -44,10 +44,15 @@ class ContainerConfig(Table):
     """
 
     uid: _Text | None = None
+    """Identifier of the container."""
     name: _Text | None = None
+    """Name of the container."""
     runtime: _Text | None = None
+    """Name of the runtime."""
     image_uid: _Text | None = None
+    """Identifier of the image."""
     image_name: _Text | None = None
+    """Name of the image; needs image_uid."""
 
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:
@@ -92,25 +97,45 @@ class SandboxConfig(Table):
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
+    """Name of the sandbox: 1 to 64 letters, digits, dots, dashes or underscores."""
     profile: Profile = "sandbox"
+    """What is fenced: a namespace; one that also has the proxy; a VM, on its host."""
     netns: Annotated[str, FileName] | None = None
+    """Network namespace: an `ip netns` name or a path."""
     pid: Annotated[int, Field(gt=0)] | None = None
+    """A process in the network namespace; not with netns."""
     proxy: tuple[Annotated[Endpoint, checked(values.endpoint)], ...] = ()
+    """Proxies that the sandbox may reach, as ADDR:PORT."""
     allow: tuple[Annotated[Endpoint, checked(values.exception)], ...] = ()
+    """Other endpoints that the sandbox may reach, as tcp:ADDR:PORT or udp:ADDR:PORT."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
+    """The host's end of the veth pair: also guard it, against AF_XDP."""
     proxy_uid: tuple[Annotated[int, Field(ge=0, lt=0xFFFFFFFF)], ...] = ()
+    """Users of the proxy, whose traffic may leave. Profile sidecar only."""
     device: Annotated[str, checked(values.device_name)] | None = None
+    """TAP device of the VM. Profile tap only."""
     subnet: tuple[Annotated[Subnet, checked(values.subnet)], ...] = ()
+    """The gateway's address in the VM's subnet, as CIDR. Profile tap only."""
     gateway_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the proxy on the gateway's address. Profile tap only."""
     mac: Annotated[str, checked(values.mac)] | None = None
+    """Link address of the VM; by default the first one that it sends from."""
     permissive: bool = False
+    """Refuse nothing, and report the packets that would be refused."""
     exclusive: bool = False
+    """Let no other process change the tables while a run watches (Linux 6.9)."""
     group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
+    """NFLOG group of the fence."""
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
+    """Log transport of the fence; auto selects the best one."""
     source: SourceName = "auto"
+    """Source of the records; auto selects the one for the transport."""
     install: bool = False
+    """Install the fence, and remove it at exit if it was not there before."""
     self_heal: bool = True
+    """Restore a fence that another process changes; if false, only report it."""
     container: ContainerConfig | None = None
+    """The container that the sandbox is."""
 
     @property
     def namespace(self) -> Namespace | None:

@@ -6,12 +6,18 @@ The schema accepts each valid file, but also some files with errors, such as a w
 
 from __future__ import annotations
 
-from typing import Any, Final
+import ast
+import inspect
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
 from ocsf_nft.config import Config
-from ocsf_nft.config.descriptions import DESCRIPTIONS
+from ocsf_nft.config.base_table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Name of the version of JSON Schema that pydantic writes.
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -43,12 +49,21 @@ def _model(name: str) -> type[BaseModel]:
 def description(model: type[BaseModel], key: str) -> str:
     """Return the description of the key ``key`` in the configuration table ``model``.
 
-    Raises LookupError if the key has no description.
+    The description is the string below the key in the source of the class, or of a base. Raises
+    LookupError if there is none.
     """
     for base in model.__mro__:
-        if key in (found := DESCRIPTIONS.get(base.__name__, {})):
+        if issubclass(base, Table) and key in (found := dict(_descriptions(base))):
             return found[key]
     raise LookupError(f"{model.__name__}.{key} has no description")
+
+
+def _descriptions(model: type[Table]) -> Iterator[tuple[str, str]]:
+    (table,) = ast.parse(inspect.getsource(model)).body
+    for key, text in pairwise(ast.iter_child_nodes(table)):
+        match key, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                yield name, words
 
 
 def _table(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:

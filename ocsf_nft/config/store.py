@@ -71,6 +71,10 @@ class StoreConfig(Table):
     """
 
     path: Annotated[Path, FileName] | None = None
+    """File of the store; by default state-1.sqlite3 in state_dir."""
     max_bytes: Annotated[Size, Field(ge=1 << 20, le=1 << 44)] = 1 << 30
+    """Maximum size of the events: a number of bytes, or text such as 512MiB."""
     max_age: Annotated[Seconds, Field(ge=60, le=10 * 366 * 86_400)] = 30 * 86_400.0
+    """Maximum age of an event: a number of seconds, or text such as 30d."""
     when_full: Literal["wait", "drop"] = "wait"
+    """Read no more records, or remove the oldest events."""

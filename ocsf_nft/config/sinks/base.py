@@ -43,15 +43,24 @@ class SinkTable(Table):
     modules: ClassVar[tuple[str, ...]] = ()
 
     type: str
+    """Type of the sink."""
     name: Name | None = None
+    """Name of the sink in the store, in metrics and in the log."""
     ocsf_version: Version = LATEST
+    """OCSF version of the events, such as 1.8."""
     classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
                         "application_lifecycle")  # fmt: skip
+    """Event classes that the sink gets."""
     batch_events: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Maximum number of events of a batch."""
     batch_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+    """Maximum size of a batch in bytes."""
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.2
+    """Maximum time that a smaller batch waits for more events."""
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = 30.0
+    """Maximum time of a delivery, before it is retried."""
     retry_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """Maximum pause between two tries of a delivery."""
 
     @property
     def file(self) -> Path | None:
@@ -125,8 +134,11 @@ class SecretTable(Table):
     """
 
     file: Annotated[Path, FileName] | None = None
+    """File with the secret."""
     env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable with the secret."""
     credential: Name | None = None
+    """Credential of systemd with the secret."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -154,8 +166,11 @@ class TlsTable(Table):
     """
 
     ca: Annotated[Path, FileName] | None = None
+    """File with the authorities, in place of the system's."""
     certificate: Annotated[Path, FileName] | None = None
+    """File with our certificate, for a receiver that requests one."""
     key: Annotated[Path, FileName] | None = None
+    """File with the key of our certificate."""
 
     @model_validator(mode="after")
     def _is_a_pair(self) -> Self:

@@ -81,13 +81,21 @@ class KafkaSink(SinkTable):
 
     type: Literal["kafka"]
     servers: Annotated[tuple[_KafkaServer, ...], Field(min_length=1)]
+    """Some of the brokers, as host:port."""
     topic: _Topic
+    """Topic of the events."""
     compress: bool = True
+    """Send batches compressed (gzip)."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+    """Maximum size of an event; a larger one becomes a dead letter."""
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """SASL mechanism; needs user and password."""
     user: Text | None = None
+    """User for SASL."""
     password: SecretTable | None = None
+    """Password of the user."""
     tls: TlsTable | None = None
+    """TLS settings."""
     timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
 
     @model_validator(mode="after")
@@ -168,16 +176,27 @@ class NatsSink(SinkTable):
 
     type: Literal["nats"]
     servers: Annotated[tuple[_NatsServer, ...], Field(min_length=1)]
+    """URLs of servers of the cluster, nats:// or tls://."""
     subject: _Subject
+    """Subject of the events."""
     class_subjects: bool = False
+    """Append the class of an event to the subject."""
     stream: _Stream | None = None
+    """Name of the stream that must have the subject."""
     token: SecretTable | None = None
+    """Token."""
     user: Text | None = None
+    """User; needs password."""
     password: SecretTable | None = None
+    """Password of the user."""
     nkey: SecretTable | None = None
+    """Seed of a user (nkey)."""
     credentials: Annotated[Path, FileName] | None = None
+    """File of credentials, as nsc creates it."""
     tls: TlsTable | None = None
+    """TLS settings."""
     tls_first: bool = False
+    """Begin with TLS, for a server with handshake_first."""
 
     @model_validator(mode="after")
     def _shows_one_thing(self) -> Self:
@@ -194,10 +213,7 @@ class NatsSink(SinkTable):
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 
     def _sink(self) -> Sink:
-        from ocsf_nft.delivery.sinks.nats import (
-            Login,
-            Nats,
-        )
+        from ocsf_nft.delivery.sinks.nats import Login, Nats  # noqa: PLC0415 - if configured
 
         login = Login(
             token=None if self.token is None else self.token.secret(),

@@ -97,10 +97,15 @@ class WebSink(SinkTable):
     modules: ClassVar[tuple[str, ...]] = ("aiohttp",)
 
     url: _BaseUrl
+    """URL of the receiver."""
     headers: dict[_HeaderName, Text | SecretTable] = Field(default_factory=dict)
+    """Headers of each request; a value is text or a secret."""
     tls: TlsTable | None = None
+    """TLS settings for a URL of https."""
     proxy: _ProxyUrl | None = None
+    """URL of the HTTP proxy for the requests."""
     compress: bool = True
+    """Send batches compressed (gzip)."""
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
@@ -142,8 +147,11 @@ class SecuredSink(WebSink):
     """HTTP sink with a ``bearer`` token, with ``user`` and ``password``, or without credentials."""
 
     bearer: SecretTable | None = None
+    """Bearer token."""
     user: _User | None = None
+    """User; needs password."""
     password: SecretTable | None = None
+    """Password of the user."""
 
     @model_validator(mode="after")
     def _shows_one_thing(self) -> Self:
@@ -180,7 +188,9 @@ class HttpSink(SecuredSink):
     type: Literal["http"]
     url: _Url
     method: Literal["POST", "PUT"] = "POST"
+    """Method of the requests."""
     format: Literal["json_array", "ndjson"] = "ndjson"
+    """One event a line, or an array of events."""
     compress: bool = False
 
     def _sink(self) -> Sink:
@@ -209,10 +219,15 @@ class SplunkHecSink(WebSink):
 
     type: Literal["splunk_hec"]
     token: SecretTable
+    """Token of the HTTP Event Collector."""
     index: _IndexName | None = None
+    """Index of the events; by default the token's."""
     source: Text = "ocsf-nft"
+    """Splunk's source of the events."""
     sourcetype: Text = "ocsf:ocsf-nft"
+    """Splunk's source type of the events."""
     ack_seconds: Annotated[float, Field(gt=0, lt=3600)] | None = None
+    """Maximum time until an indexer acknowledges a batch."""
 
     @model_validator(mode="after")
     def _waits_longer_than_for_an_acknowledgement(self) -> Self:
@@ -272,8 +287,11 @@ class OpenSearchSink(SecuredSink):
 
     type: Literal["opensearch"]
     index: Annotated[str, checked(_index)] = "ocsf-{date}"
+    """Name of the index; {date} is the event's day in UTC."""
     data_stream: bool = False
+    """The index is a data stream."""
     api_key: SecretTable | None = None
+    """API key, in its encoded form."""
     batch_events: Annotated[int, Field(ge=1, le=10_000)] = 1000
     batch_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 5 << 20
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0

@@ -49,12 +49,19 @@ class FileSink(SinkTable):
 
     type: Literal["file"] = "file"
     path: Annotated[Path, FileName]
+    """File of the events, as JSON Lines."""
     sync: bool = True
+    """Count a batch as delivered only when it is on the disk."""
     rotate_bytes: Annotated[int, Field(ge=1024)] | None = None
+    """Rotate the file before it grows past this size."""
     rotate_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Rotate the file with each new period of this length in UTC."""
     keep_files: Annotated[int, Field(ge=1)] | None = None
+    """Maximum number of old files."""
     keep_bytes: Annotated[int, Field(ge=1024)] | None = None
+    """Maximum size of all old files together."""
     compress: bool = False
+    """Compress old files (gzip)."""
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
 
@@ -122,6 +129,7 @@ class StdoutSink(SinkTable):
 
     type: Literal["stdout"] = "stdout"
     handshake: bool = False
+    """Write a first line when every fence is active."""
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
 
@@ -178,8 +186,11 @@ class UnixSink(SinkTable):
 
     type: Literal["unix"]
     path: Annotated[Path, checked(_socket_path)]
+    """Path of the Unix stream socket."""
     until_read: bool = True
+    """Count an event as delivered only when the program has read it."""
     handshake: bool = False
+    """Write a first line to each connection: every fence is active."""
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
     @property

@@ -78,18 +78,28 @@ class ParquetSink(SinkTable):
 
     type: Literal["parquet"]
     directory: Annotated[Path, FileName] | None = None
+    """Directory of the files; in place of bucket."""
     bucket: _Bucket | None = None
+    """Bucket of the files, as s3://NAME/PREFIX."""
     endpoint: Annotated[str, checked(_endpoint)] | None = None
+    """URL of the S3 server, if it is not Amazon's."""
     region: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    """Region in the paths of the files."""
     account: _PathPart = "external"
+    """Account in the paths of the files."""
     #: The name of a custom source is this and a class, and has at most 20 characters.
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")] = "ocsf-nft"
+    """Name of the source in the paths of the files."""
     source_version: (
         Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,31})?$")] | None
     ) = None
+    """Version of the source in the paths of the files."""
     access_key: Text | None = None
+    """Access key of the bucket."""
     secret: SecretTable | None = None
+    """Secret of the access key."""
     tls: TlsTable | None = None
+    """TLS settings for the endpoint."""
     batch_events: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     batch_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 16 << 20
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 300.0

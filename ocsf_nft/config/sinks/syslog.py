@@ -59,12 +59,17 @@ class SyslogSink(SinkTable):
 
     type: Literal["syslog"]
     transport: Literal["udp", "tcp", "tls"]
+    """Transport of the messages."""
     host: Annotated[str, checked(_host)]
+    """Name or address of the receiver."""
     port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """Port of the receiver; by default 6514 for tls, else 514."""
     tls: TlsTable | None = None
+    """TLS settings for the transport tls."""
     # A new connection must last for half a second (delivery/sinks/syslog.py).
     timeout_seconds: Annotated[float, Field(ge=1, le=3600)] | None = 30.0
     max_bytes: Annotated[int, Field(ge=480, le=1 << 20)] = 8096
+    """Maximum size of a message; a longer event becomes a dead letter."""
 
     @model_validator(mode="after")
     def _fits_its_transport(self) -> Self:
