@@ -100,7 +100,7 @@ docs: .venv/ready  ## Build the documentation as a site in build/docs.
 
 reference: .venv/ready  ## Write the generated pages of docs/reference again: events, sinks, cli.
 	$(BIN)/python -m tests.docs.field_guide docs/reference/events.md
-	$(BIN)/python -m ocsf_nft.config.guide docs/reference/sinks.md
+	$(BIN)/python -m tests.docs.sinks_page docs/reference/sinks.md
 	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
 	    --output docs/reference/cli.md
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.config.guide import guide
 from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SinkTable
+from tests.docs.commands import ROOT
+from tests.docs.sinks_page import guide
 
-PAGE: Final = Path(__file__).parents[2] / "docs/reference/sinks.md"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE: Final = ROOT / "docs/reference/sinks.md"
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -33,11 +36,15 @@ def test_guide_does_not_name_the_library() -> None:
 
 
 def test_guide_is_written_to_the_given_path(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ocsf_nft.config.guide"]
-    subprocess.run([*command, tmp_path / "page.md"], check=True)
+    command = [sys.executable, "-m", "tests.docs.sinks_page"]
+    subprocess.run([*command, tmp_path / "page.md"], check=True, cwd=ROOT)
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == guide()
     done = subprocess.run(
-        [*command, tmp_path / "no" / "page.md"], check=False, capture_output=True, text=True
+        [*command, tmp_path / "no" / "page.md"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 1
     assert "No such file or directory" in done.stderr

@@ -1,7 +1,7 @@
 """Generator of the reference page about sinks: every type, every key and its default.
 
 The page is generated from the classes of the configuration tables and their docstrings. To write
-the page, run ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
+the page, run ``make reference``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
-
 from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, TlsTable
 from ocsf_nft.config.store import StoreConfig
@@ -22,6 +20,7 @@ from ocsf_nft.config.store import StoreConfig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
 _WORDS: Final = {
