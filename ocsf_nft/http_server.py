@@ -20,7 +20,7 @@ from ocsf_nft.service import health
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from ocsf_nft.config.listen_address import ListenAddress
+    from ocsf_nft.fence.values import Endpoint
     from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
 
@@ -36,7 +36,7 @@ _BACKLOG: Final = 128
 
 
 @contextlib.asynccontextmanager
-async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
+async def serve(service: Service, at: Endpoint) -> AsyncIterator[None]:
     """Serve metrics and health until the ``async with`` body ends.
 
     ``at`` is the address of the server. Raises UsageError if the address can't be used.
@@ -65,7 +65,7 @@ async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
+async def _listen(runner: web.AppRunner, at: Endpoint) -> asyncio.Server:
     # asyncio accepts up to ``backlog`` connections before we can reject one of them. If there is no
     # free descriptor, it sets as many timers to try again.
     accepted_at_once = 1

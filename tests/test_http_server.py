@@ -18,8 +18,8 @@ import structlog
 
 from ocsf_nft import http_server
 from ocsf_nft.cli import logs
-from ocsf_nft.config.listen_address import ListenAddress
 from ocsf_nft.errors import UsageError
+from ocsf_nft.fence.values import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ WELL: Any = SimpleNamespace(
 async def port() -> AsyncIterator[int]:
     with socket.create_server((ADDRESS, 0)) as server:
         number = int(server.getsockname()[1])
-    async with http_server.serve(WELL, ListenAddress(ipaddress.ip_address(ADDRESS), number)):
+    async with http_server.serve(WELL, Endpoint("tcp", ipaddress.ip_address(ADDRESS), number)):
         yield number
 
 
@@ -246,7 +246,7 @@ async def test_bad_requests_are_few_lines_of_the_log(
 
 async def test_stop_does_not_wait_for_clients() -> None:
     with socket.create_server((ADDRESS, 0)) as server:
-        at = ListenAddress(ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
+        at = Endpoint("tcp", ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
         with pytest.raises(UsageError, match="nothing can listen at"):
             async with http_server.serve(WELL, at):
                 pass

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.cli.logs import LogSettings
     from ocsf_nft.config import Config
-    from ocsf_nft.config.listen_address import ListenAddress
+    from ocsf_nft.fence.values import Endpoint
     from ocsf_nft.service.pipeline import Counts
     from ocsf_nft.service.run import Service
 
@@ -281,7 +281,7 @@ def _watching(requested: Config) -> str:
     return f"watching {', '.join(watched)}"
 
 
-def _serving(running: Service, at: ListenAddress) -> AbstractAsyncContextManager[None]:
+def _serving(running: Service, at: Endpoint) -> AbstractAsyncContextManager[None]:
     try:
         from ocsf_nft.http_server import serve
     except ImportError as error:

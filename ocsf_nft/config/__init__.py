@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ocsf_nft.config.attribution import AttributionConfig
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
-from ocsf_nft.config.listen_address import ListenAddress, parse_listen_address
+from ocsf_nft.config.events import AttributionConfig, FindingConfig, PrefixConfig, SeverityConfig
 from ocsf_nft.config.sandbox import SandboxConfig
-from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
+from ocsf_nft.config.sinks import KINDS, STDOUT, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.local import FileSink, StdoutSink
 from ocsf_nft.config.store import StoreConfig
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
+from ocsf_nft.fence.values import Endpoint
 from ocsf_nft.log_prefixes import Configured, Prefixes
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.ocsf.severity import SeverityRule
 
-__all__ = ["STDOUT", "Config", "SandboxConfig", "load", "parse", "read", "sink"]
+__all__ = ["Config", "SandboxConfig", "load", "parse", "read", "sink"]
 
-#: Standard output, in place of a path.
-STDOUT: Final = "-"
+
+def _listen_address(text: str) -> Endpoint:
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        found = Endpoint("tcp", address, int(port) if port.isdecimal() and len(port) <= 5 else 0)
+    except ValueError:
+        found = None
+    if found is None or str(found) != text or not 0 < found.port < 1 << 16:
+        raise UsageError(
+            f"{quoted(text)} is no address to listen at: write 127.0.0.1:9469, [::1]:9469 or "
+            "0.0.0.0:9469"
+        )
+    return found
 
 
 class Config(Table):
@@ -61,7 +74,7 @@ class Config(Table):
     """Store of the events and of the packet counts."""
     attribution: AttributionConfig = AttributionConfig()
     """Attribution of packets to processes."""
-    listen: Annotated[ListenAddress, checked(parse_listen_address)] | None = None
+    listen: Annotated[Endpoint, checked(_listen_address)] | None = None
     """Address of /metrics, /healthz and /readyz, such as 127.0.0.1:9464."""
     severity: tuple[SeverityConfig, ...] = ()
     """Severities of attempts; the first table that matches decides."""

@@ -13,10 +13,10 @@ from ocsf_nft.config.sinks.local import FileSink, StdoutSink, UnixSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
 
-__all__ = ["KINDS", "SinkConfig", "SinkTable"]
+__all__ = ["KINDS", "STDOUT", "SinkConfig", "SinkTable"]
 
 #: Standard output, in place of a file's path.
-_STDOUT: Final = "-"
+STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
@@ -27,7 +27,7 @@ def _with_type(table: Any) -> Any:
     if not isinstance(table, dict):
         return table
     typed = {"type": "file"} | table
-    if typed["type"] == "file" and table.get("path") == _STDOUT:
+    if typed["type"] == "file" and table.get("path") == STDOUT:
         del typed["path"]
         typed["type"] = "stdout"
     return typed
