@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output
-from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 from ocsf_nft.quoted import quoted
 
@@ -99,7 +98,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
                     reject(line)
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
-        f"{rejected(tally.rejected)}"
+        f"{output.rejected(tally.rejected)}"
     )
 
 

@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.ocsf.events import Event
 
@@ -54,7 +58,6 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 
     Example: ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
     """
-    from ocsf_nft.cli import install_summary
     from ocsf_nft.errors import UsageError
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
@@ -98,12 +101,44 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
     if as_json:
-        output.show(install_summary.sentence(fence.installed))
+        output.show(_sentence(fence.installed))
         return
     # The next commands may run without this file and this environment.
     is_default = directory == options.DEFAULT_STATE_DIR
     named = [] if is_default else ["--state-dir", str(directory)]
-    output.show("\n".join(install_summary.summary(fence.installed, named)))
+    output.show("\n".join(_summary(fence.installed, named)))
+
+
+def _sentence(installed: InstalledFence) -> str:
+    sandbox, transport = installed.spec.sandbox, installed.transport
+    record = "counted, and not logged" if transport == "none" else f"logged to {transport}"
+    if installed.spec.is_permissive:
+        return (
+            f"sandbox {sandbox} has a permissive fence: it refuses nothing; the packets that it "
+            f"would refuse are {record}"
+        )
+    return f"sandbox {sandbox} is fenced; refused packets are {record}"
+
+
+def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
+    """Yield lines for people about a fence, and commands to run next with the ``options``."""
+    yield _sentence(installed)
+    spec = installed.spec
+    yield f"  namespace: {visible(str(installed.namespace))}"
+    yield f"  tables: {', '.join(map(visible, installed.listings))}"
+    if spec.tap is not None:
+        yield f"  VM behind: {spec.tap.device}"
+    if spec.proxies:
+        yield f"  proxy: {', '.join(map(str, spec.proxies))}"
+    if spec.proxy_uids:
+        yield f"  users of the proxy: {', '.join(map(str, spec.proxy_uids))}"
+    if spec.exceptions:
+        exceptions = (f"{each.protocol}:{each}" for each in spec.exceptions)
+        yield f"  also allowed: {', '.join(exceptions)}"
+    named = shlex.join(["--sandbox", spec.sandbox, *options])
+    packet = "packet that it would refuse" if spec.is_permissive else "refused packet"
+    yield f"  next: ocsf-nft run {named}     reports each {packet}"
+    yield f"        ocsf-nft remove {named}  removes the fence"
 
 
 def verify(  # noqa: PLR0913, PLR0917 - each is an option
@@ -173,7 +208,6 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
 def _show_blocking_rules(installed: InstalledFence) -> None:
     """Show the host's rules outside a VM's fence that drop traffic which the fence allows."""
     from ocsf_nft import check
-    from ocsf_nft.ocsf.safe_text import visible
 
     spec = installed.spec
     if spec.tap is None:

@@ -16,6 +16,8 @@ from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from _typeshed import ReadableBuffer
 
 _STDOUT: Final = 1
@@ -102,11 +104,21 @@ def show(text: str) -> None:
     print(shown, file=sys.stderr)  # noqa: T201 - the only print
 
 
-def write_stderr(data: bytes) -> None:
-    """Write ``data`` to standard error in one write; drop ``data`` if writing fails."""
+def rejected(numbers: Mapping[str, int]) -> str:
+    """Return the end of a summary line for people: the numbers of rejected log lines, by kind.
+
+    For example, ``{"malformed": 2}`` becomes ``, 2 malformed``. Without rejected lines, the
+    text is empty.
+    """
+    return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))
+
+
+def write_stderr(data: bytes) -> bool:
+    """Write ``data`` to standard error in one write, and return True; drop it if writing fails."""
     sys.stderr.flush()
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
+    return True
 
 
 def write_stderr_at_once(data: bytes) -> bool:

@@ -18,8 +18,7 @@ import structlog
 import typer
 
 from ocsf_nft.cli import options
-from ocsf_nft.cli.output import show, write_stderr_at_once
-from ocsf_nft.cli.read_summary import rejected
+from ocsf_nft.cli.output import rejected, show, write_stderr_at_once
 from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:

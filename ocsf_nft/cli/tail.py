@@ -54,7 +54,7 @@ def tail(
     """
     if path == "-" and sys.stdin.isatty():
         raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
-    from ocsf_nft.cli.colour_oneline import painter
+    from ocsf_nft.cli.formats import painter
 
     screen = _Screen(painter())
     if not follow:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 
-from ocsf_nft.cli import colour_oneline
+from ocsf_nft.cli import formats
 from ocsf_nft.cli.follow_file import LINE_BYTES
 from ocsf_nft.ocsf.oneline import plain, shorthand
 from tests.cli import forked
@@ -322,7 +322,7 @@ def test_tail_does_not_read_from_a_terminal() -> None:
 @given(EVENTS)
 def test_event_can_not_control_the_terminal(event: dict[str, Any]) -> None:
     segments = shorthand(event)
-    shown = _COLOUR.sub("", colour_oneline._painted(segments))
+    shown = _COLOUR.sub("", formats._painted(segments))
     assert shown == plain(segments)
     assert shown.isprintable()
 

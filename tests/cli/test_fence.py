@@ -1,4 +1,4 @@
-"""Summary of an installed fence."""
+"""Commands install, verify and remove."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ocsf_nft.cli.install_summary import sentence, summary
+from ocsf_nft.cli.fence import _sentence, _summary
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.netns import Namespace
@@ -22,7 +22,7 @@ def test_summary_names_the_sandbox_its_tables_its_proxy_and_the_next_commands() 
         listings={"inet ocsf_nft": "", "netdev ocsf_nft": ""},
         spec=replace(INSTALLED.spec, exceptions=(exception("udp:10.0.0.53:53"),)),
     )
-    assert list(summary(installed, ["--state-dir", "/a b"])) == [
+    assert list(_summary(installed, ["--state-dir", "/a b"])) == [
         "sandbox sb1 is fenced; refused packets are logged to nflog",
         "  namespace: /run/netns/agent",
         "  tables: inet ocsf_nft, netdev ocsf_nft",
@@ -48,12 +48,12 @@ def test_summary_names_the_sandbox_its_tables_its_proxy_and_the_next_commands() 
     ],
 )
 def test_summary_of_a_profile_has_its_values(spec: FenceSpec, line: str) -> None:
-    assert line in list(summary(replace(INSTALLED, spec=spec), []))
+    assert line in list(_summary(replace(INSTALLED, spec=spec), []))
 
 
 def test_permissive_fence_is_called_permissive() -> None:
     installed = replace(INSTALLED, spec=replace(INSTALLED.spec, is_permissive=True))
-    assert sentence(installed).startswith("sandbox sb1 has a permissive fence: it refuses nothing")
+    assert _sentence(installed).startswith("sandbox sb1 has a permissive fence: it refuses nothing")
 
 
 def test_json_of_a_dry_run_is_refused() -> None:
