@@ -93,7 +93,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
     for finding in findings(scope):
         found.append(finding)
         if as_json:
-            _write(finding)
+            output.write_json(finding)
     if not as_json:
         _show(found)
     raise typer.Exit(exit_code(found))
@@ -135,14 +135,6 @@ def _scope(
     )
 
 
-def _write(finding: Finding) -> None:
-    import dataclasses
-
-    import orjson
-
-    output.write(orjson.dumps(dataclasses.asdict(finding)) + b"\n")
-
-
 def _show(found: Iterable[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -171,8 +163,6 @@ def _show(found: Iterable[Finding]) -> None:
 
 
 def _remove(scope: CheckScope, *, as_json: bool) -> int:
-    import orjson
-
     from ocsf_nft import check
 
     code = 0
@@ -180,8 +170,10 @@ def _remove(scope: CheckScope, *, as_json: bool) -> int:
         if reason is not None:
             code = 1
         if as_json:
-            result = {"leftover": leftover.text, "is_removed": reason is None, "reason": reason}
-            output.write(orjson.dumps(result) + b"\n")
+            is_removed = reason is None
+            output.write_json(
+                {"leftover": leftover.text, "is_removed": is_removed, "reason": reason}
+            )
         else:
             outcome = "removed" if reason is None else f"not removed ({reason})"
             output.show(f"{outcome}: {leftover.text}")

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output
-from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
-from ocsf_nft.quoted import quoted
+from ocsf_nft.errors import DeliveryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -79,20 +78,24 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     """
     from ocsf_nft.cli.formats import writer
     from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.ocsf.versions import full_version
     from ocsf_nft.sources import replay
 
     paths = paths or ["-"]
-    written, version = writer(form), options.ocsf_version(ocsf_version)
-    boot_ns = None if boot is None else _boot_ns(boot)
+    written, version = writer(form), full_version(ocsf_version)
+    boot_ns = None if boot is None else options.time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
     mapper = Mapper(context)
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_unparsed_file(unparsed, paths))
         for path in paths:
-            file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
+            file = stack.enter_context(options.input_file(path))
             for batch in _batches(file, tally, boot_ns):
-                records = map(prefixes.named, _of_prefix(batch.records, prefix))
+                records: Iterable[Record] = batch.records
+                if prefix is not None:
+                    records = (each for each in records if each.prefix.startswith(prefix))
+                records = map(prefixes.named, records)
                 output.write(b"".join(written(_events(records, mapper, version))))
                 for line in batch.rejected:
                     reject(line)
@@ -100,29 +103,6 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"
     )
-
-
-def _stdin() -> BufferedReader:
-    return open(sys.stdin.fileno(), "rb", closefd=False)
-
-
-def _open(path: Path) -> BufferedReader:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _boot_ns(text: str) -> int:
-    import datetime as dt
-
-    try:
-        time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            f"--boot {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00"
-        ) from error
-    return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 
 
 def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Iterator[Batch]:
@@ -133,10 +113,6 @@ def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Ite
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()
-
-
-def _of_prefix(records: Iterable[Record], prefix: str | None) -> Iterator[Record]:
-    return (record for record in records if prefix is None or record.prefix.startswith(prefix))
 
 
 def _events(records: Iterable[Record], mapper: Mapper, version: str) -> Iterator[bytes]:

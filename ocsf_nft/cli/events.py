@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import heapq
 import re
 import signal
@@ -105,11 +104,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            help="The TOML file of a run: its store is read. Other keys are not used here.",
-            metavar="FILE",
-            readable=False,  # reading it raises an error with our own sentence
+        options.config_option(
+            "The TOML file of a run: its store is read. Other keys are not used here."
         ),
     ] = None,
     store: Annotated[
@@ -141,6 +137,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
+    from ocsf_nft.ocsf.versions import full_version
     from ocsf_nft.state.archive import Archive
 
     if (sink is not None or retry) and not dead:
@@ -151,7 +148,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         )
     if dead and sinks:
         raise UsageError("--dead and --sinks can't be combined: give one of them")
-    version, write = options.ocsf_version(ocsf_version), writer(form)
+    version, write = full_version(ocsf_version), writer(form)
     is_selected = _filter(sandbox, kind, severity, since, until, uid)
     paths = _stores(store, state_dir, config)
     if retry:
@@ -185,7 +182,9 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
     from ocsf_nft.state.archive import stores
 
     if store is None and state_dir is None and config is not None:
-        store = options.store(config)
+        from ocsf_nft.config import read
+
+        store = read(config).store.path
     if store is None:
         return stores(options.state_directory(state_dir, config))
     if not store.is_file():
@@ -328,20 +327,11 @@ def _severity(name: str) -> int:
 
 
 def _time_ms(option: str, text: str) -> int:
-    """Convert a time (ISO 8601), or an age such as ``12h`` (12 hours ago), to ms since the epoch.
-
-    ``text`` is the time or age. ``option`` is the name of its command-line option, for the error's
-    text. Raises UsageError if ``text`` is neither a time nor an age.
-    """
+    """Convert a time, or an age such as ``12h`` (12 hours ago), to ms since the epoch."""
     ago = _AGO.fullmatch(text)
     if ago is not None:
         return int((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)
-    try:
-        return int(dt.datetime.fromisoformat(text).astimezone(dt.UTC).timestamp() * 1000)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
-        ) from error
+    return options.time_us(option, text, ", or 12h") // 1000
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
@@ -374,8 +364,7 @@ def _show_dead(
                     "is_again": bool(letter.is_again),
                 }
                 if form == "jsonl":
-                    facts["event"] = orjson.loads(letter.line)
-                    output.write(orjson.dumps(facts) + b"\n")
+                    output.write_json(facts | {"event": orjson.loads(letter.line)})
                 else:
                     again = "  (to be sent again)" if letter.is_again else ""
                     words = (facts["refused"], letter.sink, letter.uid, letter.reason)

@@ -1,14 +1,23 @@
 """Options that several commands share."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
+import datetime as dt
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.quoted import quoted
+
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.ocsf.context import Context
@@ -20,6 +29,13 @@ DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 #: commands outside the unit would use another directory.
 STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
+
+
+def config_option(text: str) -> Any:
+    """Return the option ``--config`` with ``text`` as its help."""
+    # Not checked by typer: reading the file raises an error with our own sentence.
+    return typer.Option("--config", help=text, metavar="FILE", readable=False)
+
 
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
 Netns = Annotated[
@@ -136,12 +152,7 @@ StateDir = Annotated[
 ]
 StateConfig = Annotated[
     Path | None,
-    typer.Option(
-        "--config",
-        help="The TOML file of a run: its state_dir is used. Other keys are not used here.",
-        metavar="FILE",
-        readable=False,  # reading it raises an error with our own sentence
-    ),
+    config_option("The TOML file of a run: its state_dir is used. Other keys are not used here."),
 ]
 EventAsJson = Annotated[
     bool,
@@ -151,28 +162,42 @@ OcsfVersion = Annotated[
     str,
     typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V"),
 ]
-
-
 MappingConfig = Annotated[
     Path | None,
-    typer.Option(
-        "--config",
-        help="A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
-        "tables set severities. Other keys are not used here.",
-        metavar="FILE",
-        readable=False,  # reading it raises an error with our own sentence
+    config_option(
+        "A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
+        "tables set severities. Other keys are not used here."
     ),
 ]
 
 
-def ocsf_version(text: str) -> str:
-    """Return the full form of an OCSF version, such as 1.1.0 for 1.1.
+def input_file(path: str) -> BufferedReader:
+    """Open the file that an argument names; ``-`` is standard input.
 
-    Raises UsageError if the version is unknown.
+    Raises AbsentError if the file can't be read.
     """
-    from ocsf_nft.ocsf.versions import full_version  # noqa: PLC0415 - the same
+    if path == "-":
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
 
-    return full_version(text)
+
+def time_us(option: str, text: str, alternative: str = "") -> int:
+    """Convert the time that an option has (ISO 8601, local by default) to µs since the epoch.
+
+    ``option`` and ``alternative``, another form that the option takes, are for the error's text.
+    Raises UsageError if ``text`` is no time.
+    """
+    try:
+        time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00"
+            f"{alternative}"
+        ) from error
+    return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
@@ -181,12 +206,12 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
     The returned Context has the severities. If ``config`` is None, the defaults are returned.
     Raises AbsentError or UsageError if the file can't be used.
     """
-    from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
-    from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
+    from ocsf_nft.log_prefixes import Prefixes
+    from ocsf_nft.ocsf.context import Context
 
     if config is None:
         return Prefixes(), Context()
-    from ocsf_nft.config import read  # noqa: PLC0415
+    from ocsf_nft.config import read
 
     found = read(config)
     return found.prefixes, Context(severities=found.severities)
@@ -203,20 +228,9 @@ def state_directory(option: Path | None, config: Path | None = None) -> Path:
         return option
     if config is None:
         return _default_state_directory()
-    from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
+    from ocsf_nft.config import read
 
     return _with_state_directory(read(config)).state_dir
-
-
-def store(config: Path) -> Path | None:
-    """Return the path of the event store that is set in a configuration file.
-
-    Return None if the path is not set: the store is then in the state directory. Raises
-    AbsentError or UsageError if the file can't be used.
-    """
-    from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
-
-    return read(config).store.path
 
 
 def configuration(path: Path) -> Config:
@@ -226,7 +240,7 @@ def configuration(path: Path) -> Config:
     sets it. Without this variable, the default is used. Raises AbsentError or UsageError if the
     file can't be used.
     """
-    from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
+    from ocsf_nft.config import load
 
     return _with_state_directory(load(path))
 
@@ -257,7 +271,7 @@ def one(sandbox: dict[str, Any], **others: Any) -> Config:
     ``others`` are keys outside this table, for example ``output``. Raises UsageError if a value is
     invalid.
     """
-    from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
+    from ocsf_nft import config
 
     given = {key: value for key, value in sandbox.items() if value is not None}
     return config.parse({"sandbox": [given], **others}, where="options")

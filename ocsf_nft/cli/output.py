@@ -98,6 +98,13 @@ def write(data: bytes) -> None:
         rest = rest[stream.write(rest) :]
 
 
+def write_json(found: object) -> None:
+    """Write an object as one line of JSON; raises the same errors as :func:`write`."""
+    import orjson  # noqa: PLC0415 - most commands start without it
+
+    write(orjson.dumps(found) + b"\n")
+
+
 def show(text: str) -> None:
     """Write text for people to standard error; escape control characters in the text."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)

@@ -43,12 +43,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            help="A TOML file, in place of the other options.",
-            metavar="FILE",
-            readable=False,  # reading it raises an error with our own sentence
-        ),
+        options.config_option("A TOML file, in place of the other options."),
     ] = None,
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")

@@ -4,20 +4,16 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocsf_nft.cli import output
-from ocsf_nft.errors import AbsentError
+from ocsf_nft.cli import options, output
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     from ocsf_nft.validation import Fault
 
 
@@ -66,7 +62,7 @@ def validate(
     is_empty = False
     for path in paths or ["-"]:
         events = 0
-        with _opened(path) as file:
+        with options.input_file(path) as file:
             for event in validate_events(file, validator):
                 events += 1
                 for fault in event.faults:
@@ -84,15 +80,6 @@ def validate(
         raise typer.Exit(1)
 
 
-def _opened(path: str) -> BinaryIO:
-    if path == "-":
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
-
-
 def _counted(numbers: Counter[str], noun: str) -> str:
     return f"{numbers[noun]} {noun}{'' if numbers[noun] == 1 else 's'}"
 
@@ -102,9 +89,4 @@ def _write_text(path: str, line: int, fault: Fault) -> None:
 
 
 def _write_json(path: str, line: int, fault: Fault) -> None:
-    import dataclasses
-
-    import orjson
-
-    found = {"file": path, "line": line} | dataclasses.asdict(fault)
-    output.write(orjson.dumps(found) + b"\n")
+    output.write_json({"file": path, "line": line} | dataclasses.asdict(fault))

@@ -47,14 +47,14 @@ def test_numbers_of_the_command_line_have_their_defaults() -> None:
 
 @pytest.mark.parametrize("version", versions.VERSIONS)
 def test_version_may_be_abbreviated(version: str) -> None:
-    assert options.ocsf_version(version) == version
-    assert options.ocsf_version(version.removesuffix(".0")) == version
+    assert versions.full_version(version) == version
+    assert versions.full_version(version.removesuffix(".0")) == version
 
 
 @pytest.mark.parametrize("text", ["", "1", "1.2", "1.2.0", "1.8.1", "v1.8", "1.8.0.0", "1.8\n"])
 def test_unknown_version_is_answered_with_the_known_ones(text: str) -> None:
     with pytest.raises(UsageError, match=r"1\.1\.0, .*, 1\.8\.0$"):
-        options.ocsf_version(text)
+        versions.full_version(text)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,12 @@ def test_option_without_effect_on_a_replay_is_refused(
     events = tmp_path / "events.jsonl"
     done = forked.run(*command, "--output", events)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["convert", "validate"])
+def test_standard_input_that_is_named_twice_is_empty_the_second_time(command: str) -> None:
+    done = forked.run(command, "-", "-", input="no log record, and no event\n")
+    assert (done.returncode, "failed" in done.stderr) == (command == "validate", False)
 
 
 def test_unknown_attribution_method_is_answered_with_the_known_ones() -> None:
