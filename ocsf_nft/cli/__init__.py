@@ -66,10 +66,7 @@ def _options(
     version: Annotated[  # noqa: ARG001 - its callback has the effect
         bool,
         typer.Option(
-            "--version",
-            help="Show the version and exit.",
-            callback=_print_version,
-            is_eager=True,
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
     log_format: Annotated[
@@ -98,20 +95,9 @@ def _options(
 
 
 for command in (
-    install,
-    verify,
-    remove,
-    run,
-    status,
-    events,
-    tail,
-    convert,
-    validate,
-    explain,
-    config,
-    check,
+    install, verify, remove, run, status, events, tail, convert, validate, explain, config, check,
     demo,
-):
+):  # fmt: skip
     app.command()(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it

@@ -110,12 +110,7 @@ def _namespace(netns: str | None, pid: int | None) -> Namespace:
 
 
 def _scope(
-    namespace: Namespace,
-    device: str | None,
-    subnets: list[str],
-    *,
-    port: int,
-    proxies: list[str],
+    namespace: Namespace, device: str | None, subnets: list[str], *, port: int, proxies: list[str]
 ) -> CheckScope:
     from ocsf_nft import check
     from ocsf_nft.fence import values

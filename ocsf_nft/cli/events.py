@@ -88,15 +88,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     ] = "shorthand",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     dead: Annotated[
-        bool,
-        typer.Option("--dead", help="Show the events that sinks refused, and the reasons."),
+        bool, typer.Option("--dead", help="Show the events that sinks refused, and the reasons.")
     ] = False,
     sink: Annotated[
         str | None, typer.Option("--sink", help="With --dead: only this sink.", metavar="NAME")
     ] = None,
     retry: Annotated[
-        bool,
-        typer.Option("--retry", help="With --dead: send them once more."),
+        bool, typer.Option("--retry", help="With --dead: send them once more.")
     ] = False,
     sinks: Annotated[
         bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")

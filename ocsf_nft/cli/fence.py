@@ -68,24 +68,11 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     if dry_run and as_json:
         raise UsageError("--dry-run and --json can't be combined: give one of them")
     requested = options.one_sandbox(
-        name=sandbox,
-        profile=profile,
-        netns=netns,
-        pid=pid,
-        proxy=proxy,
-        allow=allow,
-        host_guard=host_guard,
-        proxy_uid=proxy_uid,
-        device=device,
-        subnet=subnet,
-        gateway_port=gateway_port,
-        mac=mac,
-        permissive=permissive,
-        exclusive=exclusive,
-        transport=transport,
-        group=group,
-        install=True,
-    )
+        name=sandbox, profile=profile, netns=netns, pid=pid, proxy=proxy, allow=allow,
+        host_guard=host_guard, proxy_uid=proxy_uid, device=device, subnet=subnet,
+        gateway_port=gateway_port, mac=mac, permissive=permissive, exclusive=exclusive,
+        transport=transport, group=group, install=True,
+    )  # fmt: skip
     if dry_run:
         log_transport = fences.requested_transport(requested) or "nflog"
         plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)

@@ -77,8 +77,4 @@ def _syslog(events: Iterable[bytes]) -> Iterator[bytes]:
     return (rfc5424.frame(orjson.loads(event), event) + b"\n" for event in events)
 
 
-_WRITERS: Final[dict[str, Writer]] = {
-    "jsonl": _jsonl,
-    "shorthand": _shorthand,
-    "syslog": _syslog,
-}
+_WRITERS: Final[dict[str, Writer]] = {"jsonl": _jsonl, "shorthand": _shorthand, "syslog": _syslog}

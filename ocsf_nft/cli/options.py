@@ -56,8 +56,7 @@ RecordedNetns = Annotated[
     ),
 ]
 Pid = Annotated[
-    int | None,
-    typer.Option("--pid", help="A process in the network namespace.", metavar="PID"),
+    int | None, typer.Option("--pid", help="A process in the network namespace.", metavar="PID")
 ]
 Proxies = Annotated[
     list[str],
@@ -155,12 +154,10 @@ StateConfig = Annotated[
     config_option("The TOML file of a run: its state_dir is used. Other keys are not used here."),
 ]
 EventAsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Write the event of the change to standard output, as JSON."),
+    bool, typer.Option("--json", help="Write the event of the change to standard output, as JSON.")
 ]
 OcsfVersion = Annotated[
-    str,
-    typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V"),
+    str, typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V")
 ]
 MappingConfig = Annotated[
     Path | None,

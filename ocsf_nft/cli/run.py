@@ -42,8 +42,7 @@ _REPEATED_SIGNAL_SECONDS: Final = 1.0
 def run(  # noqa: PLR0913, PLR0917 - each is an option
     context: typer.Context,
     config: Annotated[
-        Path | None,
-        options.config_option("A TOML file, in place of the other options."),
+        Path | None, options.config_option("A TOML file, in place of the other options.")
     ] = None,
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
@@ -77,14 +76,12 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     handshake: Annotated[
         bool,
         typer.Option(
-            "--handshake",
-            help="Write a first line to standard output when the fence is active.",
+            "--handshake", help="Write a first line to standard output when the fence is active."
         ),
     ] = False,
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     install: Annotated[
-        bool,
-        typer.Option("--install", help="Install the fence; remove it at exit if it is new."),
+        bool, typer.Option("--install", help="Install the fence; remove it at exit if it is new.")
     ] = False,
     self_heal: Annotated[
         bool,
@@ -174,34 +171,17 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         state = options.state_directory(state_dir)
         requested = options.one(
             {
-                "name": sandbox,
-                "profile": profile,
-                "netns": netns,
-                "pid": pid,
-                "proxy": proxy,
-                "allow": allow,
-                "host_guard": host_guard,
-                "proxy_uid": proxy_uid,
-                "device": device,
-                "subnet": subnet,
-                "gateway_port": gateway_port,
-                "mac": mac,
-                "permissive": permissive,
-                "exclusive": exclusive,
-                "transport": transport,
-                "group": group,
-                "source": source,
-                "install": install,
-                "self_heal": self_heal,
+                "name": sandbox, "profile": profile, "netns": netns, "pid": pid, "proxy": proxy,
+                "allow": allow, "host_guard": host_guard, "proxy_uid": proxy_uid,
+                "device": device, "subnet": subnet, "gateway_port": gateway_port, "mac": mac,
+                "permissive": permissive, "exclusive": exclusive, "transport": transport,
+                "group": group, "source": source, "install": install, "self_heal": self_heal,
             },
-            output=output,
-            handshake=handshake,
-            ocsf_version=ocsf_version,
-            state_dir=state,
+            output=output, handshake=handshake, ocsf_version=ocsf_version, state_dir=state,
             attribution={"method": attribution},
             # Runs of other sandboxes use the same folder; each has its own store.
             store={"path": state / sandbox / FILE, "max_bytes": store_max_bytes},
-        )
+        )  # fmt: skip
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
 
@@ -311,9 +291,7 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-async def _until_signal(
-    work: Callable[[asyncio.Event], Awaitable[Counts]],
-) -> Counts:
+async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_NonWaitingExecutor(thread_name_prefix="asyncio"))

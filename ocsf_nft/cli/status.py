@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from ocsf_nft.service.status import Status
 
 _HEADINGS: Final = {
-    "enforcing": (
-        "rule", "refused", "reported", "aggregated", "pending", "dropped", "mismatch",
-    ),
-    "permissive": (
-        "rule", "allowed", "reported", "aggregated", "pending", "dropped", "mismatch",
-    ),
-}  # fmt: skip
+    mode: ("rule", counted, "reported", "aggregated", "pending", "dropped", "mismatch")
+    for mode, counted in (("enforcing", "refused"), ("permissive", "allowed"))
+}
 
 
 def status(
@@ -37,8 +33,7 @@ def status(
         bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
     ] = False,
     as_metrics: Annotated[
-        bool,
-        typer.Option("--metrics", help="Write Prometheus' text format to standard output."),
+        bool, typer.Option("--metrics", help="Write Prometheus' text format to standard output.")
     ] = False,
 ) -> None:
     """Show whether every refused packet is accounted for.

@@ -35,8 +35,7 @@ def validate(
         ),
     ] = None,
     recommended: Annotated[
-        bool,
-        typer.Option("--recommended", help="Warn about missing recommended attributes."),
+        bool, typer.Option("--recommended", help="Warn about missing recommended attributes.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write one JSON object a fault to standard output.")
