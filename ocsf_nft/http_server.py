@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
 
-_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Limit of the request line and of a header, also for a client that never ends them.
 _MOST_BYTES: Final = 8190
 #: Connections at once, including those whose client left before its response was ready.
@@ -85,11 +84,7 @@ async def _listen(runner: web.AppRunner, at: Endpoint) -> asyncio.Server:
 
 
 class _Connections:
-    """Open HTTP connections; their number is limited.
-
-    At the limit, a new connection replaces the one with the slowest client. This is the client for
-    which the server has waited longest.
-    """
+    """Open HTTP connections; at the limit, a new one replaces the one with the slowest client."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
@@ -186,8 +181,8 @@ async def _without_timeout(
 
 
 async def _metrics(service: Service, _request: web.Request) -> web.Response:
-    body = await exposition_of(service)
-    return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
+    content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    return web.Response(body=await exposition_of(service), headers=content_type)
 
 
 async def _alive(service: Service, _request: web.Request) -> web.Response:

@@ -29,7 +29,8 @@ def notify(**state: str) -> None:
     path = os.environ.get(_SOCKET)
     if not path:
         return
-    message = "".join(f"{name}={_line(value)}\n" for name, value in state.items())
+    lines = ((name, value.replace("\n", " ")) for name, value in state.items())
+    message = "".join(f"{name}={value}\n" for name, value in lines)
     # An abstract name begins with @ in the environment, with NUL in the kernel.
     address = f"\0{path[1:]}" if path.startswith("@") else path
     try:
@@ -68,7 +69,3 @@ def _watchdog_seconds() -> float | None:
         return None
     found = os.environ.get(_WATCHDOG, "")
     return int(found) / 1e6 if found.isdecimal() and int(found) else None
-
-
-def _line(value: str) -> str:
-    return value.replace("\n", " ")

@@ -22,7 +22,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.state.archive import Archive, ArchivedEvent
+    from ocsf_nft.state.archive import Archive
 
 _PAUSE_SECONDS: Final = 0.2
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -191,11 +191,7 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 
 
 class _Selection:
-    """Reader of several event stores that shows the selected events.
-
-    The function ``is_selected`` takes an event's JSON line, and returns True to select the event.
-    The function ``write`` shows JSON lines of events, and returns True if there was at least one.
-    """
+    """Reader of several event stores; ``write`` shows the events that ``is_selected`` selects."""
 
     def __init__(
         self,
@@ -217,9 +213,11 @@ class _Selection:
         at least one event was shown.
         """
         if number is None:
-            return self._write(
-                event.line for event in self._merged() if self._is_selected(event.line)
+            stored = heapq.merge(
+                *(each.beyond(0, until) for each, until in self._read_until()),
+                key=lambda event: event.stored_ms,
             )
+            return self._write(event.line for event in stored if self._is_selected(event.line))
         newest = heapq.merge(
             *(each.newest(until) for each, until in self._read_until()),
             key=lambda event: -event.stored_ms,
@@ -241,12 +239,6 @@ class _Selection:
                 # Only now: a store that was removed has been read to its end.
                 self._last[index] = archive.follow(last)
             time.sleep(_PAUSE_SECONDS)
-
-    def _merged(self) -> Iterator[ArchivedEvent]:
-        return heapq.merge(
-            *(each.beyond(0, until) for each, until in self._read_until()),
-            key=lambda event: event.stored_ms,
-        )
 
     def _read_until(self) -> Iterator[tuple[Archive, int]]:
         for archive, last in zip(self._archives, self._last, strict=True):
@@ -274,11 +266,7 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     until: str | None,
     uid: str | None,
 ) -> Callable[[bytes], bool]:
-    """Return a function that takes an event's JSON line, and returns True if all filters match.
-
-    The arguments are the values of the command's options. Raises UsageError if a value is not
-    valid.
-    """
+    """Return a function that takes an event's JSON line, and returns True if all filters match."""
     import orjson
 
     from ocsf_nft.ocsf.oneline import sandbox_or_host

@@ -38,7 +38,7 @@ def explain(
 
     Example: ocsf-nft explain "$(dmesg | grep -m1 ocsf-nft:)"
     """
-    event = _event(line)
+    event = event_of(line)
     if event is not None:
         _show_event(event)
         return
@@ -54,13 +54,14 @@ def explain(
     for record in records:
         _table("Fields of the record", ("field", "value"), _facts(record))
         made = mapper.line(Attempt.of(record), processed_ns=time.time_ns())
-        found = _event(made.decode())
+        found = event_of(made)
         if found is not None:
             _show_event(found)
         output.write(made + b"\n")
 
 
-def _event(text: str) -> dict[str, Any] | None:
+def event_of(text: str | bytes) -> dict[str, Any] | None:
+    """Parse the JSON of an event; return None if ``text`` is anything else."""
     import orjson
 
     try:
@@ -92,9 +93,7 @@ def _table(title: str, heads: Iterable[str], rows: Iterable[tuple[str, ...]]) ->
 
     table = Table(title=title)
     for head in heads:
-        table.add_column(
-            head, overflow="fold"
-        )  # never truncated, so that each value can be searched
+        table.add_column(head, overflow="fold")  # so that each value can be searched
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a hostile name is no markup
     Console(stderr=True).print(table)

@@ -163,10 +163,7 @@ class GrowingFile:
             yield lines
 
     def _rest(self, end: int | None = None) -> list[bytes]:
-        """Return the lines from the current position to the offset ``end`` (None: end of file).
-
-        A last line without a line end is included.
-        """
+        """Return the lines up to the offset ``end``, also a last one without a line end."""
         chunk = os.pread(self._descriptor, self._room(end), self._at)
         lines, size = self._cutter.cut(chunk)
         return [*lines, *self._cutter.last(chunk[size:])]
@@ -179,10 +176,7 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Open the file that has the name ``path`` now, and return its descriptor.
-
-        Return None if the reader has this file open already, or if there is no such file.
-        """
+        """Open the file that has the name ``path`` now; return None if there is no other one."""
         if self._path is None:
             return None
         try:

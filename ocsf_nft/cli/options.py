@@ -37,24 +37,14 @@ def config_option(text: str) -> Any:
     return typer.Option("--config", help=text, metavar="FILE", readable=False)
 
 
+def _netns_option(default: str) -> Any:
+    text = f"The network namespace: an `ip netns` name or a path. Default: {default}."
+    return typer.Option("--netns", help=text, metavar="NAME|PATH")
+
+
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
-Netns = Annotated[
-    str | None,
-    typer.Option(
-        "--netns",
-        help="The network namespace: an `ip netns` name or a path. Default: the current one.",
-        metavar="NAME|PATH",
-    ),
-]
-RecordedNetns = Annotated[
-    str | None,
-    typer.Option(
-        "--netns",
-        help="The network namespace: an `ip netns` name or a path. Default: the one in which the "
-        "fence was installed.",
-        metavar="NAME|PATH",
-    ),
-]
+Netns = Annotated[str | None, _netns_option("the current one")]
+RecordedNetns = Annotated[str | None, _netns_option("the one in which the fence was installed")]
 Pid = Annotated[
     int | None, typer.Option("--pid", help="A process in the network namespace.", metavar="PID")
 ]

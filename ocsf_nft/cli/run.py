@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import structlog
 import typer
 
+from ocsf_nft import sd_notify
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import rejected, show, write_stderr_at_once
 from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
@@ -207,7 +208,6 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 async def _watch(
     requested: Config, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
 ) -> Counts:
-    from ocsf_nft import sd_notify
     from ocsf_nft.service import health
     from ocsf_nft.service.run import Service
 
@@ -264,8 +264,6 @@ def _serving(running: Service, at: Endpoint) -> AbstractAsyncContextManager[None
 
 
 async def _reload_on_hangup(running: Service, path: Path) -> None:
-    from ocsf_nft import sd_notify
-
     hung_up = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Not by asyncio, which sets the default action when it removes a handler: a signal at that time
@@ -344,11 +342,7 @@ def _end_at_once() -> NoReturn:
 
 
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
-    """Raise UsageError if the user has given an option that is not in ``allowed``.
-
-    ``sentence`` is the error's text. The placeholder ``{}`` in the text is replaced by the names of
-    the given options that are not allowed.
-    """
+    """Raise UsageError if an option that is not in ``allowed`` is given; its name replaces {}."""
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -367,11 +361,7 @@ def _report_end(counts: Counts, log_settings: LogSettings, write: Callable[[str]
             gaps=counts.gaps, **counts.rejected,
         )  # fmt: skip
     elif not log_settings.is_quiet:
-        write(_summary(counts))
-
-
-def _summary(counts: Counts) -> str:
-    return (
-        f"{counts.records} records, {counts.events} events, {counts.dropped} dropped in "
-        f"{counts.gaps} gaps{rejected(counts.rejected)}"
-    )
+        write(
+            f"{counts.records} records, {counts.events} events, {counts.dropped} dropped in "
+            f"{counts.gaps} gaps{rejected(counts.rejected)}"
+        )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ocsf_nft.cli import output
+from ocsf_nft.cli.explain import event_of
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,14 +79,8 @@ class _Screen:
 
     def read(self, line: bytes) -> bytes | None:
         """Return the text to show for an event; None if ``line`` is not the JSON of an event."""
-        import orjson
-
-        try:
-            event = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return None
-        is_event = isinstance(event, dict) and "class_uid" in event
-        return self._paint(event) if is_event else None
+        event = event_of(line)
+        return None if event is None else self._paint(event)
 
     def write(self, read: Iterable[bytes | None]) -> None:
         """Write the texts of events, and count the lines that are no events.
@@ -149,10 +144,7 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 
 
 def _reader() -> select.poll:
-    """Return a poll object that becomes ready when the reader of standard output closes the pipe.
-
-    If standard output is no pipe, the object never becomes ready.
-    """
+    """Return a poll object that becomes ready when a reader closes the pipe at standard output."""
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
         reader.register(_STDOUT, 0)

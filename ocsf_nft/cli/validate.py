@@ -56,7 +56,6 @@ def validate(
     from ocsf_nft.validation import EventValidator, validate_events
 
     validator = EventValidator(ocsf_version, recommended=recommended)
-    write = _write_json if as_json else _write_text
     numbers: Counter[str] = Counter()
     is_empty = False
     for path in paths or ["-"]:
@@ -66,7 +65,7 @@ def validate(
                 events += 1
                 for fault in event.faults:
                     numbers[fault.severity] += 1
-                    write(visible(path), event.line, fault)
+                    _write(visible(path), event.line, fault, as_json=as_json)
         numbers["event"] += events
         if not events:
             is_empty = True
@@ -83,9 +82,8 @@ def _counted(numbers: Counter[str], noun: str) -> str:
     return f"{numbers[noun]} {noun}{'' if numbers[noun] == 1 else 's'}"
 
 
-def _write_text(path: str, line: int, fault: Fault) -> None:
-    output.show(f"{path}:{line}: {fault}")
-
-
-def _write_json(path: str, line: int, fault: Fault) -> None:
-    output.write_json({"file": path, "line": line} | dataclasses.asdict(fault))
+def _write(path: str, line: int, fault: Fault, *, as_json: bool) -> None:
+    if as_json:
+        output.write_json({"file": path, "line": line} | dataclasses.asdict(fault))
+    else:
+        output.show(f"{path}:{line}: {fault}")

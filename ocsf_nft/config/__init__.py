@@ -227,11 +227,9 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the class of the configuration table in which pydantic found an error.
+    """Return the class of the table at the location ``path`` of an error, below ``model``.
 
-    ``model`` is the class of the complete configuration. ``path`` is the error's location, as
-    pydantic gives it. For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, of type
-    ``file``. For this table, the result is :class:`FileSink`.
+    For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, of class FileSink.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

@@ -170,29 +170,23 @@ class SandboxConfig(Table):
                     f"--{name.replace('_', '-')} has no meaning for a fence of profile "
                     f"{self.profile}: leave it out"
                 )
+        gateways: tuple[Endpoint, ...] = ()
+        if self.gateway_port is not None:
+            gateways = tuple(Endpoint("tcp", each.ip, self.gateway_port) for each in self.subnet)
+        tap = None
+        if self.device is not None:
+            tap = Tap(device=self.device, subnets=self.subnet, mac=self.mac)
         return FenceSpec(
             sandbox=self.name,
-            proxies=(*self.proxy, *self._gateways),
+            proxies=(*self.proxy, *gateways),
             exceptions=self.allow,
             proxy_uids=self.proxy_uid,
-            tap=self._tap,
+            tap=tap,
             group=self.group,
             guard_device=self.host_guard,
             is_permissive=self.permissive,
             is_owned=self.exclusive,
         )
-
-    @property
-    def _gateways(self) -> tuple[Endpoint, ...]:
-        if self.gateway_port is None:
-            return ()
-        return tuple(Endpoint("tcp", subnet.ip, self.gateway_port) for subnet in self.subnet)
-
-    @property
-    def _tap(self) -> Tap | None:
-        if self.device is None:
-            return None
-        return Tap(device=self.device, subnets=self.subnet, mac=self.mac)
 
     def check(self) -> None:
         """Raise UsageError if keys of this sandbox contradict each other."""

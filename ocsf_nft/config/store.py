@@ -18,10 +18,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _size(value: object) -> object:
-    """Convert a text such as ``512MiB`` to a number of bytes; return any other type unchanged.
-
-    Raises ValueError if the text is no size.
-    """
+    """Convert a text such as ``512MiB`` to a number of bytes; return any other type unchanged."""
     if not isinstance(value, str):
         return value
     found = _SIZE.fullmatch(value)
@@ -33,10 +30,7 @@ def _size(value: object) -> object:
 
 
 def _age(value: object) -> object:
-    """Convert a text such as ``30d`` to a number of seconds; return any other type unchanged.
-
-    Raises ValueError if the text is no duration.
-    """
+    """Convert a text such as ``30d`` to a number of seconds; return any other type unchanged."""
     if not isinstance(value, str):
         return value
     found = _AGE.fullmatch(value)
