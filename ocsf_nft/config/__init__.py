@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.config.events import AttributionConfig, FindingConfig, PrefixConfig, SeverityConfig
+from ocsf_nft.config.events import (
+    AttributionConfig,
+    FindingConfig,
+    PrefixConfig,
+    SeverityConfig,
+    StoreConfig,
+)
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sinks import KINDS, STDOUT, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.local import FileSink, StdoutSink
-from ocsf_nft.config.store import StoreConfig
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
 from ocsf_nft.fence.values import Endpoint
@@ -180,11 +185,8 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         raise UsageError(f"{where}: {_sentence(error)}") from error
     except OcsfNftError as error:
         raise UsageError(f"{where}: {error}") from error
-    if config.sink and (config.output, config.ocsf_version, config.handshake) != (
-        None,
-        None,
-        False,
-    ):
+    single = (config.output, config.ocsf_version, config.handshake)
+    if config.sink and single != (None, None, False):
         raise UsageError(
             f"{where}: output, ocsf_version and handshake replace a single [[sink]]: "
             "put them into the sinks"

@@ -1,10 +1,11 @@
-"""Base of all tables in a configuration file: tables are immutable, and unknown keys are errors."""
+"""Base of all tables in a configuration file, and types of their values."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Table(BaseModel):
-    """Base of all tables in a configuration file; an unknown key is an error."""
+    """Base of all tables in a configuration file: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -56,3 +57,38 @@ def _file_name(value: object) -> object:
 
 
 FileName = BeforeValidator(_file_name)
+
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(|[KMGT]i?B|B)")
+_AGE: Final = re.compile(r"([0-9]{1,9}) ?([smhd])")
+_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _size(value: object) -> object:
+    """Convert a text such as ``512MiB`` to a number of bytes; return any other type unchanged."""
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value)
+    if found is None:
+        raise ValueError(f"{quoted(value)} is no size: write 512MiB, 10GB or a number of bytes")
+    number, unit = found.groups()
+    base = 1024 if "i" in unit else 1000
+    return int(number) * base ** _POWERS[unit.removesuffix("B").removesuffix("i")]
+
+
+def _age(value: object) -> object:
+    """Convert a text such as ``30d`` to a number of seconds; return any other type unchanged."""
+    if not isinstance(value, str):
+        return value
+    found = _AGE.fullmatch(value)
+    if found is None:
+        raise ValueError(
+            f"{quoted(value)} is no time: write 90s, 15m, 12h, 30d or a number of seconds"
+        )
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+_SizeText = Annotated[str, Field(pattern=f"^{_SIZE.pattern}$")]
+_AgeText = Annotated[str, Field(pattern=f"^{_AGE.pattern}$")]
+Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | _SizeText)]
+Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | _AgeText)]

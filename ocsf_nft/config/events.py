@@ -1,14 +1,14 @@
-"""Configuration of events: processes, severities, findings, and log prefixes of other firewalls."""
+"""Configuration of events: store, processes, severities, findings, and foreign log prefixes."""
 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.base_table import Table, checked
-from ocsf_nft.config.store import Size
+from ocsf_nft.config.base_table import FileName, Seconds, Size, Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.log_prefixes import begins
@@ -42,6 +42,33 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise UsageError(
             f"{quoted(text)} is no address and no network: write 203.0.113.0/24 or 2001:db8::/32"
         ) from error
+
+
+class StoreConfig(Table):
+    """Store of the events and of the packet counts on the disk, table ``[store]`` in the file.
+
+    Events use at most ``max_bytes``. An eighth of that is for dead letters: events that a sink
+    refused. Packet counts are stored in addition. To make room, the store deletes the oldest events
+    that every sink has acknowledged, and the oldest dead letters. An event that is older than
+    ``max_age`` is deleted even if a sink still needs it.
+
+    The checkpoints of the sinks and the dead letters are in a file beside ``path``. It has the same
+    name with ``.delivery-1`` at the end.
+
+    ``when_full`` applies if the disk is full, or the store is full of events that a sink has not
+    acknowledged. With ``wait``, `ocsf-nft run` reads no more log records until there is room.
+    With ``drop``, `ocsf-nft run` drops the oldest events, and reports how many events each sink
+    will never get.
+    """
+
+    path: Annotated[Path, FileName] | None = None
+    """File of the store; by default state-1.sqlite3 in state_dir."""
+    max_bytes: Annotated[Size, Field(ge=1 << 20, le=1 << 44)] = 1 << 30
+    """Maximum size of the events: a number of bytes, or text such as 512MiB."""
+    max_age: Annotated[Seconds, Field(ge=60, le=10 * 366 * 86_400)] = 30 * 86_400.0
+    """Maximum age of an event: a number of seconds, or text such as 30d."""
+    when_full: Literal["wait", "drop"] = "wait"
+    """Read no more records, or remove the oldest events."""
 
 
 class AttributionConfig(Table):

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
+from ocsf_nft.config.events import StoreConfig
 from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, TlsTable
-from ocsf_nft.config.store import StoreConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
