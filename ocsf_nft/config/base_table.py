@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,10 +17,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Table(BaseModel):
-    """Base of all tables in a configuration file: immutable, and an unknown key is an error."""
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Add descriptions to the JSON Schema of a table: its summary, and the texts below its keys."""
+    texts: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, Table):
+            (source,) = ast.parse(inspect.getsource(base)).body
+            for key, text in pairwise(ast.iter_child_nodes(source)):
+                match key, text:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                        texts[name] = words
+    summary, _, _ = schema["description"].partition("\n\n")
+    schema["description"] = " ".join(summary.replace("``", "`").split())
+    for key, value in schema["properties"].items():
+        value["description"] = texts[key]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+class Table(BaseModel):
+    """Base of all tables in a configuration file: immutable, and an unknown key is an error.
+
+    The string below a key is its description in the JSON Schema of a file.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, defer_build=True, json_schema_extra=_describe
+    )
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
