@@ -56,7 +56,7 @@ class Outlet:
             older_version=table.older_version,
             classes=None if table.has_all_classes else table.class_uids,
             batch_settings=table.batch_settings,
-            is_local=table.is_local,
+            is_local=table.file is not None,
             needs_handshake=getattr(table, "handshake", False),
             file=table.file,
         )

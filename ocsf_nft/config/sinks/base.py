@@ -36,8 +36,6 @@ class SinkTable(Table):
     ``retry_seconds``.
     """
 
-    #: True if the sink must be available when the run starts.
-    is_local: ClassVar[bool] = False
     #: Package extra with the libraries of the sink, and modules that this extra installs.
     extra: ClassVar[str] = ""
     modules: ClassVar[tuple[str, ...]] = ()
@@ -66,7 +64,7 @@ class SinkTable(Table):
     def file(self) -> Path | None:
         """Return the path of the file that the sink writes; None if it writes no file.
 
-        Only this process may write to that file.
+        Only this process may write to that file, and it must be available when the run starts.
         """
         return None
 

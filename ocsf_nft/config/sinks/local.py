@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,8 +44,6 @@ class FileSink(SinkTable):
     file may read it. To give another group access to new files, set that group and the setgid bit
     on the directory.
     """
-
-    is_local: ClassVar[bool] = True
 
     type: Literal["file"] = "file"
     path: Annotated[Path, FileName]
@@ -124,8 +122,6 @@ class StdoutSink(SinkTable):
     that `ocsf-nft run` has begun to read all sources of log records. Nothing is written before that
     line.
     """
-
-    is_local: ClassVar[bool] = True
 
     type: Literal["stdout"] = "stdout"
     handshake: bool = False
