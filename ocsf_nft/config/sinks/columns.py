@@ -84,10 +84,7 @@ def _scalar(kind: Any, limits: Sequence[Any]) -> Scalar:
     if issubclass(kind, bool):
         return Scalar.FLAG
     if issubclass(kind, int):
-        is_long = any(isinstance(each, Le) and _is_past_32_bits(each.le) for each in limits)
+        highest = (each.le for each in limits if isinstance(each, Le))
+        is_long = any(isinstance(each, int) and each > _INT32_MAX for each in highest)
         return Scalar.INT64 if is_long else Scalar.INT32
     return Scalar.JSON
-
-
-def _is_past_32_bits(limit: Any) -> bool:
-    return isinstance(limit, int) and limit > _INT32_MAX
