@@ -8,7 +8,7 @@ packets at once, it stores the processes that sent the packets of each flow.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import clocks
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 #: Maximum numbers of flows, and of processes of each: they limit the memory that a sandbox fills.
 _FLOWS: Final = 2048
 _PROCESSES: Final = 32
+#: Reports are removed when they are so old: their records and counts came long before. And how
+#: often that is checked.
+_STORED_NS: Final = 120 * 1_000_000_000
+_CLEAN_NS: Final = 10 * 1_000_000_000
 #: Number of latest calls whose time is stored.
 _RECENT: Final = 64
 
@@ -70,23 +74,27 @@ class FlowCallers(NamedTuple):
 class _Flow:
     """State of one flow: the processes that sent its packets."""
 
-    __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
+    __slots__ = ("is_mixed", "latest", "recent", "unnamed", "used_ns", "youngest_ns")
 
     def __init__(self) -> None:
         #: Latest call of each process, and the number of its calls; ordered by the latest calls.
-        self.latest: OrderedDict[ProcessImage, tuple[Call, int]] = OrderedDict()
-        self.recent: deque[Call] = deque(maxlen=_RECENT)
+        self.latest: dict[ProcessImage, tuple[Call, int]] = {}
+        #: Latest calls. A list needs a tenth of a deque's memory, and there are thousands of flows.
+        self.recent: list[Call] = []
         self.unnamed = 0
         #: Start of the youngest of all processes.
         self.youngest_ns = 0
         self.is_mixed = False
+        #: Time of the latest change (CLOCK_BOOTTIME).
+        self.used_ns = 0
 
     def add(self, call: Call) -> None:
         image = call.image
+        del self.recent[: -_RECENT + 1]
         self.recent.append(call)
         before, times = self.latest.pop(image, (None, 0))
         if before is None and len(self.latest) >= _PROCESSES:
-            self.latest.popitem(last=False)
+            del self.latest[next(iter(self.latest))]
             # Any other process may be one that was evicted before.
             if self.unnamed == 0 or image.started_ns > self.youngest_ns:
                 self.unnamed += 1
@@ -142,10 +150,10 @@ class FlowProcesses:
 
     def _flow(self, target: FlowTarget) -> _Flow:
         found = self._flows.get(target)
-        if found is not None:
-            self._flows.move_to_end(target)
-            return found
-        found = self._flows[target] = _Flow()
+        if found is None:
+            found = self._flows[target] = _Flow()
+        found.used_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._flows.move_to_end(target)
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
         return found
@@ -162,8 +170,17 @@ class FlowProcesses:
             return FlowCallers()
         rest = flow.split_after(began_ns, ended_ns)
         if rest.latest:
+            rest.used_ns = flow.used_ns
             self._flows[target] = rest
         return FlowCallers(tuple(flow.latest.values()), flow.unnamed, flow.is_mixed)
+
+    def remove_old(self, before_ns: int) -> None:
+        """Remove the flows without a change after ``before_ns`` (CLOCK_BOOTTIME)."""
+        while self._flows:
+            target, flow = next(iter(self._flows.items()))
+            if flow.used_ns > before_ns:
+                return
+            del self._flows[target]
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
         """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.
@@ -220,6 +237,7 @@ class CaptureMethod:
         }
         self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
         self.dropped: Dropped = capture.dropped()
+        self._cleaned_ns = 0
         self._began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def read_events(self) -> bool:
@@ -236,7 +254,17 @@ class CaptureMethod:
         self.dropped = dropped
         for event in events:
             self._add(event)
+        self._remove_old()
         return has_more
+
+    def _remove_old(self) -> None:
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if now_ns - self._cleaned_ns < _CLEAN_NS:
+            return
+        self._cleaned_ns = now_ns
+        for each in self._by_netns.values():
+            each.events.remove_old(now_ns - _STORED_NS)
+            each.flows.remove_old(now_ns - _STORED_NS)
 
     def note_dropped(self) -> None:
         """Mark earlier senders as uncertain: events were dropped, or can't be read in time."""

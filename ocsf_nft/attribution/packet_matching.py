@@ -8,7 +8,7 @@ CLOCK_BOOTTIME, in ns.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
@@ -175,13 +175,13 @@ class _SimilarPackets:
     __slots__ = ("calls", "incomplete_ns")
 
     def __init__(self) -> None:
-        self.calls: deque[Call] = deque()
+        self.calls: list[Call] = []
         #: Until this time, there may be packets that are not stored here.
         self.incomplete_ns = -1
 
     def add(self, call: Call) -> None:
         if len(self.calls) == _MOST_SIMILAR:
-            self.incomplete_ns = max(self.incomplete_ns, self.calls.popleft().time_ns)
+            self.incomplete_ns = max(self.incomplete_ns, self.calls.pop(0).time_ns)
         self.calls.append(call)
         if call.has_more:
             self.incomplete_ns = call.time_ns + SILENCE_NS
@@ -201,7 +201,7 @@ class _SimilarPackets:
         # Remove the first: later packets may match later records.
         self.calls.remove(found[0])
         if any(each.tid != found[0].tid for each in found):  # another thread's may be the right one
-            self.calls = deque(each._replace(tid=0) for each in self.calls)
+            self.calls = [each._replace(tid=0) for each in self.calls]
 
 
 class RefusedPackets:
@@ -226,8 +226,19 @@ class RefusedPackets:
         self._number += len(similar.calls) < _MOST_SIMILAR
         similar.add(packet)
         while self._number > _MOST_STORED:
-            for each in self._by_key.popitem(last=False)[1].values():
-                self._evict(each)
+            self._evict_oldest()
+
+    def remove_old(self, before_ns: int) -> None:
+        """Remove packets before ``before_ns``: their records came long ago, or were not logged."""
+        while self._by_key:
+            similar = next(iter(self._by_key.values())).values()
+            if any(call.time_ns > before_ns for each in similar for call in each.calls[-1:]):
+                return
+            self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        for each in self._by_key.popitem(last=False)[1].values():
+            self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
         """Mark the senders of packets before ``now_ns`` as uncertain.

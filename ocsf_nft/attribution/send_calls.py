@@ -80,10 +80,13 @@ class SendCalls:
         self._by_key[key_of_call(call)].append(stored)
         if call.socket:
             self._by_socket[call.socket].append(stored)
-        while (
-            len(self._order) > _MOST_STORED
-            or call.time_ns - self._order[0].call.time_ns > _STORED_NS
-        ):
+        while len(self._order) > _MOST_STORED:
+            self._evict(self._order.popleft())
+        self.remove_old(call.time_ns - _STORED_NS)
+
+    def remove_old(self, before_ns: int) -> None:
+        """Remove the calls before ``before_ns``."""
+        while self._order and self._order[0].call.time_ns < before_ns:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -200,3 +201,14 @@ def test_named_and_unnamed_processes_are_at_most_all_processes(
     assert bool(unnamed) == (len(set(began)) > 32)
     for each, times in calls:
         assert 1 <= times <= began.count(each.image.pid)
+
+
+def test_flows_without_a_change_for_long_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = iter((10, 20, 30))
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: next(now_ns))
+    found = flows_of(7)
+    found.add(call(8, 1, destination_port=9))
+    found.remove_reported(HERE, 99)  # another process: the flow is uncertain from now on
+    found.remove_old(20)
+    assert found.take(HERE, LATER, LATER).is_mixed
+    assert not found._flows

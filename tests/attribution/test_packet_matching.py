@@ -295,3 +295,15 @@ def test_first_of_many_senders_of_similar_packets_is_evicted() -> None:
     refused.add(call(99, NOW + 99, source_port=9))
     packet = record(NOW, source_port=9)
     assert senders(refused, packet, since_ns=NOW + 1) == [({99}, False)]
+
+
+def test_old_packets_are_removed() -> None:
+    found = stored(call(7, NOW), call(8, NOW + 1, source_port=9))
+    found.remove_old(NOW - 1)
+    assert len(found._by_key) == 2
+    found.remove_old(NOW)
+    assert senders(found, record(NOW + 2, source_port=9), since_ns=NOW + 1) == [({8}, True)]
+    assert senders(found, record(NOW)) == [None]
+    found.remove_old(NOW + 1)
+    assert not found._by_key
+    assert found._number == 0
