@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 #: Program of the process. With the service's own search path, it imports the same modules.
+#: structlog imports rich if it can, which needs 5 MB, and the process never uses it.
 _PROGRAM: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); sys.modules['rich'] = None; "
     "from ocsf_nft.service.delivery_child import main; main(*sys.argv[2:])"
 )
 #: Time for the process to open its local sinks.

@@ -480,3 +480,12 @@ async def test_process_that_does_not_answer_does_not_delay_the_end(
         before = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - before < 30  # of 60 for the sinks
     assert not _is_running(pid)
+
+
+def test_process_imports_neither_models_nor_what_only_people_see() -> None:
+    unneeded = ("pydantic", "ocsf_nft.ocsf", "rich", "pygments")
+    program = delivery_run._PROGRAM.replace(
+        "main(*sys.argv[2:])", f"print([each for each in {unneeded} if sys.modules.get(each)])"
+    )
+    command = [sys.executable, "-c", program, orjson.dumps(sys.path).decode()]
+    assert subprocess.check_output(command, text=True) == "[]\n"
