@@ -7,6 +7,7 @@ dead letters.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
@@ -41,6 +42,8 @@ _log = structlog.get_logger()
 
 #: Interval of the checks for dead letters with a requested retry.
 _RETRY_CHECK_SECONDS: Final = 1.0
+#: Pause after a batch, unless the next one is full: small batches cost the most.
+_PAUSE_SECONDS: Final = 0.02
 #: Timeouts of a batch before it is sent in halves.
 _SLOW_TRIES: Final = 2
 #: Time for a sink to close.
@@ -100,6 +103,7 @@ class Forwarder:
     _is_handshake_sent: bool = field(init=False, default=False)
     _handshake: Message | None = field(init=False, default=None)
     _checked_at: float = field(init=False, default=0.0)
+    _advanced_at: float = field(init=False, default=-math.inf)
     _advanced: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _stop_requested: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -197,10 +201,12 @@ class Forwarder:
             )
         if self.stream.end <= self.done or self._stop_requested.is_set():
             return False
-        if self.batch_settings.seconds and not self._hurry.is_set():
+        pause = self._advanced_at + _PAUSE_SECONDS - time.monotonic()
+        seconds = max(self.batch_settings.seconds, pause)
+        if seconds > 0 and not self._hurry.is_set():
             full = self.stream.wait_for_event(self.done + self.batch_settings.events - 1)
             waits = (full, self._hurry.wait(), self._stop_requested.wait())
-            await _wait_for_first(waits, self.batch_settings.seconds)
+            await _wait_for_first(waits, seconds)
         return True
 
     async def _forward(self, end: int, *, events: int = LAST, size: int = LAST) -> None:
@@ -231,6 +237,7 @@ class Forwarder:
 
     def _advance(self, done: int) -> None:
         self.done = done
+        self._advanced_at = time.monotonic()
         self._advanced.set()
         self.on_advance(self.name, done)
 

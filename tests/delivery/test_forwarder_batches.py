@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from ocsf_nft.delivery import forwarder as forwarder_module
 from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
+    import pytest
+
     from ocsf_nft.delivery.sinks.base import BatchResult
     from tests.delivery.stores import Store
 
@@ -43,6 +46,24 @@ async def test_batch_waits_until_it_is_full_or_its_time_is_over(store: Store) ->
     waiting = Receiver()
     async with running(make_forwarder(store, waiting, name="b", seconds=0.01, events=100)):
         await waiting.has(10)
+
+
+async def test_events_that_come_just_after_a_batch_are_one_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder_module, "_PAUSE_SECONDS", 3600.0)
+    sink = Receiver()
+    forwarder = make_forwarder(store, sink)
+    async with running(forwarder):
+        await store.put([event(0)])
+        await sink.has(1)  # the first one does not wait
+        for number in range(1, 11):
+            await store.put([event(number)])
+            await asyncio.sleep(0)
+        await sink.has(11)
+        await store.put([event(11)])
+        await asyncio.wait_for(forwarder.drain(), 60)
+    assert sink.batches == [uids([0]), uids(range(1, 11)), uids([11])]
 
 
 async def test_batch_that_waits_to_be_full_is_sent_when_the_run_ends(store: Store) -> None:
