@@ -149,9 +149,9 @@ async def _delivered(
 
 def _stream(store: StateStore) -> EventStream:
     """Return the events of a store, in the same process: a service has a process for the sinks."""
-    stream = EventStream(store.path, store.identity, store.end)
+    stream = EventStream(store.database.path, store.database.identity, store.database.end)
     store.on_stored = stream.advance
-    store.set_acknowledged({})
+    store.database.set_acknowledged({})
     return stream
 
 

@@ -68,8 +68,10 @@ class _Ours:
     async def __aenter__(self) -> Self:
         await self._store.__aenter__()
         self._sinks.open()
-        self._sinks.register([_SINK], self._store.identity, 0)
-        self._stream = EventStream(self._store.path, self._store.identity, self._store.end)
+        self._sinks.register([_SINK], self._store.database.identity, 0)
+        self._stream = EventStream(
+            self._store.database.path, self._store.database.identity, self._store.database.end
+        )
         self._store.on_stored = self._stream.advance
         return self
 

@@ -135,7 +135,8 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
 
 
 def _of_run(service: Service) -> Iterator[Metric]:
-    counts, store, chain = service.counts, service.store, service.fallback_chain
+    counts, chain = service.counts, service.fallback_chain
+    retention = service.store.database.retention
     version = [((product().version,), 1)]
     yield _metric(Gauge, "build_info", "1, for its version.", version, "version")
     yield _metric(Counter, "records", "Log records read in this run.", _one(counts.records))
@@ -152,10 +153,10 @@ def _of_run(service: Service) -> Iterator[Metric]:
     text = "Calls and processes that the capture had no room for in this run."
     yield _metric(Counter, "capture_dropped_events", text, _one(chain.dropped))
     yield _metric(
-        Gauge, "store_bytes", "Size of the stored events in bytes.", _one(store.used_bytes)
+        Gauge, "store_bytes", "Size of the stored events in bytes.", _one(retention.used_bytes)
     )
     text = "Largest size of the stored events in bytes."
-    yield _metric(Gauge, "store_max_bytes", text, _one(store.max_bytes))
+    yield _metric(Gauge, "store_max_bytes", text, _one(retention.max_bytes))
     text = "1 if the store can be written, else 0; no record is read meanwhile."
     yield _metric(Gauge, "store_up", text, _one(service.retrier.fault is None))
 

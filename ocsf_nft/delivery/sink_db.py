@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.state import dropped_events
 from ocsf_nft.state.database import Database, has_table
-from ocsf_nft.state.dropped_events import DroppedEvents
+from ocsf_nft.state.dropped_events import DroppedEvents, DroppingDatabase
 from ocsf_nft.state.retention import LAST
 from ocsf_nft.state.storage_clock import StorageClock
 
@@ -85,7 +85,7 @@ class SinkBacklog(NamedTuple):
     dead: int
 
 
-class SinkDatabase(Database):
+class SinkDatabase(DroppingDatabase):
     """SQLite file with the checkpoints and dead letters of all sinks.
 
     The dead letters use at most ``max_bytes`` on the disk, and are at most ``max_seconds`` old.
@@ -99,7 +99,7 @@ class SinkDatabase(Database):
         self._clock = StorageClock()
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the database file as :meth:`Database.open` does."""
+        """Open the database file, and read the age of its rows; see :meth:`Database.open`."""
         super().open(read_only=read_only)
         try:
             with self.transaction() as connection:
@@ -230,22 +230,6 @@ class SinkDatabase(Database):
             for dropped in Counter(removed).items():
                 dropped_events.add(connection, DroppedEvents(*dropped))
         return bool(removed)
-
-    def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many dead letters of each sink :meth:`sweep` has removed.
-
-        Dead letters that were passed to :meth:`confirm_reported` are not counted.
-        """
-        with self.transaction() as connection:
-            return dropped_events.read(connection)
-
-    def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark removed dead letters as reported: :meth:`dropped_events` no longer counts them.
-
-        ``dropped`` is an earlier result of :meth:`dropped_events`.
-        """
-        with self.transaction() as connection:
-            dropped_events.confirm_reported(connection, dropped)
 
 
 class SinkArchive:

@@ -197,7 +197,7 @@ class AccountLoop:
 
         Raises DeliveryError if the state database can't be read.
         """
-        return await self._store.dropped_records(self.sandbox)
+        return self._store.database.dropped_records(self.sandbox)
 
     async def resume(self) -> None:
         """Read the counters, which show packets that were refused while the service did not run.
@@ -212,10 +212,11 @@ class AccountLoop:
         account, fault = self._stored.account, self._stored.fault
         if fault is not None:
             await self._report_gap(fault)
-            account = Account(dropped=await self._store.dropped_records(self.sandbox))
+            account = Account(dropped=self._store.database.dropped_records(self.sandbox))
         if not self._stored.is_in_store:
-            await self._store.replace_account(self.sandbox, account)
-        place = AccountPlace(self._store.path, self._store.identity)
+            replace_account = self._store.database.replace_account
+            await self._store.retry(partial(replace_account, self.sandbox, account))
+        place = AccountPlace(self._store.database.path, self._store.database.identity)
         if fault is not None or place != self._state.account_place(self.sandbox):
             set_place = partial(self._state.set_account_place, self.sandbox, place)
             await run_shielded(asyncio.to_thread(set_place))
@@ -308,7 +309,7 @@ class AccountLoop:
         """Delete the stored counts of a removed fence; call :meth:`close` before."""
         # First, since the rows without their place are an old copy, and the reverse is a fault.
         self._state.delete_account_place(self.sandbox)
-        await self._store.remove_account(self.sandbox)
+        await self._store.retry(partial(self._store.database.remove_account, self.sandbox))
 
     async def _read_and_report(self) -> None:
         await self._observe()

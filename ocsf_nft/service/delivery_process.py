@@ -165,7 +165,9 @@ class DeliveryProcess:
         found = [replace(each, fault=self.fault or each.fault) for each in by_name.values()]
         if self._iteration is not None:
             found.append(self._iteration.status)
-        return tuple(replace(each, waiting=max(0, self._store.end - each.done)) for each in found)
+        return tuple(
+            replace(each, waiting=max(0, self._store.database.end - each.done)) for each in found
+        )
 
     @property
     def storage_fault(self) -> str | None:
@@ -280,9 +282,9 @@ class DeliveryProcess:
                 Start(
                     outlets=self._outlets,
                     is_again=is_again,
-                    events=self._store.path,
-                    identity=self._store.identity,
-                    end=self._store.end,
+                    events=self._store.database.path,
+                    identity=self._store.database.identity,
+                    end=self._store.database.end,
                     sinks=self._sinks,
                     max_bytes=self._max_bytes,
                     max_seconds=self._max_seconds,
@@ -311,10 +313,13 @@ class DeliveryProcess:
 
     def _set_acknowledged(self) -> None:
         known = self._status.acknowledged
-        found = {each.name: min(known.get(each.name, 0), self._store.end) for each in self._outlets}
+        found = {
+            each.name: min(known.get(each.name, 0), self._store.database.end)
+            for each in self._outlets
+        }
         if self._iteration is not None:
             found[NAME] = self._iteration.acknowledged
-        self._store.set_acknowledged(found)
+        self._store.database.set_acknowledged(found)
 
 
 def _log_level() -> int:

@@ -12,6 +12,7 @@ from ocsf_nft.service.delivery_answers import SinkStatus
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from ocsf_nft.state.state_db import StoredEvent
     from ocsf_nft.state.state_store import StateStore
 
 #: Name in the status and metrics, beside those of the sinks.
@@ -43,7 +44,7 @@ class Iteration:
         """Yield the events as decoded JSON, until :meth:`end`."""
         while not self._over.is_set():
             self._changed.clear()
-            found = await self._store.read(self.acknowledged, events=_EVENTS, size=_BYTES)
+            found = await self._read()
             for event in found:
                 yield orjson.loads(event.line)
                 if self._over.is_set():
@@ -51,13 +52,17 @@ class Iteration:
                 await self._take(event.number)
             if found:
                 continue
-            if self.acknowledged < self._store.end:  # the events were removed meanwhile
-                self._note_taken(self._store.end)
+            if self.acknowledged < self._store.database.end:  # the events were removed meanwhile
+                self._note_taken(self._store.database.end)
             else:
                 await self._changed.wait()
 
+    async def _read(self) -> list[StoredEvent]:
+        beyond, database = self.acknowledged, self._store.database
+        return await self._store.retry(lambda: database.read(beyond, events=_EVENTS, size=_BYTES))
+
     async def _take(self, number: int) -> None:
-        await self._store.set_iterated(number)
+        await self._store.retry(lambda: self._store.database.set_iterated(number))
         await asyncio.sleep(0)  # the service goes on, also if the program never waits
         self._taken += 1
         self._note_taken(number)
@@ -73,7 +78,7 @@ class Iteration:
 
     async def drain(self) -> None:
         """Wait until all stored events are taken."""
-        while self.acknowledged < self._store.end:
+        while self.acknowledged < self._store.database.end:
             self._changed.clear()
             await self._changed.wait()
 

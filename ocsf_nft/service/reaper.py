@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -67,7 +68,7 @@ async def _remove(
                 return
             # The place first: rows without their place are an old copy, and the reverse is a fault.
             state.delete_account_place(name)
-            await store.remove_account(name)
+            await store.retry(partial(store.database.remove_account, name))
     except (OcsfNftError, OSError) as error:
         _log.warning("the record of a fence can't be removed", sandbox=name, reason=str(error))
     else:

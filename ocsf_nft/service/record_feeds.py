@@ -145,7 +145,7 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
             reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
             found.append(Feed(await _entered(reader, stack), names))
     if config.host_log is not None:
-        position = await store.host_position(config.host_log)
+        position = store.database.host_position(config.host_log)
         reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
         found.append(Feed(await _entered(reader, stack), frozenset({None}), config.host_log))
     return found + [Feed(source, frozenset(names)) for source, names in by_nflog.items()]

@@ -268,12 +268,12 @@ class Service:
         active_fences = await self._activate(config.sandbox)
         self.store = store = await stack.enter_async_context(self._open_store())
         if self._iterates:
-            self._iteration = Iteration(store, await store.begin_iteration())
+            self._iteration = Iteration(store, await store.retry(store.database.begin_iteration))
         self.delivery = await stack.enter_async_context(
             DeliveryProcess(
                 self._outlets(config),
                 store,
-                sinks=sink_db.path_of(store.path),
+                sinks=sink_db.path_of(store.database.path),
                 max_bytes=self._dead_letter_bytes,
                 max_seconds=config.store.max_age,
                 iteration=self._iteration,

@@ -55,10 +55,10 @@ async def find(store: StateStore, state: StateDirectory, sandbox: str) -> Stored
         place = state.account_place(sandbox)
         if place is None:
             return StoredAccount()
-        if place.identity != store.identity:
+        if place.identity != store.database.identity:
             return StoredAccount(account=_read(place, sandbox))
     except OcsfNftError as error:
         return StoredAccount(fault=f"its stored counts can't be read: {error}")
-    if not store.has_account(sandbox):
-        return StoredAccount(fault=f"its stored counts are no longer in {store.path}")
-    return StoredAccount(account=await store.account(sandbox), is_in_store=True)
+    if not store.database.has_account(sandbox):
+        return StoredAccount(fault=f"its stored counts are no longer in {store.database.path}")
+    return StoredAccount(account=store.database.account(sandbox), is_in_store=True)

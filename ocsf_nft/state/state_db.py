@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from ocsf_nft.state import dropped_events
-from ocsf_nft.state.change import (
-    Account,
-    AccountChange,
-    DroppedRecords,
-    PartKey,
-    Position,
-)
-from ocsf_nft.state.database import Database
+from ocsf_nft.state.change import Account, AccountChange, DroppedRecords, PartKey, Position
+from ocsf_nft.state.dropped_events import DroppingDatabase
 from ocsf_nft.state.retention import LAST, Retention
 from ocsf_nft.state.storage_clock import StorageClock
 
@@ -29,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.state.change import Change
-    from ocsf_nft.state.dropped_events import DroppedEvents
 
 #: A version of the program with another schema gives its file another name.
 FILE: Final = "state-1.sqlite3"
@@ -74,7 +67,7 @@ class StoredEvent(NamedTuple):
     line: bytes
 
 
-class StateDatabase:
+class StateDatabase(DroppingDatabase):
     """SQLite file with the state of a service; its events use at most ``max_bytes``.
 
     Delivered events are removed to make room; undelivered events only if ``drops`` is true.
@@ -82,79 +75,42 @@ class StateDatabase:
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
-        self.path = path
-        #: Number of the last event; 0 if there never was one.
-        self.end = 0
-        #: Random text that no other state database has.
-        self.identity = ""
-        self._database = Database(
+        super().__init__(
             path,
             _SCHEMA + dropped_events.SCHEMA,
             synchronous="FULL",
             is_exclusive=True,
             log_pages=_LOG_PAGES,
         )
-        self._retention = Retention(
-            self._database, max_bytes=max_bytes, max_ms=int(max_seconds * 1000), drops=drops
+        #: Number of the last event; 0 if there never was one.
+        self.end = 0
+        #: Random text that no other state database has.
+        self.identity = ""
+        self.retention = Retention(
+            self, max_bytes=max_bytes, max_ms=int(max_seconds * 1000), drops=drops
         )
         self._sandboxes: dict[str, int] = {}
         self._clock = StorageClock()
 
-    @property
-    def used_bytes(self) -> int:
-        """Return the size of the stored events in bytes."""
-        return self._retention.used_bytes
-
-    @property
-    def max_bytes(self) -> int:
-        """Return the largest permitted size of the stored events, in bytes."""
-        return self._retention.max_bytes
-
-    def open(self) -> None:
-        """Open the database file, or create a missing file; raises DeliveryError if this fails.
-
-        A damaged file is quarantined (renamed), see :meth:`faults`.
-        """
-        self._database.open()
+    def open(self, *, read_only: bool = False) -> None:
+        """Open the database file, and read what is stored; see :meth:`Database.open`."""
+        super().open(read_only=read_only)
         try:
             self._load()
         except BaseException:
-            self._database.close()
+            self.close()
             raise
 
     def _load(self) -> None:
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             (self.identity,) = connection.execute("SELECT id FROM identity").fetchone()
             self._sandboxes = dict(connection.execute("SELECT name, id FROM sandbox").fetchall())
-            self._retention.measure(connection)
+            self.retention.measure(connection)
             # From SQLite's counter, since the last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
             (self.end,) = row.fetchone() or (0,)
             newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
             self._clock = StorageClock(*newest.fetchone() or (0,))
-
-    def faults(self) -> tuple[str, ...]:
-        """Return the reports about quarantined files that :meth:`confirm_fault` has not confirmed.
-
-        A report stays over restarts.
-        """
-        return self._database.faults()
-
-    def confirm_fault(self, report: str) -> None:
-        """Confirm that an event has a report: :meth:`faults` no longer returns it."""
-        self._database.confirm_fault(report)
-
-    def close(self) -> None:
-        """Close the database file."""
-        self._database.close()
-
-    def checkpoint_log(self) -> None:
-        """Copy SQLite's write-ahead log into the database file.
-
-        The call uses a connection of its own, so it may run in another thread. Raises DeliveryError
-        if the file can't be written.
-        """
-        self._database.checkpoint_log_in_thread()
 
     def commit(self, changes: Sequence[Change]) -> int:
         """Store all ``changes`` in one transaction; return how many events are new.
@@ -164,7 +120,7 @@ class StateDatabase:
         cut, like the kernel's counters. Raises DeliveryError if the disk can't be written.
         """
         lines = [line for each in changes for line in each.events]
-        with self._database.transaction("FULL" if lines else "NORMAL") as connection:
+        with self.transaction("FULL" if lines else "NORMAL") as connection:
             stored = _insert_events(connection, lines, self._clock.now_ms())
             # Ids of new sandboxes are used only if the transaction succeeds.
             sandboxes = dict(self._sandboxes)
@@ -180,15 +136,15 @@ class StateDatabase:
                     connection.execute(
                         "REPLACE INTO cursor VALUES (?, ?, ?)", (number, *each.position[1:])
                     )
-            self._retention.measure_free(connection)
+            self.retention.measure_free(connection)
         self._sandboxes = sandboxes
         self.end = max(self.end, *stored) if stored else self.end
-        self._retention.add(stored.values())
+        self.retention.add(stored.values())
         return len(stored)
 
     def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
         """Return events with numbers above ``beyond``, see :func:`read_events`."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             return read_events(connection, beyond, events=events, size=size)
 
     def begin_iteration(self) -> int:
@@ -196,7 +152,7 @@ class StateDatabase:
 
         The first iteration begins with the next new event.
         """
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO iterated VALUES (1, ?)", (self.end,))
             (number,) = connection.execute("SELECT number FROM iterated").fetchone()
         return int(number)
@@ -206,7 +162,7 @@ class StateDatabase:
 
         It is not synced to the disk: after a power cut, some events are repeated.
         """
-        with self._database.transaction("NORMAL") as connection:
+        with self.transaction("NORMAL") as connection:
             connection.execute("REPLACE INTO iterated VALUES (1, ?)", (number,))
 
     def make_room(self) -> bool:
@@ -215,7 +171,7 @@ class StateDatabase:
         Return False if there is room now; call the method again otherwise. Raises FullError if no
         more events may be removed, DeliveryError if the disk can't be written.
         """
-        return self._retention.make_room()
+        return self.retention.make_room()
 
     def has_account(self, sandbox: str) -> bool:
         """Return True if anything about a sandbox is stored, apart from its events."""
@@ -223,13 +179,13 @@ class StateDatabase:
 
     def account(self, sandbox: str) -> Account:
         """Return the stored account of a sandbox; empty if none is stored."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             return read_account(connection, sandbox)
 
     def replace_account(self, sandbox: str, account: Account) -> None:
         """Replace the account of a sandbox."""
         sandboxes = dict(self._sandboxes)
-        with self._database.transaction("FULL") as connection:
+        with self.transaction("FULL") as connection:
             number = _id(connection, sandboxes, sandbox)
             _delete(connection, number, _OF_ACCOUNT)
             _write_account(connection, number, AccountChange(sandbox, parts=dict(account.parts)))
@@ -243,7 +199,7 @@ class StateDatabase:
 
     def remove_account(self, sandbox: str) -> None:
         """Delete a sandbox's account and numbers of dropped records; its events stay stored."""
-        with self._database.transaction("FULL") as connection:
+        with self.transaction("FULL") as connection:
             if sandbox in self._sandboxes:
                 number = self._sandboxes[sandbox]
                 _delete(connection, number, _OF_ACCOUNT)
@@ -252,12 +208,12 @@ class StateDatabase:
 
     def dropped_records(self, sandbox: str) -> tuple[DroppedRecords, ...]:
         """Return the numbers of gaps and missing log records of each source of a sandbox."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             return read_dropped_records(connection, sandbox)
 
     def host_position(self, source: str) -> str | None:
         """Return the stored read position of other firewalls' records in ``source``, or None."""
-        with self._database.transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE sandbox = 0 AND source = ?", (source,)
             ).fetchone()
@@ -269,30 +225,14 @@ class StateDatabase:
         Events above the least of these numbers are removed only if they are too old, or if the
         database is full and ``drops`` is true. Until the first call, no event is removed.
         """
-        self._retention.acknowledged = dict(acknowledged)
+        self.retention.acknowledged = dict(acknowledged)
 
     def sweep(self) -> bool:
         """Remove some of the events that are older than ``max_seconds``.
 
         Return True if another call may remove more.
         """
-        return self._retention.sweep(self._clock.now_ms())
-
-    def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before that sink had received them.
-
-        Events that were passed to :meth:`confirm_reported` are not counted.
-        """
-        with self._database.transaction() as connection:
-            return dropped_events.read(connection)
-
-    def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
-
-        ``dropped`` is an earlier result of :meth:`dropped_events`.
-        """
-        with self._database.transaction() as connection:
-            dropped_events.confirm_reported(connection, dropped)
+        return self.retention.sweep(self._clock.now_ms())
 
 
 def read_events(

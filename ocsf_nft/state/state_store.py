@@ -16,14 +16,12 @@ from ocsf_nft.state.retry_until_writable import UnfinishedError
 from ocsf_nft.state.state_db import StateDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-    from types import TracebackType
 
-    from ocsf_nft.state.change import Account, Change, DroppedRecords
+    from ocsf_nft.state.change import Change
     from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.retry_until_writable import StorageRetrier
-    from ocsf_nft.state.state_db import StoredEvent
 
 _log = structlog.get_logger()
 
@@ -53,10 +51,12 @@ class StateStore:
         max_seconds: float = 30 * 86_400.0,
         drops: bool = False,
     ) -> None:
-        self._database = StateDatabase(
+        #: For calls that need no retry. They block, also those of :attr:`retry`.
+        self.database = StateDatabase(
             path, max_bytes=max_bytes, max_seconds=max_seconds, drops=drops
         )
-        self._retrier = retrier
+        #: Repeats a call of ``database`` until the disk can be written.
+        self.retry = retrier
         self._pending: list[_Commit] = []
         self._submitted = asyncio.Event()
         self._failure: BaseException | None = None
@@ -73,22 +73,17 @@ class StateStore:
         See :meth:`faults` for the report about a damaged file.
         """
         # The check of a large file takes long, and the sources already have records.
-        opening = asyncio.ensure_future(asyncio.to_thread(self._database.open))
+        opening = asyncio.ensure_future(asyncio.to_thread(self.database.open))
         try:
             await asyncio.shield(opening)
         except BaseException:
             await asyncio.wait([opening])  # the thread goes on after a cancellation
-            self._database.close()
+            self.database.close()
             raise
         self._writer = asyncio.create_task(self._write())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Store the pending changes, if the disk accepts them, and close the database file."""
         try:
             self._writer.cancel()
@@ -96,36 +91,11 @@ class StateStore:
             if self._checkpoint is not None:
                 await asyncio.wait([self._checkpoint])
             if self._pending and self._failure is None:
-                self._database.commit([each.change for each in self._pending])
+                self.database.commit([each.change for each in self._pending])
         except DeliveryError as failure:
             _log.error("the last changes could not be stored", reason=str(failure))
         finally:
-            self._database.close()
-
-    @property
-    def identity(self) -> str:
-        """Return a random text that no other state database has."""
-        return self._database.identity
-
-    @property
-    def path(self) -> Path:
-        """Return the path of the database file."""
-        return self._database.path
-
-    @property
-    def end(self) -> int:
-        """Return the event number of the last stored event; 0 if no event was ever stored."""
-        return self._database.end
-
-    @property
-    def used_bytes(self) -> int:
-        """Return the size of the stored events in bytes."""
-        return self._database.used_bytes
-
-    @property
-    def max_bytes(self) -> int:
-        """Return the largest allowed size of the stored events, in bytes."""
-        return self._database.max_bytes
+            self.database.close()
 
     async def commit(self, change: Change) -> None:
         """Store a change, and return when it is stored; its events are then on the disk.
@@ -163,22 +133,22 @@ class StateStore:
         number = _count_joint(self._pending)
         changes = [each.change for each in self._pending[:number]]
         # Nothing may be awaited after a success: after a cancellation, it would be stored again.
-        stored = await self._retrier(lambda: self._transaction(changes))
+        stored = await self.retry(lambda: self._transaction(changes))
         written = self._pending[:number]
         del self._pending[:number]
         for each in written:
             if not each.done.done():  # its caller was cancelled
                 each.done.set_result(None)
         if stored and self.on_stored is not None:
-            self.on_stored(self.end)
+            self.on_stored(self.database.end)
         rows = sum(len(each.account.parts) for each in changes if each.account is not None)
         self._log_pages += _COMMIT_PAGES + _EVENT_PAGES * stored + rows
         self._start_checkpoint()
 
     def _transaction(self, changes: Sequence[Change]) -> int:
-        if any(each.events for each in changes) and self._database.make_room():
+        if any(each.events for each in changes) and self.database.make_room():
             raise UnfinishedError
-        return self._database.commit(changes)
+        return self.database.commit(changes)
 
     def _start_checkpoint(self) -> None:
         # Otherwise a commit does this from time to time, and takes some milliseconds longer.
@@ -189,64 +159,13 @@ class StateStore:
 
     async def _copy_log(self) -> None:
         try:
-            await asyncio.to_thread(self._database.checkpoint_log)
+            await asyncio.to_thread(self.database.checkpoint_log_in_thread)
         except DeliveryError as error:  # a later commit reports it, if the disk stays unwritable
             _log.debug("the database's log could not be copied", reason=str(error))
 
-    def set_acknowledged(self, acknowledged: Mapping[str, int]) -> None:
-        """Set the number of the last event that each sink has acknowledged.
-
-        Later events stay until each sink has acknowledged them, unless they are too old, or the
-        database is full.
-        """
-        self._database.set_acknowledged(acknowledged)
-
-    async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
-        """Return at most ``events`` events with numbers above ``beyond``, in order.
-
-        They have at most ``size`` bytes of JSON, but the first one may be larger. Retry after a
-        failure.
-        """
-        return await self._retrier(lambda: self._database.read(beyond, events=events, size=size))
-
-    async def begin_iteration(self) -> int:
-        """Return the number of the last event that an iterating program has taken.
-
-        The first iteration begins with the next new event.
-        """
-        return await self._retrier(self._database.begin_iteration)
-
-    async def set_iterated(self, number: int) -> None:
-        """Store the number of the last event that an iterating program has taken."""
-        await self._retrier(lambda: self._database.set_iterated(number))
-
-    async def account(self, sandbox: str) -> Account:
-        """Return the stored account of a sandbox; empty if none is stored."""
-        return self._database.account(sandbox)
-
-    def has_account(self, sandbox: str) -> bool:
-        """Return True if anything about a sandbox is stored, apart from its events."""
-        return self._database.has_account(sandbox)
-
-    async def replace_account(self, sandbox: str, account: Account) -> None:
-        """Replace the account of a sandbox."""
-        await self._retrier(lambda: self._database.replace_account(sandbox, account))
-
-    async def remove_account(self, sandbox: str) -> None:
-        """Delete a sandbox's account and numbers of dropped records; its events stay stored."""
-        await self._retrier(lambda: self._database.remove_account(sandbox))
-
-    async def dropped_records(self, sandbox: str) -> tuple[DroppedRecords, ...]:
-        """Return the numbers of gaps and missing log records of each source of a sandbox."""
-        return self._database.dropped_records(sandbox)
-
-    async def host_position(self, source: str) -> str | None:
-        """Return the position at which to resume reading other firewalls' records, or None."""
-        return self._database.host_position(source)
-
     async def sweep(self) -> None:
         """Remove all events that are older than the store's age limit; retry after a failure."""
-        while await self._retrier(self._database.sweep):  # noqa: ASYNC110 - it removes some
+        while await self.retry(self.database.sweep):  # noqa: ASYNC110 - it removes some
             await asyncio.sleep(0)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
@@ -254,25 +173,25 @@ class StateStore:
 
         Events that :meth:`confirm_reported` has marked as reported are not counted.
         """
-        return await self._retrier(self._database.dropped_events)
+        return await self.retry(self.database.dropped_events)
 
     async def faults(self) -> tuple[str, ...]:
         """Return the reports about damaged files that were renamed.
 
         A report stays, over restarts, until :meth:`confirm_fault` has confirmed it.
         """
-        return await self._retrier(self._database.faults)
+        return await self.retry(self.database.faults)
 
     async def confirm_fault(self, report: str) -> None:
         """Confirm that an event has a report: :meth:`faults` no longer returns it."""
-        await self._retrier(lambda: self._database.confirm_fault(report))
+        await self.retry(lambda: self.database.confirm_fault(report))
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
         """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
 
         ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
-        await self._retrier(lambda: self._database.confirm_reported(dropped))
+        await self.retry(lambda: self.database.confirm_reported(dropped))
 
 
 @dataclass(slots=True, eq=False)

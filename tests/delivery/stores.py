@@ -51,7 +51,7 @@ class Store:
 
     async def __aenter__(self) -> Self:
         await self.state.__aenter__()
-        self.stream = EventStream(self.path, self.state.identity, self.end)
+        self.stream = EventStream(self.path, self.state.database.identity, self.end)
         self.state.on_stored = self.stream.advance
         self.sinks.open()
         self.refresh()
@@ -64,24 +64,24 @@ class Store:
 
     @property
     def end(self) -> int:
-        return self.state.end
+        return self.state.database.end
 
     def refresh(self) -> None:
         """Pass the checkpoints to the retention of events."""
-        self.state.set_acknowledged(self.sinks.checkpoints())
+        self.state.database.set_acknowledged(self.sinks.checkpoints())
 
     def advanced(self, _name: str, _number: int) -> None:
         self.refresh()
 
     async def put(self, lines: Sequence[bytes]) -> None:
         """Store events in one transaction, without a retry."""
-        while self.state._database.make_room():
+        while self.state.database.make_room():
             pass
-        self.state._database.commit([Change(events=lines)])
+        self.state.database.commit([Change(events=lines)])
         self.stream.advance(self.end)
 
     async def register(self, names: Sequence[str]) -> dict[str, int]:
-        removed = self.sinks.register(names, self.state.identity, self.end)
+        removed = self.sinks.register(names, self.state.database.identity, self.end)
         self.refresh()
         return removed
 

@@ -62,7 +62,7 @@ async def test_batch_beyond_the_last_event_is_forgotten(tmp_path: Path) -> None:
         await store.put(events(range(3)))
         store.sinks.begin_batch("a", 3)
         store.sinks.begin_batch("b", 2)
-        store.sinks.register(["a", "b"], store.state.identity, 2)
+        store.sinks.register(["a", "b"], store.state.database.identity, 2)
         assert store.sinks.checkpoint("a") == (0, None)
         assert store.sinks.checkpoint("b") == (0, 2)
 

@@ -41,7 +41,9 @@ class Delivering(SinkDelivery):
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
-        stream = EventStream(self.store.path, self.store.identity, self.store.end)
+        stream = EventStream(
+            self.store.database.path, self.store.database.identity, self.store.database.end
+        )
         self.store.on_stored = stream.advance
         super().__init__(
             self._outlets, stream, self._database, self.retrier, on_change=self._pass_on
@@ -64,7 +66,7 @@ class Delivering(SinkDelivery):
             await self.store.__aexit__(None, None, None)
 
     def _pass_on(self) -> None:
-        self.store.set_acknowledged(self.acknowledged)
+        self.store.database.set_acknowledged(self.acknowledged)
 
     async def synchronize(self) -> bool:
         """Do what a delivery process does at the request of its service."""

@@ -274,7 +274,8 @@ async def test_standard_output_without_a_reader_ends_the_service(tmp_path: Path)
                 await store.commit(Change(events=events(range(1))))
                 while True:
                     await asyncio.sleep(0.05)
-                    await store.commit(Change(events=events(range(store.end, store.end + 1))))
+                    end = store.database.end
+                    await store.commit(Change(events=events(range(end, end + 1))))
 
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         try:

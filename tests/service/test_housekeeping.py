@@ -47,8 +47,8 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
         number = 0
         with contextlib.suppress(FullError):
             while True:
-                store._database.make_room()
-                store._database.commit([Change(events=[event(number, 500 if number else 0)])])
+                store.database.make_room()
+                store.database.commit([Change(events=[event(number, 500 if number else 0)])])
                 number += 1
                 now_ns += 10**6
         reporter = Reporter(store.commit, host=None)
@@ -61,7 +61,7 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
         await _until(lambda: delivery.retrier.fault is not None)
         now_ns += 60 * 10**9
         await _until(lambda: reporter.events == 1)
-        with Archive(store.path) as archive:
+        with Archive(store.database.path) as archive:
             left = archive.read(0)
         assert [row.number for row in left] == [number + 1], "the event that reports the others"
         async with asyncio.timeout(60):

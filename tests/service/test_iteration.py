@@ -28,7 +28,7 @@ async def iterating(
 ) -> AsyncIterator[tuple[StateStore, DeliveryProcess, Iteration]]:
     path = folder / FILE
     async with StateStore(path, StorageRetrier(asyncio.Event()), max_bytes=1 << 16) as store:
-        iteration = Iteration(store, await store.begin_iteration())
+        iteration = Iteration(store, store.database.begin_iteration())
         async with DeliveryProcess(
             (),
             store,
@@ -84,7 +84,7 @@ async def test_event_that_no_program_has_taken_is_not_removed_for_a_new_one(tmp_
     async with iterating(tmp_path) as (store, delivery, iteration):
         await store.commit(Change(events=[event(each, 1000) for each in range(60)]))
         blocked = asyncio.create_task(store.commit(Change(events=[event(60, 1000)])))
-        while store._retrier.fault is None:  # noqa: ASYNC110 - no event announces it
+        while store.retry.fault is None:  # noqa: ASYNC110 - no event announces it
             await asyncio.sleep(0.001)
         found = iteration.events()
         taken = [(await anext(found))["metadata"]["uid"] for _ in range(61)]
@@ -96,8 +96,8 @@ async def test_event_that_no_program_has_taken_is_not_removed_for_a_new_one(tmp_
 async def test_removed_events_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with iterating(tmp_path) as (store, delivery, iteration):
         await store.commit(Change(events=events(range(3))))
-        monkeypatch.setattr(store._database._retention, "_max_ms", -1)
-        store.set_acknowledged({})
+        monkeypatch.setattr(store.database.retention, "_max_ms", -1)
+        store.database.set_acknowledged({})
         await store.sweep()
         found = asyncio.ensure_future(anext(iteration.events()))
         await asyncio.sleep(0)

@@ -62,7 +62,9 @@ async def _reaping(
         for name in state.sandboxes():
             account = AccountChange(name, parts={PartKey("egress", "flows4", b"key"): b"value"})
             await store.commit(Change(account=account))
-            state.set_account_place(name, AccountPlace(store.path, store.identity))
+            state.set_account_place(
+                name, AccountPlace(store.database.path, store.database.identity)
+            )
         task = group.create_task(reaper.reap(state, store))
         yield store
         task.cancel()
@@ -88,7 +90,7 @@ async def test_record_and_counts_go_with_the_namespace(
         there.unlink()
         await _until_gone(state, "there")
     for name in ("gone", "there"):
-        assert not store.has_account(name)
+        assert not store.database.has_account(name)
         assert not state.directory(name).exists()
     assert list(state.sandboxes()) == ["unknown"]
 
@@ -110,7 +112,7 @@ async def test_watched_sandbox_and_unreadable_record_stay(
             await _until_gone(state, "gone")
             await asyncio.to_thread(reaper._without_namespace, state)
             assert list(state.sandboxes()) == ["damaged", "watched"]
-            assert store.has_account("watched")
+            assert store.database.has_account("watched")
 
 
 @pytest.mark.parametrize("error", [FenceError("nft failed"), OSError("read-only")])
@@ -131,7 +133,7 @@ async def test_failed_removal_is_tried_again(
     async with _reaping(state, monkeypatch) as store:
         await _until_gone(state, "gone")
         async with asyncio.timeout(60):
-            while store.has_account("gone"):  # noqa: ASYNC110 - a row is removed
+            while store.database.has_account("gone"):  # noqa: ASYNC110 - a row is removed
                 await asyncio.sleep(0.01)
     assert calls == ["gone", "gone"]
 

@@ -49,7 +49,7 @@ async def test_events_that_every_sink_has_are_removed_for_new_ones(tmp_path: Pat
             await store.put([event(each, 500) for each in range(number, number + 10)])
             await store.acknowledge("a", store.end)
             await store.acknowledge("b", store.end)
-            assert store.state.used_bytes <= (1 << 20) + (1 << 16)
+            assert store.state.database.retention.used_bytes <= (1 << 20) + (1 << 16)
         left = await stored_uids(store)
         assert left[-1] == "uid-5999"
         assert 0 < len(left) < 3000
@@ -249,7 +249,7 @@ def numbers(database: StateDatabase) -> list[int]:
 def test_store_is_full_at_its_limit_and_not_a_byte_before(tmp_path: Path) -> None:
     with closing(opened(tmp_path / FILE)) as database:
         put(database, [event(1)])
-        used = database.used_bytes
+        used = database.retention.used_bytes
     with closing(opened(tmp_path / FILE, used)) as database, pytest.raises(FullError):
         put(database, [event(2)])
     with closing(opened(tmp_path / FILE, used + 1)) as database:
@@ -261,7 +261,7 @@ def test_room_in_a_small_store_is_made_of_as_few_events_as_needed(tmp_path: Path
     with closing(opened(tmp_path / FILE)) as database:
         for number in range(10):
             put(database, [event(number, 20_000)])
-        used = database.used_bytes
+        used = database.retention.used_bytes
     with closing(opened(tmp_path / FILE, used, acknowledged=9)) as database:
         put(database, [event(10)])
         assert numbers(database) == [*range(2, 12)]
@@ -273,10 +273,10 @@ def test_retention_reserves_32_mib_or_a_quarter_of_the_disk(
     with closing(opened(tmp_path / FILE)) as database:
         for total, reserve in ((1 << 40, 32 << 20), (128 << 20, 32 << 20), (100 << 10, 25 << 10)):
             set_free_bytes(monkeypatch, reserve, total)
-            database._retention.make_room()
+            database.retention.make_room()
             set_free_bytes(monkeypatch, reserve - 1, total)
             with pytest.raises(FullError, match="the disk is nearly full"):
-                database._retention.make_room()
+                database.retention.make_room()
 
 
 def test_retention_drops_events_only_if_that_restores_the_reserve(
@@ -286,7 +286,7 @@ def test_retention_drops_events_only_if_that_restores_the_reserve(
         path = tmp_path / str(missing) / FILE
         with closing(opened(path, drops=True)) as database:
             put(database, [event(1)])
-            set_free_bytes(monkeypatch, (32 << 20) - database.used_bytes - missing)
+            set_free_bytes(monkeypatch, (32 << 20) - database.retention.used_bytes - missing)
             with pytest.raises(FullError):
                 put(database, [event(2)])
             assert numbers(database) == left

@@ -93,13 +93,13 @@ async def test_concurrent_changes_are_all_stored_in_few_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Store(tmp_path / FILE) as store:
-        commit, sizes = store.state._database.commit, []
+        commit, sizes = store.state.database.commit, []
 
         def counted(changes: Sequence[Change]) -> int:
             sizes.append(len(changes))
             return commit(changes)
 
-        monkeypatch.setattr(store.state._database, "commit", counted)
+        monkeypatch.setattr(store.state.database, "commit", counted)
         await asyncio.gather(*(store.state.commit(_change(number)) for number in range(200)))
         assert await stored_uids(store) == uids(range(200))
         assert sizes == [200]
@@ -163,13 +163,13 @@ async def test_events_and_the_counts_that_they_report_are_stored_together(tmp_pa
             )
         )
         await store.commit(Change(position=Position(None, "journal", "s=1")))
-        assert await store.account("other") == Account()
+        assert store.database.account("other") == Account()
     async with StateStore(path, StorageRetrier(asyncio.Event())) as store:
-        stored = await store.account("sb")
+        stored = store.database.account("sb")
         assert (stored.parts, stored.position) == (account.parts, ("sb", "kmsg", "7"))
-        assert await store.dropped_records("sb") == (("kmsg", 1, 3),)
-        assert await store.host_position("journal") == "s=1"
-        assert await store.host_position("kmsg") is None
+        assert store.database.dropped_records("sb") == (("kmsg", 1, 3),)
+        assert store.database.host_position("journal") == "s=1"
+        assert store.database.host_position("kmsg") is None
 
 
 async def test_wait_for_an_event_ends_when_it_is_stored(tmp_path: Path) -> None:
@@ -346,13 +346,13 @@ async def test_damage_that_is_found_later_quarantines_the_file(tmp_path: Path) -
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.put(events(range(500)))
-        await store.state.replace_account("sb", Account())
+        store.state.database.replace_account("sb", Account())
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("PRAGMA writable_schema = ON")
             other.execute("UPDATE sqlite_master SET rootpage = 9999 WHERE name = 'part'")
             other.execute("PRAGMA schema_version = 999")
         with pytest.raises(ClosedError, match=r"was damaged .* restart the service"):
-            await store.state.account("sb")
+            store.state.database.account("sb")
     async with Store(path) as store:
         assert len(await store.state.faults()) == 1
         await store.put(events(range(2)))
@@ -385,7 +385,7 @@ async def test_unexpected_error_of_the_database_is_raised_by_all_commits(
         def fail(_: object) -> None:
             raise OverflowError("too large")
 
-        monkeypatch.setattr(store._database, "commit", fail)
+        monkeypatch.setattr(store.database, "commit", fail)
         async with asyncio.timeout(60):
             with pytest.raises(OverflowError):
                 await store.commit(Change(events=[event(1)]))
@@ -405,13 +405,13 @@ async def test_pending_changes_are_stored_at_the_end(tmp_path: Path) -> None:
 async def test_counts_of_packets_remove_no_event(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with StateStore(path, StorageRetrier(asyncio.Event()), max_bytes=1 << 16) as store:
-        store.set_acknowledged({"a": 0})
+        store.database.set_acknowledged({"a": 0})
         await store.commit(Change(events=[event(1)]))
         parts = {PartKey("egress", "flows4", b"%d" % each): bytes(52) for each in range(5000)}
         await store.commit(Change(account=AccountChange("sb", parts={**parts})))
         await store.commit(Change(events=[event(2)]))
         assert path.stat().st_size + path.with_name(f"{path.name}-wal").stat().st_size > 1 << 16
-        assert store.end == 2
+        assert store.database.end == 2
 
 
 @pytest.mark.parametrize("has_events", [False, True])
@@ -420,15 +420,15 @@ async def test_events_are_synced_to_the_disk_and_other_changes_are_not(
 ) -> None:
     async with StateStore(tmp_path / FILE, StorageRetrier(asyncio.Event())) as store:
         levels = []
-        connection = store._database._database._connection
+        connection = store.database._connection
         assert connection is not None
-        insert = store._database._retention.measure_free
+        insert = store.database.retention.measure_free
 
         def measure(found: sqlite3.Connection) -> None:
             levels.append(found.execute("PRAGMA synchronous").fetchone()[0])
             insert(found)
 
-        monkeypatch.setattr(store._database._retention, "measure_free", measure)
+        monkeypatch.setattr(store.database.retention, "measure_free", measure)
         account = AccountChange("sb", parts={PartKey("egress", "totals", b""): b"7"})
         lines = [event(1)] if has_events else []
         await store.commit(Change(events=lines, account=account))
