@@ -146,8 +146,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft import config as configuration
     from ocsf_nft import malloc_trim, privileges
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.service import run as service
+    from ocsf_nft.service import startup
     from ocsf_nft.service.outlet import Outlet
+    from ocsf_nft.service.pipeline import replay
     from ocsf_nft.state.state_db import FILE
 
     log_settings: LogSettings = context.obj
@@ -160,7 +161,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         )
         outlet = Outlet.of(configuration.sink(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
-        counts = asyncio.run(_until_signal(lambda stop: service.replay([path], outlet, stop)))
+        counts = asyncio.run(_until_signal(lambda stop: replay([path], outlet, stop)))
         _report_end(counts, log_settings, show)
         return
     if config is not None:
@@ -193,7 +194,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         privileges.raise_priority()
     malloc_trim.use_one_heap()
     privileges.raise_descriptor_limit()
-    privileges.keep_only(service.capabilities(requested))
+    privileges.keep_only(startup.capabilities(requested))
 
     counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop, log_settings)))
     # A missing reader must not prevent the end of a run that received a signal to stop.

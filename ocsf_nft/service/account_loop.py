@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Self, get_args
 
 import structlog
 
@@ -25,15 +25,13 @@ from ocsf_nft.ocsf.addresses import METADATA
 from ocsf_nft.record import Gap
 from ocsf_nft.service import stored_account
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
-from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.service.shielded import run_in_pool, run_shielded
 from ocsf_nft.service.stored_account import StoredAccount
 from ocsf_nft.state.change import Account, AccountChange, Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from concurrent.futures import Executor
-    from types import TracebackType
 
     from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Batch, Record
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.state.state_store import StateStore
-
-T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -103,10 +99,11 @@ class AccountLoop:
         self._stored = StoredAccount()
         self._fallback_chain = fallback_chain
         self._source = source
-        #: Position after all processed records, and the stored one.
-        self._position: str | None = None
+        #: Position in the kernel's log after the last processed record, and the stored one. None if
+        #: the log has no positions, or was never read.
+        self.position: str | None = None
         self._stored_position: str | None = None
-        self._counters = counters
+        self.counters = counters
         self._reporter = reporter
         self._account = SandboxAccount(
             sandbox,
@@ -118,7 +115,8 @@ class AccountLoop:
         self._pool = pool
         self._schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
-        self._fault: str | None = None
+        #: Reason why the last reading of the counters failed; None if it succeeded.
+        self.fault: str | None = None
         #: Numbers before a reading that is being processed, else None.
         self._before: tuple[Balance, ...] | None = None
         #: Set by log records: the counters must be read soon.
@@ -137,10 +135,10 @@ class AccountLoop:
         Raises an OcsfNftError if the counters or the state database can't be read.
         """
         try:
-            await self._in_thread(self._counters.open)
+            await run_in_pool(self._pool, self.counters.open)
             await self._load()
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
@@ -154,36 +152,17 @@ class AccountLoop:
             self._stored = StoredAccount(fault=fault)
             return
         if stored.position is not None and stored.position.source == self._source:
-            self._position = self._stored_position = stored.position.position
+            self.position = self._stored_position = stored.position.position
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close the counters' sockets."""
         async with self._reading:
-            self._counters.close()
-
-    @property
-    def position(self) -> str | None:
-        """Return the position after the last processed record in the kernel log.
-
-        Reading resumes there after a restart. Return None if the log has no positions, or was never
-        read.
-        """
-        return self._position
+            self.counters.close()
 
     @property
     def late_seconds(self) -> float:
         """Return how long the next reading of the counters is overdue, in seconds."""
         return self._schedule.late_seconds
-
-    @property
-    def fault(self) -> str | None:
-        """Return the reason why the last reading of the counters failed; None if it succeeded."""
-        return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
         """Return each rule's numbers of counted, reported and pending packets at the last read.
@@ -191,13 +170,6 @@ class AccountLoop:
         During the processing of a reading, the numbers are those before it.
         """
         return self._account.balances() if self._before is None else self._before
-
-    async def dropped_records(self) -> tuple[DroppedRecords, ...]:
-        """Return how many log records each source has dropped.
-
-        Raises DeliveryError if the state database can't be read.
-        """
-        return self._store.database.dropped_records(self.sandbox)
 
     async def resume(self) -> None:
         """Read the counters, which show packets that were refused while the service did not run.
@@ -208,10 +180,9 @@ class AccountLoop:
         await self._observe()
 
     async def _adopt(self) -> None:
-        """Store the account in this run's database, if it is not there or not valid."""
         account, fault = self._stored.account, self._stored.fault
         if fault is not None:
-            await self._report_gap(fault)
+            await self.report_gap(fault)
             account = Account(dropped=self._store.database.dropped_records(self.sandbox))
         if not self._stored.is_in_store:
             replace_account = self._store.database.replace_account
@@ -236,10 +207,6 @@ class AccountLoop:
             self._taken_at = time.monotonic()
             if batch.records:
                 self.request_reading()
-
-    def enter_beside(self, sock: socket.socket) -> None:
-        """Read the counters in the network namespace of ``sock``, which is in the sandbox."""
-        self._counters.enter_beside(sock)
 
     def request_reading(self) -> None:
         """Let the counters be read soon, because packets were or may have been refused."""
@@ -268,7 +235,7 @@ class AccountLoop:
         if taken:
             await self._read_new_counters(taken)
         async with self._lock:
-            self._position = batch.cursor or self._position
+            self.position = batch.cursor or self.position
             now_ns = time.monotonic_ns()
             found = [
                 attempt
@@ -284,7 +251,6 @@ class AccountLoop:
             await run_shielded(self._read_and_report())
 
     async def _wait(self) -> None:
-        """Wait until the counters must be read: soon after a record, else after longer pauses."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._schedule.wait_seconds):
                 await self._has_records.wait()
@@ -300,10 +266,6 @@ class AccountLoop:
         await self._observe(is_complete=True)
         await self._report_due(closing=True)
         return self._account.balances()
-
-    async def report_end(self, reason: str) -> None:
-        """Report that the sandbox is no longer watched, and why."""
-        await self._report_gap(f"it is no longer watched: {reason}")
 
     async def remove(self) -> None:
         """Delete the stored counts of a removed fence; call :meth:`close` before."""
@@ -322,13 +284,10 @@ class AccountLoop:
         )
         if self._schedule.is_idle:  # an idle sandbox needs no descriptor
             async with self._reading:
-                self._counters.close()
+                self.counters.close()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters if a log record shows that the fence has changed its mode.
-
-        A fence is enforcing or permissive, and has separate counters for each mode.
-        """
+        # An enforcing fence and a permissive one have separate counters.
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(
             map(self._account.is_of_new_mode, records)
@@ -338,7 +297,6 @@ class AccountLoop:
         await self._observe()
 
     async def _observe(self, *, is_complete: bool = False) -> None:
-        """Read the counters; with ``is_complete`` also the flows of explained packets."""
         async with self._reading:
             await self._read({} if is_complete else self._explained())
 
@@ -349,17 +307,19 @@ class AccountLoop:
         """Read the counters; ``explained`` is the argument of :meth:`Counters.read`."""
         began = time.monotonic()
         try:
-            reading = await self._in_thread(lambda: self._counters.read(explained))
+            reading = await run_in_pool(self._pool, partial(self.counters.read, explained))
         except OcsfNftError as error:
             # A process with privileges in the namespace can cause this error. Everything else is
             # still reported.
             self._schedule.note_failure()
-            await self._report_fault(str(error))
+            before, self.fault = self.fault, str(error)
+            if self.fault != before:
+                await self.report_gap(self.fault)
             return
-        self._fault = None
+        self.fault = None
         await self._report_pause(reading, self._schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
-            await self._report_gap(f"the counters of {', '.join(rules)} were created again")
+            await self.report_gap(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
             self._before = self._account.balances()
             try:
@@ -370,14 +330,6 @@ class AccountLoop:
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
         self._schedule.note_reading(time.monotonic() - began)
-
-    async def _in_thread(self, job: Callable[[], T]) -> T:
-        """Run ``job`` in a thread; a cancelled caller waits for its end."""
-
-        async def run() -> T:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, job)
-
-        return await run_shielded(run())
 
     async def _report_pause(self, reading: Reading, late_seconds: float) -> None:
         since_ns = self._account.read_ns
@@ -410,18 +362,12 @@ class AccountLoop:
         )
         await self._emit_gap(event, DroppedRecords("reader", 1, 0))
         _log.warning(
-            "the counters were not read in time",
-            sandbox=self.sandbox,
-            refused=refused,
+            "the counters were not read in time", sandbox=self.sandbox, refused=refused,
             allowed=allowed,
-        )
+        )  # fmt: skip
 
-    async def _report_fault(self, fault: str) -> None:
-        if fault != self._fault:
-            self._fault = fault
-            await self._report_gap(fault)
-
-    async def _report_gap(self, reason: str) -> None:
+    async def report_gap(self, reason: str) -> None:
+        """Emit an event that counts of the sandbox may be incomplete, and why."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -454,7 +400,6 @@ class AccountLoop:
             await self._commit([], is_final=closing)
 
     def _record_wait_ns(self) -> int:
-        """Return how long to wait for the log record of a packet that a counter counted, in ns."""
         # Batches are processed in order. The record waits for the attributions of the batch that is
         # processed now, and then for its own.
         is_idle = not self._running and time.monotonic() - self._taken_at > self._grace_seconds
@@ -466,11 +411,6 @@ class AccountLoop:
             await self._commit(await self._reporter.lines(found))
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add the sender, a process or a user, to an attempt (refused packets of one event).
-
-        Return the new attempt. An attempt with a log record already has its sender, and is returned
-        unchanged.
-        """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
@@ -490,17 +430,14 @@ class AccountLoop:
         )
 
     async def _commit(self, lines: Sequence[bytes], *, is_final: bool = False) -> None:
-        """Store the new events (``lines``) and the changed counts in one transaction.
-
-        With ``is_final``, the time of the last reading is stored too.
-        """
+        """Store the new events (``lines``) and the changed counts in one transaction."""
         change = AccountChange(self.sandbox)
         for _ in codec.collect(self._account, change, is_final=is_final):
             await asyncio.sleep(0)
         position = None
-        if self._position is not None and self._position != self._stored_position:
-            position = Position(self.sandbox, self._source, self._position)
-            self._stored_position = self._position
+        if self.position is not None and self.position != self._stored_position:
+            position = Position(self.sandbox, self._source, self.position)
+            self._stored_position = self.position
         if lines or change or position:
             await self._reporter.commit(
                 Change(events=lines, account=change or None, position=position)
@@ -508,11 +445,6 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return a copy of ``record`` with the packet's send time, which ``attribution`` has.
-
-    The send time replaces the time at which the record was read. Return ``record`` unchanged if its
-    time is from the kernel, or if the send time is unknown.
-    """
     # The time of a late read could fit a later packet of another process.
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

@@ -145,7 +145,7 @@ class DeliveryProcess:
             run.end()
         else:
             seconds += sink_delivery.DRAIN_SECONDS
-            run.drain(self._store.end, self._reported, self._reported_faults)
+            run.drain(self._store.database.end, self._reported, self._reported_faults)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await run.ended.wait()
@@ -212,7 +212,7 @@ class DeliveryProcess:
             return False
         dropped, self._reported = self._reported, []
         faults, self._reported_faults = self._reported_faults, []
-        return await run.synchronize(self._store.end, dropped, faults)
+        return await run.synchronize(self._store.database.end, dropped, faults)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return how many dead letters of each sink were removed, since the last confirmed report.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from ocsf_nft.ocsf import operational_events
-from ocsf_nft.service.fault_events import FaultEvents
+from ocsf_nft.service.health import FaultEvents
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:

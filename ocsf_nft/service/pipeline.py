@@ -15,13 +15,16 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.sources.replay import Replay
 from ocsf_nft.state.change import Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from ocsf_nft.service.account_loop import AccountLoop
-    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
@@ -118,11 +121,7 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the unprocessed log records in ``batches`` at a stop, and report them as dropped.
-
-        The loss is also counted for each sandbox in ``sandboxes``. If the counting takes longer
-        than 4 s, only a minimum number is reported.
-        """
+        """Count the unprocessed log records at a stop, and report them as dropped."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
         # Only the numbers and gaps stay in memory: there may be more records than memory for them.
@@ -177,11 +176,6 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its packet counter; without a counter, emit events.
-
-        ``sandbox`` is None for other firewalls. The log position after ``batch`` is stored with the
-        counts or with the events. If it is stored with events, its key is ``source``.
-        """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.
         account = None if sandbox is None else self._accounts.get(sandbox)
@@ -243,6 +237,21 @@ def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Ba
         records=tuple(record for record in batch.records if record.sandbox in sandboxes),
         rejected=batch.rejected + forged,
     )
+
+
+async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
+    """Read packet log records from files, and deliver their events directly to a sink.
+
+    Setting ``stop`` ends the reading early. Raises an OcsfNftError if a file can't be read, or if
+    the sink does not accept an event.
+    """
+    async with outlet.sink, Replay(paths) as source:
+        # The machine that wrote the files is unknown, so the events have no ``device``.
+        reporter = Reporter(outlet.deliver, host=None)
+        pipeline = Pipeline(reporter, {})
+        await pipeline.pump(source, stop)
+        pipeline.counts.events = reporter.events
+        return pipeline.counts
 
 
 async def _next(batches: AsyncIterator[Batch]) -> Batch | None:

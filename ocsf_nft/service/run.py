@@ -10,7 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 import structlog
@@ -27,11 +27,9 @@ from ocsf_nft.errors import (
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.netns import HOST
 from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
-from ocsf_nft.privileges import Capability
-from ocsf_nft.service import attribution_setup, fences, health
+from ocsf_nft.service import fences, health
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
@@ -42,24 +40,21 @@ from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reaper import reap
 from ocsf_nft.service.record_feeds import EarlySources, feeds, log_name
-from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.service.shielded import run_in_pool
+from ocsf_nft.service.startup import build_fallback_chain
 from ocsf_nft.service.status import Status
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
-from ocsf_nft.sources.replay import Replay
 from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.fences import Fence
-
-T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -218,18 +213,16 @@ class Service:
         """
         await self._refresh()
         return tuple(
-            [
-                Status(
-                    sandbox=each.name,
-                    is_watched=each.failure is None,
-                    mode=each.monitor.mode,
-                    absent=(),
-                    verdict=each.monitor.verdict,
-                    balances=each.account.balances(),
-                    dropped_records=await each.account.dropped_records(),
-                )
-                for each in self.sandboxes
-            ]
+            Status(
+                sandbox=each.name,
+                is_watched=each.failure is None,
+                mode=each.monitor.mode,
+                absent=(),
+                verdict=each.monitor.verdict,
+                balances=each.account.balances(),
+                dropped_records=self.store.database.dropped_records(each.name),
+            )
+            for each in self.sandboxes
         )
 
     async def _refresh(self) -> None:
@@ -260,7 +253,7 @@ class Service:
             stack.enter_context(self._state.run_lock(sandbox.name))
         # Started before anything is logged, so that the capture sees the call of every record.
         self.fallback_chain = await stack.enter_async_context(
-            attribution_setup.build_fallback_chain(config, self._state)
+            build_fallback_chain(config, self._state)
         )
         early = EarlySources()
         for sandbox in config.sandbox:
@@ -331,30 +324,25 @@ class Service:
 
     async def _activate(self, sandboxes: Sequence[SandboxConfig]) -> list[Fence]:
         """Activate the fences of some sandboxes, several at the same time."""
-        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(run_shielded(_awaited(loop.run_in_executor(self._pool, work))))
-                for work in (partial(fences.activate, each, self._state) for each in sandboxes)
+                group.create_task(
+                    run_in_pool(self._pool, partial(fences.activate, each, self._state))
+                )
+                for each in sandboxes
             ]
         return [task.result() for task in tasks]
 
     async def _watch_one(self, sandbox: WatchedSandbox, pipeline: Pipeline) -> None:
-        """Watch a sandbox; if that fails, the other sandboxes are still watched.
-
-        Raises the error if no other sandbox is watched.
-        """
+        """Watch a sandbox; raise its failure only if no other sandbox is watched."""
         try:
             await sandbox.watch(pipeline, self._stop)
         except* _OF_A_SANDBOX as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            sandbox.failure = str(error)
+            sandbox.failure = str(_first_of(group))
             is_last = all(each.failure is not None for each in self.sandboxes)
             if is_last and self.config.host_log is None:
                 raise
-            await sandbox.account.report_end(sandbox.failure)
+            await sandbox.account.report_gap(f"it is no longer watched: {sandbox.failure}")
             _log.error("sandbox no longer watched", sandbox=sandbox.name, reason=sandbox.failure)
 
     async def _end(self, reporter: Reporter) -> None:
@@ -373,10 +361,7 @@ class Service:
         return outlets(config.sinks)
 
     def _handshake(self) -> bytes:
-        """Return the handshake: the JSON line that some sinks get before the first event.
-
-        Call this method when every fence is active. The line has the state of each fence.
-        """
+        """Return the JSON line, with the state of each fence, that some sinks get first."""
         return orjson.dumps(
             {
                 "handshake": _HANDSHAKE,
@@ -427,56 +412,6 @@ class Service:
         )
 
 
-#: Capabilities for attribution, by the best method to use: to load the BPF programs that read
-#: process data, and to inspect processes of other users.
-_ATTRIBUTION_CAPABILITIES: Final = {
-    "capture": {Capability.BPF, Capability.PERFMON, Capability.SYS_PTRACE},
-    "socket": {Capability.SYS_PTRACE},
-    "user": set[Capability](),
-}
-
-
-def capabilities(config: Config) -> frozenset[Capability]:
-    """Return the Linux capabilities that a :class:`Service` with this configuration needs.
-
-    These capabilities depend on the namespace and the log transport of each fence. For a fence that
-    the service does not install, this function reads both from the state directory.
-    """
-    state = StateDirectory(config.state_dir)
-    needed: set[Capability] = set()
-    if config.host_log == "kmsg":
-        needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
-    for sandbox in config.sandbox:
-        needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
-        if sandbox.profile != "tap":
-            needed |= _ATTRIBUTION_CAPABILITIES[config.attribution.method]
-        found = None if sandbox.install else state.read_or_none(sandbox.name)
-        namespace = sandbox.namespace or (found.namespace if found else HOST)
-        if namespace != HOST:
-            needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
-            # /proc/PID/ns of another user's process: the namespace, and its user id map
-            needed.add(Capability.SYS_PTRACE)
-        transport = found.transport if found else fences.requested_transport(sandbox)
-        if transport != "nflog":
-            needed.add(Capability.SYSLOG)
-    return frozenset(needed)
-
-
-async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
-    """Read packet log records from files, and deliver their events directly to a sink.
-
-    Setting ``stop`` ends the reading early. Raises an OcsfNftError if a file can't be read, or if
-    the sink does not accept an event.
-    """
-    async with outlet.sink, Replay(paths) as source:
-        # The machine that wrote the files is unknown, so the events have no ``device``.
-        reporter = Reporter(outlet.deliver, host=None)
-        pipeline = Pipeline(reporter, {})
-        await pipeline.pump(source, stop)
-        pipeline.counts.events = reporter.events
-        return pipeline.counts
-
-
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Do all works at the same time; raise an ExceptionGroup if one fails."""
     async with asyncio.TaskGroup() as group:
@@ -488,10 +423,6 @@ async def _wait_shortly(tasks: Collection[asyncio.Task[None]]) -> None:
     """Wait for tasks, but not long: a restore is quicker after it, and works before."""
     if tasks:
         await asyncio.wait(tasks, timeout=_PREPARE_SECONDS)
-
-
-async def _awaited(future: asyncio.Future[T]) -> T:
-    return await future
 
 
 @contextlib.contextmanager
@@ -506,7 +437,10 @@ def _first_error() -> Iterator[None]:
         ours, others = group.split(OcsfNftError)
         if ours is None or others is not None:
             raise
-        leaf: BaseException = ours
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
-        raise leaf from None
+        raise _first_of(ours) from None
+
+
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import Executor
 
 T = TypeVar("T")
 
@@ -26,3 +27,12 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait([task])
         task.result()  # an error of the work comes before the cancellation
         raise
+
+
+async def run_in_pool(pool: Executor | None, job: Callable[[], T]) -> T:
+    """Run ``job`` in a thread of ``pool`` (None for asyncio's own), see :func:`run_shielded`."""
+
+    async def run() -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, job)
+
+    return await run_shielded(run())

@@ -37,7 +37,7 @@ class WatchedSandbox:
         Raises an OcsfNftError if the sandbox can't be watched.
         """
         await self.monitor.start()
-        self.account.enter_beside(self.monitor.namespace_socket)
+        self.account.counters.enter_beside(self.monitor.namespace_socket)
         await self.account.resume()
 
     async def watch(self, pipeline: Pipeline, stop: asyncio.Event) -> None:

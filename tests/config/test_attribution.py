@@ -9,7 +9,7 @@ import pytest
 from ocsf_nft import config
 from ocsf_nft.errors import UsageError
 from ocsf_nft.privileges import Capability
-from ocsf_nft.service.run import capabilities
+from ocsf_nft.service.startup import capabilities
 
 _WATCHED: Final[dict[str, Any]] = {
     "sandbox": [{"name": "a", "proxy": ["1.2.3.4:5"], "install": True, "transport": "nflog"}]

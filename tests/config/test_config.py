@@ -9,7 +9,7 @@ from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.privileges import Capability
 from ocsf_nft.record import Prefix
-from ocsf_nft.service.run import capabilities
+from ocsf_nft.service.startup import capabilities
 
 if TYPE_CHECKING:
     from pathlib import Path

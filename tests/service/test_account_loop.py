@@ -171,7 +171,7 @@ async def test_records_are_reported_while_the_counters_can_not_be_read(tmp_path:
         counters.error = FenceError("no table")
         await account._observe()
         assert len(sink.of_class(6002)) == 2
-        assert await account.dropped_records() == (DroppedRecords("counters", 2, 0),)
+        assert account._store.database.dropped_records("sb") == (DroppedRecords("counters", 2, 0),)
 
 
 async def test_record_whose_packet_another_counter_has_at_the_end_is_reported_once(

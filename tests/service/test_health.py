@@ -1,17 +1,25 @@
-"""Sentences about a service with a fault."""
+"""Faults of a service: sentences about them, and events about those that last."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
+
+import pytest
 
 from ocsf_nft.service import health
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.health import Fault, FaultEvents
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
+
+_SECOND: Final = 10**9
+_DOWN: Final = Fault("sink a is down", "refused")
+_FENCE: Final = Fault("the fence of sandbox s is not active", "deleted", "s", is_reported=True)
 
 
 def _sandbox(
@@ -66,3 +74,70 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     assert health.stuck(full) == ()
     expected = [fence, counters, ended, "events can't be stored: the disk is full"]
     assert _texts(health.faults(full)) == expected
+
+
+class _Faults:
+    """Faults of a service, checked each ten seconds."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.seconds = 0
+        self._events = FaultEvents(Reporter(self.store.commit, host=None))
+
+    async def pass_seconds(self, seconds: int, *faults: Fault) -> list[tuple[int, str]]:
+        """Return the events of a time in which the service has some faults."""
+        found = []
+        for _ in range(0, seconds, 10):
+            before = len(self.store.events)
+            at_ns = self.seconds * _SECOND
+            await self._events.update(faults, at_ns + _SECOND, at_ns)
+            found += [(self.seconds, event["message"]) for event in self.store.events[before:]]
+            self.seconds += 10
+        return found
+
+
+async def test_fault_has_events_at_its_begin_at_its_end_and_in_growing_pauses() -> None:
+    faults = _Faults()
+    assert await faults.pass_seconds(30) == []
+    lasting = await faults.pass_seconds(20_000, _DOWN)
+    assert [at - 30 for at, _ in lasting] == [0, 60, 180, 420, 900, 1860, 3780, 7380, 10980, 14580,
+                                              18180]  # fmt: skip
+    assert lasting[0][1] == "ocsf-nft has a fault: sink a is down: refused."
+    ((_, message),) = await faults.pass_seconds(30)
+    assert message.startswith("A fault of ocsf-nft was cleared after ")
+    assert await faults.pass_seconds(50, _DOWN) == [], "it has just been reported"
+    assert await faults.pass_seconds(610) == []
+    assert [text for _, text in await faults.pass_seconds(10, _DOWN)] == [lasting[0][1]]
+
+
+async def test_fault_with_another_cause_is_the_same_fault() -> None:
+    faults = _Faults()
+    other = _DOWN._replace(cause="no route")
+    found = await faults.pass_seconds(40, _DOWN) + await faults.pass_seconds(40, other)
+    assert [at for at, _ in found] == [0, 60]
+    assert found[1][1].endswith("sink a is down: no route.")
+
+
+async def test_fault_with_a_begin_of_its_own_has_an_event_when_it_lasts() -> None:
+    faults = _Faults()
+    assert await faults.pass_seconds(50, _FENCE) == []
+    assert await faults.pass_seconds(20) == [], "its end has an event of its own, too"
+    found = await faults.pass_seconds(70, _FENCE) + await faults.pass_seconds(10)
+    assert [text.partition(" for ")[0].partition(" after ")[0] for _, text in found] == [
+        "A fault of ocsf-nft has lasted",
+        "A fault of ocsf-nft was cleared",
+    ]
+    assert faults.store.events[0]["unmapped"] == {"sandbox": "s"}
+
+
+async def test_fault_that_can_not_be_stored_is_reported_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults = _Faults()
+    faults.store.fails = True
+    with pytest.raises(Exception, match="the disk is full"):
+        await faults.pass_seconds(10, _DOWN)
+    faults.store.fails = False
+    monkeypatch.setattr(health, "_FIRST_PAUSE_NS", _SECOND)
+    ((_, message),) = await faults.pass_seconds(10, _DOWN)
+    assert message.startswith("ocsf-nft has a fault: ")
