@@ -283,7 +283,7 @@ async def test_status_codes_of_answers_show_the_health(
     stuck = SimpleNamespace(
         name="sb1",
         failure=None,
-        monitor=SimpleNamespace(fault=None),
+        monitor=SimpleNamespace(reports=SimpleNamespace(fault=None)),
         account=SimpleNamespace(fault=None, late_seconds=31.0),
     )
     monkeypatch.setattr(WELL, "sandboxes", (stuck,))

@@ -99,7 +99,7 @@ def _of_sandbox(sandbox: WatchedSandbox) -> Iterator[Fault]:
     name = sandbox.name
     for subject, cause in (
         (f"sandbox {name} is no longer watched", sandbox.failure),
-        (f"the fence of sandbox {name} is not active", sandbox.monitor.fault),
+        (f"the fence of sandbox {name} is not active", sandbox.monitor.reports.fault),
         (f"the counters of sandbox {name} can't be read", sandbox.account.fault),
     ):
         if cause is not None:

@@ -216,9 +216,9 @@ class Service:
             Status(
                 sandbox=each.name,
                 is_watched=each.failure is None,
-                mode=each.monitor.mode,
+                mode=each.monitor.reports.mode,
                 absent=(),
-                verdict=each.monitor.verdict,
+                verdict=each.monitor.reports.verdict,
                 balances=each.account.balances(),
                 dropped_records=self.store.database.dropped_records(each.name),
             )
@@ -293,7 +293,7 @@ class Service:
             for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         )
         # What is done for all at the same time is stored in few transactions.
-        await _all(each.monitor.announce() for each in self.sandboxes)
+        await _all(each.monitor.reports.announce() for each in self.sandboxes)
         for each in self.sandboxes:
             stack.push_async_callback(each.monitor.stop)
         await _all(each.start() for each in self.sandboxes)
@@ -348,8 +348,9 @@ class Service:
     async def _end(self, reporter: Reporter) -> None:
         await self._refresh()  # opens the counters' sockets beside those of the guards
         await _all(each.end() for each in self.sandboxes)
-        monitors = [each.monitor for each in self.sandboxes]
-        self.counts.given_up = [each.name for each in monitors if each.has_given_up]
+        self.counts.given_up = [
+            each.name for each in self.sandboxes if each.monitor.reports.has_given_up
+        ]
         await _all(each.remove() for each in self.sandboxes)
         await report_dropped_events(self.store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
@@ -368,8 +369,9 @@ class Service:
                 "version": product().version,
                 "pid": os.getpid(),
                 "sandboxes": [
-                    {"name": each.name, "fence": each.verdict, "mode": each.mode}
-                    for each in (sandbox.monitor for sandbox in self.sandboxes)
+                    {"name": each.name, "fence": found.verdict, "mode": found.mode}
+                    for each in self.sandboxes
+                    for found in [each.monitor.reports]
                 ],
             }
         )

@@ -36,5 +36,5 @@ async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
         sink = MemoryStore()
         state, reporter = StateDirectory(tmp_path), Reporter(sink.commit, None)
         monitor = FenceMonitor(sandbox, fence, state, reporter, GuardThread(), asyncio.Semaphore())
-        await monitor.announce()
+        await monitor.reports.announce()
         assert len(sink.of_class(5019)) == reported, fence

@@ -19,7 +19,7 @@ from ocsf_nft.fence.tamper_guard import FenceChange
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.process import Process
-from ocsf_nft.service import fence_monitor, fences
+from ocsf_nft.service import fence_monitor, fence_reports, fences
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.fences import Fence, Inspection
@@ -119,7 +119,7 @@ async def test_event_begins_with_the_state_in_the_event_before(
     set_inspections(*seen)
     verified(monkeypatch, "as installed")
     fence = make()
-    await fence.announce()
+    await fence.reports.announce()
     for _ in seen:
         await fence._inspect()
     await fence.remove()
@@ -315,11 +315,11 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
         "given up: restored 10 times in 60 s and changed again each time, last by nft (pid 4711): "
         "table inet ocsf_nft was deleted; the next restore is in 60 s"
     )
-    has_given_up = [fence.has_given_up]
+    has_given_up = [fence.reports.has_given_up]
     await fence._inspect()
     assert len(sink.events) == 1
     await fence._inspect()
-    assert [*has_given_up, fence.has_given_up] == [True, False]
+    assert [*has_given_up, fence.reports.has_given_up] == [True, False]
     assert state_changes(sink)[1:] == [("Altered", "Active", "it is active as installed again")]
 
 
@@ -333,7 +333,11 @@ async def test_giving_up_is_reported_although_the_last_repair_succeeded(
     assert [after for _, after, _ in state_changes(sink)] == ["Active", "Active"]
     assert "given up: restored 10 times" in (state_changes(sink)[1][2] or "")
     assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
-    assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
+    assert (fence.reports.has_given_up, fence.reports.verdict, fence.reports.fault) == (
+        False,
+        "as installed",
+        None,
+    )
     await fence._inspect()
     assert len(sink.events) == 2
 
@@ -366,7 +370,7 @@ async def test_verdict_and_fault_follow_the_last_event(
     fence = make()
     for _, verdict, fault in cases:
         await fence._inspect()
-        assert (fence.verdict, fence.fault) == (verdict, fault)
+        assert (fence.reports.verdict, fence.reports.fault) == (verdict, fault)
 
 
 async def test_watch_requires_a_started_monitor(make: Callable[..., FenceMonitor]) -> None:
@@ -464,7 +468,7 @@ async def test_regular_removal_is_reported_once(
     await fence.remove()
     assert state_changes(sink) == [("Active", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
-    assert not fence.has_given_up
+    assert not fence.reports.has_given_up
 
 
 async def test_new_installation_is_adopted(
@@ -568,11 +572,11 @@ async def test_event_is_delivered_before_the_log_message(
 
         error = warning
 
-    monkeypatch.setattr(fence_monitor, "_log", Full())
+    monkeypatch.setattr(fence_reports, "_log", Full())
     set_inspections(AbsentError("no fence"))
     fence = make(replace(ACTIVE, state=FenceState.DEGRADED, reason="no nft_log"))
     with pytest.raises(BlockingIOError):
-        await fence.announce()
+        await fence.reports.announce()
     with pytest.raises(BlockingIOError):
         await fence._inspect()
     assert state_changes(sink) == [
@@ -602,7 +606,7 @@ async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
     sink: MemoryStore, make: Callable[..., FenceMonitor]
 ) -> None:
     found = make(replace(ACTIVE, is_ours=False))
-    await found.announce()
+    await found.reports.announce()
     await found.remove()
     assert state_changes(sink) == []
 

@@ -32,7 +32,7 @@ def _sandbox(
 ) -> SimpleNamespace:
     return SimpleNamespace(
         name=name,
-        monitor=SimpleNamespace(fault=fence),
+        monitor=SimpleNamespace(reports=SimpleNamespace(fault=fence)),
         account=SimpleNamespace(fault=counters, late_seconds=late_seconds),
         failure=failure,
     )
