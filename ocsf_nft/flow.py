@@ -35,6 +35,11 @@ _UID: Final = struct.Struct("=I")
 _OTHER: Final = struct.Struct("=I2s2xB3x")
 #: tcp, udp, dccp, sctp, udplite: protocols with ports in their first bytes, as in accounting.nft.
 _WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
+#: Kind and layout of a flow's key, by the length of its address.
+_FLOWS: Final[dict[int, tuple[Kind, struct.Struct]]] = {
+    4: ("flows4", _FLOW4),
+    16: ("flows6", _FLOW6),
+}
 _ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
 #: Names of these fields in ``Record.details``.
 _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
@@ -238,11 +243,10 @@ def _map_element_uids(
     return tuple(found.values())
 
 
-def keys(record: Record) -> tuple[Key, ...]:
-    """Return the counter keys under which the kernel may have counted the packet of a log record.
+def key_of(record: Record) -> Key:
+    """Return the counter key under which the kernel normally counts the packet of a log record.
 
-    The first key is the most likely: it has all details. The other keys are the
-    :func:`fallback_keys` of the first key.
+    Without a free slot, it counts the packet under one of the :func:`fallback_keys`.
     """
     uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)
@@ -253,15 +257,10 @@ def keys(record: Record) -> tuple[Key, ...]:
             and not record.details.keys() & _FRAGMENT
         )
         port = (record.destination_port or 0) if has_port else 0
-        exact = (
-            Key("flows4", _FLOW4.pack(uid, record.protocol, address, port.to_bytes(2, "big")))
-            if len(address) == 4
-            else Key("flows6", _FLOW6.pack(uid, record.protocol, address, port.to_bytes(2, "big")))
-        )
-    else:
-        ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
-        exact = Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), record.protocol or 0))
-    return exact, *fallback_keys(exact)
+        kind, layout = _FLOWS[len(address)]
+        return Key(kind, layout.pack(uid, record.protocol, address, port.to_bytes(2, "big")))
+    ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
+    return Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), record.protocol or 0))
 
 
 def lacks_port(record: Record) -> bool:

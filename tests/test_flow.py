@@ -18,13 +18,13 @@ from ocsf_nft.flow import (
     RuleReading,
     fallback_keys,
     flow,
-    keys,
     lacks_port,
     map_uids,
     user_of,
     without_port,
 )
 from tests.conformance.corpus import V4, V6, record
+from tests.flows.kernel_model import keys
 from tests.strategies import records
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ocsf_nft.flows.overflow import FlowAggregate
 from ocsf_nft.state.change import PartKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from pydantic import TypeAdapter
 
@@ -39,7 +39,7 @@ _FEW: Final = 100
 #: Kinds of parts beside those of flows, which are :data:`ocsf_nft.flow.KINDS`.
 _TOTALS: Final = "totals"
 _OPEN: Final = "open"
-#: Values of a flow's counter, in the order of ``_columns``.
+#: Values of a flow's counter, see :meth:`FlowCounter.stored`.
 _COUNTER: Final = struct.Struct("<6q")
 _SUM: Final = struct.Struct("<I")
 
@@ -61,7 +61,7 @@ def collect(
         while some := tuple(islice(touched, _SLICE)):
             for key in some:
                 counter = rule.counters.entry(key)
-                value = None if counter is None else _COUNTER.pack(*_columns(counter))
+                value = None if counter is None else _COUNTER.pack(*counter.stored())
                 _add(change, PartKey(name, *key), value)
             yield
         rule.counters.touched.clear()
@@ -102,7 +102,7 @@ def restore(
             elif kind in KINDS:
                 key = Key(cast("Any", kind), data)
                 flow(key)
-                rule.counters.restore(key, _counter(_COUNTER.unpack(value)))
+                rule.counters.restore(key, FlowCounter(*_COUNTER.unpack(value)))
     except DAMAGE:
         account.rules.clear()
         raise
@@ -125,29 +125,6 @@ def _sum(sandbox: str, key: PartKey, value: bytes) -> int:
     return crc32(value, crc32(key.data, crc32(f"{sandbox} {key.rule} {key.kind} ".encode())))
 
 
-def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
-    return (
-        counter.since_ns,
-        counter.last_ns,
-        counter.seen_packets,
-        counter.seen_bytes,
-        counter.unreported_packets,
-        counter.unreported_bytes,
-    )
-
-
-def _counter(columns: Sequence[int]) -> FlowCounter:
-    since_ns, last_ns, seen_packets, seen_bytes, unreported_packets, unreported_bytes = columns
-    return FlowCounter(
-        since_ns=since_ns,
-        last_ns=last_ns,
-        seen_packets=seen_packets,
-        seen_bytes=seen_bytes,
-        unreported_packets=unreported_packets,
-        unreported_bytes=unreported_bytes,
-    )
-
-
 def _state(rule: RuleAccount) -> dict[str, Any]:
     counters = rule.counters
     return {
@@ -161,10 +138,10 @@ def _state(rule: RuleAccount) -> dict[str, Any]:
         "read_ns": counters.read_ns,
         "late_records_until_ns": rule.late_records_until_ns,
         "inherited": sorted((kind, data.hex()) for kind, data in counters.inherited),
-        "overflow": _columns(counters.overflow),
-        "evicted": _columns(counters.evicted),
+        "overflow": counters.overflow.stored(),
+        "evicted": counters.evicted.stored(),
         "by_user": [
-            (uid, aggregate.flows, _columns(aggregate.counter))
+            (uid, aggregate.flows, aggregate.counter.stored())
             for uid, aggregate in rule.by_user.items()
             if aggregate.counter.unreported_packets
         ],
@@ -190,12 +167,12 @@ def _restored(account: SandboxAccount, name: str, state: Mapping[str, Any]) -> R
     rule.late_records_until_ns = state["late_records_until_ns"]
     rule.counters.refused = Count(*state["refused"])
     rule.counters.in_sets = Count(*state["in_sets"])
-    rule.counters.overflow = _counter(state["overflow"])
-    rule.counters.evicted = _counter(state["evicted"])
+    rule.counters.overflow = FlowCounter(*state["overflow"])
+    rule.counters.evicted = FlowCounter(*state["evicted"])
     for kind, data in state.get("inherited", ()):  # absent if an older version stored the state
         rule.counters.inherited.add(Key(kind, bytes.fromhex(data)))
     for uid, flows, columns in state["by_user"]:
-        rule.by_user[uid] = FlowAggregate(_counter(columns), flows)
+        rule.by_user[uid] = FlowAggregate(FlowCounter(*columns), flows)
     rule.stored = _state(rule)
     return rule
 

@@ -9,14 +9,11 @@ from ocsf_nft.record import Origin, Record, own_prefix
 
 if TYPE_CHECKING:
     from ocsf_nft.flow import CounterId, Flow, Key
-    from ocsf_nft.flows.flow_counter import FlowCounter
     from ocsf_nft.record import Detail
 
 _IP: Final[dict[int | None, Literal[4, 6]]] = {0x0800: 4, 0x86DD: 6}
 #: Details of a log record that show the kind of all packets of its flow.
 _KINDS: Final = ("icmp_type", "icmp_code", "arp", "fragment_offset", "more_fragments")
-#: Maximum duration of a reading (``fence.counters``), approximately.
-_READ_NS: Final = 12 * 1_000_000_000
 
 
 def counter_record(  # noqa: PLR0913 - the facts of one record
@@ -64,16 +61,6 @@ def counter_record(  # noqa: PLR0913 - the facts of one record
             raw=f"{counter_name} {{ {_key_text(flow)} {counted} }}",
         ),
     )
-
-
-def window(counter: FlowCounter) -> tuple[int, int]:
-    """Return the earliest and the latest possible time of a counter's unreported packets."""
-    since_ns, last_ns = counter.since_ns, counter.last_ns
-    if last_ns >= since_ns:
-        return since_ns, last_ns
-    # Each is the latest possible time, exact to some seconds. A larger difference shows that the
-    # clock was set back.
-    return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
 
 
 def _common_details(sample: Record) -> dict[str, Detail]:

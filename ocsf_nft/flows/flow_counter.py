@@ -14,6 +14,8 @@ ELEMENT_TIMEOUT_MS: Final = 600_000
 #: That packet is later by the timeout at least, apart from the duration of a reading. A smaller
 #: difference shows a packet that came between the readings of the count and of its time.
 _RENEWED_MS: Final = ELEMENT_TIMEOUT_MS - 11_000
+#: Maximum duration of a reading (``fence.counters``), approximately.
+_READ_NS: Final = 12 * 1_000_000_000
 #: Maximum stored count. A process with privileges in the sandbox's namespace can write any number
 #: into a counter.
 MAX_COUNT: Final = 1 << 62
@@ -30,16 +32,16 @@ class FlowCounter:
         "seen_packets", "since_ns", "unreported_bytes", "unreported_packets",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913 - the state that is stored between two runs
+    def __init__(  # noqa: PLR0913, PLR0917 - the state that is stored between two runs
         self,
-        *,
         since_ns: int,
+        last_ns: int = 0,
         seen_packets: int = 0,
         seen_bytes: int = 0,
         unreported_packets: int = 0,
         unreported_bytes: int = 0,
-        last_ns: int = 0,
     ) -> None:
+        """Create a counter; :meth:`stored` returns the arguments."""
         #: Earliest possible time of the first unreported packet.
         self.since_ns = since_ns
         self.seen_packets = seen_packets
@@ -61,6 +63,17 @@ class FlowCounter:
         self.is_shown = False
         #: Whether the flow shares events with other flows of its user.
         self.is_aggregated = False
+
+    def stored(self) -> tuple[int, int, int, int, int, int]:
+        """Return the state that is stored between two runs."""
+        return (
+            self.since_ns,
+            self.last_ns,
+            self.seen_packets,
+            self.seen_bytes,
+            self.unreported_packets,
+            self.unreported_bytes,
+        )
 
     @property
     def is_unread(self) -> bool:
@@ -126,6 +139,15 @@ class FlowCounter:
         # The account counts a reading without the flow only if it began after ``last_ns``.
         if self.is_unread:
             self.last_ns = min(self.last_ns, now_ns)
+
+    def window(self) -> tuple[int, int]:
+        """Return the earliest and the latest possible time of the unreported packets."""
+        since_ns, last_ns = self.since_ns, self.last_ns
+        if last_ns >= since_ns:
+            return since_ns, last_ns
+        # Each is the latest possible time, exact to some seconds. A larger difference shows that
+        # the clock was set back.
+        return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
 
     def grow(self, packets: int, octets: int) -> int:
         """Store the kernel's total numbers of packets and bytes; return the number of new packets.

@@ -100,7 +100,10 @@ class Reconciler:
         return counter
 
     def take_over(self, before: Reconciler) -> None:
-        """Move the unread flows of the rule's old counters here: the new ones may count them."""
+        """Move the unread flows of the rule's old counters here: the new ones may count them.
+
+        An event has reported their packets. This prevents a second report.
+        """
         for key in list(before.unread):
             counter = self.entries[key.kind][key.data] = before.entries[key.kind][key.data]
             counter.is_aggregated, counter.missed = False, 0

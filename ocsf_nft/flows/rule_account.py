@@ -8,9 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocsf_nft.attempt import Aggregation, Attempt
-from ocsf_nft.flow import Flow, flow, keys, lacks_port, user_of, without_port
+from ocsf_nft.flow import Flow, flow, key_of, lacks_port, user_of, without_port
 from ocsf_nft.flows import incidents
-from ocsf_nft.flows.counter_record import counter_record, window
+from ocsf_nft.flows.counter_record import counter_record
 from ocsf_nft.flows.incidents import FanOuts, OpenIncident
 from ocsf_nft.flows.overflow import Admission, Aggregates
 from ocsf_nft.flows.reconciler import LAST_READINGS, Reconciler
@@ -104,7 +104,7 @@ class RuleAccount:
         """
         self.received += 1
         self._records += 1
-        key = keys(record)[0]
+        key = key_of(record)
         counter = self.counters.entry(key)
         if (known := self._report_about(key, record)) is not None:
             if known.key == key:
@@ -133,13 +133,6 @@ class RuleAccount:
         counter.last_ns = max(counter.last_ns, record.time_ns)
         named = AttributedRecord(record, attribution)
         return self._report_record(key, counter, report, named, now_ns)
-
-    def take_over(self, before: RuleAccount) -> None:
-        """Move flows here whose packets the rule's old counters or the new ones may have counted.
-
-        An event has reported these packets. This prevents a second report.
-        """
-        self.counters.take_over(before.counters)
 
     def resume(self, identity: str, opened: OpenIncident | FanOut) -> None:
         """Continue an incident or scan that was open when the service stopped.
@@ -253,7 +246,6 @@ class RuleAccount:
         yield from self._fan_outs.due(now_ns, closing=closing)
 
     def _ended(self, now_ns: int, *, closing: bool) -> Iterator[IncidentEnd]:
-        """Remove ended flows, and yield the ends of their incidents; with ``closing``, of all."""
         for key, report in list(self._reports.items()):
             is_over = key not in self.counters.unreported and report.is_over(now_ns)
             if is_over:
@@ -281,11 +273,7 @@ class RuleAccount:
         )
 
     def _report_about(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the FlowReport of the flow ``key``; None if there is none.
-
-        If ``record``, the flow's log record, lacks its port, it may be of another flow with the
-        same user, protocol and destination.
-        """
+        # A record without its port may be of any flow to the destination.
         alike = self._by_destination.get(key) if lacks_port(record) else None
         return self._reports.get(key) or (None if alike is None else self._reports[alike])
 
@@ -356,11 +344,7 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """Return the FlowReport of a flow; create it if the flow is new.
-
-        If too many flows have separate reports, this method adds the flow's unreported packets to
-        an aggregate, and returns None.
-        """
+        """Return the FlowReport of a flow; None if its packets were added to an aggregate."""
         report = self._reports.get(key)
         if report is None and not counter.is_aggregated:
             reports = len(self._reports)
@@ -399,7 +383,7 @@ class RuleAccount:
         held = 0 if aggregation is None else self._held_back(aggregation.reason)
         packets, octets = counter.unreported_packets - held, max(counter.unreported_bytes, 0)
         named = report.new_record(counter.since_ns, counter.last_ns)
-        start_ns, end_ns = window(counter)
+        start_ns, end_ns = counter.window()
         attempt = Attempt(
             record=counter_record(
                 self.counter_id,
@@ -431,10 +415,7 @@ class RuleAccount:
     def _mark_reported(
         self, key: Key | None, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Mark the packets of ``attempt`` as reported; return it with its sender and its incident.
-
-        An attempt of several flows has no incident.
-        """
+        """Mark the packets of an attempt as reported; return it with sender and incident."""
         self.reported += attempt.packets
         if key is not None:
             self.counters.touched.add(key)

@@ -126,7 +126,7 @@ class SandboxAccount:
                 begun_ns = since_ns if before is None else before.counters.read_ns
                 self.rules[rule] = account = self.new_rule_account(rule, epoch, begun_ns=begun_ns)
                 if before is not None:
-                    account.take_over(before)
+                    account.counters.take_over(before.counters)
                     self._ended.append(before)
             yield from account.observe(reading.rules[rule], reading)
 

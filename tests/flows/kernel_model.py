@@ -6,7 +6,17 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.flow import KINDS, Count, Element, Key, Kind, Reading, RuleReading, keys
+from ocsf_nft.flow import (
+    KINDS,
+    Count,
+    Element,
+    Key,
+    Kind,
+    Reading,
+    RuleReading,
+    fallback_keys,
+    key_of,
+)
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -16,6 +26,12 @@ RULE: Final = "egress"
 START_NS: Final = 1_767_225_600_000_000_000
 ELEMENT_TIMEOUT_MS: Final = 600_000
 SIZES: Final[Mapping[Kind, int]] = {"flows4": 4, "flows6": 2, "others": 2}
+
+
+def keys(record: Record) -> tuple[Key, ...]:
+    """Return the keys under which the kernel may count a packet, in the order of its trials."""
+    exact = key_of(record)
+    return exact, *fallback_keys(exact)
 
 
 @dataclass(frozen=True, slots=True)

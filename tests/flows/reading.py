@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
-from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
+from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, key_of
 from ocsf_nft.flows import codec
 from ocsf_nft.state.change import AccountChange
 from tests.flows.kernel_model import RULE, START_NS, Packet
@@ -27,7 +27,7 @@ def tcp(port: int = 80, destination: str = "192.0.2.1", uid: int | None = 1000) 
 
 
 def key(packet: Packet) -> Key:
-    return keys(packet.record(0, 0))[0]
+    return key_of(packet.record(0, 0))
 
 
 def record(packet: Packet, number: int = 1, at_ns: int = NOW) -> Record:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.flow import Key, keys
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.process import Attribution
-from tests.flows.kernel_model import RULE, Packet
+from tests.flows.kernel_model import RULE, Packet, keys
 from tests.flows.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
+    from ocsf_nft.flow import Key
 
 METADATA = "169.254.169.254"
 

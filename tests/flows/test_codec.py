@@ -57,7 +57,7 @@ def _state(account: SandboxAccount) -> object:
         name: (
             rule_account.counter_id.epoch,
             {
-                each: codec._columns(counter)
+                each: counter.stored()
                 for kind in rule_account.counters.entries
                 for each, counter in rule_account.counters.entries[kind].items()
             },

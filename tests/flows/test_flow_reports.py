@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.flow import keys
 from ocsf_nft.flows.report_schedule import FlowReport, Schedule
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from tests.flows.kernel_model import RULE
+from tests.flows.kernel_model import RULE, keys
 from tests.flows.reading import (
     NOW,
     SECOND,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.flow import Key, keys
+from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.process import Process
 from tests.conformance.attributed import done_by
+from tests.flows.kernel_model import keys
 from tests.flows.reading import (
     NOW,
     SECOND,

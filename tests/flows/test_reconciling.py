@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.attempt import FanOut
-from ocsf_nft.flow import Count, keys
+from ocsf_nft.flow import Count
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from tests.flows.kernel_model import RULE
+from tests.flows.kernel_model import RULE, keys
 from tests.flows.reading import (
     NOW,
     SECOND,

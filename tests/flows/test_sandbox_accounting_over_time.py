@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.flow import KINDS, keys
+from ocsf_nft.flow import KINDS
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from tests.flows.flow_oracle import FlowOracle, Sent
-from tests.flows.kernel_model import RULE, START_NS, Kernel, Packet
+from tests.flows.kernel_model import RULE, START_NS, Kernel, Packet, keys
 from tests.flows.reading import changes, on_demand
 from tests.flows.stored import FILE, AccountFile
 

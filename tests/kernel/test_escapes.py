@@ -16,9 +16,10 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.spec import DEFAULT_GROUP
-from ocsf_nft.flow import KINDS, Key, keys
+from ocsf_nft.flow import KINDS, Key
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
+from tests.flows.kernel_model import keys
 from tests.kernel import accounts, conftest, far_side, packets, xdp
 from tests.kernel.escapes import ESCAPES, Escape
 from tests.kernel.packets import ETH_IP, ETH_IP6

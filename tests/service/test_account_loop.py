@@ -11,7 +11,6 @@ import pytest
 
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import DeliveryError, FenceError
-from ocsf_nft.flow import keys
 from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
 from ocsf_nft.service import account_loop
@@ -19,6 +18,7 @@ from ocsf_nft.state.change import DroppedRecords
 from ocsf_nft.state.state_db import FILE
 from tests.conformance.attributed import done_by
 from tests.conformance.corpus import as_allowed
+from tests.flows.kernel_model import keys
 from tests.flows.reading import NOW, SECOND, key, reading, record, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
