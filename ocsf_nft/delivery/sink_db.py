@@ -16,8 +16,7 @@ from ocsf_nft.errors import DeliveryError
 from ocsf_nft.state import dropped_events
 from ocsf_nft.state.database import Database, has_table
 from ocsf_nft.state.dropped_events import DroppedEvents, DroppingDatabase
-from ocsf_nft.state.retention import LAST
-from ocsf_nft.state.storage_clock import StorageClock
+from ocsf_nft.state.retention import LAST, StorageClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

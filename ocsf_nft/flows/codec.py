@@ -39,6 +39,8 @@ _FEW: Final = 100
 #: Kinds of parts beside those of flows, which are :data:`ocsf_nft.flow.KINDS`.
 _TOTALS: Final = "totals"
 _OPEN: Final = "open"
+#: Attributes of a rule's account that are stored unchanged.
+_PLAIN: Final = ("serial", "reported", "without_flow", "received", "late_records_until_ns")
 #: Values of a flow's counter, see :meth:`FlowCounter.stored`.
 _COUNTER: Final = struct.Struct("<6q")
 _SUM: Final = struct.Struct("<I")
@@ -129,14 +131,10 @@ def _state(rule: RuleAccount) -> dict[str, Any]:
     counters = rule.counters
     return {
         "epoch": rule.counter_id.epoch,
-        "serial": rule.serial,
+        **{name: getattr(rule, name) for name in _PLAIN},
         "refused": counters.refused,
         "in_sets": counters.in_sets,
-        "reported": rule.reported,
-        "without_flow": rule.without_flow,
-        "received": rule.received,
         "read_ns": counters.read_ns,
-        "late_records_until_ns": rule.late_records_until_ns,
         "inherited": sorted((kind, data.hex()) for kind, data in counters.inherited),
         "overflow": counters.overflow.stored(),
         "evicted": counters.evicted.stored(),
@@ -160,11 +158,8 @@ def _is_news(state: Mapping[str, Any], stored: Mapping[str, Any] | None) -> bool
 
 def _restored(account: SandboxAccount, name: str, state: Mapping[str, Any]) -> RuleAccount:
     rule = account.new_rule_account(name, state["epoch"], begun_ns=state["read_ns"])
-    rule.serial = state["serial"]
-    rule.reported = state["reported"]
-    rule.without_flow = state["without_flow"]
-    rule.received = state["received"]
-    rule.late_records_until_ns = state["late_records_until_ns"]
+    for name_of in _PLAIN:
+        setattr(rule, name_of, state[name_of])
     rule.counters.refused = Count(*state["refused"])
     rule.counters.in_sets = Count(*state["in_sets"])
     rule.counters.overflow = FlowCounter(*state["overflow"])

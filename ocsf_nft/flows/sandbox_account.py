@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ocsf_nft.flow import CounterId, account_name
@@ -78,9 +79,12 @@ class SandboxAccount:
         #: Accounts of the current counters, by account name.
         self.rules: dict[str, RuleAccount] = {}
         self._begun_ns = begun_ns
-        self._preferred = preferred
-        self._is_finding = is_finding
-        self._add_attribution = add_attribution
+        self._new_rule = partial(
+            RuleAccount,
+            preferred=preferred,
+            is_finding=is_finding,
+            add_attribution=add_attribution,
+        )
         #: Accounts of counters that no longer exist: all their unreported packets are to be
         #: reported.
         self._ended: list[RuleAccount] = []
@@ -92,13 +96,7 @@ class SandboxAccount:
         a text that changes if the rule's counters restart at zero. No packet was counted before
         ``begun_ns`` (ns since the epoch).
         """
-        return RuleAccount(
-            CounterId.named(self.sandbox, name, epoch),
-            begun_ns=begun_ns,
-            preferred=self._preferred,
-            is_finding=self._is_finding,
-            add_attribution=self._add_attribution,
-        )
+        return self._new_rule(CounterId.named(self.sandbox, name, epoch), begun_ns=begun_ns)
 
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None

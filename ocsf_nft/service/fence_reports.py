@@ -110,11 +110,8 @@ class FenceReports:
         ``has_new_links`` is true if interfaces were fenced since the last inspection.
         """
         fence = inspection.fence
-        is_repair = (
-            inspection.was_renewed
-            and not has_new_links
-            and not fences.has_other_links(self.installed, inspection)
-        )
+        has_other_links = has_new_links or fence.installed.around != self.installed.around
+        is_repair = inspection.was_renewed and not has_other_links
         change_text = fences.describe_change(
             self.installed, inspection, has_new_links=has_new_links
         )

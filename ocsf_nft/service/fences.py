@@ -86,8 +86,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a fence that was changed or deleted while no service monitored it.
 
-    Return the restored fence; None if nothing was restored. ``found`` says how the fence differs
-    from its description in the directory ``state``.
+    Return the restored fence; None if nothing was restored.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -110,11 +109,7 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change by another process that the installation of a new fence has undone.
-
-    ``found`` is the check of the old fence; ``installed`` is the new fence's record. Return None if
-    there is no such change.
-    """
+    """Return the change by another process that the installation of a new fence has undone."""
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
     was = found.installed
@@ -277,14 +272,6 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
     return FenceState.ACTIVE if installed is None else state_of(installed)
 
 
-def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Return True if two records of a fence differ in interfaces, or in routes to the proxies.
-
-    ``seen`` is the earlier record; ``inspection`` has the later one.
-    """
-    return inspection.fence.installed.around != seen.around
-
-
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
@@ -299,7 +286,7 @@ def describe_change(
         return f"it was installed again, as {kind} fence"
     if now.spec != seen.spec:
         return "it was installed again"
-    if has_other_links(seen, inspection) or (inspection.was_renewed and has_new_links):
+    if now.around != seen.around or (inspection.was_renewed and has_new_links):
         return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}"
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
@@ -70,7 +71,7 @@ class Pipeline:
         counts: Counts | None = None,
     ) -> None:
         self.counts = Counts() if counts is None else counts
-        self._gaps_by_reason: dict[str, int] = {}
+        self._gaps_by_reason = Counter[str]()
         self._reporter = reporter
         self._accounts = accounts
         self._prefixes = Prefixes() if prefixes is None else prefixes
@@ -196,8 +197,8 @@ class Pipeline:
     def _count_gap(self, gap: Gap) -> None:
         self.counts.gaps += 1
         self.counts.dropped += gap.dropped or 0
-        number = self._gaps_by_reason.get(gap.reason, 0) + 1
-        self._gaps_by_reason[gap.reason] = number
+        self._gaps_by_reason[gap.reason] += 1
+        number = self._gaps_by_reason[gap.reason]
         if _is_power_of_two(number):
             _log.warning(
                 "records dropped", source=gap.transport, dropped=gap.dropped, number=number,

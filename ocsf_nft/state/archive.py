@@ -43,7 +43,10 @@ def stores(folder: Path) -> list[Path]:
 
 
 class Archive:
-    """Reader of a state database, to which a service may write at the same time."""
+    """Reader of a state database, to which a service may write at the same time.
+
+    All methods raise SourceError if the database file can't be read.
+    """
 
     def __init__(self, path: Path, identity: str | None = None) -> None:
         """Create a reader of the file ``path``; with ``identity``, only of that database."""
@@ -74,7 +77,6 @@ class Archive:
 
         Return ``last``, the event that was read last, if reading can continue after that event.
         Return None if the new file lacks that event: then the file must be read from the start.
-        Raises SourceError if the new file can't be read.
         """
         if not self._database.is_replaced():
             return last
@@ -93,19 +95,13 @@ class Archive:
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
     def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events with numbers up to and including ``until``, the newest first.
-
-        Raises SourceError if the database file can't be read.
-        """
+        """Yield the events with numbers up to and including ``until``, the newest first."""
         while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
             until = rows[-1].number - 1
 
     def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events with numbers above ``number``, up to and including ``until``, in order.
-
-        Raises SourceError if the database file can't be read.
-        """
+        """Yield the events with numbers above ``number``, up to ``until`` (included), in order."""
         while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
             number = rows[-1].number
@@ -113,11 +109,7 @@ class Archive:
     def read(
         self, beyond: int, until: int = LAST, *, events: int = LAST, size: int = LAST
     ) -> list[StoredEvent]:
-        """Return events with numbers above ``beyond``, see :func:`state_db.read_events`.
-
-        A dead letter is an event that a sink refused. Raises SourceError if the database file can't
-        be read.
-        """
+        """Return events with numbers above ``beyond``, see :func:`state_db.read_events`."""
         with self._database.transaction() as connection:
             return read_events(connection, beyond, until, events=events, size=size)
 
@@ -127,18 +119,14 @@ class Archive:
         return int(rows[0][0]) if rows else 0
 
     def account(self, sandbox: str) -> Account:
-        """Return the stored account of a sandbox; empty if none is stored.
-
-        Raises SourceError if the database file can't be read.
-        """
+        """Return the stored account of a sandbox; empty if none is stored."""
         with self._database.transaction() as connection:
             is_created = has_table(connection, "event")
             return read_account(connection, sandbox) if is_created else Account()
 
     def _check_identity(self) -> None:
-        if self._identity is not None and self._query("SELECT id FROM identity") != [
-            (self._identity,)
-        ]:
+        expected = None if self._identity is None else [(self._identity,)]
+        if expected is not None and self._query("SELECT id FROM identity") != expected:
             raise SourceError(f"{self.path} is not the database that was there before")
 
     def _rows(self, condition: str, *numbers: int) -> list[ArchivedEvent]:

@@ -101,14 +101,11 @@ class Database:
             if self._is_read_only or isinstance(error, sqlite3.OperationalError):
                 raise self.failure(error) from error
             self._quarantine(str(error))
-            self._connect_renewed()
+            try:
+                self._connect()
+            except (OSError, sqlite3.Error) as again:
+                raise self.failure(again) from again
         except OSError as error:
-            raise self.failure(error) from error
-
-    def _connect_renewed(self) -> None:
-        try:
-            self._connect()
-        except (OSError, sqlite3.Error) as error:
             raise self.failure(error) from error
 
     def close(self) -> None:
@@ -141,7 +138,9 @@ class Database:
         connection = self._connection
         if connection is None:
             raise RuntimeError("open the database first")
-        self._set_synchronous(synchronous)
+        if not self._is_read_only and synchronous != self._present:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._present = synchronous
         connection.execute("BEGIN")
         try:
             yield connection
@@ -170,11 +169,6 @@ class Database:
             raise self.failure(error) from error
         except (sqlite3.Error, OSError) as error:
             raise self.failure(error) from error
-
-    def _set_synchronous(self, value: Synchronous) -> None:
-        if self._connection is not None and not self._is_read_only and value != self._present:
-            self._connection.execute(f"PRAGMA synchronous = {value}")
-            self._present = value
 
     @property
     def log_bytes(self) -> int:
@@ -209,10 +203,8 @@ class Database:
                 raise self.failure(error) from error
 
     def _close_damaged(self, fault: str) -> str:
-        """Quarantine the open file; return the text with which later transactions fail.
-
-        The caller's objects have content of the damaged file: only a restart makes new ones.
-        """
+        """Quarantine the open file; return the text with which later transactions fail."""
+        # The caller's objects have content of the damaged file: only a restart makes new ones.
         self._damage = f"{self.path} was damaged ({fault}): restart the service"
         try:
             self._quarantine(fault)
@@ -252,7 +244,7 @@ class Database:
             with contextlib.suppress(FileNotFoundError):
                 self._beside(suffix).replace(quarantined.with_name(quarantined.name + suffix))
         self._disconnect()
-        self._unlink("-shm")
+        self._beside("-shm").unlink(missing_ok=True)
         self._beside(_RENEWED).replace(self.path)
 
     def faults(self) -> tuple[str, ...]:
@@ -330,11 +322,7 @@ class Database:
         return status.st_dev, status.st_ino
 
     def _restore_if_removed(self) -> None:
-        """Write the open database to its path again, if its file there was deleted or replaced.
-
-        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if the constructor
-        argument ``is_exclusive`` was true and another process has the lock.
-        """
+        """Write the open database to its path again, if its file there was deleted or replaced."""
         if self._lock is not None:
             self._lock.acquire()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -350,7 +338,8 @@ class Database:
         # Linux preserves a deleted file as long as it is open.
         with contextlib.closing(sqlite3.connect(new)) as copy:
             old.backup(copy)
-        self._unlink(*_COMPANIONS)
+        for suffix in _COMPANIONS:
+            self._beside(suffix).unlink(missing_ok=True)
         new.replace(self.path)
         # Close before the new file has a log: SQLite deletes the log by its name when it closes.
         old.close()
@@ -359,12 +348,7 @@ class Database:
         _log.warning("restored a file that was removed or replaced while it was open",
                      path=str(self.path))  # fmt: skip
 
-    def _unlink(self, *suffixes: str) -> None:
-        for suffix in suffixes:
-            self._beside(suffix).unlink(missing_ok=True)
-
     def _beside(self, suffix: str) -> Path:
-        """Return the path of the file that has a suffix after the name of the database file."""
         return self.path.with_name(self.path.name + suffix)
 
 

@@ -1,4 +1,4 @@
-"""Removal of stored events, by limits of size and age.
+"""Removal of stored events, by limits of size and age, and the clock for the age.
 
 To make room, events that every sink (destination) has acknowledged are removed first. Events that a
 sink still needs are removed only if the configuration allows that.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import DeliveryError
@@ -36,6 +37,22 @@ _EVENT_BYTES: Final = 200
 
 class FullError(DeliveryError):
     """Error: the store or the disk is full, and no stored event may be removed to make room."""
+
+
+class StorageClock:
+    """Clock for the age of stored rows: a jump of the wall clock makes no row older.
+
+    It begins at the wall clock's time, and then advances by the monotonic clock. ``newest_ms`` is
+    the time of the newest stored row. The clock begins at this time if the wall clock was set back.
+    """
+
+    def __init__(self, newest_ms: int = 0) -> None:
+        self._opened_ms = max(time.time_ns() // 1_000_000, newest_ms)
+        self._opened_ns = time.monotonic_ns()
+
+    def now_ms(self) -> int:
+        """Return the present time in ms since the epoch."""
+        return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
 
 class Retention:
@@ -133,27 +150,20 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        """Return True if the removal of all events would leave enough free space on the disk."""
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _bound_log(self) -> None:
-        """Empty SQLite's log if the disk has less room than the log already uses.
-
-        The log of the next transactions needs room there, however much is free in the database
-        file.
-        """
+        # The log of the next transactions needs room on the disk, however much is free in the
+        # database file.
         with contextlib.suppress(OSError):
             disk = os.statvfs(self._database.path.parent)
             if self._database.log_bytes > disk.f_bavail * disk.f_frsize:
                 self._database.try_to_checkpoint_log()
 
     def _disk(self) -> tuple[int, int]:
-        """Return the number of free bytes, and the number of bytes that must stay free.
-
-        Free bytes are those on the disk and those inside the database file. SQLite's log needs some
-        of them when it is copied into the file.
-        """
+        """Return the number of free bytes, and the number of bytes that must stay free."""
+        # SQLite's log needs some of the free bytes when it is copied into the file.
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes - self._database.log_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
@@ -177,11 +187,7 @@ class Retention:
         return removed > 0
 
     def _needed_beyond(self) -> int:
-        """Return the number of the last event that no sink needs any more.
-
-        All sinks have acknowledged the events up to this number. If there are no sinks, no event is
-        needed, and the result is ``LAST`` (the highest possible number).
-        """
+        """Return the number of the last event that no sink needs any more."""
         if self.acknowledged is None:
             return 0
         return min(self.acknowledged.values(), default=LAST)
@@ -205,10 +211,7 @@ def _remove(connection: sqlite3.Connection, until: int) -> int:
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the highest event number that one transaction may remove; 0 without events.
-
-    One transaction may remove only a small part of the events: the oldest ones.
-    """
+    """Return the highest event number that one transaction may remove; 0 without events."""
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
@@ -218,11 +221,7 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the number of the last event that one transaction may remove because of its age.
-
-    Events stored before ``oldest_ms`` (ms since the epoch) are too old. If no event is too old, the
-    result is lower than every event number.
-    """
+    """Return the number of the last event that one transaction may remove because of its age."""
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "
         "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?)",

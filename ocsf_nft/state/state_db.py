@@ -14,8 +14,7 @@ import orjson
 from ocsf_nft.state import dropped_events
 from ocsf_nft.state.change import Account, AccountChange, DroppedRecords, PartKey, Position
 from ocsf_nft.state.dropped_events import DroppingDatabase
-from ocsf_nft.state.retention import LAST, Retention
-from ocsf_nft.state.storage_clock import StorageClock
+from ocsf_nft.state.retention import LAST, Retention, StorageClock
 
 if TYPE_CHECKING:
     import sqlite3

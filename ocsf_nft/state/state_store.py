@@ -68,10 +68,7 @@ class StateStore:
         self._writer: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        """Open the database file; rename a damaged file, and create a new one in its place.
-
-        See :meth:`faults` for the report about a damaged file.
-        """
+        """Open the database file, see :meth:`StateDatabase.open`."""
         # The check of a large file takes long, and the sources already have records.
         opening = asyncio.ensure_future(asyncio.to_thread(self.database.open))
         try:
@@ -169,17 +166,11 @@ class StateStore:
             await asyncio.sleep(0)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before the sink had received them.
-
-        Events that :meth:`confirm_reported` has marked as reported are not counted.
-        """
+        """Return the removed events, see :meth:`StateDatabase.dropped_events`."""
         return await self.retry(self.database.dropped_events)
 
     async def faults(self) -> tuple[str, ...]:
-        """Return the reports about damaged files that were renamed.
-
-        A report stays, over restarts, until :meth:`confirm_fault` has confirmed it.
-        """
+        """Return the reports about damaged files, see :meth:`StateDatabase.faults`."""
         return await self.retry(self.database.faults)
 
     async def confirm_fault(self, report: str) -> None:
@@ -187,10 +178,7 @@ class StateStore:
         await self.retry(lambda: self.database.confirm_fault(report))
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
-
-        ``dropped`` is an earlier result of :meth:`dropped_events`.
-        """
+        """Mark an earlier result of :meth:`dropped_events` as reported."""
         await self.retry(lambda: self.database.confirm_reported(dropped))
 
 
