@@ -266,11 +266,9 @@ def key_of(record: Record) -> Key:
 def lacks_port(record: Record) -> bool:
     """Return True if a log record has no port, but the kernel may have counted its packet by port.
 
-    This happens if a packet's transport header is cut off after the ports. Then nftables can read
-    the ports, but the kernel's log omits them.
+    This happens if a packet's transport header is cut off after the ports: the kernel's log needs
+    the complete header.
     """
-    # The kernel's counter needs only the four bytes of the ports, but the log record needs the
-    # complete header.
     return (
         record.protocol in _WITH_PORTS
         and record.destination_port is None
@@ -279,10 +277,7 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return a copy of a counter key, with its port replaced by 0.
-
-    A key of the set ``others`` has no port, and is returned unchanged.
-    """
+    """Return a copy of a counter key with port 0; keys of the set ``others`` have no port."""
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
@@ -300,11 +295,10 @@ def fallback_keys(key: Key) -> tuple[Key, ...]:
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return (Key("others", _OTHER.pack(uid, ethertype, 0)),) if protocol else ()
     layout = _FLOW4 if key.kind == "flows4" else _FLOW6
-    uid, protocol, address, port = layout.unpack(key.data)
+    uid, protocol, _, port = layout.unpack(key.data)
     ethertype = _ETHERTYPES[4 if key.kind == "flows4" else 6].to_bytes(2, "big")
-    without_port = Key(key.kind, layout.pack(uid, protocol, address, b"\0\0"))
     other = Key("others", _OTHER.pack(uid, ethertype, protocol))
-    found = (without_port,) if port != b"\0\0" else ()
+    found = (without_port(key),) if port != b"\0\0" else ()
     return *found, other, *fallback_keys(other)
 
 

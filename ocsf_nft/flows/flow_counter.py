@@ -112,12 +112,8 @@ class FlowCounter:
         return fresh
 
     def _is_renewed(self, packets: int, last_ms: int, settled_ms: int | None) -> bool:
-        """Return True if the element has expired since it was seen, and was created again.
-
-        This happens, for instance, by a job that runs every ten minutes. If the new element has
-        more packets than the old one, and the old one expired after the previous reading, this is
-        not known: the result is False.
-        """
+        # As by a job that runs every ten minutes. It is not known if the new element has more
+        # packets than the old one, and the old one expired after the previous reading.
         if self.last_ms is None:
             return False
         if settled_ms is not None and settled_ms > self.last_ms + ELEMENT_TIMEOUT_MS:
@@ -132,10 +128,7 @@ class FlowCounter:
         return reading.began_ms > self.expires_ms
 
     def limit_times(self, now_ns: int) -> None:
-        """Reduce a stored time that is too late because the wall clock was set back.
-
-        ``now_ns`` is the present time (ns since the epoch, UTC).
-        """
+        """Reduce a stored time that is later than ``now_ns``, as the wall clock was set back."""
         # The account counts a reading without the flow only if it began after ``last_ns``.
         if self.is_unread:
             self.last_ns = min(self.last_ns, now_ns)
@@ -164,11 +157,7 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add ``more``, the unreported packets and bytes of another counter, to this counter.
-
-        Unreported packets are in no event yet. ``last_ns`` is the time of the last added packet (ns
-        since the epoch, UTC).
-        """
+        """Add ``more``, another counter's unreported packets, the last one at ``last_ns``."""
         # `more` is negative if an event has reported packets that no reading of its counter shows.
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)

@@ -71,11 +71,13 @@ def extend_incident(
     ``before`` is None for a new incident. The returned end is valid until more packets follow.
     """
     identity = attempt.record.origin.identity
-    incident = (
-        before.incident
-        if before is not None
-        else _new_incident(f"{identity}/{key.data.hex()}", attempt)
-    )
+    if before is not None:
+        incident = before.incident
+    else:
+        incident = Incident(
+            identity=f"{identity}/{key.data.hex()}", windows=0, packets=0, found_at=None,
+            start_ns=attempt.start_ns, latest=(),
+        )  # fmt: skip
     packets = min(incident.packets + attempt.packets, MAX_COUNT)
     found_at = incident.found_at
     # After ``is_finding`` has returned true, it is not called again for the incident.
@@ -98,17 +100,6 @@ def extend_incident(
             ),
         ),
         end_ns=attempt.end_ns,
-    )
-
-
-def _new_incident(identity: str, attempt: Attempt) -> Incident:
-    return Incident(
-        identity=identity,
-        windows=0,
-        packets=0,
-        found_at=None,
-        start_ns=attempt.start_ns,
-        latest=(),
     )
 
 
@@ -291,7 +282,6 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Delete the flows of one user with too few for a scan; return False if there is none."""
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
                 del self._activities[uid]
@@ -300,6 +290,7 @@ class FanOuts:
 
     def _of(self, uid: int | None, found: _UserActivity, stage: _Stage) -> FanOut:
         before = found.before
+        least = (0, 0) if before is None else (before.destinations, before.ports)
         return FanOut(
             identity=found.identity,
             stage=stage,
@@ -308,8 +299,8 @@ class FanOuts:
             verdict=self._counter_id.verdict,
             uid=uid,
             flows=found.flows,
-            destinations=max(len(found.destinations), 0 if before is None else before.destinations),
-            ports=max(len(found.ports), 0 if before is None else before.ports),
+            destinations=max(len(found.destinations), least[0]),
+            ports=max(len(found.ports), least[1]),
             packets=max(found.packets, found.flows),
             sample=tuple(found.sample),
             start_ns=found.since_ns,
@@ -318,10 +309,7 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of the scan event that is due now: ``begun``, ``goes on``, or None.
-
-    With ``is_over``, the scan ends now, and the caller adds the ``ended`` event.
-    """
+    """Return the stage of the scan event that is due now, except for ``ended``; None without."""
     if found.schedule is None:
         # Too few flows for a scan.
         if found.before is None and found.flows < FLOWS:

@@ -199,7 +199,7 @@ class Reconciler:
         return Grown(key, counter, fresh, is_new) if fresh or is_new else None
 
     def _adopt(self, key: Key, counter: FlowCounter, element: Element, reading: Reading) -> None:
-        """Decide which counters have the reported packet of an inherited flow: these or the old."""
+        # The reported packet of an inherited flow is in these counters, or in the old ones.
         self.inherited.discard(key)
         last_ns = reading.began_ns - element.idle_ms * 1_000_000
         is_later = last_ns > counter.last_ns + MAX_CLOCK_DIFFERENCE_NS
@@ -209,11 +209,8 @@ class Reconciler:
             self.adopted_packets -= counter.unreported_packets
 
     def _mark_missing(self, key: Key, reading: Reading) -> None:
-        """Mark the flow ``key`` as missing from ``reading``, the latest reading of the counters.
-
-        A fully reported flow is removed after two such readings, if its element has expired or the
-        set is crowded. An unread flow is only marked.
-        """
+        # A fully reported flow is removed after two such readings, if its element has expired or
+        # the set is crowded. An unread flow is only marked.
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if key in self.unread:
@@ -233,7 +230,7 @@ class Reconciler:
 
     @property
     def _without_place(self) -> int:
-        """Return the number of packets that are in no element, nor in overflow, nor in evicted."""
+        # Packets that are in no element, nor in overflow, nor in evicted.
         seen = self.in_sets.packets + self.overflow.seen_packets + self.evicted.seen_packets
         return self.refused.packets - seen
 

@@ -107,10 +107,9 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if the flow is too new for an event: it has no log record yet.
+        """Return True if a flow without a log record is too new for an event.
 
-        It waits for three counter readings, at most 60 seconds. ``reading`` is the number of the
-        latest reading.
+        It waits for three counter readings, at most 60 seconds. ``reading`` is the latest one.
         """
         # A packet with an incomplete header may be counted for this flow, but logged as another.
         # Then the other flow's event reports it, and it is later subtracted from this flow.
@@ -127,8 +126,7 @@ class FlowReport:
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
         """Store a kernel log record as the flow's latest, and its packet's sending process.
 
-        Packets up to ``last_ns`` are counted for the next event. The previous record remains
-        available for this event if its packet is one of them.
+        The next event counts packets up to ``last_ns``, and can have the previous record.
         """
         self._save_record(last_ns)
         self.record = record
@@ -145,10 +143,9 @@ class FlowReport:
     def limit_times(self, now_ns: int) -> None:
         """Mark the time of the stored log record as invalid if this time is later than ``now_ns``.
 
-        ``now_ns`` is the end of a counter reading (ns since the epoch, UTC).
+        ``now_ns`` is the end of a reading (since the epoch): the wall clock was set back.
         """
         if self.record is not None and self.record.time_ns > now_ns:
-            # The wall clock was set back after the record.
             self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
@@ -184,10 +181,7 @@ class FlowReport:
         return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
 
     def is_over(self, now_ns: int) -> bool:
-        """Return True if the flow has ended, so that its next packet begins a new series of events.
-
-        A flow ends 10 seconds after its last packet or its last event, whichever is later.
-        """
+        """Return True if the flow's last packet and its last event are 10 s old, or more."""
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
             return now_ns - last_ns >= OVER_NS

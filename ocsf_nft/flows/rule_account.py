@@ -293,10 +293,7 @@ class RuleAccount:
         return report is None or report.is_unlogged
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record of a packet that no event has reported.
-
-        A log record waits if an event of several flows may have reported its packet already.
-        """
+        # A log record waits if an event of several flows may have reported its packet already.
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
             record = None if report is None else report.record

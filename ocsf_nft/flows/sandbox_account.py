@@ -54,11 +54,7 @@ class Balance:
 
 
 class SandboxAccount:
-    """Account of a sandbox's packets: how many were counted, and how many were reported.
-
-    The account converts log records and counter readings to attempts: groups of packets that one
-    event reports.
-    """
+    """Account of a sandbox's packets: converts log records and counter readings to attempts."""
 
     def __init__(
         self,
@@ -101,11 +97,7 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process the kernel's log record of a packet.
-
-        Return the content of an event about the packet if the event must be emitted now. Return
-        None if a later call of :meth:`due` reports the packet. ``now_ns`` is monotonic time.
-        """
+        """Process the kernel's log record of a packet, see :meth:`RuleAccount.record`."""
         # A log record is ignored if the account has no counters of its rule.
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
@@ -129,10 +121,9 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading)
 
     def explained_packets(self, now_ms: int) -> dict[str, int]:
-        """Return how many packets log records have shown since the last reading of the flows.
+        """Return the results of :meth:`RuleAccount.explained_packets`, by account name.
 
-        A rule (by its account name) is included if its flows need no reading, unless its total
-        grows by another number. ``now_ms`` is the present time by the monotonic clock.
+        A rule whose flows must be read anyway is left out.
         """
         found = {name: account.explained_packets(now_ms) for name, account in self.rules.items()}
         return {name: packets for name, packets in found.items() if packets is not None}
@@ -153,8 +144,7 @@ class SandboxAccount:
     def is_of_new_mode(self, record: Record) -> bool:
         """Return True if a log record shows that the fence has changed its mode.
 
-        Each log record shows the fence's mode: ``enforcing`` or ``permissive``. The mode is new if
-        the account has packet counters of the record's rule only for the other mode.
+        Then the account has packet counters of the record's rule only for the other mode.
         """
         # A rule without any counters does not show the fence's earlier mode.
         return _name(record) not in self.rules and any(
@@ -164,8 +154,7 @@ class SandboxAccount:
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
         """Return the account names (such as ``egress``) of rules whose counters were recreated.
 
-        ``reading`` is the new counter reading, which is compared with the previous one. Call this
-        method before :meth:`observe` processes ``reading``.
+        Call this method before :meth:`observe` processes ``reading``.
         """
         return tuple(
             rule
@@ -174,22 +163,14 @@ class SandboxAccount:
         )
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate flows if there are too many to report each flow in a separate event.
-
-        Yields None after each step, so that the caller can run other tasks.
-        """
+        """Aggregate flows in steps, see :meth:`RuleAccount.aggregate_overflow`."""
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
 
     def due(
         self, now_ns: int, *, closing: bool = False, record_wait_ns: int = 0
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield the attempts (refused packets), scans and ended incidents to be reported now.
-
-        ``now_ns`` is from a monotonic clock. With ``closing``, also yield all other unreported
-        packets, and end all incidents and scans. Otherwise a new flow waits up to
-        ``record_wait_ns`` for its log record.
-        """
+        """Yield the attempts, scans and ended incidents to be reported now, see RuleAccount."""
         yield from self.due_of_ended(now_ns)
         for account in list(self.rules.values()):
             yield from account.due(now_ns, closing=closing, record_wait_ns=record_wait_ns)
@@ -218,10 +199,7 @@ class SandboxAccount:
 
     @property
     def read_ns(self) -> int | None:
-        """Return when the last counter reading began; None if there was no reading.
-
-        The time is in ns since the epoch, UTC.
-        """
+        """Return when the last reading began (ns since the epoch); None if there was none."""
         # Of any rule: a reading lacks the rules whose counters no longer exist.
         return max((account.counters.read_ns for account in self.rules.values()), default=None)
 

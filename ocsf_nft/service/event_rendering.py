@@ -60,48 +60,30 @@ class Reporter:
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
 
-        The reporter uses its own host, severity rules and threshold for findings, not those in
-        ``context``.
+        Host, severity rules and threshold are those of the reporter, not those in ``context``.
         """
-        merged_context = replace(
-            context,
-            host=self._host_context.host,
-            severities=self._host_context.severities,
-            threshold=self._host_context.threshold,
+        known = self._host_context
+        merged = replace(
+            context, host=known.host, severities=known.severities, threshold=known.threshold
         )
-        self._contexts[sandbox] = merged_context
-        self._mappers[sandbox] = Mapper(merged_context, self._templates)
+        self._contexts[sandbox] = merged
+        self._mappers[sandbox] = Mapper(merged, self._templates)
 
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Use new severity rules, and a new ``threshold``, for all later events.
-
-        The threshold is the severity, or number of packets, from which blocked packets cause a
-        Detection Finding event.
-        """
+        """Use new severity rules, and a new threshold of findings, for all later events."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context, self._templates)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the facts that events of a sandbox need in addition to the log records.
-
-        If ``sandbox`` is None or unknown, return the facts about the host.
-        """
-        return (
-            self._host_context
-            if sandbox is None
-            else self._contexts.get(sandbox, self._host_context)
-        )
+        """Return the facts about a sandbox, or those about the host if it is None or unknown."""
+        return self._contexts.get(sandbox or "", self._host_context)
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return OCSF events, as JSON lines, about blocked packets and scans.
-
-        An Attempt is about blocked packets of a flow. A FanOut is about a scan of many addresses or
-        ports. An IncidentEnd means that a flow has no more blocked packets.
-        """
+        """Return OCSF events, as JSON lines, about blocked packets and scans."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))
@@ -121,8 +103,7 @@ class Reporter:
     def is_finding(self, record: Record, packets: int) -> bool:
         """Return true if a flow's attempts are severe or numerous enough for a finding.
 
-        ``record`` is the latest log record of the flow. ``packets`` is the number of
-        packets in all attempts of the flow.
+        ``record`` is the flow's latest log record, ``packets`` the number in all attempts.
         """
         return self._mapper(record).is_finding(record, packets)
 

@@ -186,11 +186,7 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
 def context(
     installed: InstalledFence, host: Host | None, container: Container | None = None
 ) -> Context:
-    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
-
-    ``installed`` is the record of the sandbox's fence. ``container`` is given if the sandbox is a
-    container.
-    """
+    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules."""
     is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -15,9 +15,9 @@ from ocsf_nft.service.shielded import run_shielded
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ocsf_nft.service.delivery_process import DeliveryProcess
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.health import Fault
-    from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
@@ -27,32 +27,9 @@ _NOT_ACKNOWLEDGED: Final = "the store had to remove them before sink {} acknowle
 _REFUSED: Final = "sink {} refused them, and they were too old, or used too much of the disk"
 
 
-class DroppingStore(Protocol):
-    """Store whose dropped events, and damaged files, are reported."""
-
-    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many events each sink will never get, that no event has reported."""
-
-    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Confirm that events have reported ``dropped``."""
-
-    async def faults(self) -> tuple[str, ...]:
-        """Return the reports about damaged files that no event has reported."""
-
-    async def confirm_fault(self, report: str) -> None:
-        """Confirm that an event has a report."""
-
-
-class Delivery(DroppingStore, Protocol):
-    """Delivery with its store of dead letters."""
-
-    async def synchronize(self) -> bool:
-        """Remove old dead letters; return True if the other results are up to date."""
-
-
 async def run_housekeeping(
     store: StateStore,
-    delivery: Delivery,
+    delivery: DeliveryProcess,
     reporter: Reporter,
     faults: Callable[[], Sequence[Fault]],
 ) -> None:
@@ -68,14 +45,14 @@ async def run_housekeeping(
         group.create_task(_report_faults(reporter, faults))
 
 
-async def _sweep(store: StateStore, delivery: Delivery) -> None:
+async def _sweep(store: StateStore, delivery: DeliveryProcess) -> None:
     while True:
         await delivery.synchronize()
         await store.sweep()
         await asyncio.sleep(_SECONDS)
 
 
-async def _report(store: StateStore, delivery: Delivery, reporter: Reporter) -> None:
+async def _report(store: StateStore, delivery: DeliveryProcess, reporter: Reporter) -> None:
     since_ns = time.time_ns()
     while True:
         since_ns = await run_shielded(report_dropped_events(store, delivery, reporter, since_ns))
@@ -90,7 +67,7 @@ async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault
 
 
 async def report_dropped_events(
-    store: StateStore, delivery: Delivery, reporter: Reporter, since_ns: int
+    store: StateStore, delivery: DeliveryProcess, reporter: Reporter, since_ns: int
 ) -> int:
     """Emit an event for each sink whose events were dropped before the sink got them.
 
@@ -99,7 +76,7 @@ async def report_dropped_events(
     for each damaged database that was replaced.
     """
     until_ns = time.time_ns()
-    databases: tuple[DroppingStore, ...] = (store, delivery)
+    databases: tuple[StateStore | DeliveryProcess, ...] = (store, delivery)
     for database in databases:
         for report in await database.faults():
             await _emit(reporter, report, None, until_ns, until_ns)

@@ -43,11 +43,7 @@ class Feed:
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Pass the source's log records to the pipeline until ``stop`` is set.
-
-        Records that arrived before ``stop`` was set are still passed. Raises the errors of
-        :meth:`Pipeline.pump`.
-        """
+        """Pass the source's log records to the pipeline, see :meth:`Pipeline.pump`."""
         is_journal = isinstance(self.source, Journal)
         await pipeline.pump(
             self.source,
@@ -70,10 +66,9 @@ class EarlySources:
     async def open(
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
-        """Open the NFLOG sources from which to read the log records of a sandbox's fence.
+        """Open the NFLOG sources of a sandbox's fence, if its configuration allows NFLOG.
 
-        Open none if the configuration requires another log transport than NFLOG. ``stack`` closes
-        the sources later. If a source can't be opened, :meth:`take` raises the error.
+        ``stack`` closes the sources later.
         """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -25,7 +25,13 @@ from tests.service.keeping import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ocsf_nft.service.delivery_process import DeliveryProcess
     from ocsf_nft.service.health import Fault
+
+
+def _process(delivery: Delivering) -> DeliveryProcess:
+    """Return the delivery in place of a process that has it."""
+    return cast("DeliveryProcess", delivery)
 
 
 def _no_faults() -> tuple[Fault, ...]:
@@ -53,7 +59,7 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
                 now_ns += 10**6
         reporter = Reporter(store.commit, host=None)
         housekeeping_task = asyncio.create_task(
-            housekeeping.run_housekeeping(store, delivery, reporter, _no_faults)
+            housekeeping.run_housekeeping(store, _process(delivery), reporter, _no_faults)
         )
         now_ns += (
             60 * 10**9 - number * 10**6 + 10**6
@@ -89,7 +95,7 @@ async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
         monkeypatch.setattr(asyncio, "sleep", sleep)
         housekeeping_task = asyncio.create_task(
             housekeeping.run_housekeeping(
-                store, delivery, Reporter(store.commit, host=None), _no_faults
+                store, _process(delivery), Reporter(store.commit, host=None), _no_faults
             )
         )
         async with asyncio.timeout(60):
@@ -107,10 +113,12 @@ async def test_damaged_file_is_reported_once_as_dropped_events(tmp_path: Path, f
     reporter = Reporter(sink.commit, host=None)
     async with Delivering([], tmp_path) as delivery:
         housekeeping_task = asyncio.create_task(
-            housekeeping.run_housekeeping(delivery.store, delivery, reporter, _no_faults)
+            housekeeping.run_housekeeping(delivery.store, _process(delivery), reporter, _no_faults)
         )
         await _until(lambda: bool(sink.events))
-        await housekeeping.report_dropped_events(delivery.store, delivery, reporter, 1_000_000)
+        await housekeeping.report_dropped_events(
+            delivery.store, _process(delivery), reporter, 1_000_000
+        )
         housekeeping_task.cancel()
     (event_of_drop,) = sink.events
     assert f"{file} was damaged" in event_of_drop["status_detail"]
