@@ -1,13 +1,20 @@
-"""Periodic work of a service: removes old events, and reports dropped events and faults."""
+"""Periodic work of a service.
+
+It removes old events, and the records of sandboxes whose namespaces are deleted. It reports dropped
+events and faults.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import installer
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.service.health import FaultEvents
 from ocsf_nft.service.shielded import run_shielded
@@ -15,6 +22,7 @@ from ocsf_nft.service.shielded import run_shielded
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.service.delivery_process import DeliveryProcess
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.health import Fault
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _SECONDS: Final = 10.0
+#: Pause between two checks. A namespace is deleted if two checks in succession do not find it.
+_REAP_SECONDS: Final = 600.0
 _NOT_ACKNOWLEDGED: Final = "the store had to remove them before sink {} acknowledged them"
 _REFUSED: Final = "sink {} refused them, and they were too old, or used too much of the disk"
 
@@ -99,3 +109,56 @@ async def _emit(
     )
     await reporter.emit(event)
     _log.error("events dropped", reason=reason, number=number)
+
+
+async def reap(state: StateDirectory, store: StateStore) -> None:
+    """Remove the records and packet counts of sandboxes whose namespaces are deleted.
+
+    A namespace is deleted if it had a name of ``ip netns`` and has it no more. Check every ten
+    minutes, until cancelled. A sandbox that a run watches stays. The stored events of all sandboxes
+    stay.
+    """
+    missing: dict[str, InstalledFence] = {}
+    while True:
+        await asyncio.sleep(_REAP_SECONDS)
+        found = await asyncio.to_thread(_without_namespace, state)
+        for name, installed in found.items():
+            if missing.get(name) == installed:
+                await run_shielded(_remove_record(name, installed, state, store))
+        missing = found
+
+
+def _without_namespace(state: StateDirectory) -> dict[str, InstalledFence]:
+    """Return the records of the sandboxes that no run watches, and whose namespaces are deleted."""
+    found: dict[str, InstalledFence] = {}
+    try:
+        for name in state.sandboxes():
+            installed = _unwatched_record(name, state)
+            if installed is not None and installed.namespace.is_deleted():
+                found[name] = installed
+    except OcsfNftError as error:
+        _log.warning("records of fences can't be read", reason=str(error))
+    return found
+
+
+def _unwatched_record(name: str, state: StateDirectory) -> InstalledFence | None:
+    try:
+        return None if state.is_watched(name) else state.read(name)
+    except OcsfNftError:  # `status` and `verify` report it
+        return None
+
+
+async def _remove_record(
+    name: str, installed: InstalledFence, state: StateDirectory, store: StateStore
+) -> None:
+    try:
+        with state.run_lock(name):  # no other run can begin to watch it meanwhile
+            if not await asyncio.to_thread(installer.remove_record, name, state, installed):
+                return
+            # The place first: rows without their place are an old copy, and the reverse is a fault.
+            state.delete_account_place(name)
+            await store.retry(partial(store.database.remove_account, name))
+    except (OcsfNftError, OSError) as error:
+        _log.warning("the record of a fence can't be removed", sandbox=name, reason=str(error))
+    else:
+        _log.info("record of a fence removed, its namespace is deleted", sandbox=name)

@@ -96,7 +96,15 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
     Raises UsageError if two sinks write to one file. Raises UnsupportedError if a sink needs a
     package extra that is not installed.
     """
-    _reject_shared_files(tables)
+    # The lines of two sinks would mix.
+    named: dict[object, str] = {}
+    for table in tables:
+        identity = file_identity(table.file)
+        if identity is not None and identity in named:
+            raise UsageError(
+                f"the sinks {named[identity]} and {table.called} are one file: give each its own"
+            )
+        named[identity] = table.called
     return tuple(map(Outlet.of, tables))
 
 
@@ -112,15 +120,3 @@ def file_identity(file: Path | None) -> object:
     except (OSError, ValueError):  # the file does not exist yet
         return os.path.realpath(file)
     return found.st_dev, found.st_ino
-
-
-def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
-    # The lines of two sinks would mix.
-    named: dict[object, str] = {}
-    for table in tables:
-        identity = file_identity(table.file)
-        if identity is not None and identity in named:
-            raise UsageError(
-                f"the sinks {named[identity]} and {table.called} are one file: give each its own"
-            )
-        named[identity] = table.called

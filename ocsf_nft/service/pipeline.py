@@ -17,6 +17,7 @@ from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
 from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.replay import Replay
 from ocsf_nft.state.change import Change, DroppedRecords, Position
 
@@ -32,8 +33,8 @@ _log = structlog.get_logger()
 
 #: A source is drained when it gave nothing for this long (journald may need longer for one
 #: record). Draining stops after ``_DRAIN_SECONDS`` if the source never ends.
-QUIET_SECONDS: Final = 0.2
-JOURNAL_QUIET_SECONDS: Final = 0.6
+_QUIET_SECONDS: Final = 0.2
+_JOURNAL_QUIET_SECONDS: Final = 0.6
 _DRAIN_SECONDS: Final = 5.0
 #: After ``_DRAIN_SECONDS``, the remaining records are only counted, for at most this long.
 _COUNT_SECONDS: Final = 4.0
@@ -81,16 +82,16 @@ class Pipeline:
         source: Source,
         stop: asyncio.Event,
         sandboxes: frozenset[str | None] | None = None,
-        *,
-        quiet_seconds: float = QUIET_SECONDS,
         name: str = "",  # key of the stored read position
     ) -> None:
         """Hand each log record to its sandbox's packet counter, until the source ends.
 
         If ``sandboxes`` is given, records of all other sandboxes are rejected. A None in this set
-        allows records of other firewalls. After ``stop`` is set, reading ends after
-        ``quiet_seconds`` without a record. Raises SourceError, DeliveryError.
+        allows records of other firewalls. Records that arrived before ``stop`` was set are
+        still handed on. Raises SourceError, DeliveryError.
         """
+        is_journal = isinstance(source, Journal)
+        quiet_seconds = _JOURNAL_QUIET_SECONDS if is_journal else _QUIET_SECONDS
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
         reading: asyncio.Task[Batch | None] | None = None
@@ -131,7 +132,7 @@ class Pipeline:
         is_all = False
         while not is_all and time.monotonic() < end:
             try:
-                async with asyncio.timeout(QUIET_SECONDS):
+                async with asyncio.timeout(_QUIET_SECONDS):
                     batch = await anext(batches, None)
             except TimeoutError:
                 batch = None

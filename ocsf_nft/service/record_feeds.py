@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences
-from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
-    import asyncio
     import contextlib
     from collections.abc import Mapping, Sequence
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
     from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fences import Fence
-    from ocsf_nft.service.pipeline import Pipeline
     from ocsf_nft.sources.base import Source
     from ocsf_nft.state.state_store import StateStore
 
@@ -41,17 +38,6 @@ class Feed:
     sandboxes: frozenset[str | None]
     #: Key of the source's read position in the store; empty if the store never has such a position.
     name: str = ""
-
-    async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Pass the source's log records to the pipeline, see :meth:`Pipeline.pump`."""
-        is_journal = isinstance(self.source, Journal)
-        await pipeline.pump(
-            self.source,
-            stop,
-            self.sandboxes,
-            quiet_seconds=JOURNAL_QUIET_SECONDS if is_journal else QUIET_SECONDS,
-            name=self.name,
-        )
 
 
 class EarlySources:

@@ -34,11 +34,10 @@ from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
-from ocsf_nft.service.housekeeping import report_dropped_events, run_housekeeping
+from ocsf_nft.service.housekeeping import reap, report_dropped_events, run_housekeeping
 from ocsf_nft.service.iteration import Iteration
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
-from ocsf_nft.service.reaper import reap
 from ocsf_nft.service.record_feeds import EarlySources, feeds, log_name
 from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.startup import build_fallback_chain
@@ -310,7 +309,10 @@ class Service:
                 group.create_task(reap(self._state, store)),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
             ]
-            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in shared]
+            pumps = [
+                group.create_task(pipeline.pump(each.source, self._stop, each.sandboxes, each.name))
+                for each in shared
+            ]
             pumps += [group.create_task(self._watch_one(each, pipeline)) for each in self.sandboxes]
             prepared = [group.create_task(each.monitor.prepare()) for each in self.sandboxes]
             await _wait_shortly(prepared)

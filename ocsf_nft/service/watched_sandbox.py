@@ -51,7 +51,10 @@ class WatchedSandbox:
                 group.create_task(self.account.run()),
             ]
             # A fence that can't log has no source, and still has to be watched.
-            pumps = [group.create_task(each.pump(pipeline, stop)) for each in self.feeds]
+            pumps = [
+                group.create_task(pipeline.pump(each.source, stop, each.sandboxes, each.name))
+                for each in self.feeds
+            ]
             await stop.wait()
             await asyncio.gather(*pumps)
             for watch in watches:
