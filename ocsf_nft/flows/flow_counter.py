@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,51 +22,41 @@ _READ_NS: Final = 12 * 1_000_000_000
 MAX_COUNT: Final = 1 << 62
 
 
+@dataclass(slots=True, eq=False)
 class FlowCounter:
     """State of a flow's kernel packet counter: last value, and packets that no event reports yet.
 
     Times in ns are since the epoch (UTC).
     """
 
-    __slots__ = (
-        "expires_ms", "is_aggregated", "is_shown", "last_ms", "last_ns", "missed", "seen_bytes",
-        "seen_packets", "since_ns", "unreported_bytes", "unreported_packets",
-    )  # fmt: skip
+    #: Earliest possible time of the first unreported packet.
+    since_ns: int
+    #: Latest possible time of the last packet.
+    last_ns: int = 0
+    seen_packets: int = 0
+    seen_bytes: int = 0
+    #: Counted by the kernel, but in no event yet. The numbers are negative if an event reports a
+    #: packet before a reading of the counter shows it.
+    unreported_packets: int = 0
+    unreported_bytes: int = 0
+    #: Latest possible time of the last packet by the monotonic clock; None before a reading in this
+    #: run has shown the element.
+    last_ms: int | None = None
+    #: Latest time by the monotonic clock at which the element expires; None if not known yet.
+    expires_ms: int | None = None
+    #: Consecutive readings without the element, though it can't have expired yet.
+    missed: int = 0
+    #: Whether the latest reading had the element.
+    is_shown: bool = False
+    #: Whether the flow shares events with other flows of its user.
+    is_aggregated: bool = False
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the state that is stored between two runs
-        self,
-        since_ns: int,
-        last_ns: int = 0,
-        seen_packets: int = 0,
-        seen_bytes: int = 0,
-        unreported_packets: int = 0,
-        unreported_bytes: int = 0,
-    ) -> None:
-        """Create a counter; :meth:`stored` returns the arguments."""
-        #: Earliest possible time of the first unreported packet.
-        self.since_ns = since_ns
-        self.seen_packets = seen_packets
-        self.seen_bytes = seen_bytes
-        #: Counted by the kernel, but in no event yet. The numbers are negative if an event reports
-        #: a packet before a reading of the counter shows it.
-        self.unreported_packets = unreported_packets
-        self.unreported_bytes = unreported_bytes
-        #: Latest possible time of the last packet.
-        self.last_ns = last_ns or since_ns
-        #: Latest possible time of the last packet by the monotonic clock; None before a reading in
-        #: this run has shown the element.
-        self.last_ms: int | None = None
-        #: Latest time by the monotonic clock at which the element expires; None if not known yet.
-        self.expires_ms: int | None = None
-        #: Consecutive readings without the element, though it can't have expired yet.
-        self.missed = 0
-        #: Whether the latest reading had the element.
-        self.is_shown = False
-        #: Whether the flow shares events with other flows of its user.
-        self.is_aggregated = False
+    def __post_init__(self) -> None:
+        """Set the time of the last packet if it is not given."""
+        self.last_ns = self.last_ns or self.since_ns
 
     def stored(self) -> tuple[int, int, int, int, int, int]:
-        """Return the state that is stored between two runs."""
+        """Return the state that is stored between two runs, as arguments of a new counter."""
         return (
             self.since_ns,
             self.last_ns,

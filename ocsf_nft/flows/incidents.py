@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
@@ -177,30 +177,27 @@ def _named(by: Attribution) -> tuple[Seen, ...]:
     return (Seen(process=by.process, calls=1), *by.seen)
 
 
+@dataclass(slots=True, eq=False)
 class _UserActivity:
     """Distinct flows of one user since ``since_ns``, counted to detect a scan."""
 
-    __slots__ = (
-        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_reported",
-        "last_ns", "packets", "ports", "sample", "schedule", "since_ns", "stored",
-    )  # fmt: skip
-
-    def __init__(self, identity: str, time_ns: int) -> None:
-        self.identity = identity
-        self.since_ns = self.last_ns = time_ns
-        #: Time of the first and the last flow by the clock of ``due``, from its next call on.
-        self.begun_ns: int | None = None
-        self.grew_ns: int | None = None
-        self.flows = self.packets = 0
-        self.destinations: set[str] = set()
-        self.ports: set[int] = set()
-        self.sample: list[Flow] = []
-        self.schedule: Schedule | None = None
-        self.is_reported = True
-        #: Totals reported before a restart. The addresses and ports themselves are not stored.
-        self.before: FanOut | None = None
-        #: Flows and packets at the last commit.
-        self.stored = (0, 0)
+    identity: str
+    since_ns: int
+    last_ns: int
+    #: Time of the first and the last flow by the clock of ``due``, from its next call on.
+    begun_ns: int | None = None
+    grew_ns: int | None = None
+    flows: int = 0
+    packets: int = 0
+    destinations: set[str] = field(default_factory=set)
+    ports: set[int] = field(default_factory=set)
+    sample: list[Flow] = field(default_factory=list)
+    schedule: Schedule | None = None
+    is_reported: bool = True
+    #: Totals reported before a restart. The addresses and ports themselves are not stored.
+    before: FanOut | None = None
+    #: Flows and packets at the last commit.
+    stored: tuple[int, int] = (0, 0)
 
 
 class FanOuts:
@@ -225,7 +222,7 @@ class FanOuts:
                 return
             counter_id = self._counter_id
             found = _UserActivity(
-                f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}", time_ns
+                f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}", time_ns, time_ns
             )
             self._activities[decoded.uid] = found
         found.flows += 1
@@ -241,8 +238,8 @@ class FanOuts:
 
     def resume(self, before: FanOut) -> None:
         """Continue a scan that was open when the service stopped."""
-        found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
-        found.last_ns = before.end_ns
+        found = _UserActivity(before.identity, before.start_ns, before.end_ns)
+        self._activities[before.uid] = found
         found.flows, found.packets = found.stored = before.flows, before.packets
         found.sample = list(before.sample)
         found.before = before

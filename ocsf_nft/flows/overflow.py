@@ -5,6 +5,7 @@ Without a limit for each user, one user with many flows could use up all separat
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Aggregation
@@ -96,16 +97,14 @@ class Admission:
         self._in_reserve.pop(key, None)
 
 
+@dataclass(slots=True, eq=False)
 class FlowAggregate:
     """Flows of one user that share events: their unreported packets, their number, a sample."""
 
-    __slots__ = ("counter", "flows", "report", "sample")
-
-    def __init__(self, counter: FlowCounter, flows: int = 0) -> None:
-        self.counter = counter
-        self.flows = flows
-        self.sample: list[Flow] = []
-        self.report = FlowReport()
+    counter: FlowCounter
+    flows: int = 0
+    sample: list[Flow] = field(default_factory=list)
+    report: FlowReport = field(default_factory=FlowReport)
 
     def add(self, flow: Flow) -> None:
         """Count one more flow, and add it to the sample of at most ten flows."""

@@ -76,10 +76,7 @@ class SandboxAccount:
         self.rules: dict[str, RuleAccount] = {}
         self._begun_ns = begun_ns
         self._new_rule = partial(
-            RuleAccount,
-            preferred=preferred,
-            is_finding=is_finding,
-            add_attribution=add_attribution,
+            RuleAccount, preferred=preferred, is_finding=is_finding, add_attribution=add_attribution
         )
         #: Accounts of counters that no longer exist: all their unreported packets are to be
         #: reported.

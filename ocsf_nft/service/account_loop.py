@@ -113,7 +113,7 @@ class AccountLoop:
             add_attribution=self._add_attribution,
         )
         self._pool = pool
-        self._schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
+        self.schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         #: Reason why the last reading of the counters failed; None if it succeeded.
         self.fault: str | None = None
@@ -158,11 +158,6 @@ class AccountLoop:
         """Close the counters' sockets."""
         async with self._reading:
             self.counters.close()
-
-    @property
-    def late_seconds(self) -> float:
-        """Return how long the next reading of the counters is overdue, in seconds."""
-        return self._schedule.late_seconds
 
     def balances(self) -> tuple[Balance, ...]:
         """Return each rule's numbers of counted, reported and pending packets at the last read.
@@ -220,7 +215,7 @@ class AccountLoop:
     async def _refresh(self) -> None:
         async with self._reading:
             # After a long pause was planned, the sockets are closed: this opens them.
-            if not self._schedule.early_seconds or self._schedule.is_idle:
+            if not self.schedule.early_seconds or self.schedule.is_idle:
                 unchanged = {name: each for name, each in self._explained().items() if not each}
                 await self._read(unchanged)
         if self._account.is_active():
@@ -252,11 +247,11 @@ class AccountLoop:
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._schedule.wait_seconds):
+            async with asyncio.timeout(self.schedule.wait_seconds):
                 await self._has_records.wait()
         if self._has_records.is_set():
-            self._schedule.hurry()
-        await asyncio.sleep(self._schedule.early_seconds)
+            self.schedule.hurry()
+        await asyncio.sleep(self.schedule.early_seconds)
         self._has_records.clear()
 
     async def close(self) -> tuple[Balance, ...]:
@@ -278,11 +273,11 @@ class AccountLoop:
         await asyncio.sleep(self._grace_seconds)
         await self._report_due()
         expiry_ms = self._account.expiry_ms
-        self._schedule.plan(
+        self.schedule.plan(
             is_active=self._account.is_active(),
             expiry_seconds=None if expiry_ms is None else expiry_ms / 1000 - time.monotonic(),
         )
-        if self._schedule.is_idle:  # an idle sandbox needs no descriptor
+        if self.schedule.is_idle:  # an idle sandbox needs no descriptor
             async with self._reading:
                 self.counters.close()
 
@@ -311,13 +306,13 @@ class AccountLoop:
         except OcsfNftError as error:
             # A process with privileges in the namespace can cause this error. Everything else is
             # still reported.
-            self._schedule.note_failure()
+            self.schedule.note_failure()
             before, self.fault = self.fault, str(error)
             if self.fault != before:
                 await self.report_gap(self.fault)
             return
         self.fault = None
-        await self._report_pause(reading, self._schedule.unread_seconds)
+        await self._report_pause(reading, self.schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
             await self.report_gap(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
@@ -329,7 +324,7 @@ class AccountLoop:
                 self._before = None
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
-        self._schedule.note_reading(time.monotonic() - began)
+        self.schedule.note_reading(time.monotonic() - began)
 
     async def _report_pause(self, reading: Reading, late_seconds: float) -> None:
         since_ns = self._account.read_ns

@@ -26,12 +26,7 @@ _REMOVED_BEFORE: Final = "another process had removed it before this run did"
 _ACTIVE_AGAIN: Final = "it is active as installed again"
 #: States of a fence that is present and unchanged.
 ACTIVE_STATES: Final = frozenset(
-    {
-        FenceState.ACTIVE,
-        FenceState.DEGRADED,
-        FenceState.PERMISSIVE,
-        FenceState.PERMISSIVE_DEGRADED,
-    }
+    {FenceState.ACTIVE, FenceState.DEGRADED, FenceState.PERMISSIVE, FenceState.PERMISSIVE_DEGRADED}
 )
 
 
@@ -98,11 +93,7 @@ class FenceReports:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def report_active(
-        self,
-        inspection: Inspection,
-        alterations: tuple[FenceChange, ...],
-        *,
-        has_new_links: bool,
+        self, inspection: Inspection, alterations: tuple[FenceChange, ...], *, has_new_links: bool
     ) -> None:
         """Emit events about the changes to a fence, after ``inspection`` found the fence active.
 

@@ -86,7 +86,8 @@ def all_faults(service: Service) -> tuple[Fault, ...]:
 
 def _stuck(service: Service) -> Iterator[Fault]:
     for each in service.sandboxes:
-        if each.failure is None and (seconds := each.account.late_seconds) > _STUCK_SECONDS:
+        seconds = each.account.schedule.late_seconds
+        if each.failure is None and seconds > _STUCK_SECONDS:
             yield Fault(
                 f"the counters of sandbox {each.name} are not read",
                 f"they should have been read {seconds:.0f} s ago",

@@ -91,11 +91,7 @@ class Service:
     """
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        iterates: bool = False,
-        stop: asyncio.Event | None = None,
+        self, config: Config, *, iterates: bool = False, stop: asyncio.Event | None = None
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 

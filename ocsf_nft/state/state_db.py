@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from ocsf_nft.state import dropped_events
-from ocsf_nft.state.change import Account, AccountChange, DroppedRecords, PartKey, Position
+from ocsf_nft.state.change import (
+    Account,
+    AccountChange,
+    Change,
+    DroppedRecords,
+    PartKey,
+    Position,
+)
 from ocsf_nft.state.dropped_events import DroppingDatabase
 from ocsf_nft.state.retention import LAST, Retention, StorageClock
 
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from ocsf_nft.state.change import Change
 
 #: A version of the program with another schema gives its file another name.
 FILE: Final = "state-1.sqlite3"
@@ -124,17 +130,7 @@ class StateDatabase(DroppingDatabase):
             # Ids of new sandboxes are used only if the transaction succeeds.
             sandboxes = dict(self._sandboxes)
             for each in changes:
-                if each.account is not None:
-                    _write_account(connection, _id(connection, sandboxes, each.account.sandbox),
-                                   each.account)  # fmt: skip
-                for sandbox, dropped in each.dropped:
-                    _add_dropped(connection, _id(connection, sandboxes, sandbox), dropped)
-                if each.position is not None:
-                    # Records that another source would read again are reported already.
-                    number = _id(connection, sandboxes, each.position.sandbox)
-                    connection.execute(
-                        "REPLACE INTO cursor VALUES (?, ?, ?)", (number, *each.position[1:])
-                    )
+                _write_change(connection, sandboxes, each)
             self.retention.measure_free(connection)
         self._sandboxes = sandboxes
         self.end = max(self.end, *stored) if stored else self.end
@@ -184,16 +180,14 @@ class StateDatabase(DroppingDatabase):
     def replace_account(self, sandbox: str, account: Account) -> None:
         """Replace the account of a sandbox."""
         sandboxes = dict(self._sandboxes)
+        change = Change(
+            account=AccountChange(sandbox, parts=dict(account.parts)),
+            position=account.position,
+            dropped=[(sandbox, each) for each in account.dropped],
+        )
         with self.transaction("FULL") as connection:
-            number = _id(connection, sandboxes, sandbox)
-            _delete(connection, number, _OF_ACCOUNT)
-            _write_account(connection, number, AccountChange(sandbox, parts=dict(account.parts)))
-            for dropped in account.dropped:
-                _add_dropped(connection, number, dropped)
-            if account.position is not None:
-                connection.execute(
-                    "INSERT INTO cursor VALUES (?, ?, ?)", (number, *account.position[1:])
-                )
+            _delete(connection, _id(connection, sandboxes, sandbox), _OF_ACCOUNT)
+            _write_change(connection, sandboxes, change)
         self._sandboxes = sandboxes
 
     def remove_account(self, sandbox: str) -> None:
@@ -323,6 +317,24 @@ def _delete(connection: sqlite3.Connection, sandbox: int, tables: Iterable[str])
         connection.execute(f"DELETE FROM {table} WHERE sandbox = ?", (sandbox,))  # noqa: S608 - ours
 
 
+def _write_change(
+    connection: sqlite3.Connection, sandboxes: dict[str, int], change: Change
+) -> None:
+    if change.account is not None:
+        number = _id(connection, sandboxes, change.account.sandbox)
+        _write_account(connection, number, change.account)
+    for sandbox, dropped in change.dropped:
+        connection.execute(
+            "INSERT INTO dropped_record VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "gaps = gaps + excluded.gaps, records = records + excluded.records",
+            (_id(connection, sandboxes, sandbox), *dropped),
+        )
+    if change.position is not None:
+        # Records that another source would read again are reported already.
+        number = _id(connection, sandboxes, change.position.sandbox)
+        connection.execute("REPLACE INTO cursor VALUES (?, ?, ?)", (number, *change.position[1:]))
+
+
 def _write_account(connection: sqlite3.Connection, sandbox: int, change: AccountChange) -> None:
     connection.executemany(
         "DELETE FROM part WHERE sandbox = ? AND rule = ?",
@@ -335,14 +347,6 @@ def _write_account(connection: sqlite3.Connection, sandbox: int, change: Account
     connection.executemany(
         "REPLACE INTO part VALUES (?, ?, ?, ?, ?)",
         [(sandbox, *key, value) for key, value in change.parts.items() if value is not None],
-    )
-
-
-def _add_dropped(connection: sqlite3.Connection, sandbox: int, dropped: DroppedRecords) -> None:
-    connection.execute(
-        "INSERT INTO dropped_record VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "gaps = gaps + excluded.gaps, records = records + excluded.records",
-        (sandbox, *dropped),
     )
 
 

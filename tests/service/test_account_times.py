@@ -139,7 +139,7 @@ async def test_slow_counters_are_read_less_often(tmp_path: Path, counters: _Coun
         for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0), (2, 20)):
             counters.took = took
             await account._observe()
-            assert round(account._schedule.early_seconds, 6) == pause
+            assert round(account.schedule.early_seconds, 6) == pause
 
 
 async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
@@ -147,17 +147,17 @@ async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
 ) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         await account._read_and_report()
-        assert account._schedule.wait_seconds == 1, "the flow is not over"
+        assert account.schedule.wait_seconds == 1, "the flow is not over"
         counters.now += 61
         pauses = []
         for _ in range(9):
             await account._read_and_report()
-            pauses.append(account._schedule.wait_seconds)
+            pauses.append(account.schedule.wait_seconds)
         assert pauses == [2, 4, 8, 16, 30, 30, 30, 30, 30]
         assert counters.closed == 8
-        assert account.late_seconds == 0
+        assert account.schedule.late_seconds == 0
         counters.now += 37
-        assert account.late_seconds == 7
+        assert account.schedule.late_seconds == 7
         await account.take(Batch(records=(record(tcp(81)),)))
         await asyncio.wait_for(account._wait(), 5)
 
@@ -169,8 +169,8 @@ async def test_delayed_reading_is_reported_and_a_planned_pause_is_not(
     async with keeping.running_account(counters, tmp_path, sink) as account:
         for is_active, late, reported in ((False, 4.9, 0), (False, 5.0, 1), (True, 5.0, 2)):
             for _ in range(7):  # from the shortest pause to the longest
-                account._schedule.plan(is_active=is_active)
-            pause = account._schedule.wait_seconds
+                account.schedule.plan(is_active=is_active)
+            pause = account.schedule.wait_seconds
             assert pause == (1 if is_active else IDLE_SECONDS)
             counters.now += pause + late
             counters.at_ns += round((pause + late) * SECOND)

@@ -33,7 +33,9 @@ def _sandbox(
     return SimpleNamespace(
         name=name,
         monitor=SimpleNamespace(reports=SimpleNamespace(fault=fence)),
-        account=SimpleNamespace(fault=counters, late_seconds=late_seconds),
+        account=SimpleNamespace(
+            fault=counters, schedule=SimpleNamespace(late_seconds=late_seconds)
+        ),
         failure=failure,
     )
 
