@@ -5,7 +5,7 @@ The service can write to the store at the same time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.state.change import Account
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 
 #: Rows that one transaction reads: while it reads, the run can't remove them.
 _ROWS: Final = 500
-
-
-class ArchivedEvent(NamedTuple):
-    """Stored event: its number, when it was stored (ms since the epoch, UTC), and its JSON line."""
-
-    number: int
-    stored_ms: int
-    line: bytes
 
 
 def stores(folder: Path) -> list[Path]:
@@ -72,7 +64,7 @@ class Archive:
         """Return True if another file is now at the path."""
         return self._database.is_replaced()
 
-    def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
+    def follow(self, last: StoredEvent | None) -> StoredEvent | None:
         """Open the database file again if another file has replaced it.
 
         Return ``last``, the event that was read last, if reading can continue after that event.
@@ -94,13 +86,13 @@ class Archive:
         # all the others are still unread. If that is wrong, reading twice is better than never.
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
-    def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
+    def newest(self, until: int = LAST) -> Iterator[StoredEvent]:
         """Yield the events with numbers up to and including ``until``, the newest first."""
         while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
             until = rows[-1].number - 1
 
-    def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
+    def beyond(self, number: int, until: int = LAST) -> Iterator[StoredEvent]:
         """Yield the events with numbers above ``number``, up to ``until`` (included), in order."""
         while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
@@ -129,9 +121,9 @@ class Archive:
         if expected is not None and self._query("SELECT id FROM identity") != expected:
             raise SourceError(f"{self.path} is not the database that was there before")
 
-    def _rows(self, condition: str, *numbers: int) -> list[ArchivedEvent]:
-        query = f"SELECT number, stored_ms, line FROM event WHERE {condition} LIMIT ?"  # noqa: S608 - our own text
-        return [ArchivedEvent(*row) for row in self._query(query, *numbers, _ROWS)]
+    def _rows(self, condition: str, *numbers: int) -> list[StoredEvent]:
+        query = f"SELECT number, uid, stored_ms, line FROM event WHERE {condition} LIMIT ?"  # noqa: S608 - our own text
+        return [StoredEvent(*row) for row in self._query(query, *numbers, _ROWS)]
 
     def _query(self, query: str, *parameters: object) -> list[Any]:
         with self._database.transaction() as connection:

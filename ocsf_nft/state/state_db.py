@@ -69,6 +69,8 @@ class StoredEvent(NamedTuple):
 
     number: int
     uid: str
+    #: Time of the storage, in ms since the epoch.
+    stored_ms: int
     line: bytes
 
 
@@ -243,7 +245,7 @@ def read_events(
     """
     found: list[StoredEvent] = []
     for row in connection.execute(
-        "SELECT number, uid, line FROM event WHERE number > ? AND number <= ? "
+        "SELECT number, uid, stored_ms, line FROM event WHERE number > ? AND number <= ? "
         "ORDER BY number LIMIT ?",
         (beyond, until, events),
     ):

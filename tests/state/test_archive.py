@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ocsf_nft.state.archive import ArchivedEvent
+    from ocsf_nft.state.state_db import StoredEvent
 
 
-def uids_of(found: Iterable[ArchivedEvent]) -> list[str]:
+def uids_of(found: Iterable[StoredEvent]) -> list[str]:
     return [orjson.loads(each.line)["metadata"]["uid"] for each in found]
 
 
@@ -36,7 +36,7 @@ async def test_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
             assert uids_of(archive.beyond(1200)) == uids([7000])
 
 
-def last_of(archive: Archive) -> ArchivedEvent | None:
+def last_of(archive: Archive) -> StoredEvent | None:
     return next(archive.newest(), None)
 
 
