@@ -30,10 +30,7 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Series of attempts of one flow, without a long pause between the attempts.
-
-    An attempt is the refused packets of the flow in one time window.
-    """
+    """Series of attempts of one flow, without a long pause between the attempts."""
 
     #: Text that is the same in all events of the incident.
     identity: str

@@ -120,15 +120,13 @@ class Reading:
 class Flow:
     """User, protocol and destination shared by all packets that one kernel counter counts.
 
-    Each firewall rule has its own counter for each combination of these values. A value is None if
-    it is unknown or absent.
+    A value is None if it is unknown or absent.
     """
 
     #: None if no socket sent the packets.
     uid: int | None
     protocol: int | None
-    #: None in the nftables set ``others``. This set counts packets that are not IP, and IP packets
-    #: for which the other sets have no free slot.
+    #: None in the nftables set ``others``, see :class:`Key`.
     destination: str | None = None
     #: Destination port; 0 if the packets were counted without ports. None if the protocol has no
     #: ports, and in the set ``others``.
@@ -140,8 +138,8 @@ class Flow:
 class CounterId(NamedTuple):
     """Identity of the packet counters of one firewall rule in one sandbox.
 
-    ``epoch`` is a text that changes each time the counters restart at zero. If ``is_permissive`` is
-    true, the fence is permissive: it allows the packets that these counters count.
+    ``epoch`` is a text that changes each time the counters restart at zero. A permissive fence
+    allows the packets that these counters count.
     """
 
     sandbox: str
@@ -172,18 +170,12 @@ class CounterId(NamedTuple):
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """Return the name under which the packets of a firewall rule are counted, such as ``egress``.
-
-    If the fence is permissive, the name is, for example, ``egress:permissive``.
-    """
+    """Return the name under which a rule's packets are counted: egress, or egress:permissive."""
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
-    """Return the suffix of the names of a rule's nftables counters and sets, such as ``egress``.
-
-    If the fence is permissive, the suffix is, for example, ``egress_permissive``.
-    """
+    """Return the suffix of a rule's nftables counters and sets: egress, or egress_permissive."""
     # A permissive fence allows the packets, so they have other counters than refused packets.
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 

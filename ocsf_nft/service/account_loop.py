@@ -188,11 +188,7 @@ class AccountLoop:
             await run_shielded(asyncio.to_thread(set_place))
 
     async def take(self, batch: Batch) -> None:
-        """Process a batch of the sandbox's log records.
-
-        The first packet of a flow is normally reported now. All other packets are reported later,
-        by :meth:`run`.
-        """
+        """Process a batch of log records; report the first packet of a flow, normally, now."""
         self._running += 1
         try:
             # Another sandbox goes on if this one fails: what was counted must be reported.

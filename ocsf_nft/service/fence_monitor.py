@@ -75,11 +75,9 @@ class FenceMonitor:
         self._checked_at = 0.0
 
     async def start(self) -> None:
-        """Start the tamper guard, which detects changes of the fence at once.
+        """Start the tamper guard, and make it the owner of the fence's tables, if configured.
 
-        If exclusive table ownership is configured, the guard becomes the owner of the
-        fence's tables. Raises the errors of :meth:`FenceEvents.started` and
-        :meth:`TamperGuard.take_ownership`.
+        Raises the errors of :meth:`FenceEvents.started` and :meth:`TamperGuard.take_ownership`.
         """
         # Shielded, so that a cancelled start can still be stopped.
         watch = await run_shielded(self._start_events())
@@ -143,10 +141,7 @@ class FenceMonitor:
         return self._version() == self._checked
 
     def _version(self) -> object:
-        """Return a value that changes if the rules, the record or the namespace may have changed.
-
-        Return None if that is not known.
-        """
+        """Return a value that changes with the rules, the record and the namespace, or None."""
         if self._watch is None:
             return None
         generations = self._watch.tamper_guard.generations_now()

@@ -48,7 +48,7 @@ from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -311,7 +311,8 @@ class Service:
             ]
             pumps += [group.create_task(self._watch_one(each, pipeline)) for each in self.sandboxes]
             prepared = [group.create_task(each.monitor.prepare()) for each in self.sandboxes]
-            await _wait_shortly(prepared)
+            if prepared:  # a restore is quicker after it, and works before
+                await asyncio.wait(prepared, timeout=_PREPARE_SECONDS)
             others += prepared
             self._is_ready.set()
             await self._stop.wait()
@@ -417,12 +418,6 @@ async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for each in works:
             group.create_task(each)
-
-
-async def _wait_shortly(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Wait for tasks, but not long: a restore is quicker after it, and works before."""
-    if tasks:
-        await asyncio.wait(tasks, timeout=_PREPARE_SECONDS)
 
 
 @contextlib.contextmanager

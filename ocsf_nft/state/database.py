@@ -121,7 +121,7 @@ class Database:
             self._connection = None
 
     def is_replaced(self) -> bool:
-        """Return true if the database's path has a file that is not the opened database file."""
+        """Return true if another file is now at the database's path."""
         try:
             return self._file_identity() != self._identity
         except OSError:

@@ -46,9 +46,7 @@ class StorageRetrier:
         self._waiting = 0
 
     async def __call__(self, operation: Callable[[], T]) -> T:
-        """Run ``operation`` until it succeeds, and return its result.
-
-        It is called again at once after an UnfinishedError.
+        """Run ``operation`` until it succeeds, at once after an UnfinishedError; return its result.
 
         Raises DeliveryError if the operation still fails 3 s after ``stop`` was set. A ClosedError
         (an output that is closed permanently) is raised at once, without a retry.
@@ -65,7 +63,11 @@ class StorageRetrier:
                 except DeliveryError as error:
                     self._waiting += not is_waiting
                     is_waiting = True
-                    self._report_outage(str(error))
+                    if self.fault is None:
+                        _log.error(
+                            f"the disk can't be written: {self._consequence}", reason=f"{error}"
+                        )
+                    self.fault = str(error)
                     if self._is_past_deadline():
                         raise
                     await self._wait()
@@ -78,11 +80,6 @@ class StorageRetrier:
             self._waiting -= is_waiting
             if is_waiting and not self._waiting:  # the last waiting caller was cancelled
                 self.fault = None
-
-    def _report_outage(self, fault: str) -> None:
-        if self.fault is None:
-            _log.error(f"the disk can't be written: {self._consequence}", reason=fault)
-        self.fault = fault
 
     def _is_past_deadline(self) -> bool:
         if not self._stop.is_set():
