@@ -85,9 +85,8 @@ class SandboxAccount:
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
-        ``name`` is a result of :func:`ocsf_nft.flow.account_name`, such as ``egress``. ``epoch`` is
-        a text that changes if the rule's counters restart at zero. No packet was counted before
-        ``begun_ns`` (ns since the epoch).
+        ``name`` is its account name, such as ``egress``. No packet was counted before ``begun_ns``
+        (ns since the epoch).
         """
         return self._new_rule(CounterId.named(self.sandbox, name, epoch), begun_ns=begun_ns)
 
@@ -180,9 +179,7 @@ class SandboxAccount:
     def unread_since(self, reading: Reading) -> Counter[Mode]:
         """Return how many more packets ``reading`` shows than the previous counter reading.
 
-        The value of ``enforcing`` is the number of refused packets. The value of ``permissive`` is
-        the number of packets that the fence allowed only because it was permissive. Call this
-        method before :meth:`observe`.
+        Packets of a permissive fence were allowed. Call this method before :meth:`observe`.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():

@@ -124,13 +124,11 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
             # One reader for each sandbox, because each account has a position of its own.
             names = frozenset({sandbox.name})
             reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
-            found.append(Feed(await _entered(reader, stack), names))
+            found.append(Feed(await stack.enter_async_context(reader), names))
     if config.host_log is not None:
         position = store.database.host_position(config.host_log)
         reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
-        found.append(Feed(await _entered(reader, stack), frozenset({None}), config.host_log))
+        found.append(
+            Feed(await stack.enter_async_context(reader), frozenset({None}), config.host_log)
+        )
     return found + [Feed(source, frozenset(names)) for source, names in by_nflog.items()]
-
-
-async def _entered(source: Source, stack: contextlib.AsyncExitStack) -> Source:
-    return await stack.enter_async_context(source)
