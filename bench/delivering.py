@@ -151,7 +151,7 @@ def _stream(store: StateStore) -> EventStream:
     """Return the events of a store, in the same process: a service has a process for the sinks."""
     stream = EventStream(store.database.path, store.database.identity, store.database.end)
     store.on_stored = stream.advance
-    store.database.set_acknowledged({})
+    store.database.retention.acknowledged = {}
     return stream
 
 

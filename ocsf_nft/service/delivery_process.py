@@ -319,7 +319,7 @@ class DeliveryProcess:
         }
         if self._iteration is not None:
             found[NAME] = self._iteration.acknowledged
-        self._store.database.set_acknowledged(found)
+        self._store.database.retention.acknowledged = found
 
 
 def _log_level() -> int:

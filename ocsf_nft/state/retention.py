@@ -68,7 +68,9 @@ class Retention:
         #: Size of the events in bytes. Counts of packets are not included: a sandboxed program that
         #: causes many of them must not remove events.
         self.used_bytes = 0
-        #: Number of the last event that each sink has acknowledged; None if not known yet.
+        #: Number of the last event that each sink has acknowledged. Events above the least of these
+        #: numbers are removed only if they are too old, or if the store is full and ``drops`` is
+        #: true. None if not known yet: no event is removed.
         self.acknowledged: Mapping[str, int] | None = None
         #: Space in the file for new events, in bytes.
         self._free_bytes = 0
@@ -100,8 +102,8 @@ class Retention:
     def make_room(self) -> bool:
         """Remove some events if there is no room for new events.
 
-        Return False if there is room. Raises FullError if no more events may be removed,
-        DeliveryError if the database can't be written.
+        Return False if there is room now; call the method again otherwise. Raises FullError if no
+        more events may be removed, DeliveryError if the database can't be written.
         """
         self._bound_log()
         shortage = self._shortage()

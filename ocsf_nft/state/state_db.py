@@ -25,7 +25,7 @@ from ocsf_nft.state.retention import LAST, Retention, StorageClock
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
@@ -122,9 +122,10 @@ class StateDatabase(DroppingDatabase):
     def commit(self, changes: Sequence[Change]) -> int:
         """Store all ``changes`` in one transaction; return how many events are new.
 
-        Call :meth:`make_room` before. An event with the ``metadata.uid`` of a stored event is
-        ignored. The events are synced to the disk. A change without events may be undone by a power
-        cut, like the kernel's counters. Raises DeliveryError if the disk can't be written.
+        Call :meth:`Retention.make_room` before. An event with the ``metadata.uid`` of a stored
+        event is ignored. The events are synced to the disk. A change without events may be undone
+        by a power cut, like the kernel's counters. Raises DeliveryError if the disk can't be
+        written.
         """
         lines = [line for each in changes for line in each.events]
         with self.transaction("FULL" if lines else "NORMAL") as connection:
@@ -161,14 +162,6 @@ class StateDatabase(DroppingDatabase):
         """
         with self.transaction("NORMAL") as connection:
             connection.execute("REPLACE INTO iterated VALUES (1, ?)", (number,))
-
-    def make_room(self) -> bool:
-        """Remove some events if there is no room for new events.
-
-        Return False if there is room now; call the method again otherwise. Raises FullError if no
-        more events may be removed, DeliveryError if the disk can't be written.
-        """
-        return self.retention.make_room()
 
     def has_account(self, sandbox: str) -> bool:
         """Return True if anything about a sandbox is stored, apart from its events."""
@@ -213,14 +206,6 @@ class StateDatabase(DroppingDatabase):
                 "SELECT position FROM cursor WHERE sandbox = 0 AND source = ?", (source,)
             ).fetchone()
         return None if row is None else str(row[0])
-
-    def set_acknowledged(self, acknowledged: Mapping[str, int]) -> None:
-        """Set the number of the last event that each sink has acknowledged.
-
-        Events above the least of these numbers are removed only if they are too old, or if the
-        database is full and ``drops`` is true. Until the first call, no event is removed.
-        """
-        self.retention.acknowledged = dict(acknowledged)
 
     def sweep(self) -> bool:
         """Remove some of the events that are older than ``max_seconds``.

@@ -143,7 +143,7 @@ class StateStore:
         self._start_checkpoint()
 
     def _transaction(self, changes: Sequence[Change]) -> int:
-        if any(each.events for each in changes) and self.database.make_room():
+        if any(each.events for each in changes) and self.database.retention.make_room():
             raise UnfinishedError
         return self.database.commit(changes)
 

@@ -68,14 +68,14 @@ class Store:
 
     def refresh(self) -> None:
         """Pass the checkpoints to the retention of events."""
-        self.state.database.set_acknowledged(self.sinks.checkpoints())
+        self.state.database.retention.acknowledged = self.sinks.checkpoints()
 
     def advanced(self, _name: str, _number: int) -> None:
         self.refresh()
 
     async def put(self, lines: Sequence[bytes]) -> None:
         """Store events in one transaction, without a retry."""
-        while self.state.database.make_room():
+        while self.state.database.retention.make_room():
             pass
         self.state.database.commit([Change(events=lines)])
         self.stream.advance(self.end)

@@ -66,7 +66,7 @@ class Delivering(SinkDelivery):
             await self.store.__aexit__(None, None, None)
 
     def _pass_on(self) -> None:
-        self.store.database.set_acknowledged(self.acknowledged)
+        self.store.database.retention.acknowledged = self.acknowledged
 
     async def synchronize(self) -> bool:
         """Do what a delivery process does at the request of its service."""

@@ -75,7 +75,7 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
         number = 0
         with contextlib.suppress(FullError):
             while True:
-                store.database.make_room()
+                store.database.retention.make_room()
                 store.database.commit([Change(events=[event(number, 500 if number else 0)])])
                 number += 1
                 now_ns += 10**6

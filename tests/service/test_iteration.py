@@ -97,7 +97,7 @@ async def test_removed_events_are_skipped(tmp_path: Path, monkeypatch: pytest.Mo
     async with iterating(tmp_path) as (store, delivery, iteration):
         await store.commit(Change(events=events(range(3))))
         monkeypatch.setattr(store.database.retention, "_max_ms", -1)
-        store.database.set_acknowledged({})
+        store.database.retention.acknowledged = {}
         await store.sweep()
         found = asyncio.ensure_future(anext(iteration.events()))
         await asyncio.sleep(0)

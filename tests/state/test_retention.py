@@ -231,12 +231,12 @@ def opened(
     """Return the database of a service with a sink that has acknowledged some events."""
     database = StateDatabase(path, max_bytes=max_bytes, max_seconds=60, drops=drops)
     database.open()
-    database.set_acknowledged({"a": acknowledged})
+    database.retention.acknowledged = {"a": acknowledged}
     return database
 
 
 def put(database: StateDatabase, lines: Sequence[bytes]) -> None:
-    while database.make_room():
+    while database.retention.make_room():
         pass
     database.commit([Change(events=lines)])
 

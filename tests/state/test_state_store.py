@@ -405,7 +405,7 @@ async def test_pending_changes_are_stored_at_the_end(tmp_path: Path) -> None:
 async def test_counts_of_packets_remove_no_event(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with StateStore(path, StorageRetrier(asyncio.Event()), max_bytes=1 << 16) as store:
-        store.database.set_acknowledged({"a": 0})
+        store.database.retention.acknowledged = {"a": 0}
         await store.commit(Change(events=[event(1)]))
         parts = {PartKey("egress", "flows4", b"%d" % each): bytes(52) for each in range(5000)}
         await store.commit(Change(account=AccountChange("sb", parts={**parts})))
