@@ -149,6 +149,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.service import startup
     from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.service.pipeline import replay
+
+    # Before capabilities are dropped: the program's files may be unreadable then.
+    from ocsf_nft.service.run import Service
     from ocsf_nft.state.state_db import FILE
 
     log_settings: LogSettings = context.obj
@@ -196,7 +199,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     privileges.raise_descriptor_limit()
     privileges.keep_only(startup.capabilities(requested))
 
-    counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop, log_settings)))
+    counts = asyncio.run(
+        _until_signal(
+            lambda stop: _watch(Service(requested, stop=stop), config, stop, log_settings)
+        )
+    )
     # A missing reader must not prevent the end of a run that received a signal to stop.
     _report_end(counts, log_settings, lambda text: write_stderr_at_once(f"{text}\n".encode()))
     if counts.given_up:
@@ -207,14 +214,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
 
 async def _watch(
-    requested: Config, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
+    service: Service, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
 ) -> Counts:
     from ocsf_nft.service import health
-    from ocsf_nft.service.run import Service
 
+    requested = service.config
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(sd_notify.notify, STOPPING="1")
-        running = await stack.enter_async_context(Service(requested, stop=stop))
+        running = await stack.enter_async_context(service)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         if requested.listen is not None:
             await stack.enter_async_context(_serving(running, requested.listen))

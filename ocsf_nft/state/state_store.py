@@ -51,7 +51,7 @@ class StateStore:
         max_seconds: float = 30 * 86_400.0,
         drops: bool = False,
     ) -> None:
-        #: For calls that need no retry. They block, also those of :attr:`retry`.
+        #: Its calls block, and raise DeliveryError if the disk can't be written.
         self.database = StateDatabase(
             path, max_bytes=max_bytes, max_seconds=max_seconds, drops=drops
         )
