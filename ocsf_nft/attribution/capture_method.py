@@ -181,6 +181,7 @@ class FlowProcesses:
             if flow.used_ns > before_ns:
                 return
             del self._flows[target]
+        self._flows = OrderedDict()  # an empty one has the size of its largest content
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
         """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.

@@ -235,6 +235,7 @@ class RefusedPackets:
             if any(call.time_ns > before_ns for each in similar for call in each.calls[-1:]):
                 return
             self._evict_oldest()
+        self._by_key = OrderedDict()  # an empty one has the size of its largest content
 
     def _evict_oldest(self) -> None:
         for each in self._by_key.popitem(last=False)[1].values():

@@ -154,6 +154,9 @@ class Reconciler:
         self.read_ns, self.ended_ns = reading.began_ns, reading.ended_ns
         self._settled_ms = None if self._without_place else reading.began_ms
         self.readings += 1
+        # An empty table has the size of its largest content.
+        self.entries = {kind: found or {} for kind, found in self.entries.items()}
+        self.unreported, self.unread = self.unreported or set(), self.unread or set()
 
     def _observe_flows(
         self, found: Mapping[Kind, Sequence[Element]], reading: Reading
