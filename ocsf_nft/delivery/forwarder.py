@@ -43,7 +43,7 @@ _log = structlog.get_logger()
 #: Interval of the checks for dead letters with a requested retry.
 _RETRY_CHECK_SECONDS: Final = 1.0
 #: Pause after a batch, unless the next one is full: small batches cost the most.
-_PAUSE_SECONDS: Final = 0.02
+_PAUSE_SECONDS: Final = 0.01
 #: Timeouts of a batch before it is sent in halves.
 _SLOW_TRIES: Final = 2
 #: Time for a sink to close.
