@@ -14,7 +14,7 @@ from ocsf_nft.ip_text import packed, text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from ocsf_nft.record import Record, Verdict
 
@@ -114,6 +114,8 @@ class Reading:
     began_ms: int
     ended_ms: int
     rules: Mapping[str, RuleReading]
+    #: Rules that were left out, because their totals have grown by packets of known log records.
+    explained: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

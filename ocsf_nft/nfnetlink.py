@@ -237,7 +237,8 @@ class Nftables:
         self._socket.send(b"".join((*messages, end)))
         refusal: OSError | None = None
         for answer in self._answers(first, len(statements) + 1):
-            refusal = refusal or netlink.error_of(answer.payload)
+            if answer.kind == netlink.NLMSG_ERROR:
+                refusal = refusal or netlink.error_of(answer.payload)
             if answer.sequence == last or (refusal and answer.sequence == first):
                 break
         if refusal is not None:

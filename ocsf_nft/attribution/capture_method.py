@@ -260,9 +260,12 @@ class CaptureMethod:
 
     def _remove_old(self) -> None:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if now_ns - self._cleaned_ns < _CLEAN_NS:
+        passed_ns = now_ns - self._cleaned_ns
+        if passed_ns < _CLEAN_NS:
             return
         self._cleaned_ns = now_ns
+        if passed_ns > _STORED_NS // 2:  # after a stop: records of old packets may still come
+            return
         for each in self._by_netns.values():
             each.events.remove_old(now_ns - _STORED_NS)
             each.flows.remove_old(now_ns - _STORED_NS)

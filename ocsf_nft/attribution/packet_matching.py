@@ -212,6 +212,8 @@ class RefusedPackets:
         self._number = 0
         #: Some packets logged until this time are not stored here.
         self._evicted_ns = -1
+        #: Packets until this time were removed because of their age.
+        self._removed_ns = -1
 
     def add(self, packet: Call) -> None:
         """Store a refused packet that the BPF program has reported."""
@@ -226,20 +228,22 @@ class RefusedPackets:
         self._number += len(similar.calls) < _MOST_SIMILAR
         similar.add(packet)
         while self._number > _MOST_STORED:
-            self._evict_oldest()
+            for each in self._by_key.popitem(last=False)[1].values():
+                self._evict(each)
 
     def remove_old(self, before_ns: int) -> None:
-        """Remove packets before ``before_ns``: their records came long ago, or were not logged."""
+        """Remove packets before ``before_ns``: their records came long ago, or were not logged.
+
+        The sender of a record with an earlier timestamp is uncertain from now on.
+        """
         while self._by_key:
             similar = next(iter(self._by_key.values())).values()
             if any(call.time_ns > before_ns for each in similar for call in each.calls[-1:]):
                 return
-            self._evict_oldest()
+            self._removed_ns = before_ns
+            self._number -= sum(len(each.calls) for each in similar)
+            self._by_key.popitem(last=False)
         self._by_key = OrderedDict()  # an empty one has the size of its largest content
-
-    def _evict_oldest(self) -> None:
-        for each in self._by_key.popitem(last=False)[1].values():
-            self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
         """Mark the senders of packets before ``now_ns`` as uncertain.
@@ -284,6 +288,7 @@ class RefusedPackets:
         is_sender = (
             UNKNOWN_IMAGE not in found
             and query.since_ns > self._evicted_ns
+            and query.stamp_ns > self._removed_ns
             and self._number_of_likely(query) > 0
         )
         if len(found) == 1:

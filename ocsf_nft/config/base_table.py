@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add descriptions to the JSON Schema of a table: its summary, and the texts below its keys."""
-    texts: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        if issubclass(base, Table):
-            (source,) = ast.parse(inspect.getsource(base)).body
-            for key, text in pairwise(ast.iter_child_nodes(source)):
-                match key, text:
-                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
-                        texts[name] = words
-    summary, _, _ = schema["description"].partition("\n\n")
+    summary, _, _ = schema.get("description", "").partition("\n\n")
     schema["description"] = " ".join(summary.replace("``", "`").split())
+    bases = [base for base in reversed(model.__mro__) if issubclass(base, Table)]
+    try:
+        sources = list(map(inspect.getsource, bases))
+    except OSError:  # the program has no source files
+        return
+    texts: dict[str, str] = {}
+    for source in sources:
+        (tree,) = ast.parse(source).body
+        for key, text in pairwise(ast.iter_child_nodes(tree)):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                    texts[name] = words
     for key, value in schema["properties"].items():
         value["description"] = texts[key]
 

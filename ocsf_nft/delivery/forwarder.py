@@ -78,7 +78,7 @@ class _StoppedError(Exception):
     """Signal that a stop of the forwarder was requested while its sink was down."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Forwarder:
     """Task that delivers stored events to one sink, beginning after the last acknowledged event."""
 
@@ -175,7 +175,9 @@ class Forwarder:
 
     def status(self) -> dict[str, Any]:
         """Return the progress of the sink as JSON values."""
-        return {"name": self.name, "done": self.done, **asdict(self.progress)}
+        progress = asdict(self.progress)
+        del progress["since"]  # a time of this process's clock
+        return {"name": self.name, "done": self.done, **progress}
 
     async def drain(self) -> None:
         """Wait until :meth:`run` has delivered all stored events, or stored them as dead letters.
@@ -221,7 +223,7 @@ class Forwarder:
         refused = await self._send(rows, until)
         await self.retrier(lambda: self.database.acknowledge(self.name, until, refused))
         _log.debug(
-            "batch acknowledged", sink=self.name, events=len(rows), refused=len(refused),
+            "batch acknowledged", sink=self.name, read=len(rows), refused=len(refused),
             until=until,
         )  # fmt: skip
         if refused:

@@ -72,7 +72,8 @@ _CERTIFICATES: Final = {
 class Directory:
     """Storage of whole files below the directory ``path``.
 
-    If ``path`` is missing, :meth:`open` creates it. Its parent directory must exist.
+    If ``path`` is missing, :meth:`open` creates it. Its parent directory must exist. On a file
+    system that can't sync directories, the name of a new file may not survive a power cut.
     """
 
     def __init__(self, *, path: Path) -> None:
@@ -122,7 +123,7 @@ class Directory:
         sync_directory(path.parent)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Bucket:
     """Storage of objects below ``prefix`` in the S3 bucket ``name``, or of a like server.
 

@@ -245,6 +245,7 @@ class Counters:
             began_ms=began_ms,
             ended_ms=time.monotonic_ns() // 1_000_000,
             rules={name: each.reading for name, each in new.items()},
+            explained=[name for name, each in found.items() if each and name not in new],
         )
 
     def _read_table(
@@ -267,10 +268,15 @@ class Counters:
             now = totals.get(rule)
             if explained is not None and rule in self._latest and last is None:
                 found[rule] = None  # absent: it can't have been created since then
-            elif last and now and packets is not None and _explains(packets, last.reading, now):
+                continue
+            if last and now and packets is not None and _explains(packets, last.reading, now):
                 found[rule] = last if packets else last._replace(reading=now)
-            else:
-                found[rule] = self._read(entry, family, name, suffix, deadline)
+                continue
+            new = self._read(entry, family, name, suffix, deadline)
+            # The kernel has the new number of a ruleset a moment before the new ruleset
+            # (nf_tables_commit): a rule is absent if two readings with that number lack it.
+            if new is not None or explained is not None:
+                found[rule] = new
         return found
 
     def _generation(self, entry: _NamespaceTables, deadline: float) -> int | None:
@@ -428,10 +434,9 @@ def _totals(
 
 def _explains(packets: int, last: RuleReading, now: RuleReading) -> bool:
     """Return True if the rule has refused exactly ``packets`` since ``last``, and logged each."""
-    if not packets:
-        return now.refused == last.refused
     grown, logged = now.refused.packets - last.refused.packets, now.logged - last.logged
-    return grown == logged == packets and now.overflow == last.overflow
+    has_grown = packets > 0 or now.refused == last.refused
+    return has_grown and grown == logged == packets and now.overflow == last.overflow
 
 
 def _table_counters(nftables: Nftables, family: str, table: str) -> dict[str, Count]:

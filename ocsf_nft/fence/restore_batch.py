@@ -99,10 +99,15 @@ _LISTING: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 
 class PackedStatements:
-    """Netlink messages in a compact form, about a twentieth: a service has them for each fence."""
+    """Netlink messages in a compact form, about a twentieth: a service has them for each fence.
+
+    The length of each payload must be a multiple of four bytes.
+    """
 
     def __init__(self, statements: Iterable[Statement]) -> None:
-        messages = (netlink.message(kind, flags, payload) for kind, flags, payload in statements)
+        messages = [netlink.message(kind, flags, payload) for kind, flags, payload in statements]
+        if any(len(each) % 4 for each in messages):
+            raise ValueError("a payload is not padded")
         self._data = zlib.compress(b"".join(messages))
 
     def unpack(self) -> tuple[Statement, ...]:

@@ -318,7 +318,8 @@ class StateDirectory:
         self._sysctls(name).unlink(missing_ok=True)
 
     def _sysctls(self, name: str) -> Path:
-        # Not a directory, as each sandbox has.
+        # A file of its own, so that a damaged record of a fence does not affect it. It is not a
+        # directory, as each sandbox has.
         return self.path / f"{name}.before"
 
 

@@ -19,7 +19,7 @@ from ocsf_nft.flows.overflow import FlowAggregate
 from ocsf_nft.state.change import PartKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import TypeAdapter
 
@@ -104,7 +104,7 @@ def restore(
             elif kind in KINDS:
                 key = Key(cast("Any", kind), data)
                 flow(key)
-                rule.counters.restore(key, FlowCounter(*_COUNTER.unpack(value)))
+                rule.counters.restore(key, _counter(_COUNTER.unpack(value)))
     except DAMAGE:
         account.rules.clear()
         raise
@@ -162,14 +162,21 @@ def _restored(account: SandboxAccount, name: str, state: Mapping[str, Any]) -> R
         setattr(rule, name_of, state[name_of])
     rule.counters.refused = Count(*state["refused"])
     rule.counters.in_sets = Count(*state["in_sets"])
-    rule.counters.overflow = FlowCounter(*state["overflow"])
-    rule.counters.evicted = FlowCounter(*state["evicted"])
+    rule.counters.overflow = _counter(state["overflow"])
+    rule.counters.evicted = _counter(state["evicted"])
     for kind, data in state.get("inherited", ()):  # absent if an older version stored the state
         rule.counters.inherited.add(Key(kind, bytes.fromhex(data)))
     for uid, flows, columns in state["by_user"]:
-        rule.by_user[uid] = FlowAggregate(FlowCounter(*columns), flows)
+        rule.by_user[uid] = FlowAggregate(_counter(columns), flows)
     rule.stored = _state(rule)
     return rule
+
+
+def _counter(columns: Sequence[int]) -> FlowCounter:
+    since_ns, last_ns, seen_packets, seen_bytes, unreported_packets, unreported_bytes = columns
+    return FlowCounter(
+        since_ns, last_ns, seen_packets, seen_bytes, unreported_packets, unreported_bytes
+    )
 
 
 def _json_of(opened: OpenIncident | FanOut) -> bytes:

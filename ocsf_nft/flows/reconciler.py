@@ -75,6 +75,8 @@ class Reconciler:
         self.unreported: set[Key] = set()
         #: Flows reported by a record; no reading has shown yet which counter has the packet.
         self.unread: set[Key] = set()
+        #: Those whose packets the counters have, as their total shows.
+        self.explained: frozenset[Key] = frozenset()
         #: Those whose packets the rule's earlier counters may have counted.
         self.inherited: set[Key] = set()
         #: Reported packets of inherited flows that the counters here have counted.
@@ -84,8 +86,9 @@ class Reconciler:
         self.expiry_ms: int | None = None
         #: Start of the last reading by the monotonic clock; None if it had packets without a place.
         self._settled_ms: int | None = None
-        #: Wall clock minus monotonic clock, in ns, at the last reading.
+        #: Wall clock minus monotonic clock, in ns, at the last reading, and its last change.
         self._clock_ns: int | None = None
+        self._step_ns = 0
         #: Packets that only the rule's total has, in the latest readings.
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
@@ -102,10 +105,15 @@ class Reconciler:
     def take_over(self, before: Reconciler) -> None:
         """Move the unread flows of the rule's old counters here: the new ones may count them.
 
-        An event has reported their packets. This prevents a second report.
+        An event has reported their packets. This prevents a second report. Flows whose packets the
+        old counters certainly have stay there.
         """
-        for key in list(before.unread):
-            counter = self.entries[key.kind][key.data] = before.entries[key.kind][key.data]
+        self._clock_ns = before._clock_ns
+        for key in before.unread - before.explained:
+            counter = before.entries[key.kind][key.data]
+            if counter.missed >= LAST_READINGS:  # another counter has it
+                continue
+            self.entries[key.kind][key.data] = counter
             counter.is_aggregated, counter.missed = False, 0
             self.unread.add(key)
             self.inherited.add(key)
@@ -130,8 +138,9 @@ class Reconciler:
     def check_clock(self, reading: Reading) -> bool:
         """Return True if the wall clock was set back before ``reading``, and reduce later times."""
         clock_ns = reading.began_ns - reading.began_ms * 1_000_000
-        was_set = self._clock_ns is not None and clock_ns < self._clock_ns - _CLOCK_NS
+        self._step_ns = 0 if self._clock_ns is None else clock_ns - self._clock_ns
         self._clock_ns = clock_ns
+        was_set = self._step_ns < -_CLOCK_NS
         if not was_set and reading.began_ns >= self.read_ns:
             return False
         for counters in self.entries.values():
@@ -204,7 +213,7 @@ class Reconciler:
     def _adopt(self, key: Key, counter: FlowCounter, element: Element, reading: Reading) -> None:
         # The reported packet of an inherited flow is in these counters, or in the old ones.
         self.inherited.discard(key)
-        last_ns = reading.began_ns - element.idle_ms * 1_000_000
+        last_ns = reading.began_ns - self._step_ns - element.idle_ms * 1_000_000
         is_later = last_ns > counter.last_ns + MAX_CLOCK_DIFFERENCE_NS
         if counter.missed or (element.packets == 1 and is_later):  # all packets here came later
             counter.mark_reported(counter.unreported_packets, counter.unreported_bytes)
@@ -220,8 +229,6 @@ class Reconciler:
             # Its packet came before the reading, so another element counted it. Two readings must
             # lack it, because the kernel may omit an element while it enlarges its table.
             counter.missed += counter.last_ns < reading.began_ns
-            if key in self.inherited and counter.missed >= LAST_READINGS:
-                self.drop(key)  # the earlier counters have it
         elif counter.unreported_packets < 1 and (
             counter.may_have_expired(reading) or len(self.entries[key.kind]) > _CROWDED
         ):
@@ -329,12 +336,15 @@ class Reconciler:
             counter = self.entry(key)
             if counter is None or counter.missed < LAST_READINGS:
                 continue
+            packets = -counter.unreported_packets
+            if key in self.inherited:
+                self._settle_inherited(key, counter, packets)
+                continue
             unlogged = unlogged or UnloggedFlows(
                 (each, there)
                 for each in self.unreported
                 if (there := self.entry(each)) is not None and is_unlogged(each)
             )
-            packets = -counter.unreported_packets
             candidates = [*self.other_counters(key), *unlogged.find(packets, key)]
             enough = (each for each in candidates if each[1].unreported_packets >= packets)
             # At the end, or after eight readings: take the first of the other counters. Before
@@ -342,10 +352,27 @@ class Reconciler:
             is_last = closing or counter.missed > READINGS
             other_key, other = next(enough, candidates[0] if is_last else (None, None))
             if other is not None:
-                unreported = Count(counter.unreported_packets, counter.unreported_bytes)
-                other.grow_by(unreported, other.last_ns)
-                self.touched.update(() if other_key is None else (other_key,))
-                self.drop(key)
+                self._move(key, counter, other_key, other)
+
+    def _settle_inherited(self, key: Key, counter: FlowCounter, packets: int) -> None:
+        """Remove an inherited flow that these counters lack: the earlier ones have its packets.
+
+        But if its set has no free slot, another element here has them.
+        """
+        for other_key, other in self.other_counters(key):
+            if other_key is not None and other.unreported_packets >= packets:
+                self.adopted_packets += packets
+                self._move(key, counter, other_key, other)
+                return
+        self.drop(key)
+
+    def _move(
+        self, key: Key, counter: FlowCounter, other_key: Key | None, other: FlowCounter
+    ) -> None:
+        unreported = Count(counter.unreported_packets, counter.unreported_bytes)
+        other.grow_by(unreported, other.last_ns)
+        self.touched.update(() if other_key is None else (other_key,))
+        self.drop(key)
 
 
 class UnloggedFlows:

@@ -88,6 +88,8 @@ class RuleAccount:
         #: Flows of records whose packets may be in an aggregated report, with the number of
         #: readings by then.
         self._waiting: dict[Key, int] = {}
+        #: Unread flows at the last call of :meth:`explained_packets`.
+        self._asked: frozenset[Key] = frozenset()
         #: Records since the last reading of the flows, and how many of them began a new flow.
         self._records = self._new_flows = 0
         self._fan_outs = FanOuts(counter_id, self.opened)
@@ -162,6 +164,7 @@ class RuleAccount:
                 each.limit_times(reading.ended_ns)
         if found.elements is not None:
             self._records = self._new_flows = 0
+            self.counters.explained = frozenset()
         before = self.counters.overflow.unreported_packets
         for grown in self.counters.observe(found, reading):
             for key, counter, packets, is_new in grown:
@@ -173,10 +176,13 @@ class RuleAccount:
             yield
         if self.counters.overflow.unreported_packets != before:
             self._overflow_report.set_growing()
+        # A balance requested now must include everything that the readings have shown.
+        self._move_records(closing=False)
+
+    def _move_records(self, *, closing: bool) -> None:
+        self.counters.move_records(self._is_unlogged, closing=closing)
         self.reported += self.counters.adopted_packets
         self.counters.adopted_packets = 0
-        # A balance requested now must include everything that the readings have shown.
-        self.counters.move_records(self._is_unlogged, closing=False)
 
     def _add_to_scan(self, key: Key, time_ns: int) -> None:
         if self.counter_id.rule in _OUTBOUND:
@@ -193,7 +199,14 @@ class RuleAccount:
             return None
         # The records' events report the packets of new flows. Only a reading shows how many
         # packets of other flows came, and when.
-        return unread if self._records == self._new_flows == unread else None
+        if not self._records == self._new_flows == unread:
+            return None
+        self._asked = frozenset(self.counters.unread)
+        return unread
+
+    def note_explained(self) -> None:
+        """Note that the total has grown by the result of :meth:`explained_packets`."""
+        self.counters.explained = self._asked
 
     def is_active(self) -> bool:
         """Return True if an event may become due without a new packet."""
@@ -229,7 +242,7 @@ class RuleAccount:
         """
         if self.counters.find_evicted(closing=closing):
             self._evicted_report.set_growing()
-        self.counters.move_records(self._is_unlogged, closing=closing)
+        self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
         for key in sorted(self.counters.unreported):
             yield from self._due(key, now_ns, closing=closing, record_wait_ns=record_wait_ns)

@@ -103,6 +103,8 @@ class SandboxAccount:
 
         Yields None after each step, so that the caller can run other tasks.
         """
+        for rule in reading.explained:
+            self.rules[rule].note_explained()
         # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
         for rule, epoch in reading.epochs.items():
@@ -112,7 +114,8 @@ class SandboxAccount:
                 begun_ns = since_ns if before is None else before.counters.read_ns
                 self.rules[rule] = account = self.new_rule_account(rule, epoch, begun_ns=begun_ns)
                 if before is not None:
-                    account.counters.take_over(before.counters)
+                    if _boot(before.counter_id.epoch) == _boot(epoch):
+                        account.counters.take_over(before.counters)
                     self._ended.append(before)
             yield from account.observe(reading.rules[rule], reading)
 
@@ -216,6 +219,11 @@ class SandboxAccount:
             )
             for _, account in sorted(self.rules.items())
         )
+
+
+def _boot(epoch: str) -> str:
+    """Return the boot id, with which the text of counters begins."""
+    return epoch.partition(":")[0]
 
 
 def _name(record: Record) -> str:

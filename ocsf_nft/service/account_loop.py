@@ -211,8 +211,10 @@ class AccountLoop:
     async def _refresh(self) -> None:
         async with self._reading:
             # After a long pause was planned, the sockets are closed: this opens them.
-            if not self.schedule.early_seconds or self.schedule.is_idle:
-                unchanged = {name: each for name, each in self._explained().items() if not each}
+            explained = self._explained()
+            is_new = not self.schedule.early_seconds or self.schedule.is_idle
+            if is_new or any(explained.values()):
+                unchanged = {name: each for name, each in explained.items() if not each}
                 await self._read(unchanged)
         if self._account.is_active():
             self.request_reading()

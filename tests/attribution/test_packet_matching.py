@@ -298,12 +298,30 @@ def test_first_of_many_senders_of_similar_packets_is_evicted() -> None:
 
 
 def test_old_packets_are_removed() -> None:
-    found = stored(call(7, NOW), call(8, NOW + 1, source_port=9))
-    found.remove_old(NOW - 1)
+    found = stored(call(7, NOW - 3), call(8, NOW - 2, source_port=9))
+    found.remove_old(NOW - 4)
     assert len(found._by_key) == 2
-    found.remove_old(NOW)
-    assert senders(found, record(NOW + 2, source_port=9), since_ns=NOW + 1) == [({8}, True)]
+    found.remove_old(NOW - 3)
     assert senders(found, record(NOW)) == [None]
-    found.remove_old(NOW + 1)
+    found.add(call(9, NOW, source_port=8))
+    assert senders(found, record(NOW, source_port=9)) == [({8}, True)]
+    found.remove_old(NOW)
     assert not found._by_key
     assert found._number == 0
+
+
+def test_removal_of_an_old_packet_leaves_later_senders_certain() -> None:
+    found = stored(call(7, NOW), call(8, NOW + 600 * SECOND, source_port=9))
+    found.remove_old(NOW + 480 * SECOND)
+    late = record(NOW + 600 * SECOND, source_port=9)
+    now_ns = NOW + 600 * SECOND
+    (match,) = found.matches(logged(late, now_ns=now_ns, since_ns=NOW - 1))
+    assert match is not None
+    assert match.is_sender
+    early = record(NOW + 479 * SECOND, source_port=9)  # its sender may have been removed
+    found = stored(call(7, NOW), call(8, NOW + 600 * SECOND, source_port=9))
+    found.remove_old(NOW + 480 * SECOND)
+    (logged_early,) = logged(early, now_ns=now_ns, since_ns=NOW - 1)
+    (match,) = found.matches([logged_early._replace(stamp_ns=early.time_ns)])
+    assert match is not None
+    assert not match.is_sender

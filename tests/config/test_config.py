@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -220,3 +223,9 @@ def test_missing_or_invalid_file_is_one_sentence(tmp_path: Path) -> None:
         broken.write_bytes(content)
         with pytest.raises(UsageError, match="is not TOML"):
             config.load(broken)
+
+
+def test_schema_needs_no_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "ocsf_nft", "config", "--schema"]
+    found = json.loads(subprocess.check_output(command))
+    assert "sandbox" in found["properties"]

@@ -98,7 +98,7 @@ def on_demand(account: SandboxAccount, found: Reading) -> Reading:
         elif packets and before.packets + packets == of_rule.refused.packets:
             del rules[name]
     epochs = {name: found.epochs[name] for name in rules}
-    return replace(found, rules=rules, epochs=epochs)
+    return replace(found, rules=rules, epochs=epochs, explained=found.rules.keys() - rules.keys())
 
 
 def attempts(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[Attempt]:

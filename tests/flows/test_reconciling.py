@@ -18,6 +18,7 @@ from tests.flows.reading import (
     changes,
     key,
     observe,
+    on_demand,
     reading,
     record,
     tcp,
@@ -373,3 +374,51 @@ def test_packet_of_old_counters_is_never_taken_from_another_counter(
         observe(each, _renewed({}, 4, overflow=1))
         assert [every.packets for every in attempts(_due(each, 5, closing=True))] == [1]
         assert _balance(each) == (2, 0, 0)
+
+
+def test_packet_that_the_old_total_had_is_not_one_of_the_new_counters(
+    logged: SandboxAccount,
+) -> None:
+    explained = logged.explained_packets(NOW_MS)
+    assert explained == {RULE: 2}
+    observe(logged, on_demand(logged, reading({key(tcp(1)): 1, key(tcp(2)): 1})))
+    observe(logged, reading({key(tcp(1)): 3}, NOW + SECOND, epoch="boot:2", idle_ms=900))
+    assert sum(each.packets for each in attempts(_due(logged, 3, closing=True))) == 3
+    assert _balance(logged) == (3, 0, 0)
+
+
+def test_packet_without_a_slot_in_new_counters_is_reported_once(account: SandboxAccount) -> None:
+    assert account.record(record(tcp(1)), SECOND) is not None
+    for second in range(1, 14):
+        found = reading({WITHOUT_SLOT: 1}, NOW + second * SECOND, epoch="boot:2")
+        observe(account, found)
+        assert attempts(_due(account, second)) == []
+    assert _balance(account) == (1, 0, 0)
+
+
+def test_packet_without_a_slot_in_old_counters_is_reported_once(account: SandboxAccount) -> None:
+    assert account.record(record(tcp(1)), SECOND) is not None
+    for second in (1, 2):
+        observe(account, reading({WITHOUT_SLOT: 1}, NOW + second * SECOND))
+    observe(account, reading({}, NOW + 3 * SECOND, epoch="boot:2"))
+    assert attempts(_due(account, 3)) == []
+    assert _balance(account) == (0, 0, 0)
+
+
+def test_no_packet_of_an_earlier_boot_is_in_new_counters(account: SandboxAccount) -> None:
+    assert account.record(record(tcp(1)), SECOND) is not None
+    observe(account, reading({key(tcp(1)): 2}, NOW + SECOND, epoch="later:1", idle_ms=999))
+    assert sum(each.packets for each in attempts(_due(account, 3, closing=True))) == 2
+
+
+@pytest.mark.parametrize(("step_s", "idle_ms", "new"), [(2, 500, 0), (-2, 0, 1)])
+def test_clock_step_does_not_change_which_counters_have_a_packet(
+    account: SandboxAccount, step_s: int, idle_ms: int, new: int
+) -> None:
+    at_ms = NOW_MS + 700
+    assert account.record(record(tcp(1), at_ns=NOW + SECOND // 5), SECOND) is not None
+    at_ns = at_ms * 1_000_000 + step_s * SECOND
+    found = reading({key(tcp(1)): 1}, at_ns, at_ms=at_ms, idle_ms=idle_ms, epoch="boot:2")
+    observe(account, found)
+    assert sum(each.packets for each in attempts(_due(account, 3, closing=True))) == new
+    assert _balance(account) == (1, 0, 0)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flows import incidents
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from tests.flows.kernel_model import RULE, START_NS, Kernel, Packet, stamped
+from tests.flows.kernel_model import START_NS, Kernel, Packet, stamped
 from tests.flows.reading import changes, on_demand
 from tests.flows.stored import FILE, AccountFile
 
@@ -247,10 +247,10 @@ class Reported(RuleBasedStateMachine):
 
     def _observe(self, reading: Reading, *, is_complete: bool = False) -> None:
         found = reading if is_complete else on_demand(self.account, reading)
-        if RULE not in found.rules:  # its flows were not read, because log records explain them
-            return
         for _ in self.account.observe(found):
             pass
+        if found.explained:  # the flows were not read
+            return
         # In one transaction, as a service does it.
         self._process(list(self.account.due_of_ended(self.kernel.now_ns)))
         self.has_reading = True

@@ -210,7 +210,9 @@ class OverTime(RuleBasedStateMachine):
 
         reading = self.kernel.read(between)
         found = reading if is_complete else on_demand(self.account, reading)
-        if RULE not in found.rules:  # its flows were not read, because log records explain them
+        if found.explained:  # the flows were not read
+            for _ in self.account.observe(found):
+                pass
             return
         for number, flow in enumerate(self.flows):
             (kind, _), *_ = keys(FLOWS[number].record(0, 0))

@@ -287,6 +287,7 @@ def test_rule_is_left_out_only_if_log_records_explain_its_growth(
     for _ in range(2):  # the number is that since the last reading of the flows
         found = reader.read({**unchanged, "egress": 2})
         assert found.rules.keys() == found.epochs.keys() == first.rules.keys() - {"egress"}
+        assert found.explained == ["egress"]
     egress = reader.read({**unchanged, "egress": other}).rules["egress"]
     assert egress.refused.packets == first.rules["egress"].refused.packets + 2
     assert accounted(egress) == egress.refused.packets

@@ -42,7 +42,7 @@ _PROTOCOLS: Final = {
 }
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them."""
 

@@ -99,7 +99,7 @@ class _Rejection:
     is_final: bool
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Nats(Sink):
     """Sink that publishes events to a NATS subject, and waits until a stream has stored them."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.parquet_files import File, Maker
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Parquet(Sink):
     """Sink that stores events as Parquet files, one for each class and day of the events."""
 
