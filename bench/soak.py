@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from bench import command, host, soak_works, stage
@@ -33,6 +33,7 @@ _MINUTES: Final = 30.0
 _LEAST_MINUTES: Final = 15.0
 _SETTLE_S: Final = 30.0
 _CALM_S: Final = 60.0
+_SAMPLE_S: Final = 2.0
 #: Time for which the kernel keeps a flow, and some more.
 _FLOW_S: Final = 630.0
 #: What the service may use more at the end than at the begin.
@@ -161,9 +162,14 @@ def _soaking(number: int) -> Iterator[Soak]:
 def _idle(soak: Soak) -> tuple[Use, float]:
     service = soak.running()
     begin, began = host.use(service), time.monotonic()
-    time.sleep(_CALM_S)
-    end = host.use(service)
-    return end, 100 * (end.cpu_s - begin.cpu_s) / (time.monotonic() - began)
+    descriptors = begin.descriptors
+    while time.monotonic() < began + _CALM_S:
+        time.sleep(_SAMPLE_S)
+        # A reading that goes on has some sockets more.
+        descriptors = min(descriptors, host.use(service).descriptors)
+    end, ended = host.use(service), time.monotonic()
+    percent = 100 * (end.cpu_s - begin.cpu_s) / (ended - began)
+    return replace(end, descriptors=descriptors), percent
 
 
 def _round(soak: Soak, ending: float) -> None:
