@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import errno
 import itertools
-import operator
-import struct
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft import netlink, nfnetlink, userns
+from ocsf_nft import userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence.counter_elements import ElementParser
+from ocsf_nft.fence import rule_counters
 from ocsf_nft.flow import (
-    KINDS,
-    Count,
-    Element,
-    Kind,
     Reading,
     RuleReading,
     account_name,
@@ -31,48 +25,20 @@ from ocsf_nft.flow import (
     map_uids,
 )
 from ocsf_nft.netns import Namespace, call_beside
-from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables, Query
+from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
+    from ocsf_nft.fence.rule_counters import RuleCounters
     from ocsf_nft.fence.spec import TableId, Tables
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.userns import UserIdMap
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-# include/uapi/linux/netfilter/nf_tables.h
-_NFT_MSG_GETTABLE: Final = 1
-_NFT_MSG_GETSET: Final = 10
-_NFT_MSG_GETSETELEM: Final = 13
-_NFT_MSG_GETOBJ: Final = 19
-_NFTA_TABLE_NAME: Final = 1
-_NFTA_TABLE_HANDLE: Final = 4
-_NFTA_TABLE: Final = 1  # of sets, their elements and objects alike; so is the name
-_NFTA_NAME: Final = 2
-_NFTA_SET_TIMEOUT: Final = 11
-_NFTA_SET_HANDLE: Final = 16
-_NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
-_NFTA_OBJ_TYPE: Final = 3
-_NFTA_OBJ_DATA: Final = 4
-_NFTA_OBJ_HANDLE: Final = 6
-_NFTA_COUNTER_BYTES: Final = 1
-_NFTA_COUNTER_PACKETS: Final = 2
-_NFT_OBJECT_COUNTER: Final = 1
-
-#: Counters of each rule: the last one includes the one before, so it is read later.
-_COUNTERS: Final = ("logged", "overflow", "refused")
-#: Far more counters than a table of a fence has.
-_MAX_COUNTERS: Final = 1000
-#: Length of the keys (ocsf_nft.flow) and size of the sets (accounting.nft).
-_KEY_BYTES: Final[Mapping[Kind, int]] = {"flows4": 16, "flows6": 28, "others": 12}
-_SIZES: Final[Mapping[Kind, int]] = {"flows4": 16_384, "flows6": 16_384, "others": 1_024}
-#: The kernel continues a list by position, so it sends at most as many elements as the set can
-#: have, with repetitions. A list of more than twice that size is not from a set of ours.
-_MAX_FACTOR: Final = 2
 _TRIES: Final = 3
 _READ_SECONDS: Final = 10.0
 #: Temporary errors: the request can be repeated.
@@ -81,8 +47,6 @@ _TEMPORARY: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENO
 _MISSING_FEATURE: Final = frozenset(
     {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.EPROTONOSUPPORT}
 )
-_NUMBER32: Final = struct.Struct("!I")
-_DATA: Final = operator.attrgetter("data")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,30 +67,6 @@ class _NamespaceTables:
     generation: int | None = field(default=None)
 
 
-class _Snapshot(NamedTuple):
-    """Totals of one rule's counters at one time, without the counters of single flows."""
-
-    #: The kernel's numbers of the table, its sets and its counters. The kernel never reuses the
-    #: number of a table, and no other number in the same table. If two snapshots have equal
-    #: numbers, nothing was deleted between them.
-    handles: tuple[int, ...]
-    timeouts_ms: Mapping[Kind, int]
-    logged: Count
-    overflow: Count
-    refused: Count
-
-
-class _RuleCounters(NamedTuple):
-    """Reading of one rule's counters, with a text that changes if they are created again."""
-
-    epoch: str
-    reading: RuleReading
-
-
-class _ReplacedError(Exception):
-    """Error: another process deleted or replaced the counters while they were read."""
-
-
 class Counters:
     """Reader of the packet counters of an installed fence.
 
@@ -142,7 +82,7 @@ class Counters:
         self._beside: socket.socket | None = None
         #: Last reading of each rule with its flows, but without these flows; None of a rule that
         #: has no counters or sets.
-        self._latest: dict[str, _RuleCounters | None] = {}
+        self._latest: dict[str, RuleCounters | None] = {}
         spec = installed.spec
         self._namespaces = [
             _NamespaceTables(
@@ -218,7 +158,7 @@ class Counters:
         """
         began_ns, began_ms = time.time_ns(), time.monotonic_ns() // 1_000_000
         deadline = time.monotonic() + _READ_SECONDS
-        found: dict[str, _RuleCounters | None] = {}
+        found: dict[str, RuleCounters | None] = {}
         generations: list[int | None] = []
         for entry in self._namespaces:
             # Before the counters are read: a change during the reading is seen by the next one.
@@ -254,7 +194,7 @@ class Counters:
         table: TableId,
         explained: Mapping[str, int] | None,
         deadline: float,
-    ) -> dict[str, _RuleCounters | None]:
+    ) -> dict[str, RuleCounters | None]:
         """Read the counters of a table's rules; the last reading of a rule with explained packets.
 
         ``explained`` is the argument of :meth:`read`; None if the ruleset has changed.
@@ -262,7 +202,7 @@ class Counters:
         family, name = table
         suffixes = _suffixes(entry.tables[table])
         totals = self._totals(entry, family, name, suffixes, deadline) if explained else {}
-        found: dict[str, _RuleCounters | None] = {}
+        found: dict[str, RuleCounters | None] = {}
         for rule, suffix in suffixes.items():
             last, packets = self._latest.get(rule), (explained or {}).get(rule)
             now = totals.get(rule)
@@ -310,10 +250,10 @@ class Counters:
         nftables = self._open(entry)
         nftables.deadline = deadline
         try:
-            return _totals(nftables, family, table, suffixes)
+            return rule_counters.read_totals(nftables, family, table, suffixes)
         except InterruptedDumpError:  # the caller reads one rule after the other
             return {}
-        except _CrowdedError:
+        except rule_counters.CrowdedError:
             _close(entry)  # the rest of the list may still arrive
             return {}
         except OSError as error:
@@ -327,7 +267,7 @@ class Counters:
 
     def _read(
         self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
-    ) -> _RuleCounters | None:
+    ) -> RuleCounters | None:
         """Read one rule's counters and flows; return None if they are missing.
 
         ``rule`` is the suffix of the counters' names in nftables. ``deadline`` is a time of
@@ -337,9 +277,9 @@ class Counters:
             try:
                 nftables = self._open(entry)  # again after an error
                 nftables.deadline = deadline
-                found = _Rule(nftables, family, table, rule).read()
+                found = rule_counters.RuleReader(nftables, family, table, rule).read()
                 return None if found is None else self._localize(entry, found)
-            except _ReplacedError:
+            except rule_counters.ReplacedError:
                 continue
             except OSError as error:
                 _close(entry)
@@ -352,7 +292,7 @@ class Counters:
             f"the counters of rule {rule} in {entry.namespace} are replaced again and again"
         )
 
-    def _localize(self, entry: _NamespaceTables, found: _RuleCounters) -> _RuleCounters:
+    def _localize(self, entry: _NamespaceTables, found: RuleCounters) -> RuleCounters:
         """Return a reading with the boot id in its epoch, and with converted user ids.
 
         The boot id makes the epoch unique across reboots. ``entry.users`` converts user ids to this
@@ -400,10 +340,6 @@ class Counters:
         return nftables
 
 
-class _CrowdedError(Exception):
-    """Error: a table has far more counters than a fence's table."""
-
-
 def _suffixes(rules: Collection[str]) -> dict[str, str]:
     """Return the suffixes of the counters' names of some rules, by the rules' account names."""
     # Both modes, if the fence has changed between enforcing and permissive.
@@ -413,149 +349,11 @@ def _suffixes(rules: Collection[str]) -> dict[str, str]:
     }
 
 
-def _totals(
-    nftables: Nftables, family: str, table: str, suffixes: Mapping[str, str]
-) -> dict[str, RuleReading]:
-    """Return the totals of a table's rules, without their flows."""
-    counts = _table_counters(nftables, family, table)
-    found = {}
-    for rule, suffix in suffixes.items():
-        logged, overflow, refused = (counts.get(f"{each}_{suffix}") for each in _COUNTERS)
-        if logged is not None and overflow is not None and refused is not None:
-            found[rule] = RuleReading(
-                refused_before=refused,
-                refused=refused,
-                overflow=overflow,
-                logged=logged.packets,
-                elements=None,
-            )
-    return found
-
-
 def _explains(packets: int, last: RuleReading, now: RuleReading) -> bool:
     """Return True if the rule has refused exactly ``packets`` since ``last``, and logged each."""
     grown, logged = now.refused.packets - last.refused.packets, now.logged - last.logged
     has_grown = packets > 0 or now.refused == last.refused
     return has_grown and grown == logged == packets and now.overflow == last.overflow
-
-
-def _table_counters(nftables: Nftables, family: str, table: str) -> dict[str, Count]:
-    counters = _name(_NFTA_TABLE, table) + netlink.attribute(
-        _NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)
-    )
-    found = {}
-    dump = nftables.dump(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], counters)
-    for number, message in enumerate(dump):
-        if number > _MAX_COUNTERS:  # another process has added them
-            raise _CrowdedError
-        attributes = {kind: bytes(value) for kind, value in netlink.attributes(message)}
-        name = attributes.get(_NFTA_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
-        found[name] = _count(attributes)
-    return found
-
-
-class _Rule:
-    """Reader of the counters and sets of one rule, over an open netlink socket."""
-
-    def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
-        self._nftables = nftables
-        self._family = nfnetlink.FAMILIES[family]
-        self._table = table
-        self._rule = rule
-
-    def read(self) -> _RuleCounters | None:
-        """Return the values of the rule's counters, and its flows; None if they don't exist.
-
-        The epoch is unique until the next boot. Raises _ReplacedError if the counters were deleted
-        during the read.
-        """
-        before = self._snapshot()
-        if before is None:
-            return None
-        elements = {kind: self._elements(kind, before.timeouts_ms[kind]) for kind in KINDS}
-        after = self._snapshot()
-        if after is None or after.handles != before.handles:
-            raise _ReplacedError
-        reading = RuleReading(
-            refused_before=before.refused,
-            refused=after.refused,
-            overflow=after.overflow,
-            logged=before.logged.packets,
-            elements=elements,
-        )
-        # Without the sets: if a set is created again, the total stays, and so does the account.
-        numbers = self._nftables.cookie, before.handles[0], before.handles[-1]
-        return _RuleCounters(":".join(map(str, numbers)), reading)
-
-    def _snapshot(self) -> _Snapshot | None:
-        kind = netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER))
-        requests = [
-            (_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table)),
-            *((_NFT_MSG_GETSET, self._object_name(each)) for each in KINDS),
-            # The overflow first: ``refused``, which is read later, includes it.
-            *((_NFT_MSG_GETOBJ, self._object_name(each) + kind) for each in _COUNTERS),
-        ]
-        try:
-            table, *found, logged, overflow, refused = self._nftables.queries(
-                [Query(each, self._family, attributes) for each, attributes in requests]
-            )
-        except FileNotFoundError:
-            return None
-        sets = dict(zip(KINDS, found, strict=True))
-        return _Snapshot(
-            handles=(
-                _number(table, _NFTA_TABLE_HANDLE),
-                *(_number(found, _NFTA_SET_HANDLE) for found in sets.values()),
-                _number(overflow, _NFTA_OBJ_HANDLE),
-                _number(refused, _NFTA_OBJ_HANDLE),
-            ),
-            timeouts_ms={kind: _number(found, _NFTA_SET_TIMEOUT) for kind, found in sets.items()},
-            logged=_count(logged),
-            overflow=_count(overflow),
-            refused=_count(refused),
-        )
-
-    def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the elements of one of the rule's nftables sets: flows with their packet counts.
-
-        ``kind`` selects the set, such as ``flows4``. The kernel deletes a flow after ``timeout_ms``
-        without packets; each flow's idle time is computed from this timeout.
-        """
-        # The kernel sends a set in parts, and stores only its position (nf_tables_api.c). If
-        # elements are added or expire between two parts, it may repeat or omit others without
-        # notice. The last value of a repeated element counts. An omitted element's packets are in
-        # the rule's total, and a later reading has the element again.
-        elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
-        found: dict[bytes, Element] = {}
-        # A change of the ruleset interrupts a dump. Another process can interrupt every dump: the
-        # flows of all dumps are returned.
-        for _ in range(_TRIES):
-            elements.seen = 0
-            try:
-                self._collect(kind, elements, found)
-                break
-            except InterruptedDumpError:
-                continue
-            except FileNotFoundError as error:
-                raise _ReplacedError from error
-        return tuple(found.values())
-
-    def _collect(self, kind: Kind, elements: ElementParser, found: dict[bytes, Element]) -> None:
-        limit = _MAX_FACTOR * _SIZES[kind]
-        dump = self._nftables.dump(_NFT_MSG_GETSETELEM, self._family, self._object_name(kind))
-        for message in dump:
-            for attribute, payload in netlink.attributes(message):
-                if attribute == _NFTA_SET_ELEM_LIST_ELEMENTS:
-                    parsed = elements.parse(payload)
-                    found.update(zip(map(_DATA, parsed), parsed, strict=True))
-            if elements.seen > limit:
-                raise FenceError(
-                    f"the set {kind}_{self._rule} has more than {limit} elements, so it is not "
-                    "a set of a fence: install the fence again"
-                )
-
-    def _object_name(self, prefix: str) -> bytes:
-        return _name(_NFTA_TABLE, self._table) + _name(_NFTA_NAME, f"{prefix}_{self._rule}")
 
 
 def _close(entry: _NamespaceTables) -> None:
@@ -578,19 +376,3 @@ def _unreadable(namespace: Namespace, error: OSError) -> FenceError | Unsupporte
     return FenceError(
         f"the counters in {namespace} can't be read: {error.strerror or 'the kernel is too slow'}"
     )
-
-
-def _name(kind: int, name: str) -> bytes:
-    return netlink.attribute(kind, name.encode("ascii") + b"\0")
-
-
-def _number(attributes: Mapping[int, bytes], kind: int) -> int:
-    return int.from_bytes(attributes.get(kind, b""), "big")
-
-
-def _count(counter: Mapping[int, bytes]) -> Count:
-    data = {
-        kind: bytes(value)
-        for kind, value in netlink.attributes(memoryview(counter.get(_NFTA_OBJ_DATA, b"")))
-    }
-    return Count(_number(data, _NFTA_COUNTER_PACKETS), _number(data, _NFTA_COUNTER_BYTES))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import counters
+from ocsf_nft.fence import rule_counters
 from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.flow import Count, Element
 from ocsf_nft.nfnetlink import InterruptedDumpError, Query
@@ -196,7 +196,7 @@ class Kernel:
 
 
 def flows4(kernel: Kernel) -> list[tuple[bytes, int]]:
-    found = counters._Rule(kernel, "inet", "ocsf_nft", "egress").read()  # type: ignore[arg-type]
+    found = rule_counters.RuleReader(kernel, "inet", "ocsf_nft", "egress").read()  # type: ignore[arg-type]
     assert found is not None
     assert found.reading.elements is not None
     return [(one.data[:1], one.packets) for one in found.reading.elements["flows4"]]
@@ -235,12 +235,12 @@ def test_foreign_elements_count_towards_the_limit() -> None:
 
 
 def test_table_that_is_replaced_during_a_reading_is_not_mixed_with_the_previous_one() -> None:
-    with pytest.raises(counters._ReplacedError):
+    with pytest.raises(rule_counters.ReplacedError):
         flows4(Kernel([[element(_A, 1)]], handles=(1, 2)))
 
 
 def test_total_is_read_before_and_after_the_elements() -> None:
-    found = counters._Rule(
+    found = rule_counters.RuleReader(
         Kernel([[element(_A, 1)]]),  # type: ignore[arg-type]
         "inet",
         "ocsf_nft",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import counters
+from ocsf_nft.fence import counters, rule_counters
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.flow import Count, RuleReading
 from ocsf_nft.nfnetlink import InterruptedDumpError
@@ -39,9 +39,9 @@ def test_counters_that_are_replaced_in_each_of_three_readings_are_an_error(
     def read(_: Any) -> NoReturn:
         nonlocal readings
         readings += 1
-        raise counters._ReplacedError
+        raise rule_counters.ReplacedError
 
-    monkeypatch.setattr(counters._Rule, "read", read)
+    monkeypatch.setattr(rule_counters.RuleReader, "read", read)
     monkeypatch.setattr(Counters, "_open", lambda *_: SimpleNamespace(generation=lambda: 1))
     with pytest.raises(FenceError, match="are replaced again and again"):
         Counters(INSTALLED).read()
@@ -58,8 +58,8 @@ def test_set_that_changes_in_each_of_three_readings_is_returned_as_it_was_read(
         elements.seen += 9
         raise InterruptedDumpError
 
-    monkeypatch.setattr(counters._Rule, "_collect", collect)
-    rule = counters._Rule(SimpleNamespace(), "inet", "ocsf_nft", "egress")  # type: ignore[arg-type]
+    monkeypatch.setattr(rule_counters.RuleReader, "_collect", collect)
+    rule = rule_counters.RuleReader(SimpleNamespace(), "inet", "ocsf_nft", "egress")  # type: ignore[arg-type]
     assert rule._elements("flows4", 1) == ()
     assert seen == [0, 0, 0]  # the limit is of each reading
 

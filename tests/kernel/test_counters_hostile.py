@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import counters, installer, ruleset
+from ocsf_nft.fence import counters, installer, rule_counters, ruleset
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.nft import load
 from ocsf_nft.flow import Count
@@ -160,14 +160,14 @@ def test_tables_that_are_replaced_all_the_time_are_read_or_an_error(
 
 def _before_each_set(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Call ``act`` before each reading of the elements of the set flows4_egress."""
-    collect = counters._Rule._collect
+    collect = rule_counters.RuleReader._collect
 
     def collected(rule: Any, kind: Kind, *more: Any) -> None:
         if (kind, rule._rule) == ("flows4", "egress"):
             act()
         collect(rule, kind, *more)
 
-    monkeypatch.setattr(counters._Rule, "_collect", collected)
+    monkeypatch.setattr(rule_counters.RuleReader, "_collect", collected)
 
 
 def test_counters_replaced_in_each_of_three_readings_are_an_error(

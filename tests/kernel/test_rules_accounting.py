@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import pytest
 
-from ocsf_nft.fence import counters
+from ocsf_nft.fence import rule_counters
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
@@ -227,5 +227,5 @@ def _fill(bench: Bench, kind: str, elements: Iterator[str]) -> None:
     namespace = bench.lab.sandbox_namespace
     name = f"inet ocsf_nft {kind}_egress"
     conftest.nft(namespace, "flush", "set", *name.split())
-    listed = ", ".join(itertools.islice(elements, counters._SIZES[cast("Kind", kind)]))
+    listed = ", ".join(itertools.islice(elements, rule_counters.SIZES[cast("Kind", kind)]))
     conftest.load(namespace, f"add element {name} {{ {listed} }}\n")

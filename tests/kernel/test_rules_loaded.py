@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.fence import counters, nft, ruleset
+from ocsf_nft.fence import nft, rule_counters, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import KINDS
@@ -91,7 +91,7 @@ def test_counting_sets_have_the_size_and_timeout_of_their_readers(
     found = list(loaded.named(rf"({'|'.join(KINDS)})_.*"))
     assert len(found) == len(KINDS) * len(loaded.rules)
     for name, each in found:
-        assert each["size"] == counters._SIZES[cast("Kind", name[1])], each["name"]
+        assert each["size"] == rule_counters.SIZES[cast("Kind", name[1])], each["name"]
         assert each["timeout"] * 1000 == flow_counter.ELEMENT_TIMEOUT_MS, each["name"]
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
         assert each["stmt"] == [{"counter": None}]
@@ -106,7 +106,7 @@ def test_log_budgets_outlast_their_refill(
     for name, each in found:
         burst = _OTHER_BURST if name[1] == "_others" else _FLOW_BURST
         assert 2 * burst <= each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
-        assert each["size"] == counters._SIZES[sizes[name[1]]]  # type: ignore[index]
+        assert each["size"] == rule_counters.SIZES[sizes[name[1]]]  # type: ignore[index]
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
 
 
