@@ -105,13 +105,16 @@ class Reconciler:
     def take_over(self, before: Reconciler) -> None:
         """Move the unread flows of the rule's old counters here: the new ones may count them.
 
-        An event has reported their packets. This prevents a second report. Flows whose packets the
-        old counters certainly have stay there.
+        An event has reported their packets. This prevents a second report. It is not needed if the
+        old counters certainly have the packets.
         """
         self._clock_ns = before._clock_ns
-        for key in before.unread - before.explained:
+        for key in list(before.unread):
             counter = before.entries[key.kind][key.data]
-            if counter.missed >= LAST_READINGS:  # another counter has it
+            if key in before.explained:
+                before.drop(key)
+                continue
+            if counter.missed >= LAST_READINGS:  # another one of the old counters has it
                 continue
             self.entries[key.kind][key.data] = counter
             counter.is_aggregated, counter.missed = False, 0

@@ -422,3 +422,14 @@ def test_clock_step_does_not_change_which_counters_have_a_packet(
     observe(account, found)
     assert sum(each.packets for each in attempts(_due(account, 3, closing=True))) == new
     assert _balance(account) == (1, 0, 0)
+
+
+def test_old_total_with_new_flows_hides_no_packet_without_a_slot(account: SandboxAccount) -> None:
+    observe(account, reading({}, overflow=3))
+    changes(account)
+    for port in (1, 2):
+        assert account.record(record(tcp(port), port), NOW) is not None
+    observe(account, on_demand(account, reading({key(tcp(1)): 1, key(tcp(2)): 1}, overflow=3)))
+    observe(account, reading({}, NOW + SECOND, epoch="boot:2"))
+    assert [each.packets for each in attempts(_due(account, 1))] == [3]
+    assert _balance(account) == (0, 0, 0)
