@@ -103,7 +103,7 @@ class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
     Both times are in ns since 1970 (UTC). ``began_ms`` and ``ended_ms`` are the same times by the
-    monotonic clock, which nobody can set. The keys of ``rules`` and ``epochs`` are results of
+    monotonic clock, which no process can set. The keys of ``rules`` and ``epochs`` are results of
     :func:`account_name`, such as ``egress``.
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Limit of the request line and of a header, also for a client that never ends them.
 _MOST_BYTES: Final = 8190
-#: Connections at once, including those whose client left before its response was ready.
+#: Connections at once, also those of clients that left before the response was ready.
 _MOST: Final = 32
 #: Time for a client to send a request, to read the response, and to send the next request.
 _CLIENT_SECONDS: Final = 5.0

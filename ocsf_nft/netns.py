@@ -33,7 +33,7 @@ _OWN: Final = Path("/proc/thread-self/ns/net")
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Network namespace whose file is ``path``, such as ``/run/netns/NAME``.
+    """Network namespace with the file ``path``, such as ``/run/netns/NAME``.
 
     If ``path`` is None, the object stands for the current namespace of the calling thread.
     """

@@ -120,7 +120,7 @@ class Nftables:
             raise
 
     def __enter__(self) -> Self:
-        """Return this object, whose socket is already open."""
+        """Return this object: its socket is already open."""
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -182,7 +182,7 @@ class Capture:
         UnsupportedError if the capture can't start.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
-        #: Cookies of the namespaces whose refused packets are reported.
+        #: Cookies of the namespaces with reports of refused packets.
         self.refused = frozenset(cookies).difference(permissive if self.knows_types else cookies)
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
         self._rings: list[RingBuffer] = []

@@ -34,7 +34,7 @@ _PROCESSES: Final = 32
 #: often that is checked.
 _STORED_NS: Final = 120 * 1_000_000_000
 _CLEAN_NS: Final = 10 * 1_000_000_000
-#: Number of latest calls whose time is stored.
+#: Number of latest calls that are stored with their times.
 _RECENT: Final = 64
 
 _SENT: Final = "the kernel saw it send the packet"

@@ -92,7 +92,7 @@ class FallbackChain:
         self._is_late = False
         #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
         self._cookies: dict[str, int] = {}
-        #: Listeners whose notices about closed sockets are not read for a short time.
+        #: Listeners for closed sockets that are not read for a short time.
         self._pausing: set[ClosedSockets] = set()
         self._stack = contextlib.ExitStack()
         self._budget = TimeBudget()

@@ -110,7 +110,7 @@ class LoadedPrograms:
         """Attach the BPF program ``name`` to the kernel hook that its section names.
 
         A hook is for example the tracepoint ``raw_tp/kfree_skb``. A program for cgroups is attached
-        to the cgroup whose directory has the descriptor ``cgroup``, and to all cgroups below it.
+        to a cgroup and to all cgroups below it. ``cgroup`` is the descriptor of its directory.
         Raises UnsupportedError on failure.
         """
         program = self._find("program", name)

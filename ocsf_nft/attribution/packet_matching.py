@@ -150,7 +150,7 @@ class _Query(NamedTuple):
     """Query for a log record's packet among the packets that the BPF program reported."""
 
     #: The packet may be stored under each of these keys. The first has only the user id, for
-    #: packets whose details the BPF program did not report.
+    #: packets of which the BPF program reported no details.
     keys: tuple[_Key, _Key]
     #: Checksum of the packet's bytes in the record; None if the record has no bytes.
     sum: int | None

@@ -57,7 +57,7 @@ class SendCalls:
         self._order: deque[_StoredCall] = deque()
         self._by_key: defaultdict[PacketKey, list[_StoredCall]] = defaultdict(list)
         self._by_socket: defaultdict[int, list[_StoredCall]] = defaultdict(list)
-        #: Earliest time of a packet whose record is still to come.
+        #: Earliest time of a packet that has no record yet.
         self._since_ns = 0
         #: For packets before this time, some calls are not stored here.
         self._evicted_ns = 0

@@ -282,7 +282,7 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read an fdinfo file, whose ``path`` is relative to the open directory ``directory``."""
+        """Read an fdinfo file; ``path`` is relative to the open directory ``directory``."""
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order

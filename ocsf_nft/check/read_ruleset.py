@@ -83,7 +83,7 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 
 
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
-    """Return a ruleset whose extensions iptables has decoded, and a message for each other table.
+    """Return a ruleset with decoded extensions of iptables, and a message for each other table.
 
     nft lists only the names of iptables-nft's extensions (matches and targets), as ``xt``.
     """

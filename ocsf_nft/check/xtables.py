@@ -1,6 +1,6 @@
 """Translation of the output of iptables-save into rules in the form of nft's JSON.
 
-An option that this module does not know becomes a match whose result is always unknown.
+An option that this module does not know becomes a match with a result that is always unknown.
 """
 
 from __future__ import annotations

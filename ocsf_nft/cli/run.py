@@ -328,7 +328,7 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> C
 
 
 class _NonWaitingExecutor(ThreadPoolExecutor):
-    """Thread pool whose shutdown does not wait for its threads.
+    """Thread pool that does not wait for its threads at its shutdown.
 
     A thread may wait without end for a name server that does not answer.
     """

@@ -123,7 +123,7 @@ def shortened(lines: list[str]) -> list[str]:
 
 
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
-    """Return all rules whose log prefix begins with ``ocsf-nft:``, in the order of the listings."""
+    """Return all rules with a log prefix of ours (``ocsf-nft:``), in the order of the listings."""
     found: list[LoggingRule] = []
     family = table = chain = ""
     for line in (line for listing in listings for line in listing.splitlines()):

@@ -113,7 +113,7 @@ def find_program(name: str) -> Path | None:
     """Return the path of a program file that only root can change; None if there is none.
 
     Only the directories of :data:`TRUSTED` are searched. The file must be executable, belong to
-    root, and be writable for nobody else.
+    root, and be writable for no other user.
     """
     owner = Path("/").stat().st_uid  # root; a user namespace may show another uid
     for directory in TRUSTED:

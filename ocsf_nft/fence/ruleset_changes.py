@@ -78,7 +78,7 @@ class Transaction:
 
 @dataclass(slots=True)
 class _Unfinished:
-    """Changes of a transaction whose last message has not been received yet."""
+    """Changes of a transaction, of which the last message has not been received yet."""
 
     port: int | None = None
     created: set[TableId] = field(default_factory=set)

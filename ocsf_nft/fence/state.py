@@ -257,7 +257,7 @@ class StateDirectory:
         )
 
     def sandboxes(self) -> Iterator[str]:
-        """Yield the sorted names of the sandboxes whose fences have a record.
+        """Yield the sorted names of the sandboxes with a record of a fence.
 
         Raises FenceError if the directory can't be read.
         """

@@ -151,7 +151,7 @@ class TamperGuard:
         self._close()
 
     def awaited(self, now: float) -> tuple[int, ...]:
-        """Return the descriptors whose notices are handled at ``now`` (monotonic)."""
+        """Return the descriptors with notices that are handled at ``now`` (monotonic)."""
         monitors = () if self.is_paused else self._monitors
         found = [monitor.notices.fileno() for monitor in monitors]
         if self._links is not None and now >= self._links_from:

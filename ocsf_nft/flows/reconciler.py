@@ -75,9 +75,9 @@ class Reconciler:
         self.unreported: set[Key] = set()
         #: Flows reported by a record; no reading has shown yet which counter has the packet.
         self.unread: set[Key] = set()
-        #: Those whose packets the counters have, as their total shows.
+        #: Unread flows with packets that the counters have, as their total shows.
         self.explained: frozenset[Key] = frozenset()
-        #: Those whose packets the rule's earlier counters may have counted.
+        #: Unread flows with packets that the rule's earlier counters may have counted.
         self.inherited: set[Key] = set()
         #: Reported packets of inherited flows that the counters here have counted.
         self.adopted_packets = 0
@@ -295,7 +295,7 @@ class Reconciler:
     def pending_packets(self, more: Iterable[FlowCounter]) -> int:
         """Return how many packets the kernel had counted at the last reading, but no event reports.
 
-        ``more`` are counters whose unreported packets were taken out of the counters here.
+        ``more`` are counters with unreported packets that were taken out of the counters here.
         """
         found = (self.entry(key) for key in self.unreported)
         counters = [

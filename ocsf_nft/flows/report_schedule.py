@@ -188,7 +188,7 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Set the due time of the next event, after an event whose last packet was at ``last_ns``.
+        """Set the due time of the next event, after an event with its last packet at ``last_ns``.
 
         ``now_ns`` is from a monotonic clock, ``last_ns`` since the epoch.
         """

@@ -33,7 +33,7 @@ AddAttribution: TypeAlias = "Callable[[Attempt], Attempt]"
 _SLICE: Final = 500
 #: Maximum delay of a record after its packet; a later record counts as dropped.
 _LATE_NS: Final = 60 * 1_000_000_000
-#: Rules whose packets come from a user of the sandbox.
+#: Rules with packets that come from a user of the sandbox.
 _OUTBOUND: Final = frozenset(
     {"egress", "forward", "link", "guard", "vm-forward", "vm-input", "vm-link"}
 )
@@ -72,7 +72,7 @@ class RuleAccount:
         self.without_flow = 0
         #: Number of records that were received.
         self.received = 0
-        #: Until this time a record may come whose packet is in an aggregated report.
+        #: Until this time a record of a packet in an aggregated report may come.
         self.late_records_until_ns = 0
         self.by_user = Aggregates()
         #: Changes of open incidents and scans since the last commit.

@@ -122,7 +122,7 @@ class SandboxAccount:
     def explained_packets(self, now_ms: int) -> dict[str, int]:
         """Return the results of :meth:`RuleAccount.explained_packets`, by account name.
 
-        A rule whose flows must be read anyway is left out.
+        A rule is left out if its flows must be read anyway.
         """
         found = {name: account.explained_packets(now_ms) for name, account in self.rules.items()}
         return {name: packets for name, packets in found.items() if packets is not None}
@@ -151,7 +151,7 @@ class SandboxAccount:
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """Return the account names (such as ``egress``) of rules whose counters were recreated.
+        """Return the account names (such as ``egress``) of rules with recreated counters.
 
         Call this method before :meth:`observe` processes ``reading``.
         """
@@ -197,7 +197,7 @@ class SandboxAccount:
     @property
     def read_ns(self) -> int | None:
         """Return when the last reading began (ns since the epoch); None if there was none."""
-        # Of any rule: a reading lacks the rules whose counters no longer exist.
+        # Of any rule: a reading lacks the rules without counters.
         return max((account.counters.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:

@@ -26,7 +26,7 @@ _NAMESPACE: Final = UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61").bytes
 #: Hexadecimal digit with the variant of RFC 9562, section 4.1: the last two bits are unchanged.
 _VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
 
-#: ``class_uid`` of Network Activity, whose events have one record each.
+#: ``class_uid`` of Network Activity: each of its events has one record.
 NETWORK_ACTIVITY: Final = 4001
 
 #: Seed of a Community ID: the usual default.

@@ -38,7 +38,7 @@ VM_INPUT: Final = "vm-input"
 VM_INGRESS: Final = "vm-ingress"
 VM_LINK: Final = "vm-link"
 
-#: Rules whose packets all have the same direction.
+#: Rules with packets of one direction only.
 _DIRECTIONS: Final = {
     **dict.fromkeys((EGRESS, LINK, GUARD, VM_FORWARD, VM_INPUT, VM_LINK), Direction.OUTBOUND),
     **dict.fromkeys((INGRESS, VM_INGRESS), Direction.INBOUND),

@@ -49,7 +49,7 @@ MAX_TEMPLATES: Final = 512
 #: causes many shapes must not replace the templates of the others, nor use much time.
 OF_SANDBOX: Final = 128
 _NEW_PER_SECOND: Final = 1.0
-#: Shapes whose occurrences are counted.
+#: Number of shapes that are counted.
 _MAX_SEEN: Final = 1 << 13
 #: Occurrences of a shape before it gets a template, which takes as long to make as three events.
 SIGHTINGS: Final = 3

@@ -56,7 +56,7 @@ CODE: Final = f"{_FILE.st_ino}-{_FILE.st_mtime_ns}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What the delivery process needs at its start."""
+    """Settings that the delivery process needs at its start."""
 
     outlets: Sequence[Outlet]
     #: Whether an earlier process of the same service has ended unexpectedly.
@@ -311,7 +311,7 @@ async def _main(descriptor: int, code: str) -> NoReturn:
     link = await Link.open(socket.socket(fileno=descriptor))
     status = await _run(link, code)
     await link.close(_CLOSE_SECONDS)
-    # Without a wait for threads: a write to a pipe that nobody reads, or a name server, may block
+    # Without a wait for threads: a write to a pipe without a reader, or a name server, may block
     # one for ever.
     os._exit(status)
 
@@ -344,7 +344,7 @@ def _close_stderr() -> None:
 
 def _use_own_priority() -> None:
     """Give up the service's priority, and its protection from the kernel's OOM killer."""
-    with contextlib.suppress(PermissionError):  # in a unit whose filter forbids the call
+    with contextlib.suppress(PermissionError):  # the filter of a unit forbids the call
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     with contextlib.suppress(OSError):
         if int(_OOM.read_text("ascii")) < 0:

@@ -1,6 +1,6 @@
 """Periodic work of a service.
 
-It removes old events, and the records of sandboxes whose namespaces are deleted. It reports dropped
+It removes old events, and the records of sandboxes with deleted namespaces. It reports dropped
 events and faults.
 """
 
@@ -79,7 +79,7 @@ async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault
 async def report_dropped_events(
     store: StateStore, delivery: DeliveryProcess, reporter: Reporter, since_ns: int
 ) -> int:
-    """Emit an event for each sink whose events were dropped before the sink got them.
+    """Emit an event for each sink that did not get some dropped events.
 
     These are stored events, and dead letters: events that the sink refused. The emitted events
     state the period from ``since_ns`` to the returned time (ns since the epoch). Also emit an event
@@ -112,7 +112,7 @@ async def _emit(
 
 
 async def reap(state: StateDirectory, store: StateStore) -> None:
-    """Remove the records and packet counts of sandboxes whose namespaces are deleted.
+    """Remove the records and packet counts of sandboxes with deleted namespaces.
 
     A namespace is deleted if it had a name of ``ip netns`` and has it no more. Check every ten
     minutes, until cancelled. A sandbox that a run watches stays. The stored events of all sandboxes
@@ -129,7 +129,7 @@ async def reap(state: StateDirectory, store: StateStore) -> None:
 
 
 def _without_namespace(state: StateDirectory) -> dict[str, InstalledFence]:
-    """Return the records of the sandboxes that no run watches, and whose namespaces are deleted."""
+    """Return the records of sandboxes that no run watches, with deleted namespaces."""
     found: dict[str, InstalledFence] = {}
     try:
         for name in state.sandboxes():

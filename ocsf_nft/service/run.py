@@ -60,7 +60,7 @@ _log = structlog.get_logger()
 #: Threads that read counters, and the time that a request for the status waits for them.
 _READERS: Final = 4
 _REFRESH_SECONDS: Final = 1.0
-#: Fences whose restore is prepared at the same time, so that threads are left for all else.
+#: Restores that are prepared at the same time, so that threads are left for all else.
 _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0

@@ -34,7 +34,7 @@ _OPEN_SECONDS: Final = 10.0
 
 
 class SinkDelivery:
-    """For each sink, a task that delivers events from the store to the sink.
+    """Tasks that deliver events from the store to the sinks, one for each sink.
 
     The tasks run inside ``async with``. If a task fails, the ``async with`` block is cancelled, and
     raises an ExceptionGroup.

@@ -26,7 +26,7 @@ class AccountChange:
     """Changed parts of one sandbox's account since its last commit."""
 
     sandbox: str
-    #: Rules whose counters were created again: all their stored parts are deleted first.
+    #: Rules with counters that were created again: their stored parts are deleted first.
     renewed_rules: list[str] = field(default_factory=list)
     #: New values of parts; None deletes a part.
     parts: dict[PartKey, bytes | None] = field(default_factory=dict)

@@ -152,7 +152,7 @@ class HttpSession:
             raise self._failure(error) from None
 
     def error(self, answer: HttpAnswer) -> DeliveryError:
-        """Return the exception for an answer whose status is not a success.
+        """Return the exception for an answer without success.
 
         The status codes 400, 413 and 422 mean that the receiver refuses the content: they give a
         RefusedError. Any other status gives a DeliveryError.

@@ -1,4 +1,4 @@
-"""Stream connection to a peer whose protocol has no acknowledgements.
+"""Stream connection to a peer, by a protocol without acknowledgements.
 
 Instead, a caller can wait until all sent bytes have arrived. For TCP, bytes have arrived when the
 peer's kernel has them. For a Unix socket, bytes have arrived when the peer has read them.

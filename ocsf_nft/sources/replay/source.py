@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.kmsg import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
-#: Maximum number of different lines whose occurrences are counted.
+#: Maximum number of different lines that are counted.
 MAX_COUNTED_LINES: Final = 65_536
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"
