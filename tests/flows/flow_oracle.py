@@ -83,6 +83,8 @@ class FlowOracle:
     counted: int = 0
     counted_bytes: int = 0
     unsaid_bytes: int = 0
+    #: Bytes of records that stand for shorter packets, until an attempt from the counter.
+    borrowed_bytes: int = 0
     #: Whether each packet was shown in time, so that windows and bytes are exact.
     is_exact: bool = True
     has_exact_bytes: bool = True
@@ -192,6 +194,7 @@ class FlowOracle:
         if number not in self.unreported and self.unreported and self.is_exact:
             assert packet.time_ns <= self.end_ns[1] + CLOCKS_APART_NS
             number = self.unreported[0]
+            self.borrowed_bytes += packet.bytes - self.packets[number].bytes
         self.done.add(number)
         if number in self.unreported:
             self.unreported.remove(number)
@@ -213,6 +216,8 @@ class FlowOracle:
         assert attempt.bytes is not None
         self.counted_bytes += attempt.bytes - self.unsaid_bytes
         self.unsaid_bytes = 0
+        due_bytes = sum(self.packets[number].bytes for number in counted)
+        self.borrowed_bytes = max(0, self.borrowed_bytes - due_bytes)
         if not self.is_exact:
             return
         packets = [self.packets[number] for number in counted]
