@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
@@ -335,7 +336,7 @@ def _call(sample: bytes) -> Call:
         time_ns, socket, netns, family == _AF_PACKET, protocol,
         bool(flags & _CONNECT), bool(flags & _SYN), bool(flags & _ANY), bool(flags & _MORE),
         source_port, _address(family, destination), destination_port,
-        ProcessImage(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
+        _image(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
     )  # fmt: skip
 
 
@@ -366,6 +367,15 @@ def _address(family: int, packed: bytes) -> bytes:
     return packed[12:] if packed.startswith(_MAPPED) else packed
 
 
+# Thousands of events of the same processes are stored: these share memory.
+
+
+@lru_cache(maxsize=256)
+def _image(pid: int, started_ns: int, execs: int) -> ProcessImage:
+    return ProcessImage(pid, started_ns, execs)
+
+
+@lru_cache(maxsize=256)
 def _text(padded: bytes) -> bytes:
     return padded.partition(b"\0")[0]
 

@@ -66,7 +66,7 @@ def collect(
                 value = None if counter is None else _COUNTER.pack(*counter.stored())
                 _add(change, PartKey(name, *key), value)
             yield
-        rule.counters.touched.clear()
+        rule.counters.rest_touched()
         opened = iter(rule.opened.items())
         while some_open := tuple(islice(opened, _FEW)):
             for identity, each in some_open:

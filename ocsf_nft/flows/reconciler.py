@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.flow import KINDS, Count, Key, fallback_keys, user_of, without_port
+from ocsf_nft.flows.counter_table import CounterTable
 from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Reconciler:
 
     def __init__(self, begun_ns: int) -> None:
         """Create counters without packets; no packet was counted before ``begun_ns`` (Unix)."""
-        self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
+        self.entries: dict[Kind, CounterTable] = {kind: CounterTable() for kind in KINDS}
         self.overflow = FlowCounter(since_ns=begun_ns)
         self.evicted = FlowCounter(since_ns=begun_ns)
         #: The kernel's total at the last reading, and the part of it that was in elements.
@@ -110,11 +111,12 @@ class Reconciler:
         """
         self._clock_ns = before._clock_ns
         for key in list(before.unread):
-            counter = before.entries[key.kind][key.data]
             if key in before.explained:
                 before.drop(key)
                 continue
-            if counter.missed >= LAST_READINGS:  # another one of the old counters has it
+            counter = before.entry(key)
+            # If two readings lack it, another one of the old counters has its packet.
+            if counter is None or counter.missed >= LAST_READINGS:
                 continue
             self.entries[key.kind][key.data] = counter
             counter.is_aggregated, counter.missed = False, 0
@@ -130,6 +132,17 @@ class Reconciler:
             self.unreported.add(key)
         elif counter.is_unread:
             self.unread.add(key)
+        else:
+            self._rest(key)
+
+    def _rest(self, key: Key) -> None:
+        self.entries[key.kind].rest(key.data, self.read_ns)
+
+    def rest_touched(self) -> None:
+        """Note that the counters in ``touched`` are stored; they may share memory now."""
+        for key in self.touched:
+            self._rest(key)
+        self.touched.clear()
 
     def drop(self, key: Key) -> None:
         """Remove the counter of the flow ``key``."""
@@ -146,8 +159,8 @@ class Reconciler:
         was_set = self._step_ns < -_CLOCK_NS
         if not was_set and reading.began_ns >= self.read_ns:
             return False
-        for counters in self.entries.values():
-            for counter in counters.values():
+        for table in self.entries.values():
+            for counter in table.active():
                 counter.limit_times(reading.began_ns)
         return True
 
@@ -166,15 +179,15 @@ class Reconciler:
         self.read_ns, self.ended_ns = reading.began_ns, reading.ended_ns
         self._settled_ms = None if self._without_place else reading.began_ms
         self.readings += 1
-        # An empty table has the size of its largest content.
-        self.entries = {kind: found or {} for kind, found in self.entries.items()}
+        # An empty set has the size of its largest content.
         self.unreported, self.unread = self.unreported or set(), self.unread or set()
 
     def _observe_flows(
         self, found: Mapping[Kind, Sequence[Element]], reading: Reading
     ) -> Iterator[Sequence[Grown]]:
         expires_ms: list[int] = []
-        for kind in KINDS:
+        for kind, table in self.entries.items():
+            table.begin_reading()
             elements = iter(found.get(kind, ()))
             shown: set[bytes] = set()
             while some := tuple(islice(elements, _SLICE)):
@@ -184,16 +197,17 @@ class Reconciler:
                 idle_ms = min(max(element.idle_ms for element in some), ELEMENT_TIMEOUT_MS)
                 expires_ms.append(reading.began_ms - idle_ms + ELEMENT_TIMEOUT_MS)
                 yield [each for each in grown if each is not None]
-            missing = iter([data for data in self.entries[kind] if data not in shown])
+            missing = iter([data for data in table if data not in shown])
             while some_missing := tuple(islice(missing, _SLICE)):
                 for data in some_missing:
-                    self._mark_missing(Key(kind, data), reading)
-                    if data in self.entries[kind]:
-                        expires_ms.append(self.entries[kind][data].expires_ms or reading.began_ms)
+                    missing_ms = self._mark_missing(Key(kind, data), reading)
+                    expires_ms += [] if missing_ms is None else [missing_ms]
                 yield ()
         self.expiry_ms = min(expires_ms) + _EXPIRED_MS if expires_ms else None
 
     def _update(self, key: Key, element: Element, reading: Reading) -> Grown | None:
+        if self.entries[key.kind].rests(element, reading):
+            return None
         counter = self.entry(key)
         is_new = counter is None
         if counter is None:
@@ -211,6 +225,8 @@ class Reconciler:
             self.touched.add(key)
         if fresh:
             self.unreported.add(key)
+        else:
+            self._rest(key)
         return Grown(key, counter, fresh, is_new) if fresh or is_new else None
 
     def _adopt(self, key: Key, counter: FlowCounter, element: Element, reading: Reading) -> None:
@@ -223,10 +239,15 @@ class Reconciler:
         else:
             self.adopted_packets -= counter.unreported_packets
 
-    def _mark_missing(self, key: Key, reading: Reading) -> None:
-        # A fully reported flow is removed after two such readings, if its element has expired or
-        # the set is crowded. An unread flow is only marked.
-        counter = self.entries[key.kind][key.data]
+    def _mark_missing(self, key: Key, reading: Reading) -> int | None:
+        """Note that ``reading`` lacks a flow; return when its element expires.
+
+        The time is by the monotonic clock, in ms; None if the flow was removed: that happens after
+        two such readings, if all is reported, and its element has expired or the set is crowded.
+        """
+        counter = self.entry(key)
+        if counter is None:
+            return None
         counter.is_shown = False
         if key in self.unread:
             # Its packet came before the reading, so another element counted it. Two readings must
@@ -240,6 +261,9 @@ class Reconciler:
                 self.unread.add(key)
             elif counter.missed > 1:
                 self.drop(key)
+                return None
+        self._rest(key)
+        return counter.expires_ms or reading.began_ms
 
     @property
     def _without_place(self) -> int:

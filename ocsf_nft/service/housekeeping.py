@@ -7,6 +7,7 @@ events and faults.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,8 @@ _log = structlog.get_logger()
 _SECONDS: Final = 10.0
 #: Pause between two checks. A namespace is deleted if two checks in succession do not find it.
 _REAP_SECONDS: Final = 600.0
+#: Pause between two returns of free memory to the kernel.
+_TRIM_SECONDS: Final = 600.0
 _NOT_ACKNOWLEDGED: Final = "the store had to remove them before sink {} acknowledged them"
 _REFUSED: Final = "sink {} refused them, and they were too old, or used too much of the disk"
 
@@ -53,6 +56,7 @@ async def run_housekeeping(
         group.create_task(_sweep(store, delivery))
         group.create_task(_report(store, delivery, reporter))
         group.create_task(_report_faults(reporter, faults))
+        group.create_task(_trim_memory())
 
 
 async def _sweep(store: StateStore, delivery: DeliveryProcess) -> None:
@@ -74,6 +78,14 @@ async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault
     while True:
         await asyncio.sleep(_SECONDS)
         await run_shielded(events.update(faults(), time.time_ns(), time.monotonic_ns()))
+
+
+async def _trim_memory() -> None:
+    """Give memory that a burst of packets used back to the kernel, if the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:
+        await asyncio.sleep(_TRIM_SECONDS)
+        await asyncio.to_thread(trim, 0)
 
 
 async def report_dropped_events(

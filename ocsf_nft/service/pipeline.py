@@ -111,6 +111,7 @@ class Pipeline:
                 if batch is None:
                     return
                 await self._deliver(_without_forged(batch, sandboxes), sandboxes or (), name)
+                del batch  # the next one may come in days
                 if deadline is not None and time.monotonic() > deadline:
                     await self._give_up(batches, sandboxes or ())
                     return

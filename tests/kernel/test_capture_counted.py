@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 import ocsf_nft
-from ocsf_nft.attribution import capture_method, fallback_chain
+from ocsf_nft.attribution import fallback_chain, flow_callers
 from ocsf_nft.flows import report_schedule
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.service import account_loop, reading_schedule
@@ -147,7 +147,7 @@ async def test_packets_around_a_reading_are_counted_for_their_senders(
 async def test_packets_of_evicted_flows_are_counted_for_no_other_process(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture_method, "_FLOWS", 3)
+    monkeypatch.setattr(flow_callers, "_FLOWS", 3)
     truth, reported = await _reported(lab, tmp_path, flood_flows=2200)
     _check(truth, reported)
     assert reported.named.total() < truth.total() // 2

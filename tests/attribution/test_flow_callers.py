@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import capture_method
+from ocsf_nft.attribution import flow_callers
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, ProcessImage
-from ocsf_nft.attribution.capture_method import FlowCallers, FlowProcesses, FlowTarget, flow_target
+from ocsf_nft.attribution.flow_callers import FlowCallers, FlowProcesses, FlowTarget, flow_target
 from tests.attribution.calling import TARGETS, TCP, call, packed, record
 
 LATER = 1 << 62
@@ -146,7 +146,7 @@ def test_separately_reported_packet_has_no_stored_time() -> None:
 
 
 def test_oldest_of_too_many_flows_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_method, "_FLOWS", 3)
+    monkeypatch.setattr(flow_callers, "_FLOWS", 3)
     found = FlowProcesses()
     for port in (1, 2, 3, 1, 4):
         found.add(call(7, 0, destination_port=port))
@@ -162,8 +162,8 @@ def test_flow_is_dropped_after_the_report_of_its_last_call() -> None:
 
 
 def test_reported_flow_with_unnamed_or_uncertain_senders_stays() -> None:
-    found = started(*range(1, 34))
-    for pid in range(2, 34):
+    found = started(*range(1, 98))  # of these, 33 are before the latest 64
+    for pid in range(2, 98):
         found.remove_reported(HERE, pid)
     assert found.take(HERE, LATER, LATER).unnamed == 1
     found.remove_reported(HERE, None)

@@ -1,0 +1,221 @@
+"""Processes that sent the packets of each flow, as BPF programs report them.
+
+They are for events that report many packets at once, from the kernel's counters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.packet_matching import key_of_record
+
+if TYPE_CHECKING:
+    from ocsf_nft.attribution.bpf_capture import ProcessImage
+    from ocsf_nft.record import Record
+
+#: Maximum numbers of flows, and of processes of each: they limit the memory that a sandbox fills.
+_FLOWS: Final = 2048
+_PROCESSES: Final = 32
+#: Number of latest calls of a flow that are stored with their times.
+_RECENT: Final = 64
+
+
+class FlowTarget(NamedTuple):
+    """Key of a flow; the destination is packed: 4 bytes for IPv4, 16 bytes for IPv6."""
+
+    uid: int
+    protocol: int
+    destination: bytes
+    port: int
+
+
+class FlowCallers(NamedTuple):
+    """Processes that sent a flow's packets between two readings of the kernel's counters."""
+
+    #: For each of at most 32 processes: its latest call, and the number of its calls.
+    calls: tuple[tuple[Call, int], ...] = ()
+    #: Minimum number of further processes that sent packets.
+    unnamed: int = 0
+    #: True if the numbers of calls are uncertain: another event may report some of the packets.
+    is_mixed: bool = False
+
+
+class _Callers:
+    """Processes that sent packets: the latest call of each, and the number of its calls."""
+
+    __slots__ = ("latest", "unnamed", "youngest_ns")
+
+    def __init__(self) -> None:
+        #: Ordered by the latest calls.
+        self.latest: dict[ProcessImage, tuple[Call, int]] = {}
+        self.unnamed = 0
+        #: Start of the youngest of all processes.
+        self.youngest_ns = 0
+
+    def add(self, call: Call) -> None:
+        image = call.image
+        before, times = self.latest.pop(image, (None, 0))
+        if before is None and len(self.latest) >= _PROCESSES:
+            del self.latest[next(iter(self.latest))]
+            # Any other process may be one that was evicted before.
+            if self.unnamed == 0 or image.started_ns > self.youngest_ns:
+                self.unnamed += 1
+        if before is not None and before.tid != call.tid:
+            call = call._replace(tid=0)  # several threads of it
+        self.latest[image] = call, times + 1
+        self.youngest_ns = max(self.youngest_ns, image.started_ns)
+
+    def remove_one(self, image: ProcessImage) -> None:
+        call, times = self.latest.pop(image, (None, 0))
+        if call is not None and times > 1:
+            self.latest[image] = call, times - 1
+
+
+class _Flow:
+    """State of one flow: the calls that sent its packets.
+
+    There are thousands of flows with one call. So the callers are computed only if they are asked
+    for, or if there are many calls.
+    """
+
+    __slots__ = ("earlier", "is_mixed", "recent", "used_ns")
+
+    def __init__(self) -> None:
+        self.recent: list[Call] = []
+        #: Callers of the calls before those in ``recent``; None if there are none.
+        self.earlier: _Callers | None = None
+        self.is_mixed = False
+        #: Time of the latest change (CLOCK_BOOTTIME).
+        self.used_ns = 0
+
+    def add(self, call: Call) -> None:
+        if len(self.recent) >= _RECENT:
+            self.earlier = self.earlier or _Callers()
+            self.earlier.add(self.recent.pop(0))
+        self.recent.append(call)
+
+    def image_of(self, pid: int | None) -> ProcessImage | None:
+        earlier = () if self.earlier is None else self.earlier.latest
+        images = (*earlier, *(each.image for each in self.recent))
+        return next((each for each in images if each.pid == pid), None)
+
+    def remove_one(self, image: ProcessImage) -> None:
+        """Remove the latest call of a process."""
+        found = next((each for each in reversed(self.recent) if each.image == image), None)
+        if found is not None:
+            self.recent.remove(found)
+        elif self.earlier is not None:
+            self.earlier.remove_one(image)
+
+    def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
+        """Move packets after ``began_ns`` to a new flow object, and return the new object.
+
+        The kernel's packet counters were read from ``began_ns`` to ``ended_ns``. A packet sent
+        meanwhile may be counted or not: it makes the new object uncertain (``is_mixed``).
+        """
+        rest = _Flow()
+        rest.recent = [each for each in self.recent if each.time_ns > began_ns]
+        self.recent = [each for each in self.recent if each.time_ns <= began_ns]
+        if len(rest.recent) == _RECENT:  # there were more than these
+            self.is_mixed = rest.is_mixed = True
+        # The counters may or may not include the packets of calls during the reading.
+        rest.is_mixed |= any(each.time_ns <= ended_ns for each in rest.recent)
+        return rest
+
+    def callers(self) -> FlowCallers:
+        """Return the processes that made the calls; call it at the end."""
+        found = self.earlier or _Callers()
+        for call in self.recent:
+            found.add(call)
+        return FlowCallers(tuple(found.latest.values()), found.unnamed, self.is_mixed)
+
+    @property
+    def is_reported(self) -> bool:
+        """Return True if events report all calls."""
+        earlier = self.earlier
+        has_earlier = earlier is not None and bool(earlier.latest or earlier.unnamed)
+        return not (self.recent or has_earlier or self.is_mixed)
+
+
+class FlowProcesses:
+    """Processes that sent packets, for each of the latest flows of one sandbox."""
+
+    def __init__(self) -> None:
+        self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
+
+    def add(self, call: Call) -> None:
+        """Store the process that sent a packet, under the packet's flow.
+
+        ``call`` is a BPF program's report of a refused packet, or of a sending system call. Reports
+        of connect calls, link-layer frames, and unknown processes or destinations are ignored.
+        """
+        if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
+            return
+        target = FlowTarget(call.owner, call.protocol, call.destination, call.destination_port)
+        self._flow(target).add(call)
+
+    def _flow(self, target: FlowTarget) -> _Flow:
+        found = self._flows.get(target)
+        if found is None:
+            found = self._flows[target] = _Flow()
+        found.used_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._flows.move_to_end(target)
+        while len(self._flows) > _FLOWS:
+            self._flows.popitem(last=False)
+        return found
+
+    def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
+        """Remove and return the processes that sent a flow's packets until ``began_ns``.
+
+        Later packets stay stored. The kernel's packet counters were read from ``began_ns`` to
+        ``ended_ns`` (CLOCK_BOOTTIME). Packets sent meanwhile may be counted or not: they make the
+        next result uncertain.
+        """
+        flow = self._flows.pop(target, None)
+        if flow is None:
+            return FlowCallers()
+        rest = flow.split_after(began_ns, ended_ns)
+        if rest.recent:
+            rest.used_ns = flow.used_ns
+            self._flows[target] = rest
+        return flow.callers()
+
+    def remove_old(self, before_ns: int) -> None:
+        """Remove the flows without a change after ``before_ns`` (CLOCK_BOOTTIME)."""
+        while self._flows:
+            target, flow = next(iter(self._flows.items()))
+            if flow.used_ns > before_ns:
+                return
+            del self._flows[target]
+        self._flows = OrderedDict()  # an empty one has the size of its largest content
+
+    def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
+        """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.
+
+        If ``pid`` is None, or the flow has no packet of this process, nothing is subtracted. Then
+        the next result of :meth:`take` for this flow is marked as uncertain.
+        """
+        flow = self._flow(target)
+        image = flow.image_of(pid)
+        if image is None:
+            flow.is_mixed = True
+            return
+        flow.remove_one(image)
+        if flow.is_reported:  # it must not evict a flow with unreported calls
+            del self._flows[target]
+
+
+def flow_target(record: Record) -> FlowTarget | None:
+    """Return the key of the flow to which the packet of a log record belongs.
+
+    Return None if the record lacks a user, a protocol or a destination. Also return None if a
+    rule for link-layer frames logged the packet.
+    """
+    # The counters identify a frame by its link-layer header, which the capture does not report.
+    key = key_of_record(record)
+    if record.uid is None or key is None or key.protocol is None or not key.destination:
+        return None
+    return FlowTarget(record.uid, key.protocol, key.destination, key.destination_port)

@@ -1,0 +1,122 @@
+"""Counters of the flows in one nftables set. Those that are at rest share memory.
+
+A set has up to 16,384 flows, and a host has hundreds of sandboxes. After a burst of new flows, most
+of their counters are equal: one packet each, at about the same time, which an event has reported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, RENEWED_MS, FlowCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.flow import Element, Reading
+
+
+class _AtRest(NamedTuple):
+    """Immutable state of a counter without unreported packets; see :class:`FlowCounter`."""
+
+    since_ns: int
+    last_ns: int
+    seen_packets: int
+    seen_bytes: int
+    last_ms: int | None
+    expires_ms: int | None
+    missed: int
+    is_shown: bool
+    is_aggregated: bool
+
+    def counter(self) -> FlowCounter:
+        return FlowCounter(
+            since_ns=self.since_ns,
+            last_ns=self.last_ns,
+            seen_packets=self.seen_packets,
+            seen_bytes=self.seen_bytes,
+            last_ms=self.last_ms,
+            expires_ms=self.expires_ms,
+            missed=self.missed,
+            is_shown=self.is_shown,
+            is_aggregated=self.is_aggregated,
+        )
+
+
+class CounterTable:
+    """Counters of the flows in one nftables set, by the keys of its elements."""
+
+    def __init__(self) -> None:
+        self._counters: dict[bytes, FlowCounter | _AtRest] = {}
+        #: Each state of counters that came to rest since :meth:`begin_reading`, with itself.
+        self._shared: dict[_AtRest, _AtRest] = {}
+
+    def __len__(self) -> int:
+        """Return the number of counters."""
+        return len(self._counters)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the keys."""
+        return iter(self._counters)
+
+    def __contains__(self, data: object) -> bool:
+        """Return True if there is a counter with this key."""
+        return data in self._counters
+
+    def __setitem__(self, data: bytes, counter: FlowCounter) -> None:
+        """Add a counter."""
+        self._counters[data] = counter
+
+    def __delitem__(self, data: bytes) -> None:
+        """Remove a counter."""
+        del self._counters[data]
+
+    def get(self, data: bytes) -> FlowCounter | None:
+        """Return a counter, which the caller may change; None if there is none."""
+        found = self._counters.get(data)
+        if isinstance(found, _AtRest):
+            found = self._counters[data] = found.counter()
+        return found
+
+    def active(self) -> Iterator[FlowCounter]:
+        """Iterate over the counters that are not at rest."""
+        return (each for each in self._counters.values() if isinstance(each, FlowCounter))
+
+    def begin_reading(self) -> None:
+        """Forget what only counters of earlier readings share."""
+        self._shared = {}
+        if not self._counters:
+            self._counters = {}  # an empty dict has the size of its largest content
+
+    def rest(self, data: bytes, read_ns: int) -> None:
+        """Let a counter share memory with equal ones, if all its packets are reported.
+
+        Changes of the counter that :meth:`get` has returned before are lost. The last reading of
+        the flows began at ``read_ns``, so the next packet came later.
+        """
+        counter = self._counters.get(data)
+        if not isinstance(counter, FlowCounter) or counter.unreported_packets:
+            return
+        if counter.unreported_bytes or counter.is_unread:
+            return
+        state = _AtRest(
+            since_ns=max(counter.since_ns, min(counter.last_ns, read_ns)),
+            last_ns=counter.last_ns,
+            seen_packets=counter.seen_packets,
+            seen_bytes=counter.seen_bytes,
+            last_ms=counter.last_ms,
+            expires_ms=counter.expires_ms,
+            missed=counter.missed,
+            is_shown=counter.is_shown,
+            is_aggregated=counter.is_aggregated,
+        )
+        self._counters[data] = self._shared.setdefault(state, state)
+
+    def rests(self, element: Element, reading: Reading) -> bool:
+        """Return True if ``reading`` shows nothing new of a counter at rest: the usual case."""
+        found = self._counters.get(element.data)
+        if not isinstance(found, _AtRest) or not found.is_shown or found.last_ms is None:
+            return False
+        last_ms = reading.ended_ms - min(element.idle_ms, ELEMENT_TIMEOUT_MS)
+        is_same = element.packets == found.seen_packets and element.bytes == found.seen_bytes
+        return is_same and last_ms - found.last_ms <= RENEWED_MS
