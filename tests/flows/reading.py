@@ -77,6 +77,10 @@ def reading(
 
 def observe(account: SandboxAccount, *readings: Reading) -> None:
     for each in readings:
+        for rule in account.rules.values():  # as after a commit
+            for table in rule.counters.entries.values():
+                for data in table:
+                    table.rest(data, rule.counters.read_ns)
         for _ in account.observe(each):
             pass
 

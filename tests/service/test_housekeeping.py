@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -293,3 +295,30 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     assert installer.remove_record("sb", state, seen)
     assert not installer.remove_record("sb", state, seen)
     assert state.read("sb") is None
+
+
+async def test_free_memory_is_given_back_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "_TRIM_SECONDS", 0.1)
+    blocks = [bytes(2_000) for _ in range(20_000)]
+    last = bytes(2_000)  # the heap does not end with free memory
+    del blocks
+    before = _resident_bytes()
+    trimming = asyncio.create_task(housekeeping._trim_memory())
+    try:
+        async with asyncio.timeout(60):
+            while before - _resident_bytes() < 20_000_000:
+                await asyncio.sleep(0.1)
+    finally:
+        trimming.cancel()
+        await asyncio.wait({trimming})
+    assert len(last) == 2_000
+
+
+async def test_other_c_library_has_no_memory_to_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "ctypes", SimpleNamespace(CDLL=lambda _: object()))
+    await housekeeping._trim_memory()
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * resource.getpagesize()

@@ -175,6 +175,29 @@ async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyP
     assert source.most_held <= 2
 
 
+async def test_pipeline_that_waits_for_records_holds_none() -> None:
+    """After a burst, the next record may come in days."""
+    is_waiting, held = asyncio.Event(), list[weakref.ref[Batch]]()
+
+    class Last(Given):
+        async def batches(self) -> AsyncIterator[Batch]:
+            batch = ReferableBatch(records=(_record(0),))
+            held.append(weakref.ref(batch))
+            yield batch
+            del batch
+            is_waiting.set()
+            await asyncio.Event().wait()
+
+    sink = MemoryStore()
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pumping = asyncio.create_task(pipeline.pump(Last(0), asyncio.Event()))
+    await is_waiting.wait()
+    assert len(sink.of_class(4001)) == 1
+    assert held[0]() is None
+    pumping.cancel()
+    await asyncio.wait({pumping})
+
+
 @pytest.mark.usefixtures("endless_drain")
 async def test_record_of_an_unknown_sandbox_is_counted_as_forged() -> None:
     sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
