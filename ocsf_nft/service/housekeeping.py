@@ -81,11 +81,16 @@ async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault
 
 
 async def _trim_memory() -> None:
-    """Give memory that a burst of packets used back to the kernel, if the C library is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None:
+    while True:
         await asyncio.sleep(_TRIM_SECONDS)
-        await asyncio.to_thread(trim, 0)
+        await asyncio.to_thread(give_memory_back)
+
+
+def give_memory_back() -> None:
+    """Give free memory back to the kernel, if the C library is glibc: a burst has needed more."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 async def report_dropped_events(
