@@ -367,9 +367,7 @@ def _address(family: int, packed: bytes) -> bytes:
     return packed[12:] if packed.startswith(_MAPPED) else packed
 
 
-# Thousands of events of the same processes are stored: these share memory.
-
-
+# Cached, because thousands of stored events share an image and a name.
 @lru_cache(maxsize=256)
 def _image(pid: int, started_ns: int, execs: int) -> ProcessImage:
     return ProcessImage(pid, started_ns, execs)

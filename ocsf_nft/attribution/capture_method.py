@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
-#: Age at which reports are removed, for log records (as in ``send_calls``) and for counts: these
-#: came long before. And how often that is checked.
-_RECORDS_NS: Final = 20 * 1_000_000_000
-_COUNTS_NS: Final = 60 * 1_000_000_000
+#: Reports are removed when they are so old: their records and counts came long before. And how
+#: often that is checked.
+_STORED_NS: Final = 120 * 1_000_000_000
 _CLEAN_NS: Final = 10 * 1_000_000_000
 
 _SENT: Final = "the kernel saw it send the packet"
@@ -97,11 +96,11 @@ class CaptureMethod:
         if passed_ns < _CLEAN_NS:
             return
         self._cleaned_ns = now_ns
-        if passed_ns > _RECORDS_NS:  # after a stop: records of old packets may still come
+        if passed_ns > _STORED_NS // 2:  # after a stop: records of old packets may still come
             return
         for each in self._by_netns.values():
-            each.events.remove_old(now_ns - _RECORDS_NS)
-            each.flows.remove_old(now_ns - _COUNTS_NS)
+            each.events.remove_old(now_ns - _STORED_NS)
+            each.flows.remove_old(now_ns - _STORED_NS)
 
     def note_dropped(self) -> None:
         """Mark earlier senders as uncertain: events were dropped, or can't be read in time."""

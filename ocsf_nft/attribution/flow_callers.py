@@ -63,15 +63,21 @@ class _Callers:
             # Any other process may be one that was evicted before.
             if self.unnamed == 0 or image.started_ns > self.youngest_ns:
                 self.unnamed += 1
-        if before is not None and before.tid != call.tid:
-            call = call._replace(tid=0)  # several threads of it
-        self.latest[image] = call, times + 1
+        self.latest[image] = call if before is None else _later(before, call), times + 1
         self.youngest_ns = max(self.youngest_ns, image.started_ns)
 
     def remove_one(self, image: ProcessImage) -> None:
-        call, times = self.latest.pop(image, (None, 0))
+        call, times = self.latest.get(image, (None, 0))
         if call is not None and times > 1:
             self.latest[image] = call, times - 1
+        else:
+            self.latest.pop(image, None)
+
+    def note_later(self, call: Call) -> None:
+        """Note the facts of a later call of one of the processes, without counting the call."""
+        before, times = self.latest.get(call.image, (None, 0))
+        if before is not None:
+            self.latest[call.image] = _later(before, call), times
 
 
 class _Flow:
@@ -103,12 +109,21 @@ class _Flow:
         return next((each for each in images if each.pid == pid), None)
 
     def remove_one(self, image: ProcessImage) -> None:
-        """Remove the latest call of a process."""
-        found = next((each for each in reversed(self.recent) if each.image == image), None)
-        if found is not None:
-            self.recent.remove(found)
+        """Remove the latest call of a process, but not the facts that only this call shows.
+
+        It may be another call of the process that an event has reported.
+        """
+        found = [index for index, each in enumerate(self.recent) if each.image == image]
+        if not found:
+            if self.earlier is not None:
+                self.earlier.remove_one(image)
+            return
+        removed = self.recent.pop(found.pop())
+        if found:
+            before = self.recent[found[-1]]
+            self.recent[found[-1]] = _later(before, removed)._replace(time_ns=before.time_ns)
         elif self.earlier is not None:
-            self.earlier.remove_one(image)
+            self.earlier.note_later(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
         """Move packets after ``began_ns`` to a new flow object, and return the new object.
@@ -126,7 +141,7 @@ class _Flow:
         return rest
 
     def callers(self) -> FlowCallers:
-        """Return the processes that made the calls; call it at the end."""
+        """Return the processes that made the calls. They are computed once, as the last step."""
         found = self.earlier or _Callers()
         for call in self.recent:
             found.add(call)
@@ -138,6 +153,11 @@ class _Flow:
         earlier = self.earlier
         has_earlier = earlier is not None and bool(earlier.latest or earlier.unnamed)
         return not (self.recent or has_earlier or self.is_mixed)
+
+
+def _later(before: Call, call: Call) -> Call:
+    """Return the later call of a process, without its thread if the earlier one has another."""
+    return call if before.tid == call.tid else call._replace(tid=0)
 
 
 class FlowProcesses:

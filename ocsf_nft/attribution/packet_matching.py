@@ -240,7 +240,8 @@ class RefusedPackets:
             similar = next(iter(self._by_key.values())).values()
             if any(call.time_ns > before_ns for each in similar for call in each.calls[-1:]):
                 return
-            self._removed_ns = before_ns
+            # Packets after the last of them may have been reported no more.
+            self._removed_ns = max(before_ns, *(each.incomplete_ns for each in similar))
             self._number -= sum(len(each.calls) for each in similar)
             self._by_key.popitem(last=False)
         self._by_key = OrderedDict()  # an empty one has the size of its largest content

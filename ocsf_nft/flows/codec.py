@@ -65,8 +65,9 @@ def collect(
                 counter = rule.counters.entry(key)
                 value = None if counter is None else _COUNTER.pack(*counter.stored())
                 _add(change, PartKey(name, *key), value)
+                rule.counters.rest(key)
             yield
-        rule.counters.rest_touched()
+        rule.counters.clear_touched()
         opened = iter(rule.opened.items())
         while some_open := tuple(islice(opened, _FEW)):
             for identity, each in some_open:

@@ -1,19 +1,23 @@
 """Counters of the flows in one nftables set. Those that are at rest share memory.
 
-A set has up to 16,384 flows, and a host has hundreds of sandboxes. After a burst of new flows, most
-of their counters are equal: one packet each, at about the same time, which an event has reported.
+A set has up to 16,384 flows, and a host has hundreds of sandboxes. In a burst of new flows, the
+kernel logs only some packets. The counters of all other flows become equal: one packet each, in the
+same kernel tick, which an event has reported.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, RENEWED_MS, FlowCounter
+from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.flow import Element, Reading
+
+#: Two readings differ by less in the time of one packet, unless they take very long.
+_SAME_MS: Final = 1_000
 
 
 class _AtRest(NamedTuple):
@@ -48,7 +52,7 @@ class CounterTable:
 
     def __init__(self) -> None:
         self._counters: dict[bytes, FlowCounter | _AtRest] = {}
-        #: Each state of counters that came to rest since :meth:`begin_reading`, with itself.
+        #: Each state of counters that came to rest since :meth:`tidy`, with itself.
         self._shared: dict[_AtRest, _AtRest] = {}
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class CounterTable:
         del self._counters[data]
 
     def get(self, data: bytes) -> FlowCounter | None:
-        """Return a counter, which the caller may change; None if there is none."""
+        """Return a counter, which may be changed until it may rest; None if there is none."""
         found = self._counters.get(data)
         if isinstance(found, _AtRest):
             found = self._counters[data] = found.counter()
@@ -82,8 +86,8 @@ class CounterTable:
         """Iterate over the counters that are not at rest."""
         return (each for each in self._counters.values() if isinstance(each, FlowCounter))
 
-    def begin_reading(self) -> None:
-        """Forget what only counters of earlier readings share."""
+    def tidy(self) -> None:
+        """Free memory: counters that rest later share none with those that rest now."""
         self._shared = {}
         if not self._counters:
             self._counters = {}  # an empty dict has the size of its largest content
@@ -91,16 +95,18 @@ class CounterTable:
     def rest(self, data: bytes, read_ns: int) -> None:
         """Let a counter share memory with equal ones, if all its packets are reported.
 
-        Changes of the counter that :meth:`get` has returned before are lost. The last reading of
-        the flows began at ``read_ns``, so the next packet came later.
+        Later changes of an object that :meth:`get` has returned before are lost. A reading that
+        began at ``read_ns`` or later had the counter, if the counter is shown.
         """
         counter = self._counters.get(data)
         if not isinstance(counter, FlowCounter) or counter.unreported_packets:
             return
         if counter.unreported_bytes or counter.is_unread:
             return
+        # A packet that the reading lacked came after the last one, and after the reading began.
+        later_ns = min(counter.last_ns, read_ns) if counter.is_shown else counter.since_ns
         state = _AtRest(
-            since_ns=max(counter.since_ns, min(counter.last_ns, read_ns)),
+            since_ns=max(counter.since_ns, later_ns),
             last_ns=counter.last_ns,
             seen_packets=counter.seen_packets,
             seen_bytes=counter.seen_bytes,
@@ -119,4 +125,4 @@ class CounterTable:
             return False
         last_ms = reading.ended_ms - min(element.idle_ms, ELEMENT_TIMEOUT_MS)
         is_same = element.packets == found.seen_packets and element.bytes == found.seen_bytes
-        return is_same and last_ms - found.last_ms <= RENEWED_MS
+        return is_same and last_ms - found.last_ms < _SAME_MS

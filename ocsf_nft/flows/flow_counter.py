@@ -14,7 +14,7 @@ ELEMENT_TIMEOUT_MS: Final = 600_000
 #: An element with an unchanged count, whose last packet is later by more than this, is a new one.
 #: That packet is later by the timeout at least, apart from the duration of a reading. A smaller
 #: difference shows a packet that came between the readings of the count and of its time.
-RENEWED_MS: Final = ELEMENT_TIMEOUT_MS - 11_000
+_RENEWED_MS: Final = ELEMENT_TIMEOUT_MS - 11_000
 #: Maximum duration of a reading (``fence.counters``), approximately.
 _READ_NS: Final = 12 * 1_000_000_000
 #: Maximum stored count. A process with privileges in the sandbox's namespace can write any number
@@ -90,7 +90,7 @@ class FlowCounter:
         self.missed = 0
         was_shown, self.is_shown = self.is_shown, True
         if packets == self.seen_packets and octets == self.seen_bytes:
-            return 0  # the usual case: tens of thousands of unchanged elements
+            return 0
         fresh = self.grow(packets, octets)
         if fresh:
             self.last_ns = last_ns
@@ -109,7 +109,7 @@ class FlowCounter:
             return False
         if settled_ms is not None and settled_ms > self.last_ms + ELEMENT_TIMEOUT_MS:
             return True  # no packet came before that reading, and the element had expired then
-        return packets == self.seen_packets and last_ms - self.last_ms > RENEWED_MS
+        return packets == self.seen_packets and last_ms - self.last_ms > _RENEWED_MS
 
     def may_have_expired(self, reading: Reading) -> bool:
         """Return True if the element, which ``reading`` lacks, may have expired."""

@@ -70,6 +70,8 @@ class Reconciler:
         self.logged = 0
         #: Start of the last reading: packets that it lacks came later.
         self.read_ns = self.ended_ns = begun_ns
+        #: Start of the last reading of the flows.
+        self._flows_read_ns = begun_ns
         #: Number of readings in this run.
         self.readings = 0
         #: Keys of counters that changed since the last commit.
@@ -95,7 +97,10 @@ class Reconciler:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def entry(self, key: Key) -> FlowCounter | None:
-        """Return the counter of the flow ``key``; None if there is none."""
+        """Return the counter of the flow ``key``; None if there is none.
+
+        After the next commit, ask for it again: this object may be an old copy then.
+        """
         return self.entries[key.kind].get(key.data)
 
     def add_unread(self, key: Key, since_ns: int) -> FlowCounter:
@@ -134,16 +139,17 @@ class Reconciler:
         elif counter.is_unread:
             self.unread.add(key)
         else:
-            self._rest(key)
+            self.rest(key)
 
-    def _rest(self, key: Key) -> None:
-        self.entries[key.kind].rest(key.data, self.read_ns)
+    def rest(self, key: Key) -> None:
+        """Save memory of a counter, if nothing is to be reported."""
+        self.entries[key.kind].rest(key.data, self._flows_read_ns)
 
-    def rest_touched(self) -> None:
-        """Note that the counters in ``touched`` are stored; they may share memory now."""
-        for key in self.touched:
-            self._rest(key)
+    def clear_touched(self) -> None:
+        """Forget which counters have changed, as all changes are stored."""
         self.touched.clear()
+        for table in self.entries.values():
+            table.tidy()
 
     def drop(self, key: Key) -> None:
         """Remove the counter of the flow ``key``."""
@@ -188,7 +194,6 @@ class Reconciler:
     ) -> Iterator[Sequence[Grown]]:
         expires_ms: list[int] = []
         for kind, table in self.entries.items():
-            table.begin_reading()
             elements = iter(found.get(kind, ()))
             shown: set[bytes] = set()
             while some := tuple(islice(elements, _SLICE)):
@@ -204,6 +209,8 @@ class Reconciler:
                     missing_ms = self._mark_missing(Key(kind, data), reading)
                     expires_ms += [] if missing_ms is None else [missing_ms]
                 yield ()
+            table.tidy()
+        self._flows_read_ns = reading.began_ns
         self.expiry_ms = min(expires_ms) + _EXPIRED_MS if expires_ms else None
 
     def _update(self, key: Key, element: Element, reading: Reading) -> Grown | None:
@@ -227,7 +234,7 @@ class Reconciler:
         if fresh:
             self.unreported.add(key)
         else:
-            self._rest(key)
+            self.rest(key)
         return Grown(key, counter, fresh, is_new) if fresh or is_new else None
 
     def _adopt(self, key: Key, counter: FlowCounter, element: Element, reading: Reading) -> None:
@@ -263,7 +270,7 @@ class Reconciler:
             elif counter.missed > 1:
                 self.drop(key)
                 return None
-        self._rest(key)
+        self.rest(key)
         return counter.expires_ms or reading.began_ms
 
     @property

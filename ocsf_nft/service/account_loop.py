@@ -82,6 +82,7 @@ class AccountLoop:
         begun_ns: int,
         fallback_chain: FallbackChain,
         pool: Executor | None = None,
+        slots: asyncio.Semaphore | None = None,
         is_logged: bool = True,
         source: str = "",
     ) -> None:
@@ -89,8 +90,8 @@ class AccountLoop:
 
         ``state`` has the path of the database with the account. Packets before ``begun_ns`` (ns
         since the epoch) are not counted. ``pool`` has the threads that read counters; None for
-        asyncio's. ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is
-        the key of the stored read position in the log, such as ``journal``; empty for a log without
+        asyncio's. ``slots`` limits the number of readings that are in memory at the same time.
+        ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is the key of the stored read position in the log, such as ``journal``; empty for a log without
         positions.
         """
         self.sandbox = sandbox
@@ -112,7 +113,7 @@ class AccountLoop:
             is_finding=reporter.is_finding,
             add_attribution=self._add_attribution,
         )
-        self._pool = pool
+        self._pool, self._slots = pool, slots or asyncio.Semaphore()
         self.schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         #: Reason why the last reading of the counters failed; None if it succeeded.
@@ -215,7 +216,8 @@ class AccountLoop:
             is_new = not self.schedule.early_seconds or self.schedule.is_idle
             if is_new or any(explained.values()):
                 unchanged = {name: each for name, each in explained.items() if not each}
-                await self._read(unchanged)
+                async with self._slots:
+                    await self._read(unchanged)
         if self._account.is_active():
             self.request_reading()
 
@@ -290,7 +292,7 @@ class AccountLoop:
         await self._observe()
 
     async def _observe(self, *, is_complete: bool = False) -> None:
-        async with self._reading:
+        async with self._reading, self._slots:
             await self._read({} if is_complete else self._explained())
 
     def _explained(self) -> dict[str, int]:

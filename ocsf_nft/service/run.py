@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: Threads that read counters, and the time that a request for the status waits for them.
+#: Threads that read counters, and number of readings in memory: one takes up to 10 MB for a moment.
+#: And the time that a request for the status waits for them.
 _READERS: Final = 4
 _REFRESH_SECONDS: Final = 1.0
 #: Restores that are prepared at the same time, so that threads are left for all else.
@@ -113,6 +114,7 @@ class Service:
         self._state = StateDirectory(config.state_dir)
         #: Threads that read counters; they are shared by all sandboxes.
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="counters")
+        self._slots = asyncio.Semaphore(_READERS)
         self._refreshing: set[asyncio.Task[None]] = set()
         self._stop = stop or asyncio.Event()
         self._is_ready = asyncio.Event()
@@ -408,6 +410,7 @@ class Service:
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
             fallback_chain=self.fallback_chain,
             pool=self._pool,
+            slots=self._slots,
             is_logged=fence.installed.transport != "none" and fence.installed.degraded is None,
             source=log_name(sandbox) if fence.installed.transport == "kmsg" else "",
         )

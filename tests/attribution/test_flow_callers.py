@@ -145,6 +145,35 @@ def test_separately_reported_packet_has_no_stored_time() -> None:
     assert found.take(HERE, LATER, LATER) == FlowCallers()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({"tid": 8}, {"tid": 9}, {"tid": 0}),
+        ({"tid": 8}, {"tid": 8}, {"tid": 8}),
+        ({"uid": 0, "comm": b"before"}, {"uid": 7, "comm": b"after"}, {"uid": 7, "comm": b"after"}),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 64])
+def test_reported_packet_may_be_that_of_the_call_before(
+    before: dict[str, Any], after: dict[str, Any], named: dict[str, Any], others: int
+) -> None:
+    """The process may have changed its user or name meanwhile, or a thread of it has called."""
+    found = FlowProcesses()
+    calls = [call(7, 0, **before), *(call(8, 1) for _ in range(others - 1)), call(7, 2, **after)]
+    for each in calls:
+        found.add(each)
+    found.remove_reported(HERE, 7)
+    (of_7,) = [each for each, _ in found.take(HERE, LATER, LATER).calls if each.image.pid == 7]
+    assert {name: getattr(of_7, name) for name in named} == named
+
+
+def test_process_with_a_reported_packet_keeps_its_order() -> None:
+    found = flows_of(7, 7, 8, *[9] * 64)
+    found.remove_reported(HERE, 7)
+    calls = found.take(HERE, LATER, LATER).calls
+    assert [(each.image.pid, times) for each, times in calls] == [(7, 1), (8, 1), (9, 64)]
+
+
 def test_oldest_of_too_many_flows_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_callers, "_FLOWS", 3)
     found = FlowProcesses()

@@ -310,6 +310,14 @@ def test_old_packets_are_removed() -> None:
     assert found._number == 0
 
 
+def test_removed_sender_may_have_sent_more_packets_without_a_report() -> None:
+    found = stored(call(7, NOW, has_more=True))
+    found.remove_old(NOW + 100)
+    found.add(call(8, NOW + 600 * SECOND))
+    packet = record(NOW + 200)
+    assert senders(found, packet, since_ns=NOW - 1) == [({8}, False)]
+
+
 def test_removal_of_an_old_packet_leaves_later_senders_certain() -> None:
     found = stored(call(7, NOW), call(8, NOW + 600 * SECOND, source_port=9))
     found.remove_old(NOW + 480 * SECOND)

@@ -78,9 +78,8 @@ def reading(
 def observe(account: SandboxAccount, *readings: Reading) -> None:
     for each in readings:
         for rule in account.rules.values():  # as after a commit
-            for table in rule.counters.entries.values():
-                for data in table:
-                    table.rest(data, rule.counters.read_ns)
+            for key_of_flow in rule.counters.touched:
+                rule.counters.rest(key_of_flow)
         for _ in account.observe(each):
             pass
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.flow import Element
 from ocsf_nft.flows.counter_table import CounterTable
-from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, RENEWED_MS, FlowCounter
+from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
 from tests.flows.reading import NOW, SECOND, reading
 
 DATA = b"a flow's key"
@@ -105,7 +105,7 @@ def test_equal_counters_need_the_memory_of_one() -> None:
         for each in keys:
             table[each] = FlowCounter(**FACTS)
             table.rest(each, NOW)
-        table.begin_reading()
+        table.tidy()
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -127,7 +127,8 @@ def test_equal_counters_need_the_memory_of_one() -> None:
         (BEFORE._replace(data=b"another flow's key"), {}),
         (BEFORE, {"is_shown": False}),
         (BEFORE, {"last_ms": None}),
-        (BEFORE, {"last_ms": 70_000 - RENEWED_MS - 1}),  # another element with the same numbers
+        (BEFORE, {"last_ms": 70_000 - 1_000}),  # a reading that has the number of an earlier time
+        (BEFORE, {"last_ms": 70_000 - ELEMENT_TIMEOUT_MS}),  # another element
     ],
 )
 def test_reading_with_news_is_noticed(element: Element, facts: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ def test_reading_with_news_is_noticed(element: Element, facts: dict[str, Any]) -
         (70_000, 0, {}),
         (70_000, 10, {}),
         (700_000, 630_000, {"last_ms": 100_000}),  # longer than the timeout
-        (70_000, 0, {"last_ms": 70_000 - RENEWED_MS}),
+        (70_000, 0, {"last_ms": 70_000 - 999}),
         (ELEMENT_TIMEOUT_MS + 70_000, ELEMENT_TIMEOUT_MS, {}),
     ],
 )

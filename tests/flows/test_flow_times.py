@@ -65,6 +65,35 @@ def test_element_timeout_equals_the_timeout_in_the_ruleset() -> None:
     assert ELEMENT_TIMEOUT_MS % 60_000 == 0
 
 
+def test_packet_between_the_readings_of_a_count_and_of_its_time_is_counted_once(
+    account: SandboxAccount,
+) -> None:
+    found = [
+        *_step(account, {FLOW: 1}, SECOND),
+        *_step(account, {FLOW: 1}, 20 * SECOND, idle_ms=19_000),
+    ]
+    found += _step(account, {FLOW: 1}, 580 * SECOND, refused=2)
+    for second in (610, 612):  # the kernel omits the element
+        found += _step(account, {}, second * SECOND, refused=2)
+    found += _step(account, {FLOW: 2}, 614 * SECOND, idle_ms=34_000)
+    found += _step(account, {FLOW: 2}, 690 * SECOND, idle_ms=110_000)
+    assert [attempt.packets for attempt in found] == [1, 1]
+
+
+def test_time_range_contains_a_packet_that_came_during_a_slow_reading(
+    account: SandboxAccount,
+) -> None:
+    """The reading shows the time of the packet before only as the end of the reading."""
+    assert account.record(record(tcp(), at_ns=NOW + 900_000_000), 0) is not None
+    slow = reading({FLOW: 1}, NOW, idle_ms=100)
+    ended_ms = slow.ended_ms + 5_000
+    observe(account, replace(slow, ended_ns=NOW + 5 * SECOND, ended_ms=ended_ms))
+    for second in (6, 7):  # the kernel omits the element
+        assert _step(account, {}, second * SECOND, refused=2) == []
+    (attempt,) = _step(account, {FLOW: 2}, 20 * SECOND, idle_ms=18_000)
+    assert attempt.start_ns <= NOW + 2 * SECOND <= attempt.end_ns
+
+
 @pytest.mark.parametrize("idle_s", [299, 300, 301, 400, 599])
 def test_flow_that_resumes_after_an_idle_gap_is_counted_once(
     account: SandboxAccount, idle_s: int

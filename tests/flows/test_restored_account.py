@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -84,6 +86,42 @@ def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(
     database.load(taken)
     database.close()
     assert not list(taken.rules[RULE].counters.entries["flows4"])
+
+
+def test_counters_of_a_set_that_is_empty_again_need_no_memory() -> None:
+    account, number = _account(), 2_000
+    observe(account, reading({key(tcp(port)): 1 for port in range(1, number + 1)}))
+    table = account.rules[RULE].counters.entries["flows4"]
+    assert sys.getsizeof(table._counters) > 10_000
+    for second in (1, 700, 701):
+        _due(account, second)
+        changes(account)
+        if second > 1:
+            observe(account, reading({}, NOW + second * SECOND, refused=number))
+    assert len(table) == 0
+    assert sys.getsizeof(table._counters) < 100
+    changes(account)
+    assert not table._shared
+
+
+def test_time_range_after_a_restart_contains_a_packet_that_came_during_a_slow_reading(
+    path: Path,
+) -> None:
+    database, account = AccountFile(path).opened(), _account()
+    observe(account, reading({}, NOW - SECOND))
+    database.put(changes(account))
+    assert account.record(record(tcp(), at_ns=NOW + SECOND), 0) is not None
+    slow = reading({key(tcp()): 1}, NOW, idle_ms=100)
+    observe(account, replace(slow, ended_ns=NOW + 5 * SECOND, ended_ms=slow.ended_ms + 5_000))
+    database.put(changes(account))
+    observe(account, reading({}, NOW + 6 * SECOND, refused=2))  # the kernel omits the element
+    database.put(changes(account))
+    taken = _account()
+    database.load(taken)
+    database.close()
+    observe(taken, reading({key(tcp()): 2}, NOW + 10 * SECOND, idle_ms=8_000))
+    (attempt,) = _due(taken, 30)
+    assert attempt.start_ns <= NOW + 2 * SECOND <= attempt.end_ns
 
 
 def test_position_is_that_of_the_source_that_was_read_last(path: Path) -> None:

@@ -189,8 +189,8 @@ async def _reported(
                     reported.named[port, pid] += times
                     reported.sure[port, pid] += times * is_sure
         for target, flow in capture._by_name["agent"].flows._flows.items():
-            for image, (_, times) in flow.latest.items():
-                reported.left[target.port, image.pid] += times
+            for call, times in flow.callers().calls:
+                reported.left[target.port, call.image.pid] += times
     return await running, reported
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -297,21 +295,12 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     assert state.read("sb") is None
 
 
-def test_free_memory_is_given_back_to_the_kernel() -> None:
-    blocks = [bytes(2_000) for _ in range(20_000)]
-    last = bytes(2_000)  # the heap does not end with free memory
-    del blocks
-    before = _resident_bytes()
-    housekeeping.give_memory_back()
-    assert before - _resident_bytes() > 20_000_000
-    assert len(last) == 2_000
-
-
-def test_other_c_library_has_no_memory_to_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "ctypes", SimpleNamespace(CDLL=lambda _: object()))
-    housekeeping.give_memory_back()
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * resource.getpagesize()
+async def test_free_memory_is_returned_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = asyncio.Event()
+    monkeypatch.setattr(housekeeping, "_TRIM_SECONDS", 0.0)
+    monkeypatch.setattr(housekeeping.malloc_trim, "trim", trimmed.set)
+    trimming = asyncio.create_task(housekeeping._trim_memory())
+    async with asyncio.timeout(60):
+        await trimmed.wait()
+    trimming.cancel()
+    await asyncio.wait({trimming})
