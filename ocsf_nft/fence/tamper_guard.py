@@ -41,11 +41,10 @@ PAUSE_SECONDS: Final = 60.0
 _PAUSE_BETWEEN_TURNS_SECONDS: Final = 0.002
 #: The same if nothing is restored, so that nothing is urgent.
 _IDLE_PAUSE_SECONDS: Final = 0.05
-#: Result of a restore. ``sent``: prepared messages restored the fence, or a check had restored it
-#: already. ``renewed``: :meth:`TamperGuard.renew` restored it. ``none``: nothing is restored,
-#: because another `ocsf-nft` process installed or removed the fence. ``failed``: the fence could
-#: not be restored.
-_Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
+#: Result of a restore. ``restored``: by the guard, or by a check that was faster. ``none``: nothing
+#: is restored, because another `ocsf-nft` process installed or removed the fence. ``failed``: the
+#: fence could not be restored.
+_Outcome: TypeAlias = Literal["restored", "none", "failed"]
 
 
 class TamperGuard:
@@ -284,13 +283,13 @@ class TamperGuard:
             outcome = self._restore(monitor, foreign)
             if outcome == "none":  # the installer may have missed the latest links
                 self._links.attach(self._restore_batch, self._links.new)
-        if outcome in {"sent", "renewed"}:
+        if outcome == "restored":
             restored_after_ns = time.monotonic_ns() - started
             # Notices dropped now may be only our own. The check that follows finds the others.
             later = [each for each in monitor.read() if each is not OVERRUN]
             # Changes before our own transaction were reverted by it too.
             foreign += [each for each in later if monitor.is_reverted(each)]
-        if is_certain and outcome in {"sent", "renewed", "failed"}:
+        if is_certain and outcome in {"restored", "failed"}:
             self._restore_times.append(time.monotonic())
         if not is_certain and not self._reports_overrun():
             self._notify(None)
@@ -338,12 +337,12 @@ class TamperGuard:
                 if all(monitor.is_regular(each) for each in foreign):
                     return "none"  # the record was accepted after this thread had read them
                 if all(monitor.is_reverted(each) for each in foreign):
-                    return "sent"  # by a check that held the lock until now
+                    return "restored"  # by a check that held the lock until now
                 if self._restore_batch is not None:
                     with contextlib.suppress(OSError):
                         self._send(monitor, self._restore_batch, recreated)
-                        return "sent"
-            return "none" if self.renew() is None else "renewed"
+                        return "restored"
+            return "none" if self.renew() is None else "restored"
         except (OSError, OcsfNftError):  # a later check reports the error
             return "failed"
 

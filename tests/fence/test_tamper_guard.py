@@ -181,7 +181,7 @@ def test_tamper_guard_is_paused_before_it_reports_that_it_gives_up(
     ("outcome", "attached", "detail"),
     [
         ("none", [{"late"}], "first"),
-        ("sent", [], "first; 1 more change followed"),
+        ("restored", [], "first; 1 more change followed"),
         ("failed", [], "first"),
     ],
 )
@@ -205,4 +205,4 @@ def test_tamper_guard_attaches_new_links_or_restores_and_reports_the_reverted_ch
     left = guard._react(monitor, [first])
     assert found == attached
     assert [each.changes for each in reported] == [detail]
-    assert left == ([repaired, later] if outcome == "sent" else [])
+    assert left == ([repaired, later] if outcome == "restored" else [])
