@@ -7,7 +7,8 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
+from ocsf_nft.fence.fence_change import FenceChange
+from ocsf_nft.fence.tamper_guard import TamperGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,14 +10,14 @@ import contextlib
 import errno
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft import clocks, netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, nft, restore_batch
+from ocsf_nft.fence.fence_change import FenceChange
+from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ownership_failure, ruleset_error
-from ocsf_nft.fence.tamper_attribution import attribute_change
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
-    from ocsf_nft.process import Process
 
 #: More restores than that within that time are a conflict with another process: then no restores
 #: for a while.
@@ -38,39 +37,14 @@ MAX_RESTORES: Final = 10
 RESTORE_WINDOW_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 60.0
 
-_RECEIVE_BYTES: Final = 1 << 16
 #: Pause between two turns, if a process changes other tables, or creates links, in a loop.
 _PAUSE_BETWEEN_TURNS_SECONDS: Final = 0.002
 #: The same if nothing is restored, so that nothing is urgent.
 _IDLE_PAUSE_SECONDS: Final = 0.05
-#: Pause between two reads of link notices; the first one is immediate.
-_LINKS_SECONDS: Final = 0.02
-#: Result of a restore. ``sent``: prepared messages restored the fence, or a check had restored it
-#: already. ``renewed``: :meth:`TamperGuard.renew` restored it. ``none``: nothing is restored,
-#: because another `ocsf-nft` process installed or removed the fence. ``failed``: the fence could
-#: not be restored.
-_Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FenceChange:
-    """Change that another process made to a fence, and the reaction of the monitoring thread."""
-
-    #: Text about the change.
-    changes: str
-    #: None if unknown.
-    process: Process | None
-    #: Name that the process gave itself.
-    comm: str | None
-    #: Time when the guard noticed the change (ns since the epoch, UTC).
-    arrived_ns: int
-    #: Duration from ``arrived_ns`` until the fence was restored. 0 if the service's periodic check
-    #: restored it first. None if the guard did not restore it, for example because of an error.
-    restored_after_ns: int | None = None
-    #: True if the guard pauses after too many restores.
-    given_up: bool = False
-    #: True if the other process is `ocsf-nft` too, for example because it installs the fence again.
-    is_regular: bool = False
+#: Result of a restore. ``restored``: by the guard, or by a check that was faster. ``none``: nothing
+#: is restored, because another `ocsf-nft` process installed or removed the fence. ``failed``: the
+#: fence could not be restored.
+_Outcome: TypeAlias = Literal["restored", "none", "failed"]
 
 
 class TamperGuard:
@@ -97,25 +71,20 @@ class TamperGuard:
         self._state = state
         self._notify = notify
         self._self_heal = self_heal
-        self._monitors: list[NftMonitor] = []
-        self._links: socket.socket | None = None
         self._has_failed = False
         self._restore_batch: RestoreBatch | None = None
         self._record_version: tuple[int, ...] | None = None
-        #: New links that no record has yet, and those of them that have been attached, maybe
-        #: removed since.
-        self._new_links: set[str] = set()
-        self._attached: set[str] = set()
-        self._device = None if installed.spec.tap is None else installed.spec.tap.device
         self._restore_times: deque[float] = deque(maxlen=MAX_RESTORES)
         self._paused_until: float | None = None
-        self._links_from = 0.0
         self._overruns_from = 0.0
-        try:
-            self._open(installed)
-        except BaseException:
-            self._close()
-            raise
+        with contextlib.ExitStack() as stack:
+            self._monitors = [
+                stack.enter_context(contextlib.closing(NftMonitor(*each)))
+                for each in _monitored(installed)
+            ]
+            self._links = LinkMonitor(self._monitors[0], installed.spec.tap)
+            stack.enter_context(self._links.notices)
+            self._sockets = stack.pop_all()
 
     @property
     def namespace_socket(self) -> socket.socket:
@@ -137,7 +106,7 @@ class TamperGuard:
         Only interfaces that were attached since the last call of :meth:`use_restore_batch` count.
         They count even if they have been removed again.
         """
-        return bool(self._attached)
+        return self._links.has_attached
 
     def start(self) -> None:
         """Start the guard."""
@@ -148,21 +117,21 @@ class TamperGuard:
         self._thread.remove(self)
         if not self._has_failed:
             self._run(self._handle_rest)  # notices that arrived meanwhile
-        self._close()
+        self._sockets.close()
 
     def awaited(self, now: float) -> tuple[int, ...]:
         """Return the descriptors with notices that are handled at ``now`` (monotonic)."""
         monitors = () if self.is_paused else self._monitors
         found = [monitor.notices.fileno() for monitor in monitors]
-        if self._links is not None and now >= self._links_from:
-            found.append(self._links.fileno())
+        if now >= self._links.reads_from:
+            found.append(self._links.notices.fileno())
         return tuple(found)
 
     def deadline(self, now: float) -> float | None:
         """Return when the guard has to do something without a notice (monotonic), or None."""
         found = [] if self._paused_until is None else [self._paused_until]
-        if now < self._links_from:
-            found.append(self._links_from)
+        if now < self._links.reads_from:
+            found.append(self._links.reads_from)
         return min(found, default=None)
 
     def turn(self, ready: Collection[int]) -> bool:
@@ -194,12 +163,11 @@ class TamperGuard:
         ``generations`` only if a check found no difference: the result of :meth:`generations`
         before the check. The guard never reverts changes up to these generations.
         """
-        # Given if a check after these rulesets found the fence as installed.
-        is_settled = generations is not None
-        for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
-            monitor.accept(generation)
+        if generations is not None:
+            for monitor, generation in zip(self._monitors, generations, strict=True):
+                monitor.accept(generation)
         self._restore_batch, self._record_version = batch, version
-        self._attached = set()
+        self._links.has_attached = False
 
     def take_ownership(self) -> None:
         """Let only the guard's sockets change the fence's tables, until the guard stops.
@@ -237,47 +205,26 @@ class TamperGuard:
                     for monitor in self._monitors:
                         monitor.regular_generation = monitor.restored_generation
         finally:  # the new ruleset may lack the latest links
-            self._attach(set(self._new_links))
+            self._links.attach(self._restore_batch, self._links.new)
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
         """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
-        if monitor is None:
-            nft.load(namespace, text)
-            return
-        try:
-            statements = restore_batch.compile_ruleset(namespace, text)
-        except FenceError:
-            if monitor.is_owner:  # nft can't change tables that the socket owns exclusively
-                raise
-            nft.load(namespace, text)
-            return
-        try:
-            monitor.restore(statements)
-        except OSError as error:
-            if error.errno in {errno.EMSGSIZE, errno.ENOBUFS} and not monitor.is_owner:
-                nft.load(namespace, text)  # nft may send more at once
+        if monitor is not None:
+            try:
+                monitor.restore(restore_batch.compile_ruleset(namespace, text))
+            except FenceError:
+                if monitor.is_owner:  # nft can't change tables that the socket owns exclusively
+                    raise
+            except OSError as error:
+                # nft may send more at once.
+                if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS} or monitor.is_owner:
+                    raise ruleset_error(error) from error
+            else:
                 return
-            raise ruleset_error(error) from error
-
-    def _open(self, installed: InstalledFence) -> None:
-        spec = installed.spec
-        guard = tuple(spec.guard_tables)
-        if guard and installed.namespace.identity() == HOST.identity():
-            self._monitors.append(NftMonitor(installed.namespace, (*spec.tables, *guard)))
-        else:
-            self._monitors.append(NftMonitor(installed.namespace, tuple(spec.tables)))
-            if guard:
-                self._monitors.append(NftMonitor(HOST, guard))
-        self._links = installed.namespace.call(rtnetlink.subscribe)
-
-    def _close(self) -> None:
-        for monitor in self._monitors:
-            monitor.close()
-        if self._links is not None:
-            self._links.close()
+        nft.load(namespace, text)
 
     def _run(self, work: Callable[[], None]) -> bool:
         """Run ``work``; return False, and report the failure, if it raises an error."""
@@ -301,8 +248,10 @@ class TamperGuard:
         for monitor in self._monitors:
             if monitor.notices.fileno() in ready:
                 self._handle_notices(monitor)
-        if self._links is not None and self._links.fileno() in ready:
-            self._read_links(self._links)
+        if self._links.notices.fileno() in ready:
+            attaches = self._self_heal and not self.is_paused
+            self._links.read(self._restore_batch, attaches=attaches)
+            self._notify(None)  # a link or a route has changed: the fence should be checked
 
     def _handle_rest(self) -> None:
         for monitor in self._monitors:
@@ -313,7 +262,8 @@ class TamperGuard:
         reverted = [each for each in found if monitor.is_reverted(each)]
         if reverted := [each for each in reverted if not monitor.is_regular(each)]:
             # A check was faster.
-            self._report(reverted, time.clock_gettime_ns(time.CLOCK_BOOTTIME), restored_after_ns=0)
+            change = FenceChange.of(reverted, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            self._notify(replace(change, restored_after_ns=0))
         while foreign := [each for each in found if not monitor.is_reverted(each)]:
             found = self._react(monitor, foreign)
 
@@ -326,60 +276,35 @@ class TamperGuard:
         # A process that changes very much at once, as some do to their own tables, is no conflict.
         is_certain = any(each is not OVERRUN for each in foreign)
         given_up = self._self_heal and is_certain and self._is_in_conflict()
-        outcome: _Outcome = "none"
+        outcome: _Outcome | None = None
         restored_after_ns = None
         later: list[Transaction] = []
         if self._self_heal and not given_up:
             outcome = self._restore(monitor, foreign)
             if outcome == "none":  # the installer may have missed the latest links
-                self._attach(set(self._new_links))
-        if outcome in {"sent", "renewed"}:
+                self._links.attach(self._restore_batch, self._links.new)
+        if outcome == "restored":
             restored_after_ns = time.monotonic_ns() - started
             # Notices dropped now may be only our own. The check that follows finds the others.
             later = [each for each in monitor.read() if each is not OVERRUN]
             # Changes before our own transaction were reverted by it too.
             foreign += [each for each in later if monitor.is_reverted(each)]
-        if is_certain and outcome in {"sent", "renewed", "failed"}:
+        if is_certain and outcome in {"restored", "failed"}:
             self._restore_times.append(time.monotonic())
         if not is_certain and not self._reports_overrun():
             self._notify(None)
             return later
-        is_regular = self._self_heal and not given_up and outcome == "none"
         if given_up:  # before the report: the check that follows it must not restore the fence
             self._paused_until = time.monotonic() + PAUSE_SECONDS
-        self._report(
-            foreign,
-            arrived_ns,
-            restored_after_ns=restored_after_ns,
-            given_up=given_up,
-            is_regular=is_regular,
-        )
-        return [] if given_up else later
-
-    def _report(
-        self,
-        foreign: list[Transaction],
-        arrived_ns: int,
-        *,
-        restored_after_ns: int | None,
-        given_up: bool = False,
-        is_regular: bool = False,
-    ) -> None:
-        """Report changes; the notices of them were read at ``arrived_ns`` (CLOCK_BOOTTIME)."""
-        more = len(foreign) - 1
-        first = foreign[0]
-        followed = f"; {more} more change{'' if more == 1 else 's'} followed" if more else ""
         self._notify(
-            FenceChange(
-                changes=f"{first.changes}{followed}",
-                process=attribute_change(first.pid, first.comm, arrived_ns),
-                comm=first.comm,
-                arrived_ns=arrived_ns + clocks.epoch_of(time.CLOCK_BOOTTIME),
+            replace(
+                FenceChange.of(foreign, arrived_ns),
                 restored_after_ns=restored_after_ns,
                 given_up=given_up,
-                is_regular=is_regular,
+                is_regular=outcome == "none",
             )
         )
+        return [] if given_up else later
 
     def _reports_overrun(self) -> bool:  # at most once a minute
         now = time.monotonic()
@@ -412,12 +337,12 @@ class TamperGuard:
                 if all(monitor.is_regular(each) for each in foreign):
                     return "none"  # the record was accepted after this thread had read them
                 if all(monitor.is_reverted(each) for each in foreign):
-                    return "sent"  # by a check that held the lock until now
+                    return "restored"  # by a check that held the lock until now
                 if self._restore_batch is not None:
                     with contextlib.suppress(OSError):
                         self._send(monitor, self._restore_batch, recreated)
-                        return "sent"
-            return "none" if self.renew() is None else "renewed"
+                        return "restored"
+            return "none" if self.renew() is None else "restored"
         except (OSError, OcsfNftError):  # a later check reports the error
             return "failed"
 
@@ -425,7 +350,7 @@ class TamperGuard:
         for namespace_batch in batch.batches:
             if set(namespace_batch.tables) <= set(monitor.tables):
                 full = namespace_batch.full.unpack()
-                more = restore_batch.attach_statements(full, self._new_links - batch.links)
+                more = restore_batch.attach_statements(full, self._links.new - batch.links)
                 preserving = namespace_batch.preserving(recreated)
                 if preserving is not None:
                     with contextlib.suppress(OSError):
@@ -433,49 +358,11 @@ class TamperGuard:
                         continue
                 monitor.restore((*full, *more))
 
-    def _read_links(self, sock: socket.socket) -> None:
-        names: set[str] = set()
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
-                        raise
-                    continue
-                if sender[0] == 0:
-                    self._take_links(datagram, names)
-        self._new_links |= names
-        if self._self_heal and self._paused_until is None:
-            self._attach(names)
-        self._links_from = time.monotonic() + _LINKS_SECONDS
-        self._notify(None)  # a link or a route has changed: the fence should be checked
 
-    def _take_links(self, datagram: bytes, names: set[str]) -> None:
-        fenced = self._new_links | (
-            self._restore_batch.links if self._restore_batch else frozenset()
-        )
-        for kind, body in netlink.messages(memoryview(datagram)):
-            if kind not in {rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK}:
-                continue
-            link = rtnetlink.link(body)
-            if link is None or link.is_loopback:
-                continue
-            if kind == rtnetlink.RTM_DELLINK:
-                names.discard(link.name)
-                self._new_links.discard(link.name)
-            elif self._device in {None, link.name} and link.name not in fenced:
-                names.add(link.name)
-
-    def _attach(self, names: set[str]) -> None:
-        """Attach the fence's netdev chains to the new network interfaces ``names``."""
-        batch = self._restore_batch
-        if batch is None or not (names := names - batch.links):
-            return
-        monitor = self._monitors[0]
-        self._attached |= names
-        # The link may be removed again. A later check adds the new links to the fence's record, and
-        # reports links that can't be attached. The lock on the records is not needed: the chains
-        # only block packets, so they do no harm.
-        with contextlib.suppress(OSError, OcsfNftError):
-            monitor.commit(restore_batch.attach_statements(batch.batches[0].full.unpack(), names))
+def _monitored(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
+    """Return the namespaces of a fence's tables, each with its tables; the sandbox's is first."""
+    namespace, spec = installed.namespace, installed.spec
+    tables, guard = tuple(spec.tables), tuple(spec.guard_tables)
+    if guard and namespace.identity() != HOST.identity():
+        return [(namespace, tables), (HOST, guard)]
+    return [(namespace, (*tables, *guard))]

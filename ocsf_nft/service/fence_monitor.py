@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
-    from ocsf_nft.fence.tamper_guard import FenceChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 

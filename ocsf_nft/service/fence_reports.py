@@ -12,9 +12,9 @@ from ocsf_nft.service import fences
 
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence
-    from ocsf_nft.fence.tamper_guard import FenceChange
     from ocsf_nft.flow import Mode
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection

@@ -5,35 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import orjson
 import structlog
 
 from ocsf_nft.delivery import sink_db
-from ocsf_nft.errors import (
-    AbsentError,
-    FenceError,
-    OcsfNftError,
-    SourceError,
-    UnsupportedError,
-    UsageError,
-)
+from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.context import product, this_host
+from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
 from ocsf_nft.service import fences, health
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.handshake import handshake
 from ocsf_nft.service.housekeeping import reap, report_dropped_events, run_housekeeping
 from ocsf_nft.service.iteration import Iteration
 from ocsf_nft.service.outlet import Outlet, outlets
@@ -42,13 +34,14 @@ from ocsf_nft.service.record_feeds import EarlySources, feeds, log_name
 from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.startup import build_fallback_chain
 from ocsf_nft.service.status import Status
+from ocsf_nft.service.task_errors import first_error, first_of, run_all
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
 from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -67,8 +60,6 @@ _PREPARING: Final = 2
 _PREPARE_SECONDS: Final = 1.0
 #: Errors that are about one sandbox: the others are still watched.
 _OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
-#: Version of the handshake's format.
-_HANDSHAKE: Final = 1
 #: Part of the store's size for dead letters: events that a sink refused.
 _DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
@@ -124,7 +115,7 @@ class Service:
     async def __aenter__(self) -> Self:
         """Start the service; return when every fence is active and every log source is open."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(_first_error())
+            stack.enter_context(first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._run = group.create_task(self._begin())
             stack.push_async_exit(self._stop_run)
@@ -255,7 +246,10 @@ class Service:
         early = EarlySources()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
-        active_fences = await self._activate(config.sandbox)
+        active_fences = await run_all(
+            run_in_pool(self._pool, partial(fences.activate, each, self._state))
+            for each in config.sandbox
+        )
         self.store = store = await stack.enter_async_context(self._open_store())
         if self._iterates:
             self._iteration = Iteration(store, await store.retry(store.database.begin_iteration))
@@ -290,12 +284,12 @@ class Service:
             for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         )
         # What is done for all at the same time is stored in few transactions.
-        await _all(each.monitor.reports.announce() for each in self.sandboxes)
+        await run_all(each.monitor.reports.announce() for each in self.sandboxes)
         for each in self.sandboxes:
             stack.push_async_callback(each.monitor.stop)
-        await _all(each.start() for each in self.sandboxes)
+        await run_all(each.start() for each in self.sandboxes)
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.delivery.set_handshake(self._handshake())
+        self.delivery.set_handshake(handshake(self.sandboxes))
         shared = [each for each in sources if len(each.sandboxes) > 1 or None in each.sandboxes]
         async with asyncio.TaskGroup() as group:
             others = [
@@ -323,23 +317,12 @@ class Service:
                 other.cancel()
         await self._end(reporter)
 
-    async def _activate(self, sandboxes: Sequence[SandboxConfig]) -> list[Fence]:
-        """Activate the fences of some sandboxes, several at the same time."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    run_in_pool(self._pool, partial(fences.activate, each, self._state))
-                )
-                for each in sandboxes
-            ]
-        return [task.result() for task in tasks]
-
     async def _watch_one(self, sandbox: WatchedSandbox, pipeline: Pipeline) -> None:
         """Watch a sandbox; raise its failure only if no other sandbox is watched."""
         try:
             await sandbox.watch(pipeline, self._stop)
         except* _OF_A_SANDBOX as group:
-            sandbox.failure = str(_first_of(group))
+            sandbox.failure = str(first_of(group))
             is_last = all(each.failure is not None for each in self.sandboxes)
             if is_last and self.config.host_log is None:
                 raise
@@ -348,11 +331,11 @@ class Service:
 
     async def _end(self, reporter: Reporter) -> None:
         await self._refresh()  # opens the counters' sockets beside those of the guards
-        await _all(each.end() for each in self.sandboxes)
+        await run_all(each.end() for each in self.sandboxes)
         self.counts.given_up = [
             each.name for each in self.sandboxes if each.monitor.reports.has_given_up
         ]
-        await _all(each.remove() for each in self.sandboxes)
+        await run_all(each.remove() for each in self.sandboxes)
         await report_dropped_events(self.store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
@@ -361,21 +344,6 @@ class Service:
         if self._iterates and not (config.sink or config.output):
             return ()  # standard output belongs to the caller
         return outlets(config.sinks)
-
-    def _handshake(self) -> bytes:
-        """Return the JSON line, with the state of each fence, that some sinks get first."""
-        return orjson.dumps(
-            {
-                "handshake": _HANDSHAKE,
-                "version": product().version,
-                "pid": os.getpid(),
-                "sandboxes": [
-                    {"name": each.name, "fence": found.verdict, "mode": found.mode}
-                    for each in self.sandboxes
-                    for found in [each.monitor.reports]
-                ],
-            }
-        )
 
     def _open_store(self) -> StateStore:
         settings = self.config.store
@@ -414,31 +382,3 @@ class Service:
             is_logged=fence.installed.transport != "none" and fence.installed.degraded is None,
             source=log_name(sandbox) if fence.installed.transport == "kmsg" else "",
         )
-
-
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all works at the same time; raise an ExceptionGroup if one fails."""
-    async with asyncio.TaskGroup() as group:
-        for each in works:
-            group.create_task(each)
-
-
-@contextlib.contextmanager
-def _first_error() -> Iterator[None]:
-    """Raise the first error in place of an exception group that the ``with`` block raises.
-
-    If any error of the group is not an OcsfNftError, the group is raised unchanged.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(OcsfNftError)
-        if ours is None or others is not None:
-            raise
-        raise _first_of(ours) from None
-
-
-def _first_of(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

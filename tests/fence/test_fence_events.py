@@ -7,10 +7,10 @@ import pytest
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.fence import fence_events
+from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import InstalledFence, StateDirectory
-from ocsf_nft.fence.tamper_guard import FenceChange
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:

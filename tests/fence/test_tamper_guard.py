@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import socket
-import struct
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.fence import restore_batch, tamper_guard
+from ocsf_nft.fence import tamper_guard
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.ruleset_changes import Transaction
 from ocsf_nft.fence.state import StateDirectory
@@ -23,18 +21,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_LOOPBACK = 0x8
-
 
 @pytest.fixture
 def reported() -> list[Any]:
     return []
 
 
+@pytest.fixture(autouse=True)
+def without_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tamper guards monitor nothing."""
+    monitor = SimpleNamespace(close=lambda: None)
+    links = SimpleNamespace(notices=contextlib.nullcontext(), new=set(), reads_from=0.0)
+    monkeypatch.setattr(tamper_guard, "NftMonitor", lambda *_: monitor)
+    monkeypatch.setattr(tamper_guard, "LinkMonitor", lambda *_: links)
+
+
 @pytest.fixture
-def guard(tmp_path: Path, reported: list[Any], monkeypatch: pytest.MonkeyPatch) -> TamperGuard:
+def guard(tmp_path: Path, reported: list[Any]) -> TamperGuard:
     """Return a tamper guard that monitors nothing."""
-    monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
     return TamperGuard(
         INSTALLED, StateDirectory(tmp_path), reported.append, GuardThread(), self_heal=True
     )
@@ -49,23 +53,6 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(tamper_guard, "time", clock)
 
     return set_clock
-
-
-def test_tamper_guard_counts_the_changes_after_the_first(
-    guard: TamperGuard, reported: list[Any]
-) -> None:
-    flushed = Transaction(changes="the whole ruleset was flushed", comm="nft")
-    for number, expected in (
-        (1, "the whole ruleset was flushed"),
-        (2, "the whole ruleset was flushed; 1 more change followed"),
-        (3, "the whole ruleset was flushed; 2 more changes followed"),
-    ):
-        guard._report([flushed] * number, 0, restored_after_ns=None)
-        assert (reported[-1].changes, reported[-1].comm, reported[-1].process) == (
-            expected,
-            "nft",
-            None,
-        )
 
 
 def test_tamper_guard_gives_up_after_ten_restorations_in_a_minute(
@@ -94,9 +81,8 @@ def test_tamper_guard_reports_dropped_notices_once_a_minute(
 
 @pytest.mark.parametrize(("self_heal", "seconds"), [(True, 0.002), (False, 0.05)])
 def test_tamper_guard_pauses_longer_between_turns_if_it_restores_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, self_heal: bool, seconds: float
+    tmp_path: Path, self_heal: bool, seconds: float
 ) -> None:
-    monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
     found = TamperGuard(
         INSTALLED, StateDirectory(tmp_path), lambda _: None, GuardThread(), self_heal=self_heal
     )
@@ -124,7 +110,7 @@ def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
 ) -> None:
     notices, links = (SimpleNamespace(fileno=lambda number=number: number) for number in (7, 8))
     monkeypatch.setattr(guard, "_monitors", [SimpleNamespace(notices=notices, read=list)])
-    monkeypatch.setattr(guard, "_links", links)
+    monkeypatch.setattr(guard._links, "notices", links)
 
     def waits(now: float) -> tuple[tuple[int, ...], float | None]:
         at(now)
@@ -133,7 +119,7 @@ def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
     found = [waits(100.0)]
     guard._paused_until = 103.0
     found.append(waits(100.0))
-    guard._links_from = 100.5
+    guard._links.reads_from = 100.5
     found.append(waits(100.0))
     found.append(waits(100.5))
     at(103.0)
@@ -148,17 +134,6 @@ def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
     ]
     assert not guard.is_paused
     assert reported == [None]
-
-
-def test_tamper_guard_reads_notices_of_links_at_intervals(
-    guard: TamperGuard, at: Callable[[float], None], reported: list[Any]
-) -> None:
-    at(100.0)
-    links, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with links, other:
-        links.setblocking(False)
-        guard._read_links(links)
-    assert (guard._links_from, reported) == (100.02, [None])
 
 
 def _monitor(is_reverted: bool) -> Any:
@@ -202,52 +177,11 @@ def test_tamper_guard_is_paused_before_it_reports_that_it_gives_up(
     assert paused == [True]
 
 
-def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
-    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commits: list[tuple[str, object]] = []
-    monitors: Any = [
-        SimpleNamespace(commit=lambda what, where=where: commits.append((where, what)))
-        for where in ("sandbox", "host")
-    ]
-    batches = tuple(
-        SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what))
-        for what in ("fence", "guard")
-    )
-    monkeypatch.setattr(restore_batch, "attach_statements", lambda full, names: (full, names))
-    monkeypatch.setattr(guard, "_monitors", monitors)
-    guard.use_restore_batch(SimpleNamespace(links={"old"}, batches=batches), None)  # type: ignore[arg-type]
-    guard._attach({"old", "new"})
-    assert commits == [("sandbox", ("fence", {"new"}))]
-
-
-def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
-    body = struct.pack("=BxHiII", 0, 0, 7, flags, 0)
-    return netlink.message(kind, 0, body + netlink.attribute(3, name.encode() + b"\0"))
-
-
-def test_tamper_guard_takes_each_new_link_of_a_datagram(guard: TamperGuard) -> None:
-    unnamed = netlink.message(rtnetlink.RTM_NEWLINK, 0, bytes(16))
-    datagram = b"".join((
-        _notice("route", kind=24), unnamed, _notice("lo", flags=_LOOPBACK), _notice("known"),
-        _notice("new0"), _notice("new1"), _notice("removed"),
-        _notice("removed", kind=rtnetlink.RTM_DELLINK), _notice("late", kind=rtnetlink.RTM_DELLINK),
-    ))  # fmt: skip
-    guard._new_links = {"known", "late"}
-    names: set[str] = set()
-    guard._take_links(datagram, names)
-    assert (names, guard._new_links) == ({"new0", "new1"}, {"known"})
-    guard._device = "new1"
-    names.clear()
-    guard._take_links(datagram, names)
-    assert names == {"new1"}
-
-
 @pytest.mark.parametrize(
     ("outcome", "attached", "detail"),
     [
         ("none", [{"late"}], "first"),
-        ("sent", [], "first; 1 more change followed"),
+        ("restored", [], "first; 1 more change followed"),
         ("failed", [], "first"),
     ],
 )
@@ -263,12 +197,12 @@ def test_tamper_guard_attaches_new_links_or_restores_and_reports_the_reverted_ch
     first, repaired, later = (Transaction(changes=each) for each in ("first", "second", "third"))
     found: list[set[str]] = []
     monkeypatch.setattr(guard, "_restore", lambda _monitor, _foreign: outcome)
-    monkeypatch.setattr(guard, "_attach", found.append)
-    monkeypatch.setattr(guard, "_new_links", {"late"})
+    links = SimpleNamespace(attach=lambda _batch, names: found.append(names), new={"late"})
+    monkeypatch.setattr(guard, "_links", links)
     monitor: Any = SimpleNamespace(
         read=lambda: [repaired, later], is_reverted=lambda each: each is repaired
     )
     left = guard._react(monitor, [first])
     assert found == attached
     assert [each.changes for each in reported] == [detail]
-    assert left == ([repaired, later] if outcome == "sent" else [])
+    assert left == ([repaired, later] if outcome == "restored" else [])

@@ -27,9 +27,10 @@ from ocsf_nft.fence import (
     restore_batch,
     tamper_guard,
 )
+from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.spec import FenceSpec, Tap
-from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
+from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
@@ -694,8 +695,7 @@ def test_tamper_guard_ignores_a_forged_notice_of_a_deleted_link(
 ) -> None:
     probe = make_guard()
     _add_links(fenced, installed, "late0", "late1")
-    assert probe.guard._links is not None
-    port = probe.guard._links.getsockname()[0]
+    port = probe.guard._links.notices.getsockname()[0]
     body = struct.pack("=BxHiII", 0, 0, 77, 0, 0) + netlink.attribute(3, b"late0\0")
 
     def forge() -> None:
@@ -719,12 +719,13 @@ def _add_links(lab: Lab, installed: InstalledFence, *pair: str) -> None:
 
 
 def test_tamper_guard_requests_a_check_after_dropped_link_notices(
-    fenced: Lab, make_guard: Callable[..., GuardProbe]
+    fenced: Lab, make_guard: Callable[..., GuardProbe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = make_guard(starts=False)
     with fenced.sandbox_namespace.call(rtnetlink.subscribe) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         for number in range(20):
             ip("-n", fenced.sandbox, "link", "set", "dev", "sb0", "alias", f"a{number}")
-        probe.guard._read_links(sock)
+        monkeypatch.setattr(probe.guard._links, "notices", sock)
+        assert probe.guard.turn({sock.fileno()})
     assert probe.notifications.get_nowait() is None

@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, SourceError
-from ocsf_nft.fence import installer, nft, restore_batch, table_query, tamper_guard
+from ocsf_nft.fence import fence_change, installer, nft, restore_batch, table_query
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
@@ -178,7 +178,7 @@ def test_tamper_guard_ends_with_any_exception(
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(tamper_guard, "attribute_change", fail)
+    monkeypatch.setattr(fence_change, "attribute_change", fail)
     probe.guard.start()
     _tamper(fenced, "delete table inet ocsf_nft")
     with pytest.raises(RuntimeError, match="a bug"):

@@ -11,11 +11,11 @@ from structlog.testing import capture_logs
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import listing, nft, restore_batch
+from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.fence.tamper_guard import FenceChange
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.process import Process

@@ -1,0 +1,96 @@
+"""Monitor of a sandbox's network interfaces, which attaches the fence to new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import restore_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from ocsf_nft.fence.nft_monitor import NftMonitor
+    from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.spec import Tap
+
+_RECEIVE_BYTES: Final = 1 << 16
+#: Pause between two reads of notices; the first one is immediate.
+_PAUSE_SECONDS: Final = 0.02
+
+
+class LinkMonitor:
+    """Monitor of the network interfaces (links) in a sandbox's namespace.
+
+    Only one thread may call :meth:`read`; any thread may call :meth:`attach`.
+    """
+
+    def __init__(self, tables: NftMonitor, tap: Tap | None) -> None:
+        """Open a socket for notices in the namespace of ``tables``, the monitor of the fence there.
+
+        With ``tap``, only links with the name of this device count. The caller closes ``notices``.
+        Raises SourceError if the socket can't be opened, and the errors of :meth:`Namespace.call`.
+        """
+        #: New links that no record has yet.
+        self.new: set[str] = set()
+        #: True if new links were attached; they may have been removed since.
+        self.has_attached = False
+        #: Time of the next read (monotonic).
+        self.reads_from = 0.0
+        self._tables = tables
+        self._device = None if tap is None else tap.device
+        self.notices = tables.namespace.call(rtnetlink.subscribe)
+
+    def read(self, batch: RestoreBatch | None, *, attaches: bool) -> None:
+        """Read the kernel's queued notices about links; with ``attaches``, attach the new links.
+
+        ``batch`` are the messages that restore the fence; its links are not new. Raises OSError if
+        the socket fails.
+        """
+        names: set[str] = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
+                        raise
+                    continue
+                if sender[0] == 0:
+                    self._take(datagram, names, batch.links if batch else frozenset())
+        self.new |= names
+        if attaches:
+            self.attach(batch, names)
+        self.reads_from = time.monotonic() + _PAUSE_SECONDS
+
+    def _take(self, datagram: bytes, names: set[str], fenced: AbstractSet[str]) -> None:
+        known = self.new | fenced
+        for kind, body in netlink.messages(memoryview(datagram)):
+            is_of_link = kind in {rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK}
+            link = rtnetlink.link(body) if is_of_link else None
+            if link is None or link.is_loopback:
+                continue
+            if kind == rtnetlink.RTM_DELLINK:
+                names.discard(link.name)
+                self.new.discard(link.name)
+            elif self._device in {None, link.name} and link.name not in known:
+                names.add(link.name)
+
+    def attach(self, batch: RestoreBatch | None, names: AbstractSet[str]) -> None:
+        """Attach the fence's netdev chains to the links ``names`` that are not in ``batch``.
+
+        Without ``batch``, attach nothing. Errors are ignored, because a later check reports them.
+        """
+        if batch is None or not (names := names - batch.links):
+            return
+        self.has_attached = True
+        # The link may be removed again. A later check adds the new links to the fence's record, and
+        # reports links that can't be attached. The lock on the records is not needed: the chains
+        # only block packets, so they do no harm.
+        with contextlib.suppress(OSError, OcsfNftError):
+            full = batch.batches[0].full.unpack()
+            self._tables.commit(restore_batch.attach_statements(full, names))

@@ -1,0 +1,84 @@
+"""New links that a link monitor finds and attaches, without a kernel's fence."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.fence import link_monitor, restore_batch
+from ocsf_nft.fence.link_monitor import LinkMonitor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOOPBACK = 0x8
+
+
+@pytest.fixture
+def commits() -> list[object]:
+    return []
+
+
+@pytest.fixture
+def monitor(commits: list[object]) -> Iterator[LinkMonitor]:
+    """Return a link monitor with a socket that gets no notices."""
+    links, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    links.setblocking(False)
+    tables: Any = SimpleNamespace(
+        namespace=SimpleNamespace(call=lambda _: links), commit=commits.append
+    )
+    with links, other:
+        yield LinkMonitor(tables, None)
+
+
+def test_link_monitor_reads_notices_at_intervals(
+    monitor: LinkMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: 100.0})
+    monkeypatch.setattr(link_monitor, "time", clock)
+    monitor.read(None, attaches=True)
+    assert monitor.reads_from == 100.02
+
+
+def test_link_monitor_attaches_new_links_in_the_sandbox_and_not_at_the_guard(
+    monitor: LinkMonitor, commits: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = tuple(
+        SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what))
+        for what in ("fence", "guard")
+    )
+    monkeypatch.setattr(restore_batch, "attach_statements", lambda full, names: (full, names))
+    batch: Any = SimpleNamespace(links={"old"}, batches=batches)
+    monitor.attach(batch, {"old"})
+    assert not monitor.has_attached
+    monitor.attach(batch, {"old", "new"})
+    assert commits == [("fence", {"new"})]
+    assert monitor.has_attached
+
+
+def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, 7, flags, 0)
+    return netlink.message(kind, 0, body + netlink.attribute(3, name.encode() + b"\0"))
+
+
+def test_link_monitor_takes_each_new_link_of_a_datagram(monitor: LinkMonitor) -> None:
+    unnamed = netlink.message(rtnetlink.RTM_NEWLINK, 0, bytes(16))
+    datagram = b"".join((
+        _notice("route", kind=24), unnamed, _notice("lo", flags=_LOOPBACK), _notice("known"),
+        _notice("fenced"), _notice("new0"), _notice("new1"), _notice("removed"),
+        _notice("removed", kind=rtnetlink.RTM_DELLINK), _notice("late", kind=rtnetlink.RTM_DELLINK),
+    ))  # fmt: skip
+    monitor.new = {"known", "late"}
+    names: set[str] = set()
+    monitor._take(datagram, names, {"fenced"})
+    assert (names, monitor.new) == ({"new0", "new1"}, {"known"})
+    monitor._device = "new1"
+    names.clear()
+    monitor._take(datagram, names, {"fenced"})
+    assert names == {"new1"}
