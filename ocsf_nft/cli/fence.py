@@ -179,7 +179,7 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.ocsf.context import this_host
-    from ocsf_nft.ocsf.operational_events import FenceState
+    from ocsf_nft.ocsf.fence_state_events import FenceState
     from ocsf_nft.service import fences
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)

@@ -6,42 +6,23 @@ values.
 
 from __future__ import annotations
 
-import secrets
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
-from dataclasses import replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import actors, packet_outcome
-from ocsf_nft.ocsf.activity import Activities
-from ocsf_nft.ocsf.context import Context, Proxy, RuleFacts
-from ocsf_nft.ocsf.enums import Direction
-from ocsf_nft.ocsf.event_slots import (
-    COPIED,
-    DECISIVE,
-    PORTS,
-    TCP_FLAGS,
-    Surroundings,
-    program_of,
-    shape_of,
-    values_of,
-)
-from ocsf_nft.ocsf.versions import line_at
-from ocsf_nft.process import Attribution, Container, Process
+from ocsf_nft.ocsf import packet_outcome, placeholder_events
+from ocsf_nft.ocsf.event_slots import shape_of, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.activity import Derived
-    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Host
-    from ocsf_nft.ocsf.event_slots import Shape, Values
-    from ocsf_nft.record import Record
+    from ocsf_nft.ocsf.event_slots import Shape, Surroundings, Values
 
 #: Maximum number of templates. A sender of packets can cause any number of shapes.
 MAX_TEMPLATES: Final = 512
@@ -56,15 +37,6 @@ SIGHTINGS: Final = 3
 #: Maximum size of all templates, and of one: a sender can also choose the length of texts.
 MAX_TEMPLATE_BYTES: Final = 3 << 20
 _MAX_BYTES_EACH: Final = 1 << 14
-
-#: Placeholders of both ports, and of the proxy's port. Ports are too short for random placeholders,
-#: so two events with different ports are made: the ports are where their lines differ.
-_PORT_PLACEHOLDERS: Final = ((11111, 22222), (33333, 44444), (12121, 34343))
-#: Minimum length of a placeholder: that of a MAC address. Numbers of the shape (a port, a few
-#: packets) are shorter.
-_PLACEHOLDER_CHARACTERS: Final = 17
-#: Half of the characters of a name that is too long for a sentence.
-_LONG: Final = 48
 
 
 class _Template:
@@ -183,21 +155,8 @@ class Templates:
 def _template(
     host: Host | None, attempt: Attempt, derived: Derived, around: Surroundings, version: str
 ) -> _Template:
-    # The models make an event with a random placeholder for each copied value. Each placeholder in
-    # the event's JSON becomes a slot.
-    attempt, derived = _specimen(attempt, derived)
-    around = _surroundings_specimen(around)
-    processed_ns = _number() * 1_000_000
-    one, other = (
-        line_at(
-            Activities(_context(host, around, attempt.record, which))
-            .event(_with_ports(attempt, which), derived, processed_ns=processed_ns)
-            .to_json(),
-            version,
-        )
-        for which in range(2)
-    )
-    values = values_of(attempt, derived, around, processed_ns)
+    # Each placeholder in the line becomes a slot.
+    one, other, values = placeholder_events.lines(host, attempt, derived, around, version)
     slots = _outer([*_slots_of_ports(one, other), *_slots(one, values)])
     numbers = [slot.number for slot in slots]
     formats = [b"%d" if isinstance(values[number], int) else b"%b" for number in numbers] + [b""]
@@ -207,205 +166,6 @@ def _template(
     ]
     form = b"".join(literal + spec for literal, spec in zip(literals, formats, strict=True))
     return _Template(form, itemgetter(*numbers))
-
-
-def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
-    """Return an attempt of the same shape, with a random placeholder for each copied value."""
-    record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
-    start = end = _number()
-    if attempt.start_ns // 1_000_000 != attempt.end_ns // 1_000_000:
-        end += _number()
-    flags = record.tcp_flags
-    if flags is not None:
-        flags = _number() & ~TCP_FLAGS | flags & TCP_FLAGS
-    made = replace(
-        record,
-        prefix=_text(),
-        sandbox=_text_like(record.sandbox),
-        in_interface=_text_like(record.in_interface),
-        out_interface=_text_like(record.out_interface),
-        mac_source=None if record.mac_source is None else _mac(),
-        mac_destination=None if record.mac_destination is None else _mac(),
-        source=None if derived.source is None else _address(derived.source),
-        destination=None if derived.destination is None else _address(derived.destination),
-        # _with_ports replaces a copied port by its placeholder later.
-        source_port=record.source_port if record.source_port in PORTS else COPIED,
-        destination_port=record.destination_port if record.destination_port in PORTS else COPIED,
-        tcp_flags=flags,
-        uid=_number_like(record.uid),
-        gid=_number_like(record.gid),
-        details={
-            **{name: record.details[name] for name in DECISIVE if name in record.details},
-            _text(): True,
-        },
-        time_ns=_number() * 1_000_000,
-        received_ns=_number() * 1_000_000,
-        origin=replace(
-            origin,
-            identity=_text(),
-            raw=_text(),
-            sequence=_number_like(origin.sequence),
-            original_time=None if origin.original_time is None else _text(),
-        ),
-    )
-    return Attempt(
-        record=made,
-        packets=_number() if attempt.packets > 1 else attempt.packets,
-        bytes=_number_like(attempt.bytes),
-        start_ns=start * 1_000_000,
-        end_ns=end * 1_000_000,
-        attribution=None if by is None else _attribution_specimen(by, record, made),
-    ), derived._replace(
-        uid=_text(),
-        correlation_uid=_text(),
-        community_uid=_text_like(derived.community_uid),
-        raw_bytes=_number(),
-    )
-
-
-def _attribution_specimen(by: Attribution, record: Record, made: Record) -> Attribution:
-    """Return an attribution of the same shape, of the record ``made`` in place of ``record``."""
-    process = by.process
-    if process is not None:
-        process = replace(
-            _program_specimen(process),
-            tid=_number_like(process.tid),
-            cmd_line=_text_like(process.cmd_line),
-            working_directory=_text_like(process.working_directory),
-            created_ns=None if process.created_ns is None else _number() * 1_000_000,
-            namespace_pid=_number_like(process.namespace_pid),
-            uid=made.uid if process.uid == record.uid else _number_like(process.uid),
-            user_name=_text_like(process.user_name),
-            gid=made.gid if process.gid == record.gid else _number_like(process.gid),
-            group_name=_text_like(process.group_name),
-            container=_container_specimen(process.container),
-            unit=_text_like(process.unit),
-            ancestors=tuple(map(_program_specimen, process.ancestors)),
-        )
-    return Attribution(
-        method=by.method,
-        confidence=by.confidence,
-        reason=by.reason,
-        process=process,
-        user_name=_text_like(by.user_name),
-        group_name=_text_like(by.group_name),
-    )
-
-
-def _program_specimen(process: Process) -> Process:
-    program = program_of(process)
-    name = secrets.token_hex(_LONG) if program.has_long_name else _text()
-    paths = {
-        None: None,
-        "memory": f"{actors.MEMORY}{name}",
-        "file": f"/{_text()}/{name}",
-        "folder": f"/{_text()}/",
-    }
-    sha256 = process.sha256
-    if sha256 is not None:
-        sha256 = secrets.token_hex(32) if actors.is_valid_hash(sha256) else _text()
-    return Process(
-        pid=_number(),
-        name=name if process.name else process.name,
-        path=paths[program.path],
-        is_deleted=process.is_deleted,
-        sha256=sha256,
-    )
-
-
-def _container_specimen(container: Container | None) -> Container | None:
-    if container is None:
-        return None
-    pod = container.pod_uid
-    if pod is not None:
-        pod = str(uuid.uuid4()) if actors.is_valid_pod_uid(pod) else _text()
-    return Container(
-        uid=_text_like(container.uid),
-        name=_text_like(container.name),
-        runtime=_text_like(container.runtime),
-        image_uid=_text_like(container.image_uid),
-        image_name=_text_like(container.image_name),
-        pod_uid=pod,
-    )
-
-
-def _surroundings_specimen(around: Surroundings) -> Surroundings:
-    rule, proxy = around.rule, around.proxy
-    if rule is not None:
-        rule = RuleFacts(uid=_text(), condition=_text())
-    if proxy is not None:
-        address: Any = _PlaceholderAddress(proxy.address.version)
-        proxy = Proxy(address=address, port=COPIED)
-    return Surroundings.of(around.direction, proxy, rule, _container_specimen(around.container))
-
-
-class _PlaceholderAddress:
-    """Random text in place of an IP address."""
-
-    def __init__(self, version: Literal[4, 6]) -> None:
-        self.version = version
-        self._text = _text()
-
-    def __str__(self) -> str:
-        return self._text
-
-
-def _context(host: Host | None, around: Surroundings, record: Record, which: int) -> Context:
-    # A forwarded packet has its direction from the uplinks.
-    uplinks = {Direction.INBOUND: record.in_interface, Direction.OUTBOUND: _text()}
-    uplink = uplinks.get(around.direction)
-    _, _, ports = _PORT_PLACEHOLDERS
-    return Context(
-        host=host,
-        proxies=() if around.proxy is None else (replace(around.proxy, port=ports[which]),),
-        uplinks=frozenset(() if uplink is None else (uplink,)),
-        rules={} if around.rule is None else {record.rule: around.rule},
-        container=around.container,
-    )
-
-
-def _text() -> str:
-    """Return a random text, which no event contains by chance."""
-    return secrets.token_hex(16)
-
-
-def _text_like(text: str | None) -> str | None:
-    return _text() if text else text
-
-
-def _number() -> int:
-    """Return a random number of 18 or 19 digits, which no event contains by chance."""
-    # The end of an attempt is the sum of two such numbers, which must fit into 64 bits.
-    return (1 << 59) + secrets.randbits(59)
-
-
-def _number_like(number: int | None) -> int | None:
-    return None if number is None else _number()
-
-
-def _mac() -> str:
-    # Locally administered, and not the address of a real interface.
-    return ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
-
-
-def _address(kind: AddressKind) -> str:
-    # The colon makes the event show the placeholder in brackets, as an IPv6 address.
-    return f"{_text()}:" if kind.version == 6 else _text()
-
-
-def _with_ports(attempt: Attempt, which: int) -> Attempt:
-    source, destination, _ = (placeholders[which] for placeholders in _PORT_PLACEHOLDERS)
-    record = attempt.record
-    return replace(
-        attempt,
-        record=replace(
-            record,
-            source_port=source if record.source_port == COPIED else record.source_port,
-            destination_port=(
-                destination if record.destination_port == COPIED else record.destination_port
-            ),
-        ),
-    )
 
 
 class _Slot(NamedTuple):
@@ -418,7 +178,7 @@ class _Slot(NamedTuple):
 
 
 def _slots_of_ports(one: bytes, other: bytes) -> Iterator[_Slot]:
-    for number, (here, there) in enumerate(_PORT_PLACEHOLDERS):
+    for number, (here, there) in enumerate(placeholder_events.PORT_PLACEHOLDERS):
         placeholder, other_placeholder = b"%d" % here, b"%d" % there
         for start in _positions(placeholder, one):
             if other.startswith(other_placeholder, start):
@@ -426,11 +186,9 @@ def _slots_of_ports(one: bytes, other: bytes) -> Iterator[_Slot]:
 
 
 def _slots(line: bytes, values: Values) -> Iterator[_Slot]:
-    placeholders: dict[bytes, int] = {}
-    for number, value in enumerate(values):
-        text = b"%d" % value if isinstance(value, int) else value or b""
-        if len(text) >= _PLACEHOLDER_CHARACTERS:
-            placeholders[text] = number
+    least = placeholder_events.PLACEHOLDER_CHARACTERS
+    texts = (b"%d" % value if isinstance(value, int) else value or b"" for value in values)
+    placeholders = {text: number for number, text in enumerate(texts) if len(text) >= least}
     for text, number in placeholders.items():
         for start in _positions(text, line):
             yield _Slot(start, start + len(text), number)

@@ -15,7 +15,7 @@ import structlog
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, listing, restore_batch
 from ocsf_nft.fence.fence_events import FenceEvents
-from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
 from ocsf_nft.service.shielded import run_shielded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ocsf_nft.fence import tamper_guard
-from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
 from ocsf_nft.service import fences
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.fence import installer, listing
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable

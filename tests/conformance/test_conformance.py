@@ -21,16 +21,14 @@ from ocsf_json_schema import OcsfJsonSchema, OcsfJsonSchemaEmbedded, get_ocsf_sc
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
 from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
-    FenceState,
-    Tampering,
     attribution_degraded,
     collection_gap,
     events_dropped,
     fault,
-    fence_state,
     lifecycle,
     records_dropped,
 )

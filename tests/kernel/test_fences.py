@@ -12,7 +12,7 @@ from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences, status
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor

@@ -34,7 +34,7 @@ from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
-from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fence_monitor
 from ocsf_nft.service.fences import Fence
 from tests.kernel import command, conftest

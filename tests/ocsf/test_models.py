@@ -12,6 +12,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import enums
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import NetworkActivity
+from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.objects import (
     Actor,
@@ -22,7 +23,6 @@ from ocsf_nft.ocsf.objects import (
     Observable,
     User,
 )
-from ocsf_nft.ocsf.operational_events import FenceState, fence_state
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.strategies import records
 

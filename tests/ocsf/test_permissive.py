@@ -10,10 +10,11 @@ import pytest
 
 from ocsf_nft.attempt import Aggregation, Attempt, IncidentEnd
 from ocsf_nft.ocsf import packet_outcome
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.oneline import plain, shorthand
-from ocsf_nft.ocsf.operational_events import FenceState, collection_gap
+from ocsf_nft.ocsf.operational_events import collection_gap
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
     ALLOWED_ATTEMPTS,
@@ -25,7 +26,7 @@ from tests.conformance.corpus import (
     TIME_NS,
 )
 from tests.conformance.incidents import ENDED, GOING_ON, fan_out_of
-from tests.ocsf.test_operational_events import state_event
+from tests.ocsf.test_fence_state_events import state_event
 
 MAPPER = Mapper(CONTEXT)
 _ENDING = ", allowed"

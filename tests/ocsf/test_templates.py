@@ -20,8 +20,6 @@ from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import Context, RuleFacts
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.packet_outcome import NAME_PORTS
-from ocsf_nft.ocsf.protocols import service
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
@@ -428,17 +426,6 @@ def test_no_text_is_mistaken_for_a_placeholder(
     by = Attribution(method="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
     for each in (logged, replace(logged, source_port=ports[1], destination_port=ports[0])):
         assert_rendered(mapper, replace(Attempt.of(each), attribution=by), version)
-
-
-def test_placeholders_of_ports_are_ports_without_a_service() -> None:
-    placeholders = [placeholder for both in templates._PORT_PLACEHOLDERS for placeholder in both]
-    assert NAME_PORTS.isdisjoint(placeholders)
-    assert not any(
-        service(protocol, placeholder) for protocol in range(256) for placeholder in placeholders
-    )
-    for here, there in templates._PORT_PLACEHOLDERS:
-        assert len(str(here)) == len(str(there))
-        assert all(one != other for one, other in zip(str(here), str(there), strict=True))
 
 
 def test_template_renders_any_details_as_model(subtests: pytest.Subtests) -> None:

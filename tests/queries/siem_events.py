@@ -16,13 +16,12 @@ from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
 from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
-    FenceState,
     collection_gap,
     events_dropped,
-    fence_state,
     lifecycle,
     records_dropped,
 )

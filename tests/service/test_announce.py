@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ocsf_nft import config
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from tests.service.keeping import MemoryStore

@@ -17,7 +17,7 @@ from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
-from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fence_reports, fences
 from ocsf_nft.service.event_rendering import Reporter

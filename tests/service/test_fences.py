@@ -11,7 +11,7 @@ from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
-from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, PERMISSIVE, verified

@@ -1,0 +1,193 @@
+"""Events about a change of a fence's state (class 5019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
+from ocsf_nft.ocsf.context import device_of, own_metadata
+from ocsf_nft.ocsf.enums import (
+    ConfigActivityId,
+    ConfigState,
+    DeviceType,
+    SecurityLevel,
+    Severity,
+    Status,
+)
+from ocsf_nft.ocsf.events import DeviceConfigStateChange
+from ocsf_nft.ocsf.identifiers import stable_uid
+from ocsf_nft.ocsf.objects import Device
+from ocsf_nft.ocsf.safe_text import shown, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.process import Process
+
+
+class FenceState(Enum):
+    """State of a sandbox's fence: whether it blocks packets, and whether it logs them."""
+
+    #: Removed.
+    ABSENT = "Absent"
+    #: Blocks packets, and logs what it blocks.
+    ACTIVE = "Active"
+    #: Blocks nothing, as requested, and logs what it would block.
+    PERMISSIVE = "Permissive"
+    #: Blocks nothing, and does not log all that it would block.
+    PERMISSIVE_DEGRADED = "Permissive, Degraded"
+    #: Blocks packets, but does not log all of them.
+    DEGRADED = "Degraded"
+    #: Differs from the installed fence or can't be read, so its effect is unknown.
+    ALTERED = "Altered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tampering:
+    """Change of a fence by another process, and the restoration of the fence."""
+
+    #: Text about the change.
+    changes: str
+    #: Process that made the change; None if unknown.
+    process: Process | None = None
+    #: Time when the change was detected (ns since the epoch, UTC); None if unknown.
+    since_ns: int | None = None
+    #: Duration in ns from then until the restoration; None if unknown, or not restored.
+    lasted_ns: int | None = None
+    #: True if restoring is paused after too many restores.
+    given_up: bool = False
+
+
+#: States of a fence that exists as it was installed.
+_AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
+#: Other states have a name of their own in the event.
+_CONFIG_STATES: Final = {
+    FenceState.ABSENT: ConfigState.DISABLED,
+    FenceState.ACTIVE: ConfigState.ENABLED,
+}
+#: Severity of a state, and the end of the sentence about it.
+_STATES: Final = {
+    FenceState.ABSENT: (Severity.MEDIUM, "is removed: nothing restricts the sandbox"),
+    FenceState.ACTIVE: (Severity.INFORMATIONAL, "is active, and logs what it blocks"),
+    FenceState.PERMISSIVE: (
+        Severity.MEDIUM,
+        "is active and permissive: it allows and logs what it would block",
+    ),
+    FenceState.PERMISSIVE_DEGRADED: (
+        Severity.HIGH,
+        "is active and permissive, but does not log all that it would block",
+    ),
+    FenceState.DEGRADED: (Severity.HIGH, "is active, but does not log all it blocks"),
+    FenceState.ALTERED: (
+        Severity.HIGH,
+        "differs from the installed one, or can't be read: it may block nothing",
+    ),
+}
+#: Ends of the sentences about fences without a log transport, if that was requested.
+_UNLOGGED: Final = {
+    FenceState.ACTIVE: "is active. As requested, it counts what it blocks and logs none of it",
+    FenceState.PERMISSIVE: (
+        "is active and permissive. As requested, it counts what it would block and logs none of it"
+    ),
+}
+
+
+def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    before: FenceState,
+    after: FenceState,
+    time_ns: int,
+    tables: Sequence[str],  # for example "inet ocsf_nft"
+    transport: str,  # "none" if the fence logs nothing
+    reason: str | None = None,  # for example why the fence is altered
+    tampering: Tampering | None = None,
+    is_regular: bool = False,
+) -> DeviceConfigStateChange:
+    """Return the event about a change of a fence's state, from ``before`` to ``after``.
+
+    ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
+    as ``nflog``, or ``none`` for a fence that logs nothing. ``is_regular`` means that a removal was
+    requested. Equal arguments give the same event uid.
+    """
+    state = _CONFIG_STATES.get(after, ConfigState.OTHER)
+    _, state_text = _STATES[after]
+    if transport == "none":
+        state_text = _UNLOGGED.get(after, state_text)
+    sentence = f"The fence of sandbox {visible(sandbox)} {state_text}"
+    unmapped: dict[str, Any] = {
+        "sandbox": visible(sandbox),
+        "previous_state": before.value,
+        "tables": [visible(table) for table in tables],
+        "transport": visible(transport),
+    }
+    device, observables = device_of(context)
+    actor = None
+    if tampering is not None:
+        unmapped["changes"] = visible(tampering.changes)
+        if tampering.process is not None:
+            actor = actor_of_process(tampering.process)
+            unmapped |= unmapped_of(tampering.process)
+        if after in _AS_INSTALLED and not tampering.given_up:
+            sentence += "; another process altered it, and it has been restored"
+    change = "" if before is after else f" (before: {before.value.lower()})"
+    cause = None if is_regular else reason
+    start, end = _span(tampering)
+    return DeviceConfigStateChange(
+        activity_id=ConfigActivityId.LOG,
+        time=time_ns // 1_000_000,
+        start_time=start,
+        end_time=end,
+        severity_id=_severity(after, cause, tampering),
+        status_id=_status(after, cause, tampering),
+        status_detail=shown(reason),
+        message=f"{sentence}{change}.",
+        actor=actor,
+        state_id=state,
+        state=after.value if state is ConfigState.OTHER else state.caption,
+        security_level_id=_security_level(after),
+        prev_security_level_id=_security_level(before),
+        device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
+        observables=(*observables, *observables_of(actor)) or None,
+        unmapped=unmapped,
+        metadata=own_metadata(
+            stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
+        ),
+    )
+
+
+def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
+    """Return the times of detection and restoration in ms since the epoch; None if unknown."""
+    if tampering is None or tampering.since_ns is None:
+        return None, None
+    start = tampering.since_ns // 1_000_000
+    if tampering.lasted_ns is None:
+        return start, None
+    # A shorter time counts as one millisecond, because a duration of zero would mean no change.
+    return start, start + max(1, round(tampering.lasted_ns / 1_000_000))
+
+
+def _status(state: FenceState, reason: str | None, tampering: Tampering | None) -> Status:
+    if tampering is not None and tampering.given_up:
+        return Status.FAILURE
+    is_good = state in {FenceState.ACTIVE, FenceState.PERMISSIVE} or (
+        state is FenceState.ABSENT and reason is None
+    )
+    return Status.SUCCESS if is_good else Status.FAILURE
+
+
+def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
+    # A removal that was requested has no reason.
+    is_removed = state is FenceState.ABSENT and reason is not None
+    if is_removed or (tampering is not None and tampering.given_up):
+        return Severity.CRITICAL
+    severity, _ = _STATES[state]
+    return severity if tampering is None else max(Severity.HIGH, severity)
+
+
+def _security_level(state: FenceState) -> SecurityLevel:
+    return SecurityLevel.SECURE if state is FenceState.ACTIVE else SecurityLevel.AT_RISK
