@@ -91,8 +91,8 @@ class AccountLoop:
         ``state`` has the path of the database with the account. Packets before ``begun_ns`` (ns
         since the epoch) are not counted. ``pool`` has the threads that read counters; None for
         asyncio's. ``slots`` limits the number of readings that are in memory at the same time.
-        ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is the key of the stored read position in the log, such as ``journal``; empty for a log without
-        positions.
+        ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is the key of
+        the stored read position in the log, such as ``journal``; empty for a log without positions.
         """
         self.sandbox = sandbox
         self._store = store

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from ocsf_nft import netns
+from ocsf_nft import malloc_trim, netns
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer
@@ -298,7 +298,7 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
 async def test_free_memory_is_returned_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed = asyncio.Event()
     monkeypatch.setattr(housekeeping, "_TRIM_SECONDS", 0.0)
-    monkeypatch.setattr(housekeeping.malloc_trim, "trim", trimmed.set)
+    monkeypatch.setattr(malloc_trim, "trim", trimmed.set)
     trimming = asyncio.create_task(housekeeping._trim_memory())
     async with asyncio.timeout(60):
         await trimmed.wait()
