@@ -60,6 +60,8 @@ _LATE_NS: Final = 5 * 1_000_000_000
 #: Shortest time between two readings that unknown records cause. A process that forges log prefixes
 #: must not cause more.
 _CHECK_NS: Final = 500_000_000
+#: Account that is restored and stored. Its parts need megabytes.
+_IN_STORE: Final = StoredAccount(is_in_store=True)
 #: Attempts in one transaction and one delivery.
 _BATCH: Final = 256
 
@@ -154,6 +156,8 @@ class AccountLoop:
             return
         if stored.position is not None and stored.position.source == self._source:
             self.position = self._stored_position = stored.position.position
+        if self._stored.is_in_store:
+            self._stored = _IN_STORE
 
     async def __aexit__(self, *_: object) -> None:
         """Close the counters' sockets."""
@@ -187,6 +191,7 @@ class AccountLoop:
         if fault is not None or place != self._state.account_place(self.sandbox):
             set_place = partial(self._state.set_account_place, self.sandbox, place)
             await run_shielded(asyncio.to_thread(set_place))
+        self._stored = _IN_STORE
 
     async def take(self, batch: Batch) -> None:
         """Process a batch of log records; report the first packet of a flow, normally, now."""
