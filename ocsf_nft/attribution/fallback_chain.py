@@ -7,18 +7,17 @@ the packet's socket open), ``user`` (only the user id is known), ``none``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
-from ocsf_nft.attribution import process_details, sock_diag
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.attribution.program_hashes import ProgramHashes
-from ocsf_nft.attribution.socket_method import SocketLookup, TimeBudget
+from ocsf_nft.attribution.socket_lookups import LOOKUP_INACTIVE, SocketLookups, wait
 from ocsf_nft.attribution.user_names import UserNames
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.process import Attribution, Seen
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.packet_matching import Match
-    from ocsf_nft.attribution.sock_diag import ClosedSockets
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -48,12 +46,10 @@ _SLICE: Final = 16
 #: The rules that match packets from processes of the sandbox.
 _PROCESS_RULES: Final = frozenset({"egress", "link"})
 
-_LOOKUP_INACTIVE: Final = "process lookup is not active for this sandbox"
 _NOT_SEEN: Final = "no process was seen to attempt this since the last report"
 _ONE_SENDER_SEEN: Final = (
     "it sent one of the packets; the senders of the other packets were not seen"
 )
-_TOO_LONG: Final = "the lookup of its process would have taken too long"
 _NO_PROCESS: Final = Attribution(
     method="none", reason="no process of the sandbox sent it by a socket"
 )
@@ -85,19 +81,7 @@ class FallbackChain:
         self._hashes = ProgramHashes(hashed_bytes) if hashed_bytes else None
         self._capture: CaptureMethod | None = None
         self._dropped = 0
-        #: Opened at the start, or, while a capture works, at the first packet that it can't name.
-        self._lookups: dict[str, SocketLookup] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
-        #: True if a lookup that is opened now may get records of earlier packets.
-        self._is_late = False
-        #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
-        self._cookies: dict[str, int] = {}
-        #: Listeners for closed sockets that are not read for a short time.
-        self._pausing: set[ClosedSockets] = set()
-        self._stack = contextlib.ExitStack()
-        self._budget = TimeBudget()
-        #: Lookup in a thread. A hostile process may delay it, so only one runs at a time.
-        self._busy: asyncio.Future[None] | None = None
+        self._lookups = SocketLookups(sandboxes if top != "user" else {}, self._hashes)
         #: Query of the name service; only one runs at a time.
         self._asking: asyncio.Future[None] | None = None
         #: Reason why the requested top method is not in use; None if it is in use.
@@ -108,7 +92,7 @@ class FallbackChain:
         """Return the best attribution method that is in use now, for example ``socket``."""
         if self._capture is not None:
             return "capture"
-        return "socket" if self._lookups else "user"
+        return "socket" if self._lookups.opened else "user"
 
     @property
     def dropped(self) -> int:
@@ -126,7 +110,7 @@ class FallbackChain:
                 await asyncio.shield(opening)
             except asyncio.CancelledError:
                 await asyncio.wait([opening])
-                self._close()
+                await self.__aexit__()
                 raise
         if self.reason is not None:
             _log.info("not every process can be named", method=self.method, reason=self.reason)
@@ -138,17 +122,8 @@ class FallbackChain:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop the BPF programs and the socket lookups."""
-        if opening := [each for each in self._opening.values() if not each.done()]:
-            await asyncio.wait(opening)
-        self._close()
-
-    def _close(self) -> None:
         self._close_capture()
-        for lookup in self._lookups.values():
-            if lookup.closed is not None:
-                asyncio.get_running_loop().remove_reader(lookup.closed.fileno())
-        self._lookups.clear()
-        self._stack.close()
+        await self._lookups.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
         """Wait until the attribution method ``capture`` fails, then call ``on_fallback``.
@@ -166,7 +141,7 @@ class FallbackChain:
                 self._fall_back(error)
             await self.read_events()
         if initial == "capture":
-            await self._open_lookups()
+            await self._lookups.open()
             await on_fallback(self.reason or "")
 
     async def attributions(
@@ -178,7 +153,7 @@ class FallbackChain:
         (CLOCK_BOOTTIME), so packets that BPF programs saw earlier are ignored.
         """
         if not records or sandbox not in self._sandboxes:
-            return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
+            return [_user_attribution(each, LOOKUP_INACTIVE) for each in records]
         deadline = asyncio.get_running_loop().time() + self.wait_seconds
         found = await self._capture_attributions(sandbox, records, since_ns, deadline)
         uncertain = [
@@ -186,7 +161,7 @@ class FallbackChain:
             for number, (record, known) in enumerate(zip(records, found, strict=True))
             if _is_sent(record) and (known is None or known.confidence == "low")
         ]
-        looked_up = await self._socket_attributions(
+        looked_up = await self._lookups.attributions(
             sandbox, [records[each] for each in uncertain], deadline
         )
         for number, result in zip(uncertain, looked_up, strict=True):
@@ -244,17 +219,13 @@ class FallbackChain:
         if self._top == "capture":
             await asyncio.to_thread(self._open_capture)
         if self._capture is None:
-            await self._open_lookups()
-        self._is_late = True
-
-    async def _open_lookups(self) -> None:
-        for name in self._sandboxes:
-            await asyncio.shield(self._open_lookup(name))
+            await self._lookups.open()
+        self._lookups.is_late = True
 
     def _open_capture(self) -> None:
         try:
-            self._cookies = {name: cookie(each) for name, each in self._sandboxes.items()}
-            names = self._cookies
+            names = {name: cookie(each) for name, each in self._sandboxes.items()}
+            self._lookups.cookies = names
             permissive = {names[each] for each in self._permissive if each in names}
             capture = self._start_capture(names.values(), permissive)
             try:
@@ -264,53 +235,6 @@ class FallbackChain:
                 raise
         except OcsfNftError as error:
             self.reason = str(error)
-
-    def _open_lookup(self, name: str) -> asyncio.Task[None]:
-        """Start to follow the sockets of a sandbox, once; return the task that does it."""
-        if name not in self._opening:
-            self._opening[name] = asyncio.create_task(self._open_new_lookup(name))
-        return self._opening[name]
-
-    async def _open_new_lookup(self, name: str) -> None:
-        lookup = SocketLookup(self._sandboxes[name], self._hashes, is_late=self._is_late)
-        known = self._cookies.get(name)
-
-        def open_same() -> bool:
-            # The namespace may have been replaced since the start: the records are of the old one.
-            with contextlib.ExitStack() as opened:
-                opened.enter_context(lookup)
-                if known is not None and cookie(lookup.tables.namespace) != known:
-                    return False
-                opened.pop_all()
-            return True
-
-        try:
-            is_open = await asyncio.to_thread(open_same)
-        except (OcsfNftError, OSError, RuntimeError):  # the method "user" remains
-            return
-        if is_open:
-            self._stack.push(lookup)
-            self._lookups[name] = lookup
-            if lookup.closed is not None:
-                self._read_closed(lookup.closed)
-
-    def _read_closed(self, closed: ClosedSockets) -> None:
-        """Read the notices about closed sockets of a sandbox, and again when there are others."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(closed.fileno())
-        try:
-            closed.read()
-        except OSError:  # then no process is named
-            return
-        # All sandboxes together must not use much of the loop's time.
-        self._pausing.add(closed)
-        seconds = sock_diag.PACE_SECONDS * len(self._pausing)
-        loop.call_later(seconds, self._await_closed, closed)
-
-    def _await_closed(self, closed: ClosedSockets) -> None:
-        self._pausing.discard(closed)
-        if closed.fileno() >= 0:  # the listener was not closed meanwhile
-            asyncio.get_running_loop().add_reader(closed.fileno(), self._read_closed, closed)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
         try:
@@ -362,22 +286,25 @@ class FallbackChain:
         sent = [number for number, record in enumerate(records) if _is_sent(record)]
         sent_records = [records[number] for number in sent]
         await self.read_events()
-        if await _is_event_pending(captured, sandbox, sent_records):
-            await asyncio.sleep(_EVENT_DELAY_SECONDS)
-            await self.read_events()
+        for begin in range(0, len(sent), _SLICE):
+            if begin:
+                await asyncio.sleep(0)
+            if captured.is_event_pending(sandbox, sent_records[begin : begin + _SLICE]):
+                await asyncio.sleep(_EVENT_DELAY_SECONDS)
+                await self.read_events()
+                break
         matches = await _in_slices(captured.matches(sandbox, sent_records, since_ns))
         found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
         if self._names.missing:
             await self._resolve_names(deadline)
             found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
         if self._hashes is not None:
-            await self._add_hashes(self._hashes, captured, matches, found, deadline)
+            await self._add_hashes(captured, matches, found, deadline)
         by_number = dict(zip(sent, found, strict=True))
         return [by_number.get(number) for number in range(len(records))]
 
     async def _add_hashes(
         self,
-        hashes: ProgramHashes,
         captured: CaptureMethod,
         matches: Sequence[Match | None],
         found: list[Attribution | None],
@@ -395,10 +322,10 @@ class FallbackChain:
             for image in read:
                 if time.monotonic() < until:
                     read[image] = process_details.read(
-                        image.pid, started_ns=image.started_ns, hashes=hashes
+                        image.pid, started_ns=image.started_ns, hashes=self._hashes
                     )
 
-        await self._run_in_thread(read_all, deadline)
+        await self._lookups.run_in_thread(read_all, deadline)
         # Any process that has run another program meanwhile has a new event by now.
         await self.read_events()
         for number, image in images.items():
@@ -409,55 +336,10 @@ class FallbackChain:
             if captured.snapshots.is_latest(image) and seen.path == by.process.path:
                 found[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
 
-    async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
-        """Run ``work`` in a thread; wait until it ends or until the deadline.
-
-        ``deadline`` is a time of the event loop's clock. The argument of ``work`` is the same
-        deadline as a time of time.monotonic. While the thread of an earlier call runs, ``work`` is
-        skipped.
-        """
-        left = deadline - asyncio.get_running_loop().time()
-        if left > 0 and (self._busy is None or self._busy.done()):
-            until = time.monotonic() + left
-            self._busy = asyncio.ensure_future(asyncio.to_thread(work, until))
-            await asyncio.wait({self._busy}, timeout=left)
-
     async def _resolve_names(self, deadline: float) -> None:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(asyncio.to_thread(self._names.resolve))
-        await _wait(self._asking, deadline)
-
-    async def _socket_attributions(
-        self, sandbox: str, records: Sequence[Record], deadline: float
-    ) -> list[Attribution | str]:
-        """Return for each record the processes with the packet's socket, or why none were found."""
-        if not records:
-            return []
-        if self._top != "user":
-            await _wait(self._open_lookup(sandbox), deadline)
-        lookup = self._lookups.get(sandbox)
-        if lookup is None:
-            return [_LOOKUP_INACTIVE] * len(records)
-        found: list[Attribution | str] = [_TOO_LONG] * len(records)
-
-        def look_up(until: float) -> None:
-            for number, record in enumerate(records):
-                began = time.monotonic()
-                if began >= until:
-                    return
-                found[number] = lookup.attribution(record)
-                self._budget.spend(time.monotonic() - began)
-
-        if self._budget.has_time_left():
-            await self._run_in_thread(look_up, deadline)
-        return list(found)
-
-
-async def _wait(work: asyncio.Future[None], deadline: float) -> None:
-    """Wait until ``work`` is done or until ``deadline``, a time of the event loop's clock."""
-    if not work.done():
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
-        await asyncio.wait({work}, timeout=left)
+        await wait(self._asking, deadline)
 
 
 async def _in_slices(results: Iterable[_T]) -> list[_T]:
@@ -468,17 +350,6 @@ async def _in_slices(results: Iterable[_T]) -> list[_T]:
         if len(found) % _SLICE == 0:
             await asyncio.sleep(0)
     return found
-
-
-async def _is_event_pending(
-    captured: CaptureMethod, sandbox: str, records: Sequence[Record]
-) -> bool:
-    for begin in range(0, len(records), _SLICE):
-        if begin:
-            await asyncio.sleep(0)
-        if captured.is_event_pending(sandbox, records[begin : begin + _SLICE]):
-            return True
-    return False
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:

@@ -9,25 +9,20 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self, get_args
-
-import structlog
+from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.attribution.fallback_chain import limit_to_one_packet
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.state import AccountPlace
-from ocsf_nft.flow import Mode
 from ocsf_nft.flows import codec
-from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.addresses import METADATA
-from ocsf_nft.record import Gap
 from ocsf_nft.service import stored_account
+from ocsf_nft.service.gap_reports import GapReports
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
 from ocsf_nft.service.shielded import run_in_pool, run_shielded
 from ocsf_nft.service.stored_account import StoredAccount
-from ocsf_nft.state.change import Account, AccountChange, Change, DroppedRecords, Position
+from ocsf_nft.state.change import Account, AccountChange, Change, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,15 +32,11 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.flow import Reading
     from ocsf_nft.flows.sandbox_account import Balance
-    from ocsf_nft.ocsf.events import Event
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Batch, Record
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.state.state_store import StateStore
-
-_log = structlog.get_logger()
 
 #: Destinations that are reported separately also beyond a user's limits.
 _PREFERRED: Final = frozenset(map(str, METADATA))
@@ -55,8 +46,6 @@ _UNLOGGED_SECONDS: Final = 1.0
 #: journal.
 _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
-#: Longest normal delay of a reading; a longer one is reported.
-_LATE_NS: Final = 5 * 1_000_000_000
 #: Shortest time between two readings that unknown records cause. A process that forges log prefixes
 #: must not cause more.
 _CHECK_NS: Final = 500_000_000
@@ -116,6 +105,7 @@ class AccountLoop:
             add_attribution=self._add_attribution,
         )
         self._pool, self._slots = pool, slots or asyncio.Semaphore()
+        self.gaps = GapReports(self._account, reporter, has_position=bool(source))
         self.schedule = ReadingSchedule(IDLE_SECONDS if is_logged else _UNLOGGED_SECONDS)
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         #: Reason why the last reading of the counters failed; None if it succeeded.
@@ -130,7 +120,6 @@ class AccountLoop:
         # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
-        self._is_first = True
 
     async def __aenter__(self) -> Self:
         """Open the counters, and restore the stored counts.
@@ -182,7 +171,7 @@ class AccountLoop:
     async def _adopt(self) -> None:
         account, fault = self._stored.account, self._stored.fault
         if fault is not None:
-            await self.report_gap(fault)
+            await self.gaps.report(fault)
             account = Account(dropped=self._store.database.dropped_records(self.sandbox))
         if not self._stored.is_in_store:
             replace_account = self._store.database.replace_account
@@ -314,12 +303,12 @@ class AccountLoop:
             self.schedule.note_failure()
             before, self.fault = self.fault, str(error)
             if self.fault != before:
-                await self.report_gap(self.fault)
+                await self.gaps.report(self.fault)
             return
         self.fault = None
-        await self._report_pause(reading, self.schedule.unread_seconds)
+        await self.gaps.report_pause(reading, self.schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
-            await self.report_gap(f"the counters of {', '.join(rules)} were created again")
+            await self.gaps.report(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
             self._before = self._account.balances()
             try:
@@ -330,61 +319,6 @@ class AccountLoop:
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
         self.schedule.note_reading(time.monotonic() - began)
-
-    async def _report_pause(self, reading: Reading, late_seconds: float) -> None:
-        since_ns = self._account.read_ns
-        is_first, self._is_first = self._is_first, False
-        if since_ns is None:
-            return
-        # A process with privileges in the namespace can write any number into the counters, and
-        # reset them.
-        unread = self._account.unread_since(reading)
-        refused, allowed = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
-        # A log with a position is read from there. Records of other sources are dropped during a
-        # pause. The last reading of an earlier run may have been the first of a long pause.
-        has_dropped = is_first and not self._source and refused + allowed
-        late_ns = round(late_seconds * 1_000_000_000)
-        if is_first:
-            is_idle = not any(unread.values())
-            pause = IDLE_SECONDS + codec.READ_TIME_SECONDS if is_idle else 0.0
-            late_ns = reading.began_ns - since_ns - round(pause * 1_000_000_000)
-        if late_ns < _LATE_NS and not has_dropped:
-            return
-        event = operational_events.collection_gap(
-            self._reporter.context(self.sandbox),
-            sandbox=self.sandbox,
-            packets=refused + allowed,
-            allowed=allowed,
-            since_ns=since_ns,
-            until_ns=reading.began_ns,
-            reason="ocsf-nft was not running, or was delayed",
-            processed_ns=time.time_ns(),
-        )
-        await self._emit_gap(event, DroppedRecords("reader", 1, 0))
-        _log.warning(
-            "the counters were not read in time", sandbox=self.sandbox, refused=refused,
-            allowed=allowed,
-        )  # fmt: skip
-
-    async def report_gap(self, reason: str) -> None:
-        """Emit an event that counts of the sandbox may be incomplete, and why."""
-        now_ns = time.time_ns()
-        gap = Gap(
-            transport="counters",
-            reason=f"sandbox {self.sandbox}: {reason}",
-            dropped=None,
-            since_ns=min(self._account.read_ns or now_ns, now_ns),
-            until_ns=now_ns,
-        )
-        context = self._reporter.context(self.sandbox)
-        event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        await self._emit_gap(event, DroppedRecords(gap.transport, 1, 0))
-        _log.warning("counts may be incomplete", sandbox=self.sandbox, reason=reason)
-
-    async def _emit_gap(self, event: Event, dropped: DroppedRecords) -> None:
-        await self._reporter.commit(
-            Change(events=[event.to_json()], dropped=[(self.sandbox, dropped)])
-        )
 
     async def _report_due(self, *, closing: bool = False) -> None:
         async with self._lock:

@@ -326,7 +326,7 @@ class Service:
             is_last = all(each.failure is not None for each in self.sandboxes)
             if is_last and self.config.host_log is None:
                 raise
-            await sandbox.account.report_gap(f"it is no longer watched: {sandbox.failure}")
+            await sandbox.account.gaps.report(f"it is no longer watched: {sandbox.failure}")
             _log.error("sandbox no longer watched", sandbox=sandbox.name, reason=sandbox.failure)
 
     async def _end(self, reporter: Reporter) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import fallback_chain
+from ocsf_nft.attribution import fallback_chain, socket_lookups
 from tests.attribution.calling import NETNS
 from tests.attribution.fallback_host import Host
 
@@ -22,8 +22,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     for event in events:
         event.set()
     monkeypatch.setattr(fallback_chain, "Capture", here.capture)
-    monkeypatch.setattr(fallback_chain, "cookie", lambda _namespace: NETNS)
-    monkeypatch.setattr(fallback_chain, "SocketLookup", here.lookup)
+    for module in (fallback_chain, socket_lookups):
+        monkeypatch.setattr(module, "cookie", lambda _namespace: NETNS)
+    monkeypatch.setattr(socket_lookups, "SocketLookup", here.lookup)
     monkeypatch.setattr(fallback_chain, "UserNames", lambda: here.names)
     yield here
     for event in events:

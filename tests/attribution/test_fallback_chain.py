@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.attribution import fallback_chain
+from ocsf_nft.attribution import fallback_chain, socket_lookups
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Dropped
 from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_packet
 from ocsf_nft.errors import UnsupportedError
@@ -113,7 +113,7 @@ async def test_chain_opens_no_better_method_than_requested(
 
     for name in ("Capture", "cookie"):
         monkeypatch.setattr(fallback_chain, name, lambda *_: opened.append("capture"))
-    monkeypatch.setattr(fallback_chain, "SocketLookup", lookup)
+    monkeypatch.setattr(socket_lookups, "SocketLookup", lookup)
     async with host.chain(top=top) as chain:
         assert chain.method == top
         await chain.attributions("sb", [record_now()], 0)

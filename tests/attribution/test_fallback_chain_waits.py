@@ -52,8 +52,8 @@ async def test_chain_waits_once_for_a_blocked_lookup(host: Host) -> None:
         too_long = ("user", "the lookup of its process would have taken too long")
         assert {(each.method, each.reason) for each in found} == {too_long}
         host.sockets.unblocked.set()
-        assert chain._busy is not None
-        await chain._busy
+        assert chain._lookups._busy is not None
+        await chain._lookups._busy
         assert host.sockets.asked == [1]  # the second lookup has passed its deadline
         host.sockets.results = {2: by_socket(7)}
         (found_later,) = await chain.attributions("sb", [record_now(source_port=2)], 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from ocsf_nft.fence import ruleset
-from ocsf_nft.service import account_loop as service_accounts
+from ocsf_nft.service import gap_reports
 from tests.kernel import accounts, attempts, command, conftest
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_counts_too_large_for_an_event_do_not_end_a_run(
     # The totals rise while no reader runs, and are then higher than an event can contain.
     conftest.load(installed.namespace, _write_totals(installed))
     late_seconds = 1
-    monkeypatch.setattr(service_accounts, "_LATE_NS", late_seconds * 10**9)
+    monkeypatch.setattr(gap_reports, "_LATE_NS", late_seconds * 10**9)
     time.sleep(late_seconds)
     with command.running(*options) as running:
         assert running.stop(signal.SIGTERM)[0] == 0

@@ -35,7 +35,7 @@ _TIMES = 4
 OF_RECORDS = {
     "ocsf_nft.service.reading_schedule.READ_SECONDS": 600.0,
     "ocsf_nft.service.reading_schedule._LONGEST_SECONDS": 600.0,
-    "ocsf_nft.service.account_loop._LATE_NS": 600 * 1_000_000_000,
+    "ocsf_nft.service.gap_reports._LATE_NS": 600 * 1_000_000_000,
     "ocsf_nft.attribution.fallback_chain._EVENT_DELAY_SECONDS": 2.0,
 }
 

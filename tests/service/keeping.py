@@ -65,6 +65,7 @@ async def running_account(
     *,
     source: str = "kmsg",
     store: StateStore | None = None,
+    slots: asyncio.Semaphore | None = None,
 ) -> AsyncIterator[AccountLoop]:
     """Open the account of a sandbox, with its state database in a folder.
 
@@ -89,6 +90,7 @@ async def running_account(
             begun_ns=NOW,
             fallback_chain=fallback_chain or FallbackChain({}),
             source=source,
+            slots=slots,
         )
         await stack.enter_async_context(made)
         await made.resume()

@@ -14,7 +14,7 @@ from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
 from ocsf_nft.service import account_loop
-from ocsf_nft.state.change import DroppedRecords
+from ocsf_nft.state.change import Account, DroppedRecords
 from ocsf_nft.state.state_db import FILE
 from tests.conformance.attributed import done_by
 from tests.conformance.corpus import as_allowed
@@ -100,6 +100,30 @@ async def test_packet_whose_event_was_not_stored_is_reported_after_a_restart(
             (balance,) = await account.close()
     assert [event["count"] for event in sink.of_class(4001)] == [1]
     assert (balance.reported, balance.counter_mismatch) == (1, 0)
+
+
+async def test_stored_account_does_not_stay_in_memory_twice(tmp_path: Path) -> None:
+    """It is megabytes for each sandbox."""
+    counters = Given({key(tcp()): 1})
+    for _ in range(2):
+        async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+            assert account._stored.account == Account()
+            (balance,) = await account.close()
+    assert balance.reported == 1
+
+
+async def test_reading_waits_until_few_others_are_in_memory(tmp_path: Path) -> None:
+    counters, slots = Given({key(tcp()): 1}), asyncio.Semaphore(1)
+    async with keeping.running_account(counters, tmp_path, MemoryStore(), slots=slots) as account:
+        for read in (account.refresh(), account.close()):
+            account.schedule._read_at = 0.0  # the last reading is old
+            before_ns = counters.at_ns
+            async with slots:  # another account's reading
+                reading_now = asyncio.ensure_future(read)
+                await asyncio.sleep(0.1)
+                assert counters.at_ns == before_ns
+            await reading_now
+            assert counters.at_ns > before_ns
 
 
 async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path) -> None:

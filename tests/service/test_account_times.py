@@ -1,4 +1,4 @@
-"""Times of an account: of its readings, and of the gaps that it reports."""
+"""Times of an account's readings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.record import Batch
-from ocsf_nft.service import account_loop, reading_schedule
+from ocsf_nft.service import account_loop, gap_reports, reading_schedule
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS
 from tests.conformance.corpus import as_allowed
 from tests.flows.reading import NOW, SECOND, key, reading, record, tcp
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Counters:
+class Counters:
     """Counters of one flow; a reading takes some seconds of the clock of the test."""
 
     packets: int = 1
@@ -55,86 +55,15 @@ class _Counters:
 
 
 @pytest.fixture
-def counters(monkeypatch: pytest.MonkeyPatch) -> _Counters:
+def counters(monkeypatch: pytest.MonkeyPatch) -> Counters:
     """Return counters whose clock the account uses."""
-    made = _Counters()
-    for module in (account_loop, reading_schedule):
+    made = Counters()
+    for module in (account_loop, gap_reports, reading_schedule):
         monkeypatch.setattr(module, "time", made)
     return made
 
 
-async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
-    for name, pause_ns, is_reported in (
-        # An idle sandbox was perhaps read for the last time 30 s before the end, and the time of a
-        # reading is stored once a minute.
-        ("shorter", 95 * SECOND - 1, False),
-        ("as long", 95 * SECOND, True),
-    ):
-        counters, sink = _Counters(), MemoryStore()
-        for _ in range(2):
-            async with keeping.running_account(counters, tmp_path / name, sink) as account:
-                await account.close()
-            counters.at_ns += pause_ns
-        pauses = [event["activity_name"] for event in sink.of_class(6002)]
-        assert pauses == ["Collection Gap"] * is_reported
-
-
-async def test_rule_that_is_gone_causes_no_gap_at_each_reading(tmp_path: Path) -> None:
-    class WithGuard(_Counters):
-        def read(self, settled: frozenset[str]) -> Reading:
-            found = super().read(settled)
-            (rule,) = found.rules.values()
-            more = {"guard": rule} if self.readings == 1 else {}
-            epochs = {**found.epochs, **dict.fromkeys(more, "boot:2")}
-            return replace(found, rules={**found.rules, **more}, epochs=epochs)
-
-    counters, sink = WithGuard(), MemoryStore()
-    async with keeping.running_account(counters, tmp_path, sink) as account:
-        for _ in range(4):
-            await account._observe()
-            counters.at_ns += 4 * SECOND
-    assert sink.of_class(6002) == []
-
-
-async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
-    tmp_path: Path,
-) -> None:
-    counters, sink = _Counters(), MemoryStore()
-    for packets, reported in ((1, 0), (1, 0), (3, 1)):
-        counters.packets = packets
-        counters.at_ns += SECOND
-        async with keeping.running_account(counters, tmp_path, sink, source="") as account:
-            assert len(sink.of_class(6002)) == reported
-            counters.at_ns += SECOND
-            await account.close()
-        assert len(sink.of_class(6002)) == reported
-    assert sink.of_class(6002)[0]["count"] == 2
-
-
-async def test_rule_that_is_gone_causes_no_gap_at_each_start(tmp_path: Path) -> None:
-    class Two(_Counters):
-        def read(self, settled: frozenset[str]) -> Reading:
-            found = super().read(settled)
-            (rule,) = found.rules.values()
-            more = {"guard": rule} if self.has_guard else {}
-            return replace(
-                found,
-                rules={**found.rules, **more},
-                epochs={**found.epochs, **dict.fromkeys(more, "boot:2")},
-            )
-
-        has_guard = True
-
-    counters, sink = Two(), MemoryStore()
-    for number in range(4):
-        counters.has_guard = number == 0
-        async with keeping.running_account(counters, tmp_path, sink) as account:
-            await account.close()
-        counters.at_ns += 60 * SECOND
-    assert sink.of_class(6002) == []
-
-
-async def test_slow_counters_are_read_less_often(tmp_path: Path, counters: _Counters) -> None:
+async def test_slow_counters_are_read_less_often(tmp_path: Path, counters: Counters) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0), (2, 20)):
             counters.took = took
@@ -143,7 +72,7 @@ async def test_slow_counters_are_read_less_often(tmp_path: Path, counters: _Coun
 
 
 async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
-    tmp_path: Path, counters: _Counters
+    tmp_path: Path, counters: Counters
 ) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         await account._read_and_report()
@@ -163,7 +92,7 @@ async def test_counters_of_an_idle_sandbox_are_read_less_and_less_often(
 
 
 async def test_delayed_reading_is_reported_and_a_planned_pause_is_not(
-    tmp_path: Path, counters: _Counters
+    tmp_path: Path, counters: Counters
 ) -> None:
     sink = MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
@@ -180,7 +109,7 @@ async def test_delayed_reading_is_reported_and_a_planned_pause_is_not(
 
 
 async def test_records_of_the_other_mode_cause_at_most_two_readings_a_second(
-    tmp_path: Path, counters: _Counters
+    tmp_path: Path, counters: Counters
 ) -> None:
     async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         await account.take(Batch(records=(as_allowed(record(tcp())),)))
@@ -192,10 +121,10 @@ async def test_records_of_the_other_mode_cause_at_most_two_readings_a_second(
 
 
 async def test_position_stays_if_a_batch_has_none(tmp_path: Path) -> None:
-    async with keeping.running_account(_Counters(), tmp_path, MemoryStore()) as account:
+    async with keeping.running_account(Counters(), tmp_path, MemoryStore()) as account:
         one = Batch(records=(record(tcp()),), cursor="7")
         await account.take(one)
         await account.take(replace(one, cursor=None))
         assert account.position == "7"
-    async with keeping.running_account(_Counters(), tmp_path, MemoryStore()) as account:
+    async with keeping.running_account(Counters(), tmp_path, MemoryStore()) as account:
         assert account.position == "7"
