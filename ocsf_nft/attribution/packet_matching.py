@@ -241,7 +241,8 @@ class RefusedPackets:
             if any(call.time_ns > before_ns for each in similar for call in each.calls[-1:]):
                 return
             # Packets after the last of them may have been reported no more.
-            self._removed_ns = max(before_ns, *(each.incomplete_ns for each in similar))
+            until_ns = max(before_ns, *(each.incomplete_ns for each in similar))
+            self._removed_ns = max(self._removed_ns, until_ns)
             self._number -= sum(len(each.calls) for each in similar)
             self._by_key.popitem(last=False)
         self._by_key = OrderedDict()  # an empty one has the size of its largest content

@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft.attribution import packet_matching
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
-from ocsf_nft.attribution.packet_matching import RefusedPackets
+from ocsf_nft.attribution.packet_matching import SILENCE_NS, LoggedRecord, RefusedPackets
 from tests.attribution.calling import SECOND, TCP, call, logged, record
 
 if TYPE_CHECKING:
@@ -313,9 +313,12 @@ def test_old_packets_are_removed() -> None:
 def test_removed_sender_may_have_sent_more_packets_without_a_report() -> None:
     found = stored(call(7, NOW, has_more=True))
     found.remove_old(NOW + 100)
-    found.add(call(8, NOW + 600 * SECOND))
-    packet = record(NOW + 200)
-    assert senders(found, packet, since_ns=NOW - 1) == [({8}, False)]
+    for passed_ns, is_sender in ((200, False), (SILENCE_NS + 1, True)):
+        found.add(call(8, NOW + 600 * SECOND))
+        late = LoggedRecord(record(NOW), NOW - 1, NOW + 700 * SECOND, NOW + passed_ns)
+        (match,) = found.matches([late])
+        assert match is not None
+        assert match.is_sender is is_sender
 
 
 def test_removal_of_an_old_packet_leaves_later_senders_certain() -> None:
