@@ -24,7 +24,7 @@ from ocsf_nft.flow import (
     counter_suffix,
     map_uids,
 )
-from ocsf_nft.netns import Namespace, call_beside
+from ocsf_nft.netns import HOST, Namespace, call_beside
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
 if TYPE_CHECKING:
@@ -313,8 +313,9 @@ class Counters:
 
     def _call_inside(self, entry: _NamespaceTables, work: Callable[[], Nftables]) -> Nftables:
         beside = self._beside
-        is_open = beside is not None and beside.fileno() >= 0
-        if beside is None or not is_open or entry is not self._namespaces[0]:
+        # A run in the sandbox's own namespace may lack the privilege to enter even this one.
+        is_own = entry.namespace == HOST or entry is not self._namespaces[0]
+        if beside is None or beside.fileno() < 0 or is_own:
             return entry.namespace.call(work)
         return call_beside(beside, work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,22 @@ def pod(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Lab, list[st
             yield rootless, as_root
 
 
+#: Reads the counters of a sandbox in the namespace of this process as a service does after a pause.
+_READ_AGAIN: Final = """
+import sys
+from pathlib import Path
+from ocsf_nft import rtnetlink
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.state import StateDirectory
+with rtnetlink.subscribe() as beside:
+    with Counters(StateDirectory(Path(sys.argv[2])).read(sys.argv[1])) as counters:
+        counters.enter_beside(beside)
+        counters.read()
+        counters.close()
+        counters.read()
+"""
+
+
 def test_net_admin_suffices_for_all_commands_and_for_users_in_events(
     pod: tuple[Lab, list[str]], state: StateDirectory, tmp_path: Path
 ) -> None:
@@ -81,6 +98,19 @@ def test_net_admin_suffices_for_all_commands_and_for_users_in_events(
     assert command.run("status", "--state-dir", str(state.path), under=under).code == 0
     assert command.run("remove", *where, under=under).code == 0
     assert nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+def test_net_admin_suffices_to_read_the_counters_after_a_pause(
+    pod: tuple[Lab, list[str]], state: StateDirectory
+) -> None:
+    _, as_root = pod
+    under = [*as_root, *_READ_ONLY, *_confined(0, "net_admin")]
+    where = ("--sandbox", POD, "--state-dir", str(state.path))
+    assert command.run("install", *where, *_INSTALL, under=under).code == 0
+    subprocess.run(
+        [*under, sys.executable, "-c", _READ_AGAIN, POD, str(state.path)],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize(
