@@ -7,6 +7,7 @@ same kernel tick, which an event has reported.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
@@ -33,18 +34,8 @@ class _AtRest(NamedTuple):
     is_shown: bool
     is_aggregated: bool
 
-    def counter(self) -> FlowCounter:
-        return FlowCounter(
-            since_ns=self.since_ns,
-            last_ns=self.last_ns,
-            seen_packets=self.seen_packets,
-            seen_bytes=self.seen_bytes,
-            last_ms=self.last_ms,
-            expires_ms=self.expires_ms,
-            missed=self.missed,
-            is_shown=self.is_shown,
-            is_aggregated=self.is_aggregated,
-        )
+
+_STATE: Final = operator.attrgetter(*_AtRest._fields)
 
 
 class CounterTable:
@@ -63,10 +54,6 @@ class CounterTable:
         """Iterate over the keys."""
         return iter(self._counters)
 
-    def __contains__(self, data: object) -> bool:
-        """Return True if there is a counter with this key."""
-        return data in self._counters
-
     def __setitem__(self, data: bytes, counter: FlowCounter) -> None:
         """Add a counter."""
         self._counters[data] = counter
@@ -79,7 +66,7 @@ class CounterTable:
         """Return a counter, which may be changed until it may rest; None if there is none."""
         found = self._counters.get(data)
         if isinstance(found, _AtRest):
-            found = self._counters[data] = found.counter()
+            found = self._counters[data] = FlowCounter(**found._asdict())
         return found
 
     def active(self) -> Iterator[FlowCounter]:
@@ -104,18 +91,9 @@ class CounterTable:
         if counter.unreported_bytes or counter.is_unread:
             return
         # A packet that the reading lacked came after the last one, and after the reading began.
-        later_ns = min(counter.last_ns, read_ns) if counter.is_shown else counter.since_ns
-        state = _AtRest(
-            since_ns=max(counter.since_ns, later_ns),
-            last_ns=counter.last_ns,
-            seen_packets=counter.seen_packets,
-            seen_bytes=counter.seen_bytes,
-            last_ms=counter.last_ms,
-            expires_ms=counter.expires_ms,
-            missed=counter.missed,
-            is_shown=counter.is_shown,
-            is_aggregated=counter.is_aggregated,
-        )
+        if counter.is_shown:
+            counter.since_ns = max(counter.since_ns, min(counter.last_ns, read_ns))
+        state = _AtRest._make(_STATE(counter))
         self._counters[data] = self._shared.setdefault(state, state)
 
     def rests(self, element: Element, reading: Reading) -> bool:
