@@ -100,3 +100,20 @@ class Attribution:
     def names_no_process(self) -> bool:
         """Return True if there is neither a sender nor a possible sender."""
         return self.process is None and not self.seen and not self.unnamed
+
+
+def limit_to_one_packet(known: Attribution) -> Attribution:
+    """Weaken the attribution of one packet, to use it for a whole group of packets.
+
+    The result names the process of ``known`` only as a possible sender, with low confidence.
+    If ``known`` names no process as the sender, it is returned unchanged.
+    """
+    if known.process is None:
+        return known
+    return replace(
+        known,
+        confidence="low",
+        reason=_ONE_SENDER_SEEN,
+        process=None,
+        seen=(Seen(process=known.process),),
+    )

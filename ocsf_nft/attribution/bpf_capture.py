@@ -19,8 +19,6 @@ from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from ocsf_nft.netns import Namespace
 
 _PROGRAMS: Final = "ocsf_nft.attribution.bpf"
@@ -167,24 +165,16 @@ class Dropped(NamedTuple):
 
 
 class Capture:
-    """BPF programs that report which processes in the given network namespaces send packets."""
+    """BPF programs that report which processes in watched network namespaces send packets."""
 
-    def __init__(
-        self,
-        cookies: Collection[int],
-        *,
-        permissive: Collection[int] = (),
-        knows_types: bool | None = None,
-    ) -> None:
-        """Start to report refused packets in network namespaces with these :func:`cookie` numbers.
+    def __init__(self, *, knows_types: bool | None = None) -> None:
+        """Load and attach the programs; :meth:`watch` selects the namespaces.
 
-        For namespaces in ``permissive``, or if the kernel has no BTF, report system calls that send
-        or connect instead. ``knows_types`` is true if the kernel has BTF; None detects BTF. Raises
-        UnsupportedError if the capture can't start.
+        ``knows_types`` is true if the kernel has BTF; None detects BTF. Raises UnsupportedError if
+        the capture can't start.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
-        #: Cookies of the namespaces with reports of refused packets.
-        self.refused = frozenset(cookies).difference(permissive if self.knows_types else cookies)
+        self._has_cgroup_programs = False
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
         self._rings: list[RingBuffer] = []
         try:
@@ -192,16 +182,31 @@ class Capture:
             if self.knows_types:
                 # Read the processes before the calls, so that each caller is known.
                 self._rings.insert(0, self._loaded.ring("processes"))
-            for each in cookies:
-                mode = _REFUSALS if each in self.refused else _CALLS
-                self._loaded.update_map("watched", struct.pack("=Q", each), mode)
             for name in _TYPES_PROGRAMS if self.knows_types else ():
                 self._loaded.attach(name)
-            if not self.refused.issuperset(cookies):
-                self._attach_to(_cgroup_mount(_MOUNTS.read_text("utf-8", "surrogateescape")))
+            if not self.knows_types:
+                self._attach_to_cgroups()
         except BaseException:
             self.close()
             raise
+
+    def watch(self, netns: int, *, is_permissive: bool = False) -> bool:
+        """Report the senders in the network namespace with this :func:`cookie` from now on.
+
+        Return True if refused packets are reported. If ``is_permissive``, or if the kernel has no
+        BTF, system calls that send or connect are reported instead. Raises UnsupportedError if the
+        namespace can't be watched.
+        """
+        is_refused = self.knows_types and not is_permissive
+        if not is_refused:
+            self._attach_to_cgroups()
+        mode = _REFUSALS if is_refused else _CALLS
+        self._loaded.update_map("watched", struct.pack("=Q", netns), mode)
+        return is_refused
+
+    def unwatch(self, netns: int) -> None:
+        """Report no more senders in the network namespace with this :func:`cookie`."""
+        self._loaded.delete_from_map("watched", struct.pack("=Q", netns))
 
     def __enter__(self) -> Self:
         """Return the capture, which already runs."""
@@ -217,11 +222,15 @@ class Capture:
             self._rings.pop().close()
         self._loaded.close()
 
-    def _attach_to(self, cgroups: Path) -> None:
+    def _attach_to_cgroups(self) -> None:
+        if self._has_cgroup_programs:
+            return
+        cgroups = _cgroup_mount(_MOUNTS.read_text("utf-8", "surrogateescape"))
         try:
             with proc.opened(str(cgroups)) as cgroup:
                 for name in _CGROUP_PROGRAMS:
                     self._loaded.attach(name, cgroup)
+            self._has_cgroup_programs = True
         except OSError as error:  # another file system is mounted over it
             raise UnsupportedError(
                 f"cgroup v2 can't be opened at {cgroups} ({error.strerror})"

@@ -18,7 +18,7 @@ from ocsf_nft.attribution.send_calls import SendCalls
 from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_capture import Capture, CaptureEvent, Dropped
     from ocsf_nft.attribution.packet_matching import Match
@@ -45,10 +45,11 @@ _SENT_SOME: Final = (
 )
 
 
-class _Sandbox:
-    """Reports of BPF programs about the processes that send packets in one sandbox."""
+class _Namespace:
+    """Reports of BPF programs about the processes that send packets in one network namespace."""
 
     def __init__(self, *, is_refused: bool) -> None:
+        self.began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         #: True if each report is about a refused packet; otherwise, each one is about a system call
         #: that may have sent a packet.
         self.is_refused = is_refused
@@ -59,19 +60,36 @@ class _Sandbox:
 class CaptureMethod:
     """Finder of the processes that sent logged packets, by events of BPF programs (the capture).
 
-    ``sandboxes`` maps sandbox names to the kernel's numbers (cookies) of their network namespaces.
+    A network namespace is identified by its number in the kernel (cookie). Methods that find
+    processes are for watched namespaces only: see :meth:`watch`.
     """
 
-    def __init__(self, capture: Capture, sandboxes: Mapping[str, int], names: UserNames) -> None:
+    def __init__(self, capture: Capture, names: UserNames) -> None:
         self.capture = capture
         self.snapshots = ProcessSnapshots(names)
-        self._by_netns = {
-            number: _Sandbox(is_refused=number in capture.refused) for number in sandboxes.values()
-        }
-        self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
+        self._watched: dict[int, _Namespace] = {}
         self.dropped: Dropped = capture.dropped()
         self._cleaned_ns = 0
-        self._began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def watch(self, netns: int, *, is_permissive: bool) -> None:
+        """Find the senders of packets in a namespace from now on.
+
+        ``is_permissive`` is true if the namespace's fence accepts the packets that it logs; another
+        call may change it. Raises UnsupportedError if the capture can't watch the namespace.
+        """
+        is_refused = self.capture.watch(netns, is_permissive=is_permissive)
+        watched = self._watched.get(netns)
+        if watched is None or watched.is_refused != is_refused:
+            self._watched[netns] = _Namespace(is_refused=is_refused)
+
+    def unwatch(self, netns: int) -> None:
+        """Stop finding the senders of packets in a namespace, if it is watched."""
+        if self._watched.pop(netns, None) is not None:
+            self.capture.unwatch(netns)
+
+    def is_watched(self, netns: int) -> bool:
+        """Return True if senders of packets in a namespace can be found."""
+        return netns in self._watched
 
     def read_events(self) -> bool:
         """Read some of the new capture events; return True if there may be more.
@@ -98,42 +116,42 @@ class CaptureMethod:
         self._cleaned_ns = now_ns
         if passed_ns > _STORED_NS // 2:  # after a stop: records of old packets may still come
             return
-        for each in self._by_netns.values():
+        for each in self._watched.values():
             each.events.remove_old(now_ns - _STORED_NS)
             each.flows.remove_old(now_ns - _STORED_NS)
 
     def note_dropped(self) -> None:
         """Mark earlier senders as uncertain: events were dropped, or can't be read in time."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        for each in self._by_netns.values():
+        for each in self._watched.values():
             each.events.note_dropped(now_ns)
 
     def _add(self, event: CaptureEvent) -> None:
         if isinstance(event, ProcessSnapshot):
             self.snapshots.add(event)
         elif isinstance(event, Call):
-            sandbox = self._by_netns.get(event.netns)
-            if sandbox is not None:
-                sandbox.events.add(event)
-                sandbox.flows.add(event)
+            watched = self._watched.get(event.netns)
+            if watched is not None:
+                watched.events.add(event)
+                watched.flows.add(event)
         else:
             # The kernel numbers sockets for the whole host: no two namespaces share a number.
-            for sandbox in self._by_netns.values():
-                if isinstance(sandbox.events, SendCalls):
-                    sandbox.events.mark_closed(event)
+            for watched in self._watched.values():
+                if isinstance(watched.events, SendCalls):
+                    watched.events.mark_closed(event)
 
-    def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
+    def is_event_pending(self, netns: int, records: Sequence[Record]) -> bool:
         """Return True if BPF programs will probably soon report who sent a packet in ``records``.
 
         The kernel logs a refused packet a moment before a BPF program reports the packet's sender.
         If the result is True, wait a moment and call :meth:`read_events`.
         """
         # Only reports of refused packets follow the log record; a system call comes before it.
-        events = self._by_name[sandbox].events
+        events = self._watched[netns].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
 
     def matches(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, netns: int, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
         """Yield for each log record a match (BPF events that may be about its packet), or None.
 
@@ -141,26 +159,25 @@ class CaptureMethod:
         records after ``since_ns`` (CLOCK_BOOTTIME). First call :meth:`read_events` until it returns
         False.
         """
-        began_ns = self._began_ns + _booted_ns()
-        is_refused = self._by_name[sandbox].is_refused
+        watched = self._watched[netns]
+        began_ns = watched.began_ns + _booted_ns()
+        is_refused = watched.is_refused
         logged = _logged(records, since_ns)
-        for record, match in zip(
-            records, self._by_name[sandbox].events.matches(logged), strict=True
-        ):
+        for record, match in zip(records, watched.events.matches(logged), strict=True):
             # An old log has records from before the capture began. The capture does not report
             # an accepted packet if it reports only refused ones.
             is_before = record.time_ns < began_ns
             is_accepted = is_refused and record.verdict == "permit"
             yield None if is_before or is_accepted else match
 
-    def attribution(self, sandbox: str, match: Match | None) -> Attribution | None:
+    def attribution(self, netns: int, match: Match | None) -> Attribution | None:
         """Return the attribution of a packet to the processes in its match; None without a match.
 
         ``match`` is the result of :meth:`matches` for the packet's log record.
         """
         if match is None:
             return None
-        is_refused = self._by_name[sandbox].is_refused
+        is_refused = self._watched[netns].is_refused
         processes = [self.snapshots.process(call) for call in match.calls]
         if match.is_sender and len(processes) == 1:
             return Attribution(
@@ -179,7 +196,7 @@ class CaptureMethod:
         )
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, began_ns: int
+        self, netns: int, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         """Return the processes that sent a flow's packets since the previous call; None if unknown.
 
@@ -189,7 +206,7 @@ class CaptureMethod:
         target = flow_target(record)
         if target is None:
             return None
-        state = self._by_name[sandbox]
+        state = self._watched[netns]
         booted_ns = _booted_ns()
         # Packets sent between the start and the end of the reading may or may not be counted.
         calls, unnamed, is_mixed = state.flows.take(
@@ -216,12 +233,12 @@ class CaptureMethod:
             unnamed=unnamed,
         )
 
-    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
+    def mark_reported(self, netns: int, record: Record, process: Process | None) -> None:
         """Exclude a packet from later results of :meth:`since_last`: an event reports it."""
         target = flow_target(record)
         if target is not None:
             pid = None if process is None else process.pid
-            self._by_name[sandbox].flows.remove_reported(target, pid)
+            self._watched[netns].flows.remove_reported(target, pid)
 
 
 def _logged(records: Sequence[Record], since_ns: int) -> list[LoggedRecord]:

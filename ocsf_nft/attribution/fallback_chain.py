@@ -7,28 +7,33 @@ the packet's socket open), ``user`` (only the user id is known), ``none``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
-from ocsf_nft.attribution import process_details
+from ocsf_nft.attribution import process_details, user_method
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.attribution.program_hashes import ProgramHashes
-from ocsf_nft.attribution.socket_lookups import LOOKUP_INACTIVE, SocketLookups, wait
+from ocsf_nft.attribution.socket_lookups import (
+    LOOKUP_INACTIVE,
+    AttachedNamespace,
+    SocketLookups,
+    wait,
+)
 from ocsf_nft.attribution.user_names import UserNames
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
-from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.packet_matching import Match
     from ocsf_nft.netns import Namespace
-    from ocsf_nft.process import Process
+    from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import Record
 
 _log = structlog.get_logger()
@@ -43,45 +48,31 @@ _CHECK_SECONDS: Final = 1.0
 _MOST_READS: Final = 32
 #: Number of records to process before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 16
-#: The rules that match packets from processes of the sandbox.
-_PROCESS_RULES: Final = frozenset({"egress", "link"})
-
 _NOT_SEEN: Final = "no process was seen to attempt this since the last report"
-_ONE_SENDER_SEEN: Final = (
-    "it sent one of the packets; the senders of the other packets were not seen"
-)
-_NO_PROCESS: Final = Attribution(
-    method="none", reason="no process of the sandbox sent it by a socket"
-)
 
 
 class FallbackChain:
     """Finder of the process that sent each logged packet, by the best method that this host allows.
 
-    ``sandboxes`` maps names to network namespaces. ``permissive`` has the names of sandboxes with a
-    permissive fence. A lookup takes at most ``wait_seconds``. Program files of at most
-    ``hashed_bytes`` bytes are hashed; 0 disables hashes.
+    A lookup takes at most ``wait_seconds``. Program files of at most ``hashed_bytes`` bytes are
+    hashed; 0 disables hashes.
     """
 
     def __init__(
-        self,
-        sandboxes: Mapping[str, Namespace],
-        *,
-        permissive: Collection[str] = (),
-        top: TopMethod = "capture",
-        wait_seconds: float = 0.05,
-        hashed_bytes: int = 0,
+        self, *, top: TopMethod = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
     ) -> None:
-        self._sandboxes = sandboxes
-        self._permissive = permissive
         self._top = top
+        #: Attached namespaces.
+        self._attached: set[AttachedNamespace] = set()
+        self._starting: asyncio.Future[None] | None = None
+        self._is_started = asyncio.Event()
         #: Maximum time that a log record waits for its attribution.
         self.wait_seconds = wait_seconds
         self._names = UserNames()
         self._hashes = ProgramHashes(hashed_bytes) if hashed_bytes else None
         self._capture: CaptureMethod | None = None
         self._dropped = 0
-        self._lookups = SocketLookups(sandboxes if top != "user" else {}, self._hashes)
+        self._lookups = SocketLookups(self._hashes)
         #: Query of the name service; only one runs at a time.
         self._asking: asyncio.Future[None] | None = None
         #: Reason why the requested top method is not in use; None if it is in use.
@@ -100,37 +91,78 @@ class FallbackChain:
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
-        """Start the best attribution method that this host allows.
-
-        The start never fails, because the attribution method ``user`` is always available.
-        """
-        if self._sandboxes and self._top != "user":
-            opening = asyncio.ensure_future(self._open())
-            try:
-                await asyncio.shield(opening)
-            except asyncio.CancelledError:
-                await asyncio.wait([opening])
-                await self.__aexit__()
-                raise
-        if self.reason is not None:
-            _log.info("not every process can be named", method=self.method, reason=self.reason)
-        if self._capture is not None:
-            loop = asyncio.get_running_loop()
-            for descriptor in self._capture.capture.descriptors:
-                loop.add_reader(descriptor, self._read)
+        """Return the chain; :meth:`start` or the first :meth:`attach` starts it."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop the BPF programs and the socket lookups."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
         self._close_capture()
         await self._lookups.close()
+
+    async def start(self) -> None:
+        """Start the best attribution method that this host allows.
+
+        The start never fails, because the attribution method ``user`` is always available. A second
+        call does nothing.
+        """
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+
+    async def attach(
+        self, namespace: Namespace, *, is_permissive: bool = False
+    ) -> AttachedNamespace:
+        """Find the senders of packets in a network namespace from now on.
+
+        ``is_permissive`` is true if the namespace's fence accepts the packets that it logs. An
+        error leaves the attribution method ``user`` for this namespace.
+        """
+        attached = AttachedNamespace(namespace)
+        if self._top == "user":
+            return attached
+        await self.start()
+        with contextlib.suppress(OcsfNftError):  # the namespace is missing, or the kernel is old
+            attached.cookie = await asyncio.to_thread(cookie, namespace)
+        self._attached.add(attached)
+        self._lookups.add(attached)
+        if not self._watch(attached, is_permissive=is_permissive):
+            await self._lookups.open(attached, is_late=False)
+        return attached
+
+    async def detach(self, attached: AttachedNamespace) -> None:
+        """Stop finding the senders of packets in a namespace; a second call does nothing."""
+        self._attached.discard(attached)
+        # A successor may be attached to the same namespace.
+        is_last = all(each.cookie != attached.cookie for each in self._attached)
+        if self._capture is not None and attached.cookie is not None and is_last:
+            self._capture.unwatch(attached.cookie)
+        await self._lookups.remove(attached)
+
+    async def set_permissive(self, attached: AttachedNamespace, *, is_permissive: bool) -> None:
+        """Note that the fence of a namespace accepts the packets that it logs, or refuses them."""
+        if attached in self._attached and not self._watch(attached, is_permissive=is_permissive):
+            await self._lookups.open(attached, is_late=True)
+
+    def _watch(self, attached: AttachedNamespace, *, is_permissive: bool) -> bool:
+        """Let the capture report the senders in a namespace; return False if it can't."""
+        if self._capture is None or attached.cookie is None:
+            return False
+        try:
+            self._capture.watch(attached.cookie, is_permissive=is_permissive)
+        except UnsupportedError as error:
+            _log.info("not every process can be named", method="socket", reason=str(error))
+            return False
+        return True
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
         """Wait until the attribution method ``capture`` fails, then call ``on_fallback``.
 
-        The argument of ``on_fallback`` is the reason for the failure. If ``capture`` is not in use,
-        return at once, and do not call ``on_fallback``.
+        The argument of ``on_fallback`` is the reason for the failure. If the chain starts without
+        ``capture``, do not call ``on_fallback``.
         """
+        await self._is_started.wait()
         initial = self.method
         while self.method == "capture":
             await asyncio.sleep(_CHECK_SECONDS)
@@ -141,36 +173,37 @@ class FallbackChain:
                 self._fall_back(error)
             await self.read_events()
         if initial == "capture":
-            await self._lookups.open()
+            for attached in tuple(self._attached):
+                await self._lookups.open(attached, is_late=True)
             await on_fallback(self.reason or "")
 
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
         """Return for each of ``records`` which process sent the logged packet, if known.
 
         Pass ``records`` in the order of the kernel's log. All were logged after ``since_ns``
         (CLOCK_BOOTTIME), so packets that BPF programs saw earlier are ignored.
         """
-        if not records or sandbox not in self._sandboxes:
-            return [_user_attribution(each, LOOKUP_INACTIVE) for each in records]
+        if not records or attached not in self._attached:
+            return [user_method.user_attribution(each, LOOKUP_INACTIVE) for each in records]
         deadline = asyncio.get_running_loop().time() + self.wait_seconds
-        found = await self._capture_attributions(sandbox, records, since_ns, deadline)
+        found = await self._capture_attributions(attached, records, since_ns, deadline)
         uncertain = [
             number
             for number, (record, known) in enumerate(zip(records, found, strict=True))
-            if _is_sent(record) and (known is None or known.confidence == "low")
+            if user_method.is_sent(record) and (known is None or known.confidence == "low")
         ]
         looked_up = await self._lookups.attributions(
-            sandbox, [records[each] for each in uncertain], deadline
+            attached, [records[each] for each in uncertain], deadline
         )
         for number, result in zip(uncertain, looked_up, strict=True):
             known = found[number]
             if isinstance(result, str):
-                found[number] = known or _user_attribution(records[number], result)
+                found[number] = known or user_method.user_attribution(records[number], result)
             elif known is None or result.process is not None:
                 found[number] = result
-        attributions = [each or _NO_PROCESS for each in found]
+        attributions = [each or user_method.NO_PROCESS for each in found]
         results = list(map(self._with_names, records, attributions))
         if self._names.missing:
             await self._resolve_names(deadline)
@@ -178,27 +211,31 @@ class FallbackChain:
         return results
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, began_ns: int
+        self, attached: AttachedNamespace, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         """Return the processes that sent a flow's packets since the previous call; None if unknown.
 
         ``record`` identifies the flow. Packets after ``began_ns`` (ns since 1970) are left for the
         next call. The confidence is high only if BPF programs saw exactly ``packets`` packets.
         """
-        if self._capture is None or sandbox not in self._sandboxes:
+        netns = attached.cookie
+        if self._capture is None or netns is None or not self._capture.is_watched(netns):
             return None
         # The kernel's counters, which show ``packets``, were read from ``began_ns`` on.
-        found = self._capture.since_last(sandbox, record, packets, began_ns)
+        found = self._capture.since_last(netns, record, packets, began_ns)
         return None if found is None else self._with_names(record, found)
 
-    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
+    def mark_reported(
+        self, attached: AttachedNamespace, record: Record, process: Process | None
+    ) -> None:
         """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
 
         ``record`` is the packet's log record. ``process`` is the sender that the event names; None
         if the event names no sender.
         """
-        if self._capture is not None and sandbox in self._sandboxes:
-            self._capture.mark_reported(sandbox, record, process)
+        netns = attached.cookie
+        if self._capture is not None and netns is not None and self._capture.is_watched(netns):
+            self._capture.mark_reported(netns, record, process)
 
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
@@ -206,7 +243,7 @@ class FallbackChain:
         The attribution method is ``none`` if ``record`` has no user, or if no process of the
         sandbox sent the record's packet.
         """
-        return self._with_names(record, _user_attribution(record, _NOT_SEEN))
+        return self._with_names(record, user_method.user_attribution(record, _NOT_SEEN))
 
     def _with_names(self, record: Record, found: Attribution) -> Attribution:
         return replace(
@@ -215,35 +252,36 @@ class FallbackChain:
             group_name=None if record.gid is None else self._names.cached("group", record.gid),
         )
 
-    async def _open(self) -> None:
+    async def _start(self) -> None:
         if self._top == "capture":
             await asyncio.to_thread(self._open_capture)
-        if self._capture is None:
-            await self._lookups.open()
-        self._lookups.is_late = True
+        if self.reason is not None:
+            _log.info("not every process can be named", method=self.method, reason=self.reason)
+        if self._capture is not None:
+            loop = asyncio.get_running_loop()
+            for descriptor in self._capture.capture.descriptors:
+                loop.add_reader(descriptor, self._read)
+        self._is_started.set()
 
     def _open_capture(self) -> None:
         try:
-            names = {name: cookie(each) for name, each in self._sandboxes.items()}
-            self._lookups.cookies = names
-            permissive = {names[each] for each in self._permissive if each in names}
-            capture = self._start_capture(names.values(), permissive)
+            capture = self._load_capture()
             try:
-                self._capture = CaptureMethod(capture, names, self._names)
+                self._capture = CaptureMethod(capture, self._names)
             except BaseException:
                 capture.close()
                 raise
         except OcsfNftError as error:
             self.reason = str(error)
 
-    def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
+    def _load_capture(self) -> Capture:
         try:
-            return Capture(cookies, permissive=permissive)
+            return Capture()
         except UnsupportedError as error:
             self.reason = str(error)
             # A kernel that does not describe its types (BTF): capture only system calls, without
             # process details.
-            return Capture(cookies, permissive=permissive, knows_types=False)
+            return Capture(knows_types=False)
 
     def _read(self) -> bool:
         """Read some of the new events of the BPF programs; return True if there may be more."""
@@ -277,27 +315,31 @@ class FallbackChain:
             self._capture.note_dropped()
 
     async def _capture_attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int, deadline: float
+        self,
+        attached: AttachedNamespace,
+        records: Sequence[Record],
+        since_ns: int,
+        deadline: float,
     ) -> list[Attribution | None]:
-        captured = self._capture
-        if captured is None:
+        captured, netns = self._capture, attached.cookie
+        if captured is None or netns is None or not captured.is_watched(netns):
             return [None] * len(records)
         # The record of an inbound packet may have the uid of its receiver: select sent packets.
-        sent = [number for number, record in enumerate(records) if _is_sent(record)]
+        sent = [number for number, record in enumerate(records) if user_method.is_sent(record)]
         sent_records = [records[number] for number in sent]
         await self.read_events()
         for begin in range(0, len(sent), _SLICE):
             if begin:
                 await asyncio.sleep(0)
-            if captured.is_event_pending(sandbox, sent_records[begin : begin + _SLICE]):
+            if captured.is_event_pending(netns, sent_records[begin : begin + _SLICE]):
                 await asyncio.sleep(_EVENT_DELAY_SECONDS)
                 await self.read_events()
                 break
-        matches = await _in_slices(captured.matches(sandbox, sent_records, since_ns))
-        found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
+        matches = await _in_slices(captured.matches(netns, sent_records, since_ns))
+        found = await _in_slices(captured.attribution(netns, each) for each in matches)
         if self._names.missing:
             await self._resolve_names(deadline)
-            found = await _in_slices(captured.attribution(sandbox, each) for each in matches)
+            found = await _in_slices(captured.attribution(netns, each) for each in matches)
         if self._hashes is not None:
             await self._add_hashes(captured, matches, found, deadline)
         by_number = dict(zip(sent, found, strict=True))
@@ -350,30 +392,3 @@ async def _in_slices(results: Iterable[_T]) -> list[_T]:
         if len(found) % _SLICE == 0:
             await asyncio.sleep(0)
     return found
-
-
-def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Weaken the attribution of one packet, to use it for a whole group of packets.
-
-    The result names the process of ``known`` only as a possible sender, with low confidence.
-    If ``known`` names no process as the sender, it is returned unchanged.
-    """
-    if known.process is None:
-        return known
-    return replace(
-        known,
-        confidence="low",
-        reason=_ONE_SENDER_SEEN,
-        process=None,
-        seen=(Seen(process=known.process),),
-    )
-
-
-def _is_sent(record: Record) -> bool:
-    return record.rule in _PROCESS_RULES and record.uid is not None
-
-
-def _user_attribution(record: Record, reason: str) -> Attribution:
-    if not _is_sent(record):
-        return _NO_PROCESS
-    return Attribution(method="user", confidence="high", reason=reason)

@@ -29,6 +29,7 @@ _PROTOTYPES: Final = {
     "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_map__update_elem": (c_int, _ELEMENT),
+    "bpf_map__delete_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_uint64)),
     "bpf_map__lookup_elem": (c_int, _ELEMENT),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
@@ -140,6 +141,10 @@ class LoadedPrograms:
         found = self._find("map", name)
         if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
             raise _failure(f"the BPF map {name} can't be written")
+
+    def delete_from_map(self, name: str, key: bytes) -> None:
+        """Delete a key of the BPF map ``name``, if the map has it."""
+        self._library.bpf_map__delete_elem(self._find("map", name), key, len(key), 0)
 
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
         """Return the counters in the BPF map ``name``, each summed over all CPUs.

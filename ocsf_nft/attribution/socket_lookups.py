@@ -1,10 +1,11 @@
-"""Socket lookups of all sandboxes, which share a thread and a budget of time."""
+"""Socket lookups of all sandboxes: they share a thread and a budget of time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attribution import sock_diag
@@ -13,7 +14,7 @@ from ocsf_nft.attribution.socket_method import SocketLookup, TimeBudget
 from ocsf_nft.errors import AbsentError, OcsfNftError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from ocsf_nft.attribution.program_hashes import ProgramHashes
     from ocsf_nft.attribution.sock_diag import ClosedSockets
@@ -25,50 +26,72 @@ LOOKUP_INACTIVE: Final = "process lookup is not active for this sandbox"
 _TOO_LONG: Final = "the lookup of its process would have taken too long"
 
 
-class SocketLookups:
-    """Socket lookups by sandbox, each opened once: at the start, or when it is first needed.
+@dataclass(slots=True, eq=False)
+class AttachedNamespace:
+    """Network namespace of a sandbox, of which the senders of packets are found."""
 
-    ``sandboxes`` maps names to network namespaces. Deadlines are times of the event loop's clock.
+    namespace: Namespace
+    #: The kernel's number of the namespace (cookie); None if it is not known.
+    cookie: int | None = None
+
+
+class SocketLookups:
+    """Socket lookups of attached namespaces, each opened once: at the start, or when it is needed.
+
+    Deadlines are times of the event loop's clock.
     """
 
-    def __init__(self, sandboxes: Mapping[str, Namespace], hashes: ProgramHashes | None) -> None:
-        self._sandboxes = sandboxes
+    def __init__(self, hashes: ProgramHashes | None) -> None:
         self._hashes = hashes
         self._budget = TimeBudget()
         #: Lookup in a thread. A hostile process may delay it, so only one runs at a time.
         self._busy: asyncio.Future[None] | None = None
-        #: Open lookups by sandbox.
-        self.opened: dict[str, SocketLookup] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
-        #: True if a lookup that is opened now may get records of earlier packets.
-        self.is_late = False
-        #: Cookies of the sandboxes' namespaces at the start, if the kernel has any.
-        self.cookies: Mapping[str, int] = {}
+        self._added: set[AttachedNamespace] = set()
+        #: Open lookups.
+        self.opened: dict[AttachedNamespace, SocketLookup] = {}
+        self._opening: dict[AttachedNamespace, asyncio.Task[None]] = {}
         #: Listeners for closed sockets that are not read for a short time.
         self._pausing: set[ClosedSockets] = set()
-        self._stack = contextlib.ExitStack()
 
-    async def open(self) -> None:
-        """Start to follow the sockets of each sandbox whose namespace is available."""
-        for name in self._sandboxes:
-            await asyncio.shield(self._open_lookup(name))
+    def add(self, attached: AttachedNamespace) -> None:
+        """Allow lookups in a namespace; the first one opens its lookup."""
+        self._added.add(attached)
+
+    async def open(self, attached: AttachedNamespace, *, is_late: bool) -> None:
+        """Start to follow the sockets of a namespace that was added, if it is available.
+
+        ``is_late`` is true if the lookup may get records of earlier packets.
+        """
+        if attached in self._added:
+            await asyncio.shield(self._open_lookup(attached, is_late=is_late))
+
+    async def remove(self, attached: AttachedNamespace) -> None:
+        """Stop following the sockets of a namespace, after its lookup is open if it is opening."""
+        self._added.discard(attached)
+        opening = self._opening.pop(attached, None)
+        if opening is not None:
+            await asyncio.wait([opening])
+        lookup = self.opened.pop(attached, None)
+        if lookup is not None:
+            if lookup.closed is not None:
+                asyncio.get_running_loop().remove_reader(lookup.closed.fileno())
+            # A lookup in progress may wait for a hostile process.
+            await asyncio.to_thread(lookup.__exit__)
 
     async def close(self) -> None:
-        """Stop following sockets, after the lookups that are being opened are open."""
-        if opening := [each for each in self._opening.values() if not each.done()]:
-            await asyncio.wait(opening)
-        self.opened.clear()
-        self._stack.close()
+        """Stop following all sockets."""
+        for attached in tuple(self._added):
+            await self.remove(attached)
 
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], deadline: float
+        self, attached: AttachedNamespace, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
         """Return for each record the processes with the packet's socket, or why none were found."""
         if not records:
             return []
-        if sandbox in self._sandboxes:
-            await wait(self._open_lookup(sandbox), deadline)
-        lookup = self.opened.get(sandbox)
+        if attached in self._added:
+            await wait(self._open_lookup(attached, is_late=True), deadline)
+        lookup = self.opened.get(attached)
         if lookup is None:
             return [LOOKUP_INACTIVE] * len(records)
         found: list[Attribution | str] = [_TOO_LONG] * len(records)
@@ -97,14 +120,15 @@ class SocketLookups:
             self._busy = asyncio.ensure_future(asyncio.to_thread(work, until))
             await asyncio.wait({self._busy}, timeout=left)
 
-    def _open_lookup(self, name: str) -> asyncio.Task[None]:
-        if name not in self._opening:
-            self._opening[name] = asyncio.create_task(self._open_new_lookup(name))
-        return self._opening[name]
+    def _open_lookup(self, attached: AttachedNamespace, *, is_late: bool) -> asyncio.Task[None]:
+        if attached not in self._opening:
+            opening = self._open_new_lookup(attached, is_late=is_late)
+            self._opening[attached] = asyncio.create_task(opening)
+        return self._opening[attached]
 
-    async def _open_new_lookup(self, name: str) -> None:
-        lookup = SocketLookup(self._sandboxes[name], self._hashes, is_late=self.is_late)
-        known = self.cookies.get(name)
+    async def _open_new_lookup(self, attached: AttachedNamespace, *, is_late: bool) -> None:
+        lookup = SocketLookup(attached.namespace, self._hashes, is_late=is_late)
+        known = attached.cookie
 
         def open_same() -> None:
             # The namespace may have been replaced since the start: the records are of the old one.
@@ -118,11 +142,8 @@ class SocketLookups:
             await asyncio.to_thread(open_same)
         except (OcsfNftError, OSError, RuntimeError):  # the method "user" remains
             return
-        self._stack.push(lookup)
-        self.opened[name] = lookup
+        self.opened[attached] = lookup
         if lookup.closed is not None:
-            loop = asyncio.get_running_loop()
-            self._stack.callback(loop.remove_reader, lookup.closed.fileno())
             self._read_closed(lookup.closed)
 
     def _read_closed(self, closed: ClosedSockets) -> None:

@@ -16,28 +16,25 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
+from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.event_rendering import Reporter
-from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.replay import Replay
 from ocsf_nft.state.change import Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence, Set
     from pathlib import Path
 
-    from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
 
-#: A source is drained when it gave nothing for this long (journald may need longer for one
-#: record). Draining stops after ``_DRAIN_SECONDS`` if the source never ends.
-_QUIET_SECONDS: Final = 0.2
-_JOURNAL_QUIET_SECONDS: Final = 0.6
+#: Draining a source stops after this time if the source never ends.
 _DRAIN_SECONDS: Final = 5.0
 #: After ``_DRAIN_SECONDS``, the remaining records are only counted, for at most this long.
 _COUNT_SECONDS: Final = 4.0
+_COUNT_QUIET_SECONDS: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -67,7 +64,7 @@ class Pipeline:
     def __init__(
         self,
         reporter: Reporter,
-        accounts: Mapping[str, AccountLoop],
+        accounts: Accounts,
         prefixes: Prefixes | None = None,
         counts: Counts | None = None,
     ) -> None:
@@ -81,17 +78,15 @@ class Pipeline:
         self,
         source: Source,
         stop: asyncio.Event,
-        sandboxes: frozenset[str | None] | None = None,
+        sandboxes: Set[str | None] | None = None,
         name: str = "",  # key of the stored read position
     ) -> None:
         """Hand each log record to its sandbox's packet counter, until the source ends.
 
-        If ``sandboxes`` is given, records of all other sandboxes are rejected. A None in this set
-        allows records of other firewalls. Records that arrived before ``stop`` was set are
+        If ``sandboxes`` is given, records of all other sandboxes are rejected. This set may change
+        meanwhile. A None in it allows records of other firewalls. Records that arrived before ``stop`` was set are
         still handed on. Raises SourceError, DeliveryError.
         """
-        is_journal = isinstance(source, Journal)
-        quiet_seconds = _JOURNAL_QUIET_SECONDS if is_journal else _QUIET_SECONDS
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
         reading: asyncio.Task[Batch | None] | None = None
@@ -103,10 +98,12 @@ class Pipeline:
                     await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
                     if stop.is_set():
                         deadline = time.monotonic() + _DRAIN_SECONDS
-                if not reading.done():
-                    await asyncio.wait({reading}, timeout=quiet_seconds)
+                # After the first wait, a loop that was blocked has seen a record that is there.
+                for _ in range(2):
                     if not reading.done():
-                        return
+                        await asyncio.wait({reading}, timeout=source.quiet_seconds / 2)
+                if not reading.done():
+                    return
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
@@ -133,7 +130,7 @@ class Pipeline:
         is_all = False
         while not is_all and time.monotonic() < end:
             try:
-                async with asyncio.timeout(_QUIET_SECONDS):
+                async with asyncio.timeout(_COUNT_QUIET_SECONDS):
                     batch = await anext(batches, None)
             except TimeoutError:
                 batch = None
@@ -164,15 +161,20 @@ class Pipeline:
                 self._reporter.context(), gap, processed_ns=time.time_ns()
             )
             dropped = DroppedRecords(gap.transport, 1, gap.dropped or 0)
-            found = [(each, dropped) for each in sandboxes if each and each in self._accounts]
+            accounts = [
+                account
+                for each in tuple(sandboxes)
+                if (account := await self._accounts.find(each)) is not None
+            ]
+            found = [(each.sandbox, dropped) for each in accounts]
             await self._reporter.commit(Change(events=[event.to_json()], dropped=found))
-            for sandbox, _ in found:
-                self._accounts[sandbox].request_reading()
+            for account in accounts:
+                account.request_reading()
             self._count_gap(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
             await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
-            for each in sandboxes:
+            for each in tuple(sandboxes):
                 await self._take(each, batch, source)
         self.counts.records += len(batch.records)
         for reject in batch.rejected:
@@ -181,7 +183,7 @@ class Pipeline:
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.
-        account = None if sandbox is None else self._accounts.get(sandbox)
+        account = await self._accounts.find(sandbox)
         if account is not None:
             await account.take(batch)
         else:
@@ -221,7 +223,7 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
+def _without_forged(batch: Batch, sandboxes: Set[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
     # Any process that may load nftables rules in the source's namespace can write any name into a
@@ -251,7 +253,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
     async with outlet.sink, Replay(paths) as source:
         # The machine that wrote the files is unknown, so the events have no ``device``.
         reporter = Reporter(outlet.deliver, host=None)
-        pipeline = Pipeline(reporter, {})
+        pipeline = Pipeline(reporter, Accounts())
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events
         return pipeline.counts

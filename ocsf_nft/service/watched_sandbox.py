@@ -1,71 +1,91 @@
-"""One sandbox in a running service: its fence, its packet counts and its log sources."""
+"""One sandbox that a running service watches: its fence, its packet counts and its log sources."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from ocsf_nft.service.task_errors import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fence_monitor import FenceMonitor
-    from ocsf_nft.service.pipeline import Pipeline
-    from ocsf_nft.service.record_feeds import Feed
+    from ocsf_nft.service.log_feeds import LogFeed
+    from ocsf_nft.service.nflog_feeds import NflogFeed
+    from ocsf_nft.service.sandbox_start import WatchParts
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WatchedSandbox:
-    """Sandbox that a service watches."""
+    """Sandbox that a service watches in one network namespace.
 
+    :func:`sandbox_start.watch` makes it, and :meth:`close` ends it.
+    """
+
+    config: SandboxConfig
     monitor: FenceMonitor
     account: AccountLoop
-    #: Log sources with records of this sandbox alone.
-    feeds: Sequence[Feed]
-    #: Reason why the sandbox is no longer watched; None while it is.
-    failure: str | None = None
+    attached: AttachedNamespace | None
+    #: Log sources with its records. Others may share those of NFLOG.
+    nflog: Sequence[NflogFeed]
+    logs: Sequence[LogFeed]
+    parts: WatchParts
+    #: Closes everything but the fence.
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     @property
     def name(self) -> str:
         """Return the name of the sandbox."""
-        return self.monitor.name
+        return self.config.name
 
-    async def start(self) -> None:
-        """Start the tamper guard, and read the counters for the first time.
+    async def watch(self, stop: asyncio.Event) -> bool:
+        """Watch the sandbox until ``stop`` is set, or its network namespace ends.
 
-        Raises an OcsfNftError if the sandbox can't be watched.
+        Its last records are read then. Return True if the namespace has ended. Raises an
+        ExceptionGroup with the errors of the monitor, the account or a log source.
         """
-        await self.monitor.start()
-        self.account.counters.enter_beside(self.monitor.namespace_socket)
-        await self.account.resume()
-
-    async def watch(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Watch the sandbox until ``stop`` is set, and its last records are read.
-
-        Raises an ExceptionGroup with the errors of the monitor, the account or a log source.
-        """
+        draining = asyncio.Event()
+        installed = self.monitor.reports.installed
         async with asyncio.TaskGroup() as group:
+            for feed in self.nflog:
+                feed.start()
             watches = [
                 group.create_task(self.monitor.watch()),
                 group.create_task(self.account.run()),
+                *(group.create_task(feed.wait_until_failed()) for feed in self.nflog),
             ]
             # A fence that can't log has no source, and still has to be watched.
+            pump = self.parts.pipeline.pump
             pumps = [
-                group.create_task(pipeline.pump(each.source, stop, each.sandboxes, each.name))
-                for each in self.feeds
+                group.create_task(pump(each.source, draining, each.sandboxes, each.name))
+                for each in self.logs
             ]
-            await stop.wait()
-            await asyncio.gather(*pumps)
-            for watch in watches:
-                watch.cancel()
+            ended = group.create_task(
+                self.parts.namespaces.wait_until_ended(installed.namespace, installed.identity)
+            )
+            stopping = group.create_task(stop.wait())
+            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            draining.set()
+            await asyncio.gather(*pumps, *(feed.drain() for feed in self.nflog))
+            for each in (*watches, ended, stopping):
+                each.cancel()
+        return ended.done() and not ended.cancelled()
 
-    async def end(self) -> None:
-        """Stop watching, and report all packets that no event has reported yet."""
-        await self.monitor.stop()
-        await self.account.close()
+    async def finish(self, *, has_ended: bool = False) -> tuple[Balance, ...]:
+        """Report all packets that no event has reported yet, and return the final counts.
 
-    async def remove(self) -> None:
-        """Remove the fence if this process installed it, and then the stored counts too."""
-        if await self.monitor.remove():
-            await self.account.remove()
+        ``has_ended`` is true if the sandbox's network namespace no longer exists.
+        """
+        await self.monitor.stop(has_ended=has_ended)
+        return await self.account.close()
+
+    async def close(self) -> None:
+        """Close everything but the fence; call :meth:`finish` before."""
+        await self.stack.aclose()

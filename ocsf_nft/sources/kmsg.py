@@ -97,6 +97,8 @@ class Kmsg:
     position ``cursor``; if ``cursor`` is None, with new messages.
     """
 
+    quiet_seconds = 0.2
+
     def __init__(
         self,
         sandboxes: frozenset[str] | None = None,

@@ -85,7 +85,8 @@ enum { REFUSALS = 1, CALLS = 2 };
 /* The watched namespaces, by their cookies. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
 	__type(key, __u64);
 	__type(value, __u8);
 } watched SEC(".maps");

@@ -42,6 +42,9 @@ class Journal:
     journal is read.
     """
 
+    #: journald may need this long for one record.
+    quiet_seconds = 0.6
+
     def __init__(
         self,
         sandboxes: frozenset[str] | None = None,

@@ -40,6 +40,9 @@ _BATCH_NS: Final = 10_000_000
 _HELD_BACK_NS: Final = 200_000_000
 #: Time without records after which an overrun is reported without a number.
 _QUIET_S: Final = 0.15
+#: Time without records after which the kernel holds none back; the same if it never does that.
+_QUIET_SECONDS: Final = 0.2
+_CALM_QUIET_SECONDS: Final = 0.02
 #: The kernel's number of a record has 32 bits. So a gap of exactly 2**32 records is not detected.
 _SEQUENCE_MODULUS: Final = 1 << 32
 #: ``struct ifreq`` of netdevice(7): the name, then the index.
@@ -70,6 +73,12 @@ class Nflog:
         self._empty_ns = 0
         self._overrun = False
         self._unnumbered = 0
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Return the time without a record after which all earlier records are read."""
+        is_calm = self._adaptive.batching is group_binding.CALM
+        return _CALM_QUIET_SECONDS if is_calm else _QUIET_SECONDS
 
     async def __aenter__(self) -> Self:
         """Bind a socket to the NFLOG group; blocks the event loop for about a millisecond.

@@ -239,6 +239,8 @@ class Replay:
     The files are read one after the other; the source ends after the last file.
     """
 
+    quiet_seconds = 0.2
+
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
 

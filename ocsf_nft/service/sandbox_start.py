@@ -1,0 +1,196 @@
+"""Start of the watch over one sandbox: its fence first, then its account and its log sources."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.netns import HOST
+from ocsf_nft.service import fences, log_feeds
+from ocsf_nft.service.account_loop import AccountLoop
+from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.shielded import run_in_pool
+from ocsf_nft.service.watched_sandbox import WatchedSandbox
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.guard_thread import GuardThread
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.namespace_watch import NamespaceWatch
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.service.accounts import Accounts
+    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.fences import Fence
+    from ocsf_nft.service.nflog_feeds import NflogFeed, NflogFeeds
+    from ocsf_nft.service.pipeline import Pipeline
+    from ocsf_nft.state.state_store import StateStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceParts:
+    """Parts of a service for the fences of all its sandboxes."""
+
+    state: StateDirectory
+    chain: FallbackChain
+    nflog: NflogFeeds
+    pool: Executor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchParts:
+    """Parts of a service to watch all its sandboxes."""
+
+    fences: FenceParts
+    store: StateStore
+    reporter: Reporter
+    pipeline: Pipeline
+    accounts: Accounts
+    guards: GuardThread
+    namespaces: NamespaceWatch
+    #: Limits of the restores that are prepared, and of the readings in memory, at the same time.
+    preparing: asyncio.Semaphore
+    slots: asyncio.Semaphore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencedSandbox:
+    """Sandbox with an active fence, of which nothing is read yet."""
+
+    config: SandboxConfig
+    fence: Fence
+    #: Namespace with the senders to find; None for a VM.
+    attached: AttachedNamespace | None
+    feeds: tuple[NflogFeed, ...]
+    #: Closes all of it.
+    stack: contextlib.AsyncExitStack
+
+
+async def activate(parts: FenceParts, sandbox: SandboxConfig) -> FencedSandbox:
+    """Activate the fence of a sandbox, after opening all that must not miss its first packet.
+
+    Raises the errors of :func:`fences.activate`, and an OcsfNftError if a log source can't be
+    opened.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        record = None if sandbox.install else parts.state.read(sandbox.name)
+        namespace = sandbox.namespace or (HOST if record is None else record.namespace)
+        attached = None
+        if sandbox.profile != "tap":  # this kernel does not see a VM's processes
+            # Before anything is logged, so that the capture sees the call of every record.
+            permissive = sandbox.permissive if record is None else record.spec.is_permissive
+            attached = await parts.chain.attach(namespace, is_permissive=permissive)
+            stack.push_async_callback(parts.chain.detach, attached)
+        group = sandbox.group if record is None else record.spec.group
+        early = await _open_nflog(parts, sandbox, namespace, group, stack)
+        fence = await run_in_pool(
+            parts.pool, partial(fences.activate, sandbox, parts.state)
+        )
+        feeds = []
+        if fence.installed.transport == "nflog":
+            namespaces = [fence.installed.namespace]
+            if fence.installed.spec.guard_device is not None:
+                namespaces.append(HOST)
+            for each in namespaces:
+                key = each.identity(), fence.installed.spec.group
+                found = early.get(key)
+                if isinstance(found, OcsfNftError):
+                    raise found
+                if found is None:  # the fence is in another namespace than was configured
+                    joined = parts.nflog.joined(sandbox.name, each, key[1])
+                    found = await stack.enter_async_context(joined)
+                feeds.append(found)
+        return FencedSandbox(
+            config=sandbox,
+            fence=fence,
+            attached=attached,
+            feeds=tuple(feeds),
+            stack=stack.pop_all(),
+        )
+
+
+async def _open_nflog(
+    parts: FenceParts,
+    sandbox: SandboxConfig,
+    namespace: Namespace,
+    group: int,
+    stack: contextlib.AsyncExitStack,
+) -> dict[tuple[str, int], NflogFeed | OcsfNftError]:
+    """Open the NFLOG sources of a fence before it is active, if its configuration allows NFLOG.
+
+    An error counts only if the fence uses the source.
+    """
+    found: dict[tuple[str, int], NflogFeed | OcsfNftError] = {}
+    if fences.requested_transport(sandbox) not in {None, "nflog"}:
+        return found
+    for each in (namespace,) if sandbox.host_guard is None else (namespace, HOST):
+        key = each.identity(), group
+        try:
+            joined = parts.nflog.joined(sandbox.name, each, group)
+            found[key] = await stack.enter_async_context(joined)
+        except OcsfNftError as error:
+            found[key] = error
+    return found
+
+
+async def watch(parts: WatchParts, fenced: FencedSandbox) -> WatchedSandbox:
+    """Open the account and the log sources of a fenced sandbox, and start its tamper guard.
+
+    Its records are read only when the result is watched. The result closes what ``fenced`` has.
+    Raises an OcsfNftError if the sandbox can't be watched. Then all is closed, but the fence stays.
+    """
+    async with fenced.stack as stack:
+        config, fence = fenced.config, fenced.fence
+        account = await stack.enter_async_context(_account(parts, fenced))
+        stack.callback(parts.accounts.drop, config.name, account)
+        parts.accounts.set(config.name, account)
+        logs = []
+        if fence.installed.transport == "kmsg":
+            logs.append(log_feeds.of_sandbox(config, account.position))
+            await stack.enter_async_context(logs[0].source)
+        monitor = FenceMonitor(
+            config, fence, parts.fences.state, parts.reporter, parts.guards, parts.preparing
+        )
+        watched = WatchedSandbox(
+            config=config,
+            monitor=monitor,
+            account=account,
+            attached=fenced.attached,
+            nflog=fenced.feeds,
+            logs=logs,
+            parts=parts,
+        )
+        await monitor.reports.announce()
+        stack.push_async_callback(monitor.stop)
+        await monitor.start()
+        account.counters.enter_beside(monitor.namespace_socket)
+        await account.resume()
+        watched.stack = stack.pop_all()
+        return watched
+
+
+def _account(parts: WatchParts, fenced: FencedSandbox) -> AccountLoop:
+    config, installed, state = fenced.config, fenced.fence.installed, parts.fences.state
+    return AccountLoop(
+        config.name,
+        Counters(installed),
+        parts.store,
+        state,
+        parts.reporter,
+        begun_ns=state.written_ns(config.name) or time.time_ns(),
+        fallback_chain=parts.fences.chain,
+        attached=fenced.attached,
+        pool=parts.fences.pool,
+        slots=parts.slots,
+        is_logged=installed.transport != "none" and installed.degraded is None,
+        source=log_feeds.log_name(config) if installed.transport == "kmsg" else "",
+    )
