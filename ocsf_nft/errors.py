@@ -23,6 +23,10 @@ class UsageError(OcsfNftError):
     exit_code: ClassVar[int] = 2
 
 
+class ConflictError(UsageError):
+    """Valid request that contradicts the present state, for example the name of another sandbox."""
+
+
 class AbsentError(OcsfNftError):
     """Missing object, for example a namespace, a fence or a file."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.events import (
@@ -19,7 +18,9 @@ from ocsf_nft.config.events import (
     StoreConfig,
 )
 from ocsf_nft.config.sandbox import SandboxConfig
-from ocsf_nft.config.sinks import KINDS, STDOUT, SinkConfig, SinkTable
+from ocsf_nft.config.control import DEFAULT_MODE, checked_group, socket_mode, socket_path
+from ocsf_nft.config.sentence import sentence_of
+from ocsf_nft.config.sinks import STDOUT, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.local import FileSink, StdoutSink
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
@@ -29,7 +30,7 @@ from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ocsf_nft.ocsf.severity import SeverityRule
 
@@ -59,7 +60,8 @@ class Config(Table):
     (only for standard output) adds a first line, which reports that every fence is active.
     ``host_log`` is the source of the log records of this host's other firewalls. If it is None,
     these records are not read. ``listen`` is the address and port at which `ocsf-nft run` serves
-    its metrics and its health. If it is None, they are not served. The first ``[[severity]]`` table
+    its metrics and its health. If it is None, they are not served. ``control`` is the path of the
+    Unix socket at which it serves the control API. If it is None, that is not served. The first ``[[severity]]`` table
     that matches refused packets sets the severity of these packets.
     """
 
@@ -81,6 +83,12 @@ class Config(Table):
     """Attribution of packets to processes."""
     listen: Annotated[Endpoint, checked(_listen_address)] | None = None
     """Address of /metrics, /healthz and /readyz, such as 127.0.0.1:9464."""
+    control: Annotated[Path, checked(socket_path)] | None = None
+    """Path of the control API's Unix socket, such as /run/ocsf-nft/control.sock."""
+    control_mode: Annotated[int, checked(socket_mode)] = DEFAULT_MODE
+    """Mode of this socket, such as 0660: who may add, change and release sandboxes."""
+    control_group: Annotated[str | int, checked_group] | None = None
+    """Group of this socket, by name or number; by default the group of `ocsf-nft run`."""
     severity: tuple[SeverityConfig, ...] = ()
     """Severities of attempts; the first table that matches decides."""
     finding: FindingConfig = FindingConfig()
@@ -137,7 +145,7 @@ def load(path: Path) -> Config:
     """Read a configuration file, check its content, and return the configuration.
 
     Raises AbsentError if the file can't be read. Raises UsageError if the content is wrong, or if
-    it has neither a ``[[sandbox]]`` nor a ``host_log``.
+    it has neither a ``[[sandbox]]`` nor ``host_log`` nor ``control``.
     """
     return _require_watched(read(path), where=str(path))
 
@@ -145,8 +153,7 @@ def load(path: Path) -> Config:
 def read(path: Path) -> Config:
     """Read a configuration file, check its content, and return the configuration.
 
-    Unlike :func:`load`, this function also accepts a file with neither a ``[[sandbox]]`` nor a
-    ``host_log``. Raises AbsentError if the file can't be read, UsageError if the content is wrong.
+    Unlike :func:`load`, this function also accepts a file with nothing to watch. Raises AbsentError if the file can't be read, UsageError if the content is wrong.
     """
     try:
         with path.open("rb") as file:
@@ -162,15 +169,17 @@ def parse(found: dict[str, Any], *, where: str) -> Config:
     """Return the configuration from the content of a TOML file.
 
     ``found`` is the content as Python objects. ``where`` is the file's name in error messages.
-    Raises UsageError if the content is wrong, or if it has neither a ``[[sandbox]]`` nor a
-    ``host_log``.
+    Raises UsageError if the content is wrong, or if it has neither a ``[[sandbox]]`` nor
+    ``host_log`` nor ``control``.
     """
     return _require_watched(_parsed(found, where=where), where=where)
 
 
 def _require_watched(config: Config, *, where: str) -> Config:
-    if not config.sandbox and config.host_log is None:
-        raise UsageError(f"{where}: there is nothing to watch: give a [[sandbox]], or host_log")
+    if not config.sandbox and config.host_log is None and config.control is None:
+        raise UsageError(
+            f"{where}: there is nothing to watch: give a [[sandbox]], host_log, or control"
+        )
     return config
 
 
@@ -182,7 +191,7 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         _ = config.prefixes  # raises if two rows begin with the same text
         sinks = config.sinks
     except ValidationError as error:
-        raise UsageError(f"{where}: {_sentence(error)}") from error
+        raise UsageError(f"{where}: {sentence_of(error, Config)}") from error
     except OcsfNftError as error:
         raise UsageError(f"{where}: {error}") from error
     single = (config.output, config.ocsf_version, config.handshake)
@@ -191,6 +200,8 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
             f"{where}: output, ocsf_version and handshake replace a single [[sink]]: "
             "put them into the sinks"
         )
+    if config.control is None and config.model_fields_set & {"control_mode", "control_group"}:
+        raise UsageError(f"{where}: control_mode and control_group need control: give its path")
     _require_unique(
         [sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name"
     )
@@ -203,46 +214,3 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
 def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
     if len(set(values)) != len(values):
         raise UsageError(f"{where}: {sentence}")
-
-
-def _sentence(error: ValidationError) -> str:
-    # An unknown key first: it is often the misspelt name of a missing key.
-    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    *table, key = fault["loc"] or ("",)
-    # The type of a sink is in the location, but is no key of the file.
-    steps = [step for at, step in enumerate(fault["loc"]) if (at, fault["loc"][0]) != (2, "sink")]
-    path = ".".join(map(str, steps))
-    if fault["type"] == "extra_forbidden":
-        model = _model_at(Config, table)
-        near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
-        return f"there is no key {path}: did you mean {near[0]}?"
-    if fault["type"] == "tuple_type":
-        return f"{path}: must be a list: put it in [ ]"
-    if fault["type"] in {"model_type", "model_attributes_type"}:
-        return f"{path}: must be one table, such as {{ key = value }}"  # the value may be secret
-    if fault["type"] == "union_tag_invalid":
-        return f"{path}: there is no sink of this type: give one of {', '.join(KINDS)}"
-    if fault["type"] == "literal_error":
-        return f"{path}: must be {fault['ctx']['expected'].replace(chr(39), '')}"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[:1].lower()}{message[1:]}"
-
-
-def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the class of the table at the location ``path`` of an error, below ``model``.
-
-    For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, of class FileSink.
-    """
-    for step in path:
-        if isinstance(step, str) and step in model.model_fields:
-            model = next(_models(model.model_fields[step].annotation), model)
-        elif isinstance(step, str):
-            model = KINDS.get(step, model)
-    return model
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
+from ocsf_nft.config.labels import Labels
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
@@ -33,6 +34,13 @@ _OTHERS: Final[dict[Profile, tuple[str, ...]]] = {
     "tap": ("proxy", "proxy_uid", "host_guard"),
 }
 _Text = Annotated[str, Field(min_length=1, max_length=256)]
+#: No text is converted to a boolean, and below to a number: the control API refuses it.
+_Flag = Annotated[bool, Field(strict=True)]
+#: Forms of values in :meth:`SandboxConfig.given`, as in a file.
+_AS_TEXT: Final = PlainSerializer(str, return_type=str)
+_AS_EXCEPTION: Final = PlainSerializer(
+    lambda allowed: f"{allowed.protocol}:{allowed}", return_type=str
+)
 
 
 class ContainerConfig(Table):
@@ -102,40 +110,42 @@ class SandboxConfig(Table):
     """What is fenced: a namespace; one that also has the proxy; a VM, on its host."""
     netns: Annotated[str, FileName] | None = None
     """Network namespace: an `ip netns` name or a path."""
-    pid: Annotated[int, Field(gt=0)] | None = None
+    pid: Annotated[int, Field(strict=True, gt=0)] | None = None
     """A process in the network namespace; not with netns."""
-    proxy: tuple[Annotated[Endpoint, checked(values.endpoint)], ...] = ()
+    proxy: tuple[Annotated[Endpoint, checked(values.endpoint), _AS_TEXT], ...] = ()
     """Proxies that the sandbox may reach, as ADDR:PORT."""
-    allow: tuple[Annotated[Endpoint, checked(values.exception)], ...] = ()
+    allow: tuple[Annotated[Endpoint, checked(values.exception), _AS_EXCEPTION], ...] = ()
     """Other endpoints that the sandbox may reach, as tcp:ADDR:PORT or udp:ADDR:PORT."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
     """The host's end of the veth pair: also guard it, against AF_XDP."""
-    proxy_uid: tuple[Annotated[int, Field(ge=0, lt=0xFFFFFFFF)], ...] = ()
+    proxy_uid: tuple[Annotated[int, Field(strict=True, ge=0, lt=0xFFFFFFFF)], ...] = ()
     """Users of the proxy, whose traffic may leave. Profile sidecar only."""
     device: Annotated[str, checked(values.device_name)] | None = None
     """TAP device of the VM. Profile tap only."""
-    subnet: tuple[Annotated[Subnet, checked(values.subnet)], ...] = ()
+    subnet: tuple[Annotated[Subnet, checked(values.subnet), _AS_TEXT], ...] = ()
     """The gateway's address in the VM's subnet, as CIDR. Profile tap only."""
-    gateway_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    gateway_port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     """Port of the proxy on the gateway's address. Profile tap only."""
     mac: Annotated[str, checked(values.mac)] | None = None
     """Link address of the VM; by default the first one that it sends from."""
-    permissive: bool = False
+    permissive: _Flag = False
     """Refuse nothing, and report the packets that would be refused."""
-    exclusive: bool = False
+    exclusive: _Flag = False
     """Let no other process change the tables while a run watches (Linux 6.9)."""
-    group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
+    group: Annotated[int, Field(strict=True, ge=1, le=65535)] = DEFAULT_GROUP
     """NFLOG group of the fence."""
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     """Log transport of the fence; auto selects the best one."""
     source: SourceName = "auto"
     """Source of the records; auto selects the one for the transport."""
-    install: bool = False
+    install: _Flag = False
     """Install the fence, and remove it at exit if it was not there before."""
-    self_heal: bool = True
+    self_heal: _Flag = True
     """Restore a fence that another process changes; if false, only report it."""
     container: ContainerConfig | None = None
     """The container that the sandbox is."""
+    labels: Labels = {}
+    """Labels of the sandbox, at most 32, such as { team = "search" }."""
 
     @property
     def namespace(self) -> Namespace | None:
@@ -153,6 +163,15 @@ class SandboxConfig(Table):
     def event_container(self) -> Container | None:
         """Return the id and names of the sandbox's container; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys that were given, but for the name, with JSON values as in a file.
+
+        The result and a name make an equal SandboxConfig again.
+        """
+        return self.model_dump(
+            mode="json", exclude={"name"}, exclude_unset=True, exclude_none=True
+        )
 
     def spec(self) -> FenceSpec:
         """Return the specification of the configured fence.

@@ -143,7 +143,7 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
     ("found", "sentence"),
     [
         ({}, "sandbox"),
-        ({"sandbox": []}, "there is nothing to watch: give a [[sandbox]], or host_log"),
+        ({"sandbox": []}, "there is nothing to watch: give a [[sandbox]], host_log, or control"),
         ({"host_log": "syslog"}, "host_log: must be kmsg or journal"),
         ({"host_lg": "kmsg"}, "there is no key host_lg: did you mean host_log?"),
         (_prefixes({"verdict": "drop"}), "prefix.0.begins: field required"),
