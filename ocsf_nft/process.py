@@ -6,13 +6,16 @@ contain any characters, for example line ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeAlias
 
 #: Attribution method, best first. ``capture``: BPF programs saw the process while it sent.
 #: ``socket``: the process that had the socket when the record arrived. ``user``: only the user id
 #: in the kernel's record is known. ``none``: not even that.
 Method: TypeAlias = Literal["capture", "socket", "user", "none"]
+_ONE_SENDER_SEEN: Final = (
+    "it sent one of the packets; the senders of the other packets were not seen"
+)
 #: Confidence of an attribution.
 ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 

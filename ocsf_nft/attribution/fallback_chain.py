@@ -178,14 +178,14 @@ class FallbackChain:
             await on_fallback(self.reason or "")
 
     async def attributions(
-        self, attached: AttachedNamespace, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace | None, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
         """Return for each of ``records`` which process sent the logged packet, if known.
 
         Pass ``records`` in the order of the kernel's log. All were logged after ``since_ns``
         (CLOCK_BOOTTIME), so packets that BPF programs saw earlier are ignored.
         """
-        if not records or attached not in self._attached:
+        if not records or attached is None or attached not in self._attached:
             return [user_method.user_attribution(each, LOOKUP_INACTIVE) for each in records]
         deadline = asyncio.get_running_loop().time() + self.wait_seconds
         found = await self._capture_attributions(attached, records, since_ns, deadline)
@@ -211,14 +211,14 @@ class FallbackChain:
         return results
 
     def since_last(
-        self, attached: AttachedNamespace, record: Record, packets: int, began_ns: int
+        self, attached: AttachedNamespace | None, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         """Return the processes that sent a flow's packets since the previous call; None if unknown.
 
         ``record`` identifies the flow. Packets after ``began_ns`` (ns since 1970) are left for the
         next call. The confidence is high only if BPF programs saw exactly ``packets`` packets.
         """
-        netns = attached.cookie
+        netns = None if attached is None else attached.cookie
         if self._capture is None or netns is None or not self._capture.is_watched(netns):
             return None
         # The kernel's counters, which show ``packets``, were read from ``began_ns`` on.
@@ -226,14 +226,14 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(
-        self, attached: AttachedNamespace, record: Record, process: Process | None
+        self, attached: AttachedNamespace | None, record: Record, process: Process | None
     ) -> None:
         """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
 
         ``record`` is the packet's log record. ``process`` is the sender that the event names; None
         if the event names no sender.
         """
-        netns = attached.cookie
+        netns = None if attached is None else attached.cookie
         if self._capture is not None and netns is not None and self._capture.is_watched(netns):
             self._capture.mark_reported(netns, record, process)
 

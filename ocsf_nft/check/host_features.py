@@ -158,7 +158,8 @@ def attribution(namespace: Namespace) -> Finding:
     severity: Severity = "info"
     remedy: str | None = _CAPTURE
     try:
-        with Capture([cookie(namespace)]) as capture:
+        with Capture() as capture:
+            capture.watch(cookie(namespace))
             if capture.knows_types:
                 severity, remedy, how = "ok", None, "as it sends, even if it exits"
             else:

@@ -68,9 +68,23 @@ def install(
     Also raises AbsentError, FenceError, DeliveryError. After an error, the previous fence normally
     stays active; a FenceError states if that fence was replaced.
     """
-    around = _survey(spec, namespace)
     with state.locked():
-        return _install(spec, around, namespace, state, transport, nft.load)
+        return install_locked(spec, namespace, state, transport, nft.load)
+
+
+def install_locked(
+    spec: FenceSpec,
+    namespace: Namespace,
+    state: StateDirectory,
+    transport: LogTransport | None,
+    load_text: LoadText,
+) -> InstalledFence:
+    """Do the same as :func:`install` in the lock ``state.locked()``, which the caller must hold.
+
+    ``load_text`` loads the ruleset, like :func:`nft.load`.
+    """
+    around = _survey(spec, namespace)
+    return _install(spec, around, namespace, state, transport, load_text)
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
@@ -245,7 +259,7 @@ def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> 
     UnsupportedError, FenceError.
     """
     with state.locked():
-        if state.read(sandbox) != seen or not seen.namespace.is_deleted():
+        if state.read(sandbox) != seen or seen.namespace.has_identity(seen.identity):
             return False
         table_query.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         _remove_guard(seen.spec)

@@ -29,6 +29,8 @@ _FILE: Final = "fence.json"
 _RUNS: Final = "runs"
 #: ``struct flock``: type, whence, start, length, process.
 _FLOCK: Final = struct.Struct("@hhqqi0q")
+#: File with the keys of a sandbox that was added while a service ran.
+_SANDBOX: Final = "sandbox.json"
 #: File with the identity and the path of the database that has the sandbox's packet counts.
 _DATABASE: Final = "database"
 
@@ -261,16 +263,18 @@ class StateDirectory:
 
         Raises FenceError if the directory can't be read.
         """
-        # Not with Path.glob, which returns nothing for an unreadable directory.
-        try:
-            names = sorted(each.name for each in self.path.iterdir())
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FenceError(f"{self.path} can't be read: {error.strerror}") from error
-        for name in names:
+        for name in self._names():
             if os.access(self.path / name / _FILE, os.F_OK):
                 yield name
+
+    def _names(self) -> list[str]:
+        # Not with Path.glob, which returns nothing for an unreadable directory.
+        try:
+            return sorted(each.name for each in self.path.iterdir() if each.is_dir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FenceError(f"{self.path} can't be read: {error.strerror}") from error
 
     def write(self, installed: InstalledFence) -> None:
         """Store the record of a fence, and sync it to disk; raises DeliveryError if this fails."""
@@ -293,6 +297,33 @@ class StateDirectory:
             with contextlib.suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
             raise self._unwritable(path.parent, error) from error
+
+    def added(self) -> dict[str, bytes]:
+        """Return the stored keys of all sandboxes that were added while a service ran, by name.
+
+        Raises FenceError if a file can't be read.
+        """
+        found = {}
+        for name in self._names():
+            content = _content(self.path / name / _SANDBOX)
+            if content is not None:
+                found[name] = content
+        return found
+
+    def store_added(self, sandbox: str, keys: bytes) -> None:
+        """Store the keys of a sandbox that is added while a service runs, and sync them to disk.
+
+        Raises DeliveryError if this fails.
+        """
+        self._write(self.directory(sandbox) / _SANDBOX, keys)
+
+    def delete_added(self, sandbox: str) -> None:
+        """Delete the stored keys of a sandbox; raises DeliveryError if this fails."""
+        directory = self.directory(sandbox)
+        try:
+            _delete(directory / _SANDBOX)
+        except OSError as error:
+            raise self._unwritable(directory, error) from error
 
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""

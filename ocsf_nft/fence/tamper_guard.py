@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.ruleset_changes import Transaction
-    from ocsf_nft.fence.spec import TableId
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
 
@@ -207,6 +207,26 @@ class TamperGuard:
         finally:  # the new ruleset may lack the latest links
             self._links.attach(self._restore_batch, self._links.new)
         return renewed
+
+    def replace(self, spec: FenceSpec, transport: LogTransport | None) -> InstalledFence:
+        """Replace the fence by one with another policy in one transaction, and return its record.
+
+        Works like :func:`installer.install`, but through the guard's sockets. Blocks. Raises the
+        errors of :func:`installer.install`.
+        """
+        with self._state.locked():
+            try:
+                installed = installer.install_locked(
+                    spec, self._namespace, self._state, transport, self._load
+                )
+            finally:  # also after an error, which may have left the previous fence
+                self._restore_batch = None
+                self._record_version = self._state.version(self._sandbox)
+                for monitor in self._monitors:
+                    # Its installation is no tampering, if nft has made it.
+                    with contextlib.suppress(OSError):
+                        monitor.accept(monitor.generation())
+        return installed
 
     def _load(self, namespace: Namespace, text: str) -> None:
         """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""

@@ -22,7 +22,7 @@ from ocsf_nft.ocsf.objects import Device
 from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.process import Process
@@ -59,6 +59,32 @@ class Tampering:
     lasted_ns: int | None = None
     #: True if restoring is paused after too many restores.
     given_up: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChange:
+    """Change of a sandbox's policy by a call of the control API, or of the Python API."""
+
+    #: Differences, such as "allow: added tcp:192.0.2.1:443". Empty for a new sandbox.
+    changes: tuple[str, ...] = ()
+    #: Process that called; None if this program called itself.
+    process: Process | None = None
+    #: Policies, as JSON objects with the keys of ``[[sandbox]]``; None if there was none.
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxEnd:
+    """Ordinary end of the watch over a sandbox."""
+
+    #: End of the sentence, such as "has ended with its network namespace".
+    description: str
+    #: Packets that the fence has refused, and those that it has only logged.
+    refused: int
+    allowed: int
+    #: Process that has released the sandbox; None if none did.
+    process: Process | None = None
 
 
 #: States of a fence that exists as it was installed.
@@ -106,12 +132,15 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     transport: str,  # "none" if the fence logs nothing
     reason: str | None = None,  # for example why the fence is altered
     tampering: Tampering | None = None,
+    change: PolicyChange | None = None,
+    end: SandboxEnd | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
     ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
-    as ``nflog``, or ``none`` for a fence that logs nothing. ``is_regular`` means that a removal was
+    as ``nflog``, or ``none`` for a fence that logs nothing. ``change`` is the request that led to
+    the new state. ``end`` is the sandbox's ordinary end. ``is_regular`` means that a removal was
     requested. Equal arguments give the same event uid.
     """
     state = _CONFIG_STATES.get(after, ConfigState.OTHER)
@@ -127,6 +156,15 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     }
     device, observables = device_of(context)
     actor = None
+    if change is not None:
+        sentence += _request_text(change)
+        actor = None if change.process is None else actor_of_process(change.process)
+        unmapped |= {"changes": [visible(each) for each in change.changes]}
+        unmapped |= {"policy_before": change.before, "policy": change.after}
+    if end is not None:
+        sentence = f"Sandbox {visible(sandbox)} {end.description}. Its fence {_counts_text(end)}"
+        actor = None if end.process is None else actor_of_process(end.process)
+        unmapped |= {"refused": end.refused, "allowed": end.allowed}
     if tampering is not None:
         unmapped["changes"] = visible(tampering.changes)
         if tampering.process is not None:
@@ -134,18 +172,18 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             unmapped |= unmapped_of(tampering.process)
         if after in _AS_INSTALLED and not tampering.given_up:
             sentence += "; another process altered it, and it has been restored"
-    change = "" if before is after else f" (before: {before.value.lower()})"
-    cause = None if is_regular else reason
-    start, end = _span(tampering)
+    earlier = "" if before is after or end else f" (before: {before.value.lower()})"
+    cause = None if is_regular or end else reason
+    start_time, end_time = _span(tampering)
     return DeviceConfigStateChange(
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
-        start_time=start,
-        end_time=end,
-        severity_id=_severity(after, cause, tampering),
+        start_time=start_time,
+        end_time=end_time,
+        severity_id=Severity.INFORMATIONAL if end else _severity(after, cause, tampering),
         status_id=_status(after, cause, tampering),
         status_detail=shown(reason),
-        message=f"{sentence}{change}.",
+        message=f"{sentence}{earlier}.",
         actor=actor,
         state_id=state,
         state=after.value if state is ConfigState.OTHER else state.caption,
@@ -158,6 +196,21 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
         ),
     )
+
+
+def _request_text(change: PolicyChange) -> str:
+    process = change.process
+    by = "" if process is None else f" by {visible(process.name or 'a process')}[{process.pid}]"
+    if process is not None and process.uid is not None:
+        by += f" (uid {process.uid})"
+    if change.before is None:
+        return f"; the sandbox was added{by}"
+    return f"; its policy was changed{by}: {visible('; '.join(change.changes))}"
+
+
+def _counts_text(end: SandboxEnd) -> str:
+    packets = f"{end.refused} packet{'' if end.refused == 1 else 's'}"
+    return f"refused {packets}" + (f", and logged {end.allowed} more" if end.allowed else "")
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:

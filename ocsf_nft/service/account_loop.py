@@ -11,12 +11,12 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft.attribution.fallback_chain import limit_to_one_packet
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.state import AccountPlace
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.process import limit_to_one_packet
 from ocsf_nft.service import stored_account
 from ocsf_nft.service.gap_reports import GapReports
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.attribution.fallback_chain import FallbackChain
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.flows.sandbox_account import Balance
@@ -72,6 +73,7 @@ class AccountLoop:
         *,
         begun_ns: int,
         fallback_chain: FallbackChain,
+        attached: AttachedNamespace | None = None,
         pool: Executor | None = None,
         slots: asyncio.Semaphore | None = None,
         is_logged: bool = True,
@@ -80,7 +82,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``state`` has the path of the database with the account. Packets before ``begun_ns`` (ns
-        since the epoch) are not counted. ``pool`` has the threads that read counters; None for
+        since the epoch) are not counted. ``attached`` is the namespace with the senders to find by
+        ``fallback_chain``; None for a VM. ``pool`` has the threads that read counters; None for
         asyncio's. ``slots`` limits the number of readings that are in memory at the same time.
         ``is_logged`` is false if the kernel can't log the fence's packets. ``source`` is the key of
         the stored read position in the log, such as ``journal``; empty for a log without positions.
@@ -90,6 +93,7 @@ class AccountLoop:
         self._state = state
         self._stored = StoredAccount()
         self._fallback_chain = fallback_chain
+        self._attached = attached
         self._source = source
         #: Position in the kernel's log after the last processed record, and the stored one. None if
         #: the log has no positions, or was never read.
@@ -218,7 +222,7 @@ class AccountLoop:
     async def _process(self, batch: Batch) -> None:
         records = batch.records
         attributions = await self._fallback_chain.attributions(
-            self.sandbox, records, batch.since_ns
+            self._attached, records, batch.since_ns
         )
         taken = list(map(_with_send_time, records, attributions))
         if taken:
@@ -348,14 +352,14 @@ class AccountLoop:
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
-                self._fallback_chain.mark_reported(self.sandbox, attempt.record, known.process)
+                self._fallback_chain.mark_reported(self._attached, attempt.record, known.process)
             return attempt
         if known is not None and attempt.packets > 1:
             known = limit_to_one_packet(known)
         if attempt.aggregation is None:
             began_ns = self._account.read_ns or 0
             record, packets = attempt.record, attempt.packets
-            seen = self._fallback_chain.since_last(self.sandbox, record, packets, began_ns)
+            seen = self._fallback_chain.since_last(self._attached, record, packets, began_ns)
             known = seen or known
         elif attempt.record.uid is None:
             return attempt  # its packets may be of several users

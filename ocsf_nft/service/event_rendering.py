@@ -69,6 +69,11 @@ class Reporter:
         self._contexts[sandbox] = merged
         self._mappers[sandbox] = Mapper(merged, self._templates)
 
+    def drop_context(self, sandbox: str) -> None:
+        """Remove the facts about a sandbox that has ended."""
+        self._contexts.pop(sandbox, None)
+        self._mappers.pop(sandbox, None)
+
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:

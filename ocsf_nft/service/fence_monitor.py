@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
-from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
+from ocsf_nft.errors import AbsentError, OcsfNftError
 from ocsf_nft.fence import installer, listing, restore_batch
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 
@@ -73,6 +75,8 @@ class FenceMonitor:
         #: What a check that found the fence as installed depends on; None after another check.
         self._checked: object = None
         self._checked_at = 0.0
+        #: Held while the fence is inspected or changed.
+        self._inspecting = asyncio.Lock()
 
     async def start(self) -> None:
         """Start the tamper guard, and make it the owner of the fence's tables, if configured.
@@ -120,7 +124,7 @@ class FenceMonitor:
         """Restore the fence after each change, and emit an event about the change, until cancelled.
 
         Without ``self_heal``, nothing is restored. A failed restore is reported once, and
-        monitoring continues. Raises SourceError if the sandbox's namespace was created again, and
+        monitoring continues. Nothing is reported after the end of the sandbox's namespace. Raises
         the errors of :meth:`FenceEvents.changes`.
         """
         if self._watch is None:
@@ -163,22 +167,49 @@ class FenceMonitor:
             if left:
                 await self._inspect(left)
 
-    async def remove(self) -> bool:
-        """Remove the fence if this process installed it, and emit an event about the removal.
+    async def change(self, sandbox: SandboxConfig, change: PolicyChange) -> None:
+        """Replace the fence's policy in one transaction, and emit an event about that.
 
-        Return true if this process installed the fence, even if another process has already
-        deleted it. Raises the errors of :func:`installer.remove`.
+        The counts stay. ``sandbox`` has the new policy; ``change`` is the request. Raises the
+        errors of :meth:`TamperGuard.replace`; the fence is unchanged then.
         """
-        if self._fence.is_ours:
-            was_there = await asyncio.to_thread(_remove, self.reports.installed, self._state)
-            await self.reports.report_end(was_there=was_there)
+        if self._watch is None:
+            raise RuntimeError("call start first")
+        guard = self._watch.tamper_guard
+        async with self._inspecting:
+            replace = partial(guard.replace, sandbox.spec(), fences.requested_transport(sandbox))
+            try:
+                installed = await run_shielded(asyncio.to_thread(replace))
+                await self.reports.report_policy(sandbox, installed, change)
+            finally:
+                self._checked, self._prepared_version = None, None
+                if self._heals:
+                    await self._prepare()
+
+    @property
+    def is_ours(self) -> bool:
+        """Return true if this process installed the fence where there was none."""
         return self._fence.is_ours
+
+    async def remove(self) -> None:
+        """Remove the fence. Emit an event if another process has already removed it.
+
+        Raises the errors of :func:`installer.remove`.
+        """
+        if not await asyncio.to_thread(_remove, self.reports.installed, self._state):
+            await self.reports.report_removed_before()
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.
 
         ``alterations`` are changes by other processes that the tamper guard has already detected.
         """
+        async with self._inspecting:
+            installed = self.reports.installed
+            if installed.namespace.has_identity(installed.identity):
+                await self._inspect_present(alterations)
+
+    async def _inspect_present(self, alterations: tuple[FenceChange, ...]) -> None:
         reports, watch = self.reports, self._watch
         may_heal = self._heals and not (watch and watch.tamper_guard.is_paused)
         version, self._checked = self._version(), None
@@ -200,15 +231,9 @@ class FenceMonitor:
             return
         if inspection.was_renewed:
             alterations = await self._with_pending(alterations)
-        is_elsewhere = fence.installed.identity != reports.installed.identity
         # New interfaces were fenced at once, also those that are removed again.
         has_new_links = watch is not None and watch.tamper_guard.has_attached_interfaces
         await reports.report_active(inspection, alterations, has_new_links=has_new_links)
-        if is_elsewhere:
-            raise SourceError(
-                f"the namespace of sandbox {self.name} was created again, and this run does "
-                "not read the new namespace's records and counters: restart it"
-            )
         if self._heals:
             await self._prepare()
         if not inspection.was_renewed:

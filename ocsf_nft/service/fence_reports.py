@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.flow import Mode
+    from ocsf_nft.ocsf.fence_state_events import PolicyChange, SandboxEnd
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 
@@ -53,6 +54,11 @@ class FenceReports:
         return self._given_up and self._reported[0] not in ACTIVE_STATES
 
     @property
+    def state(self) -> FenceState:
+        """Return the last reported state of the fence."""
+        return self._reported[0]
+
+    @property
     def mode(self) -> Mode:
         """Return the mode of the installed fence: enforcing, or permissive (it refuses nothing)."""
         return "permissive" if self.installed.spec.is_permissive else "enforcing"
@@ -71,18 +77,32 @@ class FenceReports:
         state, reason = self._reported
         return None if state in ACTIVE_STATES else reason or state.value.lower()
 
-    async def announce(self) -> None:
-        """Emit an event that describes the fence at the start of the service.
+    async def report_policy(
+        self, sandbox: SandboxConfig, installed: InstalledFence, change: PolicyChange
+    ) -> None:
+        """Emit an event that the fence has a new policy, as requested by ``change``.
 
-        Emit no event if the fence was active before the start and equals its stored description.
-        Also store the facts that later events of the sandbox contain, such as the fence's rules.
+        ``sandbox`` has the new policy, and ``installed`` is the new record of the fence.
+        """
+        self._sandbox, self.installed = sandbox, installed
+        self._update_context(installed)
+        state, reason = fences.state_of(installed), installed.degraded
+        await self._emit(state, reason, change=change)
+        self._reported = (state, reason)
+
+    async def announce(self, added: PolicyChange | None = None) -> None:
+        """Emit an event that describes the fence at the start of its watch.
+
+        Emit no event if the fence was active before, equals its stored description, and nobody has
+        ``added`` the sandbox. Also store the facts that later events of the sandbox contain, such
+        as the fence's rules.
         """
         fence, name = self._fence, self._sandbox.name
         self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
-        is_news |= fence.before is not fence.state
+        is_news |= fence.before is not fence.state or added is not None
         if fence.is_ours or is_news or fence.state is not FenceState.ACTIVE:
-            await self._reporter.emit(fences.first_event(fence, self._reporter.host))
+            await self._reporter.emit(fences.first_event(fence, self._reporter.host, added))
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
         elif fence.tampering is not None:
@@ -184,10 +204,16 @@ class FenceReports:
             _log.warning("fence removed", sandbox=self._sandbox.name)
             self._reported = (FenceState.ABSENT, _REMOVED)
 
-    async def report_end(self, *, was_there: bool) -> None:
-        """Emit an event about the removal by this process; ``was_there`` until then."""
-        if was_there or self._reported[0] is not FenceState.ABSENT:
-            await self._emit(FenceState.ABSENT, None if was_there else _REMOVED_BEFORE)
+    async def report_end(self, end: SandboxEnd, *, is_removed: bool) -> None:
+        """Emit an event about the end of the watch; ``is_removed`` if the fence ended with it."""
+        state = FenceState.ABSENT if is_removed else self._reported[0]
+        await self._emit(state, None, end=end)
+        self._reporter.drop_context(self._sandbox.name)
+
+    async def report_removed_before(self) -> None:
+        """Emit an event that another process had removed the fence, unless that is reported."""
+        if self._reported[0] is not FenceState.ABSENT:
+            await self._emit(FenceState.ABSENT, _REMOVED_BEFORE)
 
     async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (
@@ -218,12 +244,14 @@ class FenceReports:
         log = _log.error if tampering and tampering.given_up else _log.warning
         log("fence changed", sandbox=self._sandbox.name, state=after.value, reason=reason)
 
-    async def _emit(
+    async def _emit(  # noqa: PLR0913 - each is one fact of the event, named at the call
         self,
         after: FenceState,
         reason: str | None,
         tampering: Tampering | None = None,
         *,
+        change: PolicyChange | None = None,
+        end: SandboxEnd | None = None,
         is_regular: bool = False,
     ) -> None:
         event = fences.state_event(
@@ -233,6 +261,8 @@ class FenceReports:
             after=after,
             reason=reason,
             tampering=tampering,
+            change=change,
+            end=end,
             is_regular=is_regular,
         )
         await self._reporter.emit(event)

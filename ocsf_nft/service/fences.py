@@ -11,7 +11,13 @@ from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.fence import installer, listing
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.fence_state_events import (
+    FenceState,
+    PolicyChange,
+    SandboxEnd,
+    Tampering,
+    fence_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,12 +219,15 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     after: FenceState,
     reason: str | None = None,
     tampering: Tampering | None = None,
+    change: PolicyChange | None = None,
+    end: SandboxEnd | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
 
     ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
     change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
+    The other arguments are those of :func:`fence_state`.
     """
     return fence_state(
         context(installed, host),
@@ -230,12 +239,19 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
         transport=installed.transport,
         reason=reason,
         tampering=tampering,
+        change=change,
+        end=end,
         is_regular=is_regular,
     )
 
 
-def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """Return the first event about a fence that was just installed, or found at service start."""
+def first_event(
+    fence: Fence, host: Host | None, change: PolicyChange | None = None
+) -> DeviceConfigStateChange:
+    """Return the first event about a fence that was just installed, or found at service start.
+
+    ``change`` is the request that added the sandbox; None if the configuration file has it.
+    """
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
@@ -247,6 +263,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
         after=fence.state,
         reason=reason,
         tampering=fence.tampering,
+        change=change,
     )
 
 

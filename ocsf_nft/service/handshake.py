@@ -12,15 +12,17 @@ from ocsf_nft.ocsf.context import product
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.service.watched_sandbox import WatchedSandbox
+    from ocsf_nft.service.sandbox import Sandbox
 
 #: Version of the handshake's format.
 _VERSION: Final = 1
 
 
-def handshake(sandboxes: Iterable[WatchedSandbox]) -> bytes:
+def handshake(sandboxes: Iterable[Sandbox]) -> bytes:
     """Return the handshake of this process, with the state of each sandbox's fence."""
-    reports = {each.name: each.monitor.reports for each in sandboxes}
+    reports = {
+        each.name: each.watched.monitor.reports for each in sandboxes if each.watched is not None
+    }
     return orjson.dumps(
         {
             "handshake": _VERSION,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.run import Service
-    from ocsf_nft.service.watched_sandbox import WatchedSandbox
+    from ocsf_nft.service.sandbox import Sandbox
 
 _log = structlog.get_logger()
 
@@ -86,7 +86,9 @@ def all_faults(service: Service) -> tuple[Fault, ...]:
 
 def _stuck(service: Service) -> Iterator[Fault]:
     for each in service.sandboxes:
-        seconds = each.account.schedule.late_seconds
+        if each.watched is None:
+            continue
+        seconds = each.watched.account.schedule.late_seconds
         if each.failure is None and seconds > _STUCK_SECONDS:
             yield Fault(
                 f"the counters of sandbox {each.name} are not read",
@@ -95,13 +97,17 @@ def _stuck(service: Service) -> Iterator[Fault]:
             )
 
 
-def _of_sandbox(sandbox: WatchedSandbox) -> Iterator[Fault]:
+def _of_sandbox(sandbox: Sandbox) -> Iterator[Fault]:
     """Yield the faults of a sandbox, the first cause first."""
-    name = sandbox.name
+    name, watched = sandbox.name, sandbox.watched
+    if watched is None:
+        if sandbox.failure is not None:
+            yield Fault(f"sandbox {name} can't be watched", sandbox.failure, name)
+        return
     for subject, cause in (
         (f"sandbox {name} is no longer watched", sandbox.failure),
-        (f"the fence of sandbox {name} is not active", sandbox.monitor.reports.fault),
-        (f"the counters of sandbox {name} can't be read", sandbox.account.fault),
+        (f"the fence of sandbox {name} is not active", watched.monitor.reports.fault),
+        (f"the counters of sandbox {name} can't be read", watched.account.fault),
     ):
         if cause is not None:
             yield Fault(subject, cause, name, is_reported=True)

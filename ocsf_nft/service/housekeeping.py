@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ocsf_nft import malloc_trim
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import installer
 from ocsf_nft.ocsf import operational_events
+from ocsf_nft.service.ended_sandboxes import forget_ended
 from ocsf_nft.service.health import FaultEvents
 from ocsf_nft.service.shielded import run_shielded
 
@@ -121,7 +120,7 @@ async def _emit(
     _log.error("events dropped", reason=reason, number=number)
 
 
-async def reap(state: StateDirectory, store: StateStore) -> None:
+async def reap(state: StateDirectory, store: StateStore, reporter: Reporter) -> None:
     """Remove the records and packet counts of sandboxes with deleted namespaces.
 
     A namespace is deleted if it had a name of ``ip netns`` and has it no more. Check every ten
@@ -134,7 +133,7 @@ async def reap(state: StateDirectory, store: StateStore) -> None:
         found = await asyncio.to_thread(_without_namespace, state)
         for name, installed in found.items():
             if missing.get(name) == installed:
-                await run_shielded(_remove_record(name, installed, state, store))
+                await run_shielded(_remove_record(name, installed, state, store, reporter))
         missing = found
 
 
@@ -159,15 +158,16 @@ def _unwatched_record(name: str, state: StateDirectory) -> InstalledFence | None
 
 
 async def _remove_record(
-    name: str, installed: InstalledFence, state: StateDirectory, store: StateStore
+    name: str,
+    installed: InstalledFence,
+    state: StateDirectory,
+    store: StateStore,
+    reporter: Reporter,
 ) -> None:
     try:
         with state.run_lock(name):  # no other run can begin to watch it meanwhile
-            if not await asyncio.to_thread(installer.remove_record, name, state, installed):
+            if not await forget_ended(name, installed, state, store, reporter):
                 return
-            # The place first: rows without their place are an old copy, and the reverse is a fault.
-            state.delete_account_place(name)
-            await store.retry(partial(store.database.remove_account, name))
     except (OcsfNftError, OSError) as error:
         _log.warning("the record of a fence can't be removed", sandbox=name, reason=str(error))
     else:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.service.keyed_locks import KeyedLocks
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class NflogFeeds:
         self._pipeline = pipeline
         self._feeds: dict[_Key, NflogFeed] = {}
         # A group has only one reader, so it can't be opened while it is being closed.
-        self._locks: dict[_Key, asyncio.Lock] = {}
+        self._locks = KeyedLocks[_Key]()
 
     @contextlib.asynccontextmanager
     async def joined(
@@ -90,8 +91,7 @@ class NflogFeeds:
         :meth:`Nflog.__aenter__`.
         """
         key = namespace.identity(), group
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
+        async with self._locks.hold(key):
             feed = self._feeds.get(key)
             if feed is None or feed.has_failed:
                 feed = NflogFeed(await Nflog(namespace, group).__aenter__(), self._pipeline)
@@ -100,10 +100,9 @@ class NflogFeeds:
         try:
             yield feed
         finally:
-            async with lock:
+            async with self._locks.hold(key):
                 feed.sandboxes.discard(sandbox)
                 if not feed.sandboxes:
                     await feed.close()
                     if self._feeds.get(key) is feed:
                         del self._feeds[key]
-                        del self._locks[key]

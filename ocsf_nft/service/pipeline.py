@@ -22,7 +22,8 @@ from ocsf_nft.sources.replay import Replay
 from ocsf_nft.state.change import Change, DroppedRecords, Position
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence, Set
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from ocsf_nft.service.outlet import Outlet
@@ -78,14 +79,14 @@ class Pipeline:
         self,
         source: Source,
         stop: asyncio.Event,
-        sandboxes: Set[str | None] | None = None,
+        sandboxes: AbstractSet[str | None] | None = None,
         name: str = "",  # key of the stored read position
     ) -> None:
         """Hand each log record to its sandbox's packet counter, until the source ends.
 
         If ``sandboxes`` is given, records of all other sandboxes are rejected. This set may change
-        meanwhile. A None in it allows records of other firewalls. Records that arrived before ``stop`` was set are
-        still handed on. Raises SourceError, DeliveryError.
+        meanwhile. A None in it allows records of other firewalls. Records that arrived before
+        ``stop`` was set are still handed on. Raises SourceError, DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -223,7 +224,7 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _without_forged(batch: Batch, sandboxes: Set[str | None] | None) -> Batch:
+def _without_forged(batch: Batch, sandboxes: AbstractSet[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
     # Any process that may load nftables rules in the source's namespace can write any name into a

@@ -8,34 +8,31 @@ import logging
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.delivery import sink_db
-from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError, UsageError
-from ocsf_nft.fence.counters import Counters
+from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.namespace_watch import NamespaceWatch
 from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
-from ocsf_nft.service import fences, health
-from ocsf_nft.service.account_loop import AccountLoop
+from ocsf_nft.service import health, log_feeds
+from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
-from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.handshake import handshake
 from ocsf_nft.service.housekeeping import reap, report_dropped_events, run_housekeeping
 from ocsf_nft.service.iteration import Iteration
+from ocsf_nft.service.nflog_feeds import NflogFeeds
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
-from ocsf_nft.service.record_feeds import EarlySources, feeds, log_name
-from ocsf_nft.service.shielded import run_in_pool
-from ocsf_nft.service.startup import build_fallback_chain
-from ocsf_nft.service.status import Status
-from ocsf_nft.service.task_errors import first_error, first_of, run_all
-from ocsf_nft.service.watched_sandbox import WatchedSandbox
+from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
+from ocsf_nft.service.sandboxes import Sandboxes
+from ocsf_nft.service.task_errors import first_error
 from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
@@ -44,9 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
-    from ocsf_nft.service.fences import Fence
+    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.service.sandbox import Sandbox
+    from ocsf_nft.service.sandbox_view import PutResult, SandboxView
+    from ocsf_nft.service.status import Status
 
 _log = structlog.get_logger()
 
@@ -58,12 +57,12 @@ _REFRESH_SECONDS: Final = 1.0
 _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0
-#: Errors that are about one sandbox: the others are still watched.
-_OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
 #: Part of the store's size for dead letters: events that a sink refused.
 _DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
-RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "severity", "finding"})
+RELOADED: Final = frozenset(
+    {"sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
+)
 
 
 def _log_to_stderr() -> None:
@@ -75,20 +74,29 @@ def _log_to_stderr() -> None:
 
 
 class Service:
-    """Service that fences the configured sandboxes, and reports their blocked packets as events.
+    """Service that fences sandboxes, and reports their blocked packets as events.
 
-    The start of ``async with`` activates the fences, and may raise an OcsfNftError. Its end removes
-    the fences that the service installed. A later failure of the service cancels the task in the
-    block, and is raised at the end of the block. After such a failure, the fences stay active.
+    The start of ``async with`` activates the fences of the configured sandboxes, and may raise an
+    OcsfNftError. More sandboxes may be added by :meth:`put`. The end of the block removes the
+    fences that the service installed for its configuration. A later failure of the service cancels
+    the task in the block, and is raised at the end of the block. After such a failure, the fences
+    stay active.
     """
 
     def __init__(
-        self, config: Config, *, iterates: bool = False, stop: asyncio.Event | None = None
+        self,
+        config: Config,
+        *,
+        iterates: bool = False,
+        must_exist: bool = True,
+        stop: asyncio.Event | None = None,
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
-        output is no default sink. Setting ``stop`` stops the service.
+        output is no default sink. Without ``must_exist``, the network namespace of a configured
+        sandbox may be missing at the start: it is fenced as soon as it exists. Setting ``stop``
+        stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -97,12 +105,16 @@ class Service:
         self.retrier: StorageRetrier
         self.store: StateStore
         self.delivery: DeliveryProcess
-        self.sandboxes: tuple[WatchedSandbox, ...] = ()
         self.fallback_chain: FallbackChain
         self._reporter: Reporter
         self._iterates = iterates
+        self._must_exist = must_exist
         self._iteration: Iteration | None = None
         self._state = StateDirectory(config.state_dir)
+        is_alone = config.host_log is None and config.control is None
+        self._sandboxes = Sandboxes(
+            self._state, is_needed=is_alone, on_change=self._update_handshake
+        )
         #: Threads that read counters; they are shared by all sandboxes.
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="counters")
         self._slots = asyncio.Semaphore(_READERS)
@@ -150,6 +162,11 @@ class Service:
             await asyncio.wait([self._run])
 
     @property
+    def sandboxes(self) -> tuple[Sandbox, ...]:
+        """Return the sandboxes of the service."""
+        return self._sandboxes.all
+
+    @property
     def events(self) -> int:
         """Return how many events the service has stored since its start."""
         return self._reporter.events
@@ -160,6 +177,28 @@ class Service:
         A running ``async for event in service`` ends after the last event.
         """
         self._stop.set()
+
+    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+        """Add a sandbox, or change its policy; see :meth:`Sandboxes.put`.
+
+        The sandbox is stored, and comes back after a restart of the service.
+        """
+        return await self._sandboxes.put(sandbox, caller)
+
+    async def release(self, name: str, caller: Caller | None = None) -> Status:
+        """Release a sandbox that was added, and return its final counts.
+
+        See :meth:`Sandboxes.release`.
+        """
+        return await self._sandboxes.release(name, caller)
+
+    def view(self, name: str) -> SandboxView:
+        """Return the state of a sandbox; raises AbsentError if there is none of this name."""
+        return self._sandboxes.view(name)
+
+    def views(self) -> tuple[SandboxView, ...]:
+        """Return the state of each sandbox, in the order of their names."""
+        return self._sandboxes.views()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events as decoded JSON until the service stops.
@@ -191,6 +230,7 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
+        await self._sandboxes.reload(config.sandbox)
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
 
@@ -201,21 +241,15 @@ class Service:
         """
         await self._refresh()
         return tuple(
-            Status(
-                sandbox=each.name,
-                is_watched=each.failure is None,
-                mode=each.monitor.reports.mode,
-                absent=(),
-                verdict=each.monitor.reports.verdict,
-                balances=each.account.balances(),
-                dropped_records=self.store.database.dropped_records(each.name),
-            )
+            each.watched.status(is_watched=each.failure is None)
             for each in self.sandboxes
+            if each.watched is not None
         )
 
     async def _refresh(self) -> None:
         """Read the counters of all sandboxes, but do not wait long for any."""
-        tasks = [asyncio.create_task(each.account.refresh()) for each in self.sandboxes]
+        watched = [each.watched for each in self.sandboxes if each.watched is not None]
+        tasks = [asyncio.create_task(each.account.refresh()) for each in watched]
         self._refreshing.update(tasks)
         for task in tasks:
             task.add_done_callback(self._forget_refresh)
@@ -234,23 +268,29 @@ class Service:
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         stack.callback(self._pool.shutdown, wait=False)
-        guards, preparing = GuardThread(), asyncio.Semaphore(_PREPARING)
+        guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
-        for sandbox in config.sandbox:
-            stack.enter_context(self._state.run_lock(sandbox.name))
-        # Started before anything is logged, so that the capture sees the call of every record.
-        self.fallback_chain = await stack.enter_async_context(
-            build_fallback_chain(config, self._state)
+        self.store = store = self._store()
+        self._reporter = reporter = Reporter(
+            store.commit,
+            this_host(),
+            severities=config.severities,
+            threshold=config.finding.as_threshold(),
         )
-        early = EarlySources()
-        for sandbox in config.sandbox:
-            await early.open(sandbox, self._state, stack)
-        active_fences = await run_all(
-            run_in_pool(self._pool, partial(fences.activate, each, self._state))
-            for each in config.sandbox
-        )
-        self.store = store = await stack.enter_async_context(self._open_store())
+        accounts = Accounts()
+        pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
+        self.fallback_chain = await stack.enter_async_context(self._chain())
+        if config.control is not None:  # so that the first sandbox is added at once
+            await self.fallback_chain.start()
+        namespaces = await stack.enter_async_context(NamespaceWatch())
+        stack.push_async_callback(self._sandboxes.close)
+        fence_parts = FenceParts(
+            state=self._state, chain=self.fallback_chain, nflog=NflogFeeds(pipeline),
+            pool=self._pool,
+        )  # fmt: skip
+        await self._sandboxes.activate(fence_parts, config.sandbox, must_exist=self._must_exist)
+        await stack.enter_async_context(store)
         if self._iterates:
             self._iteration = Iteration(store, await store.retry(store.database.begin_iteration))
         self.delivery = await stack.enter_async_context(
@@ -263,89 +303,70 @@ class Service:
                 iteration=self._iteration,
             )
         )
-        self._reporter = reporter = Reporter(
-            store.commit,
-            this_host(),
-            severities=config.severities,
-            threshold=config.finding.as_threshold(),
-        )
-        accounts = {
-            sandbox.name: await stack.enter_async_context(self._account_loop(sandbox, fence))
-            for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
-        }
-        sources = await feeds(config, active_fences, accounts, store, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
-        self.sandboxes = tuple(
-            WatchedSandbox(
-                monitor=FenceMonitor(sandbox, fence, self._state, reporter, guards, preparing),
-                account=accounts[sandbox.name],
-                feeds=[each for each in sources if each.sandboxes == {sandbox.name}],
-            )
-            for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
+        host_feed = log_feeds.of_host(config, store)
+        if host_feed is not None:
+            await stack.enter_async_context(host_feed.source)
+        parts = WatchParts(
+            fences=fence_parts,
+            store=store,
+            reporter=reporter,
+            pipeline=pipeline,
+            accounts=accounts,
+            guards=guards,
+            namespaces=namespaces,
+            preparing=asyncio.Semaphore(_PREPARING),
+            slots=self._slots,
         )
-        # What is done for all at the same time is stored in few transactions.
-        await run_all(each.monitor.reports.announce() for each in self.sandboxes)
-        for each in self.sandboxes:
-            stack.push_async_callback(each.monitor.stop)
-        await run_all(each.start() for each in self.sandboxes)
-        pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.delivery.set_handshake(handshake(self.sandboxes))
-        shared = [each for each in sources if len(each.sandboxes) > 1 or None in each.sandboxes]
         async with asyncio.TaskGroup() as group:
+            await self._sandboxes.begin(parts, group)
+            self._update_handshake()
             others = [
                 group.create_task(
                     run_housekeeping(
                         store, self.delivery, reporter, lambda: health.all_faults(self)
                     )
                 ),
-                group.create_task(reap(self._state, store)),
+                group.create_task(reap(self._state, store, reporter)),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
             ]
-            pumps = [
-                group.create_task(pipeline.pump(each.source, self._stop, each.sandboxes, each.name))
-                for each in shared
-            ]
-            pumps += [group.create_task(self._watch_one(each, pipeline)) for each in self.sandboxes]
-            prepared = [group.create_task(each.monitor.prepare()) for each in self.sandboxes]
-            if prepared:  # a restore is quicker after it, and works before
-                await asyncio.wait(prepared, timeout=_PREPARE_SECONDS)
-            others += prepared
+            pumps = []
+            if host_feed is not None:
+                pump = pipeline.pump(
+                    host_feed.source, self._stop, host_feed.sandboxes, host_feed.name
+                )
+                pumps.append(group.create_task(pump))
+            self._sandboxes.start()
+            # A restore is quicker after it, and works before.
+            prepared = group.create_task(self._sandboxes.prepare())
+            await asyncio.wait([prepared], timeout=_PREPARE_SECONDS)
             self._is_ready.set()
             await self._stop.wait()
             await asyncio.gather(*pumps)
-            for other in others:
+            self.counts.given_up = await self._sandboxes.finish()
+            for other in (*others, prepared):
                 other.cancel()
-        await self._end(reporter)
-
-    async def _watch_one(self, sandbox: WatchedSandbox, pipeline: Pipeline) -> None:
-        """Watch a sandbox; raise its failure only if no other sandbox is watched."""
-        try:
-            await sandbox.watch(pipeline, self._stop)
-        except* _OF_A_SANDBOX as group:
-            sandbox.failure = str(first_of(group))
-            is_last = all(each.failure is not None for each in self.sandboxes)
-            if is_last and self.config.host_log is None:
-                raise
-            await sandbox.account.gaps.report(f"it is no longer watched: {sandbox.failure}")
-            _log.error("sandbox no longer watched", sandbox=sandbox.name, reason=sandbox.failure)
-
-    async def _end(self, reporter: Reporter) -> None:
-        await self._refresh()  # opens the counters' sockets beside those of the guards
-        await run_all(each.end() for each in self.sandboxes)
-        self.counts.given_up = [
-            each.name for each in self.sandboxes if each.monitor.reports.has_given_up
-        ]
-        await run_all(each.remove() for each in self.sandboxes)
-        await report_dropped_events(self.store, self.delivery, reporter, time.time_ns())
+        await report_dropped_events(store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
+
+    def _update_handshake(self) -> None:
+        self.delivery.set_handshake(handshake(self.sandboxes))
 
     def _outlets(self, config: Config) -> tuple[Outlet, ...]:
         if self._iterates and not (config.sink or config.output):
             return ()  # standard output belongs to the caller
         return outlets(config.sinks)
 
-    def _open_store(self) -> StateStore:
+    def _chain(self) -> FallbackChain:
+        settings = self.config.attribution
+        return FallbackChain(
+            top=settings.method,
+            wait_seconds=settings.wait_ms / 1000,
+            hashed_bytes=settings.hash_max_bytes,
+        )
+
+    def _store(self) -> StateStore:
         settings = self.config.store
         return StateStore(
             settings.path or self._state.path / state_db.FILE,
@@ -367,18 +388,3 @@ class Service:
             time_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
-
-    def _account_loop(self, sandbox: SandboxConfig, fence: Fence) -> AccountLoop:
-        return AccountLoop(
-            sandbox.name,
-            Counters(fence.installed),
-            self.store,
-            self._state,
-            self._reporter,
-            begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
-            fallback_chain=self.fallback_chain,
-            pool=self._pool,
-            slots=self._slots,
-            is_logged=fence.installed.transport != "none" and fence.installed.degraded is None,
-            source=log_name(sandbox) if fence.installed.transport == "kmsg" else "",
-        )

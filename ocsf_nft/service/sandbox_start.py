@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Executor
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.namespace_watch import NamespaceWatch
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.accounts import Accounts
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence
@@ -92,9 +93,7 @@ async def activate(parts: FenceParts, sandbox: SandboxConfig) -> FencedSandbox:
             stack.push_async_callback(parts.chain.detach, attached)
         group = sandbox.group if record is None else record.spec.group
         early = await _open_nflog(parts, sandbox, namespace, group, stack)
-        fence = await run_in_pool(
-            parts.pool, partial(fences.activate, sandbox, parts.state)
-        )
+        fence = await run_in_pool(parts.pool, partial(fences.activate, sandbox, parts.state))
         feeds = []
         if fence.installed.transport == "nflog":
             namespaces = [fence.installed.namespace]
@@ -142,11 +141,14 @@ async def _open_nflog(
     return found
 
 
-async def watch(parts: WatchParts, fenced: FencedSandbox) -> WatchedSandbox:
+async def watch(
+    parts: WatchParts, fenced: FencedSandbox, added: PolicyChange | None = None
+) -> WatchedSandbox:
     """Open the account and the log sources of a fenced sandbox, and start its tamper guard.
 
-    Its records are read only when the result is watched. The result closes what ``fenced`` has.
-    Raises an OcsfNftError if the sandbox can't be watched. Then all is closed, but the fence stays.
+    ``added`` is the request that has added the sandbox; None if the configuration file has it. Its
+    records are read only when the result is watched. The result closes what ``fenced`` has. Raises
+    an OcsfNftError if the sandbox can't be watched. Then all is closed, but the fence stays.
     """
     async with fenced.stack as stack:
         config, fence = fenced.config, fenced.fence
@@ -169,7 +171,7 @@ async def watch(parts: WatchParts, fenced: FencedSandbox) -> WatchedSandbox:
             logs=logs,
             parts=parts,
         )
-        await monitor.reports.announce()
+        await monitor.reports.announce(added)
         stack.push_async_callback(monitor.stop)
         await monitor.start()
         account.counters.enter_beside(monitor.namespace_socket)

@@ -1,10 +1,9 @@
-"""Attribution methods and capabilities of a service, from its configuration and fences."""
+"""Capabilities that a service needs, from its configuration and its fences."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import HOST
 from ocsf_nft.privileges import Capability
@@ -20,30 +19,6 @@ _ATTRIBUTION_CAPABILITIES: Final = {
     "socket": {Capability.SYS_PTRACE},
     "user": set[Capability](),
 }
-
-
-def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
-    """Return the chain of methods that find the process that sent a packet.
-
-    The configured method is used first, then less exact methods. ``state`` is the directory
-    with the records of the installed fences.
-    """
-    settings = config.attribution
-    namespaces, permissive = {}, set()
-    for sandbox in config.sandbox:
-        found = None if sandbox.install else state.read_or_none(sandbox.name)
-        if sandbox.profile != "tap":  # this kernel does not see a VM's processes
-            known = HOST if found is None else found.namespace
-            namespaces[sandbox.name] = sandbox.namespace or known
-            if sandbox.permissive if found is None else found.spec.is_permissive:
-                permissive.add(sandbox.name)
-    return FallbackChain(
-        namespaces,
-        permissive=permissive,
-        top=settings.method,
-        wait_seconds=settings.wait_ms / 1000,
-        hashed_bytes=settings.hash_max_bytes,
-    )
 
 
 def capabilities(config: Config) -> frozenset[Capability]:

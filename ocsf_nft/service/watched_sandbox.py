@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocsf_nft.service.task_errors import run_all
+from ocsf_nft.service.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,6 @@ class WatchedSandbox:
         ExceptionGroup with the errors of the monitor, the account or a log source.
         """
         draining = asyncio.Event()
-        installed = self.monitor.reports.installed
         async with asyncio.TaskGroup() as group:
             for feed in self.nflog:
                 feed.start()
@@ -67,9 +66,7 @@ class WatchedSandbox:
                 group.create_task(pump(each.source, draining, each.sandboxes, each.name))
                 for each in self.logs
             ]
-            ended = group.create_task(
-                self.parts.namespaces.wait_until_ended(installed.namespace, installed.identity)
-            )
+            ended = group.create_task(self.wait_until_ended())
             stopping = group.create_task(stop.wait())
             await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
             draining.set()
@@ -78,12 +75,28 @@ class WatchedSandbox:
                 each.cancel()
         return ended.done() and not ended.cancelled()
 
-    async def finish(self, *, has_ended: bool = False) -> tuple[Balance, ...]:
-        """Report all packets that no event has reported yet, and return the final counts.
+    async def wait_until_ended(self) -> None:
+        """Wait until the sandbox's network namespace ends."""
+        installed = self.monitor.reports.installed
+        await self.parts.namespaces.wait_until_ended(installed.namespace, installed.identity)
 
-        ``has_ended`` is true if the sandbox's network namespace no longer exists.
-        """
-        await self.monitor.stop(has_ended=has_ended)
+    def status(self, *, is_watched: bool) -> Status:
+        """Return the status of the sandbox by the last reading of its counters."""
+        reports = self.monitor.reports
+        return Status(
+            sandbox=self.name,
+            is_watched=is_watched,
+            mode=reports.mode,
+            absent=(),
+            verdict=reports.verdict,
+            balances=self.account.balances(),
+            dropped_records=self.parts.store.database.dropped_records(self.name),
+        )
+
+    async def finish(self) -> tuple[Balance, ...]:
+        """Report all packets that no event has reported yet, and return the final counts."""
+        await self.account.refresh()  # opens the counters' sockets beside those of the guard
+        await self.monitor.stop()
         return await self.account.close()
 
     async def close(self) -> None:

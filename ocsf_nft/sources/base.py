@@ -18,14 +18,13 @@ class MalformedError(Exception):
 class Source(AbstractAsyncContextManager["Source"], Protocol):
     """Interface of a source of packet log records, used as an asynchronous context manager.
 
-    ``quiet_seconds`` is the time without a batch after which all records that were logged before are
-    read. Entering the context may raise SourceError, UnsupportedError or AbsentError. A source that reads
+    Entering the context may raise SourceError, UnsupportedError or AbsentError. A source that reads
     files ends after the last file. A live source ends when its context exits.
     """
 
     @property
     def quiet_seconds(self) -> float:
-        """Return the time in seconds, as described above."""
+        """Return the time (s) without a batch after which all records logged before are read."""
 
     # While the consumer handles a batch, the source reads nothing. If the kernel drops log records,
     # a later batch has a Gap for them. The cursor also moves past other messages in the log; a

@@ -1,0 +1,77 @@
+"""Removal of what an ended network namespace has left: record, guard on the host, and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import installer
+from ocsf_nft.flows import codec
+from ocsf_nft.flows.sandbox_account import SandboxAccount
+from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
+from ocsf_nft.service import fences, stored_account
+from ocsf_nft.service.shielded import run_shielded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.flows.sandbox_account import Balance
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.state.state_store import StateStore
+
+_ENDED: Final = "has ended, with its network namespace"
+
+
+def sandbox_end(
+    balances: Sequence[Balance], description: str = _ENDED, process: Process | None = None
+) -> SandboxEnd:
+    """Return the end of a sandbox with these final counts, for an event.
+
+    ``description`` is the end of the sentence. ``process`` has released the sandbox, or None.
+    """
+    return SandboxEnd(
+        description=description,
+        refused=sum(each.refused for each in balances),
+        allowed=sum(each.allowed for each in balances),
+        process=process,
+    )
+
+
+async def forget_ended(
+    sandbox: str, seen: InstalledFence, state: StateDirectory, store: StateStore, reporter: Reporter
+) -> bool:
+    """Remove the record and the counts of a sandbox, if its network namespace has ended.
+
+    ``seen`` is the record of the fence. The sandbox must not be watched, and its run lock must be
+    held. An event reports the end. Return False, and change nothing, if there is another record
+    now, or if the namespace exists. Raises the errors of :func:`installer.remove_record`, and
+    DeliveryError.
+    """
+    if not await asyncio.to_thread(installer.remove_record, sandbox, state, seen):
+        return False
+    event = fences.state_event(
+        seen,
+        reporter.host,
+        before=fences.state_of(seen),
+        after=FenceState.ABSENT,
+        end=sandbox_end(_stored_balances(state, sandbox)),
+    )
+    # The place first: rows without their place are an old copy, and the reverse is a fault.
+    state.delete_account_place(sandbox)
+    await run_shielded(store.retry(partial(store.database.remove_account, sandbox)))
+    await reporter.emit(event)
+    return True
+
+
+def _stored_balances(state: StateDirectory, sandbox: str) -> tuple[Balance, ...]:
+    account = SandboxAccount(sandbox, begun_ns=time.time_ns())
+    try:
+        codec.restore(account, stored_account.read(state, sandbox).parts, with_open=False)
+    except (OcsfNftError, *codec.DAMAGE):  # the event has no counts then
+        return ()
+    return account.balances()

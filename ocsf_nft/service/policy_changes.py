@@ -1,0 +1,68 @@
+"""Differences between two policies of a sandbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from ocsf_nft.errors import AbsentError, ConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ocsf_nft.config import SandboxConfig
+
+#: Keys that can be changed while a sandbox is watched.
+_POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
+#: Keys that name the network namespace: they may change if the namespace stays the same.
+_NAMESPACE: Final = frozenset({"netns", "pid"})
+
+
+def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ...]:
+    """Return each difference between two policies of a sandbox as a text, for people.
+
+    Raises ConflictError if a key differs that can't be changed while the sandbox is watched.
+    """
+    old, new = before.given(), after.given()
+    changed = {
+        name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
+    }
+    fixed = changed - _POLICY - _NAMESPACE
+    if fixed or (changed & _NAMESPACE and not _is_same_namespace(before, after)):
+        names = ", ".join(sorted(fixed or changed & _NAMESPACE))
+        raise ConflictError(
+            f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
+            "and add it again"
+        )
+    return tuple(
+        text for name in sorted(changed & _POLICY) for text in _differences(name, old, new)
+    )
+
+
+def _is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
+    old, new = before.namespace, after.namespace
+    try:
+        return old is not None and new is not None and old.identity() == new.identity()
+    except AbsentError:
+        return False
+
+
+def _differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    was, now = old.get(name), new.get(name)
+    if isinstance(was or now, list):
+        was, now = was or [], now or []
+        for each in now:
+            if each not in was:
+                yield f"{name}: added {_text(each)}"
+        for each in was:
+            if each not in now:
+                yield f"{name}: removed {_text(each)}"
+    else:
+        yield f"{name}: {_text(was)} → {_text(now)}"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

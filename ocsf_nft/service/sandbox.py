@@ -1,0 +1,319 @@
+"""One sandbox of a service, from its add to its release; its network namespace may end before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import structlog
+
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.fence import installer
+from ocsf_nft.netns import HOST
+from ocsf_nft.service import sandbox_start
+from ocsf_nft.service.ended_sandboxes import forget_ended, sandbox_end
+from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.service.task_errors import first_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.ocsf.fence_state_events import PolicyChange
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.sandbox_start import FencedSandbox, FenceParts, WatchParts
+    from ocsf_nft.service.status import Status
+    from ocsf_nft.service.watched_sandbox import WatchedSandbox
+
+_log = structlog.get_logger()
+
+#: Who gave the sandbox: the configuration file, or a call of the control API.
+Origin: TypeAlias = Literal["file", "api"]
+#: Errors that are about one sandbox: the others are still watched.
+OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
+#: Pauses between two attempts to fence a namespace.
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_MAX_PAUSE_SECONDS: Final = 60.0
+_PROC: Final = Path("/proc")
+
+
+class Sandbox:
+    """Sandbox of a service, and the watch over it while its network namespace exists."""
+
+    def __init__(
+        self,
+        config: SandboxConfig,
+        origin: Origin,
+        on_failure: Callable[[BaseException], Awaitable[None]],
+        *,
+        must_exist: bool = True,
+    ) -> None:
+        """Create a sandbox; nothing is fenced before :meth:`activate`.
+
+        ``on_failure`` is called with an error after which the sandbox is not watched any more.
+        Without ``must_exist``, a network namespace that is missing at the start is waited for.
+        """
+        self.config = config
+        self.origin: Final = origin
+        self.since_ns = time.time_ns()
+        #: Reason why the sandbox is not watched; None if it is, or if its namespace is missing.
+        self.failure: str | None = None
+        #: True if its fence was not active at the end, since restoring was given up.
+        self.has_given_up = False
+        #: True if its fence was installed where there was none.
+        self.has_installed = False
+        self.watched: WatchedSandbox | None = None
+        self._on_failure = on_failure
+        self._must_exist = must_exist
+        self._fenced: FencedSandbox | None = None
+        namespace = config.namespace
+        path = None if namespace is None else namespace.path
+        # The file of a process never comes again.
+        comes_again = path is not None and not path.is_relative_to(_PROC)
+        self._waits = origin == "file" and comes_again
+        self._parts: WatchParts
+        self._stop = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """Return the name of the sandbox."""
+        return self.config.name
+
+    @property
+    def is_stopping(self) -> bool:
+        """Return True after :meth:`stop`."""
+        return self._stop.is_set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Return True if the sandbox's network namespace exists no more, as :meth:`run` will see.
+
+        Raises UnsupportedError if that can't be found out.
+        """
+        if self.watched is None:
+            return False
+        installed = self.watched.monitor.reports.installed
+        return not installed.namespace.has_identity(installed.identity)
+
+    async def activate(self, parts: FenceParts) -> None:
+        """Activate the fence, unless the sandbox waits for its network namespace.
+
+        Raises the errors of :func:`sandbox_start.activate`.
+        """
+        try:
+            self._fenced = await sandbox_start.activate(parts, self.config)
+        except AbsentError:
+            if self._must_exist or not self._waits or not self._is_absent():
+                raise
+            _log.info("waiting for a network namespace", sandbox=self.name)
+        else:
+            self.has_installed |= self._fenced.fence.is_ours
+
+    async def try_activate(self, parts: FenceParts) -> None:
+        """Activate the fence; :meth:`run` tries it again after an error of the sandbox."""
+        await self._try(self.activate(parts))
+
+    async def begin(self, parts: WatchParts, added: PolicyChange | None = None) -> None:
+        """Begin to watch the sandbox, if its fence is active; call :meth:`run` then.
+
+        ``added`` is the request that has added it. Raises the errors of
+        :func:`sandbox_start.watch`.
+        """
+        self._parts = parts
+        fenced, self._fenced = self._fenced, None
+        if fenced is not None:
+            self.watched = await sandbox_start.watch(parts, fenced, added)
+
+    async def try_begin(self, parts: WatchParts) -> None:
+        """Begin to watch the sandbox; :meth:`run` tries it again after an error of the sandbox."""
+        await self._try(self.begin(parts))
+
+    async def close(self) -> None:
+        """Close what is open, but leave the fence; for a start that has failed."""
+        fenced, self._fenced = self._fenced, None
+        if fenced is not None:
+            await fenced.stack.aclose()
+        if self.watched is not None:
+            await self.watched.close()
+
+    async def change(self, config: SandboxConfig, change: PolicyChange) -> None:
+        """Change the policy of the sandbox, as requested by ``change``.
+
+        Raises the errors of :meth:`FenceMonitor.change`; the policy is as before then.
+        """
+        watched = self.watched
+        if watched is not None and self.failure is None:
+            chain = self._parts.fences.chain
+            if watched.attached is not None:
+                await chain.set_permissive(watched.attached, is_permissive=config.permissive)
+            try:
+                await watched.monitor.change(config, change)
+            except BaseException:
+                if watched.attached is not None:
+                    is_permissive = self.config.permissive
+                    await chain.set_permissive(watched.attached, is_permissive=is_permissive)
+                raise
+            watched.config = config
+        self.config = config
+
+    async def undo(self) -> None:
+        """Close a sandbox that could not be added, and remove its fence if it was installed."""
+        await self.close()
+        if self.has_installed:
+            with contextlib.suppress(OcsfNftError):  # the first error is raised
+                await self._remove_record()
+
+    def stop(self) -> None:
+        """Let :meth:`run` end soon."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Watch the sandbox until :meth:`stop`, or until its network namespace has ended.
+
+        A sandbox that waits for its namespace is watched again when that exists again.
+        """
+        while not self._stop.is_set():
+            if self.watched is None:
+                if not await self._begin_when_present():
+                    return
+            elif await self._watch(self.watched):
+                await run_shielded(self._end(self.watched))
+                if not self._waits:
+                    return
+
+    async def finish(
+        self, end: str | None, *, removes: bool, process: Process | None = None
+    ) -> Status | None:
+        """Report all packets that no event has reported yet, and close the sandbox.
+
+        With ``removes``, also remove its fence and its counts. If ``end`` is given, emit an event
+        with this end of the sentence; ``process`` has released the sandbox. Call it after
+        :meth:`run`. Return the final status; None if the sandbox was not watched. Raises the errors
+        of :func:`installer.remove`, and DeliveryError.
+        """
+        watched = self.watched
+        if watched is None:
+            if removes:
+                await self._remove_record()
+            return None
+        balances = await watched.finish()
+        self.has_given_up = watched.monitor.reports.has_given_up
+        if removes:
+            await watched.monitor.remove()
+        status = watched.status(is_watched=False)
+        await watched.close()
+        if removes:
+            await watched.account.remove()
+        if end is not None:
+            report = watched.monitor.reports.report_end
+            await report(sandbox_end(balances, end, process), is_removed=removes)
+        self.watched = None
+        return status
+
+    async def _watch(self, watched: WatchedSandbox) -> bool:
+        """Watch the sandbox until its namespace ends; return False if it is stopped before."""
+        if self.failure is None:
+            try:
+                return await watched.watch(self._stop)
+            except* OF_A_SANDBOX as group:
+                self.failure = str(first_of(group))
+                await self._on_failure(first_of(group))
+            await watched.account.gaps.report(f"it is no longer watched: {self.failure}")
+            _log.error("sandbox no longer watched", sandbox=self.name, reason=self.failure)
+        return await self._until_stop(watched.wait_until_ended())
+
+    async def _end(self, watched: WatchedSandbox) -> None:
+        """Report the end of the sandbox's namespace, and watch the next one if there is one."""
+        activating = asyncio.create_task(self._activate_next())
+        balances = await watched.finish()
+        fenced = await activating
+        await watched.close()
+        if fenced is None:
+            await self._remove_record()
+        await watched.account.remove()
+        await watched.monitor.reports.report_end(sandbox_end(balances), is_removed=True)
+        self.watched = self.failure = None
+        if fenced is not None:
+            self._fenced = fenced
+            await self._try(self.begin(self._parts))
+
+    async def _activate_next(self) -> FencedSandbox | None:
+        """Fence the namespace that already has the path of the one that has ended, if any."""
+        if not self._waits or not self.config.install or self._is_absent():
+            return None
+        try:
+            return await sandbox_start.activate(self._parts.fences, self.config)
+        except OF_A_SANDBOX:  # it is tried again
+            return None
+
+    async def _begin_when_present(self) -> bool:
+        """Watch the sandbox as soon as its namespace exists; return False if it never does."""
+        pause = _FIRST_PAUSE_SECONDS
+        namespace = self.config.namespace or HOST
+        await self._forget_previous()
+        while True:
+            if not self._waits and self._is_absent():
+                return False
+            present = self._parts.namespaces.wait_until_present(namespace)
+            if not await self._until_stop(present):
+                return False
+            if await self._try(self._activate_and_begin()):
+                return True
+            if not await self._until_stop(asyncio.sleep(pause)):
+                return False
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    async def _activate_and_begin(self) -> None:
+        await self.activate(self._parts.fences)
+        await self.begin(self._parts)
+
+    async def _try(self, work: Coroutine[Any, Any, object]) -> bool:
+        """Run ``work``; note and log an error of the sandbox. Return True if it is watched then."""
+        try:
+            await run_shielded(work)
+        except OF_A_SANDBOX as error:
+            if self.failure != str(error):
+                _log.error("sandbox not watched", sandbox=self.name, reason=str(error))
+            self.failure = str(error)
+            return False
+        self.failure = None
+        return self.watched is not None
+
+    async def _forget_previous(self) -> None:
+        """Remove what a namespace that has ended before this service ran has left."""
+        parts = self._parts
+        found = parts.fences.state.read_or_none(self.name)
+        if found is not None:
+            await self._try(
+                forget_ended(self.name, found, parts.fences.state, parts.store, parts.reporter)
+            )
+
+    async def _remove_record(self) -> None:
+        """Remove the record of the fence, and the fence if its namespace exists."""
+        state = self._parts.fences.state
+        with contextlib.suppress(AbsentError):  # another process has removed it
+            await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
+
+    async def _until_stop(self, work: Coroutine[Any, Any, object]) -> bool:
+        """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+            return working.done()
+        finally:
+            for each in (working, stopping):
+                each.cancel()
+            await asyncio.wait({working, stopping})
+
+    def _is_absent(self) -> bool:
+        try:
+            (self.config.namespace or HOST).identity()
+        except AbsentError:
+            return True
+        return False

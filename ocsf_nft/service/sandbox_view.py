@@ -1,0 +1,70 @@
+"""State of a service's sandbox, for people and programs that ask the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from ocsf_nft.ocsf.fence_state_events import FenceState
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.flow import Mode
+    from ocsf_nft.service.sandbox import Origin, Sandbox
+
+#: State of a sandbox. ``waiting``: for its network namespace. ``failed``: it is not watched. The
+#: others are states of its fence.
+State: TypeAlias = Literal["active", "degraded", "altered", "absent", "waiting", "failed"]
+_STATES: Final[dict[FenceState, State]] = {
+    FenceState.ACTIVE: "active",
+    FenceState.PERMISSIVE: "active",
+    FenceState.DEGRADED: "degraded",
+    FenceState.PERMISSIVE_DEGRADED: "degraded",
+    FenceState.ALTERED: "altered",
+    FenceState.ABSENT: "absent",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxView:
+    """State of a sandbox at one time."""
+
+    name: str
+    origin: Origin
+    state: State
+    mode: Mode
+    config: SandboxConfig
+    #: Reason for a state that is not active; None if there is none.
+    fault: str | None
+    #: Time when the sandbox was added, in ns since the epoch.
+    since_ns: int
+
+
+class PutResult(NamedTuple):
+    """Result of adding a sandbox, or of changing its policy."""
+
+    is_new: bool
+    #: Differences to the policy before, such as "allow: added tcp:192.0.2.1:443".
+    changes: tuple[str, ...]
+
+
+def view_of(sandbox: Sandbox) -> SandboxView:
+    """Return the present state of a sandbox."""
+    config, watched = sandbox.config, sandbox.watched
+    state: State = "waiting" if sandbox.failure is None else "failed"
+    mode: Mode = "permissive" if config.permissive else "enforcing"
+    fault = sandbox.failure
+    if watched is not None:
+        reports = watched.monitor.reports
+        mode = reports.mode
+        if sandbox.failure is None:
+            state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded
+    return SandboxView(
+        name=sandbox.name,
+        origin=sandbox.origin,
+        state=state,
+        mode=mode,
+        config=config,
+        fault=fault,
+        since_ns=sandbox.since_ns,
+    )
