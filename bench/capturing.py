@@ -115,7 +115,8 @@ def run() -> Subject:
         for _ in range(_ROUNDS):
             for each in costs:
                 each.without.append(_took(fenced, program, each.work))
-            with Capture([number]) as capture:
+            with Capture() as capture:
+                capture.watch(number)
                 _took(fenced, program, _FILLING)
                 _read_all(capture)
                 before = sum(capture.dropped())

@@ -28,7 +28,8 @@ async def _hold(top: TopMethod, sandbox: str) -> None:
 
     print(0, flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    async with FallbackChain({stage.SANDBOX: netns.named(sandbox)}, top=top) as chain:
+    async with FallbackChain(top=top) as chain:
+        await chain.attach(netns.named(sandbox))
         if chain.method != top:
             raise stage.BenchError(f"{top}: {chain.reason}")
         print(0, flush=True)

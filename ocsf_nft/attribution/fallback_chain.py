@@ -152,8 +152,10 @@ class FallbackChain:
         try:
             self._capture.watch(attached.cookie, is_permissive=is_permissive)
         except UnsupportedError as error:
-            _log.info("not every process can be named", method="socket", reason=str(error))
+            attached.reason = str(error)
+            _log.info("not every process can be named", method="socket", reason=attached.reason)
             return False
+        attached.reason = None
         return True
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:

@@ -33,6 +33,8 @@ class AttachedNamespace:
     namespace: Namespace
     #: The kernel's number of the namespace (cookie); None if it is not known.
     cookie: int | None = None
+    #: Reason why the capture reports no senders in it, although the capture runs; else None.
+    reason: str | None = None
 
 
 class SocketLookups:

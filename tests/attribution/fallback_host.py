@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.process import Attribution, Process
-from tests.attribution.calling import NETNS
 from tests.attribution.programs import Programs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.attribution.user_names import Kind
     from ocsf_nft.record import Record
 
@@ -90,16 +92,11 @@ class Host:
     is_permissive: bool = False
     knows_types: bool = True
 
-    def capture(
-        self, cookies: Any, *, permissive: Any, knows_types: bool | None = None
-    ) -> Programs:
-        assert list(cookies) == [NETNS]
-        assert permissive == ({NETNS} if self.is_permissive else set())
+    def capture(self, *, knows_types: bool | None = None) -> Programs:
         self.programs.check()
         if knows_types is None and not self.knows_types:
             raise UnsupportedError("no types here")
-        if self.is_permissive or not self.knows_types:
-            self.programs.refused = frozenset()
+        self.programs.reports_refused = self.knows_types
         return self.programs
 
     def lookup(self, _namespace: object, hashes: object, *, is_late: bool) -> Sockets:
@@ -107,9 +104,45 @@ class Host:
         self.sockets.is_late = is_late
         return self.sockets
 
-    def chain(self, **options: Any) -> FallbackChain:
-        permissive = {"sb", "another"} if self.is_permissive else set()
-        return FallbackChain({"sb": object()}, permissive=permissive, **options)  # type: ignore[dict-item]
+    def chain(self, **options: Any) -> NamedChain:
+        return NamedChain(FallbackChain(**options), is_permissive=self.is_permissive)
+
+
+class NamedChain:
+    """A chain with one attached namespace, that of the sandbox ``sb``."""
+
+    def __init__(self, chain: FallbackChain, *, is_permissive: bool) -> None:
+        self.chain = chain
+        self._is_permissive = is_permissive
+        self.attached: dict[str, AttachedNamespace] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.chain.__aenter__()
+        try:
+            namespace: Any = object()
+            attach = self.chain.attach(namespace, is_permissive=self._is_permissive)
+            self.attached["sb"] = await attach
+        except BaseException:
+            await self.chain.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.chain.__aexit__()
+
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]:
+        return await self.chain.attributions(self.attached.get(sandbox), records, since_ns)
+
+    def since_last(self, sandbox: str, *arguments: Any) -> Attribution | None:
+        return self.chain.since_last(self.attached.get(sandbox), *arguments)
+
+    def mark_reported(self, sandbox: str, *arguments: Any) -> None:
+        self.chain.mark_reported(self.attached.get(sandbox), *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.chain, name)
 
 
 def by_socket(pid: int) -> Attribution:

@@ -28,13 +28,22 @@ class Programs:
     drops: Dropped = field(default_factory=lambda: Dropped(0, 0))
     fault: str | None = None
     is_endless: bool = False
-    refused: frozenset[int] = frozenset({NETNS, OTHER})
+    #: Whether refused packets are reported, and not calls.
+    reports_refused: bool = True
+    watched: set[int] = field(default_factory=set)
     is_closed: bool = False
     descriptor: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         return (self.descriptor,)
+
+    def watch(self, netns: int, *, is_permissive: bool = False) -> bool:
+        self.watched.add(netns)
+        return self.reports_refused and not is_permissive
+
+    def unwatch(self, netns: int) -> None:
+        self.watched.discard(netns)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
         self.check()

@@ -59,9 +59,14 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
         LoadedPrograms(b"no object file")
 
 
-def test_capture_names_a_cgroup_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_capture_names_a_cgroup_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf_capture, "_cgroup_mount", lambda _: tmp_path / "absent")
+    capture = object.__new__(bpf_capture.Capture)
+    capture._has_cgroup_programs = False
     with pytest.raises(UnsupportedError, match="cgroup v2 can't be opened at"):
-        object.__new__(bpf_capture.Capture)._attach_to(tmp_path / "absent")
+        capture._attach_to_cgroups()
 
 
 @pytest.mark.parametrize("name", ["libc.so.6", "no-such-library.so"])

@@ -37,10 +37,16 @@ def programs() -> Iterator[Programs]:
     os.close(found.descriptor)
 
 
+def _watching(programs: Programs, names: Names) -> CaptureMethod:
+    made = CaptureMethod(programs, names)  # type: ignore[arg-type]
+    for netns in (NETNS, OTHER):
+        made.watch(netns, is_permissive=False)
+    return made
+
+
 @pytest.fixture
 def captured(programs: Programs) -> CaptureMethod:
-    sandboxes = {"sb": NETNS, "other": OTHER}
-    return CaptureMethod(programs, sandboxes, Names())  # type: ignore[arg-type]
+    return _watching(programs, Names())
 
 
 def emit(captured: CaptureMethod, *events: CaptureEvent) -> None:
@@ -50,10 +56,10 @@ def emit(captured: CaptureMethod, *events: CaptureEvent) -> None:
 
 
 def result(
-    captured: CaptureMethod, record: Record, sandbox: str = "sb", since_ns: int = 0
+    captured: CaptureMethod, record: Record, netns: int = NETNS, since_ns: int = 0
 ) -> Attribution | None:
-    (match,) = captured.matches(sandbox, [record], since_ns)
-    return captured.attribution(sandbox, match)
+    (match,) = captured.matches(netns, [record], since_ns)
+    return captured.attribution(netns, match)
 
 
 def sender(captured: CaptureMethod, record: Record, since_ns: int = 0) -> int | None:
@@ -62,8 +68,8 @@ def sender(captured: CaptureMethod, record: Record, since_ns: int = 0) -> int | 
     return None if found is None or found.process is None else found.process.pid
 
 
-def attribution(captured: CaptureMethod, record: Record, sandbox: str = "sb") -> Attribution:
-    found = result(captured, record, sandbox)
+def attribution(captured: CaptureMethod, record: Record, netns: int = NETNS) -> Attribution:
+    found = result(captured, record, netns)
     assert found is not None
     assert found.method == "capture"
     return found
@@ -124,11 +130,11 @@ def test_packet_from_before_the_first_record_does_not_match(captured: CaptureMet
 
 
 def test_record_without_an_event_is_pending(captured: CaptureMethod) -> None:
-    assert captured.is_event_pending("sb", [record_now()])
+    assert captured.is_event_pending(NETNS, [record_now()])
     emit(captured, call_now(7))
-    assert not captured.is_event_pending("sb", [record_now()])
-    assert captured.is_event_pending("sb", [record_now(), record_now()])
-    assert captured.is_event_pending("other", [record_now()])
+    assert not captured.is_event_pending(NETNS, [record_now()])
+    assert captured.is_event_pending(NETNS, [record_now(), record_now()])
+    assert captured.is_event_pending(OTHER, [record_now()])
 
 
 @pytest.mark.parametrize("set_by", [-3600, 3600])
@@ -148,7 +154,7 @@ def test_record_without_a_matching_event_has_no_attribution(captured: CaptureMet
 def test_event_of_another_sandbox_does_not_match(captured: CaptureMethod) -> None:
     emit(captured, call_now(7, netns=OTHER), call_now(8, netns=OTHER + 1))
     assert result(captured, record_now()) is None
-    assert attribution(captured, record_now(), "other").process is not None
+    assert attribution(captured, record_now(), OTHER).process is not None
 
 
 def test_record_from_before_the_capture_has_no_attribution(captured: CaptureMethod) -> None:
@@ -192,11 +198,11 @@ def test_dropped_snapshots_make_the_latest_images_unknown(
 
 def test_process_with_one_call_for_each_packet_is_the_sender(captured: CaptureMethod) -> None:
     emit(captured, *(call_now(7) for _ in range(5)))
-    found = captured.since_last("sb", record_now(), 5, time.time_ns())
+    found = captured.since_last(NETNS, record_now(), 5, time.time_ns())
     assert found is not None
     assert found.process is not None
     assert (found.process.pid, found.confidence, found.seen) == (7, "high", ())
-    assert captured.since_last("sb", record_now(), 5, time.time_ns()) is None
+    assert captured.since_last(NETNS, record_now(), 5, time.time_ns()) is None
 
 
 @pytest.mark.parametrize("packets", [4, 6, 1000])
@@ -204,14 +210,14 @@ def test_different_numbers_of_packets_and_calls_give_medium_confidence(
     captured: CaptureMethod, packets: int
 ) -> None:
     emit(captured, *(call_now(7) for _ in range(5)))
-    found = captured.since_last("sb", record_now(), packets, time.time_ns())
+    found = captured.since_last(NETNS, record_now(), packets, time.time_ns())
     assert found is not None
     assert (pids(found), found.confidence) == ({7: 5}, "medium")
 
 
 def test_several_callers_are_named_with_their_numbers_of_calls(captured: CaptureMethod) -> None:
     emit(captured, call_now(7), call_now(8), call_now(7))
-    found = captured.since_last("sb", record_now(), 3, time.time_ns())
+    found = captured.since_last(NETNS, record_now(), 3, time.time_ns())
     assert found is not None
     assert (pids(found), found.confidence, found.unnamed) == ({7: 2, 8: 1}, "high", 0)
 
@@ -219,7 +225,7 @@ def test_several_callers_are_named_with_their_numbers_of_calls(captured: Capture
 def test_many_callers_are_named_in_part_and_counted(captured: CaptureMethod) -> None:
     for packets in (40, 32):
         emit(captured, *(call_now(number) for number in range(1, 41)))
-        found = captured.since_last("sb", record_now(), packets, time.time_ns())
+        found = captured.since_last(NETNS, record_now(), packets, time.time_ns())
         assert found is not None
         assert (len(found.seen), found.unnamed, found.confidence) == (32, 8, "medium")
 
@@ -228,10 +234,10 @@ def test_separately_reported_packet_is_not_counted_again(captured: CaptureMethod
     emit(captured, call_now(7), call_now(7))
     one = attribution(captured, record_now()).process
     assert one is not None
-    captured.mark_reported("sb", record_now(), one)
-    captured.mark_reported("sb", record_now(uid=None), one)
-    captured.mark_reported("other", record_now(), one)
-    found = captured.since_last("sb", record_now(), 1, time.time_ns())
+    captured.mark_reported(NETNS, record_now(), one)
+    captured.mark_reported(NETNS, record_now(uid=None), one)
+    captured.mark_reported(OTHER, record_now(), one)
+    found = captured.since_last(NETNS, record_now(), 1, time.time_ns())
     assert found is not None
     assert found.process == one
 
@@ -242,7 +248,7 @@ def test_call_after_the_counters_is_of_the_next_packets(captured: CaptureMethod)
     emit(captured, call_now(8))
     for pid, began_ns in ((7, counted_ns), (8, time.time_ns())):
         counted = record_now(received_ns=began_ns)
-        found = captured.since_last("sb", counted, 1, began_ns)
+        found = captured.since_last(NETNS, counted, 1, began_ns)
         assert found is not None
         assert found.process is not None
         assert found.process.pid == pid
@@ -252,38 +258,38 @@ def test_packet_reported_without_sender_makes_the_callers_uncertain(
     captured: CaptureMethod,
 ) -> None:
     emit(captured, call_now(7), call_now(8))
-    captured.mark_reported("sb", record_now(), None)
-    found = captured.since_last("sb", record_now(), 2, time.time_ns())
+    captured.mark_reported(NETNS, record_now(), None)
+    found = captured.since_last(NETNS, record_now(), 2, time.time_ns())
     assert found is not None
     assert (pids(found), found.confidence) == ({7: 1, 8: 1}, "medium")
 
 
 def test_flow_of_another_user_or_sandbox_has_no_callers(captured: CaptureMethod) -> None:
     emit(captured, call_now(7))
-    assert captured.since_last("sb", record_now(uid=None), 1, time.time_ns()) is None
-    assert captured.since_last("sb", record_now(uid=0), 1, time.time_ns()) is None
-    assert captured.since_last("other", record_now(), 1, time.time_ns()) is None
+    assert captured.since_last(NETNS, record_now(uid=None), 1, time.time_ns()) is None
+    assert captured.since_last(NETNS, record_now(uid=0), 1, time.time_ns()) is None
+    assert captured.since_last(OTHER, record_now(), 1, time.time_ns()) is None
 
 
 def test_flow_of_frames_has_no_callers(captured: CaptureMethod) -> None:
     emit(captured, call_now(7, is_frame=True), call_now(8))
     for packet in ({}, {"protocol": None, "destination": None}):
         frame = record_now(rule="link", **packet)
-        assert captured.since_last("sb", frame, 1, time.time_ns()) is None
-    assert captured.since_last("sb", record_now(), 1, time.time_ns()) is not None
+        assert captured.since_last(NETNS, frame, 1, time.time_ns()) is None
+    assert captured.since_last(NETNS, record_now(), 1, time.time_ns()) is not None
 
 
 @pytest.fixture
 def calling(programs: Programs) -> CaptureMethod:
     """Return a method whose capture reports calls and no refused packets."""
-    programs.refused = frozenset()
+    programs.reports_refused = False
     names: Any = Names()
-    return CaptureMethod(programs, {"sb": NETNS, "other": OTHER}, names)  # type: ignore[arg-type]
+    return _watching(programs, names)
 
 
 def test_caller_is_the_sender_with_medium_confidence(calling: CaptureMethod) -> None:
     emit(calling, call_now(7), call_now(8, socket=2, protocol=TCP))
-    assert not calling.is_event_pending("sb", [record_now(source_port=9)])
+    assert not calling.is_event_pending(NETNS, [record_now(source_port=9)])
     for verdict in ("permit", "deny"):
         found = attribution(calling, record_now(protocol=TCP, tcp_flags=2, verdict=verdict))
         assert (found.process is not None, found.confidence) == (True, "medium")
@@ -295,7 +301,7 @@ def test_caller_is_the_sender_with_medium_confidence(calling: CaptureMethod) -> 
     emit(calling, call_now(9))
     found = attribution(calling, record_now())
     assert (pids(found), found.confidence) == ({7: None, 9: None}, "low")
-    seen = calling.since_last("sb", record_now(), 2, time.time_ns())
+    seen = calling.since_last(NETNS, record_now(), 2, time.time_ns())
     assert seen is not None
     assert (pids(seen), seen.confidence) == ({7: 1, 9: 1}, "medium")
 
@@ -310,7 +316,7 @@ def test_closed_socket_is_closed_in_every_sandbox(calling: CaptureMethod) -> Non
     emit(calling, call_now(7, socket=1), call_now(8, socket=2, netns=OTHER))
     emit(calling, ClosedSocket(now(), 1), ClosedSocket(now(), 2))
     since_ns = now() + 1000
-    for sandbox in ("sb", "other"):
+    for sandbox in (NETNS, OTHER):
         assert result(calling, record_now(), sandbox, since_ns) is None
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from ocsf_nft.attribution import fallback_chain, socket_lookups
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Dropped
-from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_packet
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import UnsupportedError
-from ocsf_nft.process import Process, Seen
+from ocsf_nft.process import Process, Seen, limit_to_one_packet
 from tests.attribution.calling import SYN, TCP
 from tests.attribution.fallback_host import Host, Reasons, Sockets, by_socket
 from tests.attribution.programs import Programs, call_now, record_now
@@ -119,8 +119,8 @@ async def test_chain_opens_no_better_method_than_requested(
         await chain.attributions("sb", [record_now()], 0)
         assert chain.reason is None
     assert opened == ["socket"] * opens
-    async with FallbackChain({}) as empty:
-        assert (await empty.attributions("sb", [record_now()], 0))[0].method == "user"
+    async with FallbackChain() as empty:
+        assert (await empty.attributions(None, [record_now()], 0))[0].method == "user"
     assert opened == ["socket"] * opens
 
 

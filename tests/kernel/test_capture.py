@@ -88,7 +88,8 @@ def test_many_events_are_read_in_parts(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fence(lab, state, monkeypatch)
-    with Capture([cookie(lab.sandbox_namespace)]) as capture:
+    with Capture() as capture:
+        capture.watch(cookie(lab.sandbox_namespace))
         program = f"""
             print_pid()
             for port in range(1, {_AT_ONCE} + 1):

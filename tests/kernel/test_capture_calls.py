@@ -16,11 +16,12 @@ from ocsf_nft.attribution import bpf_capture
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import scripted
-from tests.kernel.watching import SANDBOX, fence
+from tests.kernel.watching import SANDBOX, attached, fence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.process import Attribution
@@ -70,15 +71,15 @@ def _calls_are_reported(lab: Lab, state: StateDirectory, monkeypatch: pytest.Mon
 class Reader:
     """Reader of a log after all attempts are done, so that its records are late."""
 
-    def __init__(self, chain: FallbackChain, source: Nflog) -> None:
-        self._chain, self._source = chain, source
+    def __init__(self, chain: FallbackChain, attachment: AttachedNamespace, source: Nflog) -> None:
+        self._chain, self._attachment, self._source = chain, attachment, source
 
     async def read(self, protocol: int, number: int) -> list[Attribution]:
         """Return the attributions of at least ``number`` packets of a protocol."""
         found: list[Attribution] = []
         async with asyncio.timeout(60):
             async for batch in self._source.batches():
-                by = await self._chain.attributions(SANDBOX, batch.records, batch.since_ns)
+                by = await self._chain.attributions(self._attachment, batch.records, batch.since_ns)
                 pairs = zip(batch.records, by, strict=True)
                 found += [each for record, each in pairs if record.protocol == protocol]
                 if len(found) >= number:
@@ -89,10 +90,11 @@ class Reader:
 @pytest.fixture
 async def reader(lab: Lab) -> AsyncIterator[Reader]:
     async with (
-        FallbackChain({SANDBOX: lab.sandbox_namespace}) as chain,
+        FallbackChain() as chain,
+        attached(chain, lab.sandbox_namespace) as attachment,
         Nflog(lab.sandbox_namespace, 4001) as source,
     ):
-        yield Reader(chain, source)
+        yield Reader(chain, attachment, source)
 
 
 @contextlib.contextmanager

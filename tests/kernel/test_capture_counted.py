@@ -188,7 +188,8 @@ async def _reported(
                 for pid, times in processes.items():
                     reported.named[port, pid] += times
                     reported.sure[port, pid] += times * is_sure
-        for target, flow in capture._by_name["agent"].flows._flows.items():
+        (watched,) = capture._watched.values()
+        for target, flow in watched.flows._flows.items():
             for call, times in flow.callers().calls:
                 reported.left[target.port, call.image.pid] += times
     return await running, reported

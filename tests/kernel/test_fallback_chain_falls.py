@@ -33,14 +33,16 @@ pytestmark = pytest.mark.kernel
 _ROOT = Path(__file__).parents[2]
 _OPENS = """
 import asyncio, json
-from functools import partial
 from pathlib import Path
 from ocsf_nft.attribution import bpf_capture
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.netns import Namespace
+IS_PERMISSIVE = False
 async def open_chain():
-    async with FallbackChain({"sb": Namespace()}) as chain:
-        print(json.dumps([chain.method, chain.reason]))
+    async with FallbackChain() as chain:
+        attached = await chain.attach(Namespace(), is_permissive=IS_PERMISSIVE)
+        method = "socket" if attached.reason else chain.method
+        print(json.dumps([method, attached.reason or chain.reason]))
 asyncio.run(open_chain())
 """
 
@@ -116,7 +118,7 @@ def _method(host: list[str], script: str) -> tuple[str, str | None]:
     [
         ("", None),
         (
-            "FallbackChain = partial(FallbackChain, permissive={'sb'})",
+            "IS_PERMISSIVE = True",
             "cgroup v2 is not mounted",
         ),
         ("bpf_capture._TYPES = Path('/nowhere')", "cgroup v2 is not mounted"),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from ocsf_nft.attribution.fallback_chain import TopMethod
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
@@ -86,6 +88,16 @@ def fence(
 
 
 @contextlib.asynccontextmanager
+async def attached(chain: FallbackChain, namespace: Namespace) -> AsyncIterator[AttachedNamespace]:
+    """Find the senders in a namespace during the ``async with`` block."""
+    found = await chain.attach(namespace)
+    try:
+        yield found
+    finally:
+        await chain.detach(found)
+
+
+@contextlib.asynccontextmanager
 async def watching(
     lab: Lab,
     *,
@@ -99,12 +111,10 @@ async def watching(
     On a busy machine, a sender may be stopped between the record of its packet and the capture's
     event. So the chain waits longer for the event than in a run: ``event_delay``, in seconds.
     """
-    sandboxes = {SANDBOX: lab.sandbox_namespace}
     with pytest.MonkeyPatch.context() as patch:
         async with (
-            FallbackChain(
-                sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes
-            ) as chain,
+            FallbackChain(top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes) as chain,
+            attached(chain, lab.sandbox_namespace) as attachment,
             Nflog(lab.sandbox_namespace, 4001) as source,
         ):
             watched = Watched(chain, patch)
@@ -113,7 +123,9 @@ async def watching(
             async def read() -> None:
                 async for batch in source.batches():
                     assert not batch.gaps
-                    attributions = await chain.attributions(SANDBOX, batch.records, batch.since_ns)
+                    attributions = await chain.attributions(
+                        attachment, batch.records, batch.since_ns
+                    )
                     async with watched.more:
                         watched.found.extend(zip(batch.records, attributions, strict=True))
                         watched.more.notify_all()

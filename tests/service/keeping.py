@@ -88,7 +88,7 @@ async def running_account(
             StateDirectory(path),
             Reporter(commit, None),
             begun_ns=NOW,
-            fallback_chain=fallback_chain or FallbackChain({}),
+            fallback_chain=fallback_chain or FallbackChain(),
             source=source,
             slots=slots,
         )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.flow import Key, Reading
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
@@ -400,13 +401,13 @@ class Waiting(FallbackChain):
     """Fallback chain that finds a process only after ``found`` is set."""
 
     def __init__(self, wait_seconds: float) -> None:
-        super().__init__({}, wait_seconds=wait_seconds)
+        super().__init__(wait_seconds=wait_seconds)
         self.asked, self.found = asyncio.Event(), asyncio.Event()
 
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace | None, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        assert (sandbox, since_ns) == ("sb", NOW)
+        assert (attached, since_ns) == (None, NOW)
         self.asked.set()
         await self.found.wait()
         return [_by(1) for _ in records]
@@ -463,24 +464,26 @@ class Seeing(FallbackChain):
     """Fallback chain that sees another process in each window."""
 
     def __init__(self) -> None:
-        super().__init__({})
+        super().__init__()
         self.windows: list[int] = []
         self.alone: list[Record] = []
 
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace | None, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        assert (sandbox, since_ns) == ("sb", NOW)
+        assert (attached, since_ns) == (None, NOW)
         return [_by(1) for _ in records]
 
-    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        assert (sandbox, process and process.pid) == ("sb", 1)
+    def mark_reported(
+        self, attached: AttachedNamespace | None, record: Record, process: Process | None
+    ) -> None:
+        assert (attached, process and process.pid) == (None, 1)
         self.alone.append(record)
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, began_ns: int
+        self, attached: AttachedNamespace | None, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        assert sandbox == "sb"
+        assert attached is None
         assert began_ns == record.received_ns - 1  # when the reading of the counters began
         self.windows.append(packets)
         return _by(1 + len(self.windows)) if record.destination_port != 81 else None

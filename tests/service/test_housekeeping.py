@@ -180,7 +180,7 @@ async def _reaping(
             state.set_account_place(
                 name, AccountPlace(store.database.path, store.database.identity)
             )
-        task = group.create_task(housekeeping.reap(state, store))
+        task = group.create_task(housekeeping.reap(state, store, Reporter(store.commit, None)))
         yield store
         task.cancel()
 

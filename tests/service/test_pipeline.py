@@ -16,6 +16,7 @@ from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.process import Container
 from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
+from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.pipeline import Pipeline
 from tests.conformance.corpus import TCP, V4, record
@@ -45,6 +46,7 @@ class Fixed:
     """Source with one batch."""
 
     batch: Batch
+    quiet_seconds: float = 0.2
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +64,7 @@ class Given:
 
     batches_left: int
     made: int = 0
+    quiet_seconds: float = 0.2
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,7 +116,7 @@ def _record(number: int) -> Record:
 async def test_waiting_records_are_delivered_after_the_stop() -> None:
     sink, source, stop = MemoryStore(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     await pipeline.pump(source, stop)
     assert len(sink.of_class(4001)) == source.made == 500
     assert not sink.of_class(6002)
@@ -126,12 +129,14 @@ async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> 
 
     class Account(Untouched):
         def __init__(self, name: str) -> None:
-            self.name = name
+            self.sandbox = name
 
         def request_reading(self) -> None:
-            requested.append(self.name)
+            requested.append(self.sandbox)
 
-    accounts = {name: cast("AccountLoop", Account(name)) for name in ("ours", "other")}
+    accounts = Accounts()
+    for name in ("ours", "other"):
+        accounts.set(name, cast("AccountLoop", Account(name)))
     pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), accounts)
     source = Fixed(Batch(gaps=(gap, gap)))
     await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
@@ -147,7 +152,7 @@ async def test_records_not_delivered_in_time_are_counted(
     monkeypatch.setattr(module, "_COUNT_SECONDS", 600.0)
     sink, source, stop = MemoryStore(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     await pipeline.pump(source, stop)
     delivered = len(sink.of_class(4001))
     (gap_event,) = sink.of_class(6002)
@@ -167,7 +172,7 @@ async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "time", clock)
     stop.set()
     sink = MemoryStore()
-    await Pipeline(Reporter(sink.commit, Host(hostname="test")), {}).pump(source, stop)
+    await Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts()).pump(source, stop)
     (gap_event,) = sink.of_class(6002)
     assert gap_event["status_detail"].startswith("stopped before at least ")
     assert "count" not in gap_event
@@ -189,7 +194,7 @@ async def test_pipeline_that_waits_for_records_holds_none() -> None:
             await asyncio.Event().wait()
 
     sink = MemoryStore()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     pumping = asyncio.create_task(pipeline.pump(Last(0), asyncio.Event()))
     await is_waiting.wait()
     assert len(sink.of_class(4001)) == 1
@@ -202,7 +207,7 @@ async def test_pipeline_that_waits_for_records_holds_none() -> None:
 async def test_record_of_an_unknown_sandbox_is_counted_as_forged() -> None:
     sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejected == {"forged": 10}
@@ -223,7 +228,9 @@ async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> 
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
     reporter.set_context("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
     table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
-    pipeline = Pipeline(reporter, {"fenced": cast("AccountLoop", Untouched())}, table)
+    accounts = Accounts()
+    accounts.set("fenced", cast("AccountLoop", Untouched()))
+    pipeline = Pipeline(reporter, accounts, table)
     records = tuple(record(prefix, **V4, **TCP, out_interface="eth0") for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced", None}))
     assert not pipeline.counts.rejected
@@ -242,7 +249,7 @@ async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> 
 
 async def test_unrequested_foreign_records_are_forged() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
@@ -251,7 +258,7 @@ async def test_unrequested_foreign_records_are_forged() -> None:
 
 async def test_own_prefix_of_an_unknown_sandbox_is_forged_among_foreign_records() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
@@ -264,7 +271,7 @@ async def test_gaps_are_all_events_but_few_are_logged() -> None:
     other = replace(full, reason="another", dropped=None)
     sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
@@ -279,14 +286,14 @@ async def test_event_from_another_machines_log_has_no_device() -> None:
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
         sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(Reporter(sink.commit, host), {}).pump(source, stop)
+        await Pipeline(Reporter(sink.commit, host), Accounts()).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)
 
 
 async def test_position_of_the_hosts_log_is_stored_with_its_records_and_without() -> None:
     sink = MemoryStore()
-    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.commit, Host(hostname="test")), Accounts())
     foreign = record("[UFW BLOCK] ", **V4, **TCP)
     for batch, position, events in (
         (Batch(records=(foreign,), cursor="one"), "one", 1),

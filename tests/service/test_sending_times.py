@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
@@ -25,13 +26,13 @@ class Sending(FallbackChain):
     """Fallback chain in which process 1 sent the packet of each record at a given time."""
 
     def __init__(self, sent_ns: int) -> None:
-        super().__init__({})
+        super().__init__()
         self.sent_ns = sent_ns
 
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace | None, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        assert (sandbox, since_ns) == ("sb", NOW)
+        assert (attached, since_ns) == (None, NOW)
         return [replace(done_by(Process(pid=1)), sent_ns=self.sent_ns) for _ in records]
 
 
