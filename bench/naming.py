@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from bench.stage import Fenced
     from ocsf_nft.attribution.fallback_chain import TopMethod
+    from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
@@ -35,7 +36,7 @@ _VERDICTS: Final = ("right", "several", "unknown", "wrong")
 
 class _Attributing(Protocol):
     async def attributions(
-        self, sandbox: str, records: Sequence[Record], since_ns: int
+        self, attached: AttachedNamespace | None, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]: ...
 
 
@@ -57,17 +58,20 @@ class _Way:
     rest: int = 3
 
     @contextlib.asynccontextmanager
-    async def at_work(self, fenced: Fenced) -> AsyncIterator[_Attributing]:
+    async def at_work(
+        self, fenced: Fenced
+    ) -> AsyncIterator[tuple[_Attributing, AttachedNamespace | None]]:
         if self.top is None:
-            yield UsualLookup(fenced.namespace)
+            yield UsualLookup(fenced.namespace), None
             return
         with contextlib.ExitStack() as stack:
             if not self.knows_types:
                 stack.enter_context(mock.patch("ocsf_nft.attribution.bpf_capture._TYPES", _NO_FILE))
-            async with FallbackChain({stage.SANDBOX: fenced.namespace}, top=self.top) as chain:
+            async with FallbackChain(top=self.top) as chain:
+                attached = await chain.attach(fenced.namespace)
                 if chain.method != self.top:
                     raise stage.BenchError(f"{self.name}: {chain.reason}")
-                yield chain
+                yield chain, attached
 
 
 _WAYS: Final = (
@@ -134,13 +138,13 @@ async def _find(way: _Way, program: Path, ending: str, *, stays: bool) -> list[_
     with _frozen(), stage.fenced("nflog", ipv6=False) as fenced:
         started = fenced.folder / "started"
         async with (
-            way.at_work(fenced) as attributing,
+            way.at_work(fenced) as (attributing, attached),
             Nflog(fenced.namespace, stage.GROUP) as source,
         ):
             with started.open("wb") as file:
                 swarm = calling.swarm(fenced, program, (number, rate, 1, int(stays)), file)
             with stage.ending(swarm):
-                results = await _attribute(attributing, source, number, swarm, rest=way.rest)
+                results = await _attribute(attributing, attached, source, number, swarm, rest=way.rest)
                 stage.wait_for(
                     "the start of all", lambda: started.read_bytes().count(b"\n") == number, swarm
                 )
@@ -196,6 +200,7 @@ def _attributed(by: Attribution, took_ns: int) -> _Attributed:
 
 async def _attribute(
     attributing: _Attributing,
+    attached: AttachedNamespace | None,
     source: Nflog,
     number: int,
     swarm: subprocess.Popen[bytes],
@@ -210,7 +215,7 @@ async def _attribute(
             async for batch in source.batches():
                 begun = time.monotonic()
                 attributions = await attributing.attributions(
-                    stage.SANDBOX, batch.records, batch.since_ns
+                    attached, batch.records, batch.since_ns
                 )
                 now_ns, took_s = time.time_ns(), time.monotonic() - begun
                 for record, by in zip(batch.records, attributions, strict=True):

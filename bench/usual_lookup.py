@@ -25,7 +25,7 @@ class UsualLookup:
         self._namespace = namespace
 
     async def attributions(
-        self, _: str, records: Sequence[Record], _since_ns: int
+        self, _: object, records: Sequence[Record], _since_ns: int
     ) -> list[Attribution]:
         """Return the current process of each record's socket, in the form of a fallback chain."""
         return [

@@ -96,7 +96,7 @@ class FallbackChain:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop the BPF programs and the socket lookups."""
-        if self._starting is not None:
+        if self._starting is not None and not self._starting.done():
             await asyncio.wait([self._starting])
         self._close_capture()
         await self._lookups.close()
@@ -123,8 +123,9 @@ class FallbackChain:
         if self._top == "user":
             return attached
         await self.start()
-        with contextlib.suppress(OcsfNftError):  # the namespace is missing, or the kernel is old
-            attached.cookie = await asyncio.to_thread(cookie, namespace)
+        if self._capture is not None:
+            with contextlib.suppress(OcsfNftError):  # the namespace is missing
+                attached.cookie = await asyncio.to_thread(cookie, namespace)
         self._attached.add(attached)
         self._lookups.add(attached)
         if not self._watch(attached, is_permissive=is_permissive):

@@ -71,7 +71,7 @@ class SocketLookups:
         """Stop following the sockets of a namespace, after its lookup is open if it is opening."""
         self._added.discard(attached)
         opening = self._opening.pop(attached, None)
-        if opening is not None:
+        if opening is not None and not opening.done():
             await asyncio.wait([opening])
         lookup = self.opened.pop(attached, None)
         if lookup is not None:

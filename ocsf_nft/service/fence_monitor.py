@@ -191,13 +191,16 @@ class FenceMonitor:
         """Return true if this process installed the fence where there was none."""
         return self._fence.is_ours
 
-    async def remove(self) -> None:
-        """Remove the fence. Emit an event if another process has already removed it.
+    async def remove(self) -> bool:
+        """Remove the fence; return false if another process has already removed it.
 
-        Raises the errors of :func:`installer.remove`.
+        An event reports such a removal by another process. Raises the errors of
+        :func:`installer.remove`.
         """
-        if not await asyncio.to_thread(_remove, self.reports.installed, self._state):
+        was_there = await asyncio.to_thread(_remove, self.reports.installed, self._state)
+        if not was_there:
             await self.reports.report_removed_before()
+        return was_there
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.

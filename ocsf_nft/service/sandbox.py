@@ -190,7 +190,7 @@ class Sandbox:
         """Report all packets that no event has reported yet, and close the sandbox.
 
         With ``removes``, also remove its fence and its counts. If ``end`` is given, emit an event
-        with this end of the sentence; ``process`` has released the sandbox. Call it after
+        with this end of the sentence; ``process`` has released the sandbox. Call it once, after
         :meth:`run`. Return the final status; None if the sandbox was not watched. Raises the errors
         of :func:`installer.remove`, and DeliveryError.
         """
@@ -201,13 +201,12 @@ class Sandbox:
             return None
         balances = await watched.finish()
         self.has_given_up = watched.monitor.reports.has_given_up
-        if removes:
-            await watched.monitor.remove()
+        was_there = removes and await watched.monitor.remove()
         status = watched.status(is_watched=False)
         await watched.close()
         if removes:
             await watched.account.remove()
-        if end is not None:
+        if end is not None and (was_there or self.origin == "api"):
             report = watched.monitor.reports.report_end
             await report(sandbox_end(balances, end, process), is_removed=removes)
         self.watched = None

@@ -17,7 +17,7 @@ from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
-from ocsf_nft.ocsf.fence_state_events import FenceState
+from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fence_reports, fences
 from ocsf_nft.service.event_rendering import Reporter
@@ -42,6 +42,7 @@ TAMPERED = FenceChange(
     restored_after_ns=2_300_000,
 )
 UNMENDED = replace(TAMPERED, restored_after_ns=None)
+_END = SandboxEnd(description="has ended", refused=1, allowed=0)
 
 
 @pytest.fixture
@@ -50,7 +51,10 @@ def sink() -> MemoryStore:
 
 
 @pytest.fixture
-def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
+def make(
+    sink: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., FenceMonitor]:
+    monkeypatch.setattr(Namespace, "has_identity", lambda _, identity: identity == "4:1")
     state = StateDirectory(tmp_path)
 
     def made(fence: Fence = ACTIVE, *, self_heal: bool = False) -> FenceMonitor:
@@ -122,7 +126,8 @@ async def test_event_begins_with_the_state_in_the_event_before(
     await fence.reports.announce()
     for _ in seen:
         await fence._inspect()
-    await fence.remove()
+    assert await fence.remove()
+    await fence.reports.report_end(_END, is_removed=True)
     assert state_changes(sink) == [
         ("Absent", "Active", None),
         ("Active", "Altered", "a rule came"),
@@ -465,7 +470,7 @@ async def test_regular_removal_is_reported_once(
     fence = make(self_heal=True)
     await fence._inspect((UNMENDED,))
     await fence._inspect()
-    await fence.remove()
+    assert not await fence.remove()
     assert state_changes(sink) == [("Active", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
     assert not fence.reports.has_given_up
@@ -596,18 +601,27 @@ async def test_fence_deleted_before_its_removal_is_reported(
     error: Exception | None,
 ) -> None:
     verified(monkeypatch, verdict, error=error)
-    await make().remove()
+    assert not await make().remove()
     assert state_changes(sink) == [
         ("Active", "Absent", "another process had removed it before this run did")
     ]
 
 
-async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
+async def test_fence_of_an_earlier_run_is_not_reported(
     sink: MemoryStore, make: Callable[..., FenceMonitor]
 ) -> None:
     found = make(replace(ACTIVE, is_ours=False))
     await found.reports.announce()
-    await found.remove()
+    assert not found.is_ours
+    assert state_changes(sink) == []
+
+
+async def test_fence_of_an_ended_namespace_is_not_inspected(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(AbsentError("no fence"))
+    monitor = make(replace(ACTIVE, installed=replace(INSTALLED, identity="4:2")))
+    await monitor._inspect((UNMENDED,))
     assert state_changes(sink) == []
 
 

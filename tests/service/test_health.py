@@ -30,14 +30,13 @@ def _sandbox(
     late_seconds: float = 0.0,
     failure: str | None = None,
 ) -> SimpleNamespace:
-    return SimpleNamespace(
-        name=name,
+    watched = SimpleNamespace(
         monitor=SimpleNamespace(reports=SimpleNamespace(fault=fence)),
         account=SimpleNamespace(
             fault=counters, schedule=SimpleNamespace(late_seconds=late_seconds)
         ),
-        failure=failure,
     )
+    return SimpleNamespace(name=name, watched=watched, failure=failure)
 
 
 def _service(*, fault: str | None = None) -> Service:
