@@ -144,7 +144,9 @@ async def _find(way: _Way, program: Path, ending: str, *, stays: bool) -> list[_
             with started.open("wb") as file:
                 swarm = calling.swarm(fenced, program, (number, rate, 1, int(stays)), file)
             with stage.ending(swarm):
-                results = await _attribute(attributing, attached, source, number, swarm, rest=way.rest)
+                results = await _attribute(
+                    attributing, attached, source, number, swarm, rest=way.rest
+                )
                 stage.wait_for(
                     "the start of all", lambda: started.read_bytes().count(b"\n") == number, swarm
                 )

@@ -201,7 +201,13 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
     counts = asyncio.run(
         _until_signal(
-            lambda stop: _watch(Service(requested, stop=stop), config, stop, log_settings)
+            lambda stop: _watch(
+                # A service with a file waits for the sandboxes in it.
+                Service(requested, stop=stop, must_exist=config is None),
+                config,
+                stop,
+                log_settings,
+            )
         )
     )
     # A missing reader must not prevent the end of a run that received a signal to stop.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import ValidationError
 
 from ocsf_nft.config.base_table import FileName, Table, checked
+from ocsf_nft.config.control import DEFAULT_MODE, checked_group, socket_mode, socket_path
 from ocsf_nft.config.events import (
     AttributionConfig,
     FindingConfig,
@@ -18,7 +19,6 @@ from ocsf_nft.config.events import (
     StoreConfig,
 )
 from ocsf_nft.config.sandbox import SandboxConfig
-from ocsf_nft.config.control import DEFAULT_MODE, checked_group, socket_mode, socket_path
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.config.sinks import STDOUT, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version

@@ -169,9 +169,7 @@ class SandboxConfig(Table):
 
         The result and a name make an equal SandboxConfig again.
         """
-        return self.model_dump(
-            mode="json", exclude={"name"}, exclude_unset=True, exclude_none=True
-        )
+        return self.model_dump(mode="json", exclude={"name"}, exclude_unset=True, exclude_none=True)
 
     def spec(self) -> FenceSpec:
         """Return the specification of the configured fence.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: Maximum number of characters of a key in a sentence: a caller of the control API may send more.
 _MOST_CHARACTERS: Final = 100
 
+
 def sentence_of(error: ValidationError, root: type[BaseModel]) -> str:
     """Return the first fault of a validation as one sentence with its key and its remedy.
 
@@ -29,7 +30,9 @@ def sentence_of(error: ValidationError, root: type[BaseModel]) -> str:
     path = path if len(path) <= _MOST_CHARACTERS else f"{path[:_MOST_CHARACTERS]}…"
     if fault["type"] == "extra_forbidden":
         model = _model_at(root, table)
-        near = difflib.get_close_matches(str(key)[:_MOST_CHARACTERS], model.model_fields, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(
+            str(key)[:_MOST_CHARACTERS], model.model_fields, n=1, cutoff=0.0
+        )
         return f"there is no key {path}: did you mean {near[0]}?"
     if fault["type"] == "tuple_type":
         return f"{path}: must be a list: put it in [ ]"

@@ -16,7 +16,7 @@ from ocsf_nft.attribution import bpf_capture
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import scripted
-from tests.kernel.watching import SANDBOX, attached, fence
+from tests.kernel.watching import attached, fence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -165,7 +165,7 @@ async def test_records_not_delivered_in_time_are_counted(
 async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.0)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 100.0)
-    monkeypatch.setattr(module, "_QUIET_SECONDS", 60.0)  # the source is never quiet
+    monkeypatch.setattr(module, "_COUNT_QUIET_SECONDS", 60.0)  # the source is never quiet
     source, stop = Endless(0), asyncio.Event()
     # Its records are the clock: a machine that is held up does not end the count.
     clock = SimpleNamespace(monotonic=lambda: float(source.made), time_ns=time.time_ns)
