@@ -68,8 +68,9 @@ def install(
     Also raises AbsentError, FenceError, DeliveryError. After an error, the previous fence normally
     stays active; a FenceError states if that fence was replaced.
     """
+    around = _survey(spec, namespace)
     with state.locked():
-        return install_locked(spec, namespace, state, transport, nft.load)
+        return _install(spec, around, namespace, state, transport, nft.load)
 
 
 def install_locked(
@@ -91,7 +92,8 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """Load a sandbox's fence again if the fence or a network interface changed.
 
     The fence is also loaded again after an update of ocsf-nft's rules. Returns the fence's stored
-    record, or None without a record. Raises the errors of :func:`install`.
+    record; None if there is none, or if its namespace has ended. Raises the errors of
+    :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
@@ -103,7 +105,8 @@ def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> In
     ``load_text`` loads the ruleset, like :func:`nft.load`.
     """
     before = state.read(sandbox)
-    if before is None:
+    # Another namespace at the same path is not the fenced one: its fence is a new one.
+    if before is None or not before.namespace.has_identity(before.identity):
         return None
     # If no log transport worked for the recorded fence, try all transports again.
     transport = before.transport if before.degraded is None else None
@@ -251,15 +254,16 @@ def remove(
         state.delete(sandbox)
 
 
-def remove_record(sandbox: str, state: StateDirectory, seen: InstalledFence) -> bool:
-    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace is deleted.
+def remove_record(sandbox: str, state: StateDirectory, identity: str) -> bool:
+    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace has ended.
 
-    ``seen`` is the record for which that was found before. Return False, and change nothing, if
-    there is another record now, or if the namespace exists. Blocks. Raises DeliveryError,
+    ``identity`` is that of the namespace. Return False, and change nothing, if the record is about
+    another namespace now, or if the namespace exists. Blocks. Raises DeliveryError,
     UnsupportedError, FenceError.
     """
     with state.locked():
-        if state.read(sandbox) != seen or seen.namespace.has_identity(seen.identity):
+        seen = state.read(sandbox)
+        if seen is None or seen.identity != identity or seen.namespace.has_identity(identity):
             return False
         table_query.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         _remove_guard(seen.spec)

@@ -159,8 +159,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     if change is not None:
         sentence += _request_text(change)
         actor = None if change.process is None else actor_of_process(change.process)
-        unmapped |= {"changes": [visible(each) for each in change.changes]}
-        unmapped |= {"policy_before": change.before, "policy": change.after}
+        policies = {"policy_before": change.before, "policy": change.after}
+        known = {name: each for name, each in policies.items() if each is not None}
+        unmapped |= _visible(known | {"changes": list(change.changes)})
     if end is not None:
         sentence = f"Sandbox {visible(sandbox)} {end.description}. Its fence {_counts_text(end)}"
         actor = None if end.process is None else actor_of_process(end.process)
@@ -196,6 +197,15 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
         ),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Return JSON of a request with safe texts."""
+    if isinstance(value, dict):
+        return {visible(key): _visible(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_visible(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def _request_text(change: PolicyChange) -> str:

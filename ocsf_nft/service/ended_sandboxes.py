@@ -52,7 +52,7 @@ async def forget_ended(
     now, or if the namespace exists. Raises the errors of :func:`installer.remove_record`, and
     DeliveryError.
     """
-    if not await asyncio.to_thread(installer.remove_record, sandbox, state, seen):
+    if not await asyncio.to_thread(installer.remove_record, sandbox, state, seen.identity):
         return False
     event = fences.state_event(
         seen,

@@ -208,8 +208,7 @@ class FenceMonitor:
         ``alterations`` are changes by other processes that the tamper guard has already detected.
         """
         async with self._inspecting:
-            installed = self.reports.installed
-            if installed.namespace.has_identity(installed.identity):
+            if not self._has_ended():
                 await self._inspect_present(alterations)
 
     async def _inspect_present(self, alterations: tuple[FenceChange, ...]) -> None:
@@ -219,13 +218,16 @@ class FenceMonitor:
         try:
             inspection = await self._inspect_and_own(may_heal=may_heal)
         except OcsfNftError as error:
+            if self._has_ended():
+                return
             state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
             more = await self._with_pending(alterations)
             before = fences.state_of(reports.installed)
             await reports.report_fault(before, state, str(error), more)
             return
         if inspection is None:
-            await reports.report_removed()
+            if not self._has_ended():
+                await reports.report_removed()
             return
         fence = inspection.fence
         if fence.state not in ACTIVE_STATES:
@@ -241,6 +243,11 @@ class FenceMonitor:
             await self._prepare()
         if not inspection.was_renewed:
             self._checked, self._checked_at = version, time.monotonic()
+
+    def _has_ended(self) -> bool:
+        """Return true if the sandbox's network namespace exists no more, which others report."""
+        installed = self._fence.installed
+        return not installed.namespace.has_identity(installed.identity)
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
         inspection, watch = await self._inspect_or_renew(may_heal=may_heal), self._watch

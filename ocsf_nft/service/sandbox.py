@@ -95,8 +95,8 @@ class Sandbox:
         """
         if self.watched is None:
             return False
-        installed = self.watched.monitor.reports.installed
-        return not installed.namespace.has_identity(installed.identity)
+        namespace = self.watched.monitor.reports.installed.namespace
+        return not namespace.has_identity(self.watched.identity)
 
     async def activate(self, parts: FenceParts) -> None:
         """Activate the fence, unless the sandbox waits for its network namespace.
@@ -230,8 +230,9 @@ class Sandbox:
         balances = await watched.finish()
         fenced = await activating
         await watched.close()
-        if fenced is None:
-            await self._remove_record()
+        state, identity = self._parts.fences.state, watched.identity
+        # The record may already be that of the next namespace.
+        await asyncio.to_thread(installer.remove_record, self.name, state, identity)
         await watched.account.remove()
         await watched.monitor.reports.report_end(sandbox_end(balances), is_removed=True)
         self.watched = self.failure = None
@@ -259,8 +260,11 @@ class Sandbox:
             present = self._parts.namespaces.wait_until_present(namespace)
             if not await self._until_stop(present):
                 return False
+            tried = namespace.identity()
             if await self._try(self._activate_and_begin()):
                 return True
+            if not namespace.has_identity(tried):  # the next one is fenced without a pause
+                continue
             if not await self._until_stop(asyncio.sleep(pause)):
                 return False
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)

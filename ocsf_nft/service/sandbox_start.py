@@ -164,6 +164,7 @@ async def watch(
         )
         watched = WatchedSandbox(
             config=config,
+            identity=fence.installed.identity,
             monitor=monitor,
             account=account,
             attached=fenced.attached,

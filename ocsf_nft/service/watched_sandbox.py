@@ -30,6 +30,8 @@ class WatchedSandbox:
     """
 
     config: SandboxConfig
+    #: Identity of its network namespace.
+    identity: str
     monitor: FenceMonitor
     account: AccountLoop
     attached: AttachedNamespace | None
@@ -77,8 +79,8 @@ class WatchedSandbox:
 
     async def wait_until_ended(self) -> None:
         """Wait until the sandbox's network namespace ends."""
-        installed = self.monitor.reports.installed
-        await self.parts.namespaces.wait_until_ended(installed.namespace, installed.identity)
+        namespace = self.monitor.reports.installed.namespace
+        await self.parts.namespaces.wait_until_ended(namespace, self.identity)
 
     def status(self, *, is_watched: bool) -> Status:
         """Return the status of the sandbox by the last reading of its counters."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import fence_events, installer
+from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
@@ -354,16 +354,25 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     assert _packets(_refused(written.events(output))) == 3
 
 
-def test_recreated_namespace_ends_the_run_with_its_fence_active(
-    lab: Lab, state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_recreated_namespace_is_fenced_again(
+    lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fence_events, "_CHECK_SECONDS", 0.2)  # the run is a fork of this process
-    options = _options(lab, state, tmp_path / "events.jsonl")
-    with command.running(*options, "--install") as running:
-        time.sleep(0.5)  # the run monitors the namespace by now
+    output = tmp_path / "events.jsonl"
+    with command.running(*_options(lab, state, output), "--install") as running:
         ip("netns", "del", lab.sandbox)
         ip("netns", "add", lab.sandbox)
-        _, messages = running.process.communicate(timeout=60)
-    assert running.process.returncode == 3
-    assert "was created again" in messages.splitlines()[-1]
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        end = time.monotonic() + 60
+        while not installer.is_installed(lab.sandbox_namespace):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    about_fence = [each for each in written.events(output) if each["class_uid"] == 5019]
+    assert {each["severity"] for each in about_fence} == {"Informational"}
+    ends = [
+        each["message"].partition(". ")[0] for each in about_fence if "ended" in each["message"]
+    ]
+    assert ends == [
+        f"Sandbox {conftest.SANDBOX} has ended, with its network namespace",
+        f"Sandbox {conftest.SANDBOX} has ended: ocsf-nft has stopped, and removed its fence",
+    ]

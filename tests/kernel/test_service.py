@@ -190,7 +190,7 @@ def test_address_in_use_is_an_error_in_one_sentence(
     assert f"nothing can listen at {taken}: " in done.stderr.splitlines()[-1]
 
 
-def test_hangup_reloads_sinks_and_severities_and_nothing_else(
+def test_hangup_reloads_sinks_severities_and_sandboxes(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
@@ -211,9 +211,9 @@ def test_hangup_reloads_sinks_and_severities_and_nothing_else(
         wait_for(lambda: _of_user(second, 1002) == 5)
         assert _of_user(first, 1002) == 0
 
-        elsewhere = settings(lab, state, output=str(first))
+        elsewhere = settings(lab, state, sink=sinks, severity=severities)
         elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
-        hang_up(elsewhere, "sandbox cannot be changed by a reload")
+        hang_up(elsewhere, " reloaded ")
         by_user = settings(lab, state, output=str(first), attribution={"method": "user"})
         hang_up(by_user, "attribution cannot be changed by a reload: restart the service")
         hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
@@ -232,6 +232,8 @@ def test_hangup_reloads_sinks_and_severities_and_nothing_else(
     events = written.distinct(written.events(first))
     findings = [event for event in events if event["class_uid"] == 2004]
     assert {event["severity"] for event in findings} == {"Critical"}
+    changes = [each for each in written.events(second) if "policy was changed" in each["message"]]
+    assert ["10.9.9.9:1" in each["message"] for each in changes] == [True]
 
 
 def _user(event: dict[str, Any]) -> int:

@@ -286,12 +286,13 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     _record(state, "sb", names / "sb", identity=identity)
     seen = state.read("sb")
     assert seen is not None
-    assert not installer.remove_record("sb", state, replace(seen, policy="another"))
-    assert not installer.remove_record("sb", state, seen)
+    assert not installer.remove_record("sb", state, "4:2")
+    assert not installer.remove_record("sb", state, identity)
     assert state.read("sb") == seen
     (names / "sb").unlink()
-    assert installer.remove_record("sb", state, seen)
-    assert not installer.remove_record("sb", state, seen)
+    assert not installer.remove_record("sb", state, "4:2")
+    assert installer.remove_record("sb", state, identity)
+    assert not installer.remove_record("sb", state, identity)
     assert state.read("sb") is None
 
 

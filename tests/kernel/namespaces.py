@@ -1,0 +1,84 @@
+"""Named network namespaces that a test makes and deletes, with a route to nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.lab import INTERNET4, ip, set_sysctls
+from ocsf_nft.netns import named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Proxy of the sandboxes, at an address of the peer that nobody has.
+PROXY: Final = "10.250.0.1:3128"
+_CONNECT: Final = """
+import socket, sys
+for port in map(int, sys.argv[2:]):
+    with socket.socket() as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect((sys.argv[1], port))
+        except ConnectionRefusedError:
+            print(port, "refused")
+        except OSError as error:
+            print(port, type(error).__name__)
+"""
+
+
+@contextlib.contextmanager
+def names(number: int) -> Iterator[tuple[str, ...]]:
+    """Yield names for namespaces that the test makes; delete those that exist at the end."""
+    prefix = f"ocsf-nft-{secrets.token_hex(3)}"
+    found = tuple(f"{prefix}-{each}" for each in range(number))
+    try:
+        yield found
+    finally:
+        for name in found:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def make(name: str) -> None:
+    """Make a namespace in which packets to the internet leave through an interface."""
+    ip("netns", "add", name)
+    furnish(name)
+
+
+def furnish(name: str) -> None:
+    """Give a namespace an interface with IPv4, and a route to the internet."""
+    named(name).call(set_sysctls)
+    inside = ("-n", name)
+    ip(*inside, "link", "set", "lo", "up")
+    ip(*inside, "link", "add", "uplink", "type", "veth", "peer", "name", "peer")
+    for device in ("uplink", "peer"):
+        # Otherwise the kernel sends packets by itself.
+        path = f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6"
+        named(name).call(lambda path=path: _write(path, "1"))  # type: ignore[misc]
+        ip(*inside, "link", "set", device, "up")
+    ip(*inside, "addr", "add", "10.250.0.2/24", "dev", "uplink")
+    neighbour = ("neigh", "add", "10.250.0.1", "lladdr", "02:00:00:00:00:09", "dev", "uplink")
+    ip(*inside, *neighbour)
+    ip(*inside, "route", "add", "default", "via", "10.250.0.1")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - a file of /proc
+        file.write(text)
+
+
+def delete(name: str) -> None:
+    """Delete a namespace."""
+    ip("netns", "del", name)
+
+
+def connect(name: str, *ports: int) -> dict[int, str]:
+    """Try to connect to ports of a host on the internet; return each outcome, as ``refused``."""
+    command = [sys.executable, "-c", _CONNECT, INTERNET4, *map(str, ports)]
+    done = named(name).call(
+        lambda: subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    )
+    return {int(port): how for port, how in map(str.split, done.stdout.splitlines())}

@@ -1,0 +1,311 @@
+"""Sandboxes that are added, changed and released while a service runs, and that end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import named
+from ocsf_nft.service.caller import Caller
+from tests.kernel import namespaces
+from tests.kernel.conftest import nft
+from tests.kernel.namespaces import connect
+from tests.kernel.serving import sandbox, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft import Service
+
+pytestmark = pytest.mark.kernel
+
+_CALLER = Caller(uid=1234, gid=5678, pid=os.getpid(), program="/usr/bin/supervisor")
+
+
+@pytest.fixture
+def made() -> Iterator[tuple[str, ...]]:
+    """Yield the names of three namespaces that exist."""
+    with namespaces.names(3) as found:
+        for name in found:
+            namespaces.make(name)
+        yield found
+
+
+async def _connect(name: str, *ports: int) -> dict[int, str]:
+    return await asyncio.to_thread(connect, name, *ports)
+
+
+async def test_added_sandbox_is_fenced_watched_and_released(
+    made: tuple[str, ...], tmp_path: Path, judge: Callable[[Any], list[str]]
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        service = served.service
+        assert service.views() == ()
+        result = await service.put(sandbox(name), _CALLER)
+        assert (result.is_new, result.changes) == (True, ())
+        view = service.view(name)
+        assert (view.state, view.mode, view.origin, view.fault) == (
+            "active",
+            "enforcing",
+            "api",
+            None,
+        )
+        assert await _connect(name, 443, 444) == {443: "refused", 444: "refused"}
+        final = await service.release(name, _CALLER)
+        (egress,) = (each for each in final.balances if each.rule == "egress")
+        assert (egress.refused, egress.counter_mismatch, egress.pending) == (2, 0, 0)
+        assert service.views() == ()
+        with pytest.raises(AbsentError, match=f"there is no sandbox {name} here"):
+            await service.release(name)
+        assert nft(named(name), "list", "ruleset") == ""
+        assert not (tmp_path / name).exists()
+    assert served.attempts(name) == {443: 1, 444: 1}
+    assert all(
+        event["actor"]["process"]["name"].startswith("python")
+        for event in served.events
+        if event["class_uid"] == 4001
+    )
+    added, released = (event for event in served.events if event["class_uid"] == 5019)
+    assert "the sandbox was added by supervisor" in added["message"]
+    assert released["message"] == f"Sandbox {name} was released. Its fence refused 2 packets."
+    for event in (added, released):
+        process = event["actor"]["process"]
+        assert (process["pid"], process["file"]["path"]) == (os.getpid(), "/usr/bin/supervisor")
+        assert process["user"]["uid"] == "1234"
+        assert event["severity"] == "Informational"
+    assert [fault for event in served.events for fault in judge(event)] == []
+
+
+async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    opened = sandbox(name, allow=["tcp:203.0.113.7:443"])
+    async with serving(tmp_path) as served:
+        put = served.service.put
+        await put(sandbox(name))
+        assert await _connect(name, 443) == {443: "refused"}
+        result = await put(opened, _CALLER)
+        assert result == (False, ("allow: added tcp:203.0.113.7:443",))
+        assert (await put(opened, _CALLER)).changes == ()
+        assert (await _connect(name, 443))[443] != "refused"
+        assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+        permissive = await put(sandbox(name, permissive=True))
+        assert permissive.changes == (
+            "allow: removed tcp:203.0.113.7:443", "permissive: none → true",
+        )  # fmt: skip
+        assert served.service.view(name).mode == "permissive"
+        assert (await _connect(name, 445))[445] != "refused"
+        await put(sandbox(name))
+        assert await _connect(name, 443, 446) == {443: "refused", 446: "refused"}
+        with pytest.raises(ConflictError, match="group of sandbox .* can't be changed"):
+            await put(sandbox(name, group=77))
+        final = await served.service.release(name)
+    numbers = {
+        each.mode: (each.refused, each.allowed) for each in final.balances if each.rule == "egress"
+    }
+    assert numbers["enforcing"] == (3, 0)
+    assert numbers["permissive"][1] >= 1
+    assert served.attempts(name)[443] == 2
+    changes = [event for event in served.events if "policy was changed" in event["message"]]
+    assert len(changes) == 3, "no event where nothing changed, and none by the guard"
+    first = changes[0]
+    assert first["actor"]["process"]["name"] == "supervisor"
+    assert first["unmapped"]["changes"] == ["allow: added tcp:203.0.113.7:443"]
+    assert "allow" not in first["unmapped"]["policy_before"]
+    assert first["unmapped"]["policy"]["allow"] == ["tcp:203.0.113.7:443"]
+
+
+async def test_sandbox_that_cannot_be_added_leaves_nothing(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as served:
+        for wrong in (
+            sandbox(made[0], netns=f"{made[0]}-missing"),
+            sandbox(made[0], pid=2**22, netns=None),
+            sandbox(made[0], install=False),
+            sandbox(made[0], host_guard="nowhere0"),
+        ):
+            with pytest.raises(OcsfNftError):
+                await served.service.put(wrong)
+            assert served.service.views() == ()
+            assert not (tmp_path / made[0]).exists()
+        assert nft(named(made[0]), "list", "ruleset") == ""
+        await served.service.put(sandbox(made[0]))
+        assert await _connect(made[0], 443) == {443: "refused"}
+
+
+async def test_end_of_a_namespace_is_the_end_of_its_sandbox_and_touches_no_other(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    ended, other, third = made
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(other))
+        await served.service.put(sandbox(third))
+        await asyncio.sleep(0)
+        before = len(os.listdir("/proc/self/fd"))
+        await served.service.put(sandbox(ended))
+        assert await _connect(ended, 1001, 1002) == {1001: "refused", 1002: "refused"}
+        await asyncio.to_thread(namespaces.delete, ended)
+        await until(lambda: len(served.service.views()) == 2)
+        event = await served.wait_for(lambda each: "has ended" in each["message"])
+        assert len(os.listdir("/proc/self/fd")) <= before
+        assert await _connect(other, 1003) == {1003: "refused"}
+        assert not (tmp_path / ended).exists()
+    assert event["message"] == (
+        f"Sandbox {ended} has ended, with its network namespace. Its fence refused 2 packets."
+    )
+    assert (event["severity"], event["status"]) == ("Informational", "Success")
+    assert served.attempts(ended) == {1001: 1, 1002: 1}
+    assert served.attempts(other) == {1003: 1}
+    severities = {each["severity"] for each in served.events if each["class_uid"] != 4001}
+    assert severities == {"Informational"}
+
+
+async def test_configured_sandbox_is_waited_for_and_fenced_again(tmp_path: Path) -> None:
+    with namespaces.names(2) as (name, other):
+        namespaces.make(other)
+        async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+            assert served.service.view(name).state == "waiting"
+            for port in (2001, 2002):
+                await asyncio.to_thread(namespaces.make, name)
+                await until(lambda: served.service.view(name).state == "active")
+                assert await _connect(name, port) == {port: "refused"}
+                assert await _connect(other, port) == {port: "refused"}
+                await asyncio.to_thread(namespaces.delete, name)
+                await until(lambda: served.service.view(name).state == "waiting")
+            with pytest.raises(ConflictError, match="that of the configuration file"):
+                await served.service.put(sandbox(name))
+        assert served.attempts(name) == served.attempts(other) == {2001: 1, 2002: 1}
+        assert len([each for each in served.messages(name) if "has ended" in each]) == 2
+        assert nft(named(other), "list", "ruleset") == "", "a clean stop removes it"
+
+
+def _is_watched(service: Service, name: str) -> bool:
+    """Return True if the namespace that exists now is watched."""
+    (watched,) = (each.watched for each in service.sandboxes if each.name == name)
+    return watched is not None and named(name).has_identity(watched.identity)
+
+
+async def test_recreated_namespace_is_fenced_at_once(tmp_path: Path) -> None:
+    with namespaces.names(2) as (name, other):
+        namespaces.make(name)
+        namespaces.make(other)
+        async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+
+            def recreate() -> None:
+                namespaces.delete(name)
+                namespaces.make(name)
+
+            for port in range(3001, 3006):
+                assert await _connect(name, port) == {port: "refused"}
+                await asyncio.to_thread(recreate)
+                await until(lambda: _is_watched(served.service, name))
+                assert await _connect(name, port) == {port: "refused"}
+            assert await _connect(other, 3009) == {3009: "refused"}
+        assert served.attempts(name) == dict.fromkeys(range(3001, 3006), 2)
+        assert served.attempts(other) == {3009: 1}
+
+
+async def test_added_sandbox_comes_back_after_a_restart_with_its_counts(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, ended, _ = made
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name, labels={"team": "search"}))
+        await served.service.put(sandbox(ended))
+        assert await _connect(name, 443) == {443: "refused"}
+    assert await _connect(name, 444) == {444: "refused"}, "the fence stays"
+    namespaces.delete(ended)
+    async with serving(tmp_path) as again:
+        await until(lambda: len(again.service.views()) == 1)
+        view = again.service.view(name)
+        assert (view.state, view.config.labels) == ("active", {"team": "search"})
+        assert await _connect(name, 445) == {445: "refused"}
+        final = await again.service.release(name)
+    (egress,) = (each for each in final.balances if each.rule == "egress")
+    assert (egress.refused, egress.counter_mismatch) == (3, 0)
+    assert served.attempts(name) == {443: 1}
+    assert again.attempts(name) == {444: 1, 445: 1}
+    assert len([each for each in again.messages(ended) if "has ended" in each]) == 1
+    assert not (tmp_path / ended).exists()
+
+
+async def test_calls_for_one_sandbox_follow_one_another(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        put, release = served.service.put, served.service.release
+        results = await asyncio.gather(
+            put(sandbox(name)), put(sandbox(name, allow=["tcp:203.0.113.7:1"])), release(name),
+            put(sandbox(name)), *(put(sandbox(each)) for each in made[1:]),
+        )  # fmt: skip
+        assert [each.is_new for each in (results[0], results[1], *results[3:])] == [
+            True, False, True, True, True,
+        ]  # fmt: skip
+        assert {each.state for each in served.service.views()} == {"active"}
+        assert len(served.service.views()) == 3
+
+
+async def test_call_is_completed_after_its_caller_has_left(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as served:
+        calling = asyncio.create_task(served.service.put(sandbox(made[0])))
+        await asyncio.sleep(0.01)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        await until(lambda: any(each.state == "active" for each in served.service.views()))
+        assert await _connect(made[0], 443) == {443: "refused"}
+
+
+async def test_reload_adds_changes_and_ends_sandboxes(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    first, second, third = made
+    async with serving(tmp_path, sandbox(first), sandbox(second)) as served:
+        service = served.service
+        changed = sandbox(second, allow=["tcp:203.0.113.7:443"])
+        await service.reload(
+            service.config.model_copy(update={"sandbox": (changed, sandbox(third))})
+        )
+        assert [each.name for each in service.views()] == [second, third]
+        assert nft(named(first), "list", "ruleset") == ""
+        assert (await _connect(second, 443))[443] != "refused"
+        assert await _connect(third, 443) == {443: "refused"}
+        broken = sandbox(first, host_guard="nowhere0")
+        with pytest.raises(OcsfNftError, match="nowhere0"):
+            await service.reload(
+                service.config.model_copy(update={"sandbox": (changed, broken, sandbox(third))})
+            )
+        assert [each.name for each in service.views()] == [second, third]
+
+
+async def test_cycles_of_add_and_release_leave_nothing(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+
+    def left() -> tuple[int, int, set[str]]:
+        threads = sum("asyncio" not in task.name for task in Path("/proc/self/task").iterdir())
+        return len(os.listdir("/proc/self/fd")), threads, {each.name for each in tmp_path.iterdir()}
+
+    async with serving(tmp_path) as served:
+        for number in range(12):
+            await served.service.put(sandbox(name))
+            await served.service.release(name)
+            if number == 1:
+                before = left()
+        assert left()[0] == before[0]
+        assert left()[2] == before[2]
+        assert nft(named(name), "list", "ruleset") == ""
