@@ -54,6 +54,17 @@ async def forget_ended(
     """
     if not await asyncio.to_thread(installer.remove_record, sandbox, state, seen.identity):
         return False
+    await forget_account(sandbox, seen, state, store, reporter)
+    return True
+
+
+async def forget_account(
+    sandbox: str, seen: InstalledFence, state: StateDirectory, store: StateStore, reporter: Reporter
+) -> None:
+    """Remove the counts of a sandbox with an ended network namespace, and emit an event about that.
+
+    ``seen`` was the record of its fence. Raises DeliveryError.
+    """
     event = fences.state_event(
         seen,
         reporter.host,
@@ -65,7 +76,6 @@ async def forget_ended(
     state.delete_account_place(sandbox)
     await run_shielded(store.retry(partial(store.database.remove_account, sandbox)))
     await reporter.emit(event)
-    return True
 
 
 def _stored_balances(state: StateDirectory, sandbox: str) -> tuple[Balance, ...]:

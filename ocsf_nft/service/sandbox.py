@@ -14,7 +14,7 @@ from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, 
 from ocsf_nft.fence import installer
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
-from ocsf_nft.service.ended_sandboxes import forget_ended, sandbox_end
+from ocsf_nft.service.ended_sandboxes import forget_account, forget_ended, sandbox_end
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.task_errors import first_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.process import Process
     from ocsf_nft.service.sandbox_start import FencedSandbox, FenceParts, WatchParts
@@ -69,6 +70,8 @@ class Sandbox:
         self._on_failure = on_failure
         self._must_exist = must_exist
         self._fenced: FencedSandbox | None = None
+        #: Record of its fence before the present one.
+        self._previous: InstalledFence | None = None
         namespace = config.namespace
         path = None if namespace is None else namespace.path
         # The file of a process never comes again.
@@ -103,6 +106,7 @@ class Sandbox:
 
         Raises the errors of :func:`sandbox_start.activate`.
         """
+        self._previous = parts.state.read_or_none(self.name)
         try:
             self._fenced = await sandbox_start.activate(parts, self.config)
         except AbsentError:
@@ -125,6 +129,10 @@ class Sandbox:
         self._parts = parts
         fenced, self._fenced = self._fenced, None
         if fenced is not None:
+            previous = self._previous
+            if previous is not None and previous.identity != fenced.fence.installed.identity:
+                state, store, reporter = parts.fences.state, parts.store, parts.reporter
+                await forget_account(self.name, previous, state, store, reporter)
             self.watched = await sandbox_start.watch(parts, fenced, added)
 
     async def try_begin(self, parts: WatchParts) -> None:

@@ -29,6 +29,9 @@ def capabilities(config: Config) -> frozenset[Capability]:
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
+    if config.control is not None:  # any sandbox may be added
+        needed |= {Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.SYS_PTRACE}
+        needed |= {Capability.SYSLOG} | _ATTRIBUTION_CAPABILITIES[config.attribution.method]
     if config.host_log == "kmsg":
         needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     for sandbox in config.sandbox:
