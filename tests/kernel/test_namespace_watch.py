@@ -183,10 +183,15 @@ async def test_wait_continues_if_the_pid_is_that_of_a_process_in_another_pid_nam
     with _process() as ended:
         opened = os.pidfd_open(ended.pid)
     monkeypatch.setattr(os, "pidfd_open", lambda _: opened)
+    checks = _count_checks(monkeypatch, "_file_version")
     with _process() as process:
         namespace = netns.of_process(process.pid)
         wait = asyncio.create_task(watch.wait_until_ended(namespace, namespace.identity()))
         await _until_checked(watch)
+        checks.clear()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(checks) <= 1
         assert not wait.done()
         wait.cancel()
         await asyncio.wait([wait])
@@ -204,11 +209,19 @@ async def test_wait_for_presence_ends_when_the_name_is_created(
 
 
 async def test_other_files_are_no_network_namespaces(
-    watch: NamespaceWatch, mounted: Path, tmp_path: Path
+    watch: NamespaceWatch, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty file, a mount of another kind of namespace, and a pipe, which is never opened."""
+    opened: list[object] = []
+    open_file = os.open
+
+    def record(path: Path, flags: int) -> int:
+        opened.append(path)
+        return open_file(path, flags)
+
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
+    monkeypatch.setattr(os, "open", record)
     for_pipe = asyncio.create_task(watch.wait_until_present(Namespace(pipe)))
     with _process() as process:
         inside = netns.of_process(process.pid)
@@ -221,6 +234,7 @@ async def test_other_files_are_no_network_namespaces(
             _mount(inside, mounted)
         assert wait.result() == inside.identity()
     assert not for_pipe.done()
+    assert set(opened) == {mounted}
     for_pipe.cancel()
     await asyncio.wait([for_pipe])
 
@@ -268,7 +282,7 @@ async def test_end_of_the_context_cancels_the_waits(name: str) -> None:
         wait = asyncio.create_task(watch.wait_until_present(netns.named(name)))
         await asyncio.sleep(0)
         assert open_descriptors() == before + 2
-    await asyncio.wait([wait])
+    await asyncio.wait([wait], timeout=_LIMIT_SECONDS)
     assert wait.cancelled()
     assert open_descriptors() == before
 
@@ -332,7 +346,7 @@ async def test_burst_of_mounts_leads_to_one_round_of_checks(
     watch: NamespaceWatch, mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_kind = Namespace(Path("/proc/self/ns/uts"))
-    checks = _count_checks(monkeypatch)
+    checks = _count_checks(monkeypatch, "_present_identity")
     async with _waiting(watch.wait_until_present(Namespace(mounted))):
         await _until_checked(watch)
         checks.clear()
@@ -340,13 +354,32 @@ async def test_burst_of_mounts_leads_to_one_round_of_checks(
             _mount(other_kind, mounted)
         _mount(netns.of_process(os.getpid()), mounted)
     assert len(checks) == 1
+    assert not watch._is_due.is_set()
+
+
+async def test_checks_use_at_most_a_tenth_of_the_time() -> None:
+    rounds: list[float] = []
+    second = asyncio.Event()
+
+    class Slow(NamespaceWatch):
+        async def _check_all(self) -> float:
+            rounds.append(asyncio.get_running_loop().time())
+            if len(rounds) == 2:
+                second.set()
+            self._is_due.set()
+            return 0.01  # seconds
+
+    async with Slow() as slow:
+        slow._is_due.set()
+        await asyncio.wait_for(second.wait(), _LIMIT_SECONDS)
+    assert rounds[1] - rounds[0] > 0.08
 
 
 async def test_other_work_continues_between_slices_of_checks(
     watch: NamespaceWatch, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(namespace_watch, "_SLICE_SECONDS", 0)
-    checks = _count_checks(monkeypatch)
+    checks = _count_checks(monkeypatch, "_present_identity")
     waits = [asyncio.create_task(watch.wait_until_present(netns.named(name))) for _ in range(20)]
     await asyncio.sleep(0)
     await _until_checked(watch)
@@ -385,16 +418,16 @@ async def _until_checked(watch: NamespaceWatch) -> None:
     del watch._waits[last]
 
 
-def _count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets an entry at each check for the presence of a namespace."""
+def _count_checks(monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
+    """Return a list that gets an entry at each call of a function of the module."""
     checks: list[str] = []
-    check = namespace_watch._present_identity
+    check = getattr(namespace_watch, function)
 
-    def count(namespace: Namespace) -> str | None:
+    def count(namespace: Namespace, **arguments: bool) -> object:
         checks.append(str(namespace))
-        return check(namespace)
+        return check(namespace, **arguments)
 
-    monkeypatch.setattr(namespace_watch, "_present_identity", count)
+    monkeypatch.setattr(namespace_watch, function, count)
     return checks
 
 
