@@ -164,7 +164,6 @@ class _Wait(Generic[T]):
             found = self.check()
         except Exception as error:  # noqa: BLE001 - raised in the caller's task
             self.outcome.set_exception(error)
-            self.outcome.exception()  # so that asyncio logs nothing if the task is cancelled now
         else:
             if found is not None:
                 self.outcome.set_result(found)
