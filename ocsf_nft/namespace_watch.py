@@ -109,7 +109,7 @@ class NamespaceWatch:
         Other files do not count, such as the empty file that ``ip netns add`` creates first. Raises
         UnsupportedError if the file can't be accessed, also later.
         """
-        return await self._wait(lambda: _present_identity(namespace))
+        return await self._wait(lambda: present_identity(namespace))
 
     async def _wait(self, check: Callable[[], T | None], pid: int | None = None) -> T:
         """Wait until ``check`` returns a result, and return it; raise the errors of ``check``.
@@ -217,8 +217,11 @@ def _file_version(namespace: Namespace, *, has_time: bool) -> tuple[int, ...] | 
     return status.st_dev, status.st_ino, status.st_ctime_ns if has_time else 0
 
 
-def _present_identity(namespace: Namespace) -> str | None:
-    """Return the identity of a namespace; None if there is no network namespace at its path."""
+def present_identity(namespace: Namespace) -> str | None:
+    """Return the identity of a namespace; None if there is no network namespace at its path.
+
+    Raises UnsupportedError if the file can't be accessed.
+    """
     path = namespace.path or _OWN
     try:
         # The file system of all namespaces. Other files are not opened: that may have an effect.

@@ -215,9 +215,11 @@ class TamperGuard:
         errors of :func:`installer.install`.
         """
         with self._state.locked():
+            record = self._state.read(self._sandbox)
+            namespace = self._namespace if record is None else record.namespace
             try:
                 installed = installer.install_locked(
-                    spec, self._namespace, self._state, transport, self._load
+                    spec, namespace, self._state, transport, self._load
                 )
             finally:  # also after an error, which may have left the previous fence
                 self._restore_batch = None

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.state.state_store import StateStore
 
-_ENDED: Final = "has ended, with its network namespace"
+#: Ends of the sentences about an ended sandbox.
+ENDED: Final = "has ended, with its network namespace"
+ABANDONED: Final = (
+    "has ended, since another network namespace has its name: the attempts of processes that are "
+    "left in the former one are still refused, but not reported"
+)
 
 
 def sandbox_end(
-    balances: Sequence[Balance], description: str = _ENDED, process: Process | None = None
+    balances: Sequence[Balance], description: str = ENDED, process: Process | None = None
 ) -> SandboxEnd:
     """Return the end of a sandbox with these final counts, for an event.
 

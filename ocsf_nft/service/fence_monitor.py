@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
@@ -186,6 +187,22 @@ class FenceMonitor:
                 if self._heals:
                     await self._prepare()
 
+    async def move(self, namespace: Namespace) -> bool:
+        """Go on with another file of the sandbox's network namespace; return false if it is none.
+
+        Raises the errors of :func:`installer.move_record`.
+        """
+        async with self._inspecting:
+            identity = self._fence.installed.identity
+            move = partial(installer.move_record, self.name, self._state, identity, namespace)
+            moved = await run_shielded(asyncio.to_thread(move))
+            if moved is not None:
+                self.reports.installed = moved
+                self._checked = self._prepared_version = None
+                if self._heals:
+                    await self._prepare()
+        return moved is not None
+
     @property
     def is_ours(self) -> bool:
         """Return true if this process installed the fence where there was none."""
@@ -246,8 +263,8 @@ class FenceMonitor:
 
     def _has_ended(self) -> bool:
         """Return true if the sandbox's network namespace exists no more, which others report."""
-        installed = self._fence.installed
-        return not installed.namespace.has_identity(installed.identity)
+        namespace = self.reports.installed.namespace
+        return not namespace.has_identity(self._fence.installed.identity)
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
         inspection, watch = await self._inspect_or_renew(may_heal=may_heal), self._watch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -12,9 +13,16 @@ import structlog
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer
+from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
-from ocsf_nft.service.ended_sandboxes import forget_account, forget_ended, sandbox_end
+from ocsf_nft.service.ended_sandboxes import (
+    ABANDONED,
+    ENDED,
+    forget_account,
+    forget_ended,
+    sandbox_end,
+)
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.task_errors import first_of
 
@@ -96,10 +104,7 @@ class Sandbox:
 
         Raises UnsupportedError if that can't be found out.
         """
-        if self.watched is None:
-            return False
-        namespace = self.watched.monitor.reports.installed.namespace
-        return not namespace.has_identity(self.watched.identity)
+        return self.watched is not None and self.watched.has_ended
 
     async def activate(self, parts: FenceParts) -> None:
         """Activate the fence, unless the sandbox waits for its network namespace.
@@ -234,15 +239,20 @@ class Sandbox:
 
     async def _end(self, watched: WatchedSandbox) -> None:
         """Report the end of the sandbox's namespace, and watch the next one if there is one."""
+        remove = partial(
+            installer.remove_record, self.name, self._parts.fences.state, watched.identity
+        )
+        is_abandoned = watched.exists
+        if is_abandoned:  # a sandbox has one fence on record
+            await asyncio.to_thread(remove, abandons=True)
         activating = asyncio.create_task(self._activate_next())
         balances = await watched.finish()
         fenced = await activating
         await watched.close()
-        state, identity = self._parts.fences.state, watched.identity
-        # The record may already be that of the next namespace.
-        await asyncio.to_thread(installer.remove_record, self.name, state, identity)
+        await asyncio.to_thread(remove)  # if the record is not yet that of the next namespace
         await watched.account.remove()
-        await watched.monitor.reports.report_end(sandbox_end(balances), is_removed=True)
+        end = sandbox_end(balances, ABANDONED if is_abandoned else ENDED)
+        await watched.monitor.reports.report_end(end, is_removed=not is_abandoned)
         self.watched = self.failure = None
         if fenced is not None:
             self._fenced = fenced
@@ -323,8 +333,4 @@ class Sandbox:
             await asyncio.wait({working, stopping})
 
     def _is_absent(self) -> bool:
-        try:
-            (self.config.namespace or HOST).identity()
-        except AbsentError:
-            return True
-        return False
+        return present_identity(self.config.namespace or HOST) is None

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import structlog
+
+from ocsf_nft.namespace_processes import processes_in
+from ocsf_nft.namespace_watch import present_identity
+from ocsf_nft.netns import of_process
 from ocsf_nft.service.status import Status
 
 if TYPE_CHECKING:
@@ -15,11 +20,14 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.flows.sandbox_account import Balance
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fence_monitor import FenceMonitor
     from ocsf_nft.service.log_feeds import LogFeed
     from ocsf_nft.service.nflog_feeds import NflogFeed
     from ocsf_nft.service.sandbox_start import WatchParts
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -78,9 +86,56 @@ class WatchedSandbox:
         return ended.done() and not ended.cancelled()
 
     async def wait_until_ended(self) -> None:
-        """Wait until the sandbox's network namespace ends."""
-        namespace = self.monitor.reports.installed.namespace
-        await self.parts.namespaces.wait_until_ended(namespace, self.identity)
+        """Wait until the sandbox's network namespace ends.
+
+        It does not end with its name, or with the process that names it, while it has processes.
+        But the next namespace of that name ends it.
+        """
+        watch, name = self.parts.namespaces, self.config.namespace
+        await watch.wait_until_ended(self._file, self.identity)
+        while not self.has_successor and await self._follow_process():
+            async with asyncio.TaskGroup() as group:
+                ended = watch.wait_until_ended(self._file, self.identity)
+                waits: list[asyncio.Task[Any]] = [group.create_task(ended)]
+                if name is not None:
+                    waits.append(group.create_task(watch.wait_until_present(name)))
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for each in waits:
+                    each.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Return True if the end of the sandbox's network namespace is about to be noticed."""
+        return self.has_successor or not self.exists
+
+    @property
+    def exists(self) -> bool:
+        """Return True if the sandbox's network namespace exists, under its last known file."""
+        return self._file.has_identity(self.identity)
+
+    @property
+    def has_successor(self) -> bool:
+        """Return True if another network namespace has the configured name."""
+        name = self.config.namespace
+        return name is not None and present_identity(name) not in {None, self.identity}
+
+    @property
+    def _file(self) -> Namespace:
+        return self.monitor.reports.installed.namespace
+
+    async def _follow_process(self) -> bool:
+        """Find the namespace by one of its processes from now on; return False if it has none."""
+        found = await asyncio.to_thread(processes_in, self.identity)
+        for pid in found.pids:
+            if await self.monitor.move(of_process(pid)):
+                _log.warning(
+                    "a network namespace has lost its name, but has processes",
+                    sandbox=self.name,
+                    pid=pid,
+                    processes=found.count,
+                )
+                return True
+        return False
 
     def status(self, *, is_watched: bool) -> Status:
         """Return the status of the sandbox by the last reading of its counters."""

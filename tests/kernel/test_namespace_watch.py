@@ -326,7 +326,7 @@ async def test_burst_of_mounts_leads_to_one_round_of_checks(
     watch: NamespaceWatch, mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_kind = Namespace(Path("/proc/self/ns/uts"))
-    checks = _count_checks(monkeypatch, "_present_identity")
+    checks = _count_checks(monkeypatch, "present_identity")
     async with _waiting(watch.wait_until_present(Namespace(mounted))):
         await _until_checked(watch)
         checks.clear()
@@ -359,7 +359,7 @@ async def test_other_work_continues_between_slices_of_checks(
     watch: NamespaceWatch, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(namespace_watch, "_SLICE_SECONDS", 0)
-    checks = _count_checks(monkeypatch, "_present_identity")
+    checks = _count_checks(monkeypatch, "present_identity")
     waits = [asyncio.create_task(watch.wait_until_present(netns.named(name))) for _ in range(20)]
     await asyncio.sleep(0)
     await _until_checked(watch)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from tests.kernel.namespaces import connect
 from tests.kernel.serving import sandbox, serving, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from ocsf_nft import Service
 
@@ -215,6 +217,54 @@ async def test_recreated_namespace_is_fenced_at_once(tmp_path: Path) -> None:
         assert served.attempts(other) == {3009: 1}
 
 
+async def test_sandbox_without_its_name_is_watched_while_it_has_processes(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path, sandbox(name)) as served:
+        async with _idle_process(name) as process:
+            await asyncio.to_thread(namespaces.delete, name)
+            inside = f"/proc/{process.pid}/ns/net"
+            await until(lambda: _record_path(tmp_path, name) == inside)
+            assert served.service.view(name).state == "active"
+            await asyncio.to_thread(connect, inside, 4001)
+            await served.wait_for(lambda each: each.get("dst_endpoint", {}).get("port") == 4001)
+            # Its fence is still restored.
+            nft(named(inside), "flush", "ruleset")
+            await served.wait_for(lambda each: "restored" in each["message"])
+            await asyncio.to_thread(connect, inside, 4002)
+            assert served.service.view(name).state == "active"
+        await until(lambda: served.service.view(name).state == "waiting")
+        namespaces.make(name)
+        await until(lambda: _is_watched(served.service, name))
+        async with _idle_process(name):
+            await asyncio.to_thread(namespaces.delete, name)
+            await until(lambda: "/proc/" in (_record_path(tmp_path, name) or ""))
+            namespaces.make(name)
+            await until(lambda: _is_watched(served.service, name))
+            assert await _connect(name, 4003) == {4003: "refused"}
+    assert served.attempts(name) == {4001: 1, 4002: 1, 4003: 1}
+    ends = [each for each in served.messages(name) if "has ended, " in each]
+    assert ["with its network namespace" in each for each in ends] == [True, False]
+    assert "another network namespace has its name" in ends[1]
+
+
+def _record_path(folder: Path, name: str) -> str | None:
+    found = StateDirectory(folder).read(name)
+    return None if found is None else str(found.namespace)
+
+
+@contextlib.asynccontextmanager
+async def _idle_process(name: str) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """Run a process in a namespace that only waits."""
+    process = named(name).call(lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+    try:
+        yield process
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.communicate)
+
+
 async def test_added_sandbox_comes_back_after_a_restart_with_its_counts(
     made: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -245,13 +295,14 @@ async def test_calls_for_one_sandbox_follow_one_another(
     name = made[0]
     async with serving(tmp_path) as served:
         put, release = served.service.put, served.service.release
-        results = await asyncio.gather(
-            put(sandbox(name)), put(sandbox(name, allow=["tcp:203.0.113.7:1"])), release(name),
-            put(sandbox(name)), *(put(sandbox(each)) for each in made[1:]),
-        )  # fmt: skip
-        assert [each.is_new for each in (results[0], results[1], *results[3:])] == [
-            True, False, True, True, True,
-        ]  # fmt: skip
+        calls = [
+            asyncio.create_task(put(config))
+            for config in (sandbox(name), sandbox(name, allow=["tcp:203.0.113.7:1"]))
+        ]
+        releasing = asyncio.create_task(release(name))
+        calls += [asyncio.create_task(put(sandbox(each))) for each in made]
+        await asyncio.gather(releasing, *calls)
+        assert [each.result().is_new for each in calls] == [True, False, True, True, True]
         assert {each.state for each in served.service.views()} == {"active"}
         assert len(served.service.views()) == 3
 

@@ -240,11 +240,11 @@ async def test_failed_removal_is_tried_again(
     _record(state, "gone", names / "missing")
     remove, calls = installer.remove_record, []
 
-    def fail_once(name: str, given: StateDirectory, seen: InstalledFence) -> bool:
+    def fail_once(name: str, given: StateDirectory, identity: str) -> bool:
         calls.append(name)
         if len(calls) == 1:
             raise error
-        return remove(name, given, seen)
+        return remove(name, given, identity)
 
     monkeypatch.setattr(installer, "remove_record", fail_once)
     async with _reaping(state, monkeypatch) as store:
