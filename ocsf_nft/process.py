@@ -34,6 +34,9 @@ class Container:
     image_uid: str | None = None
     image_name: str | None = None
     pod_uid: str | None = None
+    orchestrator: str | None = None
+    #: Labels, each as ``key=value``.
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

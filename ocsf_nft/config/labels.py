@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Maximum number of labels of a sandbox.
 _MOST: Final = 32
@@ -30,6 +33,11 @@ def label(key: str, value: str) -> tuple[str, str]:
             f"{_MAX_CHARACTERS} printable characters"
         )
     return key, value
+
+
+def label_texts(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Return labels as events have them: each as ``key=value``, in the order of their keys."""
+    return tuple(f"{key}={labels[key]}" for key in sorted(labels))
 
 
 def _checked(found: object) -> object:

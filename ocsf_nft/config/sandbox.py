@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from pydantic import Field, PlainSerializer, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.config.labels import Labels
+from ocsf_nft.config.labels import Labels, label_texts
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
@@ -61,6 +61,12 @@ class ContainerConfig(Table):
     """Identifier of the image."""
     image_name: _Text | None = None
     """Name of the image; needs image_uid."""
+    pod_uid: _Text | None = None
+    """UID of the Kubernetes pod of the container."""
+    orchestrator: _Text | None = None
+    """Name of the program that starts the container, such as kubernetes."""
+    labels: Labels = Field(default={})
+    """Labels of the container, at most 32, such as { team = "search" }."""
 
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:
@@ -144,7 +150,7 @@ class SandboxConfig(Table):
     """Restore a fence that another process changes; if false, only report it."""
     container: ContainerConfig | None = None
     """The container that the sandbox is."""
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     """Labels of the sandbox, at most 32, such as { team = "search" }."""
 
     @property
@@ -162,7 +168,15 @@ class SandboxConfig(Table):
     @property
     def event_container(self) -> Container | None:
         """Return the id and names of the sandbox's container; None if none is configured."""
-        return None if self.container is None else Container(**self.container.model_dump())
+        if self.container is None:
+            return None
+        found = self.container.model_dump(exclude={"labels"})
+        return Container(**found, labels=label_texts(self.container.labels))
+
+    @property
+    def event_labels(self) -> tuple[str, ...]:
+        """Return the labels of the sandbox, each as ``key=value``."""
+        return label_texts(self.labels)
 
     def given(self) -> dict[str, Any]:
         """Return the keys that were given, but for the name, with JSON values as in a file.

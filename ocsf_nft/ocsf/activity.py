@@ -21,7 +21,7 @@ from ocsf_nft.ocsf import (
     severity,
 )
 from ocsf_nft.ocsf.addresses import packed_address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, product
+from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -185,7 +185,7 @@ class Activities:
             raw_data=encodable(record.origin.raw),
             raw_data_size=derived.raw_bytes,
             unmapped=unmapped,
-            metadata=_metadata(attempt, derived, processed_ns),
+            metadata=_metadata(attempt, derived, labels_of(self._context), processed_ns),
         )
 
     def proxy(
@@ -246,7 +246,9 @@ def _flow(flow: Flow) -> dict[str, Any]:
     return {name: value for name, value in asdict(flow).items() if value is not None}
 
 
-def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> objects.Metadata:
+def _metadata(
+    attempt: Attempt, derived: Derived, labels: tuple[str, ...] | None, processed_ns: int
+) -> objects.Metadata:
     record, origin = attempt.record, attempt.record.origin
     return objects.Metadata(
         version=SCHEMA_VERSION,
@@ -262,4 +264,5 @@ def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> objects.
         correlation_uid=derived.correlation_uid,
         logged_time=record.received_ns // 1_000_000,
         processed_time=processed_ns // 1_000_000,
+        labels=labels,
     )

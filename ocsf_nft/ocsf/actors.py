@@ -172,6 +172,8 @@ def container_of(container: Container | None) -> objects.Container | None:
         runtime=shown(container.runtime),
         image=image,
         pod_uuid=None if pod is None or not is_valid_pod_uid(pod) else pod,
+        orchestrator=shown(container.orchestrator),
+        labels=tuple(map(visible, container.labels)) or None,
     ).cache_json()
 
 

@@ -99,6 +99,8 @@ class Context:
     rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
     #: None if the sandbox is not a container.
     container: Container | None = None
+    #: Labels of the sandbox, each as ``key=value``.
+    labels: tuple[str, ...] = ()
     #: Severities of the refused packets that match a rule; the first matching rule applies.
     severities: tuple[SeverityRule, ...] = ()
     #: Severity and number from which an OCSF Detection Finding reports the refused packets too.
@@ -119,6 +121,11 @@ def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
         boot_time=None if host.boot_time_ns is None else host.boot_time_ns // 1_000_000,
     )
     return device.cache_json(), (observable("device.hostname", ObservableType.HOSTNAME, hostname),)
+
+
+def labels_of(context: Context) -> tuple[str, ...] | None:
+    """Return the labels of a sandbox as safe texts; None if it has none."""
+    return tuple(map(visible, context.labels)) or None
 
 
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
@@ -149,11 +156,18 @@ def product() -> Product:
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
-def own_metadata(uid: str, now_ns: int, correlation_uid: str | None = None) -> Metadata:
+def own_metadata(
+    uid: str,
+    now_ns: int,
+    correlation_uid: str | None = None,
+    *,
+    labels: tuple[str, ...] | None = None,
+) -> Metadata:
     """Return the OCSF metadata of an event without a log record, such as a finding.
 
     ``uid`` is the unique id of the event. ``now_ns`` is the time at which the event is made, in ns
     since the epoch (UTC). ``correlation_uid`` is the id of all events about the same facts, if any.
+    ``labels`` is the result of :func:`labels_of` for the sandbox.
     """
     return Metadata(
         version=SCHEMA_VERSION,
@@ -161,6 +175,7 @@ def own_metadata(uid: str, now_ns: int, correlation_uid: str | None = None) -> M
         product=product(),
         correlation_uid=correlation_uid,
         processed_time=now_ns // 1_000_000,
+        labels=labels,
     )
 
 

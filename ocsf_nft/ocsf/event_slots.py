@@ -54,7 +54,9 @@ _RELEVANT: Final = _SPECIAL.union(DECISIVE)
 _AS_IT_IS: Final = bytes(code for code in range(0x20, 0x7F) if code not in b"\\{}")
 #: Characters of the longest path in a cache.
 _MAX_CACHED: Final = 256
-_TEXTS_OF_CONTAINER: Final = attrgetter("uid", "name", "runtime", "image_uid", "image_name")
+_TEXTS_OF_CONTAINER: Final = attrgetter(
+    "uid", "name", "runtime", "image_uid", "image_name", "orchestrator"
+)
 
 
 class Surroundings(NamedTuple):
@@ -66,6 +68,7 @@ class Surroundings(NamedTuple):
     #: Rule of a fence of ours.
     rule: RuleFacts | None
     container: Container | None
+    labels: tuple[str, ...]
     #: The end of a shape, and copied values: the same for many events.
     shape: Shape
     values: Values
@@ -77,6 +80,7 @@ class Surroundings(NamedTuple):
         proxy: Proxy | None,
         rule: RuleFacts | None,
         container: Container | None,
+        labels: tuple[str, ...],
     ) -> Self:
         """Create the surroundings, with their part of a shape and of an event's values."""
         shape = (
@@ -84,14 +88,16 @@ class Surroundings(NamedTuple):
             None if proxy is None else proxy.address.version,
             rule is not None,
             _container_shape(container),
+            len(labels),
         )
         values = (
             None if proxy is None else str(proxy.address).encode(),
             None if rule is None else printable(orjson.dumps(rule.uid))[1:-1],
             None if rule is None else printable(orjson.dumps(rule.condition))[1:-1],
             *_container_values(container),
+            *map(_text_value, labels),
         )
-        return cls(direction, proxy, rule, container, shape, values)
+        return cls(direction, proxy, rule, container, labels, shape, values)
 
 
 def shape_of(
@@ -277,7 +283,7 @@ def _container_shape(container: Container | None) -> Shape | None:
         return None
     pod = container.pod_uid
     is_valid = None if pod is None else actors.is_valid_pod_uid(pod)
-    return (*map(_text_shape, _TEXTS_OF_CONTAINER(container)), is_valid)
+    return (*map(_text_shape, _TEXTS_OF_CONTAINER(container)), is_valid, len(container.labels))
 
 
 def values_of(
@@ -372,7 +378,8 @@ def _process_values(process: Process) -> Values:
 def _container_values(container: Container | None) -> Values:
     if container is None:
         return ()
-    return tuple(map(_text_value, (*_TEXTS_OF_CONTAINER(container), container.pod_uid)))
+    texts = (*_TEXTS_OF_CONTAINER(container), container.pod_uid, *container.labels)
+    return tuple(map(_text_value, texts))
 
 
 def _text_value(text: str | None) -> bytes | None:

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
-from ocsf_nft.ocsf.context import device_of, own_metadata
+from ocsf_nft.ocsf.context import device_of, labels_of, own_metadata
 from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
     ConfigState,
@@ -194,7 +194,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         observables=(*observables, *observables_of(actor)) or None,
         unmapped=unmapped,
         metadata=own_metadata(
-            stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
+            stable_uid("fence", sandbox, before.value, after.value, time_ns, reason),
+            time_ns,
+            labels=labels_of(context),
         ),
     )
 

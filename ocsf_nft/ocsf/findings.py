@@ -13,7 +13,7 @@ from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf import attack, messages, objects, packet_outcome, protocols
 from ocsf_nft.ocsf.actors import unmapped_of, user_actor
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, own_metadata
+from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -151,6 +151,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         stable_uid("attempt", incident.identity, int(activity), incident.windows),
         processed_ns,
         event.metadata.correlation_uid,
+        labels=event.metadata.labels,
     )
     sandbox = visible(record.sandbox or "")
     title, desc = _title_and_desc(record.rule, direction, destination)
@@ -264,6 +265,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         processed_ns,
         # Network Activity events that combine flows of this user have the same uid.
         aggregation_uid(found.sandbox, found.rule, found.uid, "many"),
+        labels=labels_of(context),
     )
     return DetectionFinding(
         activity_id=activity,

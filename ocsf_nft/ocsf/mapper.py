@@ -78,6 +78,7 @@ class Mapper:
                 self._activities.proxy(attempt, direction)[0],
                 context.rules.get(record.rule) if is_ours else None,
                 context.container,
+                context.labels,
             )
             if len(self._around) >= CACHED:  # a text from a file may have any name
                 self._around.clear()

@@ -57,6 +57,7 @@ class Metadata(Model):
     )
     logged_time: Long | None = optional("time when ocsf-nft read the record")
     processed_time: Long | None = optional("time when ocsf-nft made the event")
+    labels: tuple[str, ...] | None = optional("the sandbox's labels, each as key=value")
 
 
 class FirewallRule(Model):
@@ -164,6 +165,8 @@ class Container(Model):
     runtime: str | None = optional("the container runtime")
     image: Image | None = optional("the container's image")
     pod_uuid: str | None = optional("UID of the container's Kubernetes pod")
+    orchestrator: str | None = optional("the program that has started the container")
+    labels: tuple[str, ...] | None = optional("the container's labels, each as key=value")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:

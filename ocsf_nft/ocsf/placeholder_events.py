@@ -180,6 +180,8 @@ def _container_specimen(container: Container | None) -> Container | None:
         image_uid=_text_like(container.image_uid),
         image_name=_text_like(container.image_name),
         pod_uid=pod,
+        orchestrator=_text_like(container.orchestrator),
+        labels=tuple(_text() for _ in container.labels),
     )
 
 
@@ -190,7 +192,9 @@ def _surroundings_specimen(around: Surroundings) -> Surroundings:
     if proxy is not None:
         address: Any = _PlaceholderAddress(proxy.address.version)
         proxy = Proxy(address=address, port=COPIED)
-    return Surroundings.of(around.direction, proxy, rule, _container_specimen(around.container))
+    container = _container_specimen(around.container)
+    labels = tuple(_text() for _ in around.labels)
+    return Surroundings.of(around.direction, proxy, rule, container, labels)
 
 
 class _PlaceholderAddress:
@@ -214,6 +218,7 @@ def _context(host: Host | None, around: Surroundings, record: Record, proxy_port
         uplinks=frozenset(() if uplink is None else (uplink,)),
         rules={} if around.rule is None else {record.rule: around.rule},
         container=around.container,
+        labels=around.labels,
     )
 
 

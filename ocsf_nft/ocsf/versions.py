@@ -23,6 +23,7 @@ from ocsf_nft.ocsf.events import (
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.objects import (
+    Container,
     Device,
     File,
     FindingInfo,
@@ -76,6 +77,7 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     RelatedEvent: {"type_name": "1.3.0"},
     Device: {"boot_time": "1.3.0", "boot_uid": "1.5.0"},
     Os: {"kernel_release": "1.4.0"},
+    Container: {"labels": "1.4.0"},
 }
 
 #: First version with a type of observable.

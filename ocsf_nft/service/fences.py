@@ -190,13 +190,20 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
 
 
 def context(
-    installed: InstalledFence, host: Host | None, container: Container | None = None
+    installed: InstalledFence,
+    host: Host | None,
+    container: Container | None = None,
+    labels: tuple[str, ...] = (),
 ) -> Context:
-    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules."""
+    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
+
+    ``labels`` are those of the sandbox, each as ``key=value``.
+    """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,
         container=container,
+        labels=labels,
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
@@ -221,16 +228,17 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
+    labels: tuple[str, ...] = (),
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
 
     ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
     change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
-    The other arguments are those of :func:`fence_state`.
+    ``labels`` are those of the sandbox. The other arguments are those of :func:`fence_state`.
     """
     return fence_state(
-        context(installed, host),
+        context(installed, host, labels=labels),
         sandbox=installed.spec.sandbox,
         before=before,
         after=after,
@@ -246,7 +254,10 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(
-    fence: Fence, host: Host | None, change: PolicyChange | None = None
+    fence: Fence,
+    host: Host | None,
+    change: PolicyChange | None = None,
+    labels: tuple[str, ...] = (),
 ) -> DeviceConfigStateChange:
     """Return the first event about a fence that was just installed, or found at service start.
 
@@ -264,6 +275,7 @@ def first_event(
         reason=reason,
         tampering=fence.tampering,
         change=change,
+        labels=labels,
     )
 
 
