@@ -97,7 +97,7 @@ def find_unfenced(state: StateDirectory | None = None, *, timeout_s: float = _SE
     for name in namespace_names.find_names():
         names.setdefault(name.identity, []).append(name)
     scan = namespace_processes.scan(timeout_s=timeout_s / 2)
-    candidates = sorted({*names, *scan.threads} - set(_of_host()), key=_numbers)
+    candidates = sorted({*names, *scan.threads} - set(_of_host()))
     found = (
         _inspect(_Candidate(identity, names.get(identity, ()), scan.of(identity)), state, end)
         for identity in candidates
@@ -134,10 +134,6 @@ def _of_host() -> Iterator[str]:
     yield HOST.identity()
     with contextlib.suppress(OcsfNftError):  # then the scan can't read it either
         yield of_process(1).identity()
-
-
-def _numbers(identity: str) -> tuple[int, ...]:
-    return tuple(map(int, identity.split(":")))
 
 
 def _inspect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import secrets
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from ocsf_nft import inventory, namespace_names, namespace_processes, netns, proc
-from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft import namespace_names, namespace_processes, netns, proc
+from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 from ocsf_nft.fence import nft, table_query
+from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.values import subnet
 from ocsf_nft.inventory import NamespaceProcess, UnfencedNamespace, find_unfenced
 from ocsf_nft.lab import new_namespace
 from ocsf_nft.namespace_names import find_names
@@ -27,11 +30,12 @@ from tests.kernel.processes import isolated
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
 
+_TAP = Tap(device="tap0", subnets=(subnet("10.0.0.1/24"),))
 _NAME = b"a\n\x1b[1m\xff b"
 _RENAMED = f"open('/proc/self/comm', 'wb').write({_NAME!r}); print(flush=True); input()"
 _CHILDREN = """
@@ -124,7 +128,7 @@ def test_fenced_namespaces_and_those_of_the_host_are_not_listed(
         assert gateway in identities
         assert fence not in identities
         assert netns.HOST.identity() not in identities
-        assert identities == sorted(identities, key=inventory._numbers)
+        assert identities == sorted(identities)
 
 
 @pytest.mark.parametrize("owner", ["", "fence of sandbox lab", "fence of sandbox ../lab"])
@@ -140,6 +144,16 @@ def test_table_that_another_program_made_is_no_fence_on_record(
     assert found is not None
     assert found.verdict == "unrecorded"
     assert found.reason == (f"{state.path} has no record of the fence of its table inet ocsf_nft")
+
+
+def test_fence_on_record_for_a_vm_does_not_cover_a_table_that_another_program_made(
+    installed: InstalledFence, state: StateDirectory
+) -> None:
+    spec = FenceSpec(sandbox="lab", proxies=installed.spec.proxies, tap=_TAP)
+    state.write(dataclasses.replace(installed, spec=spec))
+    found = _entry(installed.identity, state)
+    assert found is not None
+    assert found.verdict == "unrecorded"
 
 
 def test_fence_of_a_vm_does_not_enclose_the_namespace(named: Namespace) -> None:
@@ -215,6 +229,17 @@ def test_namespaces_that_were_not_checked_in_time_are_unknown(named: Namespace) 
     assert "not all threads were checked in 0 seconds" in found.gaps
 
 
+def test_processes_that_were_not_read_in_time_have_no_details(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with isolated() as process:
+        scan = namespace_processes.scan()
+        monkeypatch.setattr(namespace_processes, "scan", lambda **_: scan)
+        found = _entry(netns.of_process(process.pid).identity(), timeout_s=0)
+    assert found is not None
+    assert found.processes == (NamespaceProcess(pid=process.pid, name=None),)
+
+
 def test_namespace_that_ended_meanwhile_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with isolated() as process:
         scan = namespace_processes.scan()
@@ -238,8 +263,9 @@ def test_namespace_with_too_many_exited_processes_is_unknown(
     assert found.reason == "its processes exited while it was checked"
 
 
+@pytest.mark.parametrize("is_found", [True, False])
 def test_file_that_is_replaced_during_the_check_is_not_used(
-    mounted: Path, monkeypatch: pytest.MonkeyPatch
+    mounted: Path, monkeypatch: pytest.MonkeyPatch, is_found: bool
 ) -> None:
     """The answer may be that of another namespace, so the file of the process is used."""
     queried: list[Namespace] = []
@@ -249,7 +275,9 @@ def test_file_that_is_replaced_during_the_check_is_not_used(
         queried.append(file)
         if file.path == mounted:
             subprocess.run(["umount", mounted], check=True)
-            return "fence of sandbox lab"
+            if is_found:
+                return "fence of sandbox lab"
+            raise AbsentError("of this test")
         return comment(file, family, name)
 
     monkeypatch.setattr(table_query, "comment", unmount_and_answer)
