@@ -46,6 +46,11 @@ CONTAINER: Final = Container(
 )
 #: The same sandbox, as a container.
 CONTAINED: Final = replace(CONTEXT, container=CONTAINER)
+LABELLED: Final = replace(
+    CONTEXT,
+    labels=("team=search", 'task="%d" {x}'),
+    container=replace(CONTAINER, orchestrator="kubernetes", labels=("app=agent", "tier=\u202e")),
+)
 
 V4: Final[dict[str, Any]] = {"ip_version": 4, "source": "10.200.0.2", "destination": "203.0.113.7"}
 V6: Final[dict[str, Any]] = {"ip_version": 6, "source": "fd00:200::2", "destination": "2001:db8::7"}

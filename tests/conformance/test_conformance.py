@@ -41,6 +41,7 @@ from tests.conformance.corpus import (
     ALLOWED_RECORDS,
     ATTEMPTS,
     CONTAINED,
+    LABELLED,
     CONTEXT,
     NOW_NS,
     RECORDS,
@@ -62,7 +63,12 @@ if TYPE_CHECKING:
 
 #: The attribution methods that replace a capture.
 METHODS: tuple[Method, ...] = ("socket", "user")
-CONTEXTS = {"a host": CONTEXT, "a container": CONTAINED, "nothing": Context()}
+CONTEXTS = {
+    "a host": CONTEXT,
+    "a container": CONTAINED,
+    "labels": LABELLED,
+    "nothing": Context(),
+}
 
 
 def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:

@@ -28,6 +28,7 @@ from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
     CONTAINED,
+    LABELLED,
     CONTEXT,
     NOW_NS,
     OUT,
@@ -66,6 +67,7 @@ _SEVERITIES: Final = (
 CONTEXTS: Final = {
     "a host": CONTEXT,
     "a container": CONTAINED,
+    "labels": LABELLED,
     "nothing": Context(),
     "severities": replace(CONTEXT, severities=_SEVERITIES),
 }
@@ -310,6 +312,8 @@ def other_containers(draw: st.DrawFn, container: Container) -> Container:
         image_uid=draw(other_texts(container.image_uid)),
         image_name=draw(other_texts(container.image_name)),
         pod_uid=str(draw(st.uuids())) if has_valid_pod else pod,
+        orchestrator=draw(other_texts(container.orchestrator)),
+        labels=tuple(draw(other_texts(each)) or "" for each in container.labels),
     )
 
 
