@@ -106,9 +106,9 @@ async def test_wait_ends_when_the_bind_mount_is_replaced_by_one_with_the_same_in
         source = netns.of_process(process.pid)
         _mount(source, mounted)
         namespace = Namespace(mounted)
-        identity, before = namespace.identity(), mounted.stat()
+        identity, before = namespace.identity(), _created_ns(mounted)
         async with _waiting(watch.wait_until_ended(namespace, identity)):
-            while mounted.stat().st_ctime_ns == before.st_ctime_ns:  # up to a clock tick
+            while _created_ns(mounted) == before:  # up to a clock tick
                 _unmount(mounted)
                 _mount(source, mounted)
             assert namespace.has_identity(identity)
@@ -281,7 +281,8 @@ async def test_end_of_the_context_cancels_the_waits(name: str) -> None:
     assert open_descriptors() == before
     assert asyncio.all_tasks() == {asyncio.current_task()}
     async with NamespaceWatch() as watch:  # with the same descriptors
-        await _until_checked(watch)
+        async with _waiting(watch.wait_until_present(netns.named(name))):
+            ip("netns", "add", name)
 
 
 async def test_watch_without_a_free_descriptor_is_an_unsupported_error() -> None:
@@ -405,6 +406,10 @@ def _count_checks(monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
 
     monkeypatch.setattr(namespace_watch, function, count)
     return checks
+
+
+def _created_ns(path: Path) -> int:
+    return path.stat().st_ctime_ns
 
 
 def _mount(namespace: Namespace, path: Path) -> None:
