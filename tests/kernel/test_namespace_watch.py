@@ -280,9 +280,11 @@ async def test_end_of_the_context_cancels_the_waits(name: str) -> None:
     assert wait.cancelled()
     assert open_descriptors() == before
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    async with NamespaceWatch() as watch:  # with the same descriptors
-        async with _waiting(watch.wait_until_present(netns.named(name))):
-            ip("netns", "add", name)
+    async with (
+        NamespaceWatch() as another,  # with the same descriptors
+        _waiting(another.wait_until_present(netns.named(name))),
+    ):
+        ip("netns", "add", name)
 
 
 async def test_watch_without_a_free_descriptor_is_an_unsupported_error() -> None:
