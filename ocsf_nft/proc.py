@@ -99,6 +99,18 @@ def is_initial() -> bool:
         return False
 
 
+def shows_all(root: int) -> bool:
+    """Return True if /proc belongs to our pid namespace and shows all processes in it.
+
+    ``root`` is a descriptor of /proc.
+    """
+    try:
+        os.stat("1", dir_fd=root)  # not visible with the mount option hidepid
+        return os.readlink("self", dir_fd=root) == str(os.getpid())
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
     """Open a directory such as /proc/PID, yield its descriptor, and close it at the end."""

@@ -322,3 +322,12 @@ print(proc.is_initial())
         ["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
+    with proc.opened(str(tmp_path)) as directory:
+        assert not proc.shows_all(directory)
+        (tmp_path / "self").symlink_to(str(os.getpid()))
+        assert not proc.shows_all(directory)
+        (tmp_path / "1").mkdir()
+        assert proc.shows_all(directory)

@@ -89,7 +89,7 @@ class _Search:
         #: A dead child of these processes may have had their socket.
         self._parents_of_dead: set[int] = set()
         self._unreadable: list[int] = []
-        self._missed = None if _shows_all(root) else "not every process is visible"
+        self._missed = None if proc.shows_all(root) else "not every process is visible"
 
     def search_all(self, namespace: str) -> None:
         with os.scandir(self._root) as entries:
@@ -323,15 +323,3 @@ def _share_files(pid: int, tid: int) -> bool:
     if _KCMP is None:
         return False
     return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
-
-
-def _shows_all(root: int) -> bool:
-    """Return True if /proc belongs to our pid namespace and shows all processes in it.
-
-    ``root`` is a descriptor of /proc.
-    """
-    try:
-        os.stat("1", dir_fd=root)  # not visible with the mount option hidepid
-        return os.readlink("self", dir_fd=root) == str(os.getpid())
-    except OSError:
-        return False

@@ -405,15 +405,6 @@ def test_process_with_the_id_2_descends_from_the_first(monkeypatch: pytest.Monke
     os.close(search._root)
 
 
-def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
-    with proc.opened(str(tmp_path)) as directory:
-        assert not socket_holders._shows_all(directory)
-        (tmp_path / "self").symlink_to(str(os.getpid()))
-        assert not socket_holders._shows_all(directory)
-        (tmp_path / "1").mkdir()
-        assert socket_holders._shows_all(directory)
-
-
 def test_descriptor_that_was_closed_counts_as_inherited(tmp_path: Path) -> None:
     (tmp_path / "fdinfo").mkdir()
     (tmp_path / "fdinfo" / "3").write_text("pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n")

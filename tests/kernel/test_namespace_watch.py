@@ -23,6 +23,7 @@ from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch
 from ocsf_nft.netns import Namespace
 from tests.descriptors import no_more_descriptors, open_descriptors
+from tests.kernel.processes import isolated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -88,7 +89,7 @@ async def test_wait_ends_when_the_name_is_created_again(watch: NamespaceWatch, n
 async def test_wait_ends_when_the_bind_mount_is_removed(
     watch: NamespaceWatch, mounted: Path
 ) -> None:
-    with _process() as process:
+    with isolated() as process:
         _mount(netns.of_process(process.pid), mounted)
         namespace = Namespace(mounted)
         async with _waiting(watch.wait_until_ended(namespace, namespace.identity())):
@@ -102,7 +103,7 @@ async def test_wait_ends_when_the_bind_mount_is_replaced_by_one_with_the_same_in
 
     Here both mounts are of one namespace, because no test can choose the number of a new one.
     """
-    with _process() as process:
+    with isolated() as process:
         source = netns.of_process(process.pid)
         _mount(source, mounted)
         namespace = Namespace(mounted)
@@ -122,7 +123,7 @@ async def test_wait_for_another_identity_ends_at_once(watch: NamespaceWatch, nam
 
 
 async def test_wait_ends_when_the_process_exits(watch: NamespaceWatch, tmp_path: Path) -> None:
-    with _process() as process:
+    with isolated() as process:
         direct = netns.of_process(process.pid)
         (tmp_path / "link").symlink_to(f"/proc/{process.pid}/ns/net")
         link = Namespace(tmp_path / "link")
@@ -135,7 +136,7 @@ async def test_wait_ends_when_the_process_exits(watch: NamespaceWatch, tmp_path:
 
 
 async def test_process_that_has_ended_is_found_at_once(watch: NamespaceWatch) -> None:
-    with _process() as process:
+    with isolated() as process:
         namespace = netns.of_process(process.pid)
         identity = namespace.identity()
     await asyncio.wait_for(watch.wait_until_ended(namespace, identity), _LIMIT_SECONDS)
@@ -147,7 +148,7 @@ async def test_wait_ends_when_the_process_enters_another_namespace(
     """The kernel gives no notice of it, so a check at the next interval finds it."""
     program = "import ctypes, sys; print(flush=True); sys.stdin.readline()"
     program += "; ctypes.CDLL(None).unshare(0x40000000); sys.stdin.read()"
-    with _process(sys.executable, "-I", "-c", program) as process:
+    with isolated(sys.executable, "-I", "-c", program) as process:
         namespace = netns.of_process(process.pid)
         ended = frequent_watch.wait_until_ended(namespace, namespace.identity())
         async with _waiting(ended):
@@ -159,7 +160,7 @@ async def test_wait_ends_when_the_process_enters_another_namespace(
 async def test_process_is_watched_without_a_free_descriptor(
     frequent_watch: NamespaceWatch,
 ) -> None:
-    with _process() as process:
+    with isolated() as process:
         namespace = netns.of_process(process.pid)
         ended = frequent_watch.wait_until_ended(namespace, namespace.identity())
         with no_more_descriptors():
@@ -174,11 +175,11 @@ async def test_wait_continues_if_the_pid_is_that_of_a_process_in_another_pid_nam
     watch: NamespaceWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the exit of the process with this number here means nothing."""
-    with _process() as ended:
+    with isolated() as ended:
         opened = os.pidfd_open(ended.pid)
     monkeypatch.setattr(os, "pidfd_open", lambda _: opened)
     checks = _count_checks(monkeypatch, "_file_version")
-    with _process() as process:
+    with isolated() as process:
         namespace = netns.of_process(process.pid)
         wait = asyncio.create_task(watch.wait_until_ended(namespace, namespace.identity()))
         await _until_checked(watch)
@@ -217,7 +218,7 @@ async def test_other_files_are_no_network_namespaces(
     os.mkfifo(pipe)
     monkeypatch.setattr(os, "open", record)
     for_pipe = asyncio.create_task(watch.wait_until_present(Namespace(pipe)))
-    with _process() as process:
+    with isolated() as process:
         inside = netns.of_process(process.pid)
         other_kind = Namespace(Path(f"/proc/{process.pid}/ns/uts"))
         async with _waiting(watch.wait_until_present(Namespace(mounted))) as wait:
@@ -246,7 +247,7 @@ async def test_link_that_appears_is_found_at_the_next_interval(
 async def test_cancelled_and_ended_waits_free_what_they_have(
     watch: NamespaceWatch, name: str
 ) -> None:
-    with _process() as process:
+    with isolated() as process:
         namespace = netns.of_process(process.pid)
         identity = namespace.identity()
         before = open_descriptors(collect=True)
@@ -420,19 +421,3 @@ def _mount(namespace: Namespace, path: Path) -> None:
 
 def _unmount(path: Path) -> None:
     subprocess.run(["umount", path], check=True)
-
-
-@contextlib.contextmanager
-def _process(*program: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process in a new network namespace, which runs until its standard input ends.
-
-    ``program`` must write a line when it has begun.
-    """
-    with subprocess.Popen(
-        ["unshare", "--net", *(program or ("/bin/sh", "-c", "echo; exec cat"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
