@@ -2,7 +2,7 @@
 
 A thread may be in another namespace than its process. The other threads are checked after all
 processes, those of the processes with the fewest threads first. So a process with very many threads
-can't hide another process.
+can't hide another process. Other threads of this process do not count: they monitor sandboxes.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def scan(*, timeout_s: float = _SECONDS) -> ProcessScan:
         search.gaps.append(f"not all threads were checked in {timeout_s:g} seconds")
     except OSError as error:
         raise UnsupportedError(f"/proc can't be read: {reason_of(error)}") from error
-    if search.forbidden:
+    if count := len(search.forbidden):
         search.gaps.append(
-            f"the namespaces of {len(search.forbidden)} processes can't be read: "
+            f"the namespace of {count} process{'' if count == 1 else 'es'} can't be read: "
             "run as root or with CAP_SYS_PTRACE"
         )
     return ProcessScan(threads=search.threads, gaps=tuple(search.gaps))
@@ -106,7 +106,8 @@ class _Search:
         pids = _numbers(_PROC)
         for pid in pids:
             self._check(pid, pid)
-        for _, pid in sorted((count, pid) for pid in pids if (count := _thread_count(pid)) > 1):
+        counts = ((_thread_count(pid), pid) for pid in pids if pid != os.getpid())
+        for _, pid in sorted(each for each in counts if each[0] > 1):
             self._check_threads(pid)
 
     def _check_threads(self, pid: int) -> None:

@@ -126,6 +126,8 @@ def test_invisible_processes_are_a_gap(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert scan().gaps == ("not every process is visible in /proc",)
     (tmp_path / "77").mkdir()  # a process that has exited since the listing
     assert scan().threads == {}
+    monkeypatch.setattr(namespace_processes, "_thread_count", lambda _: 2)  # or since the count
+    assert scan().threads == {}
     monkeypatch.setattr(namespace_processes, "_PROC", tmp_path / "missing")
     with pytest.raises(UnsupportedError, match="/proc can't be read: No such file"):
         scan()
