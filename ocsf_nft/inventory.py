@@ -113,10 +113,9 @@ class _Candidate(NamedTuple):
     threads: Mapping[int, int]
 
     def files(self) -> Iterator[Namespace]:
-        """Yield the files through which the namespace can be entered."""
+        """Yield the files of the namespace; some may have been replaced or covered."""
         for name in self.names:
-            if not name.is_hidden:
-                yield Namespace(name.path)
+            yield Namespace(name.path)
         for pid, thread in self.threads.items():
             yield Namespace(namespace_processes.thread_file(pid, thread))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -304,6 +305,22 @@ def test_mount_with_a_strange_name_is_found(mounted: Path) -> None:
         subprocess.run(["mount", "--bind", str(namespace), mounted], check=True)
         found = [each for each in find_names() if each.identity == namespace.identity()]
     assert found == [(mounted, Namespace(mounted).identity(), False)]
+
+
+def test_each_name_is_found_once(named: Namespace, mounted: Path) -> None:
+    for _ in range(2):
+        subprocess.run(["mount", "--bind", str(named), mounted], check=True)
+    found = [each.path for each in find_names() if each.identity == named.identity()]
+    assert sorted(found) == sorted([Path(str(named)), mounted])
+
+
+def test_unreadable_mounts_are_an_unsupported_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnsupportedError, match="mounts can't be read: Permission denied"):
+        find_unfenced()
 
 
 def test_links_to_network_namespaces_are_names(
