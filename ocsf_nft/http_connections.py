@@ -93,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._has_begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start aiohttp's handler, or refuse the connection."""
         self._transport = cast("asyncio.Transport", transport)
         handler = self._connections.handler()
         if handler is None:
@@ -136,20 +137,25 @@ class Connection(asyncio.Protocol):
     # aiohttp's handler does the rest.
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End aiohttp's handler."""
         self._stop_timeout()
         self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Pass data to aiohttp."""
         self._has_begun = True
         self._handler.data_received(data)
 
     def eof_received(self) -> bool | None:
+        """Pass the end of the data to aiohttp."""
         return self._handler.eof_received()
 
     def pause_writing(self) -> None:
+        """Stop aiohttp from writing."""
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
+        """Let aiohttp write again."""
         self._handler.resume_writing()
 
 

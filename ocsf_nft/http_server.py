@@ -37,9 +37,7 @@ LIMITS: Final = Limits(connections=32, client_seconds=5.0)
 
 
 @contextlib.asynccontextmanager
-async def serve(
-    service: Service, at: Endpoint, limits: Limits = LIMITS
-) -> AsyncIterator[None]:
+async def serve(service: Service, at: Endpoint, limits: Limits = LIMITS) -> AsyncIterator[None]:
     """Serve metrics and health until the ``async with`` body ends.
 
     ``at`` is the address of the server. Raises UsageError if the address can't be used.

@@ -142,7 +142,11 @@ async def test_many_connections_never_take_many_descriptors(port: int) -> None:
     finally:
         process.kill()
         await process.communicate()
-    assert before + http_server.LIMITS.connections <= most < before + http_server.LIMITS.connections + 10
+    assert (
+        before + http_server.LIMITS.connections
+        <= most
+        < before + http_server.LIMITS.connections + 10
+    )
 
 
 def _descriptors() -> int:

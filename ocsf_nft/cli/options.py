@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ocsf_nft.errors import AbsentError, UsageError
-from ocsf_nft.quoted import quoted
+from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -169,22 +167,6 @@ def input_file(path: str) -> BufferedReader:
         return Path(path).open("rb")
     except OSError as error:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
-
-
-def time_us(option: str, text: str, alternative: str = "") -> int:
-    """Convert the time that an option has (ISO 8601, local by default) to µs since the epoch.
-
-    ``option`` and ``alternative``, another form that the option takes, are for the error's text.
-    Raises UsageError if ``text`` is no time.
-    """
-    try:
-        time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00"
-            f"{alternative}"
-        ) from error
-    return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:

@@ -144,7 +144,7 @@ class SandboxConfig(Table):
     """Restore a fence that another process changes; if false, only report it."""
     container: ContainerConfig | None = None
     """The container that the sandbox is."""
-    labels: Labels = {}
+    labels: Labels = Field(default_factory=dict)
     """Labels of the sandbox, at most 32, such as { team = "search" }."""
 
     @property
