@@ -12,7 +12,6 @@ from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.problem_types import MalformedError
 from ocsf_nft.control.sandboxes import ModeName, Origin, State
 from ocsf_nft.errors import UsageError
-from ocsf_nft.fence import values
 from ocsf_nft.service.status_rows import rows
 from ocsf_nft.utc_text import utc_text
 
@@ -202,9 +201,8 @@ def sandbox_of(name: str, body: bytes) -> SandboxConfig:
     """Return the sandbox that the body of a PUT request configures.
 
     The default of ``install`` is true. Raises MalformedError if the body is no JSON object,
-    UsageError if the name, a key or a value is wrong.
+    UsageError if a key or a value is wrong.
     """
-    values.sandbox_name(name)
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -20,6 +20,7 @@ CONTENT_TYPE: Final = "application/problem+json"
 _OWN_HEADERS: Final = ("Allow",)
 #: Sentences about errors that aiohttp finds.
 _DETAILS: Final[dict[int, str]] = {
+    400: "the request is no valid HTTP/1.1, or a header has more than 8 KiB: correct it",
     404: "there is nothing at this path: GET /v1/openapi.json lists the paths",
     405: "this path has no such method: the header Allow lists its methods",
     408: "the request did not arrive in time: send it at once",
@@ -29,6 +30,10 @@ _DETAILS: Final[dict[int, str]] = {
     500: "the service failed to answer: its log has the cause; please report it as a bug",
     503: "too many clients are connected: close some, or try again later",
 }
+
+
+#: Maximum number of characters of a sentence, which may quote a wrong value.
+_MOST_CHARACTERS: Final = 800
 
 
 class Problem(BaseModel):
@@ -88,4 +93,6 @@ def raw(status: int) -> bytes:
 def _encoded(document: Problem) -> bytes:
     # A sentence may quote a name that is not valid UTF-8.
     text = document.detail.encode("utf-8", "backslashreplace").decode()
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[:_MOST_CHARACTERS]}…"
     return document.model_copy(update={"detail": text}).model_dump_json().encode() + b"\n"

@@ -49,6 +49,7 @@ MAX_BODY_BYTES: Final = 64 << 10
 _LINGER_SECONDS: Final = 2.0
 #: Time for the answers to finish when the service stops.
 _SHUTDOWN_SECONDS: Final = 1.0
+_MAX_NAME_SHOWN: Final = 100
 _SANDBOX: Final = "/v1/sandboxes/{name}"
 
 
@@ -76,8 +77,8 @@ async def serve(engine: Engine, at: SocketFile, limits: Limits = LIMITS) -> Asyn
         try:
             yield
         finally:
-            at.close()
-            server.close()
+            at.remove()
+            server.close()  # the socket too
     finally:
         await runner.cleanup()
         await api.calls.finish()
@@ -121,7 +122,7 @@ class _Api:
 
     async def _show(self, request: web.Request) -> web.Response:
         parameters(request)
-        name = values.sandbox_name(request.match_info["name"])
+        name = _name(request)
         self._engine.sandboxes.view(name)  # quick to refuse a name that is unknown
         statuses = await self._engine.sandboxes.statuses()
         status = next((each for each in statuses if each.sandbox == name), None)
@@ -131,18 +132,19 @@ class _Api:
     async def _put(self, request: web.Request) -> web.Response:
         parameters(request)
         caller = _caller(request)
-        requested = models.sandbox_of(request.match_info["name"], await self._body(request))
+        name = _name(request)
+        requested = models.sandbox_of(name, await self._body(request))
         done = await self.calls.run(self._engine.sandboxes.put(requested, caller))
-        view = models.view_of(self._engine.sandboxes.view(requested.name))
+        view = models.view_of(self._engine.sandboxes.view(name))
         answer = _json(models.PutAnswer(changes=list(done.changes), sandbox=view))
         if done.is_new:
             answer.set_status(201)
-            answer.headers["Location"] = f"/v1/sandboxes/{requested.name}"
+            answer.headers["Location"] = f"/v1/sandboxes/{name}"
         return answer
 
     async def _release(self, request: web.Request) -> web.Response:
         parameters(request)
-        name = values.sandbox_name(request.match_info["name"])
+        name = _name(request)
         caller = _caller(request)
         status = await self.calls.run(self._engine.sandboxes.release(name, caller))
         return _json(models.final_status(status))
@@ -218,6 +220,11 @@ async def _errors_as_problems(
         return await handler(request)
     except OcsfNftError as error:
         return problems.of_error(error)
+
+
+def _name(request: web.Request) -> str:
+    # A name that is too long is not shown in full.
+    return values.sandbox_name(request.match_info["name"][:_MAX_NAME_SHOWN])
 
 
 def _caller(request: web.Request) -> Caller | None:

@@ -73,14 +73,14 @@ class SocketFile:
         traceback: TracebackType | None,
     ) -> None:
         """Close the socket and remove its file."""
-        self.close()
+        self.remove()
+        self.socket.close()
 
-    def close(self) -> None:
-        """Close the socket, and remove its file unless another service has replaced it."""
+    def remove(self) -> None:
+        """Remove the socket's file, unless another service has replaced it or it is removed."""
         with contextlib.suppress(OSError):
             if _identity(self.path) == self._identity:
                 self.path.unlink()
-        self.socket.close()
 
     def _gid(self) -> int | None:
         if not isinstance(self._group, str):
