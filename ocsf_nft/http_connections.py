@@ -38,11 +38,11 @@ class Refusals(NamedTuple):
     late: bytes = b""
 
 
-def lengthen_queue(server: asyncio.Server) -> None:
-    """Let the kernel queue :data:`BACKLOG` connections, after asyncio gave it a small number."""
+def lengthen_queue(server: asyncio.Server, connections: int = BACKLOG) -> None:
+    """Let the kernel queue so many connections, after asyncio gave it a small number."""
     for listener in server.sockets:
         with listener.dup() as same:
-            same.listen(BACKLOG)
+            same.listen(connections)
 
 
 class Connections:

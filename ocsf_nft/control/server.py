@@ -21,6 +21,7 @@ from ocsf_nft.control.openapi import openapi
 from ocsf_nft.control.peer import caller_of
 from ocsf_nft.control.query import parameters
 from ocsf_nft.control.shielded_calls import ShieldedCalls
+from ocsf_nft.control.socket_file import QUEUED
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import values
 from ocsf_nft.http_connections import (
@@ -73,7 +74,7 @@ async def serve(engine: Engine, at: SocketFile, limits: Limits = LIMITS) -> Asyn
         server = await asyncio.get_running_loop().create_unix_server(
             partial(Connection, connections), sock=at.socket, backlog=ACCEPTED_AT_ONCE
         )
-        lengthen_queue(server)
+        lengthen_queue(server, QUEUED)
         try:
             yield
         finally:
@@ -197,7 +198,8 @@ class _Handler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        super().handle_error(request, status, exc, message)  # writes it to the log
+        if not isinstance(exc, ConnectionError):  # the client has left: nothing to log or answer
+            super().handle_error(request, status, exc, message)  # writes it to the log
         answer = problems.problem(status)
         answer.force_close()
         return answer

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import UnsupportedError, UsageError
-from ocsf_nft.http_connections import BACKLOG
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+#: Connections that wait to be accepted; the kernel's own limit is net.core.somaxconn. With a full
+#: queue, clients that do not block fail (connect(2), EAGAIN), so it is longer than that of TCP.
+QUEUED: Final = 4096
 #: Time for a service to accept a connection; the kernel does that for it unless its queue is full.
 _PROBE_SECONDS: Final = 1.0
 #: Attempts to replace a stale socket while other services do the same.
@@ -99,7 +101,7 @@ class SocketFile:
             if gid is not None:
                 os.chown(path, -1, gid)
             path.chmod(self._mode)
-            made.listen(BACKLOG)
+            made.listen(QUEUED)
             made.setblocking(False)
         except BaseException:
             made.close()
@@ -137,7 +139,7 @@ class SocketFile:
             probe.settimeout(_PROBE_SECONDS)
             try:
                 probe.connect(str(path))
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 pass  # its queue is full
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED:
