@@ -20,6 +20,7 @@ from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typ
 import typer
 
 from ocsf_nft.cli import output
+from ocsf_nft.cli.change_sandboxes import add, change, release
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert
@@ -27,6 +28,7 @@ from ocsf_nft.cli.demo import demo
 from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
+from ocsf_nft.cli.list_sandboxes import list_all, show
 from ocsf_nft.cli.run import run
 from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
@@ -94,10 +96,13 @@ def _options(
     logs.to_stderr(context.obj)
 
 
-for command in (
-    install, verify, remove, run, status, events, tail, convert, validate, explain, config, check,
-    demo,
-):  # fmt: skip
+for command in (install, verify, remove, run):
+    app.command()(command)
+for name, command in {
+    "add": add, "set": change, "release": release, "list": list_all, "show": show,
+}.items():  # fmt: skip
+    app.command(name)(command)
+for command in (status, events, tail, convert, validate, explain, config, check, demo):
     app.command()(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it

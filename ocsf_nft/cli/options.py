@@ -27,6 +27,8 @@ DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 #: commands outside the unit would use another directory.
 STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
+DEFAULT_CONTROL: Final = Path("/run/ocsf-nft/control.sock")
+CONTROL_VARIABLE: Final = "OCSF_NFT_CONTROL"
 
 
 def config_option(text: str) -> Any:
@@ -40,8 +42,25 @@ def _netns_option(default: str) -> Any:
     return typer.Option("--netns", help=text, metavar="NAME|PATH")
 
 
+SandboxName = Annotated[
+    str, typer.Argument(help="The sandbox's name.", metavar="NAME", show_default=False)
+]
+Control = Annotated[
+    Path,
+    typer.Option(
+        "--control",
+        help="The control socket of the service.",
+        metavar="PATH",
+        envvar=CONTROL_VARIABLE,
+        readable=False,
+    ),
+]
+AnswerAsJson = Annotated[
+    bool, typer.Option("--json", help="Write the answer of the service to standard output.")
+]
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
 Netns = Annotated[str | None, _netns_option("the current one")]
+ServiceNetns = Annotated[str | None, _netns_option("that of the service")]
 RecordedNetns = Annotated[str | None, _netns_option("the one in which the fence was installed")]
 Pid = Annotated[
     int | None, typer.Option("--pid", help="A process in the network namespace.", metavar="PID")

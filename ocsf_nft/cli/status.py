@@ -87,14 +87,11 @@ def status(
 
 
 def _write_json(found: Sequence[Status]) -> None:
-    import json
-
     from ocsf_nft.service.status_rows import rows
 
     for status in found:
         for row in rows(status):
-            # A process in the namespace can write numbers that orjson does not accept.
-            output.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            output.write_json_of_any_size(row)
 
 
 def _show(found: Sequence[Status]) -> None:
