@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typer is imported
 
@@ -35,6 +35,9 @@ from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.quoted import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _print_version(is_requested: bool) -> None:
@@ -96,14 +99,28 @@ def _options(
     logs.to_stderr(context.obj)
 
 
-for command in (install, verify, remove, run):
-    app.command()(command)
-for name, command in {
-    "add": add, "set": change, "release": release, "list": list_all, "show": show,
-}.items():  # fmt: skip
+_COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "install": install,
+    "verify": verify,
+    "remove": remove,
+    "run": run,
+    "add": add,
+    "set": change,
+    "release": release,
+    "list": list_all,
+    "show": show,
+    "status": status,
+    "events": events,
+    "tail": tail,
+    "convert": convert,
+    "validate": validate,
+    "explain": explain,
+    "config": config,
+    "check": check,
+    "demo": demo,
+}
+for name, command in _COMMANDS.items():
     app.command(name)(command)
-for command in (status, events, tail, convert, validate, explain, config, check, demo):
-    app.command()(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 _SYSTEM_FAILED: Final = 3

@@ -149,14 +149,15 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
     labels = _labels(label)
     if not changed and not labels and not unset:
         raise UsageError("nothing would change: give --proxy, --allow, --label or another option")
+    if unset:
+        _require_known(unset)
     before = call(control, "GET", sandbox_target(name))["policy"]
     after = {key: value for key, value in before.items() if key not in unset} | changed
     if labels:
         after["labels"] = after.get("labels", {}) | labels
     if dry_run:
-        _show_difference(name, before, after, unset)
+        _show_difference(name, before, after)
         return
-    _require_known(unset)
     _report(call(control, "PUT", sandbox_target(name), after), as_json=as_json)
 
 
@@ -219,13 +220,10 @@ def _require_known(keys: Sequence[str]) -> None:
             raise UsageError(f"--unset {quoted(key)}: there is no such key: try {near[0]}")
 
 
-def _show_difference(
-    name: str, before: Mapping[str, Any], after: Mapping[str, Any], unset: Sequence[str]
-) -> None:
+def _show_difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     from ocsf_nft.config.policy_changes import policy_changes
     from ocsf_nft.ocsf.safe_text import visible
 
-    _require_known(unset)
     present, future = (options.one_sandbox(name=name, **each) for each in (before, after))
     changes = policy_changes(present, future)
     for each in changes:

@@ -35,7 +35,7 @@ def list_all(
 
     Needs no capability, but permission to connect to the service's socket: root or its group.
 
-    Example: ocsf-nft list --json | jq 'select(.labels.team == "search")'
+    Example: ocsf-nft list --json | jq 'select(.policy.labels.team == "search")'
     """
     from ocsf_nft.cli.table import write_table
     from ocsf_nft.control.http_call import call
@@ -55,7 +55,7 @@ def show(
     control: options.Control = options.DEFAULT_CONTROL,
     as_json: options.AnswerAsJson = False,
 ) -> None:
-    """Show a sandbox of a running service: its state, its policy and its packet counts.
+    """Show a sandbox: its state, its policy and its packet counts.
 
     `ocsf-nft status --help` explains the counts.
 
@@ -90,6 +90,10 @@ def _row(view: Mapping[str, Any]) -> list[str]:
         view["name"], view["state"], view["mode"], view["origin"], view["since"],
         _namespace(policy), labels,
     ]  # fmt: skip
+
+
+def _counts(row: Mapping[str, Any]) -> list[str]:
+    return [row["rule"], *(f"{row[each]:,}" for each in _COUNTS)]
 
 
 def _namespace(policy: Mapping[str, Any]) -> str:

@@ -16,10 +16,13 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
 
     A key that was not given has its default. The order of a list is no difference.
     """
-    old, new = (each.model_dump(mode="json", exclude={"name"}) for each in (before, after))
+    old, new = (
+        each.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+        for each in (before, after)
+    )
     return tuple(
-        f"{key}: {change}" for key in new if old[key] != new[key]
-        for change in _changes(old[key], new[key])
+        f"{key}: {change}" for key in type(after).model_fields if old.get(key) != new.get(key)
+        for change in _changes(old.get(key), new.get(key))
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ class SinkState(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What the control API serves: the sandboxes and events of a service, its health, its reload.
+    """Parts of a service for the control API: its sandboxes, events, health and reload.
 
     ``reload`` reads the configuration file again and applies it; it may raise an OcsfNftError.
     """

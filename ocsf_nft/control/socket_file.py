@@ -1,4 +1,4 @@
-"""Unix socket of the control API, as a file that no other user can open for a moment.
+"""Unix socket of the control API, as a file that other users can never open.
 
 The functions block, but not for long.
 """
@@ -53,7 +53,7 @@ class SocketFile:
         gid = self._gid()
         try:
             self.path.parent.mkdir(mode=0o755, exist_ok=True)
-            # Nobody else can enter the temporary directory: the socket gets its mode and group
+            # No other user can enter the temporary directory: the socket gets its mode and group
             # there, and only then its path.
             with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".") as folder:
                 self.socket = self._listening(Path(folder) / "s", gid)

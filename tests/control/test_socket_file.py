@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 #: A user and a group that own nothing.
-_NOBODY = 65534
+_OVERFLOW_ID = 65534
 
 
 def _mode(path: Path) -> int:
@@ -39,8 +39,8 @@ def open_folder(folder: Path) -> Path:
 
 def test_socket_has_its_mode_and_group_and_is_removed(folder: Path) -> None:
     path = folder / "run" / "control.sock"
-    with SocketFile(path, 0o640, _NOBODY):
-        assert (_mode(path), path.stat().st_gid) == (0o640, _NOBODY)
+    with SocketFile(path, 0o640, _OVERFLOW_ID):
+        assert (_mode(path), path.stat().st_gid) == (0o640, _OVERFLOW_ID)
         assert _mode(path.parent) == 0o755
         assert list(path.parent.iterdir()) == [path]
     assert list(path.parent.iterdir()) == []
@@ -214,17 +214,17 @@ async def test_kernel_refuses_users_outside_the_socket_s_group(open_folder: Path
     import asyncio  # noqa: PLC0415 - for this test only
 
     async with serving(open_folder / "c") as served:
-        other = _as_other_user(served.path, _NOBODY, _NOBODY)
+        other = _as_other_user(served.path, _OVERFLOW_ID, _OVERFLOW_ID)
         await asyncio.to_thread(other.communicate)
         assert other.returncode == 13
         assert served.sandboxes.calls == []
-        os.chown(served.path, -1, _NOBODY)
-        member = _as_other_user(served.path, 4711, _NOBODY)
+        os.chown(served.path, -1, _OVERFLOW_ID)
+        member = _as_other_user(served.path, 4711, _OVERFLOW_ID)
         status, pid = (await asyncio.to_thread(member.communicate))[0].split()
         assert status == "201"
         ((_, _, caller),) = served.sandboxes.calls
         assert caller is not None
-        assert (caller.uid, caller.gid, str(caller.pid)) == (4711, _NOBODY, pid)
+        assert (caller.uid, caller.gid, str(caller.pid)) == (4711, _OVERFLOW_ID, pid)
         assert (await ask(served.path, "GET", "/v1/sandboxes/a")).status == 200
 
 
