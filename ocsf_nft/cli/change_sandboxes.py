@@ -91,20 +91,11 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
     name: options.SandboxName,
     proxy: options.Proxies = [],  # noqa: B006 - typer copies it
     allow: options.Exceptions = [],  # noqa: B006 - the same
-    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
     permissive: Annotated[
         bool | None,
         typer.Option(
             "--permissive/--enforcing",
             help="Report packets that would be refused and allow them, or refuse them.",
-            show_default=False,
-        ),
-    ] = None,
-    exclusive: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclusive/--no-exclusive",
-            help="Whether no other process can change the tables.",
             show_default=False,
         ),
     ] = None,
@@ -126,9 +117,11 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Change the policy of a sandbox that a running service watches.
 
-    Only the given keys change. --proxy, --allow and --proxy-uid replace the whole list. --label
-    adds a label, or changes its value. The fence is replaced in one transaction: no packet gets out
-    that both policies refuse, and the packet counts continue.
+    Only the given keys change. --proxy and --allow replace the whole list. --label adds a label, or
+    changes its value. To change another key, release the sandbox and add it again.
+
+    The fence is replaced in one transaction: no packet gets out that both policies refuse, and the
+    packet counts continue.
 
     Exit 1: the fence is active, but the kernel can't log refused packets. 2: there is no such
     sandbox, it is in the configuration file, a value is wrong, or no service listens. 3: the system
@@ -142,10 +135,10 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
 
     if dry_run and as_json:
         raise UsageError("--dry-run and --json can't be combined: give one of them")
-    lists = {"proxy": proxy, "allow": allow, "proxy_uid": proxy_uid}
-    flags = {"permissive": permissive, "exclusive": exclusive}
-    changed: dict[str, Any] = {key: value for key, value in lists.items() if value}
-    changed |= {key: value for key, value in flags.items() if value is not None}
+    changed: dict[str, Any] = {"proxy": proxy, "allow": allow}
+    changed = {key: value for key, value in changed.items() if value}
+    if permissive is not None:
+        changed["permissive"] = permissive
     labels = _labels(label)
     if not changed and not labels and not unset:
         raise UsageError("nothing would change: give --proxy, --allow, --label or another option")
@@ -221,8 +214,8 @@ def _require_known(keys: Sequence[str]) -> None:
 
 
 def _show_difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    from ocsf_nft.config.policy_changes import policy_changes
     from ocsf_nft.ocsf.safe_text import visible
+    from ocsf_nft.service.policy_changes import policy_changes
 
     present, future = (options.one_sandbox(name=name, **each) for each in (before, after))
     changes = policy_changes(present, future)

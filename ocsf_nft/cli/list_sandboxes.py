@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -13,7 +14,7 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_HEADINGS: Final = ("sandbox", "state", "mode", "from", "since", "namespace", "labels")
+_HEADINGS: Final = ("sandbox", "state", "mode", "from", "added", "namespace", "labels")
 _COUNTS: Final = (
     "refused", "allowed", "reported", "aggregated", "pending", "dropped", "counter_mismatch",
 )  # fmt: skip
@@ -22,8 +23,25 @@ _COUNTS: Final = (
 def list_all(
     control: options.Control = options.DEFAULT_CONTROL,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object a sandbox to standard output.")
+        bool, typer.Option("--json", help="Write one JSON object a line to standard output.")
     ] = False,
+    unfenced: Annotated[
+        bool,
+        typer.Option(
+            "--unfenced", help="List the host's network namespaces that no fence encloses instead."
+        ),
+    ] = False,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--state-dir",
+            help="With --unfenced: directory with the state of the installed fences. Default: the "
+            f"environment variable {options.STATE_DIR_VARIABLE}, else "
+            f"{options.DEFAULT_STATE_DIR}.",
+            metavar="DIR",
+            readable=False,
+        ),
+    ] = None,
 ) -> None:
     """List the sandboxes of a running service.
 
@@ -31,15 +49,29 @@ def list_all(
     changed the fence), "absent" (the fence was removed), "waiting" (its namespace does not exist
     yet) and "failed". "From" is the configuration file, or "api" (`ocsf-nft add`).
 
+    --unfenced finds network namespaces on its own, without a service: those of `ip netns` and of
+    processes, with the processes and containers in them. "Unrecorded" is a fence that the state
+    directory does not know: a process in the namespace may have made it. "Unknown" are namespaces
+    that can't be checked. The host's own namespace is not listed.
+
     Exit 2: no service listens.
 
     Needs no capability, but permission to connect to the service's socket: root or its group.
+    --unfenced needs CAP_NET_ADMIN and CAP_SYS_ADMIN over the namespaces, and CAP_SYS_PTRACE.
 
     Example: ocsf-nft list --json | jq 'select(.policy.labels.team == "search")'
     """
     from ocsf_nft.cli.table import write_table
     from ocsf_nft.control.http_call import call
+    from ocsf_nft.errors import UsageError
 
+    if unfenced:
+        from ocsf_nft.cli.list_unfenced import list_unfenced
+
+        list_unfenced(options.state_directory(state_dir), as_json=as_json)
+        return
+    if state_dir is not None:
+        raise UsageError("--state-dir is for --unfenced: give --unfenced as well")
     found = call(control, "GET", "/v1/sandboxes")["sandboxes"]
     if as_json:
         for each in found:
@@ -104,7 +136,7 @@ def _namespace(policy: Mapping[str, Any]) -> str:
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"sandbox {found['name']}: {found['state']}, {found['mode']}, since {found['since']} "
+        f"sandbox {found['name']}: {found['state']}, {found['mode']}, added {found['since']} "
         f"(from: {found['origin']})"
     )
     if found["fault"] is not None:

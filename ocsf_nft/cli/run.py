@@ -209,8 +209,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             _until_signal(
                 lambda stop: _watch(
                     Service(requested, stop=stop, must_exist=config is None),
-                    config, stop, log_settings, control,
-                )  # fmt: skip
+                    config,
+                    stop,
+                    log_settings,
+                    control,
+                )
             )
         )
     # A missing reader must not prevent the end of a run that received a signal to stop.

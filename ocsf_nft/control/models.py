@@ -43,7 +43,7 @@ class SandboxView(Answer):
     fault: str | None
     """Cause of the state, as one sentence; null if there is none."""
     since: str
-    """Time since which the sandbox is in this state (RFC 3339)."""
+    """Time when the sandbox was added (RFC 3339)."""
     policy: dict[str, Any]
     """Keys of the policy as they were given, without defaults."""
 

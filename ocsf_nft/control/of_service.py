@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ocsf_nft.control.event_log import EventLog
 from ocsf_nft.control.sandboxes import Engine
@@ -11,7 +11,6 @@ from ocsf_nft.service import health
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ocsf_nft.control.sandboxes import Sandboxes
     from ocsf_nft.service.run import Service
 
 
@@ -19,7 +18,7 @@ def engine_of(service: Service, reload: Callable[[], Awaitable[None]]) -> Engine
     """Return the engine that serves the sandboxes and events of a running service."""
     database = service.store.database
     return Engine(
-        sandboxes=cast("Sandboxes", service),
+        sandboxes=service,
         events=EventLog(database.path, lambda: database.end),
         faults=lambda: health.all_faults(service),
         sinks=lambda: service.delivery.sinks,

@@ -54,7 +54,7 @@ class View(Protocol):
 
     @property
     def since_ns(self) -> int:
-        """Return the time since which the state lasts, in ns since the epoch."""
+        """Return the time when the sandbox was added, in ns since the epoch."""
         ...
 
 

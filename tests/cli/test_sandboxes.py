@@ -125,11 +125,10 @@ async def test_dry_run_shows_the_difference_and_changes_nothing(commands: Comman
         "set", "a", "--dry-run", "--allow", "tcp:10.0.0.7:5432", "--permissive", "--label", "k=w",
         "--label", "new=1", "--proxy", "10.0.0.1:3128",
     ) == (
-        "allow: removed udp:10.0.0.53:53\n"
         "allow: added tcp:10.0.0.7:5432\n"
-        "permissive: changed from false to true\n"
-        "labels: changed k from v to w\n"
-        "labels: added new = 1\n"
+        "allow: removed udp:10.0.0.53:53\n"
+        'labels: {"k":"v"} → {"k":"w","new":"1"}\n'
+        "permissive: none → true\n"
     )  # fmt: skip
     assert await commands.shown("set", "a", "--dry-run", "--enforcing") == (
         "sandbox a: nothing would change\n"
@@ -166,12 +165,12 @@ async def test_list_and_show_are_tables(commands: Commands) -> None:
     await commands.shown("add", "a", "--netns", "agent", *PROXY, "--label", "team=search")
     await commands.shown("add", "long-name", "--pid", "7", *PROXY)
     assert await commands.written("list") == (
-        "sandbox    state   mode       from  since                     namespace     labels\n"
+        "sandbox    state   mode       from  added                     namespace     labels\n"
         "a          active  enforcing  api   2023-11-14T22:13:20.123Z  agent         team=search\n"
         "long-name  active  enforcing  api   2023-11-14T22:13:20.123Z  of process 7\n"
     )
     assert (await commands.written("show", "a")).splitlines() == [
-        "sandbox a: active, enforcing, since 2023-11-14T22:13:20.123Z (from: api)",
+        "sandbox a: active, enforcing, added 2023-11-14T22:13:20.123Z (from: api)",
         "  netns: agent",
         "  proxy: 10.0.0.1:3128",
         "  labels: team = search",

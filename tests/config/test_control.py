@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from ocsf_nft import config
 from ocsf_nft.config import SandboxConfig
-from ocsf_nft.config.policy_changes import policy_changes
 from ocsf_nft.errors import UsageError
+from ocsf_nft.privileges import Capability
+from ocsf_nft.service.startup import capabilities
 
 SOCKET = "/run/ocsf-nft/control.sock"
 POLICY: dict[str, Any] = {
@@ -63,6 +64,14 @@ def test_wrong_socket_is_one_sentence(given: dict[str, Any], sentence: str) -> N
     assert sentence in str(refused.value)
 
 
+def test_control_needs_the_privileges_of_any_sandbox() -> None:
+    assert capabilities(config.parse({"control": SOCKET}, where="test")) == set(Capability)
+    by_user = {"control": SOCKET, "attribution": {"method": "user"}}
+    assert capabilities(config.parse(by_user, where="test")) == {
+        Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.SYS_PTRACE, Capability.SYSLOG,
+    }  # fmt: skip
+
+
 def test_given_keys_make_the_same_sandbox_again() -> None:
     made = SandboxConfig.model_validate({"name": "a"} | POLICY)
     assert made.given() == POLICY
@@ -98,34 +107,3 @@ def test_no_text_or_number_becomes_a_boolean_or_an_integer() -> None:
     for key, value in {"pid": "1", "group": 1.0, "permissive": "yes", "install": 1}.items():
         with pytest.raises(ValidationError):
             SandboxConfig.model_validate({"name": "a", key: value})
-
-
-def test_changes_of_a_policy_are_named() -> None:
-    def changes(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
-        return policy_changes(*(SandboxConfig(name="a", **each) for each in (old, new)))
-
-    assert changes(POLICY, POLICY) == ()
-    assert (
-        changes({"proxy": ["10.0.0.1:1", "10.0.0.2:1"]}, {"proxy": ["10.0.0.2:1", "10.0.0.1:1"]})
-        == ()
-    )
-    assert changes({}, {"group": 4001, "labels": {}, "permissive": False}) == ()
-    assert changes(
-        {"allow": ["tcp:10.0.0.1:1"], "netns": "x", "permissive": True, "proxy_uid": [1]},
-        {"allow": ["udp:10.0.0.1:1"], "labels": {"a": "b"}, "pid": 1, "proxy_uid": [2]},
-    ) == (
-        "netns: removed x",
-        "pid: added 1",
-        "allow: removed tcp:10.0.0.1:1",
-        "allow: added udp:10.0.0.1:1",
-        "proxy_uid: removed 1",
-        "proxy_uid: added 2",
-        "permissive: changed from true to false",
-        "labels: added a = b",
-    )
-    container = {"container": {"name": "c", "runtime": "r"}}
-    assert changes(container, {"container": {"name": "d", "uid": "1"}}) == (
-        "container: changed name from c to d", "container: removed runtime = r",
-        "container: added uid = 1",
-    )  # fmt: skip
-    assert changes(container, {}) == ('container: removed {"name": "c", "runtime": "r"}',)

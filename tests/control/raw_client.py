@@ -72,7 +72,9 @@ class RawClient:
             pairs = (line.partition(": ") for line in lines)
             headers = {name.lower(): value for name, _, value in pairs}
             size = headers.get("content-length")
-            body = await (self.reader.read() if size is None else self.reader.readexactly(int(size)))
+            body = await (
+                self.reader.read() if size is None else self.reader.readexactly(int(size))
+            )
         return Answer(int(first.split()[1]), headers, body)
 
     async def ask(self, method: str, target: str, body: bytes | None = None) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -35,6 +36,7 @@ POLICY: dict[str, Any] = {
     "container": {"name": "c"},
 }
 BODY = orjson.dumps(POLICY)
+_PROGRAM = str(Path("/proc/self/exe").readlink())
 
 
 def _validator(schema: str) -> Draft202012Validator:
@@ -86,7 +88,7 @@ async def test_kernel_s_credentials_of_the_caller_reach_the_engine(served: Serve
         assert name == "a", what
         assert caller is not None
         assert caller[:3] == (os.getuid(), os.getgid(), os.getpid())
-        assert caller.program == os.readlink("/proc/self/exe")
+        assert caller.program == _PROGRAM
     assert [what for what, *_ in served.sandboxes.calls] == ["put", "release"]
 
 
