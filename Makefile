@@ -98,9 +98,10 @@ docs: .venv/ready  ## Build the documentation as a site in build/docs.
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
 	@echo "open build/docs/index.html"
 
-reference: .venv/ready  ## Write the generated pages of docs/reference again: events, sinks, cli.
+reference: .venv/ready  ## Write the generated files of docs/reference again.
 	$(BIN)/python -m tests.docs.field_guide docs/reference/events.md
 	$(BIN)/python -m tests.docs.sinks_page docs/reference/sinks.md
+	$(BIN)/python -m tests.docs.openapi_file docs/reference/control-api.openapi.json
 	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
 	    --output docs/reference/cli.md
 

@@ -20,6 +20,7 @@ from ocsf_nft import http_server
 from ocsf_nft.cli import logs
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.values import Endpoint
+from ocsf_nft.http_connections import Connection, Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,16 +39,23 @@ WELL: Any = SimpleNamespace(
 
 
 @pytest.fixture
-async def port() -> AsyncIterator[int]:
-    with socket.create_server((ADDRESS, 0)) as server:
-        number = int(server.getsockname()[1])
-    async with http_server.serve(WELL, Endpoint("tcp", ipaddress.ip_address(ADDRESS), number)):
-        yield number
+def limits() -> Limits:
+    return http_server.LIMITS
 
 
 @pytest.fixture
-def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_CLIENT_SECONDS", SHORT_SECONDS)
+async def port(limits: Limits) -> AsyncIterator[int]:
+    with socket.create_server((ADDRESS, 0)) as server:
+        number = int(server.getsockname()[1])
+    at = Endpoint("tcp", ipaddress.ip_address(ADDRESS), number)
+    async with http_server.serve(WELL, at, limits):
+        yield number
+
+
+#: A test with this mark has a server that allows clients little time.
+short_timeouts = pytest.mark.parametrize(
+    "limits", [http_server.LIMITS._replace(client_seconds=SHORT_SECONDS)]
+)
 
 
 class Client:
@@ -102,14 +110,14 @@ async def test_client_beyond_the_maximum_replaces_the_one_idle_for_longest(
 ) -> None:
     async with clients(port, 1) as (left_before,):
         assert await left_before.ask() == "well\n"
-    async with clients(port, http_server._MOST) as held:
+    async with clients(port, http_server.LIMITS.connections) as held:
         assert await held[0].ask() == "well\n"
         async with clients(port, 2) as beyond:
             assert [await each.ask() for each in beyond] == ["well\n"] * 2
             for ended in held[1:3]:
-                assert await ended.open_seconds() < http_server._CLIENT_SECONDS / 2
+                assert await ended.open_seconds() < http_server.LIMITS.client_seconds / 2
             left = [await each.ask() for each in (held[0], *held[3:])]
-        assert left == ["well\n"] * (http_server._MOST - 2)
+        assert left == ["well\n"] * (http_server.LIMITS.connections - 2)
 
 
 async def test_many_connections_never_take_many_descriptors(port: int) -> None:
@@ -134,14 +142,18 @@ async def test_many_connections_never_take_many_descriptors(port: int) -> None:
     finally:
         process.kill()
         await process.communicate()
-    assert before + http_server._MOST <= most < before + http_server._MOST + 10
+    assert (
+        before + http_server.LIMITS.connections
+        <= most
+        < before + http_server.LIMITS.connections + 10
+    )
 
 
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - quick
 
 
-@pytest.mark.usefixtures("_short_timeouts")
+@short_timeouts
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: te"])
 async def test_client_that_sends_an_incomplete_request_is_closed(port: int, begun: bytes) -> None:
     async with clients(port, 1) as (client,):
@@ -149,7 +161,7 @@ async def test_client_that_sends_an_incomplete_request_is_closed(port: int, begu
         assert SHORT_SECONDS / 2 < await client.open_seconds() < SHORT_SECONDS * 5
 
 
-@pytest.mark.usefixtures("_short_timeouts")
+@short_timeouts
 async def test_client_that_sends_a_request_too_slowly_is_closed(port: int) -> None:
     async with clients(port, 1) as (client,):
 
@@ -165,7 +177,7 @@ async def test_client_that_sends_a_request_too_slowly_is_closed(port: int) -> No
             dripping.cancel()
 
 
-@pytest.mark.usefixtures("_short_timeouts")
+@short_timeouts
 async def test_client_with_several_requests_is_answered_and_closed_when_idle(port: int) -> None:
     async with clients(port, 1) as (client,):
         begun = time.monotonic()
@@ -175,7 +187,7 @@ async def test_client_with_several_requests_is_answered_and_closed_when_idle(por
         assert await client.open_seconds() < SHORT_SECONDS * 5
 
 
-@pytest.mark.usefixtures("_short_timeouts")
+@pytest.mark.parametrize("limits", [Limits(connections=2, client_seconds=SHORT_SECONDS)])
 async def test_client_that_does_not_read_the_answer_holds_no_slot(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +195,6 @@ async def test_client_that_does_not_read_the_answer_holds_no_slot(
         return b"x" * (16 << 20)
 
     monkeypatch.setattr(http_server, "exposition_of", much)
-    monkeypatch.setattr(http_server, "_MOST", 2)
     async with clients(port, 2) as idle:
         for each in idle:
             each.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -191,7 +202,7 @@ async def test_client_that_does_not_read_the_answer_holds_no_slot(
         await wait_for_a_free_slot(port)
 
 
-@pytest.mark.usefixtures("_short_timeouts")
+@short_timeouts
 async def test_client_is_not_closed_while_its_answer_is_made(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +226,7 @@ async def test_client_that_closes_holds_its_slot_until_the_answer_is_made(
         return b""
 
     monkeypatch.setattr(http_server, "exposition_of", made)
-    async with clients(port, http_server._MOST) as askers:
+    async with clients(port, http_server.LIMITS.connections) as askers:
         for each in askers:
             each.writer.write(ASK.replace(b"healthz", b"metrics"))
         async with asyncio.timeout(20):
@@ -255,8 +266,8 @@ async def test_stop_does_not_wait_for_clients() -> None:
             (idle,) = await stack.enter_async_context(clients(at.port, 1))
             assert await idle.ask() == "well\n"
             begun = time.monotonic()
-        assert await idle.open_seconds() < http_server._CLIENT_SECONDS / 2
-        assert time.monotonic() - begun < http_server._CLIENT_SECONDS / 2
+        assert await idle.open_seconds() < http_server.LIMITS.client_seconds / 2
+        assert time.monotonic() - begun < http_server.LIMITS.client_seconds / 2
 
 
 async def test_status_codes_of_answers_show_the_health(
@@ -294,7 +305,7 @@ def test_connection_that_was_closing_from_the_start_is_closed_without_an_error()
     closed: list[Exception | None] = []
     handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=closed.append)
     connections: Any = SimpleNamespace(handler=lambda: handler, waiting_for_client={})
-    connection = http_server._Connection(connections)
+    connection = Connection(connections)
     closing: Any = SimpleNamespace(is_closing=lambda: True)
     connection.connection_made(closing)
     connection.connection_lost(None)

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typer is imported
 
@@ -20,6 +20,7 @@ from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typ
 import typer
 
 from ocsf_nft.cli import output
+from ocsf_nft.cli.change_sandboxes import add, change, release
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert
@@ -27,12 +28,16 @@ from ocsf_nft.cli.demo import demo
 from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
+from ocsf_nft.cli.list_sandboxes import list_all, show
 from ocsf_nft.cli.run import run
 from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.quoted import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _print_version(is_requested: bool) -> None:
@@ -94,11 +99,28 @@ def _options(
     logs.to_stderr(context.obj)
 
 
-for command in (
-    install, verify, remove, run, status, events, tail, convert, validate, explain, config, check,
-    demo,
-):  # fmt: skip
-    app.command()(command)
+_COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "install": install,
+    "verify": verify,
+    "remove": remove,
+    "run": run,
+    "add": add,
+    "set": change,
+    "release": release,
+    "list": list_all,
+    "show": show,
+    "status": status,
+    "events": events,
+    "tail": tail,
+    "convert": convert,
+    "validate": validate,
+    "explain": explain,
+    "config": config,
+    "check": check,
+    "demo": demo,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 _SYSTEM_FAILED: Final = 3

@@ -82,6 +82,9 @@ def _show(found: Config) -> None:
         output.show(f"sink {sink.called}: OCSF {sink.ocsf_version}")
     if found.listen is not None:
         output.show(f"metrics and health: http://{found.listen}/metrics, /healthz, /readyz")
+    if found.control is not None:
+        group = "" if found.control_group is None else f", group {found.control_group}"
+        output.show(f"control API: {found.control}, mode {found.control_mode:04o}{group}")
 
 
 async def _connect(sinks: tuple[Outlet, ...]) -> bool:

@@ -16,6 +16,7 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.time_text import time_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,7 +84,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
 
     paths = paths or ["-"]
     written, version = writer(form), full_version(ocsf_version)
-    boot_ns = None if boot is None else options.time_us("--boot", boot) * 1000
+    boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
     mapper = Mapper(context)
     tally = replay.LineTally()

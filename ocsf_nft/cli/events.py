@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import re
 import signal
 import time
 from itertools import islice
 from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.quoted import quoted
+from ocsf_nft.time_text import since_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ocsf_nft.state.archive import Archive
 
 _PAUSE_SECONDS: Final = 0.2
-_AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def events(  # noqa: PLR0913, PLR0917 - each is an option
@@ -267,29 +265,16 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     uid: str | None,
 ) -> Callable[[bytes], bool]:
     """Return a function that takes an event's JSON line, and returns True if all filters match."""
-    import orjson
+    from ocsf_nft.ocsf.event_filter import EventFilter, severity_id
 
-    from ocsf_nft.ocsf.oneline import sandbox_or_host
-
-    classes = frozenset(map(_class_uid, kinds))
-    least = None if severity is None else _severity(severity)
-    from_ms = None if since is None else _time_ms("--since", since)
-    to_ms = None if until is None else _time_ms("--until", until)
-    if (sandbox, classes, least, from_ms, to_ms, uid) == (None, frozenset(), *[None] * 4):
-        return lambda _: True
-
-    def is_selected(line: bytes) -> bool:
-        event: dict[str, Any] = orjson.loads(line)
-        return (
-            (sandbox is None or sandbox_or_host(event) == sandbox)
-            and (not classes or event["class_uid"] in classes)
-            and (least is None or event["severity_id"] >= least)
-            and (from_ms is None or event["time"] >= from_ms)
-            and (to_ms is None or event["time"] < to_ms)
-            and (uid is None or event["metadata"]["uid"] == uid)
-        )
-
-    return is_selected
+    return EventFilter(
+        sandbox=sandbox,
+        classes=frozenset(map(_class_uid, kinds)),
+        min_severity=None if severity is None else severity_id("--severity", severity),
+        from_ms=None if since is None else since_ms("--since", since),
+        until_ms=None if until is None else since_ms("--until", until),
+        uid=uid,
+    )
 
 
 def _class_uid(name: str) -> int:
@@ -299,25 +284,6 @@ def _class_uid(name: str) -> int:
     if name not in known:
         raise UsageError(f"--class {quoted(name)} is not known: give one of {', '.join(known)}")
     return known[name]
-
-
-def _severity(name: str) -> int:
-    from ocsf_nft.ocsf.enums import Severity
-
-    known = {"informational", "low", "medium", "high", "critical"}
-    if name.lower() not in known:
-        raise UsageError(
-            f"--severity {quoted(name)} is unknown: give one of {', '.join(sorted(known))}"
-        )
-    return int(Severity[name.upper()])
-
-
-def _time_ms(option: str, text: str) -> int:
-    """Convert a time, or an age such as ``12h`` (12 hours ago), to ms since the epoch."""
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return int((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)
-    return options.time_us(option, text, ", or 12h") // 1000
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:

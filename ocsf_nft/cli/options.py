@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ocsf_nft.errors import AbsentError, UsageError
-from ocsf_nft.quoted import quoted
+from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -29,6 +27,8 @@ DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 #: commands outside the unit would use another directory.
 STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
+DEFAULT_CONTROL: Final = Path("/run/ocsf-nft/control.sock")
+CONTROL_VARIABLE: Final = "OCSF_NFT_CONTROL"
 
 
 def config_option(text: str) -> Any:
@@ -42,8 +42,25 @@ def _netns_option(default: str) -> Any:
     return typer.Option("--netns", help=text, metavar="NAME|PATH")
 
 
+SandboxName = Annotated[
+    str, typer.Argument(help="The sandbox's name.", metavar="NAME", show_default=False)
+]
+Control = Annotated[
+    Path,
+    typer.Option(
+        "--control",
+        help="The control socket of the service.",
+        metavar="PATH",
+        envvar=CONTROL_VARIABLE,
+        readable=False,
+    ),
+]
+AnswerAsJson = Annotated[
+    bool, typer.Option("--json", help="Write the answer of the service to standard output.")
+]
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
 Netns = Annotated[str | None, _netns_option("the current one")]
+ServiceNetns = Annotated[str | None, _netns_option("that of the service")]
 RecordedNetns = Annotated[str | None, _netns_option("the one in which the fence was installed")]
 Pid = Annotated[
     int | None, typer.Option("--pid", help="A process in the network namespace.", metavar="PID")
@@ -169,22 +186,6 @@ def input_file(path: str) -> BufferedReader:
         return Path(path).open("rb")
     except OSError as error:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
-
-
-def time_us(option: str, text: str, alternative: str = "") -> int:
-    """Convert the time that an option has (ISO 8601, local by default) to µs since the epoch.
-
-    ``option`` and ``alternative``, another form that the option takes, are for the error's text.
-    Raises UsageError if ``text`` is no time.
-    """
-    try:
-        time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00"
-            f"{alternative}"
-        ) from error
-    return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:

@@ -105,6 +105,16 @@ def write_json(found: object) -> None:
     write(orjson.dumps(found) + b"\n")
 
 
+def write_json_of_any_size(found: object) -> None:
+    """Write an object as one line of JSON, also with numbers of more than 64 bits.
+
+    A process in a namespace can make such numbers. Raises the same errors as :func:`write`.
+    """
+    import json  # noqa: PLC0415 - most commands start without it
+
+    write(json.dumps(found, separators=(",", ":")).encode() + b"\n")
+
+
 def show(text: str) -> None:
     """Write text for people to standard error; escape control characters in the text."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)

@@ -20,14 +20,16 @@ import typer
 from ocsf_nft import sd_notify
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import rejected, show, write_stderr_at_once
-from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
+from ocsf_nft.cli.reload import Reload, reload_on_hangup
+from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from ocsf_nft.cli.logs import LogSettings
     from ocsf_nft.config import Config
+    from ocsf_nft.control.socket_file import SocketFile
     from ocsf_nft.fence.values import Endpoint
     from ocsf_nft.service.pipeline import Counts
     from ocsf_nft.service.run import Service
@@ -112,7 +114,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     """Watch fenced sandboxes and report each bypass attempt.
 
     The file of --config can also have the key host_log. Then log records of this host's other
-    firewalls become events too.
+    firewalls become events too. With the key control, the run has a control socket: `ocsf-nft add`,
+    `set` and `release` add, change and release sandboxes while it runs.
 
     If another process changes or flushes the fence, the run restores it at once, and an event
     reports that. After 10 restores in a minute, the run pauses restoring for a minute, and reports
@@ -193,23 +196,26 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     if config is not None:
         # With --config this signal means a reload. It is ignored until the run is ready.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if any(each.self_heal for each in requested.sandbox):
+    if requested.control is not None or any(each.self_heal for each in requested.sandbox):
         privileges.raise_priority()
     malloc_trim.use_one_heap()
     privileges.raise_descriptor_limit()
-    privileges.keep_only(startup.capabilities(requested))
-
-    counts = asyncio.run(
-        _until_signal(
-            lambda stop: _watch(
-                # A service with a file waits for the sandboxes in it.
-                Service(requested, stop=stop, must_exist=config is None),
-                config,
-                stop,
-                log_settings,
+    # Before capabilities are dropped: the socket's group may be any, and a client that is early
+    # waits until the service is ready.
+    with _control_socket(requested) as control:
+        privileges.keep_only(startup.capabilities(requested))
+        # A service with a file waits for the sandboxes in it.
+        counts = asyncio.run(
+            _until_signal(
+                lambda stop: _watch(
+                    Service(requested, stop=stop, must_exist=config is None),
+                    config,
+                    stop,
+                    log_settings,
+                    control,
+                )
             )
         )
-    )
     # A missing reader must not prevent the end of a run that received a signal to stop.
     _report_end(counts, log_settings, lambda text: write_stderr_at_once(f"{text}\n".encode()))
     if counts.given_up:
@@ -220,7 +226,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
 
 async def _watch(
-    service: Service, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
+    service: Service,
+    path: Path | None,
+    stop: asyncio.Event,
+    log_settings: LogSettings,
+    control: SocketFile | None,
 ) -> Counts:
     from ocsf_nft.service import health
 
@@ -233,7 +243,10 @@ async def _watch(
             await stack.enter_async_context(_serving(running, requested.listen))
         tasks = [group.create_task(sd_notify.keep_alive(lambda: not health.stuck(running)))]
         if path is not None:
-            tasks.append(group.create_task(_reload_on_hangup(running, path)))
+            reload = Reload(running, path)
+            tasks.append(group.create_task(reload_on_hangup(reload)))
+            if control is not None:
+                await stack.enter_async_context(_serving_control(running, control, reload))
         _settle()
         _report_ready(requested, log_settings)
         sd_notify.notify(READY="1", STATUS=_watching(requested))
@@ -266,7 +279,30 @@ def _watching(requested: Config) -> str:
     watched = [each.name for each in requested.sandbox]
     if requested.host_log is not None:
         watched.append(f"logs of other firewalls ({requested.host_log})")
+    if requested.control is not None:
+        watched.append(f"sandboxes that are added at {requested.control}")
     return f"watching {', '.join(watched)}"
+
+
+def _control_socket(requested: Config) -> AbstractContextManager[SocketFile | None]:
+    if requested.control is None:
+        return contextlib.nullcontext()
+    try:
+        from ocsf_nft.control import server  # noqa: F401 - a missing library is found early
+    except ImportError as error:
+        raise UnsupportedError("control needs the extra ocsf-nft[http]: install it") from error
+    from ocsf_nft.control.socket_file import SocketFile
+
+    return SocketFile(requested.control, requested.control_mode, requested.control_group)
+
+
+def _serving_control(
+    running: Service, control: SocketFile, reload: Reload
+) -> AbstractAsyncContextManager[None]:
+    from ocsf_nft.control.of_service import engine_of
+    from ocsf_nft.control.server import serve
+
+    return serve(engine_of(running, reload), control)
 
 
 def _serving(running: Service, at: Endpoint) -> AbstractAsyncContextManager[None]:
@@ -275,32 +311,6 @@ def _serving(running: Service, at: Endpoint) -> AbstractAsyncContextManager[None
     except ImportError as error:
         raise UnsupportedError("listen needs the extra ocsf-nft[http]: install it") from error
     return serve(running, at)
-
-
-async def _reload_on_hangup(running: Service, path: Path) -> None:
-    hung_up = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    # Not by asyncio, which sets the default action when it removes a handler: a signal at that time
-    # would end the run. asyncio's handlers for other signals wake the loop for this one too.
-    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(hung_up.set))
-    signal.siginterrupt(signal.SIGHUP, False)  # as asyncio does
-    try:
-        while True:
-            await hung_up.wait()
-            hung_up.clear()
-            sd_notify.notify_reloading()
-            try:
-                await running.reload(await asyncio.to_thread(options.configuration, path))
-            except OcsfNftError as error:
-                # The run continues with the configuration that was read last.
-                _log.error("not reloaded", reason=str(error))
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    return  # the run is stopping meanwhile
-            else:
-                _log.warning("reloaded", path=str(path))
-            sd_notify.notify(READY="1")
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:

@@ -87,19 +87,11 @@ def status(
 
 
 def _write_json(found: Sequence[Status]) -> None:
-    import dataclasses
-    import json
+    from ocsf_nft.service.status_rows import rows
 
     for status in found:
-        for balance in status.balances:
-            line = dataclasses.asdict(balance) | {
-                "fence": status.mode,
-                "counter_mismatch": balance.counter_mismatch,
-                "is_watched": status.is_watched,
-                "verdict": status.verdict,
-            }
-            # A process in the namespace can write numbers that orjson does not accept.
-            output.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        for row in rows(status):
+            output.write_json_of_any_size(row)
 
 
 def _show(found: Sequence[Status]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ValidationError
 
@@ -61,8 +61,8 @@ class Config(Table):
     ``host_log`` is the source of the log records of this host's other firewalls. If it is None,
     these records are not read. ``listen`` is the address and port at which `ocsf-nft run` serves
     its metrics and its health. If it is None, they are not served. ``control`` is the path of the
-    Unix socket at which it serves the control API. If it is None, that is not served. The first ``[[severity]]`` table
-    that matches refused packets sets the severity of these packets.
+    Unix socket at which it serves the control API. If it is None, that is not served. The first
+    ``[[severity]]`` table that matches refused packets sets the severity of these packets.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -153,7 +153,8 @@ def load(path: Path) -> Config:
 def read(path: Path) -> Config:
     """Read a configuration file, check its content, and return the configuration.
 
-    Unlike :func:`load`, this function also accepts a file with nothing to watch. Raises AbsentError if the file can't be read, UsageError if the content is wrong.
+    Unlike :func:`load`, this function also accepts a file with nothing to watch. Raises
+    AbsentError if the file can't be read, UsageError if the content is wrong.
     """
     try:
         with path.open("rb") as file:

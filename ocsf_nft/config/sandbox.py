@@ -65,7 +65,7 @@ class ContainerConfig(Table):
     """UID of the Kubernetes pod of the container."""
     orchestrator: _Text | None = None
     """Name of the program that starts the container, such as kubernetes."""
-    labels: Labels = Field(default={})
+    labels: Labels = Field(default_factory=dict)
     """Labels of the container, at most 32, such as { team = "search" }."""
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class SandboxConfig(Table):
     """Restore a fence that another process changes; if false, only report it."""
     container: ContainerConfig | None = None
     """The container that the sandbox is."""
-    labels: Labels = Field(default={})
+    labels: Labels = Field(default_factory=dict)
     """Labels of the sandbox, at most 32, such as { team = "search" }."""
 
     @property

@@ -19,6 +19,10 @@ _ATTRIBUTION_CAPABILITIES: Final = {
     "socket": {Capability.SYS_PTRACE},
     "user": set[Capability](),
 }
+#: Capabilities for a sandbox in any namespace, with any log transport.
+_CONTROL_CAPABILITIES: Final = frozenset(
+    (Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.SYS_PTRACE, Capability.SYSLOG)
+)
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
@@ -29,9 +33,9 @@ def capabilities(config: Config) -> frozenset[Capability]:
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
-    if config.control is not None:  # any sandbox may be added
-        needed |= {Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.SYS_PTRACE}
-        needed |= {Capability.SYSLOG} | _ATTRIBUTION_CAPABILITIES[config.attribution.method]
+    if config.control is not None:  # for any sandbox that is added later
+        needed |= _ATTRIBUTION_CAPABILITIES[config.attribution.method]
+        needed |= _CONTROL_CAPABILITIES
     if config.host_log == "kmsg":
         needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     for sandbox in config.sandbox:

@@ -105,6 +105,29 @@ class Archive:
         with self._database.transaction() as connection:
             return read_events(connection, beyond, until, events=events, size=size)
 
+    def last_before(self, stored_ms: int) -> int:
+        """Return the number of the last event that was stored before ``stored_ms``, or 0.
+
+        ``stored_ms`` is in ms since the epoch. An event that is no longer stored may be returned.
+        """
+        bounds = self._query(
+            "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
+        )
+        if not bounds or bounds[0][0] is None:
+            return 0
+        # Numbers have gaps, and times of storage ascend with them.
+        first, last = bounds[0]
+        while first <= last:
+            middle = (first + last) // 2
+            (found,) = self._query(
+                "SELECT stored_ms FROM event WHERE number >= ? ORDER BY number LIMIT 1", middle
+            )[:1] or [(stored_ms,)]
+            if found[0] < stored_ms:
+                first = middle + 1
+            else:
+                last = middle - 1
+        return int(last)
+
     def count_beyond(self, number: int) -> int:
         """Return the number of stored events with numbers above ``number``."""
         rows = self._query("SELECT COUNT(*) FROM event WHERE number > ?", number)

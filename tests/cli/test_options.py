@@ -37,6 +37,7 @@ def test_numbers_of_the_command_line_have_their_defaults() -> None:
         if isinstance(option.default, int | float) and not isinstance(option.default, bool)
     }
     assert numbers == {
+        ("add", "group"): 4001,
         ("check", "gateway_port"): 3128,
         ("events", "lines"): 20,
         ("install", "group"): 4001,

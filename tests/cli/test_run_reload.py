@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.cli import options
+from ocsf_nft.cli.reload import Reload, reload_on_hangup
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.shielded import run_shielded
 
@@ -34,6 +34,10 @@ class Failing:
         raise DeliveryError("a sink can't be opened")
 
 
+def _service(made: Any) -> Any:
+    return made
+
+
 @pytest.fixture(autouse=True)
 def own_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGHUP)
@@ -44,7 +48,6 @@ def own_handler() -> Iterator[None]:
 async def test_hangup_never_has_its_default_action_which_ends_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = import_module("ocsf_nft.cli.run")
     actions: list[object] = []
     set_action = signal.signal
 
@@ -55,7 +58,7 @@ async def test_hangup_never_has_its_default_action_which_ends_a_run(
 
     set_action(signal.SIGHUP, signal.SIG_IGN)
     monkeypatch.setattr(signal, "signal", set_and_note)
-    reloading = asyncio.create_task(command._reload_on_hangup(Failing(), Path("x")))
+    reloading = asyncio.create_task(reload_on_hangup(Reload(_service(Failing()), Path("x"))))
     await asyncio.sleep(0)
     assert callable(signal.getsignal(signal.SIGHUP))
     reloading.cancel()
@@ -68,9 +71,8 @@ async def test_failing_reload_during_a_stop_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(options, "configuration", lambda _: None)
-    command = import_module("ocsf_nft.cli.run")  # in the package, the name is the command
     failing = Failing()
-    reloading = asyncio.create_task(command._reload_on_hangup(failing, Path("x")))
+    reloading = asyncio.create_task(reload_on_hangup(Reload(_service(failing), Path("x"))))
     await asyncio.sleep(0)
     for _ in range(2):
         failing.begun.clear()

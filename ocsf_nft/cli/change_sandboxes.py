@@ -1,0 +1,239 @@
+"""Commands ``add``, ``set`` and ``release``: change the sandboxes of a running service."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ocsf_nft.cli import options, output
+from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Labels = Annotated[
+    list[str],
+    typer.Option(
+        "--label", help="A label, by which its user finds the sandbox; repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]  # fmt: skip
+
+
+def add(  # noqa: PLR0913, PLR0917 - each is an option
+    name: options.SandboxName,
+    profile: options.Profile = "sandbox",
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
+    netns: options.ServiceNetns = None,
+    pid: options.Pid = None,
+    allow: options.Exceptions = [],  # noqa: B006 - the same
+    host_guard: options.HostGuard = None,
+    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
+    device: options.Device = None,
+    subnet: options.Subnets = [],  # noqa: B006 - the same
+    gateway_port: options.GatewayPort = None,
+    mac: options.Mac = None,
+    permissive: options.Permissive = False,
+    exclusive: options.Exclusive = False,
+    transport: options.Transport = "auto",
+    group: options.Group = options.DEFAULT_GROUP,
+    label: Labels = [],  # noqa: B006 - the same
+    control: options.Control = options.DEFAULT_CONTROL,
+    as_json: options.AnswerAsJson = False,
+) -> None:
+    """Add a sandbox to a running service, which fences it.
+
+    Returns when the fence is active and its log records are read: only then start the sandbox's
+    programs. The service reports each bypass attempt, and restores the fence if another process
+    changes it. The sandbox stays until `ocsf-nft release`, also over a restart of the service, or
+    until its namespace ends.
+
+    If the sandbox exists, its whole policy is replaced by the given one. `ocsf-nft set` changes a
+    part of it.
+
+    Exit 1: the fence is active, but the kernel can't log refused packets. 2: the sandbox is in the
+    configuration file, a value is wrong, or no service listens. 3: there is no fence.
+
+    Needs no capability, but permission to connect to the service's socket: root or its group.
+
+    Example: ocsf-nft add agent --netns agent --proxy 10.0.0.1:3128 --label team=search
+    """
+    from ocsf_nft.control.http_call import call, sandbox_target
+
+    given = {
+        "profile": profile if profile != "sandbox" else None,
+        "netns": _absolute(netns),
+        "pid": pid,
+        "proxy": proxy,
+        "allow": allow,
+        "host_guard": host_guard,
+        "proxy_uid": proxy_uid,
+        "device": device,
+        "subnet": subnet,
+        "gateway_port": gateway_port,
+        "mac": mac,
+        "permissive": permissive,
+        "exclusive": exclusive,
+        "transport": transport if transport != "auto" else None,
+        "group": group if group != options.DEFAULT_GROUP else None,
+        "labels": _labels(label),
+    }
+    policy = {key: value for key, value in given.items() if value not in (None, False, [], {})}
+    _report(call(control, "PUT", sandbox_target(name), policy), as_json=as_json)
+
+
+def change(  # noqa: PLR0913, PLR0917 - each is an option
+    name: options.SandboxName,
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
+    allow: options.Exceptions = [],  # noqa: B006 - the same
+    permissive: Annotated[
+        bool | None,
+        typer.Option(
+            "--permissive/--enforcing",
+            help="Report packets that would be refused and allow them, or refuse them.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Labels = [],  # noqa: B006 - the same
+    unset: Annotated[
+        list[str],
+        typer.Option(
+            "--unset",
+            help="Return a key to its default, such as allow or labels; repeatable.",
+            metavar="KEY",
+        ),
+    ] = [],  # noqa: B006 - the same
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the difference of the policies and change nothing."),
+    ] = False,
+    control: options.Control = options.DEFAULT_CONTROL,
+    as_json: options.AnswerAsJson = False,
+) -> None:
+    """Change the policy of a sandbox that a running service watches.
+
+    Only the given keys change. --proxy and --allow replace the whole list. --label adds a label, or
+    changes its value. To change another key, release the sandbox and add it again.
+
+    The fence is replaced in one transaction: no packet gets out that both policies refuse, and the
+    packet counts continue.
+
+    Exit 1: the fence is active, but the kernel can't log refused packets. 2: there is no such
+    sandbox, it is in the configuration file, a value is wrong, or no service listens. 3: the system
+    failed.
+
+    Needs no capability, but permission to connect to the service's socket: root or its group.
+
+    Example: ocsf-nft set agent --allow tcp:10.0.0.7:5432 --dry-run
+    """
+    from ocsf_nft.control.http_call import call, sandbox_target
+
+    if dry_run and as_json:
+        raise UsageError("--dry-run and --json can't be combined: give one of them")
+    changed: dict[str, Any] = {"proxy": proxy, "allow": allow}
+    changed = {key: value for key, value in changed.items() if value}
+    if permissive is not None:
+        changed["permissive"] = permissive
+    labels = _labels(label)
+    if not changed and not labels and not unset:
+        raise UsageError("nothing would change: give --proxy, --allow, --label or another option")
+    if unset:
+        _require_known(unset)
+    before = call(control, "GET", sandbox_target(name))["policy"]
+    after = {key: value for key, value in before.items() if key not in unset} | changed
+    if labels:
+        after["labels"] = after.get("labels", {}) | labels
+    if dry_run:
+        _show_difference(name, before, after)
+        return
+    _report(call(control, "PUT", sandbox_target(name), after), as_json=as_json)
+
+
+def release(
+    name: options.SandboxName,
+    control: options.Control = options.DEFAULT_CONTROL,
+    as_json: options.AnswerAsJson = False,
+) -> None:
+    """Release a sandbox of a running service: remove its fence.
+
+    Shows the final packet counts. The events stay stored. Only sandboxes that were added with
+    `ocsf-nft add` can be released: the others are in the configuration file.
+
+    Exit 2: there is no such sandbox, it is in the configuration file, or no service listens. 3: the
+    fence can't be removed.
+
+    Needs no capability, but permission to connect to the service's socket: root or its group.
+
+    Example: ocsf-nft release agent
+    """
+    from ocsf_nft.control.http_call import call, sandbox_target
+
+    answer = call(control, "DELETE", sandbox_target(name))
+    if as_json:
+        output.write_json_of_any_size(answer)
+        return
+    counted = sum(each["refused"] + each["allowed"] for each in answer["counts"])
+    reported = sum(each["reported"] for each in answer["counts"])
+    dropped = sum(each["records"] for each in answer["dropped_records"])
+    output.show(
+        f"sandbox {name} is released: {counted:,} packets counted, {reported:,} reported, "
+        f"{dropped:,} log records dropped"
+    )
+
+
+def _absolute(netns: str | None) -> str | None:
+    # The service has another working directory.
+    return os.path.abspath(netns) if netns is not None and "/" in netns else netns  # noqa: PTH100 - a final slash or .. stays meaningful
+
+
+def _labels(given: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--label {quoted(text)} is no label: write it like team=search")
+        found[key] = value
+    return found
+
+
+def _require_known(keys: Sequence[str]) -> None:
+    import difflib
+
+    from ocsf_nft.config import SandboxConfig
+
+    known = [key for key in SandboxConfig.model_fields if key != "name"]
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
+            raise UsageError(f"--unset {quoted(key)}: there is no such key: try {near[0]}")
+
+
+def _show_difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    from ocsf_nft.ocsf.safe_text import visible
+    from ocsf_nft.service.policy_changes import policy_changes
+
+    present, future = (options.one_sandbox(name=name, **each) for each in (before, after))
+    changes = policy_changes(present, future)
+    for each in changes:
+        output.write(f"{visible(each)}\n".encode())
+    if not changes:
+        output.show(f"sandbox {name}: nothing would change")
+
+
+def _report(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show the result of adding or changing a sandbox; exit with 1 if it is not active."""
+    sandbox = answer["sandbox"]
+    if as_json:
+        output.write_json_of_any_size(answer)
+    else:
+        fault = "" if sandbox["fault"] is None else f": {sandbox['fault']}"
+        output.show(f"sandbox {sandbox['name']} is {sandbox['state']}, {sandbox['mode']}{fault}")
+        for each in answer["changes"]:
+            output.show(f"  {each}")
+    if sandbox["state"] != "active":
+        raise typer.Exit(1)

@@ -1,0 +1,65 @@
+"""Process at the other end of a Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.service.caller import Caller
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
+    from collections.abc import Callable, Iterator
+
+#: ``struct ucred``: pid, uid, gid (include/linux/socket.h).
+_CREDENTIALS: Final = struct.Struct("iII")
+#: Option of Linux 6.5 and later (include/uapi/asm-generic/socket.h).
+_SO_PEERPIDFD: Final = 77
+
+
+def caller_of(sock: socket.socket | TransportSocket) -> Caller:
+    """Return the process that connected to a Unix socket.
+
+    The kernel took its credentials when it connected. Its program is read now. It is None if the
+    process has exited, since another process may have its pid (Linux 6.5 and later can show that).
+    Raises OSError if the kernel has no credentials.
+    """
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(data)
+    with _ended_check(sock) as ended:
+        program = _program(pid) if pid else None
+        return Caller(uid, gid, pid, None if ended() else program)
+
+
+@contextlib.contextmanager
+def _ended_check(sock: socket.socket | TransportSocket) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns True if the process at the other end has exited."""
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # an older kernel, or the process has exited and was reaped
+        yield lambda: False
+        return
+    try:
+        # A pidfd is readable once its process has exited: pidfd_open(2).
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        yield lambda: bool(poll.poll(0))
+    finally:
+        os.close(pidfd)
+
+
+def _program(pid: int) -> str | None:
+    folder = Path(f"/proc/{pid}")
+    try:
+        return os.fsencode((folder / "exe").readlink()).decode(errors="backslashreplace")
+    except OSError:  # a kernel thread, or without permission
+        pass
+    try:
+        return (folder / "comm").read_bytes().rstrip(b"\n").decode(errors="backslashreplace")
+    except OSError:
+        return None

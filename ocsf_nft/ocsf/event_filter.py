@@ -1,0 +1,58 @@
+"""Filter of stored events, by the attributes of their JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from ocsf_nft.errors import UsageError
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.oneline import sandbox_or_host
+from ocsf_nft.quoted import quoted
+
+_SEVERITIES: Final = ("critical", "high", "informational", "low", "medium")
+
+
+def severity_id(name: str, text: str) -> int:
+    """Return OCSF's number of a severity; ``name`` is that of the option, for the error's text.
+
+    Raises UsageError if the severity is unknown.
+    """
+    if text.lower() not in _SEVERITIES:
+        raise UsageError(f"{name} {quoted(text)} is unknown: give one of {', '.join(_SEVERITIES)}")
+    return int(Severity[text.upper()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Filter of events: all conditions must match; None is no condition."""
+
+    sandbox: str | None = None
+    #: Accepted class_uids; if empty, all classes.
+    classes: frozenset[int] = frozenset()
+    #: Lowest severity_id.
+    min_severity: int | None = None
+    #: First time, and the first time after the selection, in ms since the epoch.
+    from_ms: int | None = None
+    until_ms: int | None = None
+    #: The event's ``metadata.uid``.
+    uid: str | None = None
+
+    def __call__(self, line: bytes) -> bool:
+        """Return True if the event with the JSON ``line`` is selected."""
+        if self == _ALL:
+            return True
+        event: dict[str, Any] = orjson.loads(line)
+        return (
+            (self.sandbox is None or sandbox_or_host(event) == self.sandbox)
+            and (not self.classes or event["class_uid"] in self.classes)
+            and (self.min_severity is None or event["severity_id"] >= self.min_severity)
+            and (self.from_ms is None or event["time"] >= self.from_ms)
+            and (self.until_ms is None or event["time"] < self.until_ms)
+            and (self.uid is None or event["metadata"]["uid"] == self.uid)
+        )
+
+
+_ALL: Final = EventFilter()

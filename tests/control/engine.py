@@ -1,0 +1,185 @@
+"""Engine in memory, in place of a service's, and a server of the control API for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ocsf_nft.control import server
+from ocsf_nft.control.event_log import EventLog
+from ocsf_nft.control.sandboxes import Engine
+from ocsf_nft.control.socket_file import SocketFile
+from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
+from ocsf_nft.flows.sandbox_account import Balance
+from ocsf_nft.service.health import Fault
+from ocsf_nft.service.status import Status
+from ocsf_nft.state.change import DroppedRecords
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.control.sandboxes import Origin, State
+    from ocsf_nft.http_connections import Limits
+    from ocsf_nft.service.caller import Caller
+
+#: More than fits into 64 bits.
+HUGE = 1 << 70
+
+
+@dataclass(frozen=True)
+class View:
+    """State of a sandbox, as the contract of the engine has it."""
+
+    name: str
+    config: SandboxConfig
+    origin: Origin = "api"
+    state: State = "active"
+    fault: str | None = None
+    since_ns: int = 1_700_000_000_123_456_789
+
+    @property
+    def mode(self) -> Literal["enforcing", "permissive"]:
+        return "permissive" if self.config.permissive else "enforcing"
+
+
+class PutResult(NamedTuple):
+    """Result of adding or changing a sandbox."""
+
+    is_new: bool
+    changes: tuple[str, ...]
+
+
+class Sink(NamedTuple):
+    """State of a sink."""
+
+    name: str
+    fault: str | None
+
+
+@dataclass
+class Sandboxes:
+    """Sandboxes in memory. ``is_held`` lets calls wait for ``released``."""
+
+    found: dict[str, View] = field(default_factory=dict)
+    calls: list[tuple[str, str, Caller | None]] = field(default_factory=list)
+    #: Error of the next calls.
+    error: OcsfNftError | None = None
+    #: Exception that is a bug.
+    bug: Exception | None = None
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Calls that change a sandbox wait for this.
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    completed: int = 0
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        self.may_end.set()
+
+    async def _work(self, what: str, name: str, caller: Caller | None) -> None:
+        self.calls.append((what, name, caller))
+        if self.bug is not None:
+            raise self.bug
+        if self.error is not None:
+            raise self.error
+        self.begun.set()
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.completed += 1
+
+    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+        before = self.found.get(sandbox.name)
+        if before is not None and before.origin == "file":
+            raise ConflictError(f"sandbox {sandbox.name} is in the configuration file: change it")
+        await self._work("put", sandbox.name, caller)
+        self.found[sandbox.name] = View(sandbox.name, sandbox)
+        changed = before is not None and before.config != sandbox
+        return PutResult(before is None, ("policy: changed",) if changed else ())
+
+    async def release(self, name: str, caller: Caller | None = None) -> Status:
+        self.view(name)
+        await self._work("release", name, caller)
+        del self.found[name]
+        return status(name)
+
+    def view(self, name: str) -> View:
+        if name not in self.found:
+            raise AbsentError(f"there is no sandbox {name}: `ocsf-nft list` shows all")
+        return self.found[name]
+
+    def views(self) -> tuple[View, ...]:
+        return tuple(self.found[name] for name in sorted(self.found))
+
+    async def statuses(self) -> tuple[Status, ...]:
+        await asyncio.sleep(0)
+        return tuple(status(each.name) for each in self.views() if each.state == "active")
+
+
+def status(name: str) -> Status:
+    return Status(
+        sandbox=name,
+        is_watched=True,
+        absent=(),
+        balances=(
+            Balance(
+                sandbox=name, rule="egress", refused=HUGE, reported=7, aggregated=0, pending=0,
+                dropped=1,
+            ),
+        ),
+        dropped_records=(DroppedRecords("nflog", 1, 2),),
+    )  # fmt: skip
+
+
+@dataclass
+class Served:
+    """A server, its socket, and the sandboxes behind it."""
+
+    path: Path
+    sandboxes: Sandboxes
+    socket: SocketFile
+    reloads: int = 0
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    path: Path,
+    *,
+    limits: Limits = server.LIMITS,
+    store: Path | None = None,
+    end: Callable[[], int] = lambda: 0,
+) -> AsyncIterator[Served]:
+    """Serve the control API at ``path``; ``store`` and ``end`` are those of its events."""
+    sandboxes = Sandboxes()
+    with SocketFile(path, 0o660) as socket_file:
+        served = Served(path, sandboxes, socket_file)
+
+        async def reload() -> None:
+            await asyncio.sleep(0)
+            if sandboxes.error is not None:
+                raise sandboxes.error
+            served.reloads += 1
+
+        engine = Engine(
+            sandboxes=sandboxes,
+            events=EventLog(store or path.with_name("store"), end),
+            faults=lambda: (Fault("sink siem is down", "refused", None),),
+            sinks=lambda: (Sink("siem", "refused"), Sink("-", None)),
+            reload=reload,
+        )
+        async with server.serve(engine, socket_file, limits):
+            yield served
+
+
+async def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until a condition is true."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        await asyncio.sleep(0.005)

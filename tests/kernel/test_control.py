@@ -1,0 +1,259 @@
+"""Control API of a run, used by commands, by curl and by the Python client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import ocsf_nft
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import named
+from tests.kernel import namespaces
+from tests.kernel.command import run, running
+from tests.kernel.conftest import nft
+from tests.kernel.namespaces import PROXY, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.command import Running
+
+pytestmark = pytest.mark.kernel
+
+
+class Host:
+    """A run with a control socket, and the files of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.control = folder / "control.sock"
+        self.state = folder / "state"
+        self.config = folder / "ocsf-nft.toml"
+        self.config.write_text(
+            f'control = "{self.control}"\noutput = "{folder}/events.jsonl"\n'
+            f'state_dir = "{self.state}"\n'
+        )
+
+    def run(self, command: str, *arguments: str) -> Any:
+        """Run a command that succeeds, and return its JSON answer."""
+        done = run(command, *arguments, "--json", "--control", str(self.control))
+        assert done.code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        text = (self.folder / "events.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="s") as folder:
+        yield Host(Path(folder))
+
+
+@pytest.fixture
+def service(host: Host) -> Iterator[Running]:
+    with running("--config", str(host.config)) as made:
+        yield made
+
+
+@pytest.fixture
+def names() -> Iterator[tuple[str, ...]]:
+    """Yield the names of three namespaces that exist."""
+    with namespaces.names(3) as found:
+        for name in found:
+            namespaces.make(name)
+        yield found
+
+
+def test_commands_add_change_show_and_release_a_sandbox(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    name = names[0]
+    added = host.run("add", name, "--netns", name, "--proxy", PROXY, "--label", "team=search")
+    assert added["sandbox"]["state"] == "active"
+    assert connect(name, 443, 444) == {443: "refused", 444: "refused"}
+    opened = ("--allow", "tcp:203.0.113.7:443")
+    dry = run("set", name, *opened, "--dry-run", "--control", str(host.control))
+    assert dry.stdout == "allow: added tcp:203.0.113.7:443\n"
+    assert connect(name, 443) == {443: "refused"}
+    changed = host.run("set", name, *opened)
+    assert changed["changes"] == ["allow: added tcp:203.0.113.7:443"]
+    assert connect(name, 443)[443] != "refused"
+    shown = host.run("show", name)
+    assert shown["policy"] == {
+        "netns": name, "proxy": [PROXY], "allow": ["tcp:203.0.113.7:443"],
+        "labels": {"team": "search"},
+    }  # fmt: skip
+    (egress,) = (each for each in shown["counts"] if each["rule"] == "egress")
+    assert (egress["refused"], egress["counter_mismatch"]) == (3, 0)
+    final = host.run("release", name)
+    assert [each["refused"] for each in final["counts"] if each["rule"] == "egress"] == [3]
+    assert nft(named(name), "list", "ruleset") == ""
+    code, _ = service.stop(signal.SIGTERM)
+    assert code == 0
+    assert not host.control.exists()
+    attempts = [event for event in host.events if event["class_uid"] == 4001]
+    assert sum(event["count"] for event in attempts) == 3
+    changes = [event for event in host.events if event["class_uid"] == 5019]
+    callers = {event.get("actor", {}).get("process", {}).get("user", {}).get("uid")
+               for event in changes}  # fmt: skip
+    assert callers == {"0"}, "each change names its caller"
+
+
+async def test_client_adds_changes_and_releases_sandboxes_at_the_same_time(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    async with ocsf_nft.Client(host.control) as client:
+
+        async def live(name: str) -> int:
+            await client.put(name, netns=name, proxy=[PROXY])
+            assert await asyncio.to_thread(connect, name, 443) == {443: "refused"}
+            with pytest.raises(ocsf_nft.ConflictError, match="group of sandbox"):
+                await client.put(name, netns=name, proxy=[PROXY], group=77)
+            await client.put(name, netns=name, proxy=[PROXY], permissive=True)
+            async for event in client.events(sandbox=name, follow=True):
+                if event["class_uid"] == 4001:
+                    break
+            final = await client.release(name)
+            return sum(each["refused"] for each in final["counts"])
+
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*map(live, names)) == [1, 1, 1]
+        with pytest.raises(ocsf_nft.AbsentError, match="no network namespace"):
+            await client.put("x", netns="ocsf-nft-none", proxy=[PROXY])
+        with pytest.raises(ocsf_nft.UsageError, match="needs --proxy"):
+            await client.put("x", netns=names[0])
+        assert await client.sandboxes() == []
+        status = await client.status()
+        assert (status["pid"], status["faults"]) == (service.process.pid, [])
+
+
+def test_curl_gets_answers_and_problems(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    def curl(method: str, target: str, *options: str) -> tuple[str, Any]:
+        done = subprocess.run(
+            ["curl", "-sS", "--unix-socket", host.control, "-X", method, "-w", "\n%{http_code}",
+             f"http://localhost{target}", *options],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        *answer, status = done.stdout.split("\n")
+        return status, json.loads("".join(answer))
+
+    assert service.process.poll() is None
+    body = json.dumps({"netns": names[0], "proxy": [PROXY]})
+    target = f"/v1/sandboxes/{names[0]}"
+    assert curl("PUT", target, "-d", body)[0] == "201"
+    assert curl("PUT", target, "-d", body) == (
+        "200", {"changes": [], "sandbox": curl("GET", "/v1/sandboxes")[1]["sandboxes"][0]},
+    )  # fmt: skip
+    large = host.folder / "large"
+    large.write_bytes(b" " * (10 << 20))
+    status, problem = curl("PUT", target, "--data-binary", f"@{large}")
+    assert (status, problem["status"]) == ("413", 413)
+    assert curl("DELETE", target)[0] == "200"
+    assert curl("DELETE", target)[0] == "404"
+
+
+def test_sandboxes_come_back_after_a_kill_and_their_socket_is_replaced(
+    host: Host, names: tuple[str, ...]
+) -> None:
+    with running("--config", str(host.config)) as service:
+        host.run("add", names[0], "--netns", names[0], "--proxy", PROXY)
+        service.process.kill()
+        service.process.wait()
+    assert host.control.exists()
+    absent = run("list", "--control", str(host.control))
+    assert (absent.code, "no service listens" in absent.sentence) == (2, True)
+    with running("--config", str(host.config)) as service:
+        shown = host.run("show", names[0])
+        assert (shown["state"], shown["origin"]) == ("active", "api")
+        second = run("run", "--config", str(host.config))
+        assert second.code == 2
+        assert "another service listens" in second.sentence
+        assert host.run("show", names[0])["state"] == "active"
+        host.run("release", names[0])
+
+
+def test_sandbox_of_the_file_is_shown_and_can_t_be_changed(
+    host: Host, names: tuple[str, ...]
+) -> None:
+    with host.config.open("a") as file:
+        file.write(
+            f'[[sandbox]]\nname = "{names[0]}"\nnetns = "{names[0]}"\nproxy = ["{PROXY}"]\n'
+            "install = true\n"
+        )
+    with running("--config", str(host.config)):
+        shown = host.run("show", names[0])
+        assert (shown["origin"], shown["policy"]["install"]) == ("file", True)
+        for command in (("set", names[0], "--permissive"), ("release", names[0])):
+            refused = run(*command, "--control", str(host.control))
+            assert refused.code == 2, refused.stderr
+        state = StateDirectory(host.state)
+        assert installer.verify(names[0], state).verdict == "as installed"
+
+
+def test_reload_by_the_api_applies_the_file(host: Host, service: Running) -> None:
+    host.config.write_text(
+        host.config.read_text().replace("events.jsonl", "others.jsonl"), encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["curl", "-sS", "--unix-socket", host.control, "-X", "POST", "http://x/v1/reload"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"reloaded": True}
+    assert (host.folder / "others.jsonl").exists()
+    host.config.write_text(host.config.read_text() + "colour = 1\n", encoding="utf-8")
+    done = subprocess.run(
+        ["curl", "-sS", "--unix-socket", host.control, "-X", "POST", "http://x/v1/reload"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "there is no key colour" in json.loads(done.stdout)["detail"]
+    assert service.process.poll() is None
+
+
+def test_unfenced_namespaces_are_listed(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    host.run("add", names[0], "--netns", names[0], "--proxy", PROXY)
+    options = ("--unfenced", "--state-dir", str(host.state))
+    done = run("list", *options, "--json")
+    assert done.code == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    verdicts = {path: each["verdict"] for each in found for path in each["paths"]}
+    expected = {f"/run/netns/{name}": "unfenced" for name in names[1:]}
+    assert {path: verdicts.get(path) for path in expected} == expected
+    assert f"/run/netns/{names[0]}" not in verdicts
+    table = run("list", *options)
+    assert f"/run/netns/{names[1]}  unfenced" in table.stdout
+    assert "has no table inet ocsf_nft" in table.stdout
+    assert service.process.poll() is None
+    refused = run("list", "--state-dir", str(host.state))
+    assert "--state-dir is for --unfenced" in refused.sentence
+
+
+async def test_adding_and_releasing_is_quick(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    seconds = []
+    async with ocsf_nft.Client(host.control) as client:
+        for _ in range(5):
+            begun = time.monotonic()
+            await client.put(names[0], netns=names[0], proxy=[PROXY])
+            added = time.monotonic()
+            await client.release(names[0])
+            seconds.append((added - begun, time.monotonic() - added))
+    assert service.process.poll() is None
+    assert min(each for each, _ in seconds) < 1
+    assert min(each for _, each in seconds) < 1
