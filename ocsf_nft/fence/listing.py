@@ -65,12 +65,10 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     Missing tables are omitted. Raises AbsentError, UnsupportedError, FenceError.
     """
     most = len(spec.allowed) + _ELEMENTS
-    tables = [(namespace, table_id) for table_id in spec.tables]
-    tables += [(HOST, table_id) for table_id in spec.guard_tables]
     found = {}
-    for where, table_id in tables:
-        listing = nft.list_table(where, *table_id)
-        if listing is not None:
+    for where, tables in ((namespace, spec.tables), (HOST, spec.guard_tables)):
+        listings = nft.list_tables(where, list(tables)) if tables else {}
+        for table_id, listing in listings.items():
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
     return found

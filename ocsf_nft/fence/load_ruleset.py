@@ -134,8 +134,7 @@ def _load_tables(
         )
         definition = definition.replace(f"\n{other}delete ", f"\n{current}delete ")
     if preserve and any(tables.values()):
-        listings = {table_id: nft.list_table(namespace, *table_id) for table_id in table_ids}
-        existing = {table_id: text for table_id, text in listings.items() if text is not None}
+        existing = nft.list_tables(namespace, list(table_ids))
         text = replace_keeping_counters.replacement_text(definition, existing) if existing else None
         if text is not None:
             # An error of the definition itself is reported when it is loaded without the counters.

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
-import struct
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Final, NamedTuple
 
 import pydantic
 
-from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import values
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
+from ocsf_nft.fence import run_locks, values
+from ocsf_nft.fence.run_locks import RunLocks
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
 
@@ -27,8 +27,8 @@ DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
 _FILE: Final = "fence.json"
 #: File with the locks of all runs.
 _RUNS: Final = "runs"
-#: ``struct flock``: type, whence, start, length, process.
-_FLOCK: Final = struct.Struct("@hhqqi0q")
+#: Name of a file that is being written; the number is that of the process.
+_TEMPORARY: Final = re.compile(r"\.[a-z.]+\.([0-9]+)", re.ASCII)
 #: File with the keys of a sandbox that was added while a service ran.
 _SANDBOX: Final = "sandbox.json"
 #: File with the identity and the path of the database that has the sandbox's packet counts.
@@ -77,9 +77,7 @@ class StateDirectory:
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
-        #: Descriptor of the file with the locks of this run while it has any, and their sandboxes.
-        self._runs: int | None = None
-        self._locked: set[str] = set()
+        self._runs = RunLocks(lambda: self._lock_file(_RUNS))
         #: Records of the sandboxes that this run watches, and the versions of their files.
         self._read: dict[str, tuple[tuple[int, ...] | None, InstalledFence]] = {}
 
@@ -101,7 +99,7 @@ class StateDirectory:
             found = _INSTALLED_FENCE.validate_json(content)
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
-        if sandbox in self._locked:
+        if sandbox in self._runs.sandboxes:
             self._read[sandbox] = version, found
         return found
 
@@ -201,30 +199,11 @@ class StateDirectory:
         SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
         DeliveryError if the lock file can't be created.
         """
-        name = values.sandbox_name(sandbox)
-        # One descriptor for all sandboxes of a run: a lock on a part of the file for each.
-        if self._runs is None:
-            self._runs = self._lock_file(_RUNS)
-        descriptor = self._runs
         try:
-            busy = f"another run watches sandbox {sandbox}: stop that run first"
-            if name in self._locked:  # an open file may take its own locks again
-                raise SourceError(busy)
-            try:
-                _lock_run(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
-            except BlockingIOError as error:
-                raise SourceError(busy) from error
-            self._locked.add(name)
-            try:
+            with self._runs.hold(values.sandbox_name(sandbox)):
                 yield
-            finally:
-                _lock_run(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
-                self._locked.discard(name)
-                self._read.pop(name, None)
         finally:
-            if not self._locked:
-                os.close(self._runs)
-                self._runs = None
+            self._read.pop(sandbox, None)
 
     def is_watched(self, sandbox: str) -> bool:
         """Return True if a process such as ``ocsf-nft run`` monitors the sandbox now.
@@ -232,15 +211,7 @@ class StateDirectory:
         Raises UsageError if ``sandbox`` is no valid sandbox name.
         """
         # The name may be from the comment of a table, which a sandboxed program can write.
-        name = values.sandbox_name(sandbox)
-        try:
-            descriptor = os.open(self._lock_path(_RUNS), os.O_RDONLY)
-        except OSError:  # no run ever monitored a sandbox
-            return False
-        try:
-            return _lock_run(descriptor, name, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
-        finally:
-            os.close(descriptor)
+        return run_locks.is_held(self._lock_path(_RUNS), values.sandbox_name(sandbox))
 
     def _lock_path(self, name: str) -> Path:
         return self.path / f".{name}.lock"
@@ -325,6 +296,21 @@ class StateDirectory:
         except OSError as error:
             raise self._unwritable(directory, error) from error
 
+    def remove_leftovers(self) -> None:
+        """Remove files and folders that a process left when it was killed during a write.
+
+        Raises FenceError if the directory can't be read.
+        """
+        with contextlib.suppress(OSError, DeliveryError), self.locked():
+            for name in self._names():
+                folder = self.path / name
+                for each in folder.iterdir():
+                    found = _TEMPORARY.fullmatch(each.name)
+                    if found is not None and not Path("/proc", found[1]).exists():
+                        each.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it is in use
+                    folder.rmdir()
+
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         self._read.pop(sandbox, None)
@@ -352,20 +338,6 @@ class StateDirectory:
         # A file of its own, so that a damaged record of a fence does not affect it. It is not a
         # directory, as each sandbox has.
         return self.path / f"{name}.before"
-
-
-def _lock_run(descriptor: int, sandbox: str, command: int, kind: int) -> int:
-    """Call fcntl(2) for the lock of a run, which is one byte of an open file.
-
-    The locks are those of the open file (``F_OFD_SETLK``), not of the process. Return the kind of
-    another open file's lock, for ``F_OFD_GETLK``. Raises BlockingIOError if another one has it.
-    """
-    digest = hashlib.sha256(sandbox.encode("ascii")).digest()
-    #: Position of the byte: no two names have the same one, but by an unlikely chance.
-    start = int.from_bytes(digest[:7], "big")
-    request = _FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
-    found, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, command, request))
-    return int(found)
 
 
 def _content(path: Path) -> bytes | None:

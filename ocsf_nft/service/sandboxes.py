@@ -89,6 +89,7 @@ class Sandboxes:
         configured fence can't be active.
         """
         self._fence_parts = parts
+        await asyncio.to_thread(self._state.remove_leftovers)
         for config in configured:
             self._create(config, "file", must_exist=must_exist)
         file = tuple(self._sandboxes)

@@ -248,3 +248,26 @@ def test_state_directory_is_closed_to_others(state: StateDirectory) -> None:
     state.write(INSTALLED)
     folders = (state.path, state.directory(_SANDBOX))
     assert [each.stat().st_mode & 0o777 for each in folders] == [0o700, 0o700]
+
+
+def test_leftovers_of_a_killed_process_are_removed(state: StateDirectory) -> None:
+    state.write(INSTALLED)
+    state.store_added("added", b"{}")
+    empty = state.path / "empty"
+    empty.mkdir()
+    half = state.path / "half"
+    half.mkdir()
+    (half / ".sandbox.json.4194304").touch()  # above the highest pid
+    (state.path / "added" / ".database.4194304").touch()
+    in_progress = state.path / "other" / f".fence.json.{os.getpid()}"
+    in_progress.parent.mkdir()
+    in_progress.touch()
+    state.remove_leftovers()
+    assert not empty.exists()
+    assert not half.exists()
+    assert in_progress.exists()
+    assert state.added() == {"added": b"{}"}
+    assert [each.name for each in (state.path / "added").iterdir()] == ["sandbox.json"]
+    assert state.read(_SANDBOX) == INSTALLED
+    state.delete_added("added")
+    assert state.added() == {}

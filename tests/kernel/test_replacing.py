@@ -109,15 +109,17 @@ def test_fence_is_loaded_without_counters_if_the_kernel_refuses_to_preserve_them
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _attempt(fenced)
-    list_table = nft.list_table
+    list_tables = nft.list_tables
 
-    def shown(namespace: Namespace, family: str, table: str) -> str | None:
-        """Return a listing with a chain that does not exist when the ruleset is loaded."""
-        text = list_table(namespace, family, table)
+    def shown(namespace: Namespace, tables: list[TableId]) -> dict[TableId, str]:
+        """Return listings with a chain that does not exist when the ruleset is loaded."""
+        found = list_tables(namespace, tables)
         missing = "\n\tchain missing { # handle 999\n\t}\n}\n"
-        return text and text[:-2] + missing if namespace == fenced.sandbox_namespace else text
+        if namespace != fenced.sandbox_namespace:
+            return found
+        return {table: text[:-2] + missing for table, text in found.items()}
 
-    monkeypatch.setattr(nft, "list_table", shown)
+    monkeypatch.setattr(nft, "list_tables", shown)
     other = dataclasses.replace(spec, group=77)
     with contextlib.suppress(FenceError):  # the fence differs from the expected one
         installer.install(other, fenced.sandbox_namespace, state, "nflog")
