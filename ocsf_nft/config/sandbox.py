@@ -10,7 +10,7 @@ from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
-from ocsf_nft.fence.values import Endpoint, Subnet
+from ocsf_nft.fence.values import Destination, Endpoint, Subnet
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.process import Container
 
@@ -106,8 +106,8 @@ class SandboxConfig(Table):
     """A process in the network namespace; not with netns."""
     proxy: tuple[Annotated[Endpoint, checked(values.endpoint)], ...] = ()
     """Proxies that the sandbox may reach, as ADDR:PORT."""
-    allow: tuple[Annotated[Endpoint, checked(values.exception)], ...] = ()
-    """Other endpoints that the sandbox may reach, as tcp:ADDR:PORT or udp:ADDR:PORT."""
+    allow: tuple[Annotated[Destination, checked(values.exception)], ...] = ()
+    """Other destinations that the sandbox may reach, as tcp:ADDR[/LENGTH]:PORT[-PORT] or udp:…."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
     """The host's end of the veth pair: also guard it, against AF_XDP."""
     proxy_uid: tuple[Annotated[int, Field(ge=0, lt=0xFFFFFFFF)], ...] = ()
