@@ -189,7 +189,8 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
-    address = _address(host, text)
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    address = _address(host[1:-1] if is_bracketed else host, text, is_bracketed=is_bracketed)
     _refuse_no_hosts(ipaddress.ip_network(address), text)
     return Endpoint(protocol, address, int(port))
 
@@ -235,9 +236,9 @@ def _stored_exception(stored: object) -> Destination:
 
 def _network(host: str, text: str) -> Network:
     """Parse the address of an exception, with or without a prefix length."""
-    before, slash, length = host.removesuffix("]").partition("/")
-    bracket = "]" if host.endswith("]") else ""
-    address = _address(before + bracket, text)
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    before, slash, length = (host[1:-1] if is_bracketed else host).partition("/")
+    address = _address(before, text, is_bracketed=is_bracketed)
     if not slash:
         network = ipaddress.ip_network(address)
     elif not _LENGTH.fullmatch(length) or int(length) > address.max_prefixlen:
@@ -260,16 +261,15 @@ def _network(host: str, text: str) -> Network:
     return network
 
 
-def _address(host: str, text: str) -> Address:
-    bracketed = host.startswith("[") and host.endswith("]")
+def _address(host: str, text: str, *, is_bracketed: bool) -> Address:
     try:
-        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        address = ipaddress.ip_address(host)
     except ValueError as error:
         raise UsageError(
             f"{quoted(host)} in {quoted(text)} is no IP address: names are not looked up, "
             "because the answer could change"
         ) from error
-    if bracketed != isinstance(address, ipaddress.IPv6Address):
+    if is_bracketed != isinstance(address, ipaddress.IPv6Address):
         raise UsageError(
             f"{quoted(text)} is ambiguous: write an IPv6 address in brackets, IPv4 without"
         )
