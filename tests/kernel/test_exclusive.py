@@ -36,8 +36,9 @@ pytestmark = pytest.mark.kernel
 _FLOOD = Path(__file__).with_name("flood.py")
 _INET, _NETDEV = TableId("inet", "ocsf_nft"), TableId("netdev", "ocsf_nft")
 _PROXY = endpoint("10.200.0.1:3128")
+_RANGES = tuple(map(exception, ("tcp:10.77.0.0/16:1-99", "udp:[fd77::/32]:53")))
 _SPECS = {
-    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
+    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,), exceptions=_RANGES),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
     "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337,)),
     "tap": FenceSpec(

@@ -49,14 +49,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PROXY = endpoint("10.200.0.1:3128")
+_RANGES = tuple(
+    map(exception, ("tcp:10.77.0.0/16:1-99", "udp:[fd77::/32]:53", "tcp:10.77.1.0/24:5-443"))
+)
 _SPECS = {
-    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
+    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,), exceptions=_RANGES),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
     "exclusive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_owned=True),
-    "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338)),
+    "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338), exceptions=_RANGES),
     "tap": FenceSpec(
         sandbox="lab",
         proxies=(_PROXY,),
+        exceptions=_RANGES,
         tap=Tap(device="sb0", subnets=(subnet("10.200.0.1/24"), subnet("fd00:200::1/64"))),
     ),
 }
