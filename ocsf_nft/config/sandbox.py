@@ -107,7 +107,8 @@ class SandboxConfig(Table):
     proxy: tuple[Annotated[Endpoint, checked(values.endpoint)], ...] = ()
     """Proxies that the sandbox may reach, as ADDR:PORT."""
     allow: tuple[Annotated[Destination, checked(values.exception)], ...] = ()
-    """Other destinations that the sandbox may reach, as tcp:ADDR[/LENGTH]:PORT[-PORT] or udp:…."""
+    """Other destinations that the sandbox may reach, such as tcp:10.0.0.0/8:443 or
+    udp:[fd00::1]:5000-5010."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
     """The host's end of the veth pair: also guard it, against AF_XDP."""
     proxy_uid: tuple[Annotated[int, Field(ge=0, lt=0xFFFFFFFF)], ...] = ()
