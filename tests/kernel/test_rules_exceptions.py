@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import subprocess
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -356,7 +357,11 @@ def test_overlapping_exceptions_load(exceptions: tuple[Destination, ...]) -> Non
     namespace = FenceSpec(sandbox="a", proxies=proxies, exceptions=exceptions, guard_device="g0")
     pod = FenceSpec(sandbox="a", proxy_uids=(7,), exceptions=exceptions)
     vm = FenceSpec(sandbox="a", proxies=proxies, exceptions=exceptions, tap=_TAP)
-    texts = [ruleset.fence(each, around, "nflog") for each in (namespace, pod, vm)]
+    texts = [
+        ruleset.fence(replace(each, is_permissive=is_permissive), around, "nflog")
+        for each in (namespace, pod, vm)
+        for is_permissive in (False, True)
+    ]
     texts.append(ruleset.guard(namespace, around, "nflog"))
 
     def load() -> None:
