@@ -138,6 +138,8 @@ def _entries(version: int) -> Iterator[_Entry]:
 
 def _hops(found: dict[int, memoryview]) -> Iterator[Route]:
     """Yield the next hops of a route with these attributes; it has several if it is multipath."""
+    # With net.ipv4.nexthop_compat_mode=0, a route with a nexthop object shows only its number. The
+    # fence then refuses ARP to that next hop, unless another destination has it too.
     if _RTA_MULTIPATH in found:
         rest = found[_RTA_MULTIPATH]
         while len(rest) >= _RTNEXTHOP.size:

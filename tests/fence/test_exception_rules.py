@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import Destination, endpoint, exception, subnet
-from tests.fence.test_exceptions import DESTINATIONS
+from tests.fence.destinations import DESTINATIONS
 
 _PROXIES = (endpoint("10.0.0.1:3128"),)
 _SPECS = {

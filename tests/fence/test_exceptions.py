@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import pydantic
 import pytest
 from hypothesis import given
@@ -11,38 +9,9 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.spec import FenceSpec
-from ocsf_nft.fence.values import Destination, Network, endpoint, exception
+from ocsf_nft.fence.values import Destination, endpoint, exception
+from tests.fence.destinations import DESTINATIONS, is_allowed
 
-#: Unspecified, multicast and broadcast addresses, which no host has.
-_NO_HOSTS = tuple(
-    map(
-        ipaddress.ip_network,
-        ("0.0.0.0/32", "224.0.0.0/4", "255.255.255.255/32", "::/128", "ff00::/8"),
-    )
-)
-
-
-def _is_allowed(network: Network) -> bool:
-    return not any(network.overlaps(each) for each in _NO_HOSTS if each.version == network.version)
-
-
-def _networks(version: int) -> st.SearchStrategy[Network]:
-    bits = 32 if version == 4 else 128
-    make = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
-    return st.builds(
-        lambda number, length: ipaddress.ip_network((make(number), length), strict=False),
-        st.integers(0, 2**bits - 1),
-        st.integers(1, bits),
-    ).filter(_is_allowed)
-
-
-PORTS = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(sorted)
-DESTINATIONS = st.builds(
-    lambda protocol, network, ports: Destination(protocol, network, *ports),
-    st.sampled_from(["tcp", "udp"]),
-    _networks(4) | _networks(6),
-    PORTS,
-)
 #: Pieces of exceptions, and of what must not get into a ruleset.
 _PIECES = st.sampled_from(
     [
@@ -102,7 +71,7 @@ def test_accepted_exception_is_canonical_and_cannot_add_statements(text: str) ->
     assert not set(str(found)) - set("tcpudp0123456789abcdef.:/[]-")
     assert 1 <= found.first_port <= found.last_port <= 65535
     assert found.network.prefixlen > 0
-    assert _is_allowed(found.network)
+    assert is_allowed(found.network)
 
 
 @pytest.mark.parametrize(

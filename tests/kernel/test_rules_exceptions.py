@@ -20,7 +20,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import Destination, endpoint, exception, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.netns import HOST
-from tests.fence.test_exceptions import DESTINATIONS, PORTS
+from tests.fence.destinations import DESTINATIONS, PORTS
 from tests.kernel import headers, packets, tap, verdicts, vm_bench
 from tests.kernel.outcomes import SO_MARK, Case, Outcomes, send_frame
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, SYN
