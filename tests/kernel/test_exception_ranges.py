@@ -107,6 +107,27 @@ def test_connections_reach_a_network_on_the_link_also_after_a_restore(
     assert not any(_connects(lab, address, 9000) for address in _INSIDE)
 
 
+@pytest.mark.usefixtures("servers")
+def test_connections_reach_a_network_behind_another_router(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    """The kernel may resolve that router, which is no proxy and in no network of an exception."""
+    for remote, router in (("198.51.100.7", "10.200.0.66"), ("2001:db8:9::7", "fd00:200::66:0")):
+        family = "-6" if ":" in remote else "-4"
+        ip("-n", lab.gateway, "address", "add", remote, "dev", "lo")
+        ip("-n", lab.gateway, "address", "add", router, "dev", "gw0", "nodad")
+        ip("-n", lab.sandbox, family, "route", "add", router, "dev", "sb0")
+        ip("-n", lab.sandbox, family, "route", "add", remote, "via", router)
+    exceptions = map(exception, ("tcp:198.51.100.0/24:9000", "tcp:[2001:db8:9::/48]:9000"))
+    allowed = dataclasses.replace(spec, exceptions=tuple(exceptions))
+    installed = installer.install(allowed, lab.sandbox_namespace, state, "nflog")
+    assert {"10.200.0.66", "fd00:200::66:0"} <= set(map(str, installed.around.neighbours))
+    for remote in ("198.51.100.7", "2001:db8:9::7"):
+        assert [_connects(lab, remote, port) for port in (9000, 9001)] == [True, False]
+    # The router itself is no destination.
+    assert not _connects(lab, "10.200.0.66", 9000)
+
+
 def test_packets_to_a_network_pass_during_each_replacement(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
