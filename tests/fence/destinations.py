@@ -1,4 +1,4 @@
-"""Strategies for the exceptions of a fence."""
+"""Exceptions of a fence: strategies, and the bounds of their networks."""
 
 from __future__ import annotations
 
@@ -38,3 +38,9 @@ DESTINATIONS = st.builds(
     _networks(4) | _networks(6),
     PORTS,
 )
+
+
+def bounds(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[str, str, str, str]:
+    """Return the first and the last address of a network, and the addresses next to these."""
+    first, last = network[0], network[-1]
+    return str(first), str(last), str(first - 1), str(last + 1)

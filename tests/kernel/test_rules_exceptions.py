@@ -23,16 +23,14 @@ from ocsf_nft.lab import (
     GATEWAY4,
     GATEWAY6,
     GATEWAY_MAC,
-    INTERNET4,
-    INTERNET6,
     PROXY_PORT,
     SANDBOX4,
     SANDBOX6,
     ip,
 )
 from ocsf_nft.netns import HOST
-from tests.fence.destinations import DESTINATIONS, PORTS
-from tests.kernel import conftest, headers, packets, tap, verdicts, vm_bench
+from tests.fence.destinations import DESTINATIONS, PORTS, bounds
+from tests.kernel import conftest, headers, packets, verdicts
 from tests.kernel.outcomes import SO_MARK, Case, Outcomes, send_frame
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, SYN
 from tests.kernel.verdicts import NESTED, Bench
@@ -40,7 +38,6 @@ from tests.kernel.verdicts import NESTED, Bench
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.kernel.vm_bench import VmBench
 
 pytestmark = pytest.mark.kernel
 
@@ -86,16 +83,10 @@ def bench(
         yield made
 
 
-def _bounds(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[str, str, str, str]:
-    """Return the first and the last address of a network, and the addresses next to these."""
-    first, last = network[0], network[-1]
-    return str(first), str(last), str(first - 1), str(last + 1)
-
-
 def _flows() -> Iterator[tuple[str, bytes, bool]]:
     """Yield packets to destinations in and next to an exception, and True if one is inside."""
     for own, network, gateway, on_link in _BOTH:
-        first, last, before, after = _bounds(network)
+        first, last, before, after = bounds(network)
         for to, port, is_inside in (
             (first, 8000, True), (last, 8100, True), (first, 8050, True),
             (before, 8000, False), (after, 8100, False), (first, 7999, False), (last, 8101, False),
@@ -147,6 +138,19 @@ def test_packets_of_a_socket_reach_the_exceptions_alone(bench: Bench) -> None:
             assert bench.outcome(partial(frame, uid=_USER)) == "link", name
 
 
+def test_link_of_a_pod_knows_the_connections_to_exceptions(bench: Bench) -> None:
+    """The kernel ends a connection with packets that have no owner."""
+    if bench.installed.spec.profile != "sidecar":
+        return
+    for own, network, _, _ in _BOTH:
+        end = partial(headers.tcp, own, str(network[1]), 8000, source_port=40_001)
+        last = partial(bench.unowned, end(flags=ACK), past_output=True)
+        assert bench.outcome(last) == "link"
+        begin = partial(bench.owned, end(), past_output=True, uid=_USER)
+        assert bench.outcome(begin) == "out"
+        assert bench.outcome(last) == "out"
+
+
 def test_packets_to_exceptions_have_a_plain_header_and_a_true_source(bench: Bench) -> None:
     (own4, network4, _, _), (own6, network6, _, _) = _BOTH
     plain4 = headers.tcp(own4, str(network4[1]), 8000)
@@ -191,7 +195,7 @@ def test_broadcast_address_of_the_link_is_not_part_of_an_exception(
 
 def test_answers_of_exceptions_enter_alone(bench: Bench) -> None:
     for own, network, gateway, _ in _BOTH:
-        first, last, before, after = _bounds(network)
+        first, last, before, after = bounds(network)
         cases = [
             *(
                 (headers.tcp(source, own, 4000, ACK, port), "in")
@@ -221,13 +225,13 @@ def test_kernel_may_resolve_the_addresses_of_an_exception_alone(bench: Bench) ->
     """In a pod, the proxy may send to any neighbour, so the kernel may resolve any address."""
     if bench.installed.spec.profile == "sidecar":
         return
-    first, last, before, after = _bounds(_ON_LINK4)
+    first, last, before, after = bounds(_ON_LINK4)
     for to, expected in ((first, "out"), (last, "out"), (before, "link"), (after, "link")):
         request = packets.arp(SANDBOX4, to, b"\x02\0\0\0\xbb\1")
         assert bench.outcome(partial(bench.unowned_frame, ETH_ARP, request)) == expected, to
         longer = request[:5] + b"\5" + request[6:]
         assert bench.outcome(partial(bench.unowned_frame, ETH_ARP, longer)) == "link", to
-    first, last, before, after = _bounds(_ON_LINK6)
+    first, last, before, after = bounds(_ON_LINK6)
     for past_output, rule in ((False, "egress"), (True, "link")):
         for to, is_found in ((first, True), (last, True), (before, False), (after, False)):
             probe = headers.neighbour(SANDBOX6, to)
@@ -287,92 +291,6 @@ def _frame_of(
         kind = ETH_IP6 if packet[0] >> 4 == 6 else ETH_IP
     frame = packets.frame(to, b"\2\0\0\0\0\2", kind, packet).ljust(60, b"\0")
     return outcomes.outcome(lambda: send_frame(frame, "g1"))
-
-
-#: Networks with the host's own address (the VM's gateway), with the addresses of metadata services,
-#: with the broadcast address of the VM's link, and on the internet.
-_TAP_EXCEPTIONS: Final = tuple(
-    map(
-        exception,
-        (
-            "udp:172.16.7.0/31:5000-5010", "udp:[fd00:7::/127]:5000-5010",
-            "tcp:169.254.169.128/25:80-81", "tcp:[fd00:ec2::/64]:80-81",
-            "udp:172.16.7.6/31:5000-5010",
-            f"tcp:{_REMOTE4}:8000-8100",
-            f"tcp:[{_REMOTE6}]:8000-8100",
-        ),
-    )
-)  # fmt: skip
-
-
-#: The source ports of packets that the host redirects, and of those with a source that it changes.
-_REDIRECTED, _FORGED = 6003, 6004
-_RIVAL: Final = f"""
-table inet rival {{
-    chain prerouting {{
-        type nat hook prerouting priority -100
-        meta nfproto ipv4 tcp sport {_REDIRECTED} dnat ip to {INTERNET4}:80
-        meta nfproto ipv4 udp sport {_REDIRECTED} dnat ip to {INTERNET4}:80
-        meta nfproto ipv6 tcp sport {_REDIRECTED} dnat ip6 to [{INTERNET6}]:80
-        meta nfproto ipv6 udp sport {_REDIRECTED} dnat ip6 to [{INTERNET6}]:80
-    }}
-    chain input {{
-        type filter hook input priority -21
-        udp sport {_FORGED} ip saddr set 172.16.7.9
-        udp sport {_FORGED} ip6 saddr set 2001:db8::9
-    }}
-}}
-"""
-
-
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmBench]:
-    directory = StateDirectory(tmp_path_factory.mktemp("rules"))
-    with vm_bench.bench(directory, exceptions=_TAP_EXCEPTIONS) as made:
-        conftest.load(made.site.host, _RIVAL)
-        made.sent(ETH_ARP, packets.arp(tap.VM4, tap.GATEWAY4, tap.VM_MAC))
-        yield made
-
-
-def test_vm_reaches_ranges_on_the_host_and_among_forbidden_destinations(vm: VmBench) -> None:
-    for own, gateway in ((tap.VM4, tap.GATEWAY4), (tap.VM6, tap.GATEWAY6)):
-        for port, expected in (
-            (5000, "host"),
-            (5010, "host"),
-            (4999, "vm-input"),
-            (5011, "vm-input"),
-        ):
-            assert vm.routed(headers.udp(own, gateway, port)) == expected, (gateway, port)
-        assert vm.routed(headers.tcp(own, gateway, 5000)) == "vm-input"
-        assert vm.routed(headers.udp(own, gateway, 5000, _FORGED)) == "vm-input"
-    for own, to, is_inside in (
-        (tap.VM4, "169.254.169.128", True), (tap.VM4, "169.254.169.255", True),
-        (tap.VM4, "169.254.169.127", False), (tap.VM4, "169.254.170.0", False),
-        (tap.VM6, "fd00:ec2::254", True),
-    ):  # fmt: skip
-        for port in (80, 81):
-            found = vm.routed(headers.tcp(own, to, port))
-            assert found == ("through" if is_inside else "vm-forward"), (to, port)
-        assert vm.routed(headers.tcp(own, to, 82)) == "vm-forward", to
-        assert vm.routed(headers.udp(own, to, 80)) == "vm-forward", to
-
-
-def test_host_may_redirect_packets_to_an_exception_alone(vm: VmBench) -> None:
-    for own, network in ((tap.VM4, _REMOTE4), (tap.VM6, _REMOTE6)):
-        first, last, before, after = _bounds(network)
-        for to, port, expected in (
-            (first, 8000, "through"), (last, 8100, "through"), (first, 7999, "vm-forward"),
-            (last, 8101, "vm-forward"), (before, 8000, "vm-forward"), (after, 8000, "vm-forward"),
-        ):  # fmt: skip
-            packet = headers.tcp(own, to, port, source_port=_REDIRECTED)
-            assert vm.routed(packet) == expected, (to, port)
-        assert vm.routed(headers.udp(own, first, 8000, _REDIRECTED)) == "vm-forward"
-        assert vm.routed(headers.udp(own, first, 8000)) == "through"
-
-
-def test_vm_sends_no_broadcast_to_the_host(vm: VmBench) -> None:
-    """The host's address is not in the network that has the broadcast address."""
-    assert vm.routed(headers.udp(tap.VM4, "172.16.7.7", 5000)) == "vm-input"
 
 
 _OVERLAPPING: Final = st.lists(

@@ -64,7 +64,7 @@ _TESTS: Final = {
         ("sidecar", "sidecar_escapes"),
     ),
     "tap.nft": (
-        ("rules_tap", "rules_vm_rivals", "rules_loaded", "rules_exceptions"),
+        ("rules_tap", "rules_vm_rivals", "rules_loaded", "rules_exceptions_tap"),
         ("tap_refused", "tap_host"),
         ("tap",),
     ),
