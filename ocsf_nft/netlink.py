@@ -164,8 +164,15 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
     ``protocol`` is, for example, NETLINK_ROUTE. ``kind`` is the message type. ``dump`` requests a
     list of objects. Raises OSError with the kernel's errno, TimeoutError after 5 s without a reply.
     """
+    return list(replies(protocol, kind, payload, dump=dump))
+
+
+def replies(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> Iterator[bytes]:
+    """Yield the reply payloads as :func:`request` returns them, as soon as they arrive.
+
+    A caller that needs only some of them can stop early.
+    """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
-    replies: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
         sock.settimeout(5.0)
         sock.sendto(message(kind, flags, payload, sequence=1), (0, 0))
@@ -177,8 +184,8 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
                 continue
             for reply, body in messages(memoryview(datagram)):
                 if reply == NLMSG_DONE:
-                    return replies
+                    return
                 if reply == NLMSG_ERROR:
                     raise_for_error(body)
-                    return replies
-                replies.append(bytes(body))
+                    return
+                yield bytes(body)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import links
+from ocsf_nft.fence import routes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Ke
         names = {link.ifindex: link.name for link in rtnetlink.links()}
         found = {}
         for key, address in addresses.items():
-            index = links.route(address).ifindex
+            index = routes.to_address(address).ifindex
             if index in names:
                 found[key] = names[index]
         return found

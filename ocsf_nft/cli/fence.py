@@ -120,8 +120,7 @@ def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]
     if spec.proxy_uids:
         yield f"  users of the proxy: {', '.join(map(str, spec.proxy_uids))}"
     if spec.exceptions:
-        exceptions = (f"{each.protocol}:{each}" for each in spec.exceptions)
-        yield f"  also allowed: {', '.join(exceptions)}"
+        yield f"  also allowed: {', '.join(map(str, spec.exceptions))}"
     named = shlex.join(["--sandbox", spec.sandbox, *options])
     packet = "packet that it would refuse" if spec.is_permissive else "refused packet"
     yield f"  next: ocsf-nft run {named}     reports each {packet}"

@@ -76,7 +76,8 @@ Exceptions = Annotated[
     list[str],
     typer.Option(
         "--allow",
-        help="Another endpoint that the sandbox may reach; repeatable.",
+        help="Another destination that the sandbox may reach, also a network or a range of ports, "
+        "such as tcp:10.0.0.0/8:8000-8100; repeatable.",
         metavar="tcp|udp:ADDR:PORT",
     ),
 ]

@@ -11,7 +11,7 @@ from ocsf_nft.config.labels import Labels, label_texts
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
-from ocsf_nft.fence.values import Endpoint, Subnet
+from ocsf_nft.fence.values import Destination, Endpoint, Subnet
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.process import Container
 
@@ -38,9 +38,6 @@ _Text = Annotated[str, Field(min_length=1, max_length=256)]
 _Flag = Annotated[bool, Field(strict=True)]
 #: Forms of values in :meth:`SandboxConfig.given`, as in a file.
 _AS_TEXT: Final = PlainSerializer(str, return_type=str)
-_AS_EXCEPTION: Final = PlainSerializer(
-    lambda allowed: f"{allowed.protocol}:{allowed}", return_type=str
-)
 
 
 class ContainerConfig(Table):
@@ -120,8 +117,9 @@ class SandboxConfig(Table):
     """A process in the network namespace; not with netns."""
     proxy: tuple[Annotated[Endpoint, checked(values.endpoint), _AS_TEXT], ...] = ()
     """Proxies that the sandbox may reach, as ADDR:PORT."""
-    allow: tuple[Annotated[Endpoint, checked(values.exception), _AS_EXCEPTION], ...] = ()
-    """Other endpoints that the sandbox may reach, as tcp:ADDR:PORT or udp:ADDR:PORT."""
+    allow: tuple[Annotated[Destination, checked(values.exception), _AS_TEXT], ...] = ()
+    """Other destinations that the sandbox may reach, such as tcp:10.0.0.0/8:443 or
+    udp:[fd00::1]:5000-5010."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
     """The host's end of the veth pair: also guard it, against AF_XDP."""
     proxy_uid: tuple[Annotated[int, Field(strict=True, ge=0, lt=0xFFFFFFFF)], ...] = ()

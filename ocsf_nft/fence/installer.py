@@ -299,7 +299,11 @@ def remove_record(
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(namespace, spec.tap.device)
-    around = links.survey(namespace, (endpoint.address for endpoint in spec.allowed))
+    around = links.survey(
+        namespace,
+        (endpoint.address for endpoint in spec.allowed),
+        (destination.network for destination in spec.ranges),
+    )
     # nft loads a chain on a missing device without an error, and the chain has no effect.
     if spec.guard_device is not None and spec.guard_device not in links.names():
         raise AbsentError(f"there is no interface {spec.guard_device} here to guard")

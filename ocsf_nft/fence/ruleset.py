@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Tap
-    from ocsf_nft.fence.values import Subnet
+    from ocsf_nft.fence.values import Destination, Subnet
 
 LOOPBACK: Final = "lo"
 #: Additional rules of a permissive fence, by the policy file that they are inserted into.
@@ -65,6 +65,11 @@ _COUNTING_OBJECTS: Final = re.compile(
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
 #: Number of conntrack zones for VMs.
 _ZONES: Final = 0xFFFF
+#: Values of an exception that is a network or has a range of ports, in a rule of a policy file.
+_EXCEPTION_VALUE: Final = re.compile(r"\$exception(4|6|_protocol|_ports)\b")
+_EXCEPTION_DEFINE: Final = re.compile(
+    r"^(?:#.*\n)*(?:define exception(?:4|6|_protocol|_ports) = .*\n)+", re.MULTILINE
+)
 #: In accounting.nft, the jump to the chain for packets with an owner, and that chain.
 _OWNER_CHAIN: Final = re.compile(
     r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
@@ -153,6 +158,7 @@ def _render(
     if spec.is_permissive:
         more = _PERMISSIVE.get(file)
         text = permissive.make_permissive(text, "" if more is None else _policy(more))
+    text = _repeat_for_exceptions(text, spec.ranges)
     for name, value in defines.items():
         text = _define(text, name, value)
     opened = _OPENING.search(text)
@@ -162,6 +168,39 @@ def _render(
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _set_log_transport(text, spec.group, transport)
+
+
+def _repeat_for_exceptions(text: str, ranges: tuple[Destination, ...]) -> str:
+    """Return ``text`` with a copy of each rule for exceptions, for each exception in ``ranges``.
+
+    Such a rule names an exception's values (``$exception4``, ``$exception_ports``). Rules for IPv4
+    have copies for networks of IPv4, rules for IPv6 for networks of IPv6.
+    """
+    text, count = _EXCEPTION_DEFINE.subn("", text)
+    if count != 1:
+        raise AssertionError("the policy file must define the values of an exception once")
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if _EXCEPTION_VALUE.search(line):
+            # A rule without a port is the same for all exceptions with one network.
+            copies = dict.fromkeys(filter(None, (_rule_for(each, line) for each in ranges)))
+            while not copies and lines[-1].lstrip().startswith("#"):
+                lines.pop()  # the comment on the rule
+            lines += copies
+        else:
+            lines.append(line)
+    return "".join(lines)
+
+
+def _rule_for(destination: Destination, line: str) -> str | None:
+    values = {
+        str(destination.network.version): str(destination.network),
+        "_protocol": destination.protocol,
+        "_ports": destination.ports,
+    }
+    if f"$exception{destination.network.version}" not in line:
+        return None
+    return _EXCEPTION_VALUE.sub(lambda found: values[found[1]], line)
 
 
 def _complete(text: str, spec: FenceSpec, around: Surroundings) -> str:

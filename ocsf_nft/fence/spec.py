@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
-from ocsf_nft.fence.values import Address, Endpoint, Subnet
+from ocsf_nft.fence.values import Address, Destination, Endpoint, Subnet
 
 #: How refused packets are reported: netlink, kernel log, or not at all. Best first.
 LogTransport: TypeAlias = Literal["nflog", "kmsg", "none"]
@@ -63,9 +63,9 @@ class FenceSpec:
     """Operator's specification of a sandbox's fence; an invalid value raises UsageError."""
 
     sandbox: str
-    #: Endpoints that the sandbox may reach: ``proxies`` and ``exceptions``.
+    #: Destinations that the sandbox may reach: ``proxies`` and ``exceptions``.
     proxies: tuple[Endpoint, ...] = ()
-    exceptions: tuple[Endpoint, ...] = ()
+    exceptions: tuple[Destination, ...] = ()
     #: User ids of a pod's sidecar proxy.
     proxy_uids: tuple[int, ...] = ()
     tap: Tap | None = None
@@ -106,8 +106,18 @@ class FenceSpec:
 
     @property
     def allowed(self) -> tuple[Endpoint, ...]:
-        """Return the endpoints that every process may reach: ``proxies`` and ``exceptions``."""
-        return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
+        """Return the endpoints that every process may reach.
+
+        They are ``proxies``, and the ``exceptions`` that are one address and one port.
+        """
+        exceptions = (each.endpoint for each in self.exceptions)
+        return tuple(sorted({*self.proxies, *filter(None, exceptions)}, key=_sort_key))
+
+    @property
+    def ranges(self) -> tuple[Destination, ...]:
+        """Return the other ``exceptions``: networks, and destinations with a range of ports."""
+        found = {each for each in self.exceptions if each.endpoint is None}
+        return tuple(sorted(found, key=_range_key))
 
     @property
     def tables(self) -> Tables:
@@ -132,10 +142,11 @@ class Surroundings:
 
     #: Names of all interfaces except loopback; for a VM, only the TAP device.
     links: tuple[str, ...] = ()
-    #: Interfaces that lead to the allowed endpoints; all interfaces if no endpoint has a route.
+    #: Interfaces that lead to the allowed destinations; all interfaces if none has a route.
     uplinks: tuple[str, ...] = ()
     #: Addresses to which the fence allows ARP and IPv6 neighbor discovery: the allowed endpoints,
-    #: and the next hops towards them.
+    #: and the next hops towards all allowed destinations. The fence also allows both to the
+    #: networks of its exceptions.
     neighbours: tuple[Address, ...] = ()
     #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
     #: name.
@@ -172,3 +183,11 @@ def device_table(device: str) -> str:
 
 def _sort_key(endpoint: Endpoint) -> tuple[int, int, str, int]:
     return endpoint.address.version, int(endpoint.address), endpoint.protocol, endpoint.port
+
+
+def _range_key(destination: Destination) -> tuple[int, int, int, str, int, int]:
+    network = destination.network
+    return (
+        network.version, int(network.network_address), network.prefixlen,
+        destination.protocol, destination.first_port, destination.last_port,
+    )  # fmt: skip

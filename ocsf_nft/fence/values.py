@@ -9,14 +9,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: A gateway's address, and the prefix length of its network.
 Subnet: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Protocol: TypeAlias = Literal["tcp", "udp"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -25,10 +29,20 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$])[!-~]){1,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
+_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+_LENGTH: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _LAST_PORT: Final = 65535
 _LAST_GROUP: Final = 65535
 #: The highest user id: the kernel uses the next number for "no user".
 _LAST_UID: Final = 0xFFFFFFFE
+#: Addresses that no host has: unspecified, multicast and broadcast. A datagram to a group or to all
+#: machines on the link would reach machines that the operator has not allowed.
+_NO_HOSTS: Final[tuple[Network, ...]] = tuple(
+    map(
+        ipaddress.ip_network,
+        ("0.0.0.0/32", "224.0.0.0/4", "255.255.255.255/32", "::/128", "ff00::/8"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,6 +57,50 @@ class Endpoint:
         """Return ``ADDR:PORT`` without the protocol; an IPv6 address is in brackets."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Network and range of ports that the sandbox may reach: an exception of its fence.
+
+    Most exceptions have one address and one port.
+    """
+
+    protocol: Protocol
+    network: Network
+    first_port: int
+    last_port: int
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Return the only endpoint of the destination; None if it has several."""
+        if self.network.num_addresses > 1 or self.first_port != self.last_port:
+            return None
+        return Endpoint(self.protocol, self.network.network_address, self.first_port)
+
+    @property
+    def ports(self) -> str:
+        """Return the port, or the range of ports, for example ``8000-8100``."""
+        if self.first_port == self.last_port:
+            return str(self.first_port)
+        return f"{self.first_port}-{self.last_port}"
+
+    def __str__(self) -> str:
+        """Return the text that :func:`exception` parses, in its canonical form."""
+        is_network = self.network.num_addresses > 1
+        host = str(self.network if is_network else self.network.network_address)
+        if self.network.version == 6:
+            host = f"[{host}]"
+        return f"{self.protocol}:{host}:{self.ports}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
+        """Let pydantic store the destination as its text, and read it again."""
+        from pydantic_core import core_schema  # noqa: PLC0415 - only if pydantic asks
+
+        return core_schema.no_info_plain_validator_function(
+            _stored_exception, serialization=core_schema.to_string_ser_schema()
+        )
 
 
 def sandbox_name(text: str) -> str:
@@ -131,32 +189,104 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
-    bracketed = host.startswith("[") and host.endswith("]")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    address = _address(host[1:-1] if is_bracketed else host, text, is_bracketed=is_bracketed)
+    _refuse_no_hosts(ipaddress.ip_network(address), text)
+    return Endpoint(protocol, address, int(port))
+
+
+def exception(text: str) -> Destination:
+    """Parse an exception of a fence: a destination that a sandbox may reach besides its proxies.
+
+    The text is ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``, for example ``udp:10.0.0.1:53``. A prefix
+    length may follow ADDR: ``tcp:10.0.0.0/8:443``, ``udp:[fd00::/16]:53``. PORT may be a range:
+    ``tcp:10.0.0.1:8000-8100``. Raises UsageError if the text is invalid.
+    """
+    protocol, colon, rest = text.partition(":")
+    if not colon or protocol not in {"tcp", "udp"}:
+        raise UsageError(f"{quoted(text)} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
+    host, colon, ports = rest.rpartition(":")
+    found = _PORTS.fullmatch(ports) if colon else None
+    if found is None:
+        raise UsageError(
+            f"{quoted(text)} is no exception: write tcp:10.0.0.1:443, tcp:10.0.0.0/8:8000-8100 or "
+            "udp:[fd00::/16]:53"
+        )
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last <= _LAST_PORT:
+        raise UsageError(
+            f"the ports of {quoted(text)} are out of range: use 1 to {_LAST_PORT}, lowest first"
+        )
+    network = _network(host, text)
+    return Destination(cast("Protocol", protocol), network, first, last)
+
+
+def _stored_exception(stored: object) -> Destination:
+    match stored:
+        case Destination():
+            return stored
+        case str():
+            return exception(stored)
+        # Stored by an earlier version, in which each exception was an endpoint.
+        case {"protocol": str(protocol), "address": str(address), "port": int(port)}:
+            host = f"[{address}]" if ":" in address else address
+            return exception(f"{protocol}:{host}:{port}")
+    raise ValueError("must be an exception, such as tcp:10.0.0.0/8:443")
+
+
+def _network(host: str, text: str) -> Network:
+    """Parse the address of an exception, with or without a prefix length."""
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    before, slash, length = (host[1:-1] if is_bracketed else host).partition("/")
+    address = _address(before, text, is_bracketed=is_bracketed)
+    if not slash:
+        network = ipaddress.ip_network(address)
+    elif not _LENGTH.fullmatch(length) or int(length) > address.max_prefixlen:
+        raise UsageError(
+            f"{quoted(text)} has no valid prefix length: use 1 to {address.max_prefixlen}"
+        )
+    else:
+        network = ipaddress.ip_network((address, int(length)), strict=False)
+    if network.prefixlen == 0:
+        raise UsageError(
+            f"{quoted(text)} would open the fence to every address: let the sandbox use a proxy, "
+            "or make the fence permissive, which refuses nothing"
+        )
+    if network.network_address != address:
+        right = f"[{network}]" if network.version == 6 else str(network)
+        raise UsageError(
+            f"{quoted(text)} has an address inside of its network: write the network, {right}"
+        )
+    _refuse_no_hosts(network, text)
+    return network
+
+
+def _address(host: str, text: str, *, is_bracketed: bool) -> Address:
     try:
-        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        address = ipaddress.ip_address(host)
     except ValueError as error:
         raise UsageError(
             f"{quoted(host)} in {quoted(text)} is no IP address: names are not looked up, "
             "because the answer could change"
         ) from error
-    if bracketed != isinstance(address, ipaddress.IPv6Address):
+    if is_bracketed != isinstance(address, ipaddress.IPv6Address):
         raise UsageError(
             f"{quoted(text)} is ambiguous: write an IPv6 address in brackets, IPv4 without"
         )
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise UsageError(f"{quoted(text)} has a zone: a fence can't match an address by its zone")
-    if address.is_unspecified or address.is_multicast:
-        raise UsageError(f"{quoted(text)} is not the address of one host: a fence can't allow it")
-    return Endpoint(protocol, address, int(port))
+    return address
 
 
-def exception(text: str) -> Endpoint:
-    """Parse an exception of a fence: an endpoint that a sandbox may reach besides its proxies.
-
-    The text is ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``, for example ``udp:10.0.0.1:53``. Raises
-    UsageError if the text is invalid.
-    """
-    protocol, colon, address_port = text.partition(":")
-    if not colon or protocol not in {"tcp", "udp"}:
-        raise UsageError(f"{quoted(text)} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
-    return endpoint(address_port, cast("Protocol", protocol))
+def _refuse_no_hosts(network: Network, text: str) -> None:
+    for each in _NO_HOSTS:
+        if network.version != each.version or not network.overlaps(each):
+            continue
+        if network.prefixlen == network.max_prefixlen:
+            raise UsageError(
+                f"{quoted(text)} is not the address of one host: a fence can't allow it"
+            )
+        raise UsageError(
+            f"{quoted(text)} contains {each}, which is no address of a host: give the networks "
+            "that the sandbox needs"
+        )

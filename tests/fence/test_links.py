@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink, netns, rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, UsageError
-from ocsf_nft.fence import links
+from ocsf_nft.fence import links, routes
 from ocsf_nft.netns import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -105,4 +105,4 @@ def test_survey_names_the_cause_of_a_failure(monkeypatch: pytest.MonkeyPatch) ->
         links.survey(Namespace(), [ip_address("10.0.0.1")])
     errors.append(OSError(errno.EPERM, "not permitted"))
     with pytest.raises(OSError, match="not permitted"):
-        links.route(ip_address("10.0.0.1"))
+        routes.to_address(ip_address("10.0.0.1"))

@@ -55,13 +55,6 @@ def test_invalid_endpoint_is_refused_with_one_line(text: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_exception_requires_a_protocol() -> None:
-    assert values.exception("udp:10.0.0.53:53").protocol == "udp"
-    for text in ("10.0.0.53:53", "icmp:10.0.0.53:53", "udp:", "UDP:10.0.0.53:53"):
-        with pytest.raises(UsageError):
-            values.exception(text)
-
-
 @pytest.mark.parametrize("name", ["a", "sb-1", "a.b_c", "x" * 64])
 def test_valid_sandbox_name_is_accepted(name: str) -> None:
     assert values.sandbox_name(name) == name

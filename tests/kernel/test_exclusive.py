@@ -19,7 +19,7 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft, restore_batch, table_query
 from ocsf_nft.fence.spec import FenceSpec, TableId, Tap
-from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import command, conftest, flooding, written
@@ -36,8 +36,9 @@ pytestmark = pytest.mark.kernel
 _FLOOD = Path(__file__).with_name("flood.py")
 _INET, _NETDEV = TableId("inet", "ocsf_nft"), TableId("netdev", "ocsf_nft")
 _PROXY = endpoint("10.200.0.1:3128")
+_RANGES = tuple(map(exception, ("tcp:10.77.0.0/16:1-99", "udp:[fd77::/32]:53")))
 _SPECS = {
-    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
+    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,), exceptions=_RANGES),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
     "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337,)),
     "tap": FenceSpec(
@@ -320,7 +321,7 @@ def test_fence_that_another_process_owns_is_an_error(
     done = command.run("run", *named)
     assert done.code == 3
     assert "another process owns them exclusively" in done.sentence
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     with pytest.raises(
         FenceError, match="that process is not a run that uses this state directory"
     ):

@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, ip_forwarding, kernel_log_sysctl, links, nft
+from ocsf_nft.fence import installer, ip_forwarding, kernel_log_sysctl, links, nft, routes
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
@@ -233,4 +233,4 @@ def test_route_by_a_gateway_of_the_other_family_has_it_as_neighbour(lab: Lab) ->
 
 def test_route_is_an_error_if_the_kernel_cannot_be_queried() -> None:
     with no_more_descriptors(), pytest.raises(OSError, match="Too many open files"):
-        links.route(ipaddress.ip_address("203.0.113.9"))
+        routes.to_address(ipaddress.ip_address("203.0.113.9"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
@@ -79,7 +79,8 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_preserves_the_
     times: int,
 ) -> None:
     """Alternate the policy and the links, with changes by another process in between."""
-    other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    exceptions = map(exception, ("tcp:10.200.0.9:80", "udp:198.18.0.0/15:1-65535"))
+    other = dataclasses.replace(spec, exceptions=tuple(exceptions))
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     process = flood(60)
     seen = [0]

@@ -13,7 +13,7 @@ import pytest
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, listing, nft, replace_keeping_counters, table_query
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
@@ -69,7 +69,7 @@ def test_replacement_preserves_counters_and_removes_foreign_parts(
     before = counters(fenced.sandbox_namespace)["refused_egress"]
     if tampering:
         conftest.nft(fenced.sandbox_namespace, tampering)
-    other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert counters(fenced.sandbox_namespace)["refused_egress"] >= before >= 7

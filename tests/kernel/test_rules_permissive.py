@@ -15,7 +15,7 @@ import pytest
 
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.kernel import headers, link_cases, packets, tap, verdicts, vm_bench
 from tests.kernel.outcomes import Case
@@ -32,7 +32,10 @@ pytestmark = pytest.mark.kernel
 _ENDPOINTS: Final = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
 _SANDBOX: Final = FenceSpec(sandbox="lab", proxies=_ENDPOINTS, is_permissive=True)
 _POD: Final = FenceSpec(
-    sandbox="lab", proxy_uids=(4242,), exceptions=_ENDPOINTS, is_permissive=True
+    sandbox="lab",
+    proxy_uids=(4242,),
+    exceptions=tuple(exception(f"tcp:{each}") for each in _ENDPOINTS),
+    is_permissive=True,
 )
 #: The mark bit of a packet that the fence has checked already.
 _JUDGED: Final = 0x4000_0000

@@ -31,7 +31,7 @@ from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.tamper_guard import TamperGuard
-from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
 from ocsf_nft.ocsf.fence_state_events import FenceState
@@ -49,14 +49,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PROXY = endpoint("10.200.0.1:3128")
+_RANGES = tuple(
+    map(exception, ("tcp:10.77.0.0/16:1-99", "udp:[fd77::/32]:53", "tcp:10.77.1.0/24:5-443"))
+)
 _SPECS = {
-    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
+    "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,), exceptions=_RANGES),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
     "exclusive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_owned=True),
-    "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338)),
+    "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338), exceptions=_RANGES),
     "tap": FenceSpec(
         sandbox="lab",
         proxies=(_PROXY,),
+        exceptions=_RANGES,
         tap=Tap(device="sb0", subnets=(subnet("10.200.0.1/24"), subnet("fd00:200::1/64"))),
     ),
 }
@@ -336,7 +340,7 @@ def test_tamper_guard_does_not_report_a_repair_by_a_check(
 def test_tamper_guard_restores_a_fence_longer_than_the_default_send_buffer(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    exceptions = tuple(endpoint(f"10.9.{each >> 8}.{each & 255}:80") for each in range(4000))
+    exceptions = tuple(exception(f"tcp:10.9.{each >> 8}.{each & 255}:80") for each in range(4000))
     long = replace(spec, exceptions=exceptions)
     installed = installer.install(long, lab.sandbox_namespace, state, "nflog")
     probe = GuardProbe(installed, state, self_heal=True, prepared=True, starts=True)
@@ -426,7 +430,7 @@ def test_tamper_guard_ignores_an_installation_that_a_check_accepted_first(
     fenced.sandbox_namespace.call(lambda: _send(7))
     if is_same:
         state.delete(conftest.SANDBOX)  # so that it is loaded once more
-    other = spec if is_same else replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = spec if is_same else replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
     _accept_like_a_check(probe, state)
     probe.guard.start()
@@ -448,7 +452,7 @@ def test_tamper_guard_never_restores_from_the_record_of_an_unfinished_installati
         return load(*arguments)
 
     monkeypatch.setattr(load_ruleset, "load", load_and_check)
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
     monkeypatch.setattr(load_ruleset, "load", load)
     assert probe.guard.renew() is not None
@@ -462,7 +466,7 @@ def test_tamper_guard_restores_a_change_after_an_accepted_installation(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
     probe = make_guard(starts=False)
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
     _accept_like_a_check(probe, state)
     pid = _tamper(fenced, "delete table inet ocsf_nft")
@@ -481,7 +485,7 @@ def test_tamper_guard_restores_a_change_that_is_as_old_as_a_check(
 ) -> None:  # fmt: skip
     """A change that remains is not a part of the installation, however early it was."""
     probe = make_guard(starts=False)
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
     prepare = restore_batch.prepare
 
@@ -503,7 +507,7 @@ def test_tamper_guard_restores_the_latest_installation(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
     probe = make_guard()
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     newer = installer.install(other, fenced.sandbox_namespace, state, "nflog")
     # With the new batch the guard would restore the fence after the installation too.
     assert probe.next_change().restored_after_ns is None

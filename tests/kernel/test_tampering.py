@@ -16,7 +16,7 @@ import pytest
 
 from ocsf_nft.fence import installer, tamper_guard
 from ocsf_nft.fence.tamper_guard import MAX_RESTORES, TamperGuard
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from ocsf_nft.service import fence_monitor
 from ocsf_nft.service.fence_monitor import FenceMonitor
@@ -317,7 +317,7 @@ def test_reinstalled_fence_is_accepted(
     named: list[str],
     ended: Callable[[str], int],
 ) -> None:
-    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    other = replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     with command.running(*named) as running:
         output.wait(lambda: ended("check") > 0)
         prepared = ended("preparation")

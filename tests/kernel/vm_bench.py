@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.values import Destination
     from tests.kernel.outcomes import Counter
 
 SANDBOX: Final = "vm"
@@ -68,6 +69,14 @@ COUNTED: Final[Mapping[str, Counter]] = {
     "uplink": ("inet", "observer", "uplink"),
     "other": ("inet", "observer", "other"),
 }
+
+
+_EXCEPTIONS: Final = (
+    exception(f"udp:{GATEWAY4}:{DNS}"),
+    exception(f"udp:[{GATEWAY6}]:{DNS}"),
+    exception(f"tcp:{METADATA4}:{METADATA_PORT}"),
+    exception(f"tcp:[{METADATA6}]:{METADATA_PORT}"),
+)
 
 
 class VmBench(Outcomes):
@@ -123,17 +132,17 @@ class VmBench(Outcomes):
 
 
 @contextlib.contextmanager
-def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmBench]:
+def bench(
+    state: StateDirectory,
+    *,
+    is_permissive: bool = False,
+    exceptions: tuple[Destination, ...] = _EXCEPTIONS,
+) -> Iterator[VmBench]:
     """Fence a VM on a host; nothing answers on its uplink."""
     spec = dataclasses.replace(
         tap.spec(SANDBOX),
         is_permissive=is_permissive,
-        exceptions=(
-            exception(f"udp:{GATEWAY4}:{DNS}"),
-            exception(f"udp:[{GATEWAY6}]:{DNS}"),
-            exception(f"tcp:{METADATA4}:{METADATA_PORT}"),
-            exception(f"tcp:[{METADATA6}]:{METADATA_PORT}"),
-        ),
+        exceptions=exceptions,
     )
     with tap.site() as site, tap.silent_machine(site) as machine:
         conftest.load(

@@ -9,7 +9,7 @@ from unittest import mock
 
 from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
-from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.fence.values import endpoint, exception, subnet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,17 +21,22 @@ _TAP: Final = Tap(device="lo", subnets=(subnet("10.0.0.1/29"), subnet("fd00::1/6
 _AROUND: Final = Surroundings(
     links=("lo",), uplinks=("lo",), neighbours=tuple(end.address for end in _PROXIES), ifindex=1
 )
-_SANDBOX: Final = FenceSpec(sandbox="a", proxies=_PROXIES)
+_EXCEPTIONS: Final = (exception("tcp:10.2.0.0/16:80"), exception("udp:[fd00:2::/32]:5-9"))
+_SANDBOX: Final = FenceSpec(sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS)
 _PERMISSIVE: Final = FenceSpec(sandbox="a", proxies=_PROXIES, is_permissive=True)
 #: For each policy file, a fence that contains it.
 _SPECS: Final = {
     "accounting.nft": _SANDBOX,
-    "guard.nft": FenceSpec(sandbox="a", proxies=_PROXIES, guard_device="lo"),
+    "guard.nft": FenceSpec(
+        sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS, guard_device="lo"
+    ),
     "permissive.nft": _PERMISSIVE,
     "permissive_tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, tap=_TAP, is_permissive=True),
     "sandbox.nft": _SANDBOX,
-    "sidecar.nft": FenceSpec(sandbox="a", proxies=_PROXIES, proxy_uids=(3128,)),
-    "tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, tap=_TAP),
+    "sidecar.nft": FenceSpec(
+        sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS, proxy_uids=(3128,)
+    ),
+    "tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS, tap=_TAP),
 }
 FILES: Final = tuple(_SPECS)
 

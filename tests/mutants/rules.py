@@ -42,23 +42,29 @@ _ENOUGH: Final = 95
 #: The test files of each policy file in groups: first the quickest ones that detect the most.
 _TESTS: Final = {
     "accounting.nft": (("rules_loaded", "rules_accounting"), ("counters", "escapes")),
-    "guard.nft": (("rules_guard", "rules_loaded"), ("guard",)),
+    "guard.nft": (("rules_guard", "rules_loaded", "rules_exceptions"), ("guard",)),
     "permissive.nft": (
         ("rules_permissive", "rules_loaded"),
         ("permissive_profiles", "permissive"),
     ),
     "permissive_tap.nft": (("rules_permissive", "rules_loaded"), ("permissive_profiles",)),
     "sandbox.nft": (
-        ("rules_sandbox", "rules_rivals", "rules_loaded"),
+        ("rules_sandbox", "rules_rivals", "rules_loaded", "rules_exceptions"),
         ("other_links", "escapes", "flows"),
     ),
     "sidecar.nft": (
-        ("rules_sidecar", "rules_sidecar_memory", "rules_rivals", "rules_loaded"),
+        (
+            "rules_sidecar",
+            "rules_sidecar_memory",
+            "rules_rivals",
+            "rules_loaded",
+            "rules_exceptions",
+        ),
         ("sidecar_unowned", "sidecar_links", "sidecar_answers"),
         ("sidecar", "sidecar_escapes"),
     ),
     "tap.nft": (
-        ("rules_tap", "rules_vm_rivals", "rules_loaded"),
+        ("rules_tap", "rules_vm_rivals", "rules_loaded", "rules_exceptions_tap"),
         ("tap_refused", "tap_host"),
         ("tap",),
     ),
