@@ -7,12 +7,14 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from pydantic import Field, PlainSerializer, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
+from ocsf_nft.config.events import SeverityConfig
 from ocsf_nft.config.labels import Labels, label_texts
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
 from ocsf_nft.fence.values import Destination, Endpoint, Subnet
 from ocsf_nft.netns import Namespace, named, of_process
+from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.process import Container
 
 SourceName: TypeAlias = Literal["auto", "nflog", "kmsg", "journal"]
@@ -150,6 +152,8 @@ class SandboxConfig(Table):
     """The container that the sandbox is."""
     labels: Labels = Field(default_factory=dict)
     """Labels of the sandbox, at most 32, such as { team = "search" }."""
+    severity: tuple[SeverityConfig, ...] = ()
+    """Severities of its attempts, before those of [[severity]]; without the key sandbox."""
 
     @property
     def namespace(self) -> Namespace | None:
@@ -175,6 +179,11 @@ class SandboxConfig(Table):
     def event_labels(self) -> tuple[str, ...]:
         """Return the labels of the sandbox, each as ``key=value``."""
         return label_texts(self.labels)
+
+    @property
+    def severities(self) -> tuple[SeverityRule, ...]:
+        """Return the rules that set the severity of the sandbox's refused packets."""
+        return tuple(row.as_rule() for row in self.severity)
 
     def given(self) -> dict[str, Any]:
         """Return the keys that were given, but for the name, with JSON values as in a file.
@@ -223,6 +232,11 @@ class SandboxConfig(Table):
             raise UsageError(f"sandbox {self.name} has both netns and pid: give one")
         if self.install:
             self.spec()
+        if any(row.sandbox is not None for row in self.severity):
+            raise UsageError(
+                f"a severity of sandbox {self.name} has the key sandbox: leave it out, or use a "
+                "[[severity]] table"
+            )
         required = _TRANSPORT_OF_SOURCE.get(self.source)
         if required is not None and self.log_transport not in {None, required}:
             raise UsageError(

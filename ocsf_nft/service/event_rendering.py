@@ -49,6 +49,8 @@ class Reporter:
         self.events = 0
         self._commit = commit
         self._mappers: dict[str | None, Mapper] = {}
+        #: Facts about sandboxes, as given, and with those about the host.
+        self._given: dict[str, Context] = {}
         self._contexts: dict[str, Context] = {}
         self._host_context = Context(
             host=host, severities=severities, threshold=threshold or Threshold()
@@ -60,19 +62,24 @@ class Reporter:
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
 
-        Host, severity rules and threshold are those of the reporter, not those in ``context``.
+        Host and threshold are those of the reporter. Its severity rules come after those in
+        ``context``.
         """
         known = self._host_context
+        self._given[sandbox] = context
         merged = replace(
-            context, host=known.host, severities=known.severities, threshold=known.threshold
+            context,
+            host=known.host,
+            severities=(*context.severities, *known.severities),
+            threshold=known.threshold,
         )
         self._contexts[sandbox] = merged
         self._mappers[sandbox] = Mapper(merged, self._templates)
 
     def drop_context(self, sandbox: str) -> None:
         """Remove the facts about a sandbox that has ended."""
-        self._contexts.pop(sandbox, None)
-        self._mappers.pop(sandbox, None)
+        for facts in (self._given, self._contexts, self._mappers):
+            facts.pop(sandbox, None)
 
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
@@ -80,7 +87,7 @@ class Reporter:
         """Use new severity rules, and a new threshold of findings, for all later events."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context, self._templates)
-        for sandbox, context in self._contexts.items():
+        for sandbox, context in self._given.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:

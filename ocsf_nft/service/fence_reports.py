@@ -103,7 +103,7 @@ class FenceReports:
         is_news |= fence.before is not fence.state or added is not None
         if fence.is_ours or is_news or fence.state is not FenceState.ACTIVE:
             await self._reporter.emit(
-                fences.first_event(fence, self._reporter.host, added, self._sandbox.event_labels)
+                fences.first_event(fence, self._reporter.host, added, self._sandbox)
             )
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
@@ -228,10 +228,7 @@ class FenceReports:
         await self._report_change(state, reason, _tampering(last, given_up=True))
 
     def _update_context(self, installed: InstalledFence) -> None:
-        sandbox = self._sandbox
-        known = fences.context(
-            installed, self._reporter.host, sandbox.event_container, sandbox.event_labels
-        )
+        known = fences.context(installed, self._reporter.host, self._sandbox)
         self._reporter.set_context(self._sandbox.name, known)
 
     async def _report_restored(self, state: FenceState, change: FenceChange) -> None:
@@ -268,7 +265,7 @@ class FenceReports:
             tampering=tampering,
             change=change,
             end=end,
-            labels=self._sandbox.event_labels,
+            sandbox=self._sandbox,
             is_regular=is_regular,
         )
         await self._reporter.emit(event)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
-    from ocsf_nft.process import Container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,18 +191,18 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
 def context(
     installed: InstalledFence,
     host: Host | None,
-    container: Container | None = None,
-    labels: tuple[str, ...] = (),
+    sandbox: SandboxConfig | None = None,
 ) -> Context:
     """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
 
-    ``labels`` are those of the sandbox, each as ``key=value``.
+    ``sandbox`` is its configuration, if known.
     """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,
-        container=container,
-        labels=labels,
+        container=None if sandbox is None else sandbox.event_container,
+        labels=() if sandbox is None else sandbox.event_labels,
+        severities=() if sandbox is None else sandbox.severities,
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
@@ -228,17 +227,17 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
-    labels: tuple[str, ...] = (),
+    sandbox: SandboxConfig | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
 
     ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
     change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
-    ``labels`` are those of the sandbox. The other arguments are those of :func:`fence_state`.
+    ``sandbox`` is the configuration of the sandbox, if known. The other arguments are those of :func:`fence_state`.
     """
     return fence_state(
-        context(installed, host, labels=labels),
+        context(installed, host, sandbox),
         sandbox=installed.spec.sandbox,
         before=before,
         after=after,
@@ -257,7 +256,7 @@ def first_event(
     fence: Fence,
     host: Host | None,
     change: PolicyChange | None = None,
-    labels: tuple[str, ...] = (),
+    sandbox: SandboxConfig | None = None,
 ) -> DeviceConfigStateChange:
     """Return the first event about a fence that was just installed, or found at service start.
 
@@ -275,7 +274,7 @@ def first_event(
         reason=reason,
         tampering=fence.tampering,
         change=change,
-        labels=labels,
+        sandbox=sandbox,
     )
 
 

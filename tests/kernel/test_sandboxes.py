@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
+from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
@@ -124,6 +124,38 @@ async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
     assert first["unmapped"]["changes"] == ["allow: added tcp:203.0.113.7:443"]
     assert "allow" not in first["unmapped"]["policy_before"]
     assert first["unmapped"]["policy"]["allow"] == ["tcp:203.0.113.7:443"]
+
+
+async def test_events_have_the_labels_and_severities_of_their_sandbox_at_that_time(
+    made: tuple[str, ...], tmp_path: Path, judge: Callable[[Any], list[str]]
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path) as served:
+        put = served.service.put
+        await put(sandbox(other))
+        container = {"uid": "3f4e", "name": "web", "labels": {"app": "agent"}}
+        await put(sandbox(name, labels={"team": "search"}, container=container))
+        assert await _connect(name, 1001) == {1001: "refused"}
+        await served.wait_for(lambda each: each.get("dst_endpoint", {}).get("port") == 1001)
+        severe = [{"severity": "critical", "port": 1002}]
+        await put(sandbox(name, labels={"team": "ads", "task": "7"}, severity=severe))
+        for each in (name, other):
+            assert await _connect(each, 1002) == {1002: "refused"}
+        with pytest.raises(UsageError, match="has the key sandbox"):
+            await put(sandbox(name, severity=[{"severity": "low", "sandbox": other}]))
+    first, second, third = (each for each in served.events if each["class_uid"] == 4001)
+    assert first["metadata"]["labels"] == ["team=search"]
+    inside = first["src_endpoint"]["container"]
+    assert (inside["name"], inside["labels"]) == ("web", ["app=agent"])
+    assert first["severity"] == "Medium"
+    second, third = sorted((second, third), key=lambda each: each["unmapped"]["sandbox"])
+    assert second["metadata"]["labels"] == ["task=7", "team=ads"]
+    assert "container" not in second["src_endpoint"]
+    assert (second["severity"], third["severity"]) == ("Critical", "Medium")
+    assert "labels" not in third["metadata"]
+    finding, *_ = (each for each in served.events if each["class_uid"] == 2004)
+    assert finding["metadata"]["labels"] == ["task=7", "team=ads"]
+    assert [fault for event in served.events for fault in judge(event)] == []
 
 
 async def test_sandbox_that_cannot_be_added_leaves_nothing(

@@ -28,8 +28,8 @@ from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
     CONTAINED,
-    LABELLED,
     CONTEXT,
+    LABELLED,
     NOW_NS,
     OUT,
     RECORDS,
