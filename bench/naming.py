@@ -200,7 +200,7 @@ def _attributed(by: Attribution, took_ns: int) -> _Attributed:
     )
 
 
-async def _attribute(
+async def _attribute(  # noqa: PLR0913 - the parts of a measurement
     attributing: _Attributing,
     attached: AttachedNamespace | None,
     source: Nflog,

@@ -234,7 +234,8 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
     ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
     change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
-    ``sandbox`` is the configuration of the sandbox, if known. The other arguments are those of :func:`fence_state`.
+    ``sandbox`` is the configuration of the sandbox, if known. The other arguments are those of
+    :func:`fence_state`.
     """
     return fence_state(
         context(installed, host, sandbox),

@@ -68,11 +68,13 @@ async def serving(state_dir: Path, *sandboxes: SandboxConfig, **keys: Any) -> As
     found = ocsf_nft.Config(
         sandbox=sandboxes, state_dir=state_dir, control="/run/not-served.sock", **keys
     )
-    async with asyncio.TaskGroup() as group:
-        async with ocsf_nft.Service(found, iterates=True, must_exist=False) as service:
-            served = Served(service)
-            group.create_task(served.collect())
-            yield served
+    async with (
+        asyncio.TaskGroup() as group,
+        ocsf_nft.Service(found, iterates=True, must_exist=False) as service,
+    ):
+        served = Served(service)
+        group.create_task(served.collect())
+        yield served
 
 
 def sandbox(name: str, **keys: Any) -> SandboxConfig:
