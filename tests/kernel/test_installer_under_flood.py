@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.values import exception
-from ocsf_nft.lab import INTERNET4, ip
+from ocsf_nft.lab import GATEWAY4, INTERNET4, PROXY_PORT, ip
 from tests.kernel import conftest
+from tests.kernel.serving import sandbox, serving
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -105,6 +107,33 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_preserves_the_
     refused, counted = _at_rest(lab.sandbox_namespace, counters)
     assert counted.pop(INTERNET4) == sent
     assert refused - sent == sum(counted.values()) < 100
+
+
+async def test_policy_changed_by_a_service_under_a_flood_lets_no_packet_out(
+    lab: Lab,
+    tmp_path: Path,
+    far_counter: Callable[[], int],
+    flood: Callable[[float], subprocess.Popen[str]],
+) -> None:
+    """Alternate two policies that both refuse the flood, and release the sandbox afterwards."""
+    proxy = [f"{GATEWAY4}:{PROXY_PORT}"]
+    policies = [
+        sandbox(conftest.SANDBOX, netns=lab.sandbox, proxy=proxy, allow=[allowed])
+        for allowed in ("tcp:10.200.0.9:80", "udp:198.18.0.0/15:1-65535")
+    ]
+    async with serving(tmp_path) as served:
+        await served.service.put(policies[0])
+        process = flood(60)
+        for number in range(1, 9):
+            result = await served.service.put(policies[number % 2])
+            assert len(result.changes) == 2
+        process.terminate()
+        sent = await asyncio.to_thread(_sent, process)
+        assert far_counter() == 0
+        final = await served.service.release(conftest.SANDBOX)
+    assert sent > 10_000
+    assert {each.counter_mismatch for each in final.balances} == {0}
+    assert served.attempts(conftest.SANDBOX)[9] == sent
 
 
 def _at_rest(
