@@ -281,8 +281,8 @@ def _address(host: str, text: str, *, is_bracketed: bool) -> Address:
         address = ipaddress.ip_address(host)
     except ValueError as error:
         raise UsageError(
-            f"{quoted(host)} in {quoted(text)} is no IP address: names are not looked up, "
-            "because the answer could change"
+            f"{quoted(host)} in {quoted(text)} is no IP address: write one, "
+            "such as 10.0.0.1 or [fd00::1]"
         ) from error
     if is_bracketed != isinstance(address, ipaddress.IPv6Address):
         raise UsageError(

@@ -19,6 +19,7 @@ from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
+from ocsf_nft.service.policy_changes import change_of_addresses
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
+    from ocsf_nft.fence.host_names import Addresses
     from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
@@ -168,24 +171,47 @@ class FenceMonitor:
             if left:
                 await self._inspect(left)
 
-    async def change(self, sandbox: SandboxConfig, change: PolicyChange) -> None:
+    async def change(
+        self,
+        sandbox: SandboxConfig,
+        change: PolicyChange,
+        addresses: Callable[[], Addresses] = dict,
+    ) -> None:
         """Replace the fence's policy in one transaction, and emit an event about that.
 
-        The counts stay. ``sandbox`` has the new policy; ``change`` is the request. Raises the
-        errors of :meth:`TamperGuard.replace`; the fence is unchanged then.
+        The counts stay. ``sandbox`` has the new policy; ``change`` is the request; ``addresses``
+        returns those of its host names. Raises the errors of :meth:`TamperGuard.replace`; the fence
+        is unchanged then.
         """
+        async with self._inspecting:
+            await self._replace(sandbox, sandbox.spec(addresses()), change)
+
+    async def change_addresses(self, addresses: Callable[[], Addresses]) -> None:
+        """Do the same as :meth:`change` with the same policy, if its host names have new addresses.
+
+        A fence that another process has removed stays removed.
+        """
+        async with self._inspecting:
+            reports = self.reports
+            spec = reports.sandbox.spec(addresses())
+            change = change_of_addresses(reports.sandbox, reports.installed.spec, spec)
+            is_there = self._state.version(self.name) is not None and not self._has_ended()
+            if change is not None and is_there:
+                await self._replace(reports.sandbox, spec, change)
+
+    async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
             raise RuntimeError("call start first")
-        guard = self._watch.tamper_guard
-        async with self._inspecting:
-            replace = partial(guard.replace, sandbox.spec(), fences.requested_transport(sandbox))
-            try:
-                installed = await run_shielded(asyncio.to_thread(replace))
-                await self.reports.report_policy(sandbox, installed, change)
-            finally:
-                self._checked, self._prepared_version = None, None
-                if self._heals:
-                    await self._prepare()
+        replace = partial(
+            self._watch.tamper_guard.replace, spec, fences.requested_transport(sandbox)
+        )
+        try:
+            installed = await run_shielded(asyncio.to_thread(replace))
+            await self.reports.report_policy(sandbox, installed, change)
+        finally:
+            self._checked, self._prepared_version = None, None
+            if self._heals:
+                await self._prepare()
 
     async def move(self, namespace: Namespace) -> bool:
         """Go on with another file of the sandbox's network namespace; return false if it is none.
@@ -214,7 +240,7 @@ class FenceMonitor:
         An event reports such a removal by another process. Raises the errors of
         :func:`installer.remove`.
         """
-        was_there = await asyncio.to_thread(_remove, self.reports.installed, self._state)
+        was_there = await asyncio.to_thread(fences.remove, self.reports.installed, self._state)
         if not was_there:
             await self.reports.report_removed_before()
         return was_there
@@ -370,14 +396,3 @@ def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirect
     with contextlib.suppress(OcsfNftError):  # the next check reports it
         return installer.verify(installed.spec.sandbox, state).verdict == "as installed"
     return False
-
-
-def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence and its record; return false if the fence was already deleted."""
-    sandbox, namespace = installed.spec.sandbox, installed.namespace
-    try:
-        verdict = installer.verify(sandbox, state, namespace).verdict
-        installer.remove(sandbox, state, namespace)
-    except AbsentError:
-        return False
-    return verdict != "absent"

@@ -46,6 +46,11 @@ class FenceReports:
         self._given_up = False
 
     @property
+    def sandbox(self) -> SandboxConfig:
+        """Return the configuration of the sandbox, with the present policy."""
+        return self._sandbox
+
+    @property
     def has_given_up(self) -> bool:
         """Return true if the fence is not active, and restoring it is paused.
 

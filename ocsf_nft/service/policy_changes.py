@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.errors import AbsentError, ConflictError
+from ocsf_nft.ocsf.fence_state_events import PolicyChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.spec import FenceSpec
 
 #: Keys that can be changed while a sandbox is watched.
 _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
@@ -38,6 +40,27 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
     return tuple(
         text for name in sorted(changed & _POLICY) for text in _differences(name, old, new)
     )
+
+
+def change_of_addresses(
+    sandbox: SandboxConfig, before: FenceSpec, after: FenceSpec
+) -> PolicyChange | None:
+    """Return the change of the addresses of host names, between two fences with one policy.
+
+    Return None if no name has other addresses.
+    """
+    known = {each.name: each.addresses for each in before.resolved}
+    changes = []
+    for each in after.resolved:
+        was, now = known.get(each.name, ()), each.addresses
+        added = [f"added {address}" for address in now if address not in was]
+        removed = [f"removed {address}" for address in was if address not in now]
+        if added or removed:
+            changes.append(f"{each.name}: {', '.join(added + removed)}")
+    if not changes:
+        return None
+    policy = sandbox.given()
+    return PolicyChange(changes=tuple(changes), before=policy, after=policy, is_resolved=True)
 
 
 def _is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:

@@ -32,6 +32,7 @@ from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
 from ocsf_nft.service.sandboxes import Sandboxes
+from ocsf_nft.service.shared_names import SharedNames
 from ocsf_nft.service.task_errors import first_error
 from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
@@ -315,6 +316,7 @@ class Service:
             accounts=accounts,
             guards=guards,
             namespaces=namespaces,
+            names=await stack.enter_async_context(SharedNames(self.delivery.names.resolve)),
             preparing=asyncio.Semaphore(_PREPARING),
             slots=self._slots,
         )

@@ -163,14 +163,22 @@ class Sandbox:
             if watched.attached is not None:
                 await chain.set_permissive(watched.attached, is_permissive=config.permissive)
             try:
-                await watched.monitor.change(config, change)
+                watched.names.follow(self.config, config)
+                await watched.monitor.change(config, change, watched.names.addresses)
             except BaseException:
+                watched.names.follow(self.config)
                 if watched.attached is not None:
                     is_permissive = self.config.permissive
                     await chain.set_permissive(watched.attached, is_permissive=is_permissive)
                 raise
             watched.config = config
+            watched.names.follow(config)
         self.config = config
+
+    async def settle(self) -> None:
+        """Wait some seconds for the first answers about the host names in the policy."""
+        if self.watched is not None and self.failure is None:
+            await self.watched.names.settle()
 
     async def undo(self) -> None:
         """Close a sandbox that could not be added, and remove its fence if it was installed."""

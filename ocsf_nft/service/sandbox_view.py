@@ -34,7 +34,7 @@ class SandboxView:
     state: State
     mode: Mode
     config: SandboxConfig
-    #: Reason for a state that is not active; None if there is none.
+    #: Reason for a state that is not active, or why a host name in the policy is not resolved.
     fault: str | None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
@@ -58,7 +58,9 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         reports = watched.monitor.reports
         mode = reports.mode
         if sandbox.failure is None:
+            unresolved = "; ".join(f"{name}: {cause}" for name, cause in watched.names.faults())
             state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded
+            fault = fault or watched.names.failure or unresolved or None
     return SandboxView(
         name=sandbox.name,
         origin=sandbox.origin,

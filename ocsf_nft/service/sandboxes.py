@@ -210,6 +210,7 @@ class Sandboxes:
     async def put(self, config: SandboxConfig, caller: Caller | None = None) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
+        If its policy has host names, also wait for the first answers about them, for at most 5 s.
         After an error, the sandbox is as before. Raises UsageError if a value is invalid.
         Raises ConflictError if the configuration file has the sandbox, or if a key differs that
         can't be changed. Raises the errors of :func:`sandbox_start.activate` and
@@ -263,6 +264,7 @@ class Sandboxes:
                 if self._sandboxes.get(config.name) is found:
                     await self._store(found.config)
                 raise
+            await found.settle()
         return PutResult(is_new=False, changes=changes)
 
     async def _add(self, config: SandboxConfig, caller: Caller | None) -> None:
@@ -280,6 +282,7 @@ class Sandboxes:
             raise
         self._start(sandbox)
         self._on_change()
+        await sandbox.settle()
 
     async def _store(self, config: SandboxConfig) -> None:
         content = orjson.dumps(config.given())
