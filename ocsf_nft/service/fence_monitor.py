@@ -193,11 +193,12 @@ class FenceMonitor:
         """
         async with self._inspecting:
             reports = self.reports
-            spec = reports.sandbox.spec(addresses())
-            change = change_of_addresses(reports.sandbox, reports.installed.spec, spec)
             is_there = self._state.version(self.name) is not None and not self._has_ended()
-            if change is not None and is_there:
-                await self._replace(reports.sandbox, spec, change)
+            if is_there and reports.sandbox.names:
+                spec = reports.sandbox.spec(addresses())
+                change = change_of_addresses(reports.sandbox, reports.installed.spec, spec)
+                if change is not None:
+                    await self._replace(reports.sandbox, spec, change)
 
     async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
