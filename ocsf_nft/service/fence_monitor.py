@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 
 from ocsf_nft.errors import AbsentError, OcsfNftError
-from ocsf_nft.fence import installer, listing, restore_batch
+from ocsf_nft.fence import ended_namespaces, installer, listing, restore_batch
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
@@ -181,6 +182,11 @@ class FenceMonitor:
             replace = partial(guard.replace, sandbox.spec(), fences.requested_transport(sandbox))
             try:
                 installed = await run_shielded(asyncio.to_thread(replace))
+                version = listing.ruleset_version(installed, installed.namespace)
+                if guard.is_untouched:  # then its listing needs no second comparison
+                    self._fence = dataclasses.replace(
+                        self._fence, installed=installed, version=version
+                    )
                 await self.reports.report_policy(sandbox, installed, change)
             finally:
                 self._checked, self._prepared_version = None, None
@@ -190,11 +196,13 @@ class FenceMonitor:
     async def move(self, namespace: Namespace) -> bool:
         """Go on with another file of the sandbox's network namespace; return false if it is none.
 
-        Raises the errors of :func:`installer.move_record`.
+        Raises the errors of :func:`ended_namespaces.move_record`.
         """
         async with self._inspecting:
             identity = self._fence.installed.identity
-            move = partial(installer.move_record, self.name, self._state, identity, namespace)
+            move = partial(
+                ended_namespaces.move_record, self.name, self._state, identity, namespace
+            )
             moved = await run_shielded(asyncio.to_thread(move))
             if moved is not None:
                 self.reports.installed = moved

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
@@ -240,7 +240,7 @@ class Sandbox:
     async def _end(self, watched: WatchedSandbox) -> None:
         """Report the end of the sandbox's namespace, and watch the next one if there is one."""
         remove = partial(
-            installer.remove_record, self.name, self._parts.fences.state, watched.identity
+            ended_namespaces.remove_record, self.name, self._parts.fences.state, watched.identity
         )
         is_abandoned = watched.exists
         if is_abandoned:  # a sandbox has one fence on record
