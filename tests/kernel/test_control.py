@@ -259,7 +259,7 @@ def test_unfenced_namespaces_are_listed(
     assert "has no table inet ocsf_nft" in table.stdout
     assert service.process.poll() is None
     refused = run("list", "--state-dir", str(host.state))
-    assert "--state-dir is for --unfenced" in refused.sentence
+    assert "--state-dir and --config are for --unfenced" in refused.sentence
 
 
 async def test_adding_and_releasing_is_quick(
