@@ -1,7 +1,7 @@
 """Sandboxes that are added, changed and released by the control API, one by one and at once.
 
-``python -m bench.coming_and_going [CYCLES]`` measures only this, with so many additions and releases
-after which the service must use no more than before.
+``python -m bench.coming_and_going [CYCLES]`` measures only this. After so many additions and
+releases, the service must use no more than before.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def run(cycles: int = _CYCLES) -> Subject:
         rows=tuple(rows),
         notes=(
             f"{_SANDBOXES} sandboxes, by the control API. At once: all calls at the same time.",
-            f"{cycles:,} additions and releases more: {before.descriptors} → {after.descriptors} "
-            f"descriptors, {before.threads} → {after.threads} threads, "
-            f"{before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB (both processes).",
+            f"{cycles:,} additions and releases more, both processes together:",
+            f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
+            f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB.",
         ),
         failures=tuple(failures),
     )
