@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from bench.host import Use
+
 _SANDBOXES: Final = 20
 _CYCLES: Final = 1_000
 #: Limit of the median of a call, one after another, in milliseconds.
@@ -70,10 +72,16 @@ def run(cycles: int = _CYCLES) -> Subject:
         notes=(
             f"{_SANDBOXES} sandboxes, by the control API. At once: all calls at the same time.",
             f"{cycles:,} additions and releases more, both processes together:",
-            f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
-            f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB.",
+            _growth(before, after),
         ),
         failures=tuple(failures),
+    )
+
+
+def _growth(before: Use, after: Use) -> str:
+    return (
+        f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
+        f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB."
     )
 
 

@@ -94,9 +94,8 @@ class Service:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
-        output is no default sink. Without ``must_exist``, the network namespace of a configured
-        sandbox may be missing at the start: it is fenced as soon as it exists. Setting ``stop``
-        stops the service.
+        output is no default sink. Without ``must_exist``, a network namespace that is missing at
+        the start is waited for. Setting ``stop`` stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -184,6 +183,17 @@ class Service:
         The sandbox is stored, and comes back after a restart of the service.
         """
         return await self._sandboxes.put(sandbox, caller)
+
+    async def add(self, sandbox: SandboxConfig) -> None:
+        """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""
+        await self._sandboxes.put(sandbox, is_new=True)
+
+    async def set(self, sandbox: SandboxConfig) -> tuple[str, ...]:
+        """Change the policy of a sandbox that was added, and return the differences, as texts.
+
+        Raises AbsentError if there is no such sandbox, and the errors of :meth:`put`.
+        """
+        return (await self._sandboxes.put(sandbox, is_new=False)).changes
 
     async def release(self, name: str, caller: Caller | None = None) -> Status:
         """Release a sandbox that was added, and return its final counts.

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +23,7 @@ from tests.kernel.serving import sandbox, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from ocsf_nft import Service
 
@@ -85,6 +85,23 @@ async def test_added_sandbox_is_fenced_watched_and_released(
         assert process["user"]["uid"] == "1234"
         assert event["severity"] == "Informational"
     assert [fault for event in served.events for fault in judge(event)] == []
+
+
+async def test_program_adds_changes_and_releases_a_sandbox_of_its_service(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        service = served.service
+        with pytest.raises(AbsentError, match="there is no sandbox"):
+            await service.set(sandbox(name))
+        await service.add(sandbox(name))
+        with pytest.raises(ConflictError, match="there is a sandbox"):
+            await service.add(sandbox(name))
+        changes = await service.set(sandbox(name, permissive=True))
+        assert changes == ("permissive: none → true",)
+        await service.release(name)
+    assert all("actor" not in each for each in served.events if each["class_uid"] == 5019)
 
 
 async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
