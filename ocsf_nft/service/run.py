@@ -224,9 +224,9 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Apply a new configuration to the running service, and open all sinks again.
 
-        After an error, the old configuration stays in use. Raises UsageError if a key that is not
-        in :data:`RELOADED` has changed. Raises OcsfNftError if a file or standard output can't be
-        opened.
+        Raises UsageError if a key that is not in :data:`RELOADED` has changed, and an OcsfNftError
+        if a file or standard output can't be opened. The old configuration stays in use then. At
+        last, raises the first error of a sandbox: see :meth:`Sandboxes.reload`.
         """
         changed = [
             name
@@ -240,9 +240,9 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
-        await self._sandboxes.reload(config.sandbox)
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
+        await self._sandboxes.reload(config.sandbox)
 
     async def statuses(self) -> tuple[Status, ...]:
         """Return the status of each sandbox: its fence, packet counts and dropped records.

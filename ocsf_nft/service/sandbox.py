@@ -87,6 +87,8 @@ class Sandbox:
         self._waits = origin == "file" and comes_again
         self._parts: WatchParts
         self._stop = asyncio.Event()
+        #: Set if it should be tried at once to watch the sandbox.
+        self._retry = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -171,6 +173,7 @@ class Sandbox:
                 raise
             watched.config = config
         self.config = config
+        self._retry.set()
 
     async def undo(self) -> None:
         """Close a sandbox that could not be added, and remove its fence if it was installed."""
@@ -283,7 +286,8 @@ class Sandbox:
                 return True
             if not namespace.has_identity(tried):  # the next one is fenced without a pause
                 continue
-            if not await self._until_stop(asyncio.sleep(pause)):
+            self._retry.clear()
+            if not await self._until_stop(_wait_for(self._retry, pause)):
                 return False
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
@@ -315,8 +319,9 @@ class Sandbox:
     async def _remove_record(self) -> None:
         """Remove the record of the fence, and the fence if its namespace exists."""
         state = self._parts.fences.state
-        with contextlib.suppress(AbsentError):  # another process has removed it
-            await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
+        if state.read_or_none(self.name) is not None:
+            with contextlib.suppress(AbsentError):  # another process has removed it
+                await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
     async def _until_stop(self, work: Coroutine[Any, Any, object]) -> bool:
         """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
@@ -334,3 +339,10 @@ class Sandbox:
 
     def _is_absent(self) -> bool:
         return present_identity(self.config.namespace or HOST) is None
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait until ``event`` is set, but not longer than ``seconds``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -15,6 +15,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.service.caller import Caller
+from ocsf_nft.sources.nflog import Nflog
 from tests.descriptors import open_descriptors
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
@@ -337,6 +338,30 @@ async def test_added_sandbox_comes_back_after_a_restart_with_its_counts(
     assert again.attempts(name) == {444: 1, 445: 1}
     assert len([each for each in again.messages(ended) if "has ended" in each]) == 1
     assert not (tmp_path / ended).exists()
+
+
+async def test_sandbox_that_cannot_be_watched_is_tried_again_and_touches_no_other(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        await served.service.put(sandbox(other))
+    async with contextlib.AsyncExitStack() as stack:
+        other_reader = contextlib.AsyncExitStack()
+        await other_reader.enter_async_context(Nflog(named(name), 4001))  # it has the group
+        again = await stack.enter_async_context(serving(tmp_path))
+        await until(lambda: again.service.view(name).state == "failed")
+        assert "another program holds NFLOG group" in (again.service.view(name).fault or "")
+        assert again.service.view(other).state == "active"
+        assert await _connect(other, 443) == {443: "refused"}
+        assert await _connect(name, 443) == {443: "refused"}, "its fence stays"
+        await other_reader.aclose()
+        await again.service.put(sandbox(name))  # tries it at once
+        await until(lambda: again.service.view(name).state == "active")
+        assert await _connect(name, 444) == {444: "refused"}
+    assert again.attempts(name) == {443: 1, 444: 1}
+    assert again.attempts(other) == {443: 1}
 
 
 async def test_calls_for_one_sandbox_follow_one_another(
