@@ -23,6 +23,7 @@ from typing import Final
 
 from bench import (
     attributing,
+    coming_and_going,
     command,
     cost,
     counting,
@@ -39,7 +40,8 @@ from bench import (
 
 _SUBJECTS: Final = (
     refusal.run, cost.run, counting.run, flooding.run, healing.run, *attributing.SUBJECTS,
-    latency.run, storing.run, delivering.run, resident.run, many.run, reading.run,
+    latency.run, storing.run, delivering.run, resident.run, many.run,
+    coming_and_going.run, reading.run,
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: An address that the fence refuses.
 REFUSED: Final = "203.0.113.7"
+PROXY: Final = "10.0.0.1:3128"
 UPLINK: Final = "up0"
 #: A link through which packets could leave; without IPv6 the kernel sends none.
 _LINKS: Final = f"""\
@@ -48,6 +49,15 @@ class Use:
 @contextlib.contextmanager
 def sandboxes(number: int) -> Iterator[tuple[list[str], Path]]:
     """Make fenced namespaces; yield their names and a folder with their state."""
+    with namespaces(number) as (names, folder):
+        for name in names:
+            install(name, folder / "state")
+        yield names, folder
+
+
+@contextlib.contextmanager
+def namespaces(number: int) -> Iterator[tuple[list[str], Path]]:
+    """Make namespaces without a fence; yield their names and a folder."""
     prefix = f"bench-{secrets.token_hex(3)}-"
     names: list[str] = []
     with disk.folder() as folder:
@@ -60,7 +70,6 @@ def sandboxes(number: int) -> Iterator[tuple[list[str], Path]]:
                 subprocess.run(
                     ["ip", "-n", name, "-batch", "-"], input=_LINKS, text=True, check=True
                 )
-                install(name, Path(folder) / "state")
             yield names, Path(folder)
         finally:
             for name in names:
@@ -69,7 +78,7 @@ def sandboxes(number: int) -> Iterator[tuple[list[str], Path]]:
 
 def install(name: str, state: Path) -> None:
     """Fence a namespace of this host."""
-    spec = FenceSpec(sandbox=name, proxies=(endpoint("10.0.0.1:3128"),))
+    spec = FenceSpec(sandbox=name, proxies=(endpoint(PROXY),))
     installer.install(spec, netns.named(name), StateDirectory(state), "nflog")
 
 

@@ -193,11 +193,25 @@ def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | Unsuppor
     return AbsentError(f"there is no network namespace at {namespace}: {error.strerror}")
 
 
-def _enter(namespace: Namespace, path: Path) -> None:
+def _open(namespace: Namespace, path: Path) -> int:
+    """Open the file of a namespace; raise the errors of :meth:`Namespace.call`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # O_PATH opens no device and waits for no writer of a FIFO: a user of the control API may
+        # give any path.
+        handle = os.open(path, os.O_PATH)
+        try:
+            # The file system of all namespaces.
+            if os.fstat(handle).st_dev == _OWN.stat().st_dev:
+                return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise _unreachable(namespace, error) from error
+    raise AbsentError(f"there is no network namespace at {namespace}: it is another kind of file")
+
+
+def _enter(namespace: Namespace, path: Path) -> None:
+    descriptor = _open(namespace, path)
     try:
         # CAP_SYS_ADMIN is also needed in the user namespace that owns the network namespace.
         if (reason := _failure("setns", descriptor, CLONE_NEWNET)) is not None:

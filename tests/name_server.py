@@ -59,7 +59,9 @@ class NameServer:
         owner = name
         while owner in self.aliases:
             alias = self.aliases[owner]
-            response.answer.append(dns.rrset.from_text(f"{owner}.", 3600, "IN", "CNAME", f"{alias}."))
+            response.answer.append(
+                dns.rrset.from_text(f"{owner}.", 3600, "IN", "CNAME", f"{alias}.")
+            )
             owner = alias
         found = [each for each in self.zone.get(owner, []) if (":" in each) == (kind == "AAAA")]
         if found:

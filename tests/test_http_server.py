@@ -294,8 +294,10 @@ async def test_status_codes_of_answers_show_the_health(
     stuck = SimpleNamespace(
         name="sb1",
         failure=None,
-        monitor=SimpleNamespace(reports=SimpleNamespace(fault=None)),
-        account=SimpleNamespace(fault=None, schedule=SimpleNamespace(late_seconds=31.0)),
+        watched=SimpleNamespace(
+            monitor=SimpleNamespace(reports=SimpleNamespace(fault=None)),
+            account=SimpleNamespace(fault=None, schedule=SimpleNamespace(late_seconds=31.0)),
+        ),
     )
     monkeypatch.setattr(WELL, "sandboxes", (stuck,))
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import NoReturn
@@ -46,6 +47,22 @@ def test_namespace_that_cannot_be_opened_is_absent_only_if_it_is_missing(
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(kind, match=sentence):
         netns.named("x").identity()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("kind", ["fifo", "file", "folder", "device"])
+def test_other_file_at_the_path_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(path)  # opening it would wait for a writer
+    elif kind == "file":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    with pytest.raises(AbsentError, match=r"at .*/x: it is another kind of file"):
+        netns.Namespace(path).call(lambda: None)
 
 
 def test_deleted_namespace_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -31,17 +30,8 @@ def list_all(
             "--unfenced", help="List the host's network namespaces that no fence encloses instead."
         ),
     ] = False,
-    state_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--state-dir",
-            help="With --unfenced: directory with the state of the installed fences. Default: the "
-            f"environment variable {options.STATE_DIR_VARIABLE}, else "
-            f"{options.DEFAULT_STATE_DIR}.",
-            metavar="DIR",
-            readable=False,
-        ),
-    ] = None,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
 ) -> None:
     """List the sandboxes of a running service.
 
@@ -68,10 +58,10 @@ def list_all(
     if unfenced:
         from ocsf_nft.cli.list_unfenced import list_unfenced
 
-        list_unfenced(options.state_directory(state_dir), as_json=as_json)
+        list_unfenced(options.state_directory(state_dir, config), as_json=as_json)
         return
-    if state_dir is not None:
-        raise UsageError("--state-dir is for --unfenced: give --unfenced as well")
+    if state_dir is not None or config is not None:
+        raise UsageError("--state-dir and --config are for --unfenced: give --unfenced as well")
     found = call(control, "GET", "/v1/sandboxes")["sandboxes"]
     if as_json:
         for each in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -41,8 +42,10 @@ def _ended_check(sock: socket.socket | TransportSocket) -> Iterator[Callable[[],
     """Yield a function that returns True if the process at the other end has exited."""
     try:
         pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:  # an older kernel, or the process has exited and was reaped
-        yield lambda: False
+    except OSError as error:
+        # Otherwise the process has exited, and its parent has reaped it.
+        is_old_kernel = error.errno == errno.ENOPROTOOPT
+        yield lambda: not is_old_kernel
         return
     try:
         # A pidfd is readable once its process has exited: pidfd_open(2).

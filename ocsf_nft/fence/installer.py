@@ -248,52 +248,10 @@ def remove(
             load_ruleset.remove(where, tables)
         if installed is None:
             return
-        _remove_guard(installed.spec)
+        remove_guard(installed.spec)
         kernel_log_sysctl.release(sandbox, state)
         ip_forwarding.release(installed.identity, installed.namespace, state, besides=sandbox)
         state.delete(sandbox)
-
-
-def move_record(
-    sandbox: str, state: StateDirectory, identity: str, namespace: Namespace
-) -> InstalledFence | None:
-    """Store another file of a sandbox's network namespace in its record, and return the record.
-
-    ``identity`` is that of the namespace. Return None, and change nothing, if the record is about
-    another namespace, or if the file is not that of the namespace. Blocks. Raises DeliveryError,
-    UnsupportedError, FenceError.
-    """
-    with state.locked():
-        seen = state.read(sandbox)
-        if seen is None or seen.identity != identity or not namespace.has_identity(identity):
-            return None
-        moved = dataclasses.replace(seen, namespace=namespace)
-        state.write(moved)
-    return moved
-
-
-def remove_record(
-    sandbox: str, state: StateDirectory, identity: str, *, abandons: bool = False
-) -> bool:
-    """Remove a sandbox's record, and its guard on the host, if the sandbox's namespace has ended.
-
-    ``identity`` is that of the namespace. With ``abandons``, do it also if the namespace exists;
-    its fence stays there. Return False, and change nothing, if the record is about another
-    namespace now, or if the namespace exists. Blocks. Raises DeliveryError, UnsupportedError,
-    FenceError.
-    """
-    with state.locked():
-        seen = state.read(sandbox)
-        if seen is None or seen.identity != identity:
-            return False
-        if not abandons and seen.namespace.has_identity(identity):
-            return False
-        table_query.refuse_exclusive(HOST, seen.spec.guard_tables, state)
-        _remove_guard(seen.spec)
-        kernel_log_sysctl.release(sandbox, state)
-        ip_forwarding.release(seen.identity, seen.namespace, state, besides=sandbox)
-        state.delete(sandbox)
-    return True
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
@@ -387,7 +345,7 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
     if now.identity == HOST.identity():
         guard -= set(now.spec.tables)  # a VM's link table has that name
     if guard:
-        _remove_guard(before.spec)
+        remove_guard(before.spec)
     left_over = set(before.spec.tables) - set(now.spec.tables)
     sandbox = before.spec.sandbox
     if before.identity == now.identity and any(
@@ -421,7 +379,8 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
     return installed
 
 
-def _remove_guard(spec: FenceSpec) -> None:
+def remove_guard(spec: FenceSpec) -> None:
+    """Remove the guard of a fence on the host, if it has one; raises the errors of nft."""
     for guard in spec.guard_tables:
         table_query.refuse_other_sandbox(spec.sandbox, HOST, guard)
         load_ruleset.remove(HOST, [guard])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocsf_nft import netns
@@ -23,6 +24,7 @@ from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from concurrent.futures import Future
 
     from ocsf_nft.fence.spec import LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
@@ -63,6 +65,17 @@ def load(
 
 
 def _load_with_transport(intended: InstalledFence, load_text: LoadText) -> InstalledFence:
+    with ThreadPoolExecutor(1) as pool:
+        # Beside the rest, since it takes as long.
+        expecting = pool.submit(_expected, intended) if _exists(intended) else None
+        return _load_and_compare(intended, load_text, expecting)
+
+
+def _load_and_compare(
+    intended: InstalledFence,
+    load_text: LoadText,
+    expecting: Future[dict[str, str] | None] | None,
+) -> InstalledFence:
     spec = intended.spec
     generation = table_query.generation(intended.namespace)
     is_preserved = _load_all(intended, load_text, preserve=True)
@@ -73,7 +86,9 @@ def _load_with_transport(intended: InstalledFence, load_text: LoadText) -> Insta
         and spec.guard_device is None
         and table_query.generation(intended.namespace) == generation + 1
     )
-    expected = None if is_certain else _expected(intended)
+    expected = None
+    if not is_certain:
+        expected = _expected(intended) if expecting is None else expecting.result()
     if expected is not None:
         lines = listing.difference(expected, found)
         if lines and is_preserved:  # existing parts are left: load again and preserve nothing
@@ -97,8 +112,7 @@ def _load_all(intended: InstalledFence, load_text: LoadText, *, preserve: bool) 
     With ``preserve``, existing counters are preserved if possible.
     """
     spec, namespace = intended.spec, intended.namespace
-    table_id, _ = spec.tables
-    existing = table_query.comment(namespace, *table_id) is not None
+    existing = _exists(intended)
     text = ruleset.fence(spec, intended.around, intended.transport)
     is_preserved = _load_tables(namespace, spec.tables, text, load_text, preserve=preserve)
     if spec.guard_device is None:
@@ -115,6 +129,11 @@ def _load_all(intended: InstalledFence, load_text: LoadText, *, preserve: bool) 
         # A fence that replaced none is removed again: without the guard, it is incomplete.
         remove(namespace, spec.tables, load_text)
         raise
+
+
+def _exists(intended: InstalledFence) -> bool:
+    table_id, _ = intended.spec.tables
+    return table_query.comment(intended.namespace, *table_id) is not None
 
 
 def _load_tables(

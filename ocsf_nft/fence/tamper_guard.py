@@ -72,6 +72,8 @@ class TamperGuard:
         self._notify = notify
         self._self_heal = self_heal
         self._has_failed = False
+        #: Whether a fence was loaded by nft, since the guard's socket could not.
+        self._has_used_nft = False
         self._restore_batch: RestoreBatch | None = None
         self._record_version: tuple[int, ...] | None = None
         self._restore_times: deque[float] = deque(maxlen=MAX_RESTORES)
@@ -217,18 +219,27 @@ class TamperGuard:
         with self._state.locked():
             record = self._state.read(self._sandbox)
             namespace = self._namespace if record is None else record.namespace
+            self._has_used_nft = False
             try:
-                installed = installer.install_locked(
-                    spec, namespace, self._state, transport, self._load
-                )
+                return installer.install_locked(spec, namespace, self._state, transport, self._load)
             finally:  # also after an error, which may have left the previous fence
                 self._restore_batch = None
                 self._record_version = self._state.version(self._sandbox)
                 for monitor in self._monitors:
-                    # Its installation is no tampering, if nft has made it.
-                    with contextlib.suppress(OSError):
-                        monitor.accept(monitor.generation())
-        return installed
+                    monitor.regular_generation = monitor.restored_generation
+                    if self._has_used_nft:  # its transactions are no tampering
+                        with contextlib.suppress(OSError):
+                            monitor.accept(monitor.generation())
+
+    @property
+    def is_untouched(self) -> bool:
+        """Return True if no ruleset has changed since the guard has loaded the fence itself."""
+        try:
+            return not self._has_used_nft and all(
+                monitor.generation() == monitor.restored_generation for monitor in self._monitors
+            )
+        except OSError:
+            return False
 
     def _load(self, namespace: Namespace, text: str) -> None:
         """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""
@@ -246,6 +257,7 @@ class TamperGuard:
                     raise ruleset_error(error) from error
             else:
                 return
+        self._has_used_nft = True
         nft.load(namespace, text)
 
     def _run(self, work: Callable[[], None]) -> bool:

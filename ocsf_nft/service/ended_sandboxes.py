@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import ended_namespaces
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
@@ -54,10 +54,10 @@ async def forget_ended(
 
     ``seen`` is the record of the fence. The sandbox must not be watched, and its run lock must be
     held. An event reports the end. Return False, and change nothing, if there is another record
-    now, or if the namespace exists. Raises the errors of :func:`installer.remove_record`, and
-    DeliveryError.
+    now, or if the namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`,
+    and DeliveryError.
     """
-    if not await asyncio.to_thread(installer.remove_record, sandbox, state, seen.identity):
+    if not await asyncio.to_thread(ended_namespaces.remove_record, sandbox, state, seen.identity):
         return False
     await forget_account(sandbox, seen, state, store, reporter)
     return True

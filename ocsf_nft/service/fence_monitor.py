@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
-
-import structlog
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, OcsfNftError
-from ocsf_nft.fence import installer, listing, restore_batch
+from ocsf_nft.fence import ended_namespaces, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
 from ocsf_nft.service.policy_changes import change_of_addresses
+from ocsf_nft.service.restore_preparation import prepare_restore
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.host_names import Addresses
-    from ocsf_nft.fence.restore_batch import RestoreBatch
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
-
-_log = structlog.get_logger()
 
 #: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
@@ -203,11 +200,13 @@ class FenceMonitor:
     async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
             raise RuntimeError("call start first")
-        replace = partial(
-            self._watch.tamper_guard.replace, spec, fences.requested_transport(sandbox)
-        )
+        guard = self._watch.tamper_guard
+        replace = partial(guard.replace, spec, fences.requested_transport(sandbox))
         try:
             installed = await run_shielded(asyncio.to_thread(replace))
+            version = listing.ruleset_version(installed, installed.namespace)
+            if guard.is_untouched:  # then its listing needs no second comparison
+                self._fence = dataclasses.replace(self._fence, installed=installed, version=version)
             await self.reports.report_policy(sandbox, installed, change)
         finally:
             self._checked, self._prepared_version = None, None
@@ -217,11 +216,13 @@ class FenceMonitor:
     async def move(self, namespace: Namespace) -> bool:
         """Go on with another file of the sandbox's network namespace; return false if it is none.
 
-        Raises the errors of :func:`installer.move_record`.
+        Raises the errors of :func:`ended_namespaces.move_record`.
         """
         async with self._inspecting:
             identity = self._fence.installed.identity
-            move = partial(installer.move_record, self.name, self._state, identity, namespace)
+            move = partial(
+                ended_namespaces.move_record, self.name, self._state, identity, namespace
+            )
             moved = await run_shielded(asyncio.to_thread(move))
             if moved is not None:
                 self.reports.installed = moved
@@ -336,7 +337,7 @@ class FenceMonitor:
             return False
         guard = self._watch.tamper_guard
         prepared = await asyncio.to_thread(
-            _prepare,
+            prepare_restore,
             self._fence,
             self._state,
             self._prepared_version,
@@ -348,52 +349,3 @@ class FenceMonitor:
         guard.use_restore_batch(*prepared)
         _, self._prepared_version, generations = prepared
         return generations is not None
-
-
-_Version: TypeAlias = "tuple[int, ...] | None"
-
-
-def _prepare(
-    fence: Fence,
-    state: StateDirectory,
-    known: _Version,
-    now: Callable[[], tuple[int, ...]],
-    *,
-    compiles: bool,
-) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Prepare the netlink messages that restore a fence to its stored description.
-
-    Return the arguments of :meth:`TamperGuard.use_restore_batch`; unavailable arguments are None.
-    Without ``compiles``, the messages are not prepared. ``fence`` is the fence at the start of the
-    service. ``now`` returns the argument ``generations``. If the description still has the version
-    ``known``, return None instead of a tuple.
-    """
-    sandbox = fence.installed.spec.sandbox
-    version = state.version(sandbox)  # read before the record, so that it is never too new
-    if version == known:
-        return None
-    generations = None
-    # Without an answer in time, the guard may take unread notices of an installation for tampering.
-    with contextlib.suppress(OSError):
-        generations = now()
-    try:
-        installed = state.read(sandbox)
-        if installed is None:
-            return None, version, None
-        prepared = restore_batch.prepare(installed) if compiles else None
-    except OcsfNftError as error:
-        _log.warning("restoring the fence will take longer", sandbox=sandbox, reason=str(error))
-        return None, version, None
-    # The guard reverts no changes up to ``generations``, so they must not include a difference.
-    return prepared, version, generations if _is_as_installed(fence, installed, state) else None
-
-
-def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirectory) -> bool:
-    # Nothing is listed if nothing has changed since the start.
-    if fence.version is not None and fence.installed == installed:
-        found = listing.ruleset_version(installed, installed.namespace)
-        if found == fence.version:
-            return True
-    with contextlib.suppress(OcsfNftError):  # the next check reports it
-        return installer.verify(installed.spec.sandbox, state).verdict == "as installed"
-    return False

@@ -95,9 +95,8 @@ class Service:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
-        output is no default sink. Without ``must_exist``, the network namespace of a configured
-        sandbox may be missing at the start: it is fenced as soon as it exists. Setting ``stop``
-        stops the service.
+        output is no default sink. Without ``must_exist``, a network namespace that is missing at
+        the start is waited for. Setting ``stop`` stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -186,6 +185,17 @@ class Service:
         """
         return await self._sandboxes.put(sandbox, caller)
 
+    async def add(self, sandbox: SandboxConfig) -> None:
+        """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""
+        await self._sandboxes.put(sandbox, is_new=True)
+
+    async def set(self, sandbox: SandboxConfig) -> tuple[str, ...]:
+        """Change the policy of a sandbox that was added, and return the differences, as texts.
+
+        Raises AbsentError if there is no such sandbox, and the errors of :meth:`put`.
+        """
+        return (await self._sandboxes.put(sandbox, is_new=False)).changes
+
     async def release(self, name: str, caller: Caller | None = None) -> Status:
         """Release a sandbox that was added, and return its final counts.
 
@@ -215,9 +225,9 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Apply a new configuration to the running service, and open all sinks again.
 
-        After an error, the old configuration stays in use. Raises UsageError if a key that is not
-        in :data:`RELOADED` has changed. Raises OcsfNftError if a file or standard output can't be
-        opened.
+        Raises UsageError if a key that is not in :data:`RELOADED` has changed, and an OcsfNftError
+        if a file or standard output can't be opened. The old configuration stays in use then. At
+        last, raises the first error of a sandbox: see :meth:`Sandboxes.reload`.
         """
         changed = [
             name
@@ -231,9 +241,9 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
-        await self._sandboxes.reload(config.sandbox)
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
+        await self._sandboxes.reload(config.sandbox)
 
     async def statuses(self) -> tuple[Status, ...]:
         """Return the status of each sandbox: its fence, packet counts and dropped records.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
@@ -87,6 +87,8 @@ class Sandbox:
         self._waits = origin == "file" and comes_again
         self._parts: WatchParts
         self._stop = asyncio.Event()
+        #: Set if it should be tried at once to watch the sandbox.
+        self._retry = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -174,6 +176,7 @@ class Sandbox:
             watched.config = config
             watched.names.follow(config)
         self.config = config
+        self._retry.set()
 
     async def settle(self) -> None:
         """Wait some seconds for the first answers about the host names in the policy."""
@@ -248,7 +251,7 @@ class Sandbox:
     async def _end(self, watched: WatchedSandbox) -> None:
         """Report the end of the sandbox's namespace, and watch the next one if there is one."""
         remove = partial(
-            installer.remove_record, self.name, self._parts.fences.state, watched.identity
+            ended_namespaces.remove_record, self.name, self._parts.fences.state, watched.identity
         )
         is_abandoned = watched.exists
         if is_abandoned:  # a sandbox has one fence on record
@@ -291,7 +294,8 @@ class Sandbox:
                 return True
             if not namespace.has_identity(tried):  # the next one is fenced without a pause
                 continue
-            if not await self._until_stop(asyncio.sleep(pause)):
+            self._retry.clear()
+            if not await self._until_stop(_wait_for(self._retry, pause)):
                 return False
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
@@ -323,8 +327,9 @@ class Sandbox:
     async def _remove_record(self) -> None:
         """Remove the record of the fence, and the fence if its namespace exists."""
         state = self._parts.fences.state
-        with contextlib.suppress(AbsentError):  # another process has removed it
-            await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
+        if state.read_or_none(self.name) is not None:
+            with contextlib.suppress(AbsentError):  # another process has removed it
+                await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
     async def _until_stop(self, work: Coroutine[Any, Any, object]) -> bool:
         """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
@@ -342,3 +347,10 @@ class Sandbox:
 
     def _is_absent(self) -> bool:
         return present_identity(self.config.namespace or HOST) is None
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait until ``event`` is set, but not longer than ``seconds``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

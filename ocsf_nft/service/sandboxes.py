@@ -207,17 +207,19 @@ class Sandboxes:
             await self._finish(sandbox)
             self._drop(sandbox)
 
-    async def put(self, config: SandboxConfig, caller: Caller | None = None) -> PutResult:
+    async def put(
+        self, config: SandboxConfig, caller: Caller | None = None, *, is_new: bool | None = None
+    ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
-        If its policy has host names, also wait for the first answers about them, for at most 5 s.
-        After an error, the sandbox is as before. Raises UsageError if a value is invalid.
-        Raises ConflictError if the configuration file has the sandbox, or if a key differs that
-        can't be changed. Raises the errors of :func:`sandbox_start.activate` and
-        :meth:`FenceMonitor.change`.
+        With ``is_new``, only add it; with False, only change it. If its policy has host names, also
+        wait for the first answers about them, for at most 5 s. After an error, the sandbox is as
+        before. Raises UsageError if a value is invalid. Raises ConflictError if the configuration
+        file has the sandbox, or if a key differs that can't be changed. Raises the errors of
+        :func:`sandbox_start.activate` and :meth:`FenceMonitor.change`.
         """
         config.check()
-        return await self._call(config.name, partial(self._put, config, caller))
+        return await self._call(config.name, partial(self._put, config, caller, is_new))
 
     async def release(self, name: str, caller: Caller | None = None) -> Status:
         """Release a sandbox: remove its fence if it was installed, and return the final counts.
@@ -241,7 +243,9 @@ class Sandboxes:
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _put(self, config: SandboxConfig, caller: Caller | None) -> PutResult:
+    async def _put(
+        self, config: SandboxConfig, caller: Caller | None, is_new: bool | None
+    ) -> PutResult:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
             raise _of_file(config.name)
@@ -249,8 +253,12 @@ class Sandboxes:
             await asyncio.wait([self._tasks[config.name]])
             found = self._sandboxes.get(config.name)
         if found is None:
+            if is_new is False:
+                self._find(config.name)
             await self._add(config, caller)
             return PutResult(is_new=True, changes=())
+        if is_new:
+            raise ConflictError(f"there is a sandbox {config.name} already: change or release it")
         changes = policy_changes(found.config, config)
         if changes or found.config != config:
             before = found.config.given()

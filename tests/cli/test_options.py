@@ -187,7 +187,7 @@ def test_commands_with_a_state_directory_take_it_from_a_file() -> None:
         for name, command in commands.commands.items()
     }
     with_directory = {name for name, options in named.items() if "state_dir" in options}
-    assert with_directory == {"install", "verify", "remove", "run", "status", "events"}
+    assert with_directory == {"install", "verify", "remove", "run", "status", "events", "list"}
     assert all("config" in named[name] for name in with_directory)
 
 

@@ -240,15 +240,18 @@ async def test_call_is_completed_if_its_client_leaves_meanwhile(served: Served) 
     assert served.sandboxes.cancelled == 0
 
 
-async def test_call_is_completed_if_the_server_stops_meanwhile(folder: Path) -> None:
+async def test_call_is_completed_if_the_server_stops_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_SHUTDOWN_SECONDS", 0.1)
     async with contextlib.AsyncExitStack() as stack:
         async with serving(folder / "c") as served:
             served.sandboxes.may_end.clear()
             client = await stack.enter_async_context(connected(served.path))
             client.send(request("PUT", "/v1/sandboxes/a", BODY))
             await served.sandboxes.begun.wait()
-            # Later than the server cancels its handlers.
-            asyncio.get_running_loop().call_later(1.5, served.sandboxes.may_end.set)
+            # Later than the server cancels its handlers, which is after twice that time.
+            asyncio.get_running_loop().call_later(1.0, served.sandboxes.may_end.set)
         assert (served.sandboxes.completed, served.sandboxes.cancelled) == (1, 0)
         assert "a" in served.sandboxes.found
         assert not served.path.exists()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.control import peer
 from ocsf_nft.control.peer import caller_of
 from ocsf_nft.control.socket_file import SocketFile
 from ocsf_nft.errors import UnsupportedError, UsageError
@@ -157,6 +158,29 @@ def test_folder_that_can_t_be_created_is_one_sentence(folder: Path) -> None:
         pass
 
 
+def test_service_that_replaces_the_stale_socket_just_before_keeps_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "c"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    rename = Path.rename
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as client:
+
+        def start_other_and_rename(self: Path, target: Path) -> Path:
+            path.unlink()
+            other.bind(str(path))
+            other.listen()
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", start_other_and_rename)
+        with pytest.raises(UsageError, match="another service listens"), SocketFile(path, 0o660):
+            pass
+        client.connect(str(path))
+    assert os.listdir(folder) == ["c"]  # noqa: PTH208 - with hidden files
+
+
 def test_services_that_start_at_once_do_not_take_each_other_s_socket(folder: Path) -> None:
     path = folder / "c"
     dead = socket.socket(socket.AF_UNIX)
@@ -236,10 +260,15 @@ def listener(folder: Path) -> Iterator[socket.socket]:
         yield made
 
 
-def test_program_of_a_caller_that_has_exited_is_unknown(listener: socket.socket) -> None:
+def test_program_of_a_caller_that_has_exited_is_unknown(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
     done = subprocess.Popen([sys.executable, "-c", code, listener.getsockname()])
     with done, listener.accept()[0] as accepted:
         done.wait()
         caller = caller_of(accepted)
-    assert caller == (0, 0, done.pid, None)
+        assert caller == (0, 0, done.pid, None)
+        # Another process may have its pid.
+        monkeypatch.setattr(peer, "_program", lambda _: "/usr/bin/other")
+        assert caller_of(accepted).program is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import tempfile
@@ -139,6 +140,24 @@ async def test_client_adds_changes_and_releases_sandboxes_at_the_same_time(
         assert (status["pid"], status["faults"]) == (service.process.pid, [])
 
 
+async def test_paths_that_are_no_namespaces_harm_no_other_sandbox(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    fifo = host.folder / "fifo"
+    os.mkfifo(fifo)
+    paths = (str(fifo), str(host.folder), str(host.control), "/dev/zero", "/proc/self/ns/uts")
+    async with ocsf_nft.Client(host.control) as client, asyncio.timeout(60):
+        for number in range(4 * len(paths)):
+            with pytest.raises(ocsf_nft.OcsfNftError, match=r"another kind of file|entering"):
+                await client.put(f"s{number}", netns=paths[number % len(paths)], proxy=[PROXY])
+        added = await client.put(names[0], netns=names[0], proxy=[PROXY])
+        assert added["sandbox"]["state"] == "active"
+        await client.release(names[0])
+        assert await client.sandboxes() == []
+    code, _ = await asyncio.to_thread(service.stop, signal.SIGTERM)
+    assert code == 0
+
+
 def test_curl_gets_answers_and_problems(
     host: Host, service: Running, names: tuple[str, ...]
 ) -> None:
@@ -240,7 +259,7 @@ def test_unfenced_namespaces_are_listed(
     assert "has no table inet ocsf_nft" in table.stdout
     assert service.process.poll() is None
     refused = run("list", "--state-dir", str(host.state))
-    assert "--state-dir is for --unfenced" in refused.sentence
+    assert "--state-dir and --config are for --unfenced" in refused.sentence
 
 
 async def test_adding_and_releasing_is_quick(

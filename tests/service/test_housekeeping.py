@@ -16,7 +16,7 @@ import pytest
 from ocsf_nft import malloc_trim, netns
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import ended_namespaces
 from ocsf_nft.fence.state import AccountPlace, StateDirectory
 from ocsf_nft.netns import Namespace
 from ocsf_nft.service import housekeeping
@@ -238,7 +238,7 @@ async def test_failed_removal_is_tried_again(
 ) -> None:
     state = StateDirectory(tmp_path / "state")
     _record(state, "gone", names / "missing")
-    remove, calls = installer.remove_record, []
+    remove, calls = ended_namespaces.remove_record, []
 
     def fail_once(name: str, given: StateDirectory, identity: str) -> bool:
         calls.append(name)
@@ -246,7 +246,7 @@ async def test_failed_removal_is_tried_again(
             raise error
         return remove(name, given, identity)
 
-    monkeypatch.setattr(installer, "remove_record", fail_once)
+    monkeypatch.setattr(ended_namespaces, "remove_record", fail_once)
     async with _reaping(state, monkeypatch) as store:
         await _until_gone(state, "gone")
         async with asyncio.timeout(60):
@@ -286,13 +286,13 @@ def test_nothing_is_removed_of_another_record_or_of_a_namespace_that_is_there(
     _record(state, "sb", names / "sb", identity=identity)
     seen = state.read("sb")
     assert seen is not None
-    assert not installer.remove_record("sb", state, "4:2")
-    assert not installer.remove_record("sb", state, identity)
+    assert not ended_namespaces.remove_record("sb", state, "4:2")
+    assert not ended_namespaces.remove_record("sb", state, identity)
     assert state.read("sb") == seen
     (names / "sb").unlink()
-    assert not installer.remove_record("sb", state, "4:2")
-    assert installer.remove_record("sb", state, identity)
-    assert not installer.remove_record("sb", state, identity)
+    assert not ended_namespaces.remove_record("sb", state, "4:2")
+    assert ended_namespaces.remove_record("sb", state, identity)
+    assert not ended_namespaces.remove_record("sb", state, identity)
     assert state.read("sb") is None
 
 

@@ -1,0 +1,157 @@
+"""Sandboxes that are added, changed and released by the control API, one by one and at once.
+
+``python -m bench.coming_and_going [CYCLES]`` measures only this. After so many additions and
+releases, the service must use no more than before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from bench import command, host, stage
+from bench.subject import Subject, percentile
+from ocsf_nft import netns
+from ocsf_nft.control.http_call import call, sandbox_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from bench.host import Use
+
+_SANDBOXES: Final = 20
+_CYCLES: Final = 1_000
+#: Limit of the median of a call, one after another, in milliseconds.
+_BOUND_MS: Final = 100.0
+#: What the service may use more after all cycles.
+_MORE_BYTES: Final = 5_000_000
+#: Cycles before the first measurement, in which caches grow, and time for what is still closing.
+_WARM_UP: Final = 100
+_SETTLE_S: Final = 5.0
+
+
+def run(cycles: int = _CYCLES) -> Subject:
+    """Measure calls for 20 sandboxes; raise an OcsfNftError if the system does not permit it."""
+    with host.namespaces(_SANDBOXES) as (names, folder), _serving(folder) as (service, control):
+        rows = []
+        failures = []
+        for what, one_call in (
+            ("add", partial(_put, control)),
+            ("set", partial(_put, control, allow=["tcp:203.0.113.7:443"])),
+            ("release", partial(_release, control)),
+        ):
+            each_ms = [_timed_ms(one_call, name) for name in names]
+            rows.append(_row(what, each_ms))
+            if percentile(each_ms, 50) > _BOUND_MS:
+                failures.append(f"the median of {what} is above {_BOUND_MS:.0f} ms")
+        rows += _rows_of_many(names, control)
+        _cycle(names, control, _WARM_UP)
+        time.sleep(_SETTLE_S)
+        before, files = host.use(service), _files(folder)
+        _cycle(names, control, cycles)
+        time.sleep(_SETTLE_S)
+        after = host.use(service)
+        left = _left(names, folder, files)
+        if left:
+            failures.append(f"{cycles} cycles left {left}")
+        if after.descriptors > before.descriptors or after.threads > before.threads:
+            failures.append("descriptors or threads have grown")
+        if after.bytes > before.bytes + _MORE_BYTES:
+            failures.append("memory has grown")
+    return Subject(
+        title="Sandboxes that come and go",
+        columns=("call", "p50, ms", "p95, ms", "max, ms"),
+        rows=tuple(rows),
+        notes=(
+            f"{_SANDBOXES} sandboxes, by the control API. At once: all calls at the same time.",
+            f"{cycles:,} additions and releases more, both processes together:",
+            _growth(before, after),
+        ),
+        failures=tuple(failures),
+    )
+
+
+def _growth(before: Use, after: Use) -> str:
+    return (
+        f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
+        f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB."
+    )
+
+
+@contextlib.contextmanager
+def _serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a service without a sandbox; yield its process, and its control socket."""
+    config, messages, control = folder / "config.toml", folder / "messages", folder / "control"
+    settings = {"state_dir": folder / "state", "output": folder / "events", "control": control}
+    lines = [f"{key} = {json.dumps(str(value))}\n" for key, value in settings.items()]
+    config.write_text("".join(lines), "utf-8")
+    program = [sys.executable, "-m", "ocsf_nft", "run", "--config", str(config)]
+    with messages.open("wb") as stderr:
+        service = subprocess.Popen(program, stdin=subprocess.DEVNULL, stderr=stderr)
+    with stage.ending(service):
+        stage.wait_for("ready", lambda: b'"ready"' in messages.read_bytes(), service)
+        yield service, control
+
+
+def _put(control: Path, name: str, **policy: Any) -> None:
+    call(control, "PUT", sandbox_target(name), {"netns": name, "proxy": [host.PROXY], **policy})
+
+
+def _release(control: Path, name: str) -> None:
+    call(control, "DELETE", sandbox_target(name))
+
+
+def _timed_ms(one_call: Callable[[str], None], name: str) -> float:
+    began = time.perf_counter()
+    one_call(name)
+    return 1_000 * (time.perf_counter() - began)
+
+
+def _rows_of_many(names: Sequence[str], control: Path) -> Iterator[tuple[str, ...]]:
+    with ThreadPoolExecutor(len(names)) as pool:
+        for what, one_call in (("add", _put), ("release", _release)):
+            timed = partial(_timed_ms, partial(one_call, control))
+            yield _row(f"{what}, all at once", list(pool.map(timed, names)))
+
+
+def _row(what: str, each_ms: Sequence[float]) -> tuple[str, ...]:
+    p50, p95 = (percentile(each_ms, percent) for percent in (50, 95))
+    return what, f"{p50:.0f}", f"{p95:.0f}", f"{max(each_ms):.0f}"
+
+
+def _cycle(names: Sequence[str], control: Path, cycles: int) -> None:
+    """Add and release sandboxes, some at the same time."""
+
+    def work(name: str) -> None:
+        for _ in range(cycles // len(names)):
+            _put(control, name)
+            _release(control, name)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(work, names))
+
+
+def _files(folder: Path) -> set[str]:
+    return {each.name for each in (folder / "state").iterdir()}
+
+
+def _left(names: Sequence[str], folder: Path, before: set[str]) -> str:
+    """Return what cycles have left: files, and tables of nftables; empty if nothing."""
+    found = sorted(_files(folder) - before)
+    for name in names:
+        tables = netns.named(name).call(
+            partial(subprocess.check_output, ["nft", "list", "tables"], text=True)
+        )
+        found += tables.splitlines()
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    command.run([partial(run, *map(int, sys.argv[1:]))])
