@@ -94,6 +94,9 @@ class FenceReports:
         state, reason = fences.state_of(installed), installed.degraded
         await self._emit(state, reason, change=change)
         self._reported = (state, reason)
+        if change.is_resolved:
+            changes = "; ".join(change.changes)
+            _log.info("addresses of host names changed", sandbox=sandbox.name, changes=changes)
 
     async def announce(self, added: PolicyChange | None = None) -> None:
         """Emit an event that describes the fence at the start of its watch.

@@ -31,12 +31,13 @@ _MAX_PAUSE_SECONDS: Final = 60.0
 class SandboxNames:
     """Host names that the policy of a sandbox has, and their addresses."""
 
-    def __init__(self, shared: SharedNames, known: Iterable[ResolvedName]) -> None:
+    def __init__(self, sandbox: str, shared: SharedNames, known: Iterable[ResolvedName]) -> None:
         """Create the names of a sandbox; it has none before :meth:`follow`.
 
         ``known`` are the addresses in the record of its fence, which count until there is an
         answer.
         """
+        self._sandbox = sandbox
         self._shared = shared
         self._known = {each.name: each.addresses for each in known}
         self._names: dict[str, SharedName] = {}
@@ -94,7 +95,11 @@ class SandboxNames:
                 await run_shielded(replace())
             except OcsfNftError as error:
                 if self.failure != str(error):
-                    _log.error("addresses of names can't be replaced", reason=str(error))
+                    _log.error(
+                        "addresses of host names can't be replaced",
+                        sandbox=self._sandbox,
+                        reason=str(error),
+                    )
                 self.failure = str(error)
                 self._has_news.set()
                 await asyncio.sleep(backoff.wait_seconds(None))

@@ -168,7 +168,7 @@ async def watch(
         monitor = FenceMonitor(
             config, fence, parts.fences.state, parts.reporter, parts.guards, parts.preparing
         )
-        names = SandboxNames(parts.names, fence.installed.spec.resolved)
+        names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
         stack.callback(names.close)
         names.follow(config)
         watched = WatchedSandbox(

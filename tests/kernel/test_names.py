@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from ocsf_nft.delivery import name_resolver
@@ -23,15 +20,14 @@ from ocsf_nft.netns import named
 from ocsf_nft.service import name_state, run
 from ocsf_nft.service.caller import Caller
 from ocsf_nft.service.delivery_process import DeliveryProcess
-from tests.kernel import conftest, namespaces
+from tests.kernel import command, conftest, namespaces
 from tests.kernel.serving import sandbox, serving, until
 from tests.name_server import name_server, resolver_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
-    from ocsf_nft.lab import Lab
-    from ocsf_nft.netns import Namespace
     from tests.kernel.serving import Served
     from tests.name_server import NameServer
 
@@ -53,7 +49,7 @@ def made() -> Iterator[tuple[str, ...]]:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NameServer]:
-    """Run a name server that the services of the test ask; its TTL counts from a tenth of a second."""
+    """Run a name server that the services of the test ask. They ask often: its TTL is zero."""
     monkeypatch.setattr(name_state, "_MIN_TTL", 0.1)
     monkeypatch.setattr(name_state, "_MAX_PAUSE", 0.2)
     async with name_server({_NAME: [INTERNET4]}) as found:
@@ -143,12 +139,14 @@ async def test_changed_addresses_replace_the_old_ones_and_are_one_event(
         server.zone[_NAME] = [INTERNET4, "2001:db8::7"]
         await _until_allowed(served, tmp_path, name, INTERNET4, "[2001:db8::7]")
         assert (await _connect(name, 443))[443] != "refused"
+    last = (
+        f"added {INTERNET4}", "added 2001:db8::7", "removed 198.51.100.1", "removed 198.51.100.2",
+    )  # fmt: skip
     texts = [each.partition("new addresses: ")[2] for each in served.messages(name)]
     assert [each for each in texts if each] == [
         f"{_NAME}: added {INTERNET4}.",
         f"{_NAME}: added 198.51.100.1, added 198.51.100.2, removed {INTERNET4}.",
-        f"{_NAME}: added {INTERNET4}, added 2001:db8::7, removed 198.51.100.1, removed "
-        "198.51.100.2.",
+        f"{_NAME}: {', '.join(last)}.",
     ]
     assert served.attempts(name) == {443: 1}
     assert not any("another process" in each for each in served.messages(name))
@@ -302,7 +300,7 @@ async def test_names_need_a_service_that_installs_the_fence(
 ) -> None:
     async with serving(tmp_path) as served:
         put = served.service.put
-        with pytest.raises(UsageError, match="has the host name api.test, but not install"):
+        with pytest.raises(UsageError, match=r"has the host name api\.test, but not install"):
             await put(sandbox(made[0], allow=_ALLOW, install=False))
         monkeypatch.setattr(name_resolver.importlib.util, "find_spec", lambda _: None)
         with pytest.raises(UnsupportedError, match=r"need the extra ocsf-nft\[names\]"):
@@ -313,3 +311,53 @@ async def test_names_need_a_service_that_installs_the_fence(
             await put(sandbox(made[0], allow=_ALLOW))
         assert served.service.view(made[0]).config.allow == ()
     assert not server.asked
+
+
+def _with_files(folder: Path, hosts: str) -> tuple[str, ...]:
+    """Return a command that runs others with another hosts file, and without name servers."""
+    (folder / "hosts").write_text(hosts, "ascii")
+    (folder / "resolv.conf").write_text("", "ascii")
+    script = (
+        f"mount --bind {folder}/hosts /etc/hosts; mount --bind {folder}/resolv.conf "
+        '/etc/resolv.conf; exec "$@"'
+    )
+    return ("unshare", "-m", "sh", "-c", script, "sh")
+
+
+def test_run_with_options_takes_names_from_the_hosts_file(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    under = _with_files(tmp_path, f"10.250.0.1 proxy.test\n{INTERNET4} {_NAME}\n")
+    state = tmp_path / "state"
+    options = ("--sandbox", name, "--netns", name, "--state-dir", str(state))
+    policy = ("--proxy", "proxy.test:3128", "--allow", f"tcp:{_NAME}:443", "--install")
+    output = tmp_path / "events"
+    with command.running(*options, *policy, "--output", str(output), under=under) as running:
+        running.wait_for_message("addresses of host names changed")
+        found = installer.verify(name, StateDirectory(state), named(name))
+        assert found.installed is not None
+        assert list(map(str, found.installed.spec.allowed)) == [
+            "10.250.0.1:3128", f"{INTERNET4}:443"
+        ]  # fmt: skip
+        assert command.run("status", "--state-dir", str(state)).code == 0
+        code, messages = running.stop(signal.SIGTERM)
+        assert code == 0, messages
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    assert any("proxy.test: added 10.250.0.1" in event["message"] for event in events)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_install_refuses_names(
+    made: tuple[str, ...], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    outcome = command.run(
+        "install", "--sandbox", made[0], "--netns", made[0], "--proxy", "proxy.test:3128",
+        "--state-dir", str(tmp_path), *more,
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert outcome.sentence == (
+        "ocsf-nft: proxy.test is a host name, which only a running service resolves: give an "
+        "address, or use `ocsf-nft run --install` or `ocsf-nft add`"
+    )
+    assert conftest.nft(named(made[0]), "list", "ruleset") == ""
