@@ -24,6 +24,8 @@ _log = structlog.get_logger()
 
 #: Time for which a call waits for the first answers about its names.
 SETTLE_SECONDS: Final = 5.0
+#: Time for which the first answer waits for those about the other names.
+_GATHER_SECONDS: Final = 0.5
 #: Longest pause between two attempts to replace the addresses.
 _MAX_PAUSE_SECONDS: Final = 60.0
 
@@ -89,6 +91,7 @@ class SandboxNames:
         backoff = Backoff(max_seconds=_MAX_PAUSE_SECONDS)
         while True:
             await self._has_news.wait()
+            await self._wait_until_answered()
             self._has_news.clear()
             noted = self._noted
             try:
@@ -109,6 +112,14 @@ class SandboxNames:
             async with self._progress:
                 self._progress.notify_all()
 
+    async def _wait_until_answered(self) -> None:
+        """Wait a moment for the other first answers, so that one replacement has them all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_SECONDS):
+                while not self._is_answered:
+                    self._has_news.clear()
+                    await self._has_news.wait()
+
     async def settle(self) -> None:
         """Wait until the fence has the first answers about all names, for at most 5 s."""
         with contextlib.suppress(TimeoutError):
@@ -116,8 +127,11 @@ class SandboxNames:
                 await self._progress.wait_for(self._is_settled)
 
     def _is_settled(self) -> bool:
-        is_answered = all(each.state.is_answered for each in self._names.values())
-        return is_answered and self._applied == self._noted
+        return self._is_answered and self._applied == self._noted
+
+    @property
+    def _is_answered(self) -> bool:
+        return all(each.state.is_answered for each in self._names.values())
 
     def _note_change(self) -> None:
         self._noted += 1
