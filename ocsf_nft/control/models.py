@@ -41,7 +41,7 @@ class SandboxView(Answer):
     mode: ModeName
     """Whether the fence refuses packets, or only reports those that it would refuse."""
     fault: str | None
-    """Cause of the state, as one sentence; null if there is none."""
+    """Cause of the state, or why a host name is not resolved; null if there is none."""
     since: str
     """Time when the sandbox was added (RFC 3339)."""
     policy: dict[str, Any]

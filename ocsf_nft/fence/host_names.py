@@ -121,7 +121,8 @@ def exception(text: str) -> Destination | NamedDestination:
 def host_name(text: str) -> str:
     """Return a host name in lower case; raises UsageError if it is not one.
 
-    The last label has a letter and is no number, so that no name looks like an address.
+    The last label has a letter and is no number, so that no name can be taken for an
+    address.
     """
     name = text.lower()
     if not text.isascii():

@@ -34,16 +34,16 @@ class _Family:
         #: Addresses of the last answer; None before the first one.
         self.addresses: tuple[Address, ...] | None = None
         self.latest: FamilyAnswer | None = None
-        self.kept_until = now + KEEP_SECONDS
+        self.valid_until = now + KEEP_SECONDS
 
     def take(self, answer: FamilyAnswer, now: float) -> None:
         self.latest = answer
         if answer.error is None:
             self.addresses = answer.addresses
-            self.kept_until = now + min(max(answer.ttl, _MIN_TTL), _MAX_TTL) + KEEP_SECONDS
+            self.valid_until = now + min(max(answer.ttl, _MIN_TTL), _MAX_TTL) + KEEP_SECONDS
 
     def expire(self, now: float) -> None:
-        if now >= self.kept_until:
+        if now >= self.valid_until:
             self.addresses = ()
 
     @property
@@ -82,9 +82,9 @@ class NameState:
         if len(ttls) < len(answers):
             waits.append(self._backoff.wait_seconds(None))
             waits += [
-                each.kept_until - now
+                each.valid_until - now
                 for each in self._families.values()
-                if each.error is not None and each.kept_until > now
+                if each.error is not None and each.valid_until > now
             ]
         else:
             self._backoff = Backoff(max_seconds=_MAX_PAUSE)
@@ -115,8 +115,8 @@ class NameState:
         error = next((each.error for each in families if each.error is not None), None)
         is_stale = any(each.error is not None and each.addresses != () for each in families)
         if error is not None and (is_stale or not found):
-            kept = "stay allowed for up to ten minutes" if found else "are not allowed any more"
-            yield f"{error}: its last addresses {kept}"
+            state = "stay allowed for up to ten minutes" if found else "are not allowed any more"
+            yield f"{error}: its last addresses {state}"
         elif not found:
             answers = [each.latest for each in families if each.latest is not None]
             is_absent = any(each.is_absent for each in answers)

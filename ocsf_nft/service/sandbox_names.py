@@ -113,7 +113,7 @@ class SandboxNames:
                 self._progress.notify_all()
 
     async def _wait_until_answered(self) -> None:
-        """Wait a moment for the other first answers, so that one replacement has them all."""
+        """Wait briefly for the other first answers, so that one replacement has them all."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GATHER_SECONDS):
                 while not self._is_answered:

@@ -1,4 +1,4 @@
-"""Host names in the policies of all sandboxes: each is looked up once, as long as one has it."""
+"""Host names in the policies of all sandboxes: each is resolved once for all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SharedName:
 
 
 class SharedNames:
-    """Host names that sandboxes of a service follow; it looks them up between enter and exit."""
+    """Host names that sandboxes of a service follow; it resolves them between enter and exit."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class SharedNames:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Create the collection; ``resolve`` looks a name up, and never fails.
+        """Create the collection; ``resolve`` asks for the addresses of a name, and never fails.
 
         ``clock`` and ``sleep`` are for tests.
         """
@@ -65,23 +65,23 @@ class SharedNames:
         await self._group.__aexit__(kind, error, traceback)
 
     def follow(self, name: str, follower: Callable[[], None]) -> SharedName:
-        """Begin to look a name up, or join others; call ``follower`` after each change."""
+        """Begin to resolve a name, or join others; call ``follower`` after each change."""
         if name not in self._names:
             shared = SharedName(self._clock())
-            self._names[name] = shared, self._group.create_task(self._look_up(name, shared))
+            self._names[name] = shared, self._group.create_task(self._resolve_again(name, shared))
         shared, _ = self._names[name]
         shared.followers.append(follower)
         return shared
 
     def leave(self, name: str, follower: Callable[[], None]) -> None:
-        """End a :meth:`follow`; after the last one, the name is not looked up any more."""
+        """End a :meth:`follow`; after the last one, the name is not resolved any more."""
         shared, task = self._names[name]
         shared.followers.remove(follower)
         if not shared.followers:
             del self._names[name]
             task.cancel()
 
-    async def _look_up(self, name: str, shared: SharedName) -> None:
+    async def _resolve_again(self, name: str, shared: SharedName) -> None:
         state = shared.state
         while True:
             state.take(await self._resolve(name), self._clock())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery import name_resolver
 from ocsf_nft.errors import UnsupportedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
@@ -302,7 +302,7 @@ async def test_names_need_a_service_that_installs_the_fence(
         put = served.service.put
         with pytest.raises(UsageError, match=r"has the host name api\.test, but not install"):
             await put(sandbox(made[0], allow=_ALLOW, install=False))
-        monkeypatch.setattr(name_resolver.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(UnsupportedError, match=r"need the extra ocsf-nft\[names\]"):
             await put(sandbox(made[0], allow=_ALLOW))
         assert served.service.views() == ()

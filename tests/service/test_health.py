@@ -82,7 +82,7 @@ def test_faults_name_each_sandbox_and_cause() -> None:
 
 def test_names_that_are_not_resolved_are_faults() -> None:
     made = _service()
-    made.sandboxes = (  # type: ignore[misc]
+    made.sandboxes = (  # type: ignore[misc, assignment]
         _sandbox(
             "sb5", names="no memory", unresolved=[("a.test", "no answer"), ("b.test", "none")]
         ),

@@ -68,7 +68,11 @@ def _texts(names: SandboxNames) -> dict[str, list[str]]:
     return {name: list(map(str, found)) for name, found in names.addresses().items()}
 
 
-async def test_name_is_looked_up_once_for_all_and_not_any_more_after_the_last() -> None:
+def _failure(names: SandboxNames) -> str | None:
+    return names.failure
+
+
+async def test_name_is_resolved_once_for_all_until_the_last_one_leaves() -> None:
     resolver = _Resolver()
     resolver.set("a.test", "192.0.2.1", ttl=30)
     async with _shared(resolver) as shared:
@@ -119,12 +123,12 @@ async def test_addresses_are_replaced_when_they_change_and_a_failure_is_tried_ag
         await resolver.step()
         await has_replaced.wait()
         async with asyncio.timeout(60):
-            while names.failure is None:  # noqa: ASYNC110 - no event of the names announces it
+            while _failure(names) is None:  # noqa: ASYNC110 - no event of the names announces it
                 await asyncio.sleep(0)
-        assert names.failure == "the kernel refuses"
+        assert _failure(names) == "the kernel refuses"
         error = None
         await names.settle()
-        assert names.failure is None
+        assert _failure(names) is None
         assert replaced[-1] == {"a.test": ["192.0.2.2"]}
         running.cancel()
         await asyncio.wait([running])
