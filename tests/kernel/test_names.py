@@ -6,6 +6,7 @@ import asyncio
 import functools
 import importlib.util
 import os
+import secrets
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 from ocsf_nft.errors import UnsupportedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.lab import INTERNET4
+from ocsf_nft.lab import INTERNET4, ip
 from ocsf_nft.netns import named
 from ocsf_nft.service import name_state, run
 from ocsf_nft.service.caller import Caller
@@ -121,6 +122,32 @@ async def test_name_is_resolved_before_the_call_is_answered(
     assert "actor" not in event
     assert (event["severity"], event["status"]) == ("Informational", "Success")
     assert [fault for each in served.events for fault in judge(each)] == []
+
+
+async def test_fence_with_names_only_is_closed_until_they_are_resolved(
+    made: tuple[str, ...], tmp_path: Path, server: NameServer
+) -> None:
+    name, device = made[0], f"n{secrets.token_hex(4)}"
+    ip("link", "add", device, "type", "veth", "peer", "name", "inside", "netns", name)
+    async with serving(tmp_path) as served:
+        config = sandbox(name, proxy=[f"{_NAME}:443"], allow=["udp:b.test:1-2"], host_guard=device)
+        server.zone[_NAME] = []
+        await served.service.put(config)
+        record = StateDirectory(tmp_path).read(name)
+        assert record is not None
+        assert (record.spec.allowed, record.spec.ranges) == ((), ())
+        assert await _connect(name, 443) == {443: "refused"}
+        assert served.service.view(name).fault == (
+            f"{_NAME}: it has no address that can be allowed; b.test: there is no such name"
+        )
+        server.zone |= {_NAME: [INTERNET4], "b.test": [INTERNET4, "2001:db8::7"]}
+        (watched,) = (each.watched for each in served.service.sandboxes)
+        assert watched is not None
+        reports = watched.monitor.reports
+        await until(lambda: bool(reports.installed.spec.proxies and reports.installed.spec.ranges))
+        assert _allowed(tmp_path, name) == [f"udp:{INTERNET4}:1-2", "udp:[2001:db8::7]:1-2"]
+        assert (await _connect(name, 443))[443] != "refused"
+        await served.service.release(name)
 
 
 async def test_changed_addresses_replace_the_old_ones_and_are_one_event(
