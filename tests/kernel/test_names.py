@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.errors import FenceError, UnsupportedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.lab import INTERNET4, ip
 from ocsf_nft.netns import named
 from ocsf_nft.service import name_state, run
@@ -305,7 +306,34 @@ async def test_sandboxes_share_one_lookup_of_a_name(
         await served.service.put(sandbox(made[1]))
         assert _allowed(tmp_path, made[1]) == []
         await served.service.put(sandbox(made[1], allow=_ALLOW))
+        assert _allowed(tmp_path, made[1]) == [f"tcp:{INTERNET4}:443"]
         assert server.asked == {(_NAME, "A"): 2, (_NAME, "AAAA"): 2}
+
+
+async def test_change_that_fails_leaves_the_names_of_the_policy_before(
+    made: tuple[str, ...], tmp_path: Path, server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = made[0]
+
+    def fail(*_: object) -> None:
+        raise FenceError("the kernel refuses")
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name, allow=_ALLOW))
+        server.mode = "fail"
+        with monkeypatch.context() as patched:
+            patched.setattr(TamperGuard, "replace", fail)
+            with pytest.raises(FenceError, match="the kernel refuses"):
+                await served.service.put(sandbox(name, allow=["tcp:b.test:443"]))
+            seen = server.asked[_NAME, "A"]
+            await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
+            assert "stay allowed" in (served.service.view(name).fault or "")
+            server.zone[_NAME] = ["198.51.100.1"]
+            server.mode = "answer"
+            await until(lambda: served.service.view(name).fault == "the kernel refuses")
+        await _until_allowed(served, tmp_path, name, "198.51.100.1")
+        await until(lambda: served.service.view(name).fault is None)
+        assert served.service.view(name).config.given()["allow"] == _ALLOW
 
 
 async def test_fence_that_an_operator_removes_stays_removed(

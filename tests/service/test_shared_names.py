@@ -180,3 +180,24 @@ async def test_names_of_both_policies_are_followed_during_a_change() -> None:
         assert _texts(names) == {"a.test": ["192.0.2.1"], "b.test": []}
         names.follow(_config("b.test"))
         assert _texts(names) == {"b.test": []}
+
+
+async def test_addresses_expire_while_a_lookup_has_no_answer() -> None:
+    resolver = _Resolver()
+    resolver.set("a.test", "192.0.2.1")
+    async with _shared(resolver) as shared:
+        names = SandboxNames("a", shared, ())
+        names.follow(_config("a.test"))
+        await resolver.sleeping.wait()
+        resolver.answers["a.test"] = _FAILURE
+        while resolver.now < 1660.0 - 30.0:
+            await resolver.step()
+        assert _texts(names) == {"a.test": ["192.0.2.1"]}
+        resolver.may_answer.clear()
+        resolver.now = 1660.0
+        number = len(resolver.asked)
+        resolver.wakes.release()
+        async with asyncio.timeout(60):
+            while len(resolver.asked) == number:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0)
+        assert _texts(names) == {"a.test": []}
