@@ -186,7 +186,7 @@ class FenceMonitor:
     async def change_addresses(self, addresses: Callable[[], Addresses]) -> None:
         """Do the same as :meth:`change` with the same policy, if its host names have new addresses.
 
-        A fence that another process has removed stays removed.
+        A fence that another process has removed, or installed with another policy, stays so.
         """
         async with self._inspecting:
             reports = self.reports

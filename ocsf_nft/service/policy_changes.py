@@ -47,12 +47,15 @@ def change_of_addresses(
 ) -> PolicyChange | None:
     """Return the change of the addresses of host names, between two fences with one policy.
 
-    Return None if no name has other addresses.
+    Return None if no name has other addresses, or if the first fence has no such names: another
+    process has installed it with another policy.
     """
     known = {each.name: each.addresses for each in before.resolved}
+    if known.keys() != {each.name for each in after.resolved}:
+        return None
     changes = []
     for each in after.resolved:
-        was, now = known.get(each.name, ()), each.addresses
+        was, now = known[each.name], each.addresses
         added = [f"added {address}" for address in now if address not in was]
         removed = [f"removed {address}" for address in was if address not in now]
         if added or removed:

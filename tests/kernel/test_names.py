@@ -350,6 +350,24 @@ async def test_fence_that_an_operator_removes_stays_removed(
         assert conftest.nft(named(name), "list", "ruleset") == ""
 
 
+async def test_policy_that_an_operator_installs_stays_installed(
+    made: tuple[str, ...], tmp_path: Path, server: NameServer
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name, allow=_ALLOW))
+        spec = sandbox(name, allow=["tcp:198.51.100.9:443"]).spec()
+        state = StateDirectory(tmp_path)
+        await asyncio.to_thread(installer.install, spec, named(name), state)
+        await _until_allowed(served, tmp_path, name, "198.51.100.9")
+        server.zone[_NAME] = ["198.51.100.1"]
+        seen = server.asked[_NAME, "A"]
+        await until(lambda: server.asked[_NAME, "A"] >= seen + 5)
+        assert _allowed(tmp_path, name) == ["tcp:198.51.100.9:443"]
+        await served.service.put(sandbox(name, allow=_ALLOW, labels={"a": "b"}))
+        assert _allowed(tmp_path, name) == ["tcp:198.51.100.1:443"]
+
+
 async def test_names_need_a_service_that_installs_the_fence(
     made: tuple[str, ...], tmp_path: Path, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
