@@ -17,11 +17,14 @@ _EXIT_SECONDS: Final = 10.0
 
 @contextlib.contextmanager
 def parent(name: str) -> Iterator[str]:
-    """Yield the name, and remove the cgroups with this name, and those below, at exit."""
+    """Create a cgroup, and yield its name; remove it from all hierarchies at exit."""
     try:
+        # Version 2 now, since tests compare its cgroups. The runtime creates the others.
+        for hierarchy in _hierarchies("cgroup2"):
+            (hierarchy / name.lstrip("/")).mkdir()
         yield name
     finally:
-        for hierarchy in _hierarchies():
+        for hierarchy in _hierarchies("cgroup", "cgroup2"):
             top = hierarchy / name.lstrip("/")
             below = [each for each in top.rglob("*") if each.is_dir()] if top.exists() else []
             for each in sorted(below, key=lambda path: len(path.parts), reverse=True):
@@ -30,10 +33,10 @@ def parent(name: str) -> Iterator[str]:
                 _remove(top)
 
 
-def _hierarchies() -> list[Path]:
+def _hierarchies(*kinds: str) -> list[Path]:
     lines = _MOUNTS.read_text("utf-8").splitlines()
     found = [line.split() for line in lines]
-    return [Path(point) for _, point, kind, *_ in found if kind in {"cgroup", "cgroup2"}]
+    return [Path(point) for _, point, kind, *_ in found if kind in kinds]
 
 
 def _remove(folder: Path) -> None:

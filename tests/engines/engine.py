@@ -66,6 +66,14 @@ class Engine(Protocol):
     def kind(self) -> str:
         """Return the engine's name, as in the facts about its containers."""
 
+    @property
+    def site(self) -> Site:
+        """Return the engine's folder and namespaces."""
+
+    @property
+    def client(self) -> tuple[str, ...]:
+        """Return the client's command with its global options."""
+
     def start(self, container: Container) -> subprocess.Popen[str]:
         """Start the client's command that runs a container with the wrapper as the runtime."""
 

@@ -38,7 +38,7 @@ class Podman:
         hooks = [] if self.hooks is None else [f"--hooks-dir={self.hooks}"]
         return (
             "podman", f"--root={folder}/root", f"--runroot={folder}/runroot",
-            f"--tmpdir={folder}/tmp", f"--network-config-dir={folder}/networks",
+            f"--tmpdir={folder}/temporary", f"--network-config-dir={folder}/networks",
             f"--volumepath={folder}/volumes", "--storage-driver=vfs", "--events-backend=none",
             f"--runtime={self.runtime}", "--cgroup-manager=cgroupfs", *hooks,
         )  # fmt: skip

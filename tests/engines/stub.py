@@ -63,13 +63,13 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             stub.requests.append(request)
             status, found = stub.answer(request)
             content = b"" if status == 204 else json.dumps(found).encode()
-            self.send_response(status)
-            if content:
-                self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            # The client may be dead: its time limit has passed, or the test has killed it.
+            # The client may be dead: its time limit has passed.
             with contextlib.suppress(BrokenPipeError):
+                self.send_response(status)
+                if content:
+                    self.send_header("Content-Type", "application/problem+json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
                 self.wfile.write(content)
 
         do_GET = do_PUT = do_DELETE = _respond  # noqa: N815 - the server's names
