@@ -34,11 +34,12 @@ def _read(folder: str) -> dict[str, Any] | None:
         with open(f"{folder}/{_FILE}", "rb") as file:
             found = json.load(file)
         settings = found["Config"]
-        return {
+        known = {
             "name": found["Name"].removeprefix("/"),
             "image": settings["Image"],
             "image_id": found["Image"],
-            "labels": dict(settings.get("Labels") or {}),
         }
+        labels = settings.get("Labels") or {}
+        return {key: value for key, value in known.items() if value} | {"labels": dict(labels)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # a file of another engine, or of another program
