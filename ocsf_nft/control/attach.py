@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from pydantic import ValidationError
+
+from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.config.labels import label
 from ocsf_nft.config.sandbox import SandboxConfig
+from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.container_facts import sandbox_name
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
@@ -16,7 +20,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.config.attach import AttachConfig, MatchConfig
+    from ocsf_nft.config.attach import MatchConfig
     from ocsf_nft.control.container_facts import ContainerFacts
 
 #: Prefixes of image names that people do not write: of Podman and of Docker Hub.
@@ -79,7 +83,9 @@ def decide(
 
 
 def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfig | None:
-    """Return the first table that matches; None if there is none."""
+    """Return the table that decides: that of the facts, or the first that matches; or None."""
+    if facts.sandbox is not None:
+        return _own_table(facts, facts.sandbox)
     requested = facts.requested
     if len(requested) > 1:
         raise _refused(
@@ -98,6 +104,19 @@ def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfi
             "annotation or label, or reorder the [[attach]] tables",
         )
     return found
+
+
+def _own_table(facts: ContainerFacts, keys: dict[str, Any]) -> AttachConfig:
+    try:
+        table = AttachConfig.model_validate({**keys, "name": "cni"})
+        table.check()
+    except ValidationError as error:
+        raise _refused(
+            facts,
+            "the policy of its CNI plugin is wrong: "
+            + sentence_of(error, AttachConfig).removeprefix(": "),
+        ) from error
+    return table
 
 
 def matches(table: AttachConfig, facts: ContainerFacts) -> bool:

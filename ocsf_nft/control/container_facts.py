@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,11 +62,15 @@ class ContainerFacts(Table):
     """Kubernetes pod of the container."""
     policy: _Text | None = None
     """Name of an [[attach]] table, from the settings of a CNI plugin."""
+    sandbox: dict[str, Any] | None = None
+    """Keys of [[sandbox]], from the settings of a CNI plugin; in place of an [[attach]] table."""
 
     @model_validator(mode="after")
-    def _has_a_namespace(self) -> Self:
+    def _is_complete(self) -> Self:
         if self.pid is None and self.netns is None:
             raise ValueError("must have a pid or a netns")
+        if self.policy is not None and self.sandbox is not None:
+            raise ValueError("has both a policy and a sandbox: give one")
         return self
 
     @property

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
+from ocsf_nft.container_path import container_path
 from ocsf_nft.errors import FenceError, OcsfNftError
 from ocsf_nft.oci.bundle import facts, read_config
 from ocsf_nft.oci.network import namespace_path, network_of
@@ -34,7 +33,7 @@ def add(service: Service, container: str, *, pid: int, bundle: str, root: str = 
         }
         if path := namespace_path(config):
             body["netns"] = path
-        service.request("PUT", path_of(container, root), body)
+        service.request("PUT", container_path(container, root), body)
     except OcsfNftError as error:
         raise FenceError(f"ocsf-nft: container {name} does not start: {error}") from error
 
@@ -45,15 +44,4 @@ def remove(service: Service, container: str, *, root: str = "") -> None:
     Raises ProblemError, for example with status 404 for a container without a fence, and
     ServiceError if the service does not answer.
     """
-    service.request("DELETE", path_of(container, root))
-
-
-def path_of(container: str, root: str) -> str:
-    """Return the path of a container in the control API.
-
-    Ids of Docker, Podman and Kubernetes are unique. Other ids are unique in one state folder of a
-    runtime, so a checksum of its path is added: ``ctr`` has such ids in each of its namespaces.
-    """
-    is_unique = len(container) == 64 and not set(container) - set("0123456789abcdef")
-    suffix = "" if is_unique else f"-{zlib.crc32(root.encode()):08x}"
-    return f"/v1/containers/{quote(container + suffix, safe='')}"
+    service.request("DELETE", container_path(container, root))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError
+from ocsf_nft.namespace_members import has_members, namespace_of
 
 #: ``own``: only this container is in the namespace. ``shared``: other processes are in it, for
 #: example those of the container that it joined. ``host``: the namespace of the engine itself.
@@ -19,17 +19,17 @@ def network_of(pid: int, config: dict[str, Any]) -> Network:
     AbsentError if the process has exited.
     """
     try:
-        found = _namespace(pid)
+        found = namespace_of(pid)
     except OSError as error:
         raise AbsentError(
             f"the container's process {pid} has exited before it was fenced"
         ) from error
     # Docker names the host's namespace by a path, Podman leaves it out. So compare the namespaces.
-    if found == _namespace("self"):
+    if found == namespace_of("self"):
         return "host"
     if namespace_path(config) is None:
         return "own"  # the runtime has created it for this container
-    return "shared" if _has_others(found, pid) else "own"
+    return "shared" if has_members(found, other_than=pid) else "own"
 
 
 def namespace_path(config: dict[str, Any]) -> str | None:
@@ -37,19 +37,3 @@ def namespace_path(config: dict[str, Any]) -> str | None:
     namespaces = (config.get("linux") or {}).get("namespaces") or ()
     paths = [each.get("path") for each in namespaces if each.get("type") == "network"]
     return paths[0] or None if paths else None
-
-
-def _has_others(namespace: tuple[int, int], pid: int) -> bool:
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != pid:
-            try:
-                if _namespace(name) == namespace:
-                    return True
-            except OSError:  # the process has exited, or it is a kernel thread
-                continue
-    return False
-
-
-def _namespace(process: int | str) -> tuple[int, int]:
-    status = os.stat(f"/proc/{process}/ns/net")
-    return status.st_dev, status.st_ino

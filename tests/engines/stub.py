@@ -8,7 +8,7 @@ import socketserver
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Status and JSON object of an answer.
 Answer: TypeAlias = tuple[int, dict[str, Any]]
-CREATED: Answer = (201, {"sandbox": {"name": "stub"}})
+CREATED: Final[Answer] = (201, {"sandbox": {"name": "stub"}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,12 @@ class Stub:
     socket: Path
     answer: Callable[[Request], Answer] = lambda _request: CREATED
     requests: list[Request] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def silent(self, _request: Request) -> Answer:
+        """Answer only when the stub ends, which is later than any time limit."""
+        self.closing.wait()
+        return CREATED
 
     def of(self, method: str) -> list[Request]:
         """Return the requests with this method."""
@@ -48,7 +54,7 @@ class Stub:
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
+    daemon_threads = False  # all have ended when the server is closed
     request_queue_size = 64
 
 
@@ -93,6 +99,7 @@ def serving(path: Path) -> Iterator[Stub]:
         try:
             yield stub
         finally:
+            stub.closing.set()
             server.shutdown()
             thread.join()
             path.unlink()

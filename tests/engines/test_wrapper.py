@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,18 +109,10 @@ def test_container_does_not_start_if_the_service_refuses(
 def test_container_does_not_start_if_the_service_does_not_answer_in_time(
     running: Engine, service: Stub
 ) -> None:
-    ended = threading.Event()
-
-    def answer(request: Request) -> Answer:
-        if request.method == "PUT":
-            ended.wait(60)
-        return stub.CREATED
-
-    service.answer = answer
-    try:
-        done = run(running, Container("agent-6", _HELLO))
-    finally:
-        ended.set()
+    service.answer = lambda request: (
+        service.silent(request) if request.method == "PUT" else stub.CREATED
+    )
+    done = run(running, Container("agent-6", _HELLO))
     assert done.returncode != 0
     assert "started" not in done.stdout
     assert f"did not answer within {SECONDS:g} s" in done.stderr
