@@ -56,8 +56,9 @@ class Containerd:
         return self.site.popen(*command)
 
     def remove(self, name: str) -> None:
-        """Kill the first process of a container; its `ctr run --rm` then deletes it."""
-        self.site.call(*self.client, "task", "kill", "--signal=SIGKILL", name)
+        """Delete a container and its processes by force; ctr keeps one whose network has failed."""
+        self.site.call(*self.client, "task", "delete", "--force", name)
+        self.site.call(*self.client, "container", "delete", name)
 
 
 @contextlib.contextmanager
