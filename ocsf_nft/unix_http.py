@@ -36,7 +36,10 @@ def exchange(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    found = json.loads(content) if content else {}
+    try:
+        found = json.loads(content) if content else {}
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError("the answer is no JSON object")  # noqa: TRY004 - as for other bad JSON
     return status, found
@@ -64,6 +67,8 @@ def _exchange(connection: _Connection, method: str, target: str, body: object) -
         sent = None if body is None else json.dumps(body).encode()
         connection.request(method, target, sent, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        return response.status, response.read(_MOST_BYTES)
+        if (response.length or 0) > _MOST_BYTES:
+            raise ValueError("the answer is too large")
+        return response.status, response.read()
     finally:
         connection.close()
