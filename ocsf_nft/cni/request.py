@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Versions of the CNI specification that the plugin supports.
-VERSIONS: Final = ("0.4.0", "1.0.0", "1.1.0")
+VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _CONTAINER: Final = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MOST_SECONDS: Final = 600.0
 

@@ -93,7 +93,7 @@ def _failure(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
     return found["code"], found["msg"]
 
 
-@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 def test_add_fences_the_namespace_and_returns_the_result_before_it(
     lab: Lab, service: Stub, version: str
 ) -> None:
@@ -202,7 +202,7 @@ def test_version_lists_the_supported_versions() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "cniVersion": "1.0.0",
-        "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
     }
 
 
@@ -231,7 +231,7 @@ def _with(**given: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "environment", "code", "sentence"),
     [
-        (_with(cniVersion="0.3.1"), {}, 1, "cniVersion 0.3.1: use one of 0.4.0, 1.0.0, 1.1.0"),
+        (_with(cniVersion="0.2.0"), {}, 1, "cniVersion 0.2.0: use one of 0.3.0, 0.3.1, 0.4.0"),
         (_without("cniVersion"), {}, 1, "cniVersion None"),
         (_without("prevResult"), {}, 7, "list it after the plugin"),
         (_with(timeout="5"), {}, 7, "the key timeout"),

@@ -61,9 +61,9 @@ def _states(bundle: Path) -> list[dict[str, Any]]:
 
 def _create(bundle: Path, *options: str) -> int:
     """Create a container whose output is discarded; its process would keep a pipe open."""
-    command = [PROGRAM, f"--ocsf-nft-control={bundle.parent}/service.sock"]
+    command = (PROGRAM, f"--ocsf-nft-control={bundle.parent}/service.sock")
     done = subprocess.run(
-        [*command, f"--root={bundle.parent}/state", "create", "--bundle", bundle, *options, "web"],
+        (*command, f"--root={bundle.parent}/state", "create", "--bundle", bundle, *options, "web"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
