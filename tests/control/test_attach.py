@@ -187,6 +187,31 @@ def test_sandbox_of_a_cni_plugin_has_the_path_of_the_namespace() -> None:
     assert decision.sandbox.pid is None
 
 
+def test_policy_of_a_cni_plugin_is_in_place_of_a_table() -> None:
+    facts = _facts(sandbox={"proxy": _PROXY, "permissive": True})
+    decision = decide(_ID, facts, [_every(action="refuse")])
+    assert isinstance(decision, Fence)
+    assert decision.sandbox.permissive is True
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "reason"),
+    [
+        ({"proxies": []}, "policy of its CNI plugin is wrong: there is no key proxies"),
+        ({"netns": "x", "proxy": _PROXY}, "is wrong: has netns, which is not for containers"),
+        ({}, "needs --proxy"),
+    ],
+)
+def test_wrong_policy_of_a_cni_plugin_is_refused(sandbox: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        decide(_ID, _facts(sandbox=sandbox), [])
+
+
+def test_policy_of_a_cni_plugin_is_given_once() -> None:
+    with pytest.raises(ValueError, match="both a policy and a sandbox"):
+        _facts(sandbox={"proxy": _PROXY}, policy="x")
+
+
 def test_number_of_labels_is_limited() -> None:
     facts = _facts(labels={f"label-{number:02}": "x" for number in range(40)})
     decision = decide(_ID, facts, [_every(labels={"zone": "1"})])
