@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.netns import of_process
 from tests.engines import stub
 from tests.engines.conftest import SECONDS
 from tests.engines.engine import Container, run
@@ -72,6 +77,26 @@ def test_service_gets_the_facts_about_the_container(running: Engine, service: St
     else:
         assert len(body["id"]) == 64
         assert body["image_id"]
+
+
+def test_fence_of_the_service_encloses_the_first_process(
+    running: Engine, service: Stub, tmp_path: Path
+) -> None:
+    spec = FenceSpec(sandbox="agent", proxies=(endpoint("192.0.2.1:3128"),))
+    state = StateDirectory(tmp_path / "state")
+
+    def answer(request: Request) -> Answer:
+        if request.method == "PUT":
+            installer.install(spec, of_process(request.body["pid"]), state, "nflog")
+        return stub.CREATED
+
+    command = ("/bin/sh", "-c", "nc -w 5 203.0.113.7 443 2>&1")
+    outputs = []
+    for service.answer in (answer, lambda _request: stub.CREATED):
+        outputs.append(run(running, Container("agent-12", command)).stdout)
+    fenced, unfenced = outputs
+    assert "Connection refused" in fenced
+    assert "Connection refused" not in unfenced  # there is no such host
 
 
 def test_sandbox_is_released_after_the_container_ends(running: Engine, service: Stub) -> None:
