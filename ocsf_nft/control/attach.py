@@ -14,7 +14,7 @@ from ocsf_nft.config.labels import label
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.container_facts import sandbox_name
-from ocsf_nft.errors import UsageError
+from ocsf_nft.errors import ContainerRefusedError, UsageError
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ _IMPLIED: Final = ("localhost/", "docker.io/library/", "docker.io/")
 _TAG: Final = re.compile(r"(:[^/:@]+|@[^/@]+)\Z")
 _MAX_TEXT: Final = 256
 _MAX_LABELS: Final = 32
-
-
-class ContainerRefusedError(UsageError):
-    """Refusal of the start of a container."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.control.attach import Fence, decide
 from ocsf_nft.control.container_facts import sandbox_name
@@ -12,28 +12,14 @@ from ocsf_nft.netns import Namespace, named, of_process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.container_facts import ContainerFacts
+    from ocsf_nft.control.sandboxes import Sandboxes, View
     from ocsf_nft.service.caller import Caller
-    from ocsf_nft.service.sandbox_view import PutResult, SandboxView
     from ocsf_nft.service.status import Status
 
 #: States of a sandbox with an active fence.
 _ACTIVE: Final = frozenset(("active", "degraded"))
-
-
-class Sandboxes(Protocol):
-    """Sandboxes of a service; see :class:`ocsf_nft.service.run.Service`."""
-
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
-        """Add a sandbox, or change its policy."""
-
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        """Release a sandbox."""
-
-    def views(self) -> Sequence[SandboxView]:
-        """Return the states of all sandboxes."""
 
 
 class Attached(NamedTuple):
@@ -95,7 +81,7 @@ class Containers:
             raise AbsentError(f"container {key} has no sandbox: it was released, or has no fence")
         return await self._sandboxes.release(found.name, caller)
 
-    def _find(self, key: str) -> SandboxView | None:
+    def _find(self, key: str) -> View | None:
         """Return the sandbox of a container.
 
         Raises ConflictError if its name belongs to the configuration file.
@@ -120,7 +106,7 @@ class Containers:
                 yield view.name
 
 
-def _is_in(view: SandboxView, identity: str) -> bool:
+def _is_in(view: View, identity: str) -> bool:
     """Return True if a sandbox has the network namespace with this identity."""
     namespace = view.config.namespace
     if namespace is None:

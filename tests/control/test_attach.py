@@ -8,9 +8,9 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.config.attach import AttachConfig
-from ocsf_nft.control.attach import Allow, ContainerRefusedError, Fence, decide, matches
+from ocsf_nft.control.attach import Allow, Fence, decide, matches
 from ocsf_nft.control.container_facts import ContainerFacts, sandbox_name
-from ocsf_nft.errors import UsageError
+from ocsf_nft.errors import ContainerRefusedError, UsageError
 
 _ID = "3f" * 32
 _PROXY = ["10.0.0.1:3128"]

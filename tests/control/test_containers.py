@@ -10,10 +10,9 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.config.sandbox import SandboxConfig
-from ocsf_nft.control.attach import ContainerRefusedError
 from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.containers import Attached, Containers
-from ocsf_nft.errors import AbsentError, ConflictError
+from ocsf_nft.errors import AbsentError, ConflictError, ContainerRefusedError
 from ocsf_nft.service.sandbox_view import PutResult, SandboxView
 
 if TYPE_CHECKING:
@@ -60,6 +59,12 @@ class _Sandboxes:
 
     def views(self) -> tuple[SandboxView, ...]:
         return tuple(self.found.values())
+
+    def view(self, name: str) -> SandboxView:
+        return self.found[name]
+
+    async def statuses(self) -> tuple[Status, ...]:
+        return ()
 
     def add(self, sandbox: SandboxConfig, **given: Any) -> None:
         state = {"origin": "api", "state": "active", "mode": "enforcing"} | given
