@@ -25,12 +25,23 @@ def namespace_at(path: str) -> NamespaceId:
 
 
 def has_members(namespace: NamespaceId, other_than: int | None = None) -> bool:
-    """Return True if a process is in the namespace, apart from the process ``other_than``."""
+    """Return True if a process is in the namespace, apart from the process ``other_than``.
+
+    A process with threads in several namespaces is not in one of them. Container engines are such
+    processes: they create the namespace of a container in a thread, and if that is a Go program's
+    first thread, it stays there.
+    """
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is slow to import
         if name.isdecimal() and int(name) != other_than:
             try:
-                if namespace_of(name) == namespace:
+                if namespace_of(name) == namespace and _is_inside(name, namespace):
                     return True
             except OSError:  # the process has exited
                 continue
     return False
+
+
+def _is_inside(process: str, namespace: NamespaceId) -> bool:
+    folder = f"/proc/{process}/task"
+    threads = os.listdir(folder)  # noqa: PTH208 - pathlib is slow to import
+    return all(namespace_at(f"{folder}/{each}/ns/net") == namespace for each in threads)

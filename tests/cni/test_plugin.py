@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,6 +142,32 @@ def test_namespace_with_a_process_is_shared_but_for_the_process_of_its_path(
         process.stdin.close()
     assert [each.method for each in service.requests] == ["PUT", "PUT", "PUT"]
     assert [each.body["network"] for each in service.requests] == ["shared", "own", "own"]
+
+
+#: Program that leaves only its first thread in a namespace, as Podman and containerd may do.
+_ENGINE = """
+import ctypes, os, sys, threading
+threading.Thread(target=sys.stdin.read, daemon=True).start()
+namespace = os.open(sys.argv[1], os.O_RDONLY)
+assert ctypes.CDLL(None).setns(namespace, 0) == 0
+print("inside", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_engine_with_one_thread_in_the_namespace_is_not_in_it(lab: Lab, service: Stub) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _ENGINE, f"/run/netns/{lab.sandbox}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"inside\n"
+            assert _run("ADD", _config(service), **_container(lab)).returncode == 0
+        finally:
+            process.kill()
+    assert service.requests[0].body["network"] == "own"
 
 
 def test_namespace_of_the_host_is_reported_as_such(lab: Lab, service: Stub) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.engines.engine import Engine
     from tests.engines.stub import Stub
 
-_ENGINES: Final[dict[str, Callable[[Path, Path, float], AbstractContextManager[Engine]]]] = {
+ENGINES: Final[dict[str, Callable[[Path, Path, float], AbstractContextManager[Engine]]]] = {
     "docker": docker.running,
     "podman": podman.running,
     "containerd": containerd.running,
@@ -23,13 +23,13 @@ _ENGINES: Final[dict[str, Callable[[Path, Path, float], AbstractContextManager[E
 SECONDS = 3.0
 
 
-@pytest.fixture(scope="module", params=_ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     """Run each engine, with a wrapper that asks the socket `service.sock` in the site's parent."""
     folder = tmp_path_factory.mktemp("engine")
-    with _ENGINES[request.param](folder / "site", folder / "service.sock", SECONDS) as engine:
+    with ENGINES[request.param](folder / "site", folder / "service.sock", SECONDS) as engine:
         yield engine
 
 
