@@ -226,4 +226,5 @@ def _schemas() -> dict[str, Any]:
 
 
 def _is_used(name: str, schemas: str) -> bool:
-    return name in {_POLICY, *(each.__name__ for each in _ANSWERS)} or f'/{name}"' in schemas
+    answers = {each.__name__ for each in _ANSWERS}
+    return name in {_POLICY, ContainerFacts.__name__, *answers} or f'/{name}"' in schemas
