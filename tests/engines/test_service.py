@@ -2,106 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.control_request import Service, ServiceError
+from tests.engines import containerd, service
 from tests.engines.conftest import ENGINES
 from tests.engines.engine import Container, run
+from tests.engines.service import SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
+    from tests.engines.containerd import Containerd
     from tests.engines.engine import Engine
+    from tests.engines.service import Running
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel]
 
-_SECONDS = 60.0
 _POLICY = {"org.ocsf-nft.policy": "agents"}
 #: A program that attempts to get out.
 _ATTEMPT = ("/bin/sh", "-c", "nc -w 5 203.0.113.7 443 2>&1; echo ended")
-_CONFIG = """
-control = "{folder}/service.sock"
-output = "{folder}/events.jsonl"
-state_dir = "{folder}/state"
-
-[[attach]]
-name = "agents"
-proxy = ["192.0.2.1:3128"]
-
-[[attach]]
-name = "free"
-match = {{ label = {{ free = "yes" }} }}
-action = "allow"
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Running service, and the file of its events."""
-
-    service: Service
-    path: Path
-
-    def events(self) -> list[dict[str, Any]]:
-        """Return all events so far."""
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        return [json.loads(line) for line in lines]
-
-    def wait_for(
-        self, holds: Callable[[dict[str, Any]], bool], number: int
-    ) -> list[dict[str, Any]]:
-        """Return the events for which ``holds`` is true, when there are ``number`` of them."""
-        end = time.monotonic() + _SECONDS
-        while len(found := [each for each in self.events() if holds(each)]) < number:
-            assert time.monotonic() < end, [each.get("message") for each in self.events()]
-            time.sleep(0.05)
-        return found
-
-    def sandboxes(self) -> list[str]:
-        """Return the names of the sandboxes."""
-        return [each["name"] for each in self.service.request("GET", "/v1/sandboxes")["sandboxes"]]
-
-
-@contextlib.contextmanager
-def _started(folder: Path) -> Iterator[Running]:
-    path = folder / "service.toml"
-    path.write_text(_CONFIG.format(folder=folder), encoding="utf-8")
-    with (folder / "service.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ocsf_nft", "run", "--config", path],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        service = Service(f"{folder}/service.sock", 5.0)
-        end = time.monotonic() + _SECONDS
-        while not _answers(service):
-            assert process.poll() is None, (folder / "service.log").read_text("utf-8")
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield Running(service, folder / "events.jsonl")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=_SECONDS)
-
-
-def _answers(service: Service) -> bool:
-    try:
-        service.request("GET", "/v1/status")
-    except ServiceError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -110,18 +31,18 @@ def running(
 ) -> Iterator[Engine]:
     """Run each engine, with much time for the service: 20 containers start at once."""
     folder = tmp_path_factory.mktemp("engine")
-    with ENGINES[request.param](folder / "site", folder / "service.sock", _SECONDS) as engine:
+    with ENGINES[request.param](folder / "site", folder / "service.sock", SECONDS) as engine:
         yield engine
 
 
 @pytest.fixture
 def served(running: Engine) -> Iterator[Running]:
-    with _started(running.site.folder.parent) as made:
+    with service.started(running.site.folder.parent) as made:
         yield made
 
 
 def _is_attempt(event: dict[str, Any]) -> bool:
-    return event["class_uid"] == 4001
+    return bool(event["class_uid"] == 4001)
 
 
 def test_attempt_of_the_first_process_is_refused_and_has_the_container(
@@ -208,3 +129,24 @@ def test_container_in_the_network_of_a_fenced_one_is_enclosed_too(
     finally:
         running.remove("real-5")
     assert served.sandboxes() == []
+
+
+@pytest.fixture(scope="module")
+def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    """Run containerd with runc, and with the CNI plugin."""
+    folder = tmp_path_factory.mktemp("engine")
+    control = folder / "service.sock"
+    plugin = {"type": "ocsf-nft-cni", "control": str(control), "timeout": SECONDS}
+    plugin["policy"] = "agents"
+    with containerd.running(folder / "site", control, plugin=plugin) as engine:
+        yield engine
+
+
+def test_cni_plugin_fences_a_container(with_plugin: Containerd) -> None:
+    with service.started(with_plugin.site.folder.parent) as served:
+        done = run(with_plugin, Container("real-7", _ATTEMPT))
+        assert "Connection refused" in done.stdout, done.stderr
+        served.wait_for(
+            lambda event: _is_attempt(event) and event["dst_endpoint"]["ip"] == "203.0.113.7", 1
+        )
+        assert served.sandboxes() == []
