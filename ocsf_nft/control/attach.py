@@ -176,16 +176,14 @@ def _require_fenceable(facts: ContainerFacts) -> None:
 
 
 def _sandbox(key: str, facts: ContainerFacts, table: AttachConfig) -> SandboxConfig:
-    policy = table.policy()
     where = {"pid": facts.pid} if facts.pid is not None else {"netns": facts.netns}
     return SandboxConfig.model_validate(
-        policy
+        table.policy()
         | where
         | {
             "name": sandbox_name(key, facts.called),
             "install": True,
             "container": _container(facts),
-            "labels": _labels(facts, policy.get("labels", {})),
         }
     )
 
@@ -199,19 +197,22 @@ def _container(facts: ContainerFacts) -> dict[str, Any]:
         # Some engines report no id, and OCSF requires one.
         "image_uid": facts.image_id or facts.image,
         "image_name": facts.image,
+        "pod_uid": facts.pod.uid,
+        "orchestrator": "kubernetes" if facts.pod.name is not None else None,
     }
-    return {key: value[:_MAX_TEXT] for key, value in found.items() if value is not None}
+    names = {key: value[:_MAX_TEXT] for key, value in found.items() if value is not None}
+    return names | {"labels": _labels(facts)}
 
 
-def _labels(facts: ContainerFacts, own: dict[str, str]) -> dict[str, str]:
-    """Return the labels of a sandbox: those of the table, the pod's names, the container's."""
+def _labels(facts: ContainerFacts) -> dict[str, str]:
+    """Return the labels of a container, with those by which Kubernetes names the pod first."""
     pod = {
-        f"io.kubernetes.pod.{key}": value
-        for key, value in facts.pod.model_dump(exclude_none=True).items()
+        "io.kubernetes.pod.name": facts.pod.name,
+        "io.kubernetes.pod.namespace": facts.pod.namespace,
     }
-    found = dict(own)
+    found: dict[str, str] = {}
     for key, value in [*pod.items(), *sorted(facts.labels.items())]:
-        if len(found) < _MAX_LABELS and _is_label(key, value):
+        if value is not None and len(found) < _MAX_LABELS and _is_label(key, value):
             found.setdefault(key, value)
     return found
 

@@ -57,7 +57,11 @@ async def test_container_is_added_and_released(lab: Lab, served: Served) -> None
     assert added.headers["location"] == "/v1/sandboxes/web-3f3f3f3f3f3f"
     assert added.json["table"] == "agents"
     assert added.json["sandbox"]["name"] == "web-3f3f3f3f3f3f"
-    assert added.json["sandbox"]["policy"]["container"] == {"uid": _ID, "name": "web"}
+    assert added.json["sandbox"]["policy"]["container"] == {
+        "uid": _ID,
+        "name": "web",
+        "labels": {},
+    }
     released = await ask(served.path, "DELETE", _PATH)
     assert (released.status, released.json["sandbox"]) == (200, "web-3f3f3f3f3f3f")
     assert (await ask(served.path, "DELETE", _PATH)).status == 404

@@ -48,7 +48,7 @@ def _is_attempt(event: dict[str, Any]) -> bool:
 def test_attempt_of_the_first_process_is_refused_and_has_the_container(
     running: Engine, served: Running
 ) -> None:
-    done = run(running, Container("real-1", _ATTEMPT, _POLICY))
+    done = run(running, Container("real-1", _ATTEMPT, _POLICY, {"team": "search"}))
     assert done.returncode == 0, done.stderr
     assert "Connection refused" in done.stdout
     assert "ended" in done.stdout
@@ -62,6 +62,8 @@ def test_attempt_of_the_first_process_is_refused_and_has_the_container(
     else:
         assert (len(names["uid"]), names["name"]) == (64, "real-1")
         assert names["image"]["name"].startswith(("ocsf-nft-test", "localhost/ocsf-nft-test"))
+    if running.kind == "docker":
+        assert names["labels"] == ["team=search"]
     assert event["actor"]["process"]["cmd_line"] == "nc -w 5 203.0.113.7 443"
     assert served.sandboxes() == []
 
