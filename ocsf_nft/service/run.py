@@ -61,7 +61,7 @@ _PREPARE_SECONDS: Final = 1.0
 _DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset(
-    {"sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
+    {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
 )
 
 
