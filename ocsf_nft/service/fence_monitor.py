@@ -219,13 +219,14 @@ class FenceMonitor:
     async def remove(self) -> bool:
         """Remove the fence; return false if another process has already removed it.
 
-        An event reports such a removal by another process. Raises the errors of
-        :func:`installer.remove`.
+        An event reports such a removal by another process. A fence that has ended with its network
+        namespace was there. Raises the errors of :func:`installer.remove`.
         """
         was_there = await asyncio.to_thread(_remove, self.reports.installed, self._state)
-        if not was_there:
-            await self.reports.report_removed_before()
-        return was_there
+        if was_there or self._has_ended():
+            return True
+        await self.reports.report_removed_before()
+        return False
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.

@@ -7,14 +7,12 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import orjson
 import structlog
-from pydantic import ValidationError
 
-from ocsf_nft.config import SandboxConfig
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
 from ocsf_nft.process import Process
+from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.keyed_locks import KeyedLocks
 from ocsf_nft.service.policy_changes import policy_changes
 from ocsf_nft.service.sandbox import Sandbox
@@ -26,6 +24,7 @@ from ocsf_nft.service.task_errors import run_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Origin
@@ -93,14 +92,16 @@ class Sandboxes:
         for config in configured:
             self._create(config, "file", must_exist=must_exist)
         file = tuple(self._sandboxes)
-        for name, content in self._state.added().items():
-            if name in self._sandboxes:
-                _log.warning("sandbox is now that of the configuration file", sandbox=name)
-                self._state.delete_added(name)
-            elif (stored := _stored(name, content)) is not None:
-                self._create(stored, "api")
+        others = []
+        for config, has_ended in added_sandboxes.stored(self._state):
+            if config.name in self._sandboxes:
+                _log.warning("sandbox is now that of the configuration file", sandbox=config.name)
+                self._state.delete_added(config.name)
+            elif has_ended:
+                self._create(config, "api").end_before()
+            else:
+                others.append(self._create(config, "api"))
         await run_all(self._sandboxes[name].activate(parts) for name in file)
-        others = [each for name, each in self._sandboxes.items() if name not in file]
         await run_all(each.try_activate(parts) for each in others)
 
     async def begin(self, parts: WatchParts, group: asyncio.TaskGroup) -> None:
@@ -290,8 +291,7 @@ class Sandboxes:
         self._on_change()
 
     async def _store(self, config: SandboxConfig) -> None:
-        content = orjson.dumps(config.given())
-        await run_shielded(asyncio.to_thread(self._state.store_added, config.name, content))
+        await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
 
     async def _release(self, name: str, caller: Caller | None) -> Status:
         sandbox = self._find(name)
@@ -346,14 +346,6 @@ class Sandboxes:
         if found is None:
             raise AbsentError(f"there is no sandbox {name} here: see `ocsf-nft list`")
         return found
-
-
-def _stored(name: str, content: bytes) -> SandboxConfig | None:
-    try:
-        return SandboxConfig.model_validate(orjson.loads(content) | {"name": name})
-    except (ValidationError, orjson.JSONDecodeError, OcsfNftError, TypeError) as error:
-        _log.error("a stored sandbox can't be read: add it again", sandbox=name, reason=str(error))
-        return None
 
 
 def _of_file(name: str) -> ConflictError:
