@@ -371,10 +371,12 @@ async def test_release_of_a_sandbox_that_is_ending_is_informational(
     async with serving(tmp_path) as served:
         for name in made:
             await served.service.put(sandbox(name))
-        calls = [asyncio.to_thread(namespaces.delete, name) for name in made]
-        calls += [served.service.release(name) for name in made]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(each) for each in results} <= {type(None), Status, AbsentError}
+        deleting = [asyncio.to_thread(namespaces.delete, name) for name in made]
+        releasing = [served.service.release(name) for name in made]
+        _, results = await asyncio.gather(
+            asyncio.gather(*deleting), asyncio.gather(*releasing, return_exceptions=True)
+        )
+        assert {type(each) for each in results} <= {Status, AbsentError}
         await until(lambda: served.service.views() == ())
     changes = [each for each in served.events if each["class_uid"] == 5019]
     assert {each["severity"] for each in changes} == {"Informational"}
