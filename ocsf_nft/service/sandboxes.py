@@ -14,7 +14,7 @@ from ocsf_nft.ocsf.fence_state_events import PolicyChange
 from ocsf_nft.process import Process
 from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.keyed_locks import KeyedLocks
-from ocsf_nft.service.policy_changes import policy_changes
+from ocsf_nft.service.policy_changes import is_same_namespace, policy_changes
 from ocsf_nft.service.sandbox import Sandbox
 from ocsf_nft.service.sandbox_view import PutResult, view_of
 from ocsf_nft.service.shielded import run_shielded
@@ -149,8 +149,8 @@ class Sandboxes:
         await run_all(self._finish(each) for each in self.all)
         return [each.name for each in self.all if each.has_given_up]
 
-    async def _finish(self, sandbox: Sandbox) -> None:
-        removes = sandbox.origin == "file" and sandbox.has_installed
+    async def _finish(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
+        removes = sandbox.origin == "file" and sandbox.has_installed and not keeps
         await sandbox.finish(_STOPPED if removes else None, removes=removes)
 
     async def reload(self, configured: Sequence[SandboxConfig]) -> None:
@@ -181,17 +181,22 @@ class Sandboxes:
             )
         if found is not None and found.config == config:
             return
+        had_installed = False
         if found is not None:
             try:
                 changes = policy_changes(found.config, config)
             except ConflictError:  # another namespace, for example
-                await self._end_configured(found)
+                # In the same namespace, the new fence replaces the old one without a gap.
+                keeps = is_same_namespace(found.config, config)
+                had_installed = keeps and found.has_installed
+                await self._end_configured(found, keeps=keeps)
             else:
                 before, after = found.config.given(), config.given()
                 change = PolicyChange(changes=changes, before=before, after=after)
                 await found.change(config, change)
                 return
         sandbox = self._create(config, "file", must_exist=False)
+        sandbox.has_installed = had_installed
         try:
             await sandbox.activate(self._fence_parts)
             await sandbox.begin(self._parts)
@@ -201,11 +206,12 @@ class Sandboxes:
             raise
         self._start(sandbox)
 
-    async def _end_configured(self, sandbox: Sandbox) -> None:
+    async def _end_configured(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
+        """End a sandbox of the configuration file; with ``keeps``, its fence stays."""
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
         if sandbox.name in self._sandboxes:
-            await self._finish(sandbox)
+            await self._finish(sandbox, keeps=keeps)
             self._drop(sandbox)
 
     async def put(

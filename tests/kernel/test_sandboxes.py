@@ -452,6 +452,16 @@ async def test_reload_adds_changes_and_ends_sandboxes(
         assert nft(named(first), "list", "ruleset") == ""
         assert (await _connect(second, 443))[443] != "refused"
         assert await _connect(third, 443) == {443: "refused"}
+        # A key that is not of the policy, in the same namespace.
+        fence = nft(named(third), "-a", "list", "table", "inet", "ocsf_nft")
+        regrouped = sandbox(third, group=77)
+        await service.reload(service.config.model_copy(update={"sandbox": (changed, regrouped)}))
+        assert "group 77" in nft(named(third), "list", "ruleset")
+        assert fence.partition("\n")[0] in nft(named(third), "-a", "list", "ruleset")
+        assert await _connect(third, 444) == {444: "refused"}
+        await service.reload(
+            service.config.model_copy(update={"sandbox": (changed, sandbox(third))})
+        )
         broken = sandbox(first, host_guard="nowhere0")
         with pytest.raises(OcsfNftError, match="nowhere0"):
             await service.reload(
