@@ -72,6 +72,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             before=before,
             reason=installed.degraded,
             tampering=_tampering(found, installed),
+            version=_version(installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
     if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
@@ -86,6 +87,14 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
     return dataclasses.replace(_as_installed(found.installed), version=found.version)
+
+
+def _version(installed: InstalledFence) -> RulesetVersion | None:
+    """Return the version of the ruleset if it is that of the installation; None if unknown."""
+    version = listing.ruleset_version(installed, installed.namespace)
+    if version is None or version.generations != (installed.generation,):
+        return None
+    return version
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:

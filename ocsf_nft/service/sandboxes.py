@@ -120,10 +120,11 @@ class Sandboxes:
         for each in self.all:
             self._start(each)
 
-    async def prepare(self) -> None:
-        """Prepare the restores of all fences."""
-        watched = [each.watched for each in self.all if each.watched is not None]
-        await run_all(each.monitor.prepare() for each in watched)
+    async def wait_until_prepared(self) -> None:
+        """Wait until the restores of all fences are prepared."""
+        for each in self.all:
+            if each.watched is not None:
+                await each.watched.monitor.prepared.wait()
 
     async def close(self) -> None:
         """Close what a failed start has opened; the fences stay."""

@@ -67,6 +67,7 @@ class WatchedSandbox:
                 feed.start()
             watches = [
                 group.create_task(self.monitor.watch()),
+                group.create_task(self.monitor.prepare()),
                 group.create_task(self.account.run()),
                 *(group.create_task(feed.wait_until_failed()) for feed in self.nflog),
             ]
