@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from ocsf_nft.errors import (
     AbsentError,
     ConflictError,
+    ContainerRefusedError,
     DeliveryError,
     FenceError,
     OcsfNftError,
@@ -39,6 +40,7 @@ def _kind(name: str, status: int, error: type[OcsfNftError]) -> ProblemType:
 TYPES: Final = (
     _kind("absent", 404, AbsentError),
     _kind("conflict", 409, ConflictError),
+    _kind("refused", 403, ContainerRefusedError),
     _kind("malformed", 400, MalformedError),
     _kind("invalid", 422, UsageError),
     _kind("fence", 503, FenceError),

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.event_log import EventLog
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.health import Fault
@@ -115,6 +116,7 @@ class Engine:
     """Parts of a service for the control API: its sandboxes, events, health and reload.
 
     ``reload`` reads the configuration file again and applies it; it may raise an OcsfNftError.
+    ``attach`` returns the present ``[[attach]]`` tables.
     """
 
     sandboxes: Sandboxes
@@ -122,3 +124,4 @@ class Engine:
     faults: Callable[[], Sequence[Fault]]
     sinks: Callable[[], Sequence[SinkState]]
     reload: Callable[[], Awaitable[None]]
+    attach: Callable[[], Sequence[AttachConfig]] = lambda: ()

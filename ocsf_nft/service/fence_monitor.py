@@ -17,8 +17,8 @@ from ocsf_nft.fence import ended_namespaces, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
+from ocsf_nft.service.address_changes import change_of_addresses
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
-from ocsf_nft.service.policy_changes import change_of_addresses
 from ocsf_nft.service.restore_preparation import prepare_restore
 from ocsf_nft.service.shielded import run_shielded
 
@@ -76,6 +76,9 @@ class FenceMonitor:
         #: What a check that found the fence as installed depends on; None after another check.
         self._checked: object = None
         self._checked_at = 0.0
+        #: Set as soon as the messages of a restore are prepared.
+        self.prepared = asyncio.Event()
+        self._has_changed = asyncio.Event()
         #: Held while the fence is inspected or changed.
         self._inspecting = asyncio.Lock()
 
@@ -95,15 +98,19 @@ class FenceMonitor:
                 self._checked_at = time.monotonic() - _FULL_CHECK_SECONDS + _FIRST_CHECK_SECONDS
 
     async def prepare(self) -> None:
-        """Prepare the netlink messages that restore the fence.
+        """Prepare the netlink messages that restore the fence, and again after each change of it.
 
         Until then, a restore takes about 0.1 s, and 0.01 s afterwards. A new interface is fenced
-        by a check until then, and at once afterwards.
+        by a check until then, and at once afterwards. Runs until it is cancelled.
         """
-        if self._heals:
-            async with self._preparing:
-                self._is_prepared, self._prepared_version = True, None
-                await run_shielded(self._prepare())
+        while True:
+            if self._heals:
+                async with self._preparing:
+                    self._is_prepared, self._prepared_version = True, None
+                    await run_shielded(self._prepare())
+            self.prepared.set()
+            await self._has_changed.wait()
+            self._has_changed.clear()
 
     async def _start_events(self) -> FenceEvents:
         self._watch = await FenceEvents.started(
@@ -209,9 +216,11 @@ class FenceMonitor:
                 self._fence = dataclasses.replace(self._fence, installed=installed, version=version)
             await self.reports.report_policy(sandbox, installed, change)
         finally:
-            self._checked, self._prepared_version = None, None
+            # The messages are prepared afterwards, since the caller waits.
+            self._checked, self._prepared_version, self._is_prepared = None, None, False
             if self._heals:
                 await self._prepare()
+            self._has_changed.set()
 
     async def move(self, namespace: Namespace) -> bool:
         """Go on with another file of the sandbox's network namespace; return false if it is none.
@@ -239,13 +248,14 @@ class FenceMonitor:
     async def remove(self) -> bool:
         """Remove the fence; return false if another process has already removed it.
 
-        An event reports such a removal by another process. Raises the errors of
-        :func:`installer.remove`.
+        An event reports such a removal by another process. A fence that has ended with its network
+        namespace was there. Raises the errors of :func:`installer.remove`.
         """
         was_there = await asyncio.to_thread(fences.remove, self.reports.installed, self._state)
-        if not was_there:
-            await self.reports.report_removed_before()
-        return was_there
+        if was_there or self._has_ended():
+            return True
+        await self.reports.report_removed_before()
+        return False
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.

@@ -72,6 +72,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             before=before,
             reason=installed.degraded,
             tampering=_tampering(found, installed),
+            version=_version(installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
     if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
@@ -96,6 +97,14 @@ def _spec(sandbox: SandboxConfig, state: StateDirectory) -> FenceSpec:
     installed = state.read_or_none(sandbox.name)
     known = () if installed is None else installed.spec.resolved
     return sandbox.spec({each.name: each.addresses for each in known})
+
+
+def _version(installed: InstalledFence) -> RulesetVersion | None:
+    """Return the version of the ruleset if it is that of the installation; None if unknown."""
+    version = listing.ruleset_version(installed, installed.namespace)
+    if version is None or version.generations != (installed.generation,):
+        return None
+    return version
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.errors import AbsentError, ConflictError
-from ocsf_nft.ocsf.fence_state_events import PolicyChange
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.config import SandboxConfig
-    from ocsf_nft.fence.spec import FenceSpec
 
 #: Keys that can be changed while a sandbox is watched.
 _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
@@ -31,7 +30,7 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
         name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
     }
     fixed = changed - _POLICY - _NAMESPACE
-    if fixed or (changed & _NAMESPACE and not _is_same_namespace(before, after)):
+    if fixed or (changed & _NAMESPACE and not is_same_namespace(before, after)):
         names = ", ".join(sorted(fixed or changed & _NAMESPACE))
         raise ConflictError(
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
@@ -42,34 +41,10 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
     )
 
 
-def change_of_addresses(
-    sandbox: SandboxConfig, before: FenceSpec, after: FenceSpec
-) -> PolicyChange | None:
-    """Return the change of the addresses of host names, between two fences with one policy.
-
-    Return None if no name has other addresses, or if the first fence has no such names: another
-    process has installed it with another policy.
-    """
-    known = {each.name: each.addresses for each in before.resolved}
-    if known.keys() != {each.name for each in after.resolved}:
-        return None
-    changes = []
-    for each in after.resolved:
-        was, now = known[each.name], each.addresses
-        added = [f"added {address}" for address in now if address not in was]
-        removed = [f"removed {address}" for address in was if address not in now]
-        if added or removed:
-            changes.append(f"{each.name}: {', '.join(added + removed)}")
-    if not changes:
-        return None
-    policy = sandbox.given()
-    return PolicyChange(changes=tuple(changes), before=policy, after=policy, is_resolved=True)
-
-
-def _is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
-    old, new = before.namespace, after.namespace
+def is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
+    """Return True if two sandboxes have the same network namespace, which exists."""
     try:
-        return old is not None and new is not None and old.identity() == new.identity()
+        return (before.namespace or HOST).identity() == (after.namespace or HOST).identity()
     except AbsentError:
         return False
 

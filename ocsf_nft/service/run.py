@@ -62,7 +62,7 @@ _PREPARE_SECONDS: Final = 1.0
 _DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset(
-    {"sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
+    {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
 )
 
 
@@ -350,13 +350,14 @@ class Service:
                 pumps.append(group.create_task(pump))
             self._sandboxes.start()
             # A restore is quicker after it, and works before.
-            prepared = group.create_task(self._sandboxes.prepare())
-            await asyncio.wait([prepared], timeout=_PREPARE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PREPARE_SECONDS):
+                    await self._sandboxes.wait_until_prepared()
             self._is_ready.set()
             await self._stop.wait()
             await asyncio.gather(*pumps)
             self.counts.given_up = await self._sandboxes.finish()
-            for other in (*others, prepared):
+            for other in others:
                 other.cancel()
         await report_dropped_events(store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))

@@ -78,6 +78,7 @@ class Sandbox:
         self._on_failure = on_failure
         self._must_exist = must_exist
         self._fenced: FencedSandbox | None = None
+        self._has_ended_before = False
         #: Record of its fence before the present one.
         self._previous: InstalledFence | None = None
         namespace = config.namespace
@@ -122,6 +123,10 @@ class Sandbox:
             _log.info("waiting for a network namespace", sandbox=self.name)
         else:
             self.has_installed |= self._fenced.fence.is_ours
+
+    def end_before(self) -> None:
+        """Note that its network namespace has ended before the service started."""
+        self._has_ended_before = True
 
     async def try_activate(self, parts: FenceParts) -> None:
         """Activate the fence; :meth:`run` tries it again after an error of the sandbox."""
@@ -284,7 +289,7 @@ class Sandbox:
         namespace = self.config.namespace or HOST
         await self._forget_previous()
         while True:
-            if not self._waits and self._is_absent():
+            if self._has_ended_before or (not self._waits and self._is_absent()):
                 return False
             present = self._parts.namespaces.wait_until_present(namespace)
             if not await self._until_stop(present):

@@ -71,6 +71,7 @@ class WatchedSandbox:
             replace = partial(self.monitor.change_addresses, self.names.addresses)
             watches = [
                 group.create_task(self.monitor.watch()),
+                group.create_task(self.monitor.prepare()),
                 group.create_task(self.account.run()),
                 group.create_task(self.names.run(replace)),
                 *(group.create_task(feed.wait_until_failed()) for feed in self.nflog),
@@ -134,7 +135,7 @@ class WatchedSandbox:
         for pid in found.pids:
             if await self.monitor.move(of_process(pid)):
                 _log.warning(
-                    "a network namespace has lost its name, but has processes",
+                    "a network namespace without a name has processes, and is still watched",
                     sandbox=self.name,
                     pid=pid,
                     processes=found.count,

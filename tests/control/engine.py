@@ -19,10 +19,11 @@ from ocsf_nft.service.status import Status
 from ocsf_nft.state.change import DroppedRecords
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.sandboxes import Origin, State
     from ocsf_nft.http_connections import Limits
     from ocsf_nft.service.caller import Caller
@@ -154,8 +155,12 @@ async def serving(
     limits: Limits = server.LIMITS,
     store: Path | None = None,
     end: Callable[[], int] = lambda: 0,
+    attach: Sequence[AttachConfig] = (),
 ) -> AsyncIterator[Served]:
-    """Serve the control API at ``path``; ``store`` and ``end`` are those of its events."""
+    """Serve the control API at ``path``; ``store`` and ``end`` are those of its events.
+
+    ``attach`` has the policies of containers.
+    """
     sandboxes = Sandboxes()
     with SocketFile(path, 0o660) as socket_file:
         served = Served(path, sandboxes, socket_file)
@@ -172,6 +177,7 @@ async def serving(
             faults=lambda: (Fault("sink siem is down", "refused", None),),
             sinks=lambda: (Sink("siem", "refused"), Sink("-", None)),
             reload=reload,
+            attach=lambda: attach,
         )
         async with server.serve(engine, socket_file, limits):
             yield served

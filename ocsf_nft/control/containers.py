@@ -1,0 +1,117 @@
+"""Containers as sandboxes: what the control API does for an OCI runtime, a hook or a CNI plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.control.attach import Fence, decide
+from ocsf_nft.control.container_facts import sandbox_name
+from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
+from ocsf_nft.netns import Namespace, named, of_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocsf_nft.config.attach import AttachConfig
+    from ocsf_nft.control.container_facts import ContainerFacts
+    from ocsf_nft.control.sandboxes import Sandboxes, View
+    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.service.status import Status
+
+#: States of a sandbox with an active fence.
+_ACTIVE: Final = frozenset(("active", "degraded"))
+
+
+class Attached(NamedTuple):
+    """Result of adding a container.
+
+    ``sandbox`` is the name of the sandbox that encloses it; None for a container that starts
+    without a fence. ``table`` is the name of the ``[[attach]]`` table; None if the container joins
+    the network namespace of another sandbox.
+    """
+
+    sandbox: str | None
+    table: str | None = None
+    is_new: bool = False
+    changes: Sequence[str] = ()
+
+
+class Containers:
+    """Containers of a service.
+
+    ``tables`` returns the present ``[[attach]]`` tables; a reload may change them. A container has
+    no state of its own: its sandbox is found by its name and its container's id.
+    """
+
+    def __init__(self, sandboxes: Sandboxes, tables: Callable[[], Sequence[AttachConfig]]) -> None:
+        self._sandboxes = sandboxes
+        self._tables = tables
+
+    async def put(self, key: str, facts: ContainerFacts, caller: Caller | None = None) -> Attached:
+        """Fence a container if the tables require it; return when it may start.
+
+        ``key`` identifies the container. Raises ContainerRefusedError if it must not start,
+        AbsentError without its network namespace, ConflictError if a sandbox of another origin has
+        its name, and the errors of adding a sandbox.
+        """
+        namespace = of_process(facts.pid) if facts.pid is not None else named(facts.netns or "")
+        identity = namespace.identity()
+        before = self._find(key)
+        if before is not None and not _is_in(before, identity):
+            # The container has been started again, and its end was not reported.
+            await self._sandboxes.release(before.name, caller)
+            before = None
+        if identity == Namespace().identity():
+            facts = facts.model_copy(update={"network": "host"})
+        elif before is not None:
+            # The other processes in it are its own.
+            facts = facts.model_copy(update={"network": "own"})
+        own_name = None if before is None else before.name
+        covering = next((each for each in self._enclosing(identity) if each != own_name), None)
+        decision = decide(key, facts, self._tables(), covering)
+        if not isinstance(decision, Fence):
+            return Attached(decision.covering)
+        done = await self._sandboxes.put(decision.sandbox, caller)
+        return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
+
+    async def release(self, key: str, caller: Caller | None = None) -> Status:
+        """Release the sandbox of a container; raises AbsentError if it has none."""
+        found = self._find(key)
+        if found is None:
+            raise AbsentError(f"container {key} has no sandbox: it was released, or has no fence")
+        return await self._sandboxes.release(found.name, caller)
+
+    def _find(self, key: str) -> View | None:
+        """Return the sandbox of a container.
+
+        Raises ConflictError if its name belongs to the configuration file.
+        """
+        for view in self._sandboxes.views():
+            names = view.config.container
+            if names is None or names.uid is None:
+                continue
+            if view.name == sandbox_name(key, names.name or names.uid):
+                if view.origin == "file":
+                    raise ConflictError(
+                        f"sandbox {view.name} of the configuration file has the name of container "
+                        f"{key}: rename one"
+                    )
+                return view
+        return None
+
+    def _enclosing(self, identity: str) -> Iterator[str]:
+        """Yield the names of the sandboxes with an active fence in a network namespace."""
+        for view in self._sandboxes.views():
+            if view.state in _ACTIVE and _is_in(view, identity):
+                yield view.name
+
+
+def _is_in(view: View, identity: str) -> bool:
+    """Return True if a sandbox has the network namespace with this identity."""
+    namespace = view.config.namespace
+    if namespace is None:
+        return False
+    try:
+        return namespace.identity() == identity
+    except OcsfNftError:  # it has ended
+        return False
