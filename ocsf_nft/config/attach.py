@@ -94,7 +94,7 @@ class AttachConfig(SandboxConfig):
         if self.action != "fence":
             return
         try:
-            self.spec()
-            super().check()
+            # The control API installs the fence, so that host names are possible.
+            SandboxConfig.check(self.model_copy(update={"install": True}))
         except OcsfNftError as error:
             raise UsageError(f"[[attach]] {quoted(self.name)}: {error}") from error

@@ -290,3 +290,12 @@ def test_tables_have_different_names() -> None:
     table = {"name": "x", "proxy": _PROXY}
     with pytest.raises(UsageError, match="same name"):
         config.parse({"sandbox": [{"name": "a"}], "attach": [table, table]}, where="test")
+
+
+def test_policy_of_containers_may_have_host_names() -> None:
+    names = [f"tcp:a{number}.test:1" for number in range(33)]
+    _table(proxy=["proxy.test:3128"], allow=names[2:]).check()
+    with pytest.raises(
+        UsageError, match=r'\[\[attach\]\] "agents": sandbox agents has 33 host nam'
+    ):
+        _table(allow=names).check()
