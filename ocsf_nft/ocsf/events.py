@@ -321,7 +321,8 @@ class DeviceConfigStateChange(Event):
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     unmapped: dict[str, Any] = Field(
         description="sandbox, previous_state, tables and transport of the fence; changes by "
-        "another process; of the process: unit (of systemd), pod_uid, sha256"
+        "another process; of a request: changes, policy_before, policy; addresses of the host "
+        "names in the policy; of the process: unit (of systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 

@@ -10,7 +10,6 @@ import secrets
 import signal
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError, UsageError
@@ -22,7 +21,7 @@ from ocsf_nft.netns import named
 from ocsf_nft.service import name_state, run
 from ocsf_nft.service.caller import Caller
 from ocsf_nft.service.delivery_process import DeliveryProcess
-from tests.kernel import command, conftest, namespaces
+from tests.kernel import conftest, namespaces
 from tests.kernel.serving import sandbox, serving, until
 from tests.name_server import name_server, resolver_files
 
@@ -178,6 +177,28 @@ async def test_changed_addresses_replace_the_old_ones_and_are_one_event(
     ]
     assert served.attempts(name) == {443: 1}
     assert not any("another process" in each for each in served.messages(name))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"exclusive": True},
+        {"profile": "sidecar", "proxy_uid": [63128]},
+        {"permissive": True},
+        {"self_heal": False},
+        {"transport": "none"},
+    ],
+    ids="-".join,
+)
+async def test_addresses_change_in_each_kind_of_fence(
+    made: tuple[str, ...], tmp_path: Path, server: NameServer, keys: dict[str, Any]
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name, allow=_ALLOW, **keys))
+        assert _allowed(tmp_path, name) == [f"tcp:{INTERNET4}:443"]
+        server.zone[_NAME] = ["198.51.100.1"]
+        await _until_allowed(served, tmp_path, name, "198.51.100.1")
 
 
 async def test_name_that_disappears_allows_nothing(
@@ -384,53 +405,3 @@ async def test_names_need_a_service_that_installs_the_fence(
             await put(sandbox(made[0], allow=_ALLOW))
         assert served.service.view(made[0]).config.allow == ()
     assert not server.asked
-
-
-def _with_files(folder: Path, hosts: str) -> tuple[str, ...]:
-    """Return a command that runs others with another hosts file, and without name servers."""
-    (folder / "hosts").write_text(hosts, "ascii")
-    (folder / "resolv.conf").write_text("", "ascii")
-    script = (
-        f"mount --bind {folder}/hosts /etc/hosts; mount --bind {folder}/resolv.conf "
-        '/etc/resolv.conf; exec "$@"'
-    )
-    return ("unshare", "-m", "sh", "-c", script, "sh")
-
-
-def test_run_with_options_takes_names_from_the_hosts_file(
-    made: tuple[str, ...], tmp_path: Path
-) -> None:
-    name = made[0]
-    under = _with_files(tmp_path, f"10.250.0.1 proxy.test\n{INTERNET4} {_NAME}\n")
-    state = tmp_path / "state"
-    options = ("--sandbox", name, "--netns", name, "--state-dir", str(state))
-    policy = ("--proxy", "proxy.test:3128", "--allow", f"tcp:{_NAME}:443", "--install")
-    output = tmp_path / "events"
-    with command.running(*options, *policy, "--output", str(output), under=under) as running:
-        running.wait_for_message("addresses of host names changed")
-        found = installer.verify(name, StateDirectory(state), named(name))
-        assert found.installed is not None
-        assert list(map(str, found.installed.spec.allowed)) == [
-            "10.250.0.1:3128", f"{INTERNET4}:443"
-        ]  # fmt: skip
-        assert command.run("status", "--state-dir", str(state)).code == 0
-        code, messages = running.stop(signal.SIGTERM)
-        assert code == 0, messages
-    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
-    assert any("proxy.test: added 10.250.0.1" in event["message"] for event in events)
-
-
-@pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_install_refuses_names(
-    made: tuple[str, ...], tmp_path: Path, more: tuple[str, ...]
-) -> None:
-    outcome = command.run(
-        "install", "--sandbox", made[0], "--netns", made[0], "--proxy", "proxy.test:3128",
-        "--state-dir", str(tmp_path), *more,
-    )  # fmt: skip
-    assert outcome.code == 2
-    assert outcome.sentence == (
-        "ocsf-nft: proxy.test is a host name, which only a running service resolves: give an "
-        "address, or use `ocsf-nft run --install` or `ocsf-nft add`"
-    )
-    assert conftest.nft(named(made[0]), "list", "ruleset") == ""
