@@ -129,7 +129,7 @@ class WatchedSandbox:
         for pid in found.pids:
             if await self.monitor.move(of_process(pid)):
                 _log.warning(
-                    "a network namespace has lost its name, but has processes",
+                    "a network namespace is watched without its name: it has processes",
                     sandbox=self.name,
                     pid=pid,
                     processes=found.count,
