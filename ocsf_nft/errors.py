@@ -27,6 +27,10 @@ class ConflictError(UsageError):
     """Valid request that contradicts the present state, for example the name of another sandbox."""
 
 
+class ChangedError(ConflictError):
+    """Request for a state that another request has changed meanwhile."""
+
+
 class AbsentError(OcsfNftError):
     """Missing object, for example a namespace, a fence or a file."""
 

@@ -33,17 +33,26 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = made
 
 
-def call(control: Path, method: str, target: str, body: object = None) -> Any:
+def call(
+    control: Path,
+    method: str,
+    target: str,
+    body: object = None,
+    *,
+    if_match: str | None = None,
+) -> Any:
     """Send a request to the service at the socket ``control``, and return its JSON answer.
 
-    Blocks. ``body`` is sent as JSON unless it is None. Raises the error that the service reports
+    Blocks. ``body`` is sent as JSON unless it is None. ``if_match`` is the ``etag`` of the sandbox
+    that the request is for: raises ChangedError if that has changed. Raises the error that the service reports
     (the same class with the same sentence), AbsentError if no service listens, UnsupportedError if
     connecting is not permitted, DeliveryError if the answer does not arrive.
     """
     connection = _UnixConnection(control)
     data = None if body is None else json.dumps(body).encode()
     try:
-        connection.request(method, target, body=data)
+        headers = {} if if_match is None else {"If-Match": if_match}
+        connection.request(method, target, body=data, headers=headers)
         response = connection.getresponse()
         content = response.read()
         if response.status >= 400:

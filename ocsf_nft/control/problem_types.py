@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from ocsf_nft.errors import (
     AbsentError,
+    ChangedError,
     ConflictError,
     DeliveryError,
     FenceError,
@@ -38,6 +39,7 @@ def _kind(name: str, status: int, error: type[OcsfNftError]) -> ProblemType:
 #: All kinds; a subclass of an error comes before it.
 TYPES: Final = (
     _kind("absent", 404, AbsentError),
+    _kind("changed", 412, ChangedError),
     _kind("conflict", 409, ConflictError),
     _kind("malformed", 400, MalformedError),
     _kind("invalid", 422, UsageError),

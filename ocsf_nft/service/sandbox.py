@@ -113,6 +113,11 @@ class Sandbox:
         """
         return self.watched is not None and self.watched.has_ended
 
+    def status(self) -> Status | None:
+        """Return the status by the last reading of the counters; None if it is not watched."""
+        watched = self.watched
+        return None if watched is None else watched.status(is_watched=self.failure is None)
+
     async def activate(self, parts: FenceParts) -> None:
         """Activate the fence, unless the sandbox waits for its network namespace.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -38,6 +39,14 @@ class SandboxView:
     fault: str | None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
+
+
+#: Function that gets the state of a sandbox, or None if there is none, and may raise an OcsfNftError.
+Condition: TypeAlias = Callable[[SandboxView | None], None]
+
+
+def no_condition(_: SandboxView | None) -> None:
+    """Accept any state: the condition of calls without one."""
 
 
 class PutResult(NamedTuple):

@@ -144,7 +144,7 @@ class WatchedSandbox:
             sandbox=self.name,
             is_watched=is_watched,
             mode=reports.mode,
-            absent=(),
+            absent=self.account.counters.absent(is_permissive=reports.mode == "permissive"),
             verdict=reports.verdict,
             balances=self.account.balances(),
             dropped_records=self.parts.store.database.dropped_records(self.name),
