@@ -129,7 +129,7 @@ def status(name: str) -> Status:
     return Status(
         sandbox=name,
         is_watched=True,
-        absent=(),
+        absent=("forward",),
         balances=(
             Balance(
                 sandbox=name, rule="egress", refused=HUGE, reported=7, aggregated=0, pending=0,
