@@ -101,7 +101,7 @@ class Client:
         """Let the service read its configuration file again, as SIGHUP does."""
         await self._call("POST", "/v1/reload")
 
-    async def events(
+    async def events(  # noqa: PLR0913 - each may be left out
         self,
         *,
         sandbox: str | None = None,

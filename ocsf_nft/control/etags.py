@@ -1,4 +1,4 @@
-"""Versions of sandboxes as HTTP's entity tags, by which a change is bound to the state it is for."""
+"""Versions of sandboxes as entity tags of HTTP, which bind a change to one version."""
 
 from __future__ import annotations
 

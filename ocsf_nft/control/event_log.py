@@ -57,7 +57,8 @@ class EventLog:
     async def start(self, request: EventRequest, is_over: Callable[[], bool]) -> int:
         """Return the number of the last event before all requested ones, to read beyond it.
 
-        The search ends early when ``is_over`` returns True. Raises SourceError if the database can't be read.
+        The search ends early when ``is_over`` returns True. Raises SourceError if the database
+        can't be read.
         """
         if request.after is not None:
             return await asyncio.to_thread(self._number, request.after)

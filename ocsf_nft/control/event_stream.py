@@ -52,9 +52,7 @@ class EventStreams:
         finally:
             self._number -= 1
 
-    async def _answer(
-        self, request: web.Request, requested: EventRequest
-    ) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, requested: EventRequest) -> web.StreamResponse:
         follow = requested.follow
 
         def is_over() -> bool:

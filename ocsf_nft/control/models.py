@@ -185,9 +185,7 @@ def view_of(view: View) -> SandboxView:
 def sandbox_status(view: View, status: Status | None) -> SandboxStatus:
     """Return the answer about a sandbox with its counts; ``status`` is None without a fence."""
     missing = () if status is None else status.absent
-    return SandboxStatus(
-        **_view_keys(view), **_counted(status), missing_counters=list(missing)
-    )
+    return SandboxStatus(**_view_keys(view), **_counted(status), missing_counters=list(missing))
 
 
 def final_status(status: Status) -> FinalStatus:

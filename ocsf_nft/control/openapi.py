@@ -183,7 +183,9 @@ def _operation(
     responses |= {str(status): _response(status, CONTENT_TYPE, Problem) for status in errors}
     responses["default"] = _response(None, CONTENT_TYPE, Problem)
     made: dict[str, Any] = {"operationId": identifier, "summary": summary}
-    return made | ({"parameters": list(parameters)} if parameters else {}) | {"responses": responses}
+    return (
+        made | ({"parameters": list(parameters)} if parameters else {}) | {"responses": responses}
+    )
 
 
 def _response(status: int | None, content_type: str, model: type[BaseModel]) -> dict[str, Any]:

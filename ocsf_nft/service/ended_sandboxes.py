@@ -54,8 +54,8 @@ async def forget_ended(
 
     ``seen`` is the record of the fence. The sandbox must not be watched, and its run lock must be
     held. An event reports the end. Return False, and change nothing, if there is another record
-    now, or if the namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`, and
-    DeliveryError.
+    now, or if the namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`,
+    and DeliveryError.
     """
     if not await asyncio.to_thread(ended_namespaces.remove_record, sandbox, state, seen.identity):
         return False

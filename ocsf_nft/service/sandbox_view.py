@@ -41,7 +41,7 @@ class SandboxView:
     since_ns: int
 
 
-#: Function that gets the state of a sandbox, or None if there is none, and may raise an OcsfNftError.
+#: Check of a sandbox's state, which is None if there is none; it may raise an OcsfNftError.
 Condition: TypeAlias = Callable[[SandboxView | None], None]
 
 

@@ -223,10 +223,10 @@ class Sandboxes:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
         ``require`` is called with the present state, and may raise an OcsfNftError. No other call
-        changes the sandbox between this check and the change. After an error, the sandbox is as before. Raises UsageError if a value is invalid.
-        Raises ConflictError if the configuration file has the sandbox, or if a key differs that
-        can't be changed. Raises the errors of :func:`sandbox_start.activate` and
-        :meth:`FenceMonitor.change`.
+        changes the sandbox between this check and the change. After an error, the sandbox is as
+        before. Raises UsageError if a value is invalid. Raises ConflictError if the configuration
+        file has the sandbox, or if a key differs that can't be changed. Raises the errors of
+        :func:`sandbox_start.activate` and :meth:`FenceMonitor.change`.
         """
         config.check()
         return await self._call(config.name, partial(self._put, config, caller, require))
@@ -236,8 +236,8 @@ class Sandboxes:
     ) -> Status:
         """Release a sandbox: remove its fence if it was installed, and return the final counts.
 
-        ``require`` is that of :meth:`put`. Raises AbsentError if there is no such sandbox, ConflictError if the configuration file has
-        it, and the errors of :func:`installer.remove`.
+        ``require`` is that of :meth:`put`. Raises AbsentError if there is no such sandbox,
+        ConflictError if the configuration file has it, and the errors of :func:`installer.remove`.
         """
         return await self._call(name, partial(self._release, name, caller, require))
 

@@ -155,7 +155,7 @@ async def test_events_after_another_one_are_returned(streaming: Streaming) -> No
 async def test_follow_of_no_stored_events_returns_new_ones(streaming: Streaming) -> None:
     await streaming.put(events(5))
     async with connected(streaming.path) as client:
-        client.send(request("GET", "/v1/events?last=0&follow=1"))
+        client.send(b"GET /v1/events?last=0&follow=1 HTTP/1.0\r\n\r\n")
         await client.reader.readuntil(b"\r\n\r\n")
         (new,) = events(1)
         await streaming.put([new])
