@@ -198,11 +198,14 @@ def _selection(
     """Yield the events that a service, or ``select``, selects."""
     from ocsf_nft.state.archive import Archive
 
-    if source.service is not None and not _has_other_stores(source.service):
-        yield ServiceSelection(source.service.control, query, write)
+    service = source.service
+    others = () if service is None else _other_stores(service)
+    if service is not None and not others:
+        yield ServiceSelection(service.control, query, write)
         return
+    paths = _stores(source.files) if service is None else (service.store, *others)
     with contextlib.ExitStack() as stack:
-        archives = [stack.enter_context(Archive(path)) for path in _stores(source.files)]
+        archives = [stack.enter_context(Archive(path)) for path in paths]
         yield StoreSelection(archives, select, write)
 
 
@@ -229,19 +232,19 @@ def _stores(files: Files) -> Sequence[Path]:
     return [files.store]
 
 
-def _has_other_stores(service: RunningService) -> bool:
-    """Return True if the state directory of a service has events of other runs, too.
+def _other_stores(service: RunningService) -> Sequence[Path]:
+    """Return the stores of other runs in the state directory of a service, if any can be read.
 
-    A service knows only its own events. Without permission to read the directory, return False.
+    A service knows only its own events.
     """
     from ocsf_nft.state.archive import stores
 
     try:
         found = stores(service.state_dir)
-    except (OSError, AbsentError):
-        return False
+    except (OSError, AbsentError):  # without permission, or its store is elsewhere
+        return ()
     own = os.path.realpath(service.store)
-    return any(os.path.realpath(path) != own for path in found)
+    return [path for path in found if os.path.realpath(path) != own]
 
 
 def _write(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ocsf_nft.cli import options, output
-from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,14 @@ def _statuses(
     try:
         with source.reading_files():
             found, faults = statuses(StateDirectory(directory), sandbox, known=watched)
-    except (OcsfNftError, OSError):
-        if not watched:
+    except (OcsfNftError, OSError) as error:
+        if source.service is None or (sandbox is None and isinstance(error, AbsentError)):
             raise
+        if not watched:
+            name = "sandbox" if sandbox is None else f"sandbox {sandbox}"
+            raise AbsentError(
+                f"the service at {source.service.control} watches no {name}: see `ocsf-nft list`"
+            ) from error
         found, faults = (), ()
     return sorted((*watched.values(), *found), key=lambda each: each.sandbox), faults
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
+from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import event_of
 from ocsf_nft.errors import UsageError
 
@@ -27,13 +28,16 @@ _PAUSE_MS: Final = 200
 _STDOUT: Final = 1
 
 
-def tail(
+def tail(  # noqa: PLR0913, PLR0917 - each is an option
     path: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A file of events, or a pipe; - is standard input.", metavar="PATH | -"
+            help="A file of events, or a pipe; - is standard input. Default: standard input, or "
+            "the stored events if that is a terminal.",
+            metavar="PATH | -",
+            show_default=False,
         ),
-    ] = "-",
+    ] = None,
     lines: Annotated[
         int,
         typer.Option(
@@ -44,17 +48,34 @@ def tail(
         bool,
         typer.Option("--follow", "-f", help="Continue as the file grows, also over its rotation."),
     ] = False,
+    control: options.ServiceOrFiles = None,
+    state_dir: options.StateDir = None,
+    config: options.SourceConfig = None,
 ) -> None:
-    """Show the last events of a JSON Lines file, one line for each.
+    """Show the last events of a JSON Lines file, or the last stored ones, one line for each.
 
     Writes to standard output, in colour on a terminal unless NO_COLOR is set. With --follow, all
     events of a pipe are shown, until the pipe ends. Ctrl-C or SIGTERM ends --follow with exit 0.
-    Needs no privilege.
+    Needs no privilege to read a file.
+
+    Without PATH, it shows the stored events, as `ocsf-nft events` does: with --control, --state-dir
+    or --config, or if standard input is a terminal.
 
     Example: ocsf-nft tail -f /var/log/ocsf-nft/events.jsonl
     """
-    if path == "-" and sys.stdin.isatty():
-        raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
+    names_source = (control, state_dir, config) != (None, None, None)
+    if path is not None and names_source:
+        raise UsageError(
+            "PATH can't be combined with --control, --state-dir or --config: give one of them"
+        )
+    if path is None and (names_source or sys.stdin.isatty()):
+        if lines or follow:
+            events(lines=lines, follow=follow, control=control, state_dir=state_dir, config=config)
+        return
+    if path is None:
+        path = "-"
+    elif path == "-" and sys.stdin.isatty():
+        raise UsageError("pipe events into it, or name a file of events: ocsf-nft tail PATH")
     from ocsf_nft.cli.formats import painter
 
     screen = _Screen(painter())

@@ -65,11 +65,12 @@ async def test_change_of_another_version_is_refused(tagged: Tagged, served: Serv
         assert refused.json["type"] == "urn:ocsf-nft:problem:changed"
     assert str(served.sandboxes.found["a"].config.proxy[0]) == "10.0.0.2:1"
     present = (await tagged.ask("GET")).headers["etag"]
-    for given in ((present,), ("*",), (f'"other" , {tag},{present}',), (tag, present)):
+    accepted = [[present], ["*"], [f'"other" , {tag},{present}'], [tag, present]]
+    for given in accepted:
         assert (await tagged.ask("PUT", TWO, *given)).status == 200, given
     assert (await tagged.ask("DELETE", b"", present)).status == 200
-    for given in (present, "*"):
-        gone = await tagged.ask("PUT", ONE, given)
+    for one in (present, "*"):
+        gone = await tagged.ask("PUT", ONE, one)
         assert (gone.status, "no sandbox a any more" in gone.problem) == (412, True)
 
 
