@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import heapq
 import time
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlencode
 
 from ocsf_nft.cli import output
@@ -96,17 +97,27 @@ class StoreSelection:
             yield archive, last.number if last else 0
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Line:
     """Event of a service, as JSON."""
 
     event: bytes
 
+    @property
+    def uid(self) -> str:
+        """Return the event's ``metadata.uid``."""
+        import orjson
 
-class Stopped(NamedTuple):
+        return str(orjson.loads(self.event)["metadata"]["uid"])
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
     """Stop of a service; the next item comes when a service listens at its socket again."""
 
 
-class Started(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Started:
     """Start of a service after its stop."""
 
 
@@ -149,19 +160,34 @@ def followed(
     the errors of :func:`http_call.json_lines` if the service can't be used.
     """
     # Known before the first event: the service may stop before it has one that is selected.
-    after = next(map(_uid, _lines(control, {"last": "1"})), None)
+    after = newest(control)
     request = {**query, "last": str(number)}
     while True:
         try:
-            for line in _lines(control, {**request, "follow": "1"}):
-                after = _uid(line)
-                yield Line(line)
+            for each in _lines(control, {**request, "follow": "1"}):
+                line = Line(each)
+                after = line.uid
+                yield line
         except IncompleteError:  # it was killed
             pass
         yield Stopped()
         _wait_for(control)
         yield Started()
-        request = {**query} if after is None else {**query, "after": after}
+        request = _request_after(query, after)
+
+
+def newest(control: Path) -> str | None:
+    """Return the ``metadata.uid`` of the newest event of a service; None if it has none."""
+    return next((Line(each).uid for each in _lines(control, {"last": "1"})), None)
+
+
+def events_after(control: Path, query: Mapping[str, str], uid: str | None) -> Iterator[Line]:
+    """Yield the stored events after the one with ``uid``, or all if that is None."""
+    return map(Line, _lines(control, _request_after(query, uid)))
+
+
+def _request_after(query: Mapping[str, str], uid: str | None) -> dict[str, str]:
+    return {**query} if uid is None else {**query, "after": uid}
 
 
 def _wait_for(control: Path) -> None:
@@ -181,9 +207,3 @@ def _lines(control: Path, query: Mapping[str, str]) -> Iterator[bytes]:
     from ocsf_nft.control.http_call import json_lines
 
     return json_lines(control, f"/v1/events?{urlencode(query)}")
-
-
-def _uid(line: bytes) -> str:
-    import orjson
-
-    return str(orjson.loads(line)["metadata"]["uid"])

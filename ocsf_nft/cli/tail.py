@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import stat
 import sys
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _PAUSE_MS: Final = 200
-_STDOUT: Final = 1
 
 
 def tail(  # noqa: PLR0913, PLR0917 - each is an option
@@ -157,16 +155,8 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
     file = GrowingFile(descriptor, None if path == "-" else Path(path))
     for lines in file.last_lines(number, growing=True):
         screen.show(lines)
-    reader = _reader()
+    reader = output.reader_of_pipe()
     while not reader.poll(_PAUSE_MS):
         for lines in file.new_lines():
             screen.show(lines)
     raise typer.Exit
-
-
-def _reader() -> select.poll:
-    """Return a poll object that becomes ready when a reader closes the pipe at standard output."""
-    reader = select.poll()
-    if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
-        reader.register(_STDOUT, 0)
-    return reader

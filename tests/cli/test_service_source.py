@@ -222,7 +222,7 @@ async def test_follow_continues_after_a_restart_of_the_service(tmp_path: Path) -
             await host.store.put(lines(host.stored[:5]))
             with (tmp_path / "shown").open("wb") as shown, (tmp_path / "said").open("wb") as said:
                 async with host.serving():
-                    process = subprocess.Popen(
+                    process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
                         [sys.executable, "-m", "ocsf_nft", "events", "--follow", "-n", "2",
                          "--format", "jsonl", "--control", host.control],
                         stdout=shown, stderr=said,
