@@ -124,7 +124,7 @@ def _header(shown: Shown) -> Iterable[Text]:
 
 def _attempts(attempts: Sequence[Attempt], width: int) -> Table:
     table = _table()
-    table.add_column("time", no_wrap=True, width=8)
+    table.add_column("UTC", no_wrap=True, width=8)
     if width >= _NORMAL:
         table.add_column("severity", no_wrap=True, width=8)
     table.add_column("process", ratio=2, no_wrap=True)
@@ -169,7 +169,7 @@ def _processes(activity: Activity, most: int) -> _Part:
 
 def _others(activity: Activity, most: int, width: int) -> _Part:
     table = _table()
-    table.add_column("time", no_wrap=True, width=8)
+    table.add_column("UTC", no_wrap=True, width=8)
     if width >= _NORMAL:
         table.add_column("severity", no_wrap=True, width=8)
     table.add_column("fence and findings", ratio=1, no_wrap=True)
