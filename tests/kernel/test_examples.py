@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,15 +82,15 @@ def test_example_runs_a_program_shows_its_attempts_and_allows_one(host: Host, ex
     with running("--config", str(host.config), inside=host.namespace) as service:
         done = host.supervise(example, "443")
         assert (done.returncode, done.stderr) == (7, ""), done.stdout
-        first, *others, last = done.stdout.splitlines()
-        assert first.startswith("Blocked TCP connection from python3")
-        assert "203.0.113.7:443 (https)" in first
-        assert "allow: added tcp:203.0.113.7:443" in others
-        assert last.endswith("packets refused")
+        # The kernel itself sends packets too.
+        shown, last = done.stdout.splitlines()[:-1], done.stdout.splitlines()[-1]
+        (first, *_) = (number for number, line in enumerate(shown) if ":443 (https)" in line)
+        assert shown[first].startswith("Blocked TCP connection from python3")
+        assert shown.index("allow: added tcp:203.0.113.7:443") > first
+        assert re.fullmatch(r"job-\d+: \d+ packets refused", last)
         refused = host.supervise(example, "444", "once")
         assert refused.returncode == 3, refused.stderr
-        assert "203.0.113.7:444" in refused.stdout
-        assert refused.stdout.splitlines()[-1].endswith(": 1 packets refused")
+        assert "to 203.0.113.7:444" in refused.stdout
         listed = run("list", "--control", str(host.control))
         assert "the service has no sandbox" in listed.stderr
         assert service.process.poll() is None
@@ -100,9 +101,9 @@ def test_example_runs_a_program_shows_its_attempts_and_allows_one(host: Host, ex
 def test_example_starts_no_program_without_a_service(host: Host, example: str) -> None:
     before = _names()
     done = host.supervise(example, "443")
-    assert done.returncode not in {0, 3, 7} or example == "supervisor.sh"
+    assert done.returncode not in {0, 7}
     assert "Blocked" not in done.stdout
-    assert done.stderr
+    assert str(host.control) in done.stderr or "curl" in done.stderr
     assert _names() == before
 
 
