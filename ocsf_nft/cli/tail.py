@@ -50,7 +50,7 @@ def tail(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: options.SourceConfig = None,
 ) -> None:
-    """Show the last events of a JSON Lines file, or the last stored ones, one line for each.
+    """Show the last events of a file, or the last stored ones.
 
     Writes to standard output, in colour on a terminal unless NO_COLOR is set. With --follow, all
     events of a pipe are shown, until the pipe ends. Ctrl-C or SIGTERM ends --follow with exit 0.

@@ -36,7 +36,7 @@ def watch(
     ] = 20,
     control: options.Control = options.DEFAULT_CONTROL,
 ) -> None:
-    """Watch a sandbox of a running service: its attempts, processes, counts and fence.
+    """Watch a sandbox live: its attempts, processes, counts and fence.
 
     On a terminal, it is a live view. Processes are counted by the shown events. Elsewhere, or with
     TERM=dumb, it writes each event as one line, as `ocsf-nft tail` does.
