@@ -31,6 +31,7 @@ from ocsf_nft.service.nflog_feeds import NflogFeeds
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
+from ocsf_nft.service.sandbox_view import must_be_absent, must_exist, no_condition
 from ocsf_nft.service.sandboxes import Sandboxes
 from ocsf_nft.service.shared_names import SharedNames
 from ocsf_nft.service.task_errors import first_error
@@ -39,13 +40,13 @@ from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Sandbox
-    from ocsf_nft.service.sandbox_view import PutResult, SandboxView
+    from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
 
 _log = structlog.get_logger()
@@ -178,30 +179,34 @@ class Service:
         """
         self._stop.set()
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+    async def put(
+        self,
+        sandbox: SandboxConfig,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+    ) -> PutResult:
         """Add a sandbox, or change its policy; see :meth:`Sandboxes.put`.
 
         The sandbox is stored, and comes back after a restart of the service.
         """
-        return await self._sandboxes.put(sandbox, caller)
+        return await self._sandboxes.put(sandbox, caller, require)
 
     async def add(self, sandbox: SandboxConfig) -> None:
         """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""
-        await self._sandboxes.put(sandbox, is_new=True)
+        await self._sandboxes.put(sandbox, require=must_be_absent)
 
     async def set(self, sandbox: SandboxConfig) -> tuple[str, ...]:
         """Change the policy of a sandbox that was added, and return the differences, as texts.
 
         Raises AbsentError if there is no such sandbox, and the errors of :meth:`put`.
         """
-        return (await self._sandboxes.put(sandbox, is_new=False)).changes
+        return (await self._sandboxes.put(sandbox, require=must_exist)).changes
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        """Release a sandbox that was added, and return its final counts.
-
-        See :meth:`Sandboxes.release`.
-        """
-        return await self._sandboxes.release(name, caller)
+    async def release(
+        self, name: str, caller: Caller | None = None, require: Condition = no_condition
+    ) -> Status:
+        """Release a sandbox that was added; see :meth:`Sandboxes.release`."""
+        return await self._sandboxes.release(name, caller, require)
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""
@@ -250,16 +255,21 @@ class Service:
 
         The counters are read before. Raises DeliveryError if the state database can't be used.
         """
-        await self._refresh()
-        return tuple(
-            each.watched.status(is_watched=each.failure is None)
-            for each in self.sandboxes
-            if each.watched is not None
-        )
+        await self._refresh(self.sandboxes)
+        found = (each.status() for each in self.sandboxes)
+        return tuple(each for each in found if each is not None)
 
-    async def _refresh(self) -> None:
-        """Read the counters of all sandboxes, but do not wait long for any."""
-        watched = [each.watched for each in self.sandboxes if each.watched is not None]
+    async def status(self, name: str) -> Status | None:
+        """Return the status of one sandbox, and read only its counters before.
+
+        None if it is not watched. Raises AbsentError if there is no such sandbox, DeliveryError.
+        """
+        await self._refresh((self._sandboxes.find(name),))
+        return self._sandboxes.find(name).status()
+
+    async def _refresh(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Read the counters of sandboxes, but do not wait long for any."""
+        watched = [each.watched for each in sandboxes if each.watched is not None]
         tasks = [asyncio.create_task(each.account.refresh()) for each in watched]
         self._refreshing.update(tasks)
         for task in tasks:

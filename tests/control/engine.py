@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
-    from ocsf_nft.control.sandboxes import Origin, State
+    from ocsf_nft.control.sandboxes import Condition, Origin, State
     from ocsf_nft.http_connections import Limits
     from ocsf_nft.service.caller import Caller
 
@@ -95,8 +95,11 @@ class Sandboxes:
             raise
         self.completed += 1
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+    async def put(
+        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+    ) -> PutResult:
         before = self.found.get(sandbox.name)
+        require(before)
         if before is not None and before.origin == "file":
             raise ConflictError(f"sandbox {sandbox.name} is in the configuration file: change it")
         await self._work("put", sandbox.name, caller)
@@ -104,8 +107,8 @@ class Sandboxes:
         changed = before is not None and before.config != sandbox
         return PutResult(before is None, ("policy: changed",) if changed else ())
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        self.view(name)
+    async def release(self, name: str, caller: Caller | None, require: Condition) -> Status:
+        require(self.view(name))
         await self._work("release", name, caller)
         del self.found[name]
         return status(name)
@@ -118,16 +121,16 @@ class Sandboxes:
     def views(self) -> tuple[View, ...]:
         return tuple(self.found[name] for name in sorted(self.found))
 
-    async def statuses(self) -> tuple[Status, ...]:
+    async def status(self, name: str) -> Status | None:
         await asyncio.sleep(0)
-        return tuple(status(each.name) for each in self.views() if each.state == "active")
+        return status(name) if self.view(name).state == "active" else None
 
 
 def status(name: str) -> Status:
     return Status(
         sandbox=name,
         is_watched=True,
-        absent=(),
+        absent=("forward",),
         balances=(
             Balance(
                 sandbox=name, rule="egress", refused=HUGE, reported=7, aggregated=0, pending=0,
@@ -172,6 +175,7 @@ async def serving(
             served.reloads += 1
 
         engine = Engine(
+            state_dir=path.parent,
             sandboxes=sandboxes,
             events=EventLog(store or path.with_name("store"), end),
             faults=lambda: (Fault("sink siem is down", "refused", None),),
