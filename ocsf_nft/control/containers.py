@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.control.attach import Fence, decide
 from ocsf_nft.control.container_facts import sandbox_name
-from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
+from ocsf_nft.errors import AbsentError, ConflictError, FenceError, OcsfNftError
+from ocsf_nft.namespace_members import NamespaceId, has_members
 from ocsf_nft.netns import Namespace, named, of_process
+from ocsf_nft.service.keyed_locks import KeyedLocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +49,8 @@ class Containers:
     def __init__(self, sandboxes: Sandboxes, tables: Callable[[], Sequence[AttachConfig]]) -> None:
         self._sandboxes = sandboxes
         self._tables = tables
+        #: By the identity of a network namespace: none is joined while its fence is removed.
+        self._calls = KeyedLocks[str]()
 
     async def put(self, key: str, facts: ContainerFacts, caller: Caller | None = None) -> Attached:
         """Fence a container if the tables require it; return when it may start.
@@ -56,10 +61,16 @@ class Containers:
         """
         namespace = of_process(facts.pid) if facts.pid is not None else named(facts.netns or "")
         identity = namespace.identity()
+        async with self._calls.hold(identity):
+            return await self._put(key, facts, identity, caller)
+
+    async def _put(
+        self, key: str, facts: ContainerFacts, identity: str, caller: Caller | None
+    ) -> Attached:
         before = self._find(key)
-        if before is not None and not _is_in(before, identity):
-            # The container has been started again, and its end was not reported.
-            await self._sandboxes.release(before.name, caller)
+        if before is not None and _identity(before) != identity:
+            # The container has been started again. Others may still be in its former namespace.
+            await self._sandboxes.release(before.name, caller, keeps_fence=True)
             before = None
         if identity == Namespace().identity():
             facts = facts.model_copy(update={"network": "host"})
@@ -72,14 +83,29 @@ class Containers:
         if not isinstance(decision, Fence):
             return Attached(decision.covering)
         done = await self._sandboxes.put(decision.sandbox, caller)
+        view = self._sandboxes.view(decision.sandbox.name)
+        if view.state not in _ACTIVE:
+            reason = "" if view.fault is None else f": {view.fault}"
+            raise FenceError(f"the fence of sandbox {view.name} is not active{reason}")
         return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
 
     async def release(self, key: str, caller: Caller | None = None) -> Status:
-        """Release the sandbox of a container; raises AbsentError if it has none."""
+        """Release the sandbox of a container.
+
+        Raises AbsentError if it has none. Raises ConflictError if processes of others are in its
+        network namespace: the sandbox goes on, and ends with the namespace.
+        """
         found = self._find(key)
         if found is None:
             raise AbsentError(f"container {key} has no sandbox: it was released, or has no fence")
-        return await self._sandboxes.release(found.name, caller)
+        identity = _identity(found)
+        async with self._calls.hold(identity or ""):
+            if identity is not None and await asyncio.to_thread(_has_processes, identity):
+                raise ConflictError(
+                    f"other containers use the network of container {key}: its sandbox "
+                    f"{found.name} ends with their processes, so nothing needs to be done"
+                )
+            return await self._sandboxes.release(found.name, caller)
 
     def _find(self, key: str) -> View | None:
         """Return the sandbox of a container.
@@ -102,16 +128,22 @@ class Containers:
     def _enclosing(self, identity: str) -> Iterator[str]:
         """Yield the names of the sandboxes with an active fence in a network namespace."""
         for view in self._sandboxes.views():
-            if view.state in _ACTIVE and _is_in(view, identity):
+            if view.state in _ACTIVE and _identity(view) == identity:
                 yield view.name
 
 
-def _is_in(view: View, identity: str) -> bool:
-    """Return True if a sandbox has the network namespace with this identity."""
+def _identity(view: View) -> str | None:
+    """Return the identity of a sandbox's network namespace; None if it has ended."""
+    # While it is watched, the kernel gives its number to no other namespace.
     namespace = view.config.namespace
-    if namespace is None:
-        return False
+    if view.identity is not None or namespace is None:
+        return view.identity
     try:
-        return namespace.identity() == identity
-    except OcsfNftError:  # it has ended
-        return False
+        return namespace.identity()
+    except OcsfNftError:
+        return None
+
+
+def _has_processes(identity: str) -> bool:
+    device, inode = map(int, identity.split(":"))
+    return has_members(NamespaceId(device, inode))

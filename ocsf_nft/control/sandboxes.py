@@ -58,6 +58,11 @@ class View(Protocol):
         """Return the time when the sandbox was added, in ns since the epoch."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """Return the identity of its network namespace; None if it is not watched."""
+        ...
+
 
 class Change(Protocol):
     """Result of adding or changing a sandbox."""
@@ -80,7 +85,9 @@ class Sandboxes(Protocol):
         """Add a sandbox, or change its policy; return when its fence is active."""
         ...
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
+    async def release(
+        self, name: str, caller: Caller | None = None, *, keeps_fence: bool = False
+    ) -> Status:
         """Release a sandbox; return its final status."""
         ...
 

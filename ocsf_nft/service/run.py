@@ -195,12 +195,14 @@ class Service:
         """
         return (await self._sandboxes.put(sandbox, is_new=False)).changes
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
+    async def release(
+        self, name: str, caller: Caller | None = None, *, keeps_fence: bool = False
+    ) -> Status:
         """Release a sandbox that was added, and return its final counts.
 
         See :meth:`Sandboxes.release`.
         """
-        return await self._sandboxes.release(name, caller)
+        return await self._sandboxes.release(name, caller, keeps_fence=keeps_fence)
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""

@@ -38,6 +38,8 @@ class SandboxView:
     fault: str | None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
+    #: Identity of its network namespace; None if it is not watched.
+    identity: str | None = None
 
 
 class PutResult(NamedTuple):
@@ -67,4 +69,5 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         config=config,
         fault=fault,
         since_ns=sandbox.since_ns,
+        identity=None if watched is None else watched.identity,
     )

@@ -51,9 +51,11 @@ class _Sandboxes:
         self.add(sandbox)
         return PutResult(is_new, ())
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
+    async def release(
+        self, name: str, caller: Caller | None = None, *, keeps_fence: bool = False
+    ) -> Status:
         assert caller is None
-        self.calls.append(("release", name))
+        self.calls.append(("abandon" if keeps_fence else "release", name))
         del self.found[name]
         return cast("Status", name)
 
@@ -124,7 +126,7 @@ async def test_container_that_was_started_again_gets_a_new_sandbox(
     await containers.put(_ID, _facts(lab.sandbox))
     attached = await containers.put(_ID, _facts(lab.gateway))
     assert attached.is_new
-    assert sandboxes.calls == [("put", _FENCED), ("release", _FENCED), ("put", _FENCED)]
+    assert sandboxes.calls == [("put", _FENCED), ("abandon", _FENCED), ("put", _FENCED)]
 
 
 @pytest.mark.parametrize(
