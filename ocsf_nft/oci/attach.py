@@ -24,7 +24,7 @@ def add(service: Service, container: str, *, pid: int, bundle: str, root: str = 
     name = container
     try:
         config = read_config(bundle)
-        known = facts(config, bundle)
+        known = facts(config, bundle, container)
         name = known.get("name", container)
         body: dict[str, Any] = {
             "id": container,
