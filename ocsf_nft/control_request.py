@@ -55,6 +55,16 @@ class Service(NamedTuple):
                 f"the service at {self.socket} did not answer within {self.seconds:g} s: check "
                 "`ocsf-nft status`, or raise the time limit"
             ) from error
+        except ConnectionResetError as error:
+            raise ServiceError(
+                f"the service at {self.socket} has ended before it answered: see its log, and try "
+                "again"
+            ) from error
+        except PermissionError as error:
+            raise ServiceError(
+                f"connecting to {self.socket} is not permitted: run as root, or as a member of the "
+                "socket's group"
+            ) from error
         except OSError as error:
             raise ServiceError(
                 f"the service does not answer at {self.socket} ({reason_of(error)}): start "

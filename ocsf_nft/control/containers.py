@@ -128,7 +128,9 @@ class Containers:
     def _enclosing(self, identity: str) -> Iterator[str]:
         """Yield the names of the sandboxes with an active fence in a network namespace."""
         for view in self._sandboxes.views():
-            if view.state in _ACTIVE and _identity(view) == identity:
+            # The fence of a VM encloses only the VM.
+            is_whole = view.state in _ACTIVE and view.config.profile != "tap"
+            if is_whole and _identity(view) == identity:
                 yield view.name
 
 

@@ -146,6 +146,15 @@ async def test_container_joins_a_namespace_with_an_active_fence_only(
     assert sandboxes.calls == []
 
 
+async def test_fence_of_a_virtual_machine_encloses_no_container(
+    lab: Lab, sandboxes: _Sandboxes, containers: Containers
+) -> None:
+    keys = {"profile": "tap", "device": "tap0", "subnet": ["10.0.0.1/24"], "gateway_port": 3128}
+    sandboxes.add(_sandbox(lab.sandbox, **keys), origin="file")
+    with pytest.raises(ContainerRefusedError):
+        await containers.put(_OTHER, _facts(lab.sandbox, network="shared"))
+
+
 async def test_container_without_a_fence_is_allowed(
     lab: Lab, sandboxes: _Sandboxes, containers: Containers
 ) -> None:
