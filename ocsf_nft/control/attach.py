@@ -82,7 +82,7 @@ def decide(
 def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfig | None:
     """Return the table that decides: that of the facts, or the first that matches; or None."""
     if facts.sandbox is not None:
-        return _own_table(facts, facts.sandbox)
+        return _own_table(facts.sandbox)
     requested = facts.requested
     if len(requested) > 1:
         raise ContainerRefusedError(
@@ -102,7 +102,7 @@ def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfi
     return found
 
 
-def _own_table(facts: ContainerFacts, keys: dict[str, Any]) -> AttachConfig:
+def _own_table(keys: dict[str, Any]) -> AttachConfig:
     try:
         table = AttachConfig.model_validate({**keys, "name": "cni"})
         table.check()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft import proc
 from ocsf_nft.control.attach import Fence, decide
 from ocsf_nft.control.container_facts import sandbox_name
 from ocsf_nft.errors import AbsentError, ConflictError, FenceError, OcsfNftError
-from ocsf_nft.namespace_members import NamespaceId, has_members
+from ocsf_nft.namespace_members import NamespaceId, members
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.service.keyed_locks import KeyedLocks
 
@@ -148,4 +151,13 @@ def _identity(view: View) -> str | None:
 
 def _has_processes(identity: str) -> bool:
     device, inode = map(int, identity.split(":"))
-    return has_members(NamespaceId(device, inode))
+    return any(not _is_ours(each) for each in members(NamespaceId(device, inode)))
+
+
+def _is_ours(pid: int) -> bool:
+    """Return True for a child of this process, such as nft, and for a process that has exited."""
+    try:
+        found = proc.parsed_stat(Path(f"/proc/{pid}/stat").read_bytes())
+    except OSError:
+        return True
+    return found.is_dead or found.parent == os.getpid()

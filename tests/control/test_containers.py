@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -118,6 +120,32 @@ async def test_second_put_changes_nothing_although_processes_run(
     attached = await containers.put(_ID, _facts(lab.sandbox, network="shared"))
     assert attached == Attached(_FENCED, "every", is_new=False)
     assert sandboxes.calls == [("put", _FENCED)] * 2
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_container_is_released_if_only_a_child_of_the_service_is_in_its_network(
+    lab: Lab, containers: Containers, is_ours: bool
+) -> None:
+    await containers.put(_ID, _facts(lab.sandbox))
+    with _program(lab.sandbox, is_ours=is_ours):
+        if is_ours:  # such as nft
+            await containers.release(_ID)
+        else:
+            with pytest.raises(ConflictError, match="other containers use the network"):
+                await containers.release(_ID)
+
+
+@contextlib.contextmanager
+def _program(netns: str, *, is_ours: bool) -> Iterator[None]:
+    """Run a program in a network namespace, as a child of this process or of another one."""
+    program = ["ip", "netns", "exec", netns, "sh", "-c", "echo; exec cat"]
+    command = program if is_ours else ["sh", "-c", '"$@"; true', "sh", *program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
 
 
 async def test_container_that_was_started_again_gets_a_new_sandbox(

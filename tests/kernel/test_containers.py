@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +24,6 @@ from tests.kernel.serving import serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.kernel.serving import Served
 
@@ -44,16 +46,17 @@ def names() -> Iterator[tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _process(name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process in a network namespace."""
-    command = ("ip", "netns", "exec", name, "sh", "-c", "echo; exec cat")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def _process(name: str) -> Iterator[int]:
+    """Run a process in a network namespace; it is no child of this process, as the service is."""
+    inside = f"ip netns exec {name} sh -c 'echo $$; exec sleep 600' & wait"
+    with subprocess.Popen(("sh", "-c", inside), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
+        pid = int(process.stdout.readline())
         try:
-            yield process
+            yield pid
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _containers(served: Served) -> Containers:
@@ -75,15 +78,15 @@ async def test_container_stays_fenced_after_the_end_of_the_one_with_its_network(
         containers = _containers(served)
         with _process(names[0]) as joined:
             with _process(names[0]) as first:
-                await containers.put(_FIRST, _facts(_FIRST, first.pid))
-                facts = _facts(_SECOND, joined.pid, "shared")
+                await containers.put(_FIRST, _facts(_FIRST, first))
+                facts = _facts(_SECOND, joined, "shared")
                 assert await containers.put(_SECOND, facts) == Attached(_SANDBOX)
             with pytest.raises(ConflictError, match="other containers use the network"):
                 await containers.release(_FIRST)
             assert await _is_refused(names[0])
             # A third one joins the network by way of the second one.
             with _process(names[0]) as third:
-                facts = _facts(_THIRD, third.pid, "shared")
+                facts = _facts(_THIRD, third, "shared")
                 assert await containers.put(_THIRD, facts) == Attached(_SANDBOX)
         await until(lambda: served.service.views() == ())
     assert sum(served.attempts(_SANDBOX).values()) == 1
@@ -96,13 +99,13 @@ async def test_container_stays_fenced_after_the_one_with_its_network_has_started
         containers = _containers(served)
         with _process(names[0]), _process(names[1]) as again:
             with _process(names[0]) as first:
-                await containers.put(_FIRST, _facts(_FIRST, first.pid))
-            attached = await containers.put(_FIRST, _facts(_FIRST, again.pid))
+                await containers.put(_FIRST, _facts(_FIRST, first))
+            attached = await containers.put(_FIRST, _facts(_FIRST, again))
             assert (attached.sandbox, attached.is_new) == (_SANDBOX, True)
             assert await _is_refused(names[0])
             assert await _is_refused(names[1])
-            again.kill()
-            again.wait()
+            os.kill(again, signal.SIGKILL)
+            await until(lambda: not Path(f"/proc/{again}/ns/net").exists())
             await containers.release(_FIRST)
         assert served.service.views() == ()
     assert sum(served.attempts(_SANDBOX).values()) == 1  # not those of the former network
@@ -115,8 +118,8 @@ async def test_container_does_not_start_if_its_fence_is_not_active_any_more(
     async with serving(tmp_path) as served:
         containers = Containers(served.service, lambda: [table])
         with _process(names[0]) as first:
-            await containers.put(_FIRST, _facts(_FIRST, first.pid))
+            await containers.put(_FIRST, _facts(_FIRST, first))
             nft(named(names[0]), "flush", "ruleset")
             await until(lambda: served.service.view(_SANDBOX).state == "absent")
             with pytest.raises(FenceError, match="is not active"):
-                await containers.put(_FIRST, _facts(_FIRST, first.pid))
+                await containers.put(_FIRST, _facts(_FIRST, first))
