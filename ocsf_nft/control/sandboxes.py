@@ -59,6 +59,11 @@ class View(Protocol):
         """Return the time when the sandbox was added, in ns since the epoch."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """Return the identity of its network namespace; None if it is not watched."""
+        ...
+
 
 #: Condition of a change: it gets the state of the sandbox, or None if there is none.
 Condition: TypeAlias = "Callable[[View | None], None]"
@@ -90,8 +95,13 @@ class Sandboxes(Protocol):
         """
         ...
 
-    async def release(self, name: str, caller: Caller | None, require: Condition) -> Status:
-        """Release a sandbox; return its final status. ``require`` is that of :meth:`put`."""
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        """Release a sandbox; return its final status.
+
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, its fence stays.
+        """
         ...
 
     def view(self, name: str) -> View:

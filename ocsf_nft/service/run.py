@@ -203,10 +203,15 @@ class Service:
         return (await self._sandboxes.put(sandbox, require=must_exist)).changes
 
     async def release(
-        self, name: str, caller: Caller | None = None, require: Condition = no_condition
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
     ) -> Status:
         """Release a sandbox that was added; see :meth:`Sandboxes.release`."""
-        return await self._sandboxes.release(name, caller, require)
+        return await self._sandboxes.release(name, caller, require, keeps_fence=keeps_fence)
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""

@@ -253,6 +253,18 @@ class Sandbox:
         self.watched = None
         return status
 
+    async def abandon(self) -> Status | None:
+        """Close the sandbox, but leave its fence in the network namespace; emit an event.
+
+        Call it once, after :meth:`run`. Return the final status; None if it was not watched. Raises
+        the errors of :func:`ended_namespaces.remove_record`, and DeliveryError.
+        """
+        watched = self.watched
+        if watched is None:
+            return None
+        await run_shielded(self._end(watched))
+        return watched.status(is_watched=False)
+
     async def _watch(self, watched: WatchedSandbox) -> bool:
         """Watch the sandbox until its namespace ends; return False if it is stopped before."""
         if self.failure is None:

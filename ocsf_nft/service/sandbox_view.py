@@ -40,13 +40,15 @@ class SandboxView:
     fault: str | None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
+    #: Identity of its network namespace; None if it is not watched.
+    identity: str | None = None
 
 
 #: Check of a sandbox's state, which is None if there is none; it may raise an OcsfNftError.
 Condition: TypeAlias = Callable[[SandboxView | None], None]
 
 
-def no_condition(_: SandboxView | None) -> None:
+def no_condition(_: object) -> None:
     """Accept any state: the condition of calls without one."""
 
 
@@ -91,4 +93,5 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         config=config,
         fault=fault,
         since_ns=sandbox.since_ns,
+        identity=None if watched is None else watched.identity,
     )

@@ -241,14 +241,20 @@ class Sandboxes:
         return await self._call(config.name, partial(self._put, config, caller, require))
 
     async def release(
-        self, name: str, caller: Caller | None = None, require: Condition = no_condition
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
     ) -> Status:
         """Release a sandbox: remove its fence if it was installed, and return the final counts.
 
-        ``require`` is that of :meth:`put`. Raises AbsentError if there is no such sandbox,
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, the fence stays in the network
+        namespace as long as that exists. Raises AbsentError if there is no such sandbox,
         ConflictError if the configuration file has it, and the errors of :func:`installer.remove`.
         """
-        return await self._call(name, partial(self._release, name, caller, require))
+        return await self._call(name, partial(self._release, name, caller, require, keeps_fence))
 
     async def _call(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a call for a sandbox after the calls before; a caller that leaves does not end it."""
@@ -313,7 +319,9 @@ class Sandboxes:
     async def _store(self, config: SandboxConfig) -> None:
         await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
 
-    async def _release(self, name: str, caller: Caller | None, require: Condition) -> Status:
+    async def _release(
+        self, name: str, caller: Caller | None, require: Condition, keeps_fence: bool
+    ) -> Status:
         sandbox = self.find(name)
         require(view_of(sandbox))
         if sandbox.origin == "file":
@@ -322,8 +330,12 @@ class Sandboxes:
         await asyncio.wait([self._tasks[name]])
         if name not in self._sandboxes:  # its namespace has ended meanwhile
             raise AbsentError(f"sandbox {name} has ended")
-        process = _process(caller)
-        status = await sandbox.finish(_RELEASED, removes=sandbox.config.install, process=process)
+        if keeps_fence:
+            status = await sandbox.abandon()
+        else:
+            process = _process(caller)
+            removes = sandbox.config.install
+            status = await sandbox.finish(_RELEASED, removes=removes, process=process)
         self._state.delete_added(name)
         self._drop(sandbox)
         self._on_change()

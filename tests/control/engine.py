@@ -42,6 +42,7 @@ class View:
     state: State = "active"
     fault: str | None = None
     since_ns: int = 1_700_000_000_123_456_789
+    identity: str | None = None
 
     @property
     def mode(self) -> Literal["enforcing", "permissive"]:
@@ -107,9 +108,11 @@ class Sandboxes:
         changed = before is not None and before.config != sandbox
         return PutResult(before is None, ("policy: changed",) if changed else ())
 
-    async def release(self, name: str, caller: Caller | None, require: Condition) -> Status:
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
         require(self.view(name))
-        await self._work("release", name, caller)
+        await self._work("abandon" if keeps_fence else "release", name, caller)
         del self.found[name]
         return status(name)
 
