@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
-from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.guard_thread import GuardThread
@@ -20,7 +19,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.namespace_watch import NamespaceWatch
 from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
-from ocsf_nft.service import health, log_feeds
+from ocsf_nft.service import health, log_feeds, startup
 from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
@@ -35,19 +34,19 @@ from ocsf_nft.service.sandbox_view import must_be_absent, must_exist, no_conditi
 from ocsf_nft.service.sandboxes import Sandboxes
 from ocsf_nft.service.shared_names import SharedNames
 from ocsf_nft.service.task_errors import first_error
-from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
-from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Sandbox
     from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
+    from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
 
@@ -59,8 +58,6 @@ _REFRESH_SECONDS: Final = 1.0
 _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0
-#: Part of the store's size for dead letters: events that a sink refused.
-_DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset(
     {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
@@ -297,7 +294,7 @@ class Service:
         guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
-        self.store = store = self._store()
+        self.store = store = startup.state_store(config, self.retrier)
         self._reporter = reporter = Reporter(
             store.commit,
             this_host(),
@@ -306,7 +303,7 @@ class Service:
         )
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.fallback_chain = await stack.enter_async_context(self._chain())
+        self.fallback_chain = await stack.enter_async_context(startup.fallback_chain(config))
         if config.control is not None:  # so that the first sandbox is added at once
             await self.fallback_chain.start()
         namespaces = await stack.enter_async_context(NamespaceWatch())
@@ -324,7 +321,7 @@ class Service:
                 self._outlets(config),
                 store,
                 sinks=sink_db.path_of(store.database.path),
-                max_bytes=self._dead_letter_bytes,
+                max_bytes=startup.dead_letter_bytes(config),
                 max_seconds=config.store.max_age,
                 iteration=self._iteration,
             )
@@ -385,28 +382,6 @@ class Service:
         if self._iterates and not (config.sink or config.output):
             return ()  # standard output belongs to the caller
         return outlets(config.sinks)
-
-    def _chain(self) -> FallbackChain:
-        settings = self.config.attribution
-        return FallbackChain(
-            top=settings.method,
-            wait_seconds=settings.wait_ms / 1000,
-            hashed_bytes=settings.hash_max_bytes,
-        )
-
-    def _store(self) -> StateStore:
-        settings = self.config.store
-        return StateStore(
-            settings.path or self._state.path / state_db.FILE,
-            self.retrier,
-            max_bytes=settings.max_bytes - self._dead_letter_bytes,
-            max_seconds=settings.max_age,
-            drops=settings.when_full == "drop",
-        )
-
-    @property
-    def _dead_letter_bytes(self) -> int:
-        return self.config.store.max_bytes // _DEAD_LETTER_PART
 
     async def _report_capture_end(self, reason: str) -> None:
         event = attribution_degraded(
