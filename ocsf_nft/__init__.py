@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig, load, parse
     from ocsf_nft.errors import (
         AbsentError,
+        ChangedError,
         ConflictError,
         DeliveryError,
         FenceError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AbsentError",
+    "ChangedError",
     "Client",
     "Config",
     "ConflictError",
@@ -44,6 +46,7 @@ __all__ = [
 #: Module of each public name. Imported on first use, so that the command line starts fast.
 _MODULES: Final = {
     "AbsentError": "ocsf_nft.errors",
+    "ChangedError": "ocsf_nft.errors",
     "Client": "ocsf_nft.client",
     "Config": "ocsf_nft.config",
     "ConflictError": "ocsf_nft.errors",

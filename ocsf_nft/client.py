@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
@@ -28,7 +29,8 @@ class Client:
     """Client of a running service; use it in ``async with``.
 
     All methods raise the error that the service reports: UsageError for a wrong value,
-    ConflictError (a UsageError) if the present state forbids the call, AbsentError for an unknown
+    ConflictError (a UsageError) if the present state forbids the call, ChangedError (a
+    ConflictError) if another call was first, AbsentError for an unknown
     sandbox or namespace, FenceError, UnsupportedError, SourceError or DeliveryError if the service
     fails. They also raise AbsentError if no service listens at the socket, UnsupportedError if
     connecting is not permitted, DeliveryError if the answer does not arrive within a minute.
@@ -64,15 +66,19 @@ class Client:
             await self._session.close()
             self._session = None
 
-    async def put(self, name: str, **keys: Any) -> dict[str, Any]:
+    async def put(self, name: str, *, if_match: str | None = None, **keys: Any) -> dict[str, Any]:
         """Add the sandbox ``name``, or change its policy; return when its fence is active.
 
         ``keys`` are those of a ``[[sandbox]]`` table, such as ``netns="agent"`` and
         ``proxy=["10.0.0.1:3128"]``. They replace the whole policy. ``install`` is true by default.
         Objects such as paths and addresses are sent as text.
         The result has ``changes`` (differences to the policy before) and ``sandbox``.
+
+        With ``if_match``, the ``etag`` of an earlier answer, only that version is changed: raises
+        ChangedError if another caller has changed the policy since then.
         """
-        return await self._call("PUT", sandbox_target(name), keys)
+        headers = {} if if_match is None else {"If-Match": if_match}
+        return await self._call("PUT", sandbox_target(name), keys, headers)
 
     async def release(self, name: str) -> dict[str, Any]:
         """Release a sandbox: remove its fence; return its final packet counts."""
@@ -95,33 +101,45 @@ class Client:
         """Let the service read its configuration file again, as SIGHUP does."""
         await self._call("POST", "/v1/reload")
 
-    async def events(
+    async def events(  # noqa: PLR0913 - each may be left out
         self,
         *,
         sandbox: str | None = None,
         severity: str | None = None,
         since: str | dt.datetime | None = None,
+        last: int | None = None,
+        after: str | None = None,
         follow: bool = False,
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield stored events as decoded JSON, in the order in which they were stored.
 
         ``severity`` is the lowest one, such as ``high``. ``since`` is a time, or an age such as
-        ``12h``; a datetime without a zone is local time. With ``follow``, new events follow until
+        ``12h``; a datetime without a zone is local time. ``last`` is the maximum number of
+        stored events, the last ones. ``after`` is the ``metadata.uid`` of an event: only later ones
+        are yielded. With ``follow``, new events follow until
         the caller leaves the loop or the service stops. Raises DeliveryError if events are missing
         at the end.
         """
         time = since.astimezone().isoformat() if isinstance(since, dt.datetime) else since
-        given = {"sandbox": sandbox, "severity": severity, "since": time}
-        query = {name: value for name, value in given.items() if value is not None}
+        given = {
+            "sandbox": sandbox, "severity": severity, "since": time, "last": last, "after": after,
+        }  # fmt: skip
+        query = {name: str(value) for name, value in given.items() if value is not None}
         if follow:
             query["follow"] = "1"
         async with contextlib.aclosing(self._lines("/v1/events", query)) as lines:
             async for line in lines:
                 yield orjson.loads(line)
 
-    async def _call(self, method: str, target: str, body: object = None) -> dict[str, Any]:
+    async def _call(
+        self,
+        method: str,
+        target: str,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Any]:
         data = None if body is None else orjson.dumps(body, default=str)
-        async with self._response(method, target, data=data) as response:
+        async with self._response(method, target, data=data, headers=headers) as response:
             content = await response.read()
         try:
             found: dict[str, Any] = orjson.loads(content)

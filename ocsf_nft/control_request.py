@@ -15,8 +15,9 @@ from ocsf_nft.quoted import quoted
 SOCKET: Final = "/run/ocsf-nft/control.sock"
 #: Default time limit of a request, in seconds.
 SECONDS: Final = 5.0
-#: Status of an answer about a container or a sandbox that the service does not know.
-ABSENT: Final = 404
+#: Statuses of answers to a release after which nothing is left to do: the container has no sandbox,
+#: or others use its network, and its sandbox ends with them.
+RELEASED: Final = frozenset((404, 409))
 _FIRST_ERROR: Final = 300
 
 
@@ -53,6 +54,16 @@ class Service(NamedTuple):
             raise ServiceError(
                 f"the service at {self.socket} did not answer within {self.seconds:g} s: check "
                 "`ocsf-nft status`, or raise the time limit"
+            ) from error
+        except ConnectionResetError as error:
+            raise ServiceError(
+                f"the service at {self.socket} has ended before it answered: see its log, and try "
+                "again"
+            ) from error
+        except PermissionError as error:
+            raise ServiceError(
+                f"connecting to {self.socket} is not permitted: run as root, or as a member of the "
+                "socket's group"
             ) from error
         except OSError as error:
             raise ServiceError(

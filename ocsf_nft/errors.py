@@ -31,6 +31,10 @@ class ContainerRefusedError(UsageError):
     """Refusal of the start of a container, by a policy or because it can't be fenced."""
 
 
+class ChangedError(ConflictError):
+    """Request for a state that another request has changed meanwhile."""
+
+
 class AbsentError(OcsfNftError):
     """Missing object, for example a namespace, a fence or a file."""
 

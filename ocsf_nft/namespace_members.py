@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class NamespaceId(NamedTuple):
@@ -25,20 +28,24 @@ def namespace_at(path: str) -> NamespaceId:
 
 
 def has_members(namespace: NamespaceId, other_than: int | None = None) -> bool:
-    """Return True if a process is in the namespace, apart from the process ``other_than``.
+    """Return True if a process is in the namespace, apart from the process ``other_than``."""
+    return any(process != other_than for process in members(namespace))
+
+
+def members(namespace: NamespaceId) -> Iterator[int]:
+    """Yield the processes in the namespace.
 
     A process with threads in several namespaces is not in one of them. Container engines are such
     processes: they create the namespace of a container in a thread, and if that is a Go program's
     first thread, it stays there.
     """
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is slow to import
-        if name.isdecimal() and int(name) != other_than:
+        if name.isdecimal():
             try:
                 if namespace_of(name) == namespace and _is_inside(name, namespace):
-                    return True
+                    yield int(name)
             except OSError:  # the process has exited
                 continue
-    return False
 
 
 def _is_inside(process: str, namespace: NamespaceId) -> bool:

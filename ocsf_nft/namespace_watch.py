@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from ocsf_nft.errors import UnsupportedError, reason_of
-from ocsf_nft.netns import CLONE_NEWNET, Namespace
+from ocsf_nft.netns import CLONE_NEWNET, NS_GET_NSTYPE, Namespace, require_linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
-_NS_GET_NSTYPE: Final = 0xB703  # include/uapi/linux/nsfs.h
 _OWN: Final = Path("/proc/thread-self/ns/net")
 _PROCESS: Final = re.compile(r"/proc/([0-9]+)/")
 #: Interval of the checks that need no notice.
@@ -57,6 +56,7 @@ class NamespaceWatch:
 
     async def __aenter__(self) -> Self:
         """Begin to receive notices of mounts; raises UnsupportedError if /proc can't be read."""
+        require_linux()
         async with contextlib.AsyncExitStack() as cleanup:
             try:
                 mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -234,7 +234,7 @@ def present_identity(namespace: Namespace) -> str | None:
         namespace.has_identity("")  # raises UnsupportedError without permission
         return None
     try:
-        if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) != CLONE_NEWNET:
+        if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
             return None
         return Namespace(Path(f"/proc/self/fd/{descriptor}")).identity()
     except OSError:  # another file has replaced it

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft.errors import AbsentError, UnsupportedError, reason_of
+from ocsf_nft.errors import AbsentError, UnsupportedError, UsageError, reason_of
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h
 _SIOCGSKNS: Final = 0x894C  # include/uapi/linux/sockios.h
+NS_GET_NSTYPE: Final = 0xB703  # include/uapi/linux/nsfs.h
 #: Directory of the names of ``ip netns add`` (iproute2's NETNS_RUN_DIR).
 NAMED: Final = Path("/run/netns")
 _OWN: Final = Path("/proc/thread-self/ns/net")
@@ -83,10 +84,10 @@ class Namespace:
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` inside the network namespace; return the result when ``work`` has ended.
 
-        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered.
-        Exceptions of ``work`` are raised unchanged.
+        Raises AbsentError if the namespace does not exist, UsageError if it is one of another kind,
+        UnsupportedError if it can't be entered. Exceptions of ``work`` are raised unchanged.
         """
-        _require_linux()
+        require_linux()
         if self.path is None:
             return work()
         path = self.path
@@ -135,7 +136,7 @@ def in_scratch(work: Callable[[], T]) -> T:
     The kernel deletes the namespace after the end of ``work``. Raises UnsupportedError if the
     process lacks CAP_SYS_ADMIN. Exceptions of ``work`` are raised unchanged.
     """
-    _require_linux()
+    require_linux()
     return _in_thread(_unshare, work)
 
 
@@ -144,7 +145,8 @@ def of_process(pid: int) -> Namespace:
     return Namespace(Path(f"/proc/{pid}/ns/net"))
 
 
-def _require_linux() -> None:
+def require_linux() -> None:
+    """Raise UnsupportedError on another system than Linux."""
     if sys.platform != "linux":
         raise UnsupportedError(
             f"nftables and network namespaces need Linux: on {sys.platform} only `convert` and "
@@ -214,11 +216,10 @@ def _enter(namespace: Namespace, path: Path) -> None:
     descriptor = _open(namespace, path)
     try:
         # CAP_SYS_ADMIN is also needed in the user namespace that owns the network namespace.
+        if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
+            raise UsageError(f"{path} is no network namespace: name the file of one, or its name")
         if (reason := _failure("setns", descriptor, CLONE_NEWNET)) is not None:
-            raise UnsupportedError(
-                f"entering {path} failed ({reason}): "
-                "it must be a network namespace, and entering needs CAP_SYS_ADMIN"
-            )
+            raise UnsupportedError(f"entering {path} failed ({reason}): it needs CAP_SYS_ADMIN")
     finally:
         os.close(descriptor)
 

@@ -31,6 +31,8 @@ def exchange(
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         status, content = _exchange(_Connection(path), method, target, body)
+    except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
+        raise ConnectionResetError("the connection was closed") from error
     except http.client.HTTPException as error:
         raise ValueError("the answer is no HTTP") from error
     finally:

@@ -106,18 +106,34 @@ def _answering(path: Path, *parts: bytes, pause: float = 0.0) -> Iterator[None]:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"",
         b"SSH-2.0-x\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
-        b"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000,
     ],
 )
 def test_answer_of_another_program_is_an_error(tmp_path: Path, answer: bytes) -> None:
-    with _answering(tmp_path / "s", answer), pytest.raises(ServiceError):
+    with (
+        _answering(tmp_path / "s", answer),
+        pytest.raises(ServiceError, match="is no control socket of ocsf-nft"),
+    ):
+        Service(str(tmp_path / "s")).request("GET", "/v1/status")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\n",
+    ],
+)
+def test_service_that_ends_before_its_answer_is_an_error(tmp_path: Path, answer: bytes) -> None:
+    with (
+        _answering(tmp_path / "s", answer),
+        pytest.raises(ServiceError, match="has ended before it answered"),
+    ):
         Service(str(tmp_path / "s")).request("GET", "/v1/status")
 
 

@@ -33,6 +33,7 @@ from ocsf_nft.cli.run import run
 from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
+from ocsf_nft.cli.watch import watch
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.quoted import quoted
 
@@ -109,6 +110,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "release": release,
     "list": list_all,
     "show": show,
+    "watch": watch,
     "status": status,
     "events": events,
     "tail": tail,

@@ -124,8 +124,8 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
     packet counts continue.
 
     Exit 1: the fence is active, but the kernel can't log refused packets. 2: there is no such
-    sandbox, it is in the configuration file, a value is wrong, or no service listens. 3: the system
-    failed.
+    sandbox, it is in the configuration file, another call has changed it meanwhile, a value is
+    wrong, or no service listens. 3: the system failed.
 
     Needs no capability, but permission to connect to the service's socket: root or its group.
 
@@ -144,14 +144,16 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
         raise UsageError("nothing would change: give --proxy, --allow, --label or another option")
     if unset:
         _require_known(unset)
-    before = call(control, "GET", sandbox_target(name))["policy"]
+    seen = call(control, "GET", sandbox_target(name))
+    before = seen["policy"]
     after = {key: value for key, value in before.items() if key not in unset} | changed
     if labels:
         after["labels"] = after.get("labels", {}) | labels
     if dry_run:
         _show_difference(name, before, after)
         return
-    _report(call(control, "PUT", sandbox_target(name), after), as_json=as_json)
+    answer = call(control, "PUT", sandbox_target(name), after, if_match=seen["etag"])
+    _report(answer, as_json=as_json)
 
 
 def release(

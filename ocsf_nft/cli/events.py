@@ -5,26 +5,26 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
+import os
 import signal
-import time
-from itertools import islice
+from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocsf_nft.cli import options, output
+from ocsf_nft.cli import options, output, service_access
+from ocsf_nft.cli.service_access import Access
+from ocsf_nft.cli.stored_events import ServiceSelection, StoreSelection
 from ocsf_nft.errors import AbsentError, UsageError
-from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import since_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from ocsf_nft.state.archive import Archive
-
-_PAUSE_SECONDS: Final = 0.2
+    from ocsf_nft.cli.service_access import Files, RunningService
+    from ocsf_nft.cli.stored_events import Selection
+    from ocsf_nft.ocsf.event_filter import EventFilter
 
 
 def events(  # noqa: PLR0913, PLR0917 - each is an option
@@ -97,11 +97,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     sinks: Annotated[
         bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")
     ] = False,
+    control: options.ServiceOrFiles = None,
     state_dir: options.StateDir = None,
     config: Annotated[
         Path | None,
         options.config_option(
-            "The TOML file of a run: its store is read. Other keys are not used here."
+            "The TOML file of a run: its control socket, or its store, is used. Other keys are not "
+            "used here."
         ),
     ] = None,
     store: Annotated[
@@ -117,8 +119,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     """List stored events: the last 20 that match the filters.
 
     Without filters, all events match. --lines shows another number than 20. --follow ends with
-    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is
-    active.
+    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
+
+    If a service with a control socket runs, it reads the events for this command. Otherwise, also
+    while another run is active, the command reads the store. If --state-dir or --config names a
+    state directory, only the service with this directory is used. The output is the same. The
+    options --dead, --sinks and --store always read the store. If the state directory also has
+    events of other runs, and this user may read them, all stores are read.
 
     A run deletes stored events and dead letters (events that a sink refused) after 30 days. If the
     store reaches 1 GiB, the run deletes the oldest events that every sink has acknowledged. Dead
@@ -128,13 +135,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     --dead lists the dead letters. When the sink is repaired, --dead --retry lets the run, or the
     next run, send them again.
 
-    By default, only root may read the store. Only --retry changes the store. Needs no capability.
+    By default, only root may read the store; root and the socket's group may use the service. Only
+    --retry changes the store. Needs no capability.
 
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
     from ocsf_nft.ocsf.versions import full_version
-    from ocsf_nft.state.archive import Archive
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry need --dead: give --dead as well")
@@ -145,23 +152,64 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     if dead and sinks:
         raise UsageError("--dead and --sinks can't be combined: give one of them")
     version, write = full_version(ocsf_version), writer(form)
-    is_selected = _filter(sandbox, kind, severity, since, until, uid)
-    paths = _stores(store, state_dir, config)
-    if retry:
-        _retry(paths, sink, uid)
+    given = {
+        "sandbox": sandbox, "severity": severity, "since": since, "until": until, "uid": uid,
+    }  # fmt: skip
+    query = {name: value for name, value in given.items() if value is not None}
+    select = _event_filter(query, kind)  # raises errors also if a service selects the events
+    if kind:
+        query["class"] = ",".join(map(str, select.classes))
+    source = _access(control, state_dir, config, store, needs_files=dead or sinks)
+    with source.reading_files():
+        if retry:
+            _retry(_stores(source.files), sink, uid)
+        elif dead:
+            _show_dead(_stores(source.files), sink, form, select)
+        elif sinks:
+            _show_sinks(_stores(source.files))
+        else:
+            with _selection(source, query, select, partial(_write, version, write)) as shown:
+                _show(shown, lines, follow=follow)
+
+
+def _access(
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
+    store: Path | None,
+    *,
+    needs_files: bool,
+) -> Access:
+    if not needs_files and store is None:
+        return service_access.access(control, state_dir, config)
+    if control is not None:
+        raise UsageError("--control can't be combined with --dead, --sinks or --store")
+    files = service_access.files(state_dir, config)
+    return Access(None, files if store is None else files._replace(store=store))
+
+
+@contextlib.contextmanager
+def _selection(
+    source: Access,
+    query: Mapping[str, str],
+    select: EventFilter,
+    write: Callable[[Iterable[bytes]], bool],
+) -> Iterator[Selection]:
+    """Yield the events that a service, or ``select``, selects."""
+    from ocsf_nft.state.archive import Archive
+
+    service = source.service
+    others = () if service is None else _other_stores(service)
+    if service is not None and not others:
+        yield ServiceSelection(service.control, query, write)
         return
+    paths = _stores(source.files) if service is None else (service.store, *others)
     with contextlib.ExitStack() as stack:
         archives = [stack.enter_context(Archive(path)) for path in paths]
-        if sinks:
-            _show_sinks(archives)
-        elif dead:
-            _show_dead(paths, sink, form, is_selected)
-        else:
-            shown = _Selection(archives, is_selected, lambda found: _write(found, version, write))
-            _show(shown, lines, follow=follow)
+        yield StoreSelection(archives, select, write)
 
 
-def _show(shown: _Selection, lines: int, *, follow: bool) -> None:
+def _show(shown: Selection, lines: int, *, follow: bool) -> None:
     if not follow:
         if not shown.last(lines or None):
             output.show("no stored event matches")
@@ -169,82 +217,38 @@ def _show(shown: _Selection, lines: int, *, follow: bool) -> None:
     # Before the first line: the reader may send SIGTERM as soon as it has a line.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
-        if lines:
-            shown.last(lines)
-        shown.follow()
+        shown.follow(lines)
 
 
-def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> Sequence[Path]:
+def _stores(files: Files) -> Sequence[Path]:
     from ocsf_nft.state.archive import stores
 
-    if store is None and state_dir is None and config is not None:
-        from ocsf_nft.config import read
-
-        store = read(config).store.path
-    if store is None:
-        return stores(options.state_directory(state_dir, config))
-    if not store.is_file():
-        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
-    return [store]
-
-
-class _Selection:
-    """Reader of several event stores; ``write`` shows the events that ``is_selected`` selects."""
-
-    def __init__(
-        self,
-        archives: Sequence[Archive],
-        is_selected: Callable[[bytes], bool],
-        write: Callable[[Iterable[bytes]], bool],
-    ) -> None:
-        self._archives = archives
-        self._is_selected = is_selected
-        self._write = write
-        #: The last event of each store that was read.
-        self._last = [next(each.newest(), None) for each in archives]
-
-    def last(self, number: int | None) -> bool:
-        """Show the newest selected events, in the order in which they were stored.
-
-        ``number`` is the maximum number of events; None shows all selected events. Events that were
-        stored after this object was created are omitted; :meth:`follow` shows them. Return True if
-        at least one event was shown.
-        """
-        if number is None:
-            stored = heapq.merge(
-                *(each.beyond(0, until) for each, until in self._read_until()),
-                key=lambda event: event.stored_ms,
-            )
-            return self._write(event.line for event in stored if self._is_selected(event.line))
-        newest = heapq.merge(
-            *(each.newest(until) for each, until in self._read_until()),
-            key=lambda event: -event.stored_ms,
+    if files.store is None:
+        return stores(files.state_dir)
+    if not files.store.is_file():
+        raise AbsentError(
+            f"{files.store} does not exist: `--state-dir DIR` finds the stores of a run"
         )
-        found = list(
-            islice((event.line for event in newest if self._is_selected(event.line)), number)
-        )
-        return self._write(reversed(found))
+    return [files.store]
 
-    def follow(self) -> None:
-        """Show each new selected event when it is stored; never returns."""
-        while True:
-            for index, archive in enumerate(self._archives):
-                last = self._last[index]
-                for event in archive.beyond(last.number if last else 0):
-                    last = event
-                    if self._is_selected(event.line):
-                        self._write([event.line])
-                # Only now: a store that was removed has been read to its end.
-                self._last[index] = archive.follow(last)
-            time.sleep(_PAUSE_SECONDS)
 
-    def _read_until(self) -> Iterator[tuple[Archive, int]]:
-        for archive, last in zip(self._archives, self._last, strict=True):
-            yield archive, last.number if last else 0
+def _other_stores(service: RunningService) -> Sequence[Path]:
+    """Return the stores of other runs in the state directory of a service, if any can be read.
+
+    A service knows only its own events.
+    """
+    from ocsf_nft.state.archive import stores
+
+    try:
+        found = stores(service.state_dir)
+    except (OSError, AbsentError):  # without permission, or its store is elsewhere
+        return ()
+    own = os.path.realpath(service.store)
+    return [path for path in found if os.path.realpath(path) != own]
 
 
 def _write(
-    found: Iterable[bytes], version: str, write: Callable[[Iterable[bytes]], Iterator[bytes]]
+    version: str, write: Callable[[Iterable[bytes]], Iterator[bytes]], found: Iterable[bytes]
 ) -> bool:
     from ocsf_nft.ocsf.versions import LATEST, line_at
 
@@ -256,34 +260,19 @@ def _write(
     return is_any
 
 
-def _filter(  # noqa: PLR0913, PLR0917 - each is an option
-    sandbox: str | None,
-    kinds: Sequence[str],
-    severity: str | None,
-    since: str | None,
-    until: str | None,
-    uid: str | None,
-) -> Callable[[bytes], bool]:
-    """Return a function that takes an event's JSON line, and returns True if all filters match."""
-    from ocsf_nft.ocsf.event_filter import EventFilter, severity_id
+def _event_filter(query: Mapping[str, str], kinds: Sequence[str]) -> EventFilter:
+    """Return the filter for the options of the command; raises UsageError if one is wrong."""
+    from ocsf_nft.ocsf.event_filter import EventFilter, class_uid, severity_id
 
+    severity, since, until = (query.get(name) for name in ("severity", "since", "until"))
     return EventFilter(
-        sandbox=sandbox,
-        classes=frozenset(map(_class_uid, kinds)),
+        sandbox=query.get("sandbox"),
+        classes=frozenset(class_uid("--class", each) for each in kinds),
         min_severity=None if severity is None else severity_id("--severity", severity),
         from_ms=None if since is None else since_ms("--since", since),
         until_ms=None if until is None else since_ms("--until", until),
-        uid=uid,
+        uid=query.get("uid"),
     )
-
-
-def _class_uid(name: str) -> int:
-    from ocsf_nft.ocsf.events import CLASS_UIDS
-
-    known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
-    if name not in known:
-        raise UsageError(f"--class {quoted(name)} is not known: give one of {', '.join(known)}")
-    return known[name]
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
@@ -324,13 +313,14 @@ def _show_dead(
                     output.write(line.encode())
 
 
-def _show_sinks(archives: Sequence[Archive]) -> None:
+def _show_sinks(paths: Sequence[Path]) -> None:
     from ocsf_nft.delivery.sink_db import SinkArchive
+    from ocsf_nft.state.archive import Archive
 
-    for archive in archives:
-        with SinkArchive(archive.path) as sinks:
+    for path in paths:
+        with Archive(path) as archive, SinkArchive(path) as sinks:
             backlogs = sinks.backlogs(archive)
         for backlog in backlogs:
             dead = f", {backlog.dead} refused (--dead)" if backlog.dead else ""
-            line = f"{backlog.sink}: {backlog.waiting} events wait{dead}  [{archive.path}]\n"
+            line = f"{backlog.sink}: {backlog.waiting} events wait{dead}  [{path}]\n"
             output.write(line.encode())

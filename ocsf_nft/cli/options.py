@@ -55,6 +55,18 @@ Control = Annotated[
         readable=False,
     ),
 ]
+ServiceOrFiles = Annotated[
+    Path | None,
+    typer.Option(
+        "--control",
+        help="The control socket of a service. Default: control of --config, else the environment "
+        f"variable {CONTROL_VARIABLE}, else {DEFAULT_CONTROL}. If none listens, the files are "
+        "read.",
+        metavar="PATH",
+        readable=False,
+        show_default=False,
+    ),
+]
 AnswerAsJson = Annotated[
     bool, typer.Option("--json", help="Write the answer of the service to standard output.")
 ]
@@ -162,6 +174,13 @@ StateDir = Annotated[
 StateConfig = Annotated[
     Path | None,
     config_option("The TOML file of a run: its state_dir is used. Other keys are not used here."),
+]
+SourceConfig = Annotated[
+    Path | None,
+    config_option(
+        "The TOML file of a run: its control socket, or its state_dir, is used. Other keys are not "
+        "used here."
+    ),
 ]
 EventAsJson = Annotated[
     bool, typer.Option("--json", help="Write the event of the change to standard output, as JSON.")

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import select
+import stat
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -119,6 +120,14 @@ def show(text: str) -> None:
     """Write text for people to standard error; escape control characters in the text."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
     print(shown, file=sys.stderr)  # noqa: T201 - the only print
+
+
+def reader_of_pipe() -> select.poll:
+    """Return a poll object that becomes ready when a reader closes the pipe at standard output."""
+    reader = select.poll()
+    if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
+        reader.register(_STDOUT, 0)
+    return reader
 
 
 def rejected(numbers: Mapping[str, int]) -> str:

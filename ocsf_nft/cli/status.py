@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.cli.service_access import Access
     from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.service.status import Status
 
@@ -22,13 +24,14 @@ _HEADINGS: Final = {
 }
 
 
-def status(
+def status(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
         str | None,
         typer.Option("--sandbox", help="One sandbox; default: all recorded ones.", metavar="NAME"),
     ] = None,
+    control: options.ServiceOrFiles = None,
     state_dir: options.StateDir = None,
-    config: options.StateConfig = None,
+    config: options.SourceConfig = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
     ] = False,
@@ -38,7 +41,8 @@ def status(
 ) -> None:
     """Show whether every refused packet is accounted for.
 
-    It works also while no `ocsf-nft run` watches the sandbox. For each rule, the kernel counts
+    It works also while no `ocsf-nft run` watches the sandbox. If a service with a control socket
+    runs, it reads the counters of its sandboxes for this command. For each rule, the kernel counts
     refused packets twice: in total, and by flow. The total must be the sum of reported and pending
     packets. If a fence is permissive, its rules allow packets in place of refusing them. Then the
     total of "allowed" packets must be this sum.
@@ -52,20 +56,19 @@ def status(
     imitate the fence's, and events report these too. 2: no fence is on record, or a fence lacks
     counters. 3: the counters can't be read.
 
-    Needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to enter one.
+    Without a service, it needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to
+    enter one. With a service, it needs permission to connect to its socket: root or its group.
 
     Example: ocsf-nft status --sandbox agent
     """
-    from ocsf_nft.errors import UsageError
-    from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.service.status import statuses
+    from ocsf_nft.cli.service_access import access
 
     if as_json and as_metrics:
         raise UsageError("--json and --metrics can't be combined: give one of them")
     if sandbox is not None:
         options.one_sandbox(name=sandbox)
-    state = StateDirectory(options.state_directory(state_dir, config))
-    found, faults = statuses(state, sandbox)
+    source = access(control, state_dir, config)
+    found, faults = _statuses(source, sandbox)
     if as_metrics:
         from ocsf_nft.metrics import exposition
 
@@ -84,6 +87,37 @@ def status(
         raise typer.Exit(2)
     if any(balance.counter_mismatch for each in found for balance in each.balances):
         raise typer.Exit(1)
+
+
+def _statuses(
+    source: Access, sandbox: str | None
+) -> tuple[Sequence[Status], Sequence[OcsfNftError]]:
+    """Return the status of one sandbox, or of all, and an error for each unreadable one."""
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.service.status import statuses
+
+    watched: dict[str, Status] = {}
+    if source.service is not None:
+        from ocsf_nft.cli.service_status import watched_by
+
+        watched = watched_by(source.service.control, sandbox)
+        if sandbox in watched:
+            return tuple(watched.values()), ()
+    directory = source.files.state_dir if source.service is None else source.service.state_dir
+    # Also the fences that this service does not watch.
+    try:
+        with source.reading_files():
+            found, faults = statuses(StateDirectory(directory), sandbox, known=watched)
+    except (OcsfNftError, OSError) as error:
+        if source.service is None or (sandbox is None and isinstance(error, AbsentError)):
+            raise
+        if not watched:
+            name = "sandbox" if sandbox is None else f"sandbox {sandbox}"
+            raise AbsentError(
+                f"the service at {source.service.control} watches no {name}: see `ocsf-nft list`"
+            ) from error
+        found, faults = (), ()
+    return sorted((*watched.values(), *found), key=lambda each: each.sandbox), faults
 
 
 def _write_json(found: Sequence[Status]) -> None:

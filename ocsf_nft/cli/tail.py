@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import stat
 import sys
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
+from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import event_of
 from ocsf_nft.errors import UsageError
 
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _PAUSE_MS: Final = 200
-_STDOUT: Final = 1
 
 
-def tail(
+def tail(  # noqa: PLR0913, PLR0917 - each is an option
     path: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A file of events, or a pipe; - is standard input.", metavar="PATH | -"
+            help="A file of events, or a pipe; - is standard input. Default: standard input, or "
+            "the stored events if that is a terminal.",
+            metavar="PATH | -",
+            show_default=False,
         ),
-    ] = "-",
+    ] = None,
     lines: Annotated[
         int,
         typer.Option(
@@ -44,17 +46,34 @@ def tail(
         bool,
         typer.Option("--follow", "-f", help="Continue as the file grows, also over its rotation."),
     ] = False,
+    control: options.ServiceOrFiles = None,
+    state_dir: options.StateDir = None,
+    config: options.SourceConfig = None,
 ) -> None:
-    """Show the last events of a JSON Lines file, one line for each.
+    """Show the last events of a file, or the last stored ones.
 
     Writes to standard output, in colour on a terminal unless NO_COLOR is set. With --follow, all
     events of a pipe are shown, until the pipe ends. Ctrl-C or SIGTERM ends --follow with exit 0.
-    Needs no privilege.
+    Needs no privilege to read a file.
+
+    Without PATH, it shows the stored events, as `ocsf-nft events` does: with --control, --state-dir
+    or --config, or if standard input is a terminal.
 
     Example: ocsf-nft tail -f /var/log/ocsf-nft/events.jsonl
     """
-    if path == "-" and sys.stdin.isatty():
-        raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
+    names_source = (control, state_dir, config) != (None, None, None)
+    if path is not None and names_source:
+        raise UsageError(
+            "PATH can't be combined with --control, --state-dir or --config: give one of them"
+        )
+    if path is None and (names_source or sys.stdin.isatty()):
+        if lines or follow:
+            events(lines=lines, follow=follow, control=control, state_dir=state_dir, config=config)
+        return
+    if path is None:
+        path = "-"
+    elif path == "-" and sys.stdin.isatty():
+        raise UsageError("pipe events into it, or name a file of events: ocsf-nft tail PATH")
     from ocsf_nft.cli.formats import painter
 
     screen = _Screen(painter())
@@ -136,16 +155,8 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
     file = GrowingFile(descriptor, None if path == "-" else Path(path))
     for lines in file.last_lines(number, growing=True):
         screen.show(lines)
-    reader = _reader()
+    reader = output.reader_of_pipe()
     while not reader.poll(_PAUSE_MS):
         for lines in file.new_lines():
             screen.show(lines)
     raise typer.Exit
-
-
-def _reader() -> select.poll:
-    """Return a poll object that becomes ready when a reader closes the pipe at standard output."""
-    reader = select.poll()
-    if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
-        reader.register(_STDOUT, 0)
-    return reader

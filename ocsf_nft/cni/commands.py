@@ -10,7 +10,7 @@ from ocsf_nft.cni import errors
 from ocsf_nft.cni.errors import CniError
 from ocsf_nft.cni.request import VERSIONS
 from ocsf_nft.container_path import container_path
-from ocsf_nft.control_request import ABSENT, ProblemError, ServiceError
+from ocsf_nft.control_request import RELEASED, ProblemError, ServiceError
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.namespace_members import has_members, namespace_at, namespace_of
 
@@ -95,7 +95,7 @@ def _delete(request: Request) -> None:
     try:
         request.service.request("DELETE", container_path(container, request.network))
     except ProblemError as error:
-        if error.status != ABSENT:
+        if error.status not in RELEASED:
             _warn(container, error)
     except ServiceError as error:
         _warn(container, error)

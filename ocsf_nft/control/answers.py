@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 60.0
 
 
+class NoServiceError(AbsentError):
+    """Socket at which no service listens."""
+
+
+class IncompleteError(DeliveryError):
+    """Answer of a service that did not arrive completely, for example because it was killed."""
+
+
 def failure(status: int, body: bytes) -> OcsfNftError:
     """Return the error that an answer with an HTTP status of 400 or more reports."""
     try:
@@ -31,7 +39,7 @@ def failure(status: int, body: bytes) -> OcsfNftError:
 def unreachable(path: Path, error: OSError) -> OcsfNftError:
     """Return the error about a socket to which no connection can be made."""
     if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
-        return AbsentError(
+        return NoServiceError(
             f"no service listens at {path}: start `ocsf-nft run` with the key control, or name the "
             "right --control"
         )
@@ -43,13 +51,13 @@ def unreachable(path: Path, error: OSError) -> OcsfNftError:
     return DeliveryError(f"the service at {path} can't be reached: {reason_of(error)}")
 
 
-def interrupted(path: Path, reason: str) -> OcsfNftError:
+def interrupted(path: Path, reason: str) -> IncompleteError:
     """Return the error about an answer that did not arrive completely."""
-    return DeliveryError(
+    return IncompleteError(
         f"the service at {path} did not answer completely ({reason}): see its log, then try again"
     )
 
 
-def late(path: Path) -> OcsfNftError:
-    """Return the error about an answer that did not arrive in time."""
-    return interrupted(path, f"no answer within {ANSWER_SECONDS:.0f} s")
+def late(path: Path, seconds: float = ANSWER_SECONDS) -> IncompleteError:
+    """Return the error about an answer that did not arrive in time, which was ``seconds``."""
+    return interrupted(path, f"no answer within {seconds:.0f} s")

@@ -64,13 +64,14 @@ def decide(
     """
     table = _table(facts, tables)
     if table is not None and table.action == "refuse":
-        raise _refused(facts, f"the [[attach]] table {table.name} refuses it")
+        raise ContainerRefusedError(f"the [[attach]] table {table.name} refuses it")
     if covering is not None:
         return Allow(covering)
     if table is None:
-        raise _refused(
-            facts,
-            'no [[attach]] table matches it: add one, with action = "allow" if it needs no fence',
+        image = f" (image {facts.image})" if facts.image else ""
+        raise ContainerRefusedError(
+            f'no [[attach]] table matches it{image}: add one, with action = "allow" if it needs no '
+            "fence"
         )
     if table.action == "allow":
         return Allow()
@@ -81,34 +82,32 @@ def decide(
 def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfig | None:
     """Return the table that decides: that of the facts, or the first that matches; or None."""
     if facts.sandbox is not None:
-        return _own_table(facts, facts.sandbox)
+        return _own_table(facts.sandbox)
     requested = facts.requested
     if len(requested) > 1:
-        raise _refused(
-            facts, f"it asks for several policies ({', '.join(sorted(requested))}): leave one"
+        raise ContainerRefusedError(
+            f"it asks for several policies ({', '.join(sorted(requested))}): leave one"
         )
     for name in requested - {each.name for each in tables}:
-        raise _refused(
-            facts, f"it asks for the policy {quoted(name)}, and no [[attach]] table has this name"
+        raise ContainerRefusedError(
+            f"it asks for the policy {quoted(name)}, and no [[attach]] table has this name"
         )
     found = next((each for each in tables if matches(each, facts)), None)
     for name in requested - {found.name if found else None}:
         decisive = "none" if found is None else f"the table {found.name}"
-        raise _refused(
-            facts,
+        raise ContainerRefusedError(
             f"it asks for the policy {name}, but {decisive} matches it first: remove the "
             "annotation or label, or reorder the [[attach]] tables",
         )
     return found
 
 
-def _own_table(facts: ContainerFacts, keys: dict[str, Any]) -> AttachConfig:
+def _own_table(keys: dict[str, Any]) -> AttachConfig:
     try:
         table = AttachConfig.model_validate({**keys, "name": "cni"})
         table.check()
     except ValidationError as error:
-        raise _refused(
-            facts,
+        raise ContainerRefusedError(
             "the policy of its CNI plugin is wrong: "
             + sentence_of(error, AttachConfig).removeprefix(": "),
         ) from error
@@ -162,14 +161,12 @@ def _image_names(image: str | None) -> Iterator[str]:
 
 def _require_fenceable(facts: ContainerFacts) -> None:
     if facts.network == "host":
-        raise _refused(
-            facts,
+        raise ContainerRefusedError(
             "it shares the network namespace of the host, which is never fenced: give it a network "
             'of its own, or an [[attach]] table with action = "allow"',
         )
     if facts.network == "shared":
-        raise _refused(
-            facts,
+        raise ContainerRefusedError(
             "it joins a network namespace of other processes that no fence encloses: start the "
             "container with that network with a fence",
         )
@@ -223,8 +220,3 @@ def _is_label(key: str, value: str) -> bool:
     except UsageError:
         return False
     return True
-
-
-def _refused(facts: ContainerFacts, reason: str) -> ContainerRefusedError:
-    image = f" (image {facts.image})" if facts.image else ""
-    return ContainerRefusedError(f"{reason}{image}")

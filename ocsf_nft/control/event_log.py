@@ -26,8 +26,22 @@ _CLOCK_MS: Final = 3_600_000
 class _Slice(NamedTuple):
     #: Selected events, as JSON Lines.
     lines: bytes
+    #: Their numbers.
+    numbers: tuple[int, ...]
     #: Number of the last event that was read.
     last: int
+
+
+class EventRequest(NamedTuple):
+    """Events that a client requests."""
+
+    select: EventFilter
+    #: Whether new events are requested too.
+    follow: bool
+    #: Maximum number of stored events, which are the last ones; None is no limit.
+    last: int | None = None
+    #: ``metadata.uid`` of an event: only later ones. If it is stored no more, all events are later.
+    after: str | None = None
 
 
 class EventLog:
@@ -37,15 +51,42 @@ class EventLog:
     """
 
     def __init__(self, path: Path, end: Callable[[], int]) -> None:
-        self._path = path
+        self.path = path
         self._end = end
 
-    async def start(self, select: EventFilter) -> int:
-        """Return the number of the last event before all selected ones, to read beyond it.
+    async def start(self, request: EventRequest, is_over: Callable[[], bool]) -> int:
+        """Return the number of the last event before all requested ones, to read beyond it.
 
-        Raises SourceError if the database can't be read.
+        The search ends early when ``is_over`` returns True. Raises SourceError if the database
+        can't be read.
         """
-        return await asyncio.to_thread(self._last_before, select.from_ms)
+        if request.after is not None:
+            return await asyncio.to_thread(self._number, request.after)
+        first = await asyncio.to_thread(self._last_before, request.select.from_ms)
+        return first if request.last is None else await self._before_last(first, request, is_over)
+
+    async def _before_last(
+        self, first: int, request: EventRequest, is_over: Callable[[], bool]
+    ) -> int:
+        """Return the number before the last ``request.last`` selected events beyond ``first``."""
+        until, missing = self._end(), request.last or 0
+        while missing and until > first and not is_over():
+            begin = max(first, until - _SLICE_EVENTS)
+            found = await self._selected(begin, until, request.select)
+            if len(found) >= missing:
+                return found[-missing] - 1
+            missing -= len(found)
+            until = begin
+        return until
+
+    async def _selected(self, begin: int, until: int, select: EventFilter) -> list[int]:
+        """Return the numbers of the selected events beyond ``begin``, up to ``until``."""
+        found: list[int] = []
+        while begin < until:
+            part = await asyncio.to_thread(self._slice, begin, until, select)
+            found += part.numbers
+            begin = part.last
+        return found
 
     async def read(
         self, last: int, select: EventFilter, *, follow: bool, is_over: Callable[[], bool]
@@ -68,15 +109,20 @@ class EventLog:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _last_before(self, from_ms: int | None) -> int:
-        with Archive(self._path) as archive:
-            return 0 if from_ms is None else archive.last_before(from_ms - _CLOCK_MS)
+        with Archive(self.path) as archive:
+            return archive.last_before(0 if from_ms is None else from_ms - _CLOCK_MS)
+
+    def _number(self, uid: str) -> int:
+        with Archive(self.path) as archive:
+            return archive.number_of(uid)
 
     def _slice(self, last: int, until: int, select: EventFilter) -> _Slice:
         # Opened for each slice: the service may restore a deleted file meanwhile, and a client that
         # reads slowly must not hold a transaction open.
-        with Archive(self._path) as archive:
+        with Archive(self.path) as archive:
             events = archive.read(last, until, events=_SLICE_EVENTS, size=_SLICE_BYTES)
         if not events:  # the others were removed, since they were too old or there was no room
-            return _Slice(b"", until)
-        lines = b"".join(each.line + b"\n" for each in events if select(each.line))
-        return _Slice(lines, events[-1].number)
+            return _Slice(b"", (), until)
+        selected = [each for each in events if select(each.line)]
+        lines = b"".join(each.line + b"\n" for each in selected)
+        return _Slice(lines, tuple(each.number for each in selected), events[-1].number)

@@ -14,8 +14,7 @@ from ocsf_nft.control.query import event_query
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
-    from ocsf_nft.control.event_log import EventLog
-    from ocsf_nft.ocsf.event_filter import EventFilter
+    from ocsf_nft.control.event_log import EventLog, EventRequest
 
 _log = structlog.get_logger()
 
@@ -42,28 +41,29 @@ class EventStreams:
 
         Raises UsageError if the query is wrong, SourceError if the events can't be read.
         """
-        select, follow = event_query(request)
+        requested = event_query(request)
         if self._number >= MOST_STREAMS:
             return problems.problem(
                 503, f"{MOST_STREAMS} clients read events already: close one, or try again later"
             )
         self._number += 1
         try:
-            return await self._answer(request, select, follow=follow)
+            return await self._answer(request, requested)
         finally:
             self._number -= 1
 
-    async def _answer(
-        self, request: web.Request, select: EventFilter, *, follow: bool
-    ) -> web.StreamResponse:
-        start = await self._events.start(select)
+    async def _answer(self, request: web.Request, requested: EventRequest) -> web.StreamResponse:
+        follow = requested.follow
+
+        def is_over() -> bool:
+            return self._is_over(request, follow)
+
+        start = await self._events.start(requested, is_over)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         seconds = None if follow else _SLICE_SECONDS
         with contextlib.suppress(ConnectionError):  # the client has left
             await response.prepare(request)
-            parts = self._events.read(
-                start, select, follow=follow, is_over=lambda: self._is_over(request, follow)
-            )
+            parts = self._events.read(start, requested.select, follow=follow, is_over=is_over)
             try:
                 async with contextlib.aclosing(parts):
                     async for part in parts:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ocsf_nft.control import answers
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
+
+#: Maximum size of what is read at once, and of a line.
+_PART_BYTES: Final = 64 << 10
+_LINE_BYTES: Final = 16 << 20
 
 
 class _UnixConnection(http.client.HTTPConnection):
     """Connection of :mod:`http.client` to a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=answers.ANSWER_SECONDS)
+    def __init__(self, path: Path, seconds: float | None) -> None:
+        super().__init__("localhost", timeout=seconds)
         self._path = path
 
     def connect(self) -> None:
@@ -33,25 +38,60 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = made
 
 
-def call(control: Path, method: str, target: str, body: object = None) -> Any:
+def call(  # noqa: PLR0913 - each may be left out
+    control: Path,
+    method: str,
+    target: str,
+    body: object = None,
+    *,
+    if_match: str | None = None,
+    seconds: float = answers.ANSWER_SECONDS,
+) -> Any:
     """Send a request to the service at the socket ``control``, and return its JSON answer.
 
-    Blocks. ``body`` is sent as JSON unless it is None. Raises the error that the service reports
-    (the same class with the same sentence), AbsentError if no service listens, UnsupportedError if
-    connecting is not permitted, DeliveryError if the answer does not arrive.
+    Blocks for at most ``seconds`` for each part of the answer. ``body`` is sent as JSON unless it
+    is None. ``if_match`` is the ``etag`` of the sandbox that the request is for: raises
+    ChangedError if that has changed. Raises the error that the service reports (the same class with
+    the same sentence), AbsentError if no service listens, UnsupportedError if connecting is not
+    permitted, DeliveryError if the answer does not arrive.
     """
-    connection = _UnixConnection(control)
+    connection = _UnixConnection(control, seconds)
     data = None if body is None else json.dumps(body).encode()
     try:
-        connection.request(method, target, body=data)
+        headers = {} if if_match is None else {"If-Match": if_match}
+        connection.request(method, target, body=data, headers=headers)
         response = connection.getresponse()
         content = response.read()
         if response.status >= 400:
             raise answers.failure(response.status, content)
         return json.loads(content)
     except TimeoutError as error:
-        raise answers.late(control) from error
+        raise answers.late(control, seconds) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
+        raise answers.interrupted(control, str(error) or type(error).__name__) from error
+    finally:
+        connection.close()
+
+
+def json_lines(control: Path, target: str) -> Generator[bytes, None, None]:
+    """Request events from the service at the socket ``control``, and yield their JSON Lines.
+
+    Blocks as long as the service sends nothing. Ends when the service ends the answer. Raises the
+    errors of :func:`call`; DeliveryError if lines are missing at the end.
+    """
+    connection = _UnixConnection(control, None)
+    rest = b""
+    try:
+        connection.request("GET", target)
+        response = connection.getresponse()
+        if response.status >= 400:
+            raise answers.failure(response.status, response.read())
+        while part := response.read1(_PART_BYTES):
+            *lines, rest = (rest + part).split(b"\n")
+            if len(rest) > _LINE_BYTES:
+                raise answers.interrupted(control, f"a line has more than {_LINE_BYTES} bytes")
+            yield from lines
+    except (OSError, http.client.HTTPException) as error:
         raise answers.interrupted(control, str(error) or type(error).__name__) from error
     finally:
         connection.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ocsf_nft.config import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.container_facts import ContainerFacts
+from ocsf_nft.control.etags import etag_of
 from ocsf_nft.control.problem_types import MalformedError
 from ocsf_nft.control.sandboxes import ModeName, Origin, State
 from ocsf_nft.errors import UsageError
@@ -17,10 +20,9 @@ from ocsf_nft.service.status_rows import rows
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
-    from ocsf_nft.control.sandboxes import SinkState, View
-    from ocsf_nft.service.health import Fault
+    from ocsf_nft.control.sandboxes import Engine, View
     from ocsf_nft.service.status import Status
 
 
@@ -47,6 +49,8 @@ class SandboxView(Answer):
     """Time when the sandbox was added (RFC 3339)."""
     policy: dict[str, Any]
     """Keys of the policy as they were given, without defaults."""
+    etag: str
+    """Version of the policy, in quotes: the value for If-Match."""
 
 
 class SandboxList(Answer):
@@ -128,6 +132,9 @@ class _Counted(Answer):
 class SandboxStatus(SandboxView, _Counted):
     """State of a sandbox with its packet counts."""
 
+    missing_counters: list[str]
+    """Rules without counters in the kernel: a part of the fence was deleted."""
+
 
 class FinalStatus(_Counted):
     """Packet counts of a sandbox at its release."""
@@ -163,6 +170,10 @@ class ServiceStatus(Answer):
     """Version of ocsf-nft."""
     pid: int
     """Process id of the service."""
+    state_dir: str
+    """Path of the state directory, for the service."""
+    store: str
+    """Path of the state database, which has the events."""
     sandboxes: int
     """Number of sandboxes."""
     faults: list[FaultStatus]
@@ -185,7 +196,8 @@ def view_of(view: View) -> SandboxView:
 
 def sandbox_status(view: View, status: Status | None) -> SandboxStatus:
     """Return the answer about a sandbox with its counts; ``status`` is None without a fence."""
-    return SandboxStatus(**_view_keys(view), **_counted(status))
+    missing = () if status is None else status.absent
+    return SandboxStatus(**_view_keys(view), **_counted(status), missing_counters=list(missing))
 
 
 def final_status(status: Status) -> FinalStatus:
@@ -193,19 +205,19 @@ def final_status(status: Status) -> FinalStatus:
     return FinalStatus(sandbox=status.sandbox, **_counted(status))
 
 
-def service_status(
-    *, version: str, pid: int, sandboxes: int, faults: Sequence[Fault], sinks: Sequence[SinkState]
-) -> ServiceStatus:
-    """Return the answer about the service."""
+def service_status(engine: Engine) -> ServiceStatus:
+    """Return the answer about the service of this process."""
     return ServiceStatus(
-        version=version,
-        pid=pid,
-        sandboxes=sandboxes,
+        version=version("ocsf-nft"),
+        pid=os.getpid(),
+        state_dir=_text(engine.state_dir),
+        store=_text(engine.events.path),
+        sandboxes=len(engine.sandboxes.views()),
         faults=[
             FaultStatus(subject=each.subject, cause=each.cause, sandbox=each.sandbox)
-            for each in faults
+            for each in engine.faults()
         ],
-        sinks=[SinkStatus(name=each.name, fault=each.fault) for each in sinks],
+        sinks=[SinkStatus(name=each.name, fault=each.fault) for each in engine.sinks()],
     )
 
 
@@ -259,7 +271,12 @@ def _view_keys(view: View) -> dict[str, Any]:
         "fault": view.fault,
         "since": utc_text(view.since_ns // 1_000_000) or "",
         "policy": policy,
+        "etag": etag_of(view),
     }
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path.absolute()).decode(errors="backslashreplace")
 
 
 def _counted(status: Status | None) -> dict[str, Any]:

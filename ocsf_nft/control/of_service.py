@@ -18,6 +18,7 @@ def engine_of(service: Service, reload: Callable[[], Awaitable[None]]) -> Engine
     """Return the engine that serves the sandboxes and events of a running service."""
     database = service.store.database
     return Engine(
+        state_dir=service.config.state_dir,
         sandboxes=service,
         events=EventLog(database.path, lambda: database.end),
         faults=lambda: health.all_faults(service),

@@ -36,6 +36,13 @@ _NAME: Final = {
     "description": "Name of the sandbox.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
 }
+#: Header that binds a change to the version that the client has seen.
+_IF_MATCH: Final = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Only if the sandbox still has this version: its etag.",
+    "schema": {"type": "string"},
+}
 
 
 _KEY: Final = {
@@ -81,7 +88,7 @@ def document() -> dict[str, Any]:
                 "delete": _operation(
                     "releaseSandbox",
                     "Release a sandbox: remove its fence, and return its final counts.",
-                    {200: models.FinalStatus}, (404, 409, 422, 503),
+                    {200: models.FinalStatus}, (404, 409, 412, 422, 503), (_IF_MATCH,),
                 ),
             },
             "/v1/containers/{key}": {
@@ -120,7 +127,8 @@ def _put() -> dict[str, Any]:
         "Add a sandbox, or change its policy. The answer comes when the fence is active and its "
         "log records are read.",
         {201: models.PutAnswer, 200: models.PutAnswer},
-        (400, 404, 408, 409, 413, 422, 503),
+        (400, 404, 408, 409, 412, 413, 422, 503),
+        (_IF_MATCH,),
     )
     made["requestBody"] = {
         "required": True,
@@ -152,6 +160,12 @@ def _events() -> dict[str, Any]:
     made["parameters"] = [
         _parameter("sandbox", "Only events of this sandbox.", {"type": "string"}),
         _parameter(
+            "class",
+            "Only events of these classes, by names or uids with commas between them, such as "
+            "network_activity,2004.",
+            {"type": "string"},
+        ),
+        _parameter(
             "severity",
             "Only events of this severity or a higher one.",
             {"enum": ["informational", "low", "medium", "high", "critical"]},
@@ -159,6 +173,20 @@ def _events() -> dict[str, Any]:
         _parameter(
             "since",
             "Only events since this time (RFC 3339), or since this long ago: 90s, 15m, 12h, 7d.",
+            {"type": "string"},
+        ),
+        _parameter("until", "Only events before this time, or this age.", {"type": "string"}),
+        _parameter("uid", "Only the event with this metadata.uid.", {"type": "string"}),
+        _parameter(
+            "last",
+            "Of the stored events, only the last ones: at most this number. 0 with follow=1: only "
+            "new ones.",
+            {"type": "integer", "minimum": 0},
+        ),
+        _parameter(
+            "after",
+            "Only events that were stored after the one with this metadata.uid; all events if it "
+            "is stored no more.",
             {"type": "string"},
         ),
         _parameter(
@@ -179,7 +207,11 @@ def _parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str,
 
 
 def _operation(
-    identifier: str, summary: str, answers: dict[int, type[BaseModel]], errors: tuple[int, ...]
+    identifier: str,
+    summary: str,
+    answers: dict[int, type[BaseModel]],
+    errors: tuple[int, ...],
+    parameters: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
     responses = {
         str(status): _response(status, "application/json", model)
@@ -187,7 +219,10 @@ def _operation(
     }
     responses |= {str(status): _response(status, CONTENT_TYPE, Problem) for status in errors}
     responses["default"] = _response(None, CONTENT_TYPE, Problem)
-    return {"operationId": identifier, "summary": summary, "responses": responses}
+    made: dict[str, Any] = {"operationId": identifier, "summary": summary}
+    return (
+        made | ({"parameters": list(parameters)} if parameters else {}) | {"responses": responses}
+    )
 
 
 def _response(status: int | None, content_type: str, model: type[BaseModel]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from ocsf_nft.errors import (
     AbsentError,
+    ChangedError,
     ConflictError,
     ContainerRefusedError,
     DeliveryError,
@@ -39,6 +40,7 @@ def _kind(name: str, status: int, error: type[OcsfNftError]) -> ProblemType:
 #: All kinds; a subclass of an error comes before it.
 TYPES: Final = (
     _kind("absent", 404, AbsentError),
+    _kind("changed", 412, ChangedError),
     _kind("conflict", 409, ConflictError),
     _kind("refused", 403, ContainerRefusedError),
     _kind("malformed", 400, MalformedError),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.control.event_log import EventRequest
 from ocsf_nft.errors import UsageError
-from ocsf_nft.ocsf.event_filter import EventFilter, severity_id
+from ocsf_nft.ocsf.event_filter import EventFilter, class_uid, severity_id
 from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import since_ms
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiohttp import web
 
-_OF_EVENTS: Final = ("sandbox", "severity", "since", "follow")
+_OF_EVENTS: Final = (
+    "sandbox", "class", "severity", "since", "until", "uid", "last", "after", "follow",
+)  # fmt: skip
+_NUMBER: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _FOLLOW: Final = {"0": False, "1": True}
 #: Maximum number of characters of a name in an error's sentence.
 _MOST_CHARACTERS: Final = 100
@@ -32,19 +39,29 @@ def parameters(request: web.Request, *known: str) -> dict[str, str]:
     return dict(request.query)
 
 
-def event_query(request: web.Request) -> tuple[EventFilter, bool]:
-    """Return the filter of a request for events, and whether it also requests new events.
-
-    Raises UsageError if a parameter is wrong.
-    """
+def event_query(request: web.Request) -> EventRequest:
+    """Return the events that a request asks for; raises UsageError if a parameter is wrong."""
     given = parameters(request, *_OF_EVENTS)
-    severity, since = given.get("severity"), given.get("since")
-    follow = given.get("follow", "0")
+    last, after, follow = given.get("last"), given.get("after"), given.get("follow", "0")
+    if last is not None and _NUMBER.fullmatch(last) is None:
+        raise UsageError(f"last {quoted(last[:_MOST_CHARACTERS])} is no number of events")
+    if last is not None and after is not None:
+        raise UsageError("last and after can't be combined: give one of them")
     if follow not in _FOLLOW:
         raise UsageError(f"follow {quoted(follow[:_MOST_CHARACTERS])} is unknown: give 0 or 1")
-    selected = EventFilter(
+    return EventRequest(
+        _event_filter(given), _FOLLOW[follow], None if last is None else int(last), after
+    )
+
+
+def _event_filter(given: Mapping[str, str]) -> EventFilter:
+    severity, since, until = (given.get(name) for name in ("severity", "since", "until"))
+    kinds = given["class"].split(",") if "class" in given else ()
+    return EventFilter(
         sandbox=given.get("sandbox"),
+        classes=frozenset(class_uid("class", each) for each in kinds),
         min_severity=None if severity is None else severity_id("severity", severity),
         from_ms=None if since is None else since_ms("since", since),
+        until_ms=None if until is None else since_ms("until", until),
+        uid=given.get("uid"),
     )
-    return selected, _FOLLOW[follow]

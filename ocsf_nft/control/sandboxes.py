@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
@@ -58,6 +59,15 @@ class View(Protocol):
         """Return the time when the sandbox was added, in ns since the epoch."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """Return the identity of its network namespace; None if it is not watched."""
+        ...
+
+
+#: Condition of a change: it gets the state of the sandbox, or None if there is none.
+Condition: TypeAlias = "Callable[[View | None], None]"
+
 
 class Change(Protocol):
     """Result of adding or changing a sandbox."""
@@ -76,12 +86,22 @@ class Change(Protocol):
 class Sandboxes(Protocol):
     """Sandboxes of a service, in one order of calls for each sandbox; see :class:`Service`."""
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> Change:
-        """Add a sandbox, or change its policy; return when its fence is active."""
+    async def put(
+        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+    ) -> Change:
+        """Add a sandbox, or change its policy; return when its fence is active.
+
+        ``require`` is called with the present state before, and may raise an error.
+        """
         ...
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        """Release a sandbox; return its final status."""
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        """Release a sandbox; return its final status.
+
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, its fence stays.
+        """
         ...
 
     def view(self, name: str) -> View:
@@ -92,8 +112,11 @@ class Sandboxes(Protocol):
         """Return the states of all sandboxes, sorted by name."""
         ...
 
-    async def statuses(self) -> Sequence[Status]:
-        """Return the packet counts of all sandboxes with a fence."""
+    async def status(self, name: str) -> Status | None:
+        """Return the packet counts of a sandbox; None while it has no fence.
+
+        Raises AbsentError if there is no such sandbox.
+        """
         ...
 
 
@@ -115,10 +138,12 @@ class SinkState(Protocol):
 class Engine:
     """Parts of a service for the control API: its sandboxes, events, health and reload.
 
-    ``reload`` reads the configuration file again and applies it; it may raise an OcsfNftError.
-    ``attach`` returns the present ``[[attach]]`` tables.
+    ``state_dir`` is the state directory. ``reload`` reads the configuration file again and applies
+    it; it may raise an OcsfNftError. ``attach`` returns the present
+    ``[[attach]]`` tables.
     """
 
+    state_dir: Path
     sandboxes: Sandboxes
     events: EventLog
     faults: Callable[[], Sequence[Fault]]

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ocsf_nft.control import models, problems
 from ocsf_nft.control.containers import Containers
+from ocsf_nft.control.etags import condition_of, etag_of
 from ocsf_nft.control.event_stream import EventStreams
 from ocsf_nft.control.openapi import openapi
 from ocsf_nft.control.peer import caller_of
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from ocsf_nft.control.sandboxes import Engine
+    from ocsf_nft.control.sandboxes import Condition, Engine, View
     from ocsf_nft.control.socket_file import SocketFile
     from ocsf_nft.service.caller import Caller
 
@@ -129,20 +128,20 @@ class _Api:
     async def _show(self, request: web.Request) -> web.Response:
         parameters(request)
         name = _name(request)
-        self._engine.sandboxes.view(name)  # quick to refuse a name that is unknown
-        statuses = await self._engine.sandboxes.statuses()
-        status = next((each for each in statuses if each.sandbox == name), None)
-        view = self._engine.sandboxes.view(name)  # the counters were read meanwhile
-        return _json(models.sandbox_status(view, status))
+        status = await self._engine.sandboxes.status(name)
+        view = self._engine.sandboxes.view(name)
+        return _json(models.sandbox_status(view, status), view)
 
     async def _put(self, request: web.Request) -> web.Response:
         parameters(request)
         caller = _caller(request)
         name = _name(request)
         requested = models.sandbox_of(name, await self._body(request))
-        done = await self.calls.run(self._engine.sandboxes.put(requested, caller))
-        view = models.view_of(self._engine.sandboxes.view(name))
-        answer = _json(models.PutAnswer(changes=list(done.changes), sandbox=view))
+        require = _condition(name, request)
+        done = await self.calls.run(self._engine.sandboxes.put(requested, caller, require))
+        view = self._engine.sandboxes.view(name)
+        made = models.PutAnswer(changes=list(done.changes), sandbox=models.view_of(view))
+        answer = _json(made, view)
         if done.is_new:
             answer.set_status(201)
             answer.headers["Location"] = f"/v1/sandboxes/{name}"
@@ -152,7 +151,8 @@ class _Api:
         parameters(request)
         name = _name(request)
         caller = _caller(request)
-        status = await self.calls.run(self._engine.sandboxes.release(name, caller))
+        require = _condition(name, request)
+        status = await self.calls.run(self._engine.sandboxes.release(name, caller, require))
         return _json(models.final_status(status))
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -179,12 +179,7 @@ class _Api:
 
     async def _status(self, request: web.Request) -> web.Response:
         parameters(request)
-        engine = self._engine
-        answer = models.service_status(
-            version=version("ocsf-nft"), pid=os.getpid(), sandboxes=len(engine.sandboxes.views()),
-            faults=engine.faults(), sinks=engine.sinks(),
-        )  # fmt: skip
-        return _json(answer)
+        return _json(models.service_status(self._engine))
 
     async def _reload(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -256,12 +251,19 @@ def _name(request: web.Request) -> str:
     return values.sandbox_name(request.match_info["name"][:_MAX_NAME_SHOWN])
 
 
+def _condition(name: str, request: web.Request) -> Condition:
+    given = request.headers.getall(hdrs.IF_MATCH, [])
+    return condition_of(name, ",".join(given) if given else None)
+
+
 def _caller(request: web.Request) -> Caller | None:
     # None if the client has left already.
     sock = None if request.transport is None else request.transport.get_extra_info("socket")
     return None if sock is None else caller_of(sock)
 
 
-def _json(answer: BaseModel) -> web.Response:
+def _json(answer: BaseModel, view: View | None = None) -> web.Response:
+    """Return an answer; with ``view``, it has the tag of this sandbox."""
     body = answer.model_dump_json().encode("utf-8", "backslashreplace") + b"\n"
-    return web.Response(body=body, content_type="application/json")
+    headers = None if view is None else {hdrs.ETAG: etag_of(view)}
+    return web.Response(body=body, content_type="application/json", headers=headers)

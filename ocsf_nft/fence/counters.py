@@ -29,7 +29,7 @@ from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from ocsf_nft.fence.rule_counters import RuleCounters
@@ -140,12 +140,16 @@ class Counters:
 
         If the fence is permissive, each name has a suffix: ``egress:permissive``.
         """
-        return tuple(
-            account_name(rule, is_permissive=self._is_permissive)
-            for entry in self._namespaces
-            for names in entry.tables.values()
-            for rule in names
-        )
+        return _account_names(self._namespaces, is_permissive=self._is_permissive)
+
+    def absent(self, *, is_permissive: bool) -> tuple[str, ...]:
+        """Return the names of the rules of which the last reading found no counters.
+
+        The fence has the given mode now. Before the first reading, no rule is absent.
+        """
+        read = [each for each in self._namespaces if each.generation is not None]
+        names = _account_names(read, is_permissive=is_permissive)
+        return tuple(name for name in names if self._latest.get(name) is None)
 
     def read(self, explained: Mapping[str, int] = MappingProxyType({})) -> Reading:
         """Read all counters of the fence, except those of rules without their counters or sets.
@@ -339,6 +343,17 @@ class Counters:
             nftables.close()
             raise
         return nftables
+
+
+def _account_names(
+    namespaces: Iterable[_NamespaceTables], *, is_permissive: bool
+) -> tuple[str, ...]:
+    return tuple(
+        account_name(rule, is_permissive=is_permissive)
+        for entry in namespaces
+        for names in entry.tables.values()
+        for rule in names
+    )
 
 
 def _suffixes(rules: Collection[str]) -> dict[str, str]:

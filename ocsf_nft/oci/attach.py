@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.container_path import container_path
+from ocsf_nft.control_request import RELEASED, ProblemError
 from ocsf_nft.errors import FenceError, OcsfNftError
 from ocsf_nft.oci.bundle import facts, read_config
 from ocsf_nft.oci.network import namespace_path, network_of
@@ -23,7 +24,7 @@ def add(service: Service, container: str, *, pid: int, bundle: str, root: str = 
     name = container
     try:
         config = read_config(bundle)
-        known = facts(config, bundle)
+        known = facts(config, bundle, container)
         name = known.get("name", container)
         body: dict[str, Any] = {
             "id": container,
@@ -39,9 +40,12 @@ def add(service: Service, container: str, *, pid: int, bundle: str, root: str = 
 
 
 def remove(service: Service, container: str, *, root: str = "") -> None:
-    """Ask the service to end the sandbox of a deleted container.
+    """Ask the service to end the sandbox of a deleted container, if it has one of its own.
 
-    Raises ProblemError, for example with status 404 for a container without a fence, and
-    ServiceError if the service does not answer.
+    Raises ProblemError if the service fails, ServiceError if it does not answer.
     """
-    service.request("DELETE", container_path(container, root))
+    try:
+        service.request("DELETE", container_path(container, root))
+    except ProblemError as error:
+        if error.status not in RELEASED:
+            raise

@@ -16,15 +16,17 @@ _FILE: Final = "config.v2.json"
 _MOUNTED: Final = frozenset(("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"))
 
 
-def facts(config: dict[str, Any]) -> dict[str, Any] | None:
+def facts(config: dict[str, Any], container: str) -> dict[str, Any] | None:
     """Return the facts about a container with this config.json; None if it is not of Docker.
 
-    The keys are ``name``, ``image``, ``image_id`` and ``labels``.
+    ``container`` is its id. The keys are ``name``, ``image``, ``image_id`` and ``labels``.
     """
     for each in config.get("mounts") or ():
         if each.get("destination") in _MOUNTED:
-            found = _read(os.path.dirname(each.get("source") or ""))
-            if found is not None:
+            folder = os.path.dirname(each.get("source") or "")
+            # A user may mount a file from another folder, with a config.v2.json of the user's own.
+            # The user can't name that folder as the id, which Docker chooses later.
+            if os.path.basename(folder) == container and (found := _read(folder)) is not None:
                 return found
     return None
 
@@ -41,5 +43,5 @@ def _read(folder: str) -> dict[str, Any] | None:
         }
         labels = settings.get("Labels") or {}
         return {key: value for key, value in known.items() if value} | {"labels": dict(labels)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # a file of another engine, or of another program

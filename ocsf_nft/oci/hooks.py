@@ -12,7 +12,6 @@ import math
 import os
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from ocsf_nft.control_request import ABSENT, ProblemError
 from ocsf_nft.errors import DeliveryError, SourceError, UsageError
 from ocsf_nft.oci.attach import add, remove
 from ocsf_nft.oci.bundle import read_config
@@ -29,9 +28,10 @@ STOP: Final = "poststop"
 _MARGIN_SECONDS: Final = 5
 
 
-def hook(stage: str, state: IO[str], service: Service) -> None:
+def hook(stage: str, state: IO[str], service: Service, root: str = "") -> None:
     """Run the hook of a stage; ``state`` has the container's state as JSON (OCI runtime spec).
 
+    ``root`` is the runtime's state folder, if :func:`with_hooks` has added the hook.
     Raises FenceError if the container must not start, UsageError for another stage, SourceError for
     a state that is none.
     """
@@ -43,35 +43,34 @@ def hook(stage: str, state: IO[str], service: Service) -> None:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise SourceError("the runtime gave the hook no state of a container") from error
     if stage == CREATE:
-        add(service, container, pid=pid, bundle=bundle)
+        add(service, container, pid=pid, bundle=bundle, root=root)
     else:
-        _remove(service, container)
+        remove(service, container, root=root)
 
 
-def _remove(service: Service, container: str) -> None:
-    try:
-        remove(service, container)
-    except ProblemError as error:
-        if error.status != ABSENT:
-            raise
-
-
-def with_hooks(bundle: str, program: Sequence[str], seconds: float) -> None:
+def with_hooks(bundle: str, program: Sequence[str], seconds: float, root: str = "") -> None:
     """Add both hooks to the config.json of a bundle, if they are not there.
 
     ``program`` is the path of the wrapper, and its options; ``seconds`` is the time limit of its
-    request. Raises SourceError if the file can't be read, DeliveryError if it can't be written.
+    request, ``root`` the runtime's state folder. Raises SourceError if the file can't be read,
+    DeliveryError if it can't be written.
     """
     config = read_config(bundle)
     hooks: dict[str, Any] = config.get("hooks") or {}
     config["hooks"] = hooks
     for stage in (CREATE, STOP):
+        arguments = [*program, "hook", stage]
         ours = {
             "path": program[0],
-            "args": [*program, "hook", stage],
+            "args": [*arguments, root],
             "timeout": math.ceil(seconds) + _MARGIN_SECONDS,
         }
-        others = [each for each in hooks.get(stage) or () if each != ours]
+        # The one before may have another state folder.
+        others = [
+            each
+            for each in hooks.get(stage) or ()
+            if each.get("args", [])[: len(arguments)] != arguments
+        ]
         hooks[stage] = [*others, ours]
     _replace(f"{bundle}/config.json", json.dumps(config))
 

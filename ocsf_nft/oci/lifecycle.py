@@ -7,7 +7,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ocsf_nft.control_request import ABSENT, ProblemError
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.oci.attach import add, remove
 from ocsf_nft.oci.hooks import with_hooks
@@ -51,7 +50,8 @@ def run(given: CommandLine, settings: Settings) -> NoReturn:
     """
     try:
         program = [os.path.abspath(sys.argv[0]), *settings.as_options()]
-        with_hooks(_bundle(given), program, settings.service.seconds)
+        root = given.options.get("root", "")
+        with_hooks(_bundle(given), program, settings.service.seconds, root)
     except OcsfNftError as error:
         raise FenceError(
             f"ocsf-nft: container {given.container} does not start: {error}"
@@ -69,25 +69,18 @@ def delete(given: CommandLine, container: str, settings: Settings) -> int:
     if code == 0:
         try:
             remove(settings.service, container, root=given.options.get("root", ""))
-        except ProblemError as error:
-            if error.status != ABSENT:
-                _warn(error, given)
         except OcsfNftError as error:
-            _warn(error, given)
+            report(
+                f"ocsf-nft: the sandbox of container {container} was not released: {error}",
+                given.options,
+                level="warning",
+            )
     return code
 
 
 def become(runtime: str, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by the runtime with these arguments."""
     os.execv(runtime, [runtime, *arguments])  # noqa: S606
-
-
-def _warn(error: OcsfNftError, given: CommandLine) -> None:
-    report(
-        f"ocsf-nft: the sandbox of container {given.container} was not released: {error}",
-        given.options,
-        level="warning",
-    )
 
 
 def _bundle(given: CommandLine) -> str:

@@ -37,8 +37,8 @@ def main() -> None:
 
 def _dispatch(given: CommandLine, found: Settings) -> int:
     if given.command == _HOOK:
-        stage = given.runtime[given.runtime.index(_HOOK) + 1 :]
-        hook(stage[0] if stage else "", sys.stdin, found.service)
+        stage, root, *_ = *given.runtime[given.runtime.index(_HOOK) + 1 :], "", ""
+        hook(stage, sys.stdin, found.service, root)
         return 0
     if given.container is not None:
         if given.command == "create":

@@ -32,7 +32,7 @@ def _read(path: str) -> list[Any]:
     try:
         with open(path, "rb") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []  # there is no such file, or another version of Podman has another form
     return found if isinstance(found, list) else []
 

@@ -9,9 +9,12 @@ import orjson
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.oneline import sandbox_or_host
 from ocsf_nft.quoted import quoted
 
+#: Maximum number of characters of a wrong value in a sentence.
+_MOST_CHARACTERS: Final = 100
 _SEVERITIES: Final = ("critical", "high", "informational", "low", "medium")
 
 
@@ -23,6 +26,18 @@ def severity_id(name: str, text: str) -> int:
     if text.lower() not in _SEVERITIES:
         raise UsageError(f"{name} {quoted(text)} is unknown: give one of {', '.join(_SEVERITIES)}")
     return int(Severity[text.upper()])
+
+
+def class_uid(name: str, text: str) -> int:
+    """Return the class_uid of a class by its name or number; ``name`` is that of the option.
+
+    Raises UsageError if the class is unknown.
+    """
+    known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
+    if text not in known:
+        shown = quoted(text[:_MOST_CHARACTERS])
+        raise UsageError(f"{name} {shown} is not known: give one of {', '.join(known)}")
+    return known[text]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
-from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.guard_thread import GuardThread
@@ -20,7 +19,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.namespace_watch import NamespaceWatch
 from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
-from ocsf_nft.service import health, log_feeds
+from ocsf_nft.service import health, log_feeds, startup
 from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
@@ -31,22 +30,23 @@ from ocsf_nft.service.nflog_feeds import NflogFeeds
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
+from ocsf_nft.service.sandbox_view import must_be_absent, must_exist, no_condition
 from ocsf_nft.service.sandboxes import Sandboxes
 from ocsf_nft.service.shared_names import SharedNames
 from ocsf_nft.service.task_errors import first_error
-from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
-from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Sandbox
-    from ocsf_nft.service.sandbox_view import PutResult, SandboxView
+    from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
+    from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
 
@@ -58,8 +58,6 @@ _REFRESH_SECONDS: Final = 1.0
 _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0
-#: Part of the store's size for dead letters: events that a sink refused.
-_DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset(
     {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
@@ -178,30 +176,39 @@ class Service:
         """
         self._stop.set()
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+    async def put(
+        self,
+        sandbox: SandboxConfig,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+    ) -> PutResult:
         """Add a sandbox, or change its policy; see :meth:`Sandboxes.put`.
 
         The sandbox is stored, and comes back after a restart of the service.
         """
-        return await self._sandboxes.put(sandbox, caller)
+        return await self._sandboxes.put(sandbox, caller, require)
 
     async def add(self, sandbox: SandboxConfig) -> None:
         """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""
-        await self._sandboxes.put(sandbox, is_new=True)
+        await self._sandboxes.put(sandbox, require=must_be_absent)
 
     async def set(self, sandbox: SandboxConfig) -> tuple[str, ...]:
         """Change the policy of a sandbox that was added, and return the differences, as texts.
 
         Raises AbsentError if there is no such sandbox, and the errors of :meth:`put`.
         """
-        return (await self._sandboxes.put(sandbox, is_new=False)).changes
+        return (await self._sandboxes.put(sandbox, require=must_exist)).changes
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        """Release a sandbox that was added, and return its final counts.
-
-        See :meth:`Sandboxes.release`.
-        """
-        return await self._sandboxes.release(name, caller)
+    async def release(
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
+    ) -> Status:
+        """Release a sandbox that was added; see :meth:`Sandboxes.release`."""
+        return await self._sandboxes.release(name, caller, require, keeps_fence=keeps_fence)
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""
@@ -250,16 +257,21 @@ class Service:
 
         The counters are read before. Raises DeliveryError if the state database can't be used.
         """
-        await self._refresh()
-        return tuple(
-            each.watched.status(is_watched=each.failure is None)
-            for each in self.sandboxes
-            if each.watched is not None
-        )
+        await self._refresh(self.sandboxes)
+        found = (each.status() for each in self.sandboxes)
+        return tuple(each for each in found if each is not None)
 
-    async def _refresh(self) -> None:
-        """Read the counters of all sandboxes, but do not wait long for any."""
-        watched = [each.watched for each in self.sandboxes if each.watched is not None]
+    async def status(self, name: str) -> Status | None:
+        """Return the status of one sandbox, and read only its counters before.
+
+        None if it is not watched. Raises AbsentError if there is no such sandbox, DeliveryError.
+        """
+        await self._refresh((self._sandboxes.find(name),))
+        return self._sandboxes.find(name).status()
+
+    async def _refresh(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Read the counters of sandboxes, but do not wait long for any."""
+        watched = [each.watched for each in sandboxes if each.watched is not None]
         tasks = [asyncio.create_task(each.account.refresh()) for each in watched]
         self._refreshing.update(tasks)
         for task in tasks:
@@ -282,7 +294,7 @@ class Service:
         guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
-        self.store = store = self._store()
+        self.store = store = startup.state_store(config, self.retrier)
         self._reporter = reporter = Reporter(
             store.commit,
             this_host(),
@@ -291,7 +303,7 @@ class Service:
         )
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.fallback_chain = await stack.enter_async_context(self._chain())
+        self.fallback_chain = await stack.enter_async_context(startup.fallback_chain(config))
         if config.control is not None:  # so that the first sandbox is added at once
             await self.fallback_chain.start()
         namespaces = await stack.enter_async_context(NamespaceWatch())
@@ -309,7 +321,7 @@ class Service:
                 self._outlets(config),
                 store,
                 sinks=sink_db.path_of(store.database.path),
-                max_bytes=self._dead_letter_bytes,
+                max_bytes=startup.dead_letter_bytes(config),
                 max_seconds=config.store.max_age,
                 iteration=self._iteration,
             )
@@ -370,28 +382,6 @@ class Service:
         if self._iterates and not (config.sink or config.output):
             return ()  # standard output belongs to the caller
         return outlets(config.sinks)
-
-    def _chain(self) -> FallbackChain:
-        settings = self.config.attribution
-        return FallbackChain(
-            top=settings.method,
-            wait_seconds=settings.wait_ms / 1000,
-            hashed_bytes=settings.hash_max_bytes,
-        )
-
-    def _store(self) -> StateStore:
-        settings = self.config.store
-        return StateStore(
-            settings.path or self._state.path / state_db.FILE,
-            self.retrier,
-            max_bytes=settings.max_bytes - self._dead_letter_bytes,
-            max_seconds=settings.max_age,
-            drops=settings.when_full == "drop",
-        )
-
-    @property
-    def _dead_letter_bytes(self) -> int:
-        return self.config.store.max_bytes // _DEAD_LETTER_PART
 
     async def _report_capture_end(self, reason: str) -> None:
         event = attribution_degraded(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import structlog
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.errors import (
+    AbsentError,
+    FenceError,
+    OcsfNftError,
+    SourceError,
+    UnsupportedError,
+    UsageError,
+)
 from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
@@ -42,7 +49,7 @@ _log = structlog.get_logger()
 #: Who gave the sandbox: the configuration file, or a call of the control API.
 Origin: TypeAlias = Literal["file", "api"]
 #: Errors that are about one sandbox: the others are still watched.
-OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError)
+OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError, UsageError)
 #: Pauses between two attempts to fence a namespace.
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 60.0
@@ -108,6 +115,11 @@ class Sandbox:
         Raises UnsupportedError if that can't be found out.
         """
         return self.watched is not None and self.watched.has_ended
+
+    def status(self) -> Status | None:
+        """Return the status by the last reading of the counters; None if it is not watched."""
+        watched = self.watched
+        return None if watched is None else watched.status(is_watched=self.failure is None)
 
     async def activate(self, parts: FenceParts) -> None:
         """Activate the fence, unless the sandbox waits for its network namespace.
@@ -240,6 +252,18 @@ class Sandbox:
             await report(sandbox_end(balances, end, process), is_removed=removes)
         self.watched = None
         return status
+
+    async def abandon(self) -> Status | None:
+        """Close the sandbox, but leave its fence in the network namespace; emit an event.
+
+        Call it once, after :meth:`run`. Return the final status; None if it was not watched. Raises
+        the errors of :func:`ended_namespaces.remove_record`, and DeliveryError.
+        """
+        watched = self.watched
+        if watched is None:
+            return None
+        await run_shielded(self._end(watched))
+        return watched.status(is_watched=False)
 
     async def _watch(self, watched: WatchedSandbox) -> bool:
         """Watch the sandbox until its namespace ends; return False if it is stopped before."""

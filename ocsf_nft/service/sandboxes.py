@@ -16,7 +16,7 @@ from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.keyed_locks import KeyedLocks
 from ocsf_nft.service.policy_changes import is_same_namespace, policy_changes
 from ocsf_nft.service.sandbox import Sandbox
-from ocsf_nft.service.sandbox_view import PutResult, view_of
+from ocsf_nft.service.sandbox_view import PutResult, no_condition, view_of
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.status import Status
 from ocsf_nft.service.task_errors import run_all
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Origin
     from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
-    from ocsf_nft.service.sandbox_view import SandboxView
+    from ocsf_nft.service.sandbox_view import Condition, SandboxView
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -76,7 +76,14 @@ class Sandboxes:
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""
-        return view_of(self._find(name))
+        return view_of(self.find(name))
+
+    def find(self, name: str) -> Sandbox:
+        """Return a sandbox; raises AbsentError if there is none of this name."""
+        found = self._sandboxes.get(name)
+        if found is None:
+            raise AbsentError(f"there is no sandbox {name} here: see `ocsf-nft list`")
+        return found
 
     async def activate(
         self, parts: FenceParts, configured: Sequence[SandboxConfig], *, must_exist: bool
@@ -216,26 +223,38 @@ class Sandboxes:
             self._drop(sandbox)
 
     async def put(
-        self, config: SandboxConfig, caller: Caller | None = None, *, is_new: bool | None = None
+        self,
+        config: SandboxConfig,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
     ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
-        With ``is_new``, only add it; with False, only change it. If its policy has host names, also
-        wait for the first answers about them, for at most 5 s. After an error, the sandbox is as
+        If its policy has host names, also wait for the first answers about them, for at most 5 s.
+        ``require`` is called with the present state, and may raise an OcsfNftError. No other call
+        changes the sandbox between this check and the change. After an error, the sandbox is as
         before. Raises UsageError if a value is invalid. Raises ConflictError if the configuration
         file has the sandbox, or if a key differs that can't be changed. Raises the errors of
         :func:`sandbox_start.activate` and :meth:`FenceMonitor.change`.
         """
         config.check()
-        return await self._call(config.name, partial(self._put, config, caller, is_new))
+        return await self._call(config.name, partial(self._put, config, caller, require))
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
+    async def release(
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
+    ) -> Status:
         """Release a sandbox: remove its fence if it was installed, and return the final counts.
 
-        Raises AbsentError if there is no such sandbox, ConflictError if the configuration file has
-        it, and the errors of :func:`installer.remove`.
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, the fence stays in the network
+        namespace as long as that exists. Raises AbsentError if there is no such sandbox,
+        ConflictError if the configuration file has it, and the errors of :func:`installer.remove`.
         """
-        return await self._call(name, partial(self._release, name, caller))
+        return await self._call(name, partial(self._release, name, caller, require, keeps_fence))
 
     async def _call(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a call for a sandbox after the calls before; a caller that leaves does not end it."""
@@ -252,7 +271,7 @@ class Sandboxes:
         return await asyncio.shield(task)
 
     async def _put(
-        self, config: SandboxConfig, caller: Caller | None, is_new: bool | None
+        self, config: SandboxConfig, caller: Caller | None, require: Condition
     ) -> PutResult:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
@@ -260,13 +279,10 @@ class Sandboxes:
         if found is not None and found.has_ended:
             await asyncio.wait([self._tasks[config.name]])
             found = self._sandboxes.get(config.name)
+        require(None if found is None else view_of(found))
         if found is None:
-            if is_new is False:
-                self._find(config.name)
             await self._add(config, caller)
             return PutResult(is_new=True, changes=())
-        if is_new:
-            raise ConflictError(f"there is a sandbox {config.name} already: change or release it")
         changes = policy_changes(found.config, config)
         if changes or found.config != config:
             before = found.config.given()
@@ -303,16 +319,23 @@ class Sandboxes:
     async def _store(self, config: SandboxConfig) -> None:
         await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
 
-    async def _release(self, name: str, caller: Caller | None) -> Status:
-        sandbox = self._find(name)
+    async def _release(
+        self, name: str, caller: Caller | None, require: Condition, keeps_fence: bool
+    ) -> Status:
+        sandbox = self.find(name)
+        require(view_of(sandbox))
         if sandbox.origin == "file":
             raise _of_file(name)
         sandbox.stop()
         await asyncio.wait([self._tasks[name]])
         if name not in self._sandboxes:  # its namespace has ended meanwhile
             raise AbsentError(f"sandbox {name} has ended")
-        process = _process(caller)
-        status = await sandbox.finish(_RELEASED, removes=sandbox.config.install, process=process)
+        if keeps_fence:
+            status = await sandbox.abandon()
+        else:
+            process = _process(caller)
+            removes = sandbox.config.install
+            status = await sandbox.finish(_RELEASED, removes=removes, process=process)
         self._state.delete_added(name)
         self._drop(sandbox)
         self._on_change()
@@ -350,12 +373,6 @@ class Sandboxes:
         """Raise the failure of a sandbox if no other one is watched."""
         if self._is_needed and all(each.failure is not None for each in self.all):
             raise error
-
-    def _find(self, name: str) -> Sandbox:
-        found = self._sandboxes.get(name)
-        if found is None:
-            raise AbsentError(f"there is no sandbox {name} here: see `ocsf-nft list`")
-        return found
 
 
 def _of_file(name: str) -> ConflictError:

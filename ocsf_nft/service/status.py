@@ -14,6 +14,8 @@ from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.service import stored_account
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.flow import Mode
@@ -41,20 +43,22 @@ class Status:
 
 
 def statuses(
-    state: StateDirectory, sandbox: str | None = None
+    state: StateDirectory, sandbox: str | None = None, *, known: Collection[str] = ()
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
     """Return the status of one sandbox, or of all recorded sandboxes if ``sandbox`` is None.
 
-    The second tuple has an error for each sandbox without a readable status. Blocks. Needs
-    CAP_NET_ADMIN over the sandboxes' namespaces. Raises AbsentError if there is no record of any
-    sandbox, FenceError if the records can't be listed.
+    Those in ``known`` are left out. The second tuple has an error for each sandbox without a
+    readable status. Blocks. Needs CAP_NET_ADMIN over the sandboxes' namespaces. Raises AbsentError
+    if there is no record of any sandbox, FenceError if the records can't be listed.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
-    if not names:
+    if not names and not known:
         raise AbsentError(f"{state.path} has no record of a sandbox: run `ocsf-nft install`")
     found: list[Status] = []
     faults: list[OcsfNftError] = []
     for name in names:
+        if name in known:
+            continue
         try:
             found.append(_status(name, state))
         except OcsfNftError as error:

@@ -135,7 +135,7 @@ class WatchedSandbox:
         for pid in found.pids:
             if await self.monitor.move(of_process(pid)):
                 _log.warning(
-                    "a network namespace without a name has processes, and is still watched",
+                    "a network namespace is watched without its name: it has processes",
                     sandbox=self.name,
                     pid=pid,
                     processes=found.count,
@@ -150,7 +150,7 @@ class WatchedSandbox:
             sandbox=self.name,
             is_watched=is_watched,
             mode=reports.mode,
-            absent=(),
+            absent=self.account.counters.absent(is_permissive=reports.mode == "permissive"),
             verdict=reports.verdict,
             balances=self.account.balances(),
             dropped_records=self.parts.store.database.dropped_records(self.name),

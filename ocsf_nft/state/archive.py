@@ -105,6 +105,11 @@ class Archive:
         with self._database.transaction() as connection:
             return read_events(connection, beyond, until, events=events, size=size)
 
+    def number_of(self, uid: str) -> int:
+        """Return the number of the event with this ``metadata.uid``; 0 if it is not stored."""
+        rows = self._query("SELECT number FROM event WHERE uid = ?", uid)
+        return int(rows[0][0]) if rows else 0
+
     def last_before(self, stored_ms: int) -> int:
         """Return the number of the last event that was stored before ``stored_ms``, or 0.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ def become(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> No
     # A finalizer of the test process would close a descriptor that the command has reused by then.
     gc.freeze()
     os.closerange(3, _DESCRIPTORS)  # also the one that subprocess waits on until exec
+    # As Python does at its start; subprocess has undone it.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     code: object = 1
     try:
         warnings.resetwarnings()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from ocsf_nft.cli import stored_events
+from ocsf_nft.cli.stored_events import StoreSelection
 from ocsf_nft.delivery.sink_db import RefusedEvent
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.state_db import FILE
@@ -150,16 +152,16 @@ def test_events_stored_during_the_listing_are_left_to_follow(
 ) -> None:
     shown: list[bytes] = []
 
-    def write(found: Iterable[bytes]) -> None:
+    def write(found: Iterable[bytes]) -> bool:
         for line in found:
             if not shown:
                 new = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "new"}}
                 asyncio.run(_put(state / FILE, lines([new])))
             shown.append(line)
+        return True
 
-    module = import_module("ocsf_nft.cli.events")
     with Archive(state / FILE) as archive:
-        events = module._Selection([archive], lambda _: True, write)
+        events = StoreSelection([archive], lambda _: True, write)
         asyncio.run(_put(state / FILE, lines([STORED[1]])))
         events.last(number)
     assert shown == lines(STORED[::2])[-(number or len(STORED)) :]
@@ -177,7 +179,7 @@ def test_events_follow_with_no_lines_shows_only_new_events(
             raise KeyboardInterrupt
         asyncio.run(_put(state / FILE, [new]))
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(stored_events, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(module.output, "write", shown.append)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     module.events(state_dir=state, lines=0, follow=True, form="jsonl")
@@ -291,7 +293,7 @@ def test_severity_filter_selects_that_severity_and_above() -> None:
     module = import_module("ocsf_nft.cli.events")
     names = ("informational", "low", "medium", "high", "Critical")
     for least, name in enumerate(names, 1):
-        is_selected = module._filter(None, [], name, None, None, None)
+        is_selected = module._event_filter({"severity": name}, [])
         found = [
             number for number in range(7) if is_selected(orjson.dumps({"severity_id": number}))
         ]

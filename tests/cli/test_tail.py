@@ -312,11 +312,12 @@ def test_output_has_colours_only_on_a_terminal(events: Path) -> None:
     assert "\x1b[" in _on_a_terminal("-n", "1", str(events), NO_COLOR="")
 
 
-def test_tail_does_not_read_from_a_terminal() -> None:
-    shown = _on_a_terminal()
-    assert shown == (
-        "ocsf-nft: name a file of events, or pipe events into it: ocsf-nft tail PATH\n"
+def test_tail_does_not_read_from_a_terminal(tmp_path: Path) -> None:
+    assert _on_a_terminal("-") == (
+        "ocsf-nft: pipe events into it, or name a file of events: ocsf-nft tail PATH\n"
     )
+    none = {"OCSF_NFT_STATE_DIR": str(tmp_path), "OCSF_NFT_CONTROL": str(tmp_path / "none")}
+    assert f"{tmp_path} holds no events" in _on_a_terminal(**none)
 
 
 @given(EVENTS)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
-    from ocsf_nft.control.sandboxes import Origin, State
+    from ocsf_nft.control.sandboxes import Condition, Origin, State
     from ocsf_nft.http_connections import Limits
     from ocsf_nft.service.caller import Caller
 
@@ -42,6 +42,7 @@ class View:
     state: State = "active"
     fault: str | None = None
     since_ns: int = 1_700_000_000_123_456_789
+    identity: str | None = None
 
     @property
     def mode(self) -> Literal["enforcing", "permissive"]:
@@ -95,8 +96,11 @@ class Sandboxes:
             raise
         self.completed += 1
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
+    async def put(
+        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+    ) -> PutResult:
         before = self.found.get(sandbox.name)
+        require(before)
         if before is not None and before.origin == "file":
             raise ConflictError(f"sandbox {sandbox.name} is in the configuration file: change it")
         await self._work("put", sandbox.name, caller)
@@ -104,9 +108,11 @@ class Sandboxes:
         changed = before is not None and before.config != sandbox
         return PutResult(before is None, ("policy: changed",) if changed else ())
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        self.view(name)
-        await self._work("release", name, caller)
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        require(self.view(name))
+        await self._work("abandon" if keeps_fence else "release", name, caller)
         del self.found[name]
         return status(name)
 
@@ -118,16 +124,16 @@ class Sandboxes:
     def views(self) -> tuple[View, ...]:
         return tuple(self.found[name] for name in sorted(self.found))
 
-    async def statuses(self) -> tuple[Status, ...]:
+    async def status(self, name: str) -> Status | None:
         await asyncio.sleep(0)
-        return tuple(status(each.name) for each in self.views() if each.state == "active")
+        return status(name) if self.view(name).state == "active" else None
 
 
 def status(name: str) -> Status:
     return Status(
         sandbox=name,
         is_watched=True,
-        absent=(),
+        absent=("forward",),
         balances=(
             Balance(
                 sandbox=name, rule="egress", refused=HUGE, reported=7, aggregated=0, pending=0,
@@ -172,6 +178,7 @@ async def serving(
             served.reloads += 1
 
         engine = Engine(
+            state_dir=path.parent,
             sandboxes=sandboxes,
             events=EventLog(store or path.with_name("store"), end),
             faults=lambda: (Fault("sink siem is down", "refused", None),),

@@ -106,7 +106,7 @@ def test_container_can_ask_for_a_table_without_patterns(given: dict[str, Any]) -
     ("given", "tables", "reason"),
     [
         ({}, [], r"no \[\[attach\]\] table matches it"),
-        ({"image": "x"}, [_table()], r"it needs no fence \(image x\)"),
+        ({"image": "x"}, [_table()], r"matches it \(image x\): add one"),
         ({}, [_every(action="refuse")], "the .* table every refuses it"),
         ({"policy": "missing"}, [_every()], 'policy "missing", and no'),
         ({"policy": "agents"}, [_every(), _table()], "but the table every matches it first"),

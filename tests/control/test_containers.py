@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -13,11 +15,12 @@ from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.containers import Attached, Containers
 from ocsf_nft.errors import AbsentError, ConflictError, ContainerRefusedError
-from ocsf_nft.service.sandbox_view import PutResult, SandboxView
+from ocsf_nft.service.sandbox_view import PutResult, SandboxView, no_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.control.sandboxes import Condition
     from ocsf_nft.lab import Lab
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.status import Status
@@ -44,16 +47,20 @@ class _Sandboxes:
         self.found: dict[str, SandboxView] = {}
         self.calls: list[tuple[str, str]] = []
 
-    async def put(self, sandbox: SandboxConfig, caller: Caller | None = None) -> PutResult:
-        assert caller is None
+    async def put(
+        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+    ) -> PutResult:
+        assert (caller, require) == (None, no_condition)
         is_new = sandbox.name not in self.found
         self.calls.append(("put", sandbox.name))
         self.add(sandbox)
         return PutResult(is_new, ())
 
-    async def release(self, name: str, caller: Caller | None = None) -> Status:
-        assert caller is None
-        self.calls.append(("release", name))
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        assert (caller, require) == (None, no_condition)
+        self.calls.append(("abandon" if keeps_fence else "release", name))
         del self.found[name]
         return cast("Status", name)
 
@@ -63,8 +70,8 @@ class _Sandboxes:
     def view(self, name: str) -> SandboxView:
         return self.found[name]
 
-    async def statuses(self) -> tuple[Status, ...]:
-        return ()
+    async def status(self, name: str) -> Status:
+        return cast("Status", name)
 
     def add(self, sandbox: SandboxConfig, **given: Any) -> None:
         state = {"origin": "api", "state": "active", "mode": "enforcing"} | given
@@ -118,13 +125,39 @@ async def test_second_put_changes_nothing_although_processes_run(
     assert sandboxes.calls == [("put", _FENCED)] * 2
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_container_is_released_if_only_a_child_of_the_service_is_in_its_network(
+    lab: Lab, containers: Containers, is_ours: bool
+) -> None:
+    await containers.put(_ID, _facts(lab.sandbox))
+    with _program(lab.sandbox, is_ours=is_ours):
+        if is_ours:  # such as nft
+            await containers.release(_ID)
+        else:
+            with pytest.raises(ConflictError, match="other containers use the network"):
+                await containers.release(_ID)
+
+
+@contextlib.contextmanager
+def _program(netns: str, *, is_ours: bool) -> Iterator[None]:
+    """Run a program in a network namespace, as a child of this process or of another one."""
+    program = ["ip", "netns", "exec", netns, "sh", "-c", "echo; exec cat"]
+    command = program if is_ours else ["sh", "-c", '"$@"; true', "sh", *program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
 async def test_container_that_was_started_again_gets_a_new_sandbox(
     lab: Lab, sandboxes: _Sandboxes, containers: Containers
 ) -> None:
     await containers.put(_ID, _facts(lab.sandbox))
     attached = await containers.put(_ID, _facts(lab.gateway))
     assert attached.is_new
-    assert sandboxes.calls == [("put", _FENCED), ("release", _FENCED), ("put", _FENCED)]
+    assert sandboxes.calls == [("put", _FENCED), ("abandon", _FENCED), ("put", _FENCED)]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +175,15 @@ async def test_container_joins_a_namespace_with_an_active_fence_only(
         with pytest.raises(ContainerRefusedError):
             await containers.put(_OTHER, facts)
     assert sandboxes.calls == []
+
+
+async def test_fence_of_a_virtual_machine_encloses_no_container(
+    lab: Lab, sandboxes: _Sandboxes, containers: Containers
+) -> None:
+    keys = {"profile": "tap", "device": "tap0", "subnet": ["10.0.0.1/24"], "gateway_port": 3128}
+    sandboxes.add(_sandbox(lab.sandbox, **keys), origin="file")
+    with pytest.raises(ContainerRefusedError):
+        await containers.put(_OTHER, _facts(lab.sandbox, network="shared"))
 
 
 async def test_container_without_a_fence_is_allowed(

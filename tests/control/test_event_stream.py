@@ -105,6 +105,64 @@ async def test_filters_select_events_by_sandbox_severity_and_time(streaming: Str
     assert len(found) < len(stored)
 
 
+async def test_filters_select_events_by_class_end_and_uid(streaming: Streaming) -> None:
+    stored = events(3 * len(GOOD))
+    for number, event in enumerate(stored):
+        event["time"] = _NOW_MS + 60_000 * number
+    await streaming.put(stored)
+    for query, uids in (("network_activity", {4001}), ("2004,5019", {2004, 5019})):
+        expected = [event for event in stored if event["class_uid"] in uids]
+        assert await streaming.read(f"?class={query}") == expected != []
+    assert await streaming.read("?until=2023-11-14T22:15:20Z") == stored[:2]
+    assert await streaming.read(f"?uid={stored[5]['metadata']['uid']}") == [stored[5]]
+
+
+@pytest.mark.parametrize("number", [1, 3, 100, 101, 250])
+async def test_last_events_are_the_newest_that_are_selected(
+    streaming: Streaming, number: int
+) -> None:
+    stored = events(700, padding=3000)
+    await streaming.put(stored)
+    assert await streaming.read(f"?last={number}") == stored[-number:]
+    findings = [event for event in stored if event["class_uid"] == 2004]
+    assert await streaming.read(f"?last={number}&class=2004") == findings[-number:]
+    assert await streaming.read("?last=999999&class=2004&until=1h") == []
+    assert await streaming.read("?last=0") == []
+    assert len(await streaming.read("?last=999999999999999")) == 700
+
+
+async def test_search_for_the_last_events_ends_at_the_oldest_stored_one(
+    streaming: Streaming,
+) -> None:
+    stored = events(300)
+    await streaming.put(stored)
+    with streaming.store.state.database.transaction() as connection:
+        connection.execute("DELETE FROM event WHERE number <= 250")
+    assert await streaming.read("?last=60") == stored[250:]
+    assert await streaming.read("?last=60&sandbox=none") == []
+
+
+async def test_events_after_another_one_are_returned(streaming: Streaming) -> None:
+    stored = events(10)
+    await streaming.put(stored)
+    assert await streaming.read("?after=uid-none") == stored
+    uid = stored[6]["metadata"]["uid"]
+    assert await streaming.read(f"?after={uid}") == stored[7:]
+    others = [event for event in stored[7:] if event["class_uid"] == 4001]
+    assert await streaming.read(f"?after={uid}&class=4001") == others
+
+
+async def test_follow_of_no_stored_events_returns_new_ones(streaming: Streaming) -> None:
+    await streaming.put(events(5))
+    async with connected(streaming.path) as client:
+        client.send(b"GET /v1/events?last=0&follow=1 HTTP/1.0\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        (new,) = events(1)
+        await streaming.put([new])
+        async with asyncio.timeout(20):
+            assert await _line(client.reader) == new
+
+
 async def test_old_events_are_skipped_without_reading_them(streaming: Streaming) -> None:
     await streaming.put(events(50))
     archive = streaming.store.state.database

@@ -66,6 +66,7 @@ async def test_put_adds_a_sandbox_and_then_changes_it(served: Served) -> None:
             "fault": None,
             "since": "2023-11-14T22:13:20.123Z",
             "policy": POLICY,
+            "etag": added.headers["etag"],
         },
     }
     assert same.json["changes"] == []
@@ -104,6 +105,7 @@ async def test_sandboxes_are_listed_shown_with_their_counts_and_released(served:
         left = (await client.ask("GET", "/v1/sandboxes")).json["sandboxes"]
     assert [each["name"] for each in left] == ["b"]
     counts, dropped = shown.pop("counts"), shown.pop("dropped_records")
+    assert shown.pop("missing_counters") == ["forward"]
     assert shown == listed[0]
     assert dropped == [{"source": "nflog", "gaps": 1, "records": 2}]
     assert counts == [
@@ -134,6 +136,8 @@ async def test_status_of_the_service_and_reload(served: Served) -> None:
         assert status == {
             "version": version("ocsf-nft"),
             "pid": os.getpid(),
+            "state_dir": str(served.path.parent),
+            "store": str(served.path.with_name("store")),
             "sandboxes": 1,
             "faults": [{"subject": "sink siem is down", "cause": "refused", "sandbox": None}],
             "sinks": [{"name": "siem", "fault": "refused"}, {"name": "-", "fault": None}],
@@ -228,6 +232,9 @@ async def test_wrong_body_is_answered_with_its_fault(
         ("GET", "/v1/events?since=soon", 422, 'since "soon" is no time'),
         ("GET", "/v1/events?severity=odd", 422, 'severity "odd" is unknown: give one of critical'),
         ("GET", "/v1/events?follow=yes", 422, 'follow "yes" is unknown: give 0 or 1'),
+        ("GET", "/v1/events?last=-1", 422, 'last "-1" is no number of events'),
+        ("GET", "/v1/events?last=1&after=x", 422, "last and after can't be combined"),
+        ("GET", "/v1/events?class=4001,odd", 422, 'class "odd" is not known: give one of'),
         ("GET", "/v1/events", 503, "can't be read"),
         ("HEAD", "/v1/events", 405, ""),
         ("POST", "/v1/sandboxes/a", 405, "the header Allow lists its methods"),

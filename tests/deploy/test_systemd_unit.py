@@ -41,6 +41,10 @@ _DIFFERENT_SETTINGS = frozenset(
         "RestrictAddressFamilies",
         "IPAddressDeny",
         "RestrictNamespaces",
+        # Only the unit with a file has a control socket. A directory of both would be removed with
+        # the first one that stops.
+        "RuntimeDirectory",
+        "RuntimeDirectoryMode",
     }
 )
 #: A callback under MemoryDenyWriteExecute= (include/uapi/linux/prctl.h: PR_SET_MDWE).
@@ -119,6 +123,15 @@ def _exposure(path: Path) -> float:
 @pytest.mark.parametrize("unit", _UNITS)
 def test_systemd_verifies_each_unit(tmp_path: Path, unit: str) -> None:
     assert _findings(_write_unit(tmp_path, unit)) == ""
+
+
+def test_unit_of_a_host_makes_the_folder_of_the_default_control_socket() -> None:
+    found = _settings(_HOST)
+    assert options.DEFAULT_CONTROL.parent.relative_to("/run").parts == tuple(
+        found["RuntimeDirectory"]
+    )
+    assert found["RuntimeDirectoryMode"] == ["0755"]
+    assert "RuntimeDirectory" not in _settings(_MACHINE)
 
 
 @pytest.mark.parametrize(("unit", "drop_in"), _DROP_INS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import socketserver
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -27,6 +29,8 @@ class Request:
     method: str
     path: str
     body: dict[str, Any]
+    #: Process that sent it.
+    pid: int
 
     @property
     def container(self) -> str:
@@ -65,7 +69,9 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
         def _respond(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length) or b"{}")
-            request = Request(self.command, self.path, body)
+            credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid = int.from_bytes(credentials[:4], sys.byteorder)
+            request = Request(self.command, self.path, body, pid)
             stub.requests.append(request)
             status, found = stub.answer(request)
             content = b"" if status == 204 else json.dumps(found).encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +143,24 @@ def test_container_does_not_start_if_the_service_does_not_answer_in_time(
     assert done.returncode != 0
     assert "started" not in done.stdout
     assert f"did not answer within {SECONDS:g} s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "running", ["docker", "containerd"], indirect=True
+)  # podman waits for ever
+def test_container_does_not_start_if_the_wrapper_is_killed(running: Engine, service: Stub) -> None:
+    def answer(request: Request) -> Answer:
+        if request.method == "PUT":
+            os.kill(request.pid, signal.SIGKILL)
+        return stub.CREATED
+
+    service.answer = answer
+    done = run(running, Container("agent-13", _HELLO))
+    assert done.returncode != 0
+    assert "started" not in done.stdout
+    service.answer = lambda _request: stub.CREATED
+    done = run(running, Container("agent-13", _HELLO))
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
 
 
 def test_container_without_a_fence_starts_if_the_service_permits(

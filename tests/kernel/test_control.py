@@ -9,24 +9,28 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import ocsf_nft
+from ocsf_nft.config import SandboxConfig
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
+from ocsf_nft.service.account_loop import AccountLoop
 from tests.kernel import namespaces
-from tests.kernel.command import run, running
+from tests.kernel.accounts import until as wait_until
+from tests.kernel.command import COMMAND, run, running
 from tests.kernel.conftest import nft
 from tests.kernel.namespaces import PROXY, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.kernel.command import Running
+    from tests.kernel.command import Outcome, Running
 
 pytestmark = pytest.mark.kernel
 
@@ -145,11 +149,13 @@ async def test_paths_that_are_no_namespaces_harm_no_other_sandbox(
 ) -> None:
     fifo = host.folder / "fifo"
     os.mkfifo(fifo)
-    paths = (str(fifo), str(host.folder), str(host.control), "/dev/zero", "/proc/self/ns/uts")
+    paths = (str(fifo), str(host.folder), str(host.control), "/dev/zero")
     async with ocsf_nft.Client(host.control) as client, asyncio.timeout(60):
         for number in range(4 * len(paths)):
-            with pytest.raises(ocsf_nft.OcsfNftError, match=r"another kind of file|entering"):
+            with pytest.raises(ocsf_nft.AbsentError, match="another kind of file"):
                 await client.put(f"s{number}", netns=paths[number % len(paths)], proxy=[PROXY])
+        with pytest.raises(ocsf_nft.UsageError, match="uts is no network namespace"):
+            await client.put("s", netns="/proc/self/ns/uts", proxy=[PROXY])
         added = await client.put(names[0], netns=names[0], proxy=[PROXY])
         assert added["sandbox"]["state"] == "active"
         await client.release(names[0])
@@ -221,6 +227,93 @@ def test_sandbox_of_the_file_is_shown_and_can_t_be_changed(
             assert refused.code == 2, refused.stderr
         state = StateDirectory(host.state)
         assert installer.verify(names[0], state).verdict == "as installed"
+
+
+def test_events_and_status_are_the_same_from_the_service_and_from_its_files(
+    host: Host, service: Running, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCSF_NFT_CONTROL", str(host.folder / "none"))
+    for name in names[:2]:
+        host.run("add", name, "--netns", name, "--proxy", PROXY)
+        assert connect(name, 443) == {443: "refused"}
+    nft(named(names[1]), "add", "rule", "inet", "ocsf_nft", "output", "accept")
+    command = ("status", "--sandbox", names[0])
+    files = ("--state-dir", str(host.state))
+    of_service = ("--control", str(host.control), *files)
+    wait_until(lambda: _reported(run(*command, "--json", *of_service)) == 1)
+    for each in (command, ("status",), (*command, "--json"), ("status", "--metrics"),
+                 ("events", "--sandbox", names[0]), ("tail",)):  # fmt: skip
+        with_service, without = run(*each, *of_service), run(*each, *files)
+        assert with_service == without, each
+    assert service.process.poll() is None
+
+
+def _reported(done: Outcome) -> int:
+    return sum(row["reported"] for row in done.events if row["rule"] == "egress")
+
+
+async def test_status_of_one_sandbox_reads_the_counters_of_no_other(
+    tmp_path: Path, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = tmp_path / "control.sock"
+    config = ocsf_nft.parse({"control": str(control), "state_dir": str(tmp_path)}, where="test")
+    read: list[str] = []
+    async with ocsf_nft.Service(config) as service:
+        for name in names[:2]:
+            keys = {"name": name, "netns": name, "proxy": [PROXY], "install": True}
+            await service.put(SandboxConfig.model_validate(keys))
+
+        async def refresh(self: AccountLoop) -> None:
+            read.append(self.sandbox)
+
+        monkeypatch.setattr(AccountLoop, "refresh", refresh)
+        found = await service.status(names[0])
+        assert found is not None
+        assert (found.sandbox, found.absent, read) == (names[0], (), [names[0]])
+        with pytest.raises(ocsf_nft.AbsentError):
+            await service.status(names[2])
+        monkeypatch.undo()
+        for name in names[:2]:
+            await service.release(name)
+
+
+def test_set_does_not_overwrite_a_change_that_it_has_not_seen(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    name = names[0]
+    host.run("add", name, "--netns", name, "--proxy", PROXY)
+    changes = [
+        ("set", name, "--label", f"k{number}=v", "--control", str(host.control))
+        for number in range(8)
+    ]
+    with ThreadPoolExecutor(len(changes)) as pool:
+        done = list(pool.map(lambda each: run(*each), changes))
+    kept = host.run("show", name)["policy"]["labels"]
+    assert service.process.poll() is None
+    assert {f"k{number}" for number, each in enumerate(done) if each.code == 0} == set(kept)
+    for each in done:
+        assert each.code == 0 or "changed meanwhile" in each.stderr
+
+
+def test_watch_shows_the_attempts_of_a_sandbox_until_its_release(
+    host: Host, service: Running, names: tuple[str, ...]
+) -> None:
+    name = names[0]
+    host.run("add", name, "--netns", name, "--proxy", PROXY)
+    with subprocess.Popen(
+        [*COMMAND, "watch", name, "--control", host.control],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as watching:  # fmt: skip
+        assert watching.stdout is not None
+        assert "fence" in watching.stdout.readline()
+        assert connect(name, 443) == {443: "refused"}
+        line = watching.stdout.readline()
+        assert "TCP 203.0.113.7:443 https  blocked" in line
+        host.run("release", name)
+        rest, messages = watching.communicate(timeout=20)
+    assert "was released" in rest.splitlines()[-1]
+    assert (watching.returncode, messages) == (0, f"sandbox {name} has ended\n")
+    assert service.process.poll() is None
 
 
 def test_reload_by_the_api_applies_the_file(host: Host, service: Running) -> None:

@@ -95,7 +95,7 @@ async def test_program_adds_changes_and_releases_a_sandbox_of_its_service(
     name = made[0]
     async with serving(tmp_path) as served:
         service = served.service
-        with pytest.raises(AbsentError, match="there is no sandbox"):
+        with pytest.raises(AbsentError, match="there is no such sandbox"):
             await service.set(sandbox(name))
         await service.add(sandbox(name))
         with pytest.raises(ConflictError, match="there is a sandbox"):

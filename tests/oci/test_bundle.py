@@ -26,7 +26,7 @@ def test_facts_of_a_container_of_kubernetes_on_containerd() -> None:
         "io.kubernetes.cri.sandbox-namespace": "team",
         "io.kubernetes.cri.sandbox-uid": "1-2",
     }
-    assert facts({"annotations": annotations}, _TASK) == {
+    assert facts({"annotations": annotations}, _TASK, "3f") == {
         "annotations": annotations,
         "labels": {},
         "runtime": "containerd",
@@ -47,7 +47,7 @@ def test_facts_of_a_container_of_cri_o() -> None:
         "io.kubernetes.pod.namespace": "team",
         "io.kubernetes.pod.uid": "1-2",
     }
-    found = facts({"annotations": annotations}, "/run/containers/storage/x/userdata")
+    found = facts({"annotations": annotations}, "/run/containers/storage/x/userdata", "x")
     del found["annotations"]
     assert found == {
         "labels": {"app": "x"},
@@ -60,7 +60,7 @@ def test_facts_of_a_container_of_cri_o() -> None:
 
 
 def test_facts_of_nerdctl() -> None:
-    found = facts({"annotations": {"nerdctl/name": "web"}}, _TASK)
+    found = facts({"annotations": {"nerdctl/name": "web"}}, _TASK, "3f")
     assert (found["name"], found["runtime"]) == ("web", "containerd")
 
 
@@ -76,30 +76,72 @@ def test_facts_of_nerdctl() -> None:
     ],
 )
 def test_unknown_facts_are_left_out(config: dict[str, Any]) -> None:
-    found = facts(config, "/bundle")
+    found = facts(config, "/bundle", "none")
     del found["annotations"]
     assert found == {"labels": {}}
 
 
-@pytest.mark.parametrize("labels", ["{", "[]", "1"])
+@pytest.mark.parametrize("labels", ["{", "[]", "1", "[" * 100_000])
 def test_labels_of_cri_o_that_are_no_labels_are_left_out(labels: str) -> None:
     annotations = {"io.container.manager": "cri-o", "io.kubernetes.cri-o.Labels": labels}
-    assert facts({"annotations": annotations}, "/bundle")["labels"] == {}
+    assert facts({"annotations": annotations}, "/bundle", "3f")["labels"] == {}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"Config": 1, "Name": "/x", "Image": ""}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"Config": 1, "Name": "/x", "Image": ""}', "[" * 100_000]
+)
 def test_file_in_the_folder_of_a_docker_container_may_be_of_another_program(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "config.v2.json").write_text(content, encoding="ascii")
     mounts = [{"destination": "/etc/hosts", "source": f"{tmp_path}/hosts"}]
-    assert "runtime" not in facts({"mounts": mounts}, "/bundle")
+    assert "runtime" not in facts({"mounts": mounts}, "/bundle", tmp_path.name)
+
+
+def _docker(folder: Path, image: str) -> list[dict[str, str]]:
+    """Write the file of a Docker container; return its mounts."""
+    folder.mkdir()
+    settings = {"Image": image, "Labels": {"role": "agent", "long": "x" * 100_000}}
+    content = {"Name": "/web", "Image": "sha256:77", "Config": settings}
+    (folder / "config.v2.json").write_text(json.dumps(content), encoding="ascii")
+    return [{"destination": "/etc/hosts", "source": f"{folder}/hosts"}]
+
+
+def test_facts_of_docker_are_those_of_its_own_file(tmp_path: Path) -> None:
+    forged = _docker(tmp_path / "user", "trusted")
+    mounts = [*forged, *_docker(tmp_path / "3f", "agent")]
+    annotations = {
+        "io.container.manager": "libpod",
+        "io.kubernetes.cri.image-name": "trusted",
+        "io.kubernetes.pod.namespace": "kube-system",
+    }
+    found = facts({"mounts": mounts, "annotations": annotations}, "/bundle", "3f")
+    assert found == {
+        "annotations": annotations,
+        "labels": {"role": "agent", "long": "x" * 1024},
+        "runtime": "docker",
+        "name": "web",
+        "image": "agent",
+        "image_id": "sha256:77",
+    }
+    assert "image" not in facts({"mounts": forged}, "/bundle", "3f")
+
+
+def test_annotations_of_podman_are_no_facts_of_kubernetes(tmp_path: Path) -> None:
+    annotations = {
+        "io.container.manager": "libpod",
+        "io.kubernetes.cri.image-name": "trusted",
+        "io.kubernetes.pod.namespace": "kube-system",
+    }
+    found = facts({"annotations": annotations}, f"{tmp_path}/3f/userdata", "3f")
+    assert found == {"annotations": annotations, "labels": {}, "runtime": "podman"}
 
 
 @pytest.mark.parametrize(
     ("containers", "expected"),
     [
         (None, {}),
+        ("[" * 100_000, {}),
         ("{", {}),
         ("{}", {}),
         ('[1, {"id": "other"}]', {}),
@@ -126,7 +168,7 @@ def test_facts_of_podman_are_in_the_file_of_its_storage(
     if containers is not None:
         (tmp_path / "containers.json").write_text(containers, encoding="ascii")
     config = {"annotations": {"io.container.manager": "libpod"}}
-    found = facts(config, f"{tmp_path}/3f/userdata")
+    found = facts(config, f"{tmp_path}/3f/userdata", "3f")
     del found["annotations"]
     assert found == {"labels": {}, "runtime": "podman"} | expected
 

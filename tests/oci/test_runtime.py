@@ -182,11 +182,13 @@ def test_containers_with_equal_ids_in_different_state_folders_differ(
     bundle: Path, service: Stub
 ) -> None:
     service.answer = lambda _request: (503, {"detail": "x"})
-    for folder in ("one", "two"):
-        root = f"--root={bundle.parent}/{folder}"
-        assert _run(bundle, root, "create", "--bundle", str(bundle), "x").returncode == 3
-    paths = [each.path for each in service.of("PUT")]
-    assert len(set(paths)) == len(paths) == 2
+    for command in ("create", "run"):  # the second one by hooks
+        for folder in ("one", "two"):
+            root = f"--root={bundle.parent}/{folder}"
+            assert _run(bundle, root, command, "--bundle", str(bundle), "x").returncode != 0
+    first, second, *by_hooks = (each.path for each in service.of("PUT"))
+    assert first != second
+    assert by_hooks == [first, second]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}'])
