@@ -45,7 +45,7 @@ def test_run_with_options_takes_names_from_the_hosts_file(made: str, tmp_path: P
     under = _with_files(tmp_path, f"10.250.0.1 proxy.test\n{INTERNET4} api.test\n")
     state = tmp_path / "state"
     options = ("--sandbox", name, "--netns", name, "--state-dir", str(state))
-    policy = ("--proxy", "proxy.test:3128", "--allow", f"tcp:api.test:443", "--install")
+    policy = ("--proxy", "proxy.test:3128", "--allow", "tcp:api.test:443", "--install")
     output = tmp_path / "events"
     with command.running(*options, *policy, "--output", str(output), under=under) as running:
         running.wait_for_message("addresses of host names changed")
