@@ -50,10 +50,10 @@ def call(  # noqa: PLR0913 - each may be left out
     """Send a request to the service at the socket ``control``, and return its JSON answer.
 
     Blocks for at most ``seconds`` for each part of the answer, by default a minute. ``body`` is
-    sent as JSON unless it is None. ``if_match`` is the ``etag`` of the sandbox that the request is for: raises
-    ChangedError if that has changed. Raises the error that the service reports (the same class with
-    the same sentence), AbsentError if no service listens, UnsupportedError if connecting is not
-    permitted, DeliveryError if the answer does not arrive.
+    sent as JSON unless it is None. ``if_match`` is the ``etag`` of the sandbox that the request is
+    for: raises ChangedError if that has changed. Raises the error that the service reports (the
+    same class with the same sentence), AbsentError if no service listens, UnsupportedError if
+    connecting is not permitted, DeliveryError if the answer does not arrive.
     """
     limit = answers.ANSWER_SECONDS if seconds is None else seconds
     connection = _UnixConnection(control, limit)
