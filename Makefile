@@ -20,11 +20,15 @@ DEMO_PACKAGES := nftables iproute2 iputils-ping curl clang libbpf-dev libbpf1 li
 
 # Other programs that the package runs (journalctl), requirements to build systemd-python, and tools of
 # the tests: their own journald, jq, a compiler for one shim, Kubernetes manifests and their proxy,
-# virtual machines and their programs, and receivers of events.
+# virtual machines and their programs, a container runtime, and receivers of events.
 PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
             gcc pkg-config libsystemd-dev python3-dev \
-            kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
+            kustomize tinyproxy-bin qemu-system-x86 busybox-static runc shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
+
+# Container engines of the slow tests. Where systemd runs, Debian starts the daemons of Docker and
+# containerd; the tests run their own ones, in namespaces of their own.
+ENGINES := docker.io docker-cli podman containerd containernetworking-plugins
 
 # Programs that `make bench` compares with.
 PEERS := mawk ulogd2 ulogd2-json
@@ -54,8 +58,8 @@ demo: .venv/demo  ## Fence a throw-away sandbox and watch programs fail to get o
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
 	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS)
-test-slow: system .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
+test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS) $(ENGINES)
+test-slow: system .venv/ready  ## Run the slow tests: virtual machines, container engines, 200 kills, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n $(WORKERS))
 
 test-loaded: .venv/ready  ## Run the tests that could depend on timing 20 times beside busy processes.
@@ -130,7 +134,7 @@ APT_PROGRESS := sed -un 's/^Setting up \([^ ]*\).*/  \1/p'
 	@echo "adding to .venv: all extras, and what the tests, lint and docs use (some minutes)"
 	@$(PIP) --upgrade pip | $(PIP_PROGRESS)  # --group needs version 25.1
 	@PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt \
-	    --editable '.[journal,validate,http,nats,kafka,parquet]' \
+	    --editable '.[journal,validate,http,nats,kafka,parquet,names]' \
 	    --group test --group lint --group docs | $(PIP_PROGRESS)
 	@touch $@
 

@@ -1,7 +1,7 @@
 """Sandboxes that are added, changed and released by the control API, one by one and at once.
 
-``python -m bench.coming_and_going [CYCLES]`` measures only this, with so many additions and releases
-after which the service must use no more than before.
+``python -m bench.coming_and_going [CYCLES]`` measures only this. After so many additions and
+releases, the service must use no more than before.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from bench import command, host, stage
 from bench.subject import Subject, percentile
 from ocsf_nft import netns
 from ocsf_nft.control.http_call import call, sandbox_target
+from ocsf_nft.fence import installer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from bench.host import Use
 
 _SANDBOXES: Final = 20
 _CYCLES: Final = 1_000
@@ -33,11 +36,23 @@ _MORE_BYTES: Final = 5_000_000
 #: Cycles before the first measurement, in which caches grow, and time for what is still closing.
 _WARM_UP: Final = 100
 _SETTLE_S: Final = 5.0
+#: Pause after a namespace was made, in which its watch begins.
+_REST_S: Final = 0.5
+_SANDBOX: Final = f"""
+[[sandbox]]
+name = "{{name}}"
+netns = "{{name}}"
+proxy = ["{host.PROXY}"]
+install = true
+"""
 
 
 def run(cycles: int = _CYCLES) -> Subject:
     """Measure calls for 20 sandboxes; raise an OcsfNftError if the system does not permit it."""
-    with host.namespaces(_SANDBOXES) as (names, folder), _serving(folder) as (service, control):
+    with contextlib.ExitStack() as stack:
+        names, folder = stack.enter_context(host.namespaces(_SANDBOXES + 1))
+        waiting = names.pop()
+        service, control = stack.enter_context(_serving(folder, waiting))
         rows = []
         failures = []
         for what, one_call in (
@@ -50,6 +65,7 @@ def run(cycles: int = _CYCLES) -> Subject:
             if percentile(each_ms, 50) > _BOUND_MS:
                 failures.append(f"the median of {what} is above {_BOUND_MS:.0f} ms")
         rows += _rows_of_many(names, control)
+        rows.append(_row("created again, until fenced", list(map(_recreated_ms, [waiting] * 20))))
         _cycle(names, control, _WARM_UP)
         time.sleep(_SETTLE_S)
         before, files = host.use(service), _files(folder)
@@ -69,21 +85,27 @@ def run(cycles: int = _CYCLES) -> Subject:
         rows=tuple(rows),
         notes=(
             f"{_SANDBOXES} sandboxes, by the control API. At once: all calls at the same time.",
-            f"{cycles:,} additions and releases more: {before.descriptors} → {after.descriptors} "
-            f"descriptors, {before.threads} → {after.threads} threads, "
-            f"{before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB (both processes).",
+            f"{cycles:,} additions and releases more, both processes together:",
+            _growth(before, after),
         ),
         failures=tuple(failures),
     )
 
 
+def _growth(before: Use, after: Use) -> str:
+    return (
+        f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
+        f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB."
+    )
+
+
 @contextlib.contextmanager
-def _serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Run a service without a sandbox; yield its process, and its control socket."""
+def _serving(folder: Path, waiting: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a service with one sandbox in its file; yield its process, and its control socket."""
     config, messages, control = folder / "config.toml", folder / "messages", folder / "control"
     settings = {"state_dir": folder / "state", "output": folder / "events", "control": control}
     lines = [f"{key} = {json.dumps(str(value))}\n" for key, value in settings.items()]
-    config.write_text("".join(lines), "utf-8")
+    config.write_text("".join(lines) + _SANDBOX.format(name=waiting), "utf-8")
     program = [sys.executable, "-m", "ocsf_nft", "run", "--config", str(config)]
     with messages.open("wb") as stderr:
         service = subprocess.Popen(program, stdin=subprocess.DEVNULL, stderr=stderr)
@@ -104,6 +126,18 @@ def _timed_ms(one_call: Callable[[str], None], name: str) -> float:
     began = time.perf_counter()
     one_call(name)
     return 1_000 * (time.perf_counter() - began)
+
+
+def _recreated_ms(name: str) -> float:
+    """Delete and make a namespace; return the time until it is fenced."""
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    began = time.perf_counter()
+    while not installer.is_installed(netns.named(name)):
+        time.sleep(0.0005)
+    waited = 1_000 * (time.perf_counter() - began)
+    time.sleep(_REST_S)
+    return waited
 
 
 def _rows_of_many(names: Sequence[str], control: Path) -> Iterator[tuple[str, ...]]:

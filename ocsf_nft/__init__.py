@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from ocsf_nft.client import Client
-    from ocsf_nft.config import Config, load, parse
+    from ocsf_nft.config import Config, SandboxConfig, load, parse
     from ocsf_nft.errors import (
         AbsentError,
         ChangedError,
@@ -34,6 +34,7 @@ __all__ = [
     "DeliveryError",
     "FenceError",
     "OcsfNftError",
+    "SandboxConfig",
     "Service",
     "SourceError",
     "UnsupportedError",
@@ -52,6 +53,7 @@ _MODULES: Final = {
     "DeliveryError": "ocsf_nft.errors",
     "FenceError": "ocsf_nft.errors",
     "OcsfNftError": "ocsf_nft.errors",
+    "SandboxConfig": "ocsf_nft.config",
     "Service": "ocsf_nft.service.run",
     "SourceError": "ocsf_nft.errors",
     "UnsupportedError": "ocsf_nft.errors",

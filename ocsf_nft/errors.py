@@ -27,6 +27,10 @@ class ConflictError(UsageError):
     """Valid request that contradicts the present state, for example the name of another sandbox."""
 
 
+class ContainerRefusedError(UsageError):
+    """Refusal of the start of a container, by a policy or because it can't be fenced."""
+
+
 class ChangedError(ConflictError):
     """Request for a state that another request has changed meanwhile."""
 

@@ -76,6 +76,8 @@ class Leftovers:
         self._of_fixtures: set[str] = set()
         self._before: set[str] = set()
         self._machine: set[str] = set()
+        #: Changes of the machine that fixtures of more than one test made.
+        self._machine_of_fixtures: set[str] = set()
 
     def pytest_sessionstart(self) -> None:
         """Move into a new mount namespace, and record the state of the machine."""
@@ -92,10 +94,13 @@ class Leftovers:
         if fixturedef.scope == "function" or not _is_checked(request._pyfuncitem):
             return (yield)
         before = self._found()
+        machine_before = machine() if self._compares_machine else set()
         try:
             return (yield)
         finally:
             self._of_fixtures |= self._found() - before
+            if self._compares_machine:
+                self._machine_of_fixtures |= machine() - machine_before
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -120,12 +125,17 @@ class Leftovers:
                 own = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
                 left |= _settled(
                     lambda: {
-                        each for each in changes(self._machine) if own or _ALL_NETNS not in each
+                        each
+                        for each in changes(self._machine)
+                        if (own or _ALL_NETNS not in each)
+                        and each.removeprefix("no more ") not in self._machine_of_fixtures
                     }
                 )
         if nextitem is None:
             # By now the fixtures of more than one test have ended too.
             left |= _settled(lambda: self._found() & self._of_fixtures)
+            if self._compares_machine:
+                left |= _settled(lambda: machine() & self._machine_of_fixtures)
         if left:
             pytest.fail("left behind: " + "; ".join(sorted(map(_described, left))), pytrace=False)
 

@@ -38,6 +38,12 @@ def test_tests_install_all_that_they_drive() -> None:
         assert needed in commands
 
 
+def test_slow_tests_install_the_container_engines() -> None:
+    commands = _commands("test-slow")
+    for needed in ("docker.io", "podman", "containerd", "containernetworking-plugins", "runc"):
+        assert needed in commands
+
+
 def test_each_step_of_an_installation_is_announced_and_shows_progress() -> None:
     commands = _commands("test")
     assert commands.count("minute") == 4  # apt-get and pip, for the demo and for the rest

@@ -73,9 +73,10 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         gateway_port=gateway_port, mac=mac, permissive=permissive, exclusive=exclusive,
         transport=transport, group=group, install=True,
     )  # fmt: skip
+    spec = requested.spec()  # without host names: nothing would follow their addresses
     if dry_run:
         log_transport = fences.requested_transport(requested) or "nflog"
-        plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)
+        plan = installer.plan(spec, requested.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
     directory = options.state_directory(state_dir, config)

@@ -80,7 +80,9 @@ Pid = Annotated[
 Proxies = Annotated[
     list[str],
     typer.Option(
-        "--proxy", help="A proxy that the sandbox may reach; repeatable, IPv4 and IPv6.",
+        "--proxy",
+        help="A proxy that the sandbox may reach; repeatable, IPv4 and IPv6. A service also "
+        "resolves NAME:PORT.",
         metavar="ADDR:PORT",
     ),
 ]  # fmt: skip
@@ -89,7 +91,7 @@ Exceptions = Annotated[
     typer.Option(
         "--allow",
         help="Another destination that the sandbox may reach, also a network or a range of ports, "
-        "such as tcp:10.0.0.0/8:8000-8100; repeatable.",
+        "such as tcp:10.0.0.0/8:8000-8100; repeatable. A service also resolves tcp:NAME:PORT.",
         metavar="tcp|udp:ADDR:PORT",
     ),
 ]

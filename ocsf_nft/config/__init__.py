@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ValidationError
 
+from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.control import DEFAULT_MODE, checked_group, socket_mode, socket_path
 from ocsf_nft.config.events import (
@@ -67,6 +68,8 @@ class Config(Table):
 
     sandbox: tuple[SandboxConfig, ...] = ()
     """Sandboxes to watch."""
+    attach: tuple[AttachConfig, ...] = ()
+    """Policies of containers; the first table that matches decides."""
     host_log: Literal["kmsg", "journal"] | None = None
     """Source of the log records of this host's other firewalls."""
     output: Annotated[str, FileName] | None = None
@@ -187,7 +190,7 @@ def _require_watched(config: Config, *, where: str) -> Config:
 def _parsed(found: dict[str, Any], *, where: str) -> Config:
     try:
         config = Config.model_validate(found)
-        for sandbox in config.sandbox:
+        for sandbox in (*config.sandbox, *config.attach):
             sandbox.check()
         _ = config.prefixes  # raises if two rows begin with the same text
         sinks = config.sinks
@@ -205,6 +208,9 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         raise UsageError(f"{where}: control_mode and control_group need control: give its path")
     _require_unique(
         [sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name"
+    )
+    _require_unique(
+        [table.name for table in config.attach], where, "two [[attach]] tables have the same name"
     )
     _require_unique(
         [sink.called for sink in sinks], where, "two sinks are the same: give each a name"

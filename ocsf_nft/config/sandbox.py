@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, PlainSerializer, model_validator
@@ -10,7 +11,8 @@ from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.events import SeverityConfig
 from ocsf_nft.config.labels import Labels, label_texts
 from ocsf_nft.errors import UsageError
-from ocsf_nft.fence import values
+from ocsf_nft.fence import host_names, values
+from ocsf_nft.fence.host_names import Addresses, NamedDestination, NamedProxy, ResolvedName
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
 from ocsf_nft.fence.values import Destination, Endpoint, Subnet
 from ocsf_nft.netns import Namespace, named, of_process
@@ -35,6 +37,8 @@ _OTHERS: Final[dict[Profile, tuple[str, ...]]] = {
     "sidecar": ("device", "subnet", "gateway_port", "mac", "host_guard"),
     "tap": ("proxy", "proxy_uid", "host_guard"),
 }
+#: Most host names of a sandbox: each has up to 32 addresses.
+_MAX_NAMES: Final = 32
 _Text = Annotated[str, Field(min_length=1, max_length=256)]
 #: No text is converted to a boolean, and below to a number: the control API refuses it.
 _Flag = Annotated[bool, Field(strict=True)]
@@ -107,6 +111,9 @@ class SandboxConfig(Table):
     If another process changes the fence, `ocsf-nft run` reports that. With ``self_heal`` (the
     default), it also restores the fence. With ``exclusive``, no other process can change the tables
     of the fence while `ocsf-nft run` watches the fence.
+
+    ``proxy`` and ``allow`` may have host names, with ``install``: `ocsf-nft run` resolves them, and
+    replaces their addresses in the fence when they change.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -117,11 +124,13 @@ class SandboxConfig(Table):
     """Network namespace: an `ip netns` name or a path."""
     pid: Annotated[int, Field(strict=True, gt=0)] | None = None
     """A process in the network namespace; not with netns."""
-    proxy: tuple[Annotated[Endpoint, checked(values.endpoint), _AS_TEXT], ...] = ()
-    """Proxies that the sandbox may reach, as ADDR:PORT."""
-    allow: tuple[Annotated[Destination, checked(values.exception), _AS_TEXT], ...] = ()
-    """Other destinations that the sandbox may reach, such as tcp:10.0.0.0/8:443 or
-    udp:[fd00::1]:5000-5010."""
+    proxy: tuple[Annotated[Endpoint | NamedProxy, checked(host_names.proxy), _AS_TEXT], ...] = ()
+    """Proxies that the sandbox may reach, as ADDR:PORT or NAME:PORT."""
+    allow: tuple[
+        Annotated[Destination | NamedDestination, checked(host_names.exception), _AS_TEXT], ...
+    ] = ()
+    """Other destinations that the sandbox may reach, such as tcp:10.0.0.0/8:443,
+    udp:[fd00::1]:5000-5010 or tcp:api.example.com:443."""
     host_guard: Annotated[str, checked(values.device_name)] | None = None
     """The host's end of the veth pair: also guard it, against AF_XDP."""
     proxy_uid: tuple[Annotated[int, Field(strict=True, ge=0, lt=0xFFFFFFFF)], ...] = ()
@@ -185,6 +194,13 @@ class SandboxConfig(Table):
         """Return the rules that set the severity of the sandbox's refused packets."""
         return tuple(row.as_rule() for row in self.severity)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the host names in ``proxy`` and ``allow``, sorted."""
+        given = (*self.proxy, *self.allow)
+        named = (each for each in given if isinstance(each, NamedProxy | NamedDestination))
+        return tuple(sorted({each.name for each in named}))
+
     def given(self) -> dict[str, Any]:
         """Return the keys that were given, but for the name, with JSON values as in a file.
 
@@ -192,11 +208,24 @@ class SandboxConfig(Table):
         """
         return self.model_dump(mode="json", exclude={"name"}, exclude_unset=True, exclude_none=True)
 
-    def spec(self) -> FenceSpec:
+    def spec(self, addresses: Addresses | None = None) -> FenceSpec:
         """Return the specification of the configured fence.
 
-        Raises UsageError if a key is missing, or does not fit the profile.
+        ``addresses`` are those of its host names, as far as they are known; None if nothing
+        resolves names. Raises UsageError if a key is missing, or does not fit the profile.
         """
+        names = self.names
+        if names and addresses is None:
+            raise UsageError(
+                f"{names[0]} is a host name, which only a running service resolves: give an "
+                "address, or use `ocsf-nft run --install` or `ocsf-nft add`"
+            )
+        if len(names) > _MAX_NAMES:
+            raise UsageError(
+                f"sandbox {self.name} has {len(names)} host names: give at most {_MAX_NAMES}, or "
+                "let a proxy decide which hosts are reached"
+            )
+        known = {name: (addresses or {}).get(name, ()) for name in names}
         option = {"proxy": "--proxy ADDR:PORT", "subnet": "--subnet CIDR"}
         for name in _NEEDED[self.profile]:
             if not getattr(self, name):
@@ -216,8 +245,9 @@ class SandboxConfig(Table):
             tap = Tap(device=self.device, subnets=self.subnet, mac=self.mac)
         return FenceSpec(
             sandbox=self.name,
-            proxies=(*self.proxy, *gateways),
-            exceptions=self.allow,
+            proxies=(*_proxies(self.proxy, known), *gateways),
+            exceptions=tuple(_exceptions(self.allow, known)),
+            resolved=tuple(ResolvedName(*each) for each in known.items()),
             proxy_uids=self.proxy_uid,
             tap=tap,
             group=self.group,
@@ -231,7 +261,12 @@ class SandboxConfig(Table):
         if self.netns is not None and self.pid is not None:
             raise UsageError(f"sandbox {self.name} has both netns and pid: give one")
         if self.install:
-            self.spec()
+            self.spec({})
+        elif self.names:
+            raise UsageError(
+                f"sandbox {self.name} has the host name {self.names[0]}, but not install: a "
+                "service keeps the addresses of names only in a fence that it installs"
+            )
         if any(row.sandbox is not None for row in self.severity):
             raise UsageError(
                 f"a severity of sandbox {self.name} has the key sandbox: leave it out, or use a "
@@ -243,3 +278,21 @@ class SandboxConfig(Table):
                 f"sandbox {self.name} has source {self.source}, which has no records of a fence "
                 f"with transport {self.transport}: give transport {required}, or leave it out"
             )
+
+
+def _proxies(given: Iterable[Endpoint | NamedProxy], known: Addresses) -> Iterator[Endpoint]:
+    for each in given:
+        if isinstance(each, NamedProxy):
+            yield from map(each.at, known[each.name])
+        else:
+            yield each
+
+
+def _exceptions(
+    given: Iterable[Destination | NamedDestination], known: Addresses
+) -> Iterator[Destination]:
+    for each in given:
+        if isinstance(each, NamedDestination):
+            yield from map(each.at, known[each.name])
+        else:
+            yield each

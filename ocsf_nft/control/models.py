@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ocsf_nft.config import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
+from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.etags import etag_of
 from ocsf_nft.control.problem_types import MalformedError
 from ocsf_nft.control.sandboxes import ModeName, Origin, State
@@ -43,7 +44,7 @@ class SandboxView(Answer):
     mode: ModeName
     """Whether the fence refuses packets, or only reports those that it would refuse."""
     fault: str | None
-    """Cause of the state, as one sentence; null if there is none."""
+    """Cause of the state, or why a host name is not resolved; null if there is none."""
     since: str
     """Time when the sandbox was added (RFC 3339)."""
     policy: dict[str, Any]
@@ -66,6 +67,17 @@ class PutAnswer(Answer):
     """Differences to the policy before, such as allow: added tcp:10.0.0.1:443."""
     sandbox: SandboxView
     """State of the sandbox now."""
+
+
+class ContainerAnswer(Answer):
+    """Result of adding a container."""
+
+    table: str | None
+    """The [[attach]] table that decided; null if the container joins another sandbox."""
+    changes: list[str]
+    """Differences to the policy before."""
+    sandbox: SandboxView
+    """State of the sandbox that encloses the container."""
 
 
 class RuleCounts(Answer):
@@ -209,18 +221,24 @@ def service_status(engine: Engine) -> ServiceStatus:
     )
 
 
+def facts_of(body: bytes) -> ContainerFacts:
+    """Return the facts about a container in the body of a PUT request.
+
+    Raises MalformedError if the body is no JSON object, UsageError if a key or a value is wrong.
+    """
+    try:
+        return ContainerFacts.model_validate(_object(body))
+    except ValidationError as error:
+        raise UsageError(sentence_of(error, ContainerFacts).removeprefix(": ")) from error
+
+
 def sandbox_of(name: str, body: bytes) -> SandboxConfig:
     """Return the sandbox that the body of a PUT request configures.
 
     The default of ``install`` is true. Raises MalformedError if the body is no JSON object,
     UsageError if a key or a value is wrong.
     """
-    try:
-        given = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedError(f"the body is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise MalformedError('the body is no JSON object: write { "netns": … }')
+    given = _object(body)
     if "name" in given:
         raise UsageError("name: leave it out: the path has the name of the sandbox")
     try:
@@ -229,6 +247,16 @@ def sandbox_of(name: str, body: bytes) -> SandboxConfig:
         raise UsageError(sentence_of(error, SandboxConfig)) from error
     found.check()
     return found
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        given = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedError(f"the body is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise MalformedError('the body is no JSON object: write { "netns": … }')
+    return given
 
 
 def _view_keys(view: View) -> dict[str, Any]:

@@ -24,4 +24,5 @@ def engine_of(service: Service, reload: Callable[[], Awaitable[None]]) -> Engine
         faults=lambda: health.all_faults(service),
         sinks=lambda: service.delivery.sinks,
         reload=reload,
+        attach=lambda: service.config.attach,
     )

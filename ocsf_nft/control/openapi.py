@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from ocsf_nft.config import SandboxConfig
 from ocsf_nft.control import models
+from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.problems import CONTENT_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _ANSWERS: Final[tuple[type[BaseModel], ...]] = (
     models.SandboxList,
     models.SandboxStatus,
     models.PutAnswer,
+    models.ContainerAnswer,
     models.FinalStatus,
     models.ServiceStatus,
     models.Reloaded,
@@ -40,6 +42,15 @@ _IF_MATCH: Final = {
     "in": "header",
     "description": "Only if the sandbox still has this version: its etag.",
     "schema": {"type": "string"},
+}
+
+
+_KEY: Final = {
+    "name": "key",
+    "in": "path",
+    "required": True,
+    "description": "The container's id in its runtime.",
+    "schema": {"type": "string", "minLength": 1},
 }
 
 
@@ -80,6 +91,14 @@ def document() -> dict[str, Any]:
                     {200: models.FinalStatus}, (404, 409, 412, 422, 503), (_IF_MATCH,),
                 ),
             },
+            "/v1/containers/{key}": {
+                "parameters": [_KEY],
+                "put": _attach(),
+                "delete": _operation(
+                    "releaseContainer", "Release the sandbox of a container that has ended.",
+                    {200: models.FinalStatus}, (404, 409, 422, 503),
+                ),
+            },
             "/v1/events": {"get": _events()},
             "/v1/status": {"get": _operation(
                 "getStatus", "Show the state of the service.", {200: models.ServiceStatus}, (),
@@ -114,6 +133,24 @@ def _put() -> dict[str, Any]:
     made["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": _REF.format(model=_POLICY)}}},
+    }
+    return made
+
+
+def _attach() -> dict[str, Any]:
+    made = _operation(
+        "putContainer",
+        "Fence a container as the [[attach]] tables require, before its first process starts. The "
+        "container may start only after an answer with 200, 201, or 204 (without a fence).",
+        {201: models.ContainerAnswer, 200: models.ContainerAnswer},
+        (400, 403, 404, 408, 409, 413, 422, 503),
+    )
+    made["responses"]["204"] = {"description": "A table allows it without a fence"}
+    made["requestBody"] = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model=ContainerFacts.__name__)}}
+        },
     }
     return made
 
@@ -197,7 +234,11 @@ def _response(status: int | None, content_type: str, model: type[BaseModel]) -> 
 
 def _schemas() -> dict[str, Any]:
     _, made = models_json_schema(
-        [(SandboxConfig, "validation"), *((each, "serialization") for each in _ANSWERS)],
+        [
+            (SandboxConfig, "validation"),
+            (ContainerFacts, "validation"),
+            *((each, "serialization") for each in _ANSWERS),
+        ],
         ref_template=_REF,
     )
     found: dict[str, Any] = made["$defs"]
@@ -220,4 +261,5 @@ def _schemas() -> dict[str, Any]:
 
 
 def _is_used(name: str, schemas: str) -> bool:
-    return name in {_POLICY, *(each.__name__ for each in _ANSWERS)} or f'/{name}"' in schemas
+    answers = {each.__name__ for each in _ANSWERS}
+    return name in {_POLICY, ContainerFacts.__name__, *answers} or f'/{name}"' in schemas

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.event_log import EventLog
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.health import Fault
@@ -58,6 +59,11 @@ class View(Protocol):
         """Return the time when the sandbox was added, in ns since the epoch."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """Return the identity of its network namespace; None if it is not watched."""
+        ...
+
 
 #: Condition of a change: it gets the state of the sandbox, or None if there is none.
 Condition: TypeAlias = "Callable[[View | None], None]"
@@ -89,8 +95,13 @@ class Sandboxes(Protocol):
         """
         ...
 
-    async def release(self, name: str, caller: Caller | None, require: Condition) -> Status:
-        """Release a sandbox; return its final status. ``require`` is that of :meth:`put`."""
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        """Release a sandbox; return its final status.
+
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, its fence stays.
+        """
         ...
 
     def view(self, name: str) -> View:
@@ -128,7 +139,8 @@ class Engine:
     """Parts of a service for the control API: its sandboxes, events, health and reload.
 
     ``state_dir`` is the state directory. ``reload`` reads the configuration file again and applies
-    it; it may raise an OcsfNftError.
+    it; it may raise an OcsfNftError. ``attach`` returns the present
+    ``[[attach]]`` tables.
     """
 
     state_dir: Path
@@ -137,3 +149,4 @@ class Engine:
     faults: Callable[[], Sequence[Fault]]
     sinks: Callable[[], Sequence[SinkState]]
     reload: Callable[[], Awaitable[None]]
+    attach: Callable[[], Sequence[AttachConfig]] = lambda: ()

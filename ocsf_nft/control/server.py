@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs, web
 
 from ocsf_nft.control import models, problems
+from ocsf_nft.control.containers import Containers
 from ocsf_nft.control.etags import condition_of, etag_of
 from ocsf_nft.control.event_stream import EventStreams
 from ocsf_nft.control.openapi import openapi
@@ -51,6 +52,7 @@ _LINGER_SECONDS: Final = 2.0
 _SHUTDOWN_SECONDS: Final = 1.0
 _MAX_NAME_SHOWN: Final = 100
 _SANDBOX: Final = "/v1/sandboxes/{name}"
+_CONTAINER: Final = "/v1/containers/{key}"
 
 
 @contextlib.asynccontextmanager
@@ -92,6 +94,7 @@ class _Api:
         self._limits = limits
         self._streams = EventStreams(engine.events)
         self.calls = ShieldedCalls()
+        self._containers = Containers(engine.sandboxes, engine.attach)
 
     def application(self) -> web.Application:
         """Return the application with its routes."""
@@ -106,6 +109,8 @@ class _Api:
                 web.get(_SANDBOX, self._show),
                 web.put(_SANDBOX, self._put),
                 web.delete(_SANDBOX, self._release),
+                web.put(_CONTAINER, self._attach),
+                web.delete(_CONTAINER, self._detach),
                 web.get("/v1/events", self._streams.answer, allow_head=False),
                 web.get("/v1/status", self._status),
                 web.post("/v1/reload", self._reload),
@@ -148,6 +153,28 @@ class _Api:
         caller = _caller(request)
         require = _condition(name, request)
         status = await self.calls.run(self._engine.sandboxes.release(name, caller, require))
+        return _json(models.final_status(status))
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        parameters(request)
+        caller = _caller(request)
+        facts = models.facts_of(await self._body(request))
+        done = await self.calls.run(self._containers.put(request.match_info["key"], facts, caller))
+        if done.sandbox is None:
+            return web.Response(status=204)
+        view = models.view_of(self._engine.sandboxes.view(done.sandbox))
+        answer = _json(
+            models.ContainerAnswer(table=done.table, changes=list(done.changes), sandbox=view)
+        )
+        if done.is_new:
+            answer.set_status(201)
+            answer.headers["Location"] = f"/v1/sandboxes/{done.sandbox}"
+        return answer
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        parameters(request)
+        caller = _caller(request)
+        status = await self.calls.run(self._containers.release(request.match_info["key"], caller))
         return _json(models.final_status(status))
 
     async def _status(self, request: web.Request) -> web.Response:

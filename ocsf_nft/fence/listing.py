@@ -67,7 +67,7 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     most = len(spec.allowed) + _ELEMENTS
     found = {}
     for where, tables in ((namespace, spec.tables), (HOST, spec.guard_tables)):
-        listings = nft.list_tables(where, list(tables)) if tables else {}
+        listings = nft.list_tables(where, tables)
         for table_id, listing in listings.items():
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)

@@ -103,7 +103,9 @@ def _load_and_compare(
                 f"the fence in {intended.namespace} was altered while it was installed: {altered}"
             )
     policy = ruleset.digest(spec, intended.around, intended.transport)
-    return dataclasses.replace(intended, policy=policy, listings=found)
+    return dataclasses.replace(
+        intended, policy=policy, listings=found, generation=generation + 1 if is_certain else None
+    )
 
 
 def _load_all(intended: InstalledFence, load_text: LoadText, *, preserve: bool) -> bool:
@@ -153,7 +155,7 @@ def _load_tables(
         )
         definition = definition.replace(f"\n{other}delete ", f"\n{current}delete ")
     if preserve and any(tables.values()):
-        existing = nft.list_tables(namespace, list(table_ids))
+        existing = nft.list_tables(namespace, table_ids)
         text = replace_keeping_counters.replacement_text(definition, existing) if existing else None
         if text is not None:
             # An error of the definition itself is reported when it is loaded without the counters.

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -15,7 +16,7 @@ import structlog
 from ocsf_nft.errors import FenceError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator
 
     from ocsf_nft.netns import Namespace
 
@@ -32,8 +33,6 @@ _TIMEOUT_SECONDS: Final = 30
 _EXCLUSIVE: Final = re.compile(
     r"(table \S+ \S+ \{ # handle \d+)(?: progname [\s\S]{0,64}?)?\n\tflags owner,persist\n"
 )
-#: Start of each table in a listing.
-_TABLE: Final = re.compile(r"^(?=table )", re.MULTILINE)
 _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 #: Kernel modules that provide what a rule needs, for the error message if one is missing.
 _MODULES: Final = {
@@ -81,29 +80,25 @@ def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     namespace does not exist. Raises UnsupportedError if nft or a privilege is missing, FenceError
     for any other error.
     """
-    return list_tables(namespace, [(family, table)]).get((family, table))
+    # Counter values and elements of large sets would cost nft time and memory (-s, -t).
+    result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
+    if result.returncode == 0:
+        return _without_owner(result.stdout)
+    if "No such file or directory" in result.stderr:
+        return None
+    raise _explain(result.stderr, "")
 
 
-def list_tables(namespace: Namespace, tables: Sequence[T]) -> dict[T, str]:
+def list_tables(namespace: Namespace, tables: Collection[T]) -> dict[T, str]:
     """Return nft's listing of each table that exists, as :func:`list_table` does.
 
     Raises the errors of :func:`list_table`.
     """
-    # One process for all. Counter values and elements of large sets would cost nft time and memory
-    # (-s, -t).
-    commands = "; ".join(f"list table {family} {name}" for family, name in tables)
-    result = _run(namespace, [str(find()), "-a", "-s", "-t", commands])
-    is_missing = "No such file or directory" in result.stderr
-    if result.returncode != 0 and not is_missing:
-        raise _explain(result.stderr, "")
-    if len(tables) == 1:
-        return {} if is_missing else {tables[0]: _without_owner(result.stdout)}
-    found = _TABLE.split(result.stdout)[1:]
-    if not is_missing and len(found) == len(tables):
-        return {table: _without_owner(text) for table, text in zip(tables, found, strict=True)}
-    # One is missing, or has a comment that looks like the start of another one.
-    each = (list_tables(namespace, [table]) for table in tables)
-    return {table: text for found in each for table, text in found.items()}
+    # At the same time: nft 1.1 can't list tables of the same name and different families at once.
+    with ThreadPoolExecutor(max(1, len(tables))) as pool:
+        listings = pool.map(lambda table: list_table(namespace, *table), tables)
+        found = zip(tables, listings, strict=True)
+        return {table: listing for table, listing in found if listing is not None}
 
 
 def _without_owner(listing: str) -> str:

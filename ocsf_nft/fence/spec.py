@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
+from ocsf_nft.fence.host_names import ResolvedName
 from ocsf_nft.fence.values import Address, Destination, Endpoint, Subnet
 
 #: How refused packets are reported: netlink, kernel log, or not at all. Best first.
@@ -66,6 +67,9 @@ class FenceSpec:
     #: Destinations that the sandbox may reach: ``proxies`` and ``exceptions``.
     proxies: tuple[Endpoint, ...] = ()
     exceptions: tuple[Destination, ...] = ()
+    #: Host names in the operator's request. ``proxies`` and ``exceptions`` have their addresses. A
+    #: name that is not resolved has none: the fence allows nothing for it.
+    resolved: tuple[ResolvedName, ...] = ()
     #: User ids of a pod's sidecar proxy.
     proxy_uids: tuple[int, ...] = ()
     tap: Tap | None = None
@@ -94,7 +98,7 @@ class FenceSpec:
                 raise UsageError("a VM's TAP device is guarded anyway: leave --host-guard out")
         if self.proxy_uids and self.tap is not None:
             raise UsageError("a fence is a sidecar's or a VM's: give --proxy-uid or --device")
-        if not self.proxies and not self.proxy_uids:
+        if not self.proxies and not self.proxy_uids and not self.resolved:
             raise UsageError("a fence needs at least one --proxy ADDR:PORT to allow")
 
     @property

@@ -10,9 +10,9 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import pydantic
 
@@ -64,6 +64,10 @@ class InstalledFence:
     policy: str
     #: nft's listing of each table, by name, such as ``inet ocsf_nft``.
     listings: Mapping[str, str]
+    #: The kernel's number of the ruleset with these listings; not stored, and None if unknown.
+    generation: Annotated[int | None, pydantic.Field(exclude=True)] = field(
+        default=None, compare=False
+    )
 
 
 _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)

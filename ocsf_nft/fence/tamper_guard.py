@@ -234,12 +234,10 @@ class TamperGuard:
     @property
     def is_untouched(self) -> bool:
         """Return True if no ruleset has changed since the guard has loaded the fence itself."""
-        try:
-            return not self._has_used_nft and all(
-                monitor.generation() == monitor.restored_generation for monitor in self._monitors
-            )
-        except OSError:
+        if self._has_used_nft:
             return False
+        loaded = tuple(monitor.restored_generation for monitor in self._monitors)
+        return self.generations_now() == loaded
 
     def _load(self, namespace: Namespace, text: str) -> None:
         """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""

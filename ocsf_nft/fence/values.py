@@ -186,13 +186,19 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
     An IPv6 address must be in brackets. Raises UsageError if the text is invalid.
     """
-    host, colon, port = text.rpartition(":")
-    if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
-        raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
+    host, _, written = text.rpartition(":")
+    found = port(written if host else "", text)
     is_bracketed = host.startswith("[") and host.endswith("]")
     address = _address(host[1:-1] if is_bracketed else host, text, is_bracketed=is_bracketed)
     _refuse_no_hosts(ipaddress.ip_network(address), text)
-    return Endpoint(protocol, address, int(port))
+    return Endpoint(protocol, address, found)
+
+
+def port(written: str, text: str) -> int:
+    """Parse the port of the proxy ``text``; raises UsageError if it is invalid."""
+    if not _PORT.fullmatch(written) or not 1 <= int(written) <= _LAST_PORT:
+        raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
+    return int(written)
 
 
 def exception(text: str) -> Destination:
@@ -205,8 +211,18 @@ def exception(text: str) -> Destination:
     protocol, colon, rest = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:
         raise UsageError(f"{quoted(text)} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
-    host, colon, ports = rest.rpartition(":")
-    found = _PORTS.fullmatch(ports) if colon else None
+    host, colon, found = rest.rpartition(":")
+    first, last = ports(found if colon else "", text)
+    network = _network(host, text)
+    return Destination(cast("Protocol", protocol), network, first, last)
+
+
+def ports(written: str, text: str) -> tuple[int, int]:
+    """Parse the port, or the range of ports, of the proxy or exception ``text``.
+
+    Return the first and the last port. Raises UsageError if they are invalid.
+    """
+    found = _PORTS.fullmatch(written)
     if found is None:
         raise UsageError(
             f"{quoted(text)} is no exception: write tcp:10.0.0.1:443, tcp:10.0.0.0/8:8000-8100 or "
@@ -217,8 +233,7 @@ def exception(text: str) -> Destination:
         raise UsageError(
             f"the ports of {quoted(text)} are out of range: use 1 to {_LAST_PORT}, lowest first"
         )
-    network = _network(host, text)
-    return Destination(cast("Protocol", protocol), network, first, last)
+    return first, last
 
 
 def _stored_exception(stored: object) -> Destination:
@@ -266,8 +281,8 @@ def _address(host: str, text: str, *, is_bracketed: bool) -> Address:
         address = ipaddress.ip_address(host)
     except ValueError as error:
         raise UsageError(
-            f"{quoted(host)} in {quoted(text)} is no IP address: names are not looked up, "
-            "because the answer could change"
+            f"{quoted(host)} in {quoted(text)} is no IP address: write one, "
+            "such as 10.0.0.1 or [fd00::1]"
         ) from error
     if is_bracketed != isinstance(address, ipaddress.IPv6Address):
         raise UsageError(

@@ -63,7 +63,10 @@ class Tampering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyChange:
-    """Change of a sandbox's policy by a call of the control API, or of the Python API."""
+    """Change of a sandbox's policy by a call of the control API, or of the Python API.
+
+    Or the change of the addresses of host names in a policy that stays the same.
+    """
 
     #: Differences, such as "allow: added tcp:192.0.2.1:443". Empty for a new sandbox.
     changes: tuple[str, ...] = ()
@@ -72,6 +75,8 @@ class PolicyChange:
     #: Policies, as JSON objects with the keys of ``[[sandbox]]``; None if there was none.
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    #: Whether only the addresses of host names have changed.
+    is_resolved: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +139,16 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
+    addresses: Mapping[str, Sequence[str]] | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
     ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
     as ``nflog``, or ``none`` for a fence that logs nothing. ``change`` is the request that led to
-    the new state. ``end`` is the sandbox's ordinary end. ``is_regular`` means that a removal was
-    requested. Equal arguments give the same event uid.
+    the new state. ``end`` is the sandbox's ordinary end. ``addresses`` are those that the fence
+    allows for host names, by name. ``is_regular`` means that a removal was requested. Equal
+    arguments give the same event uid.
     """
     state = _CONFIG_STATES.get(after, ConfigState.OTHER)
     _, state_text = _STATES[after]
@@ -162,6 +169,8 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         policies = {"policy_before": change.before, "policy": change.after}
         known = {name: each for name, each in policies.items() if each is not None}
         unmapped |= _visible(known | {"changes": list(change.changes)})
+    if addresses:
+        unmapped["addresses"] = {name: list(each) for name, each in addresses.items()}
     if end is not None:
         sentence = f"Sandbox {visible(sandbox)} {end.description}. Its fence {_counts_text(end)}"
         actor = None if end.process is None else actor_of_process(end.process)
@@ -217,6 +226,8 @@ def _request_text(change: PolicyChange) -> str:
         by += f" (uid {process.uid})"
     if change.before is None:
         return f"; the sandbox was added{by}"
+    if change.is_resolved:
+        return f"; host names in its policy have new addresses: {'; '.join(change.changes)}"
     return f"; its policy was changed{by}: {visible('; '.join(change.changes))}"
 
 

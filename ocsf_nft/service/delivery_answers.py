@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.delivery.name_resolver import MAX_ADDRESSES
 from ocsf_nft.errors import ClosedError, DeliveryError, OcsfNftError, UnsupportedError, UsageError
+from ocsf_nft.fence.host_names import refusal_of
 from ocsf_nft.service.delivery_link import Kind, LinkError, clean
 from ocsf_nft.state.dropped_events import DroppedEvents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ocsf_nft.fence.values import Address
     from ocsf_nft.service.delivery_link import Frame
 
 #: Kinds of frames from the process, and the largest size of each.
@@ -25,11 +29,14 @@ MAX_BYTES: Final[Mapping[Kind, int]] = {
     Kind.STATUS: 1 << 20,
     Kind.LOG: 64 << 10,
     Kind.CLOSED: 64 << 10,
+    Kind.RESOLVED: 64 << 10,
 }
 #: Largest numbers of dropped events and faults in one status, and of values in a log record.
 _MAX_DROPPED: Final = 100
 _MAX_FAULTS: Final = 9
 _MAX_VALUES: Final = 20
+#: Longest text of an address; one with a zone may be longer than 39 characters.
+_MAX_ADDRESS: Final = 64
 _ERRORS: Final[Mapping[str, type[OcsfNftError]]] = {
     each.__name__: each for each in (ClosedError, DeliveryError, UnsupportedError, UsageError)
 }
@@ -79,6 +86,32 @@ class Status:
     storage_fault: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyAnswer:
+    """Addresses of a host name in one version of IP, or the reason why there is no answer."""
+
+    #: Addresses that a fence may allow, sorted.
+    addresses: tuple[Address, ...] = ()
+    #: Addresses that a name must not allow, and why, for people.
+    refused: tuple[str, ...] = ()
+    #: Time in seconds after which the answer is to be refreshed, as the name servers have it.
+    ttl: int = 0
+    #: Whether there is no such name.
+    is_absent: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameAnswer:
+    """Answer about a host name."""
+
+    #: Number of the request.
+    number: int
+    name: str
+    #: Answers for both versions of IP: 4 and 6.
+    families: Mapping[int, FamilyAnswer]
+
+
 def answer(frame: Frame) -> tuple[int, OcsfNftError | None]:
     """Return the content of an ``OPENED`` frame: the request's number, and an error or None."""
     number, found = _list(frame.json(), 2)
@@ -121,6 +154,40 @@ def log_record(frame: Frame) -> tuple[str, str, dict[str, Any]]:
         if name not in _RESERVED and _NAME.fullmatch(name)
     )
     return level, _text(found.get("event")), dict(islice(allowed, _MAX_VALUES))
+
+
+def resolved(frame: Frame) -> NameAnswer:
+    """Return the content of a ``RESOLVED`` frame, without the addresses that no name may allow."""
+    number, name, families = _list(frame.json(), 3)
+    found = {version: _family(version, _dict(families).get(str(version))) for version in (4, 6)}
+    return NameAnswer(number=_number(number), name=_text(name), families=found)
+
+
+def _family(version: int, found: Any) -> FamilyAnswer:
+    if "error" in _dict(found):
+        return FamilyAnswer(error=_text(found["error"]))
+    texts = _list(found.get("addresses"))
+    if len(texts) > MAX_ADDRESSES:
+        raise LinkError(f"the delivery process sent {len(texts)} addresses of one name")
+    addresses = sorted({_address(version, each) for each in texts}, key=int)
+    refusals = {each: refusal_of(each) for each in addresses}
+    return FamilyAnswer(
+        addresses=tuple(each for each, reason in refusals.items() if reason is None),
+        refused=tuple(f"{each} ({reason})" for each, reason in refusals.items() if reason),
+        ttl=_number(found.get("ttl")),
+        is_absent=found.get("is_absent") is True,
+    )
+
+
+def _address(version: int, value: Any) -> Address:
+    text = _text(value)
+    try:
+        address = ip_address(text) if len(text) <= _MAX_ADDRESS else None
+    except ValueError:
+        address = None
+    if address is None or address.version != version:
+        raise LinkError(f"the delivery process sent {text!r:.100} as an IPv{version} address")
+    return address
 
 
 def _sink(found: Any) -> SinkStatus:

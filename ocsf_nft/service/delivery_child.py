@@ -22,6 +22,7 @@ import structlog
 
 from ocsf_nft import library_log, malloc_trim, privileges, seccomp
 from ocsf_nft.delivery.event_stream import EventStream
+from ocsf_nft.delivery.name_resolver import NameResolver
 from ocsf_nft.delivery.sink_db import SinkDatabase
 from ocsf_nft.delivery.sinks.stdout import Stdout
 from ocsf_nft.errors import DeliveryError, OcsfNftError, UsageError, reason_of
@@ -33,6 +34,7 @@ from ocsf_nft.state.retry_until_writable import StorageRetrier
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
+    from ocsf_nft.delivery.name_resolver import ResolverFiles
     from ocsf_nft.service.delivery_link import Frame
     from ocsf_nft.service.outlet import Outlet
 
@@ -75,6 +77,8 @@ class Start:
     drain_seconds: float
     #: Lowest level of log records, of :mod:`logging`.
     log_level: int
+    #: Files that configure the resolver of host names.
+    resolver: ResolverFiles
 
 
 class DeliveryChild:
@@ -102,6 +106,9 @@ class DeliveryChild:
             drain_seconds=start.drain_seconds,
             opens_local=not start.is_again,
         )
+        self._resolver = NameResolver(start.resolver)
+        #: Host names that are looked up: the number of the latest request, and the lookup.
+        self._lookups: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._is_open = False
         #: Number of the latest ``SYNC``, and the reports of events that came with it.
         self._requested = 0
@@ -144,6 +151,8 @@ class DeliveryChild:
             with contextlib.suppress(DeliveryError):  # the disk is full: they are reported again
                 await self._confirm()
         listening.cancel()
+        for _, lookup in self._lookups.values():
+            lookup.cancel()
         self._send_status()
 
     async def _listen(self, group: asyncio.TaskGroup) -> None:
@@ -164,6 +173,11 @@ class DeliveryChild:
                 self._note_reported(reported, faults)
                 self._sync_requested.set()
                 self._send_status()  # at once, also if the disk is full
+            case Kind.RESOLVE:
+                number, name = frame.json()
+                _, lookup = self._lookups.get(name, (0, None))
+                lookup = lookup or group.create_task(self._resolve(name))
+                self._lookups[name] = number, lookup
             case Kind.REPLACE:
                 group.create_task(self._replace(*frame.unpickled()))
             case Kind.DRAIN:
@@ -215,6 +229,14 @@ class DeliveryChild:
             # Only now: after a kill, the service may still have the old sinks.
             with contextlib.suppress(DeliveryError):  # the disk is full: the next start does it
                 await self._delivery.forget_removed()
+
+    async def _resolve(self, name: str) -> None:
+        found = await self._resolver.resolve(name)
+        number, _ = self._lookups.pop(name)
+        for each in found.values():
+            if "error" in each:
+                each["error"] = clean(each["error"])
+        self._link.send_json(Kind.RESOLVED, [number, name, found])
 
     def _plan_status(self) -> None:
         if self._planned is None:

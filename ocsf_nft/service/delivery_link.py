@@ -50,6 +50,8 @@ class Kind(enum.IntEnum):
     #: Request to deliver the last events and to end: the number of the last one, and what events
     #: have reported, as in ``SYNC``.
     DRAIN = 6
+    #: Request to resolve a host name: a number for the answer, and the name.
+    RESOLVE = 7
 
     # From the process:
     #: Answer to ``START`` and ``REPLACE``: its number, and an error or null.
@@ -60,6 +62,9 @@ class Kind(enum.IntEnum):
     LOG = 22
     #: The process ends because a sink can't be used any more: an error.
     CLOSED = 23
+    #: Answer to ``RESOLVE``: its number, the name, and for each version of IP the addresses with
+    #: their TTL, or an error.
+    RESOLVED = 24
 
 
 def clean(text: str) -> str:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
+from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.service import sink_delivery
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
 from ocsf_nft.service.iteration import NAME
+from ocsf_nft.service.name_requests import NameRequests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,13 +59,17 @@ class DeliveryProcess:
         max_bytes: int,
         max_seconds: float,
         iteration: Iteration | None = None,
+        resolver: ResolverFiles | None = None,
     ) -> None:
         """Create the delivery of the events of ``store``; nothing is started yet.
 
         ``sinks`` is the path of the database of checkpoints. Its dead letters use at most
         ``max_bytes`` on the disk, and are at most ``max_seconds`` old. The end waits for
-        ``iteration`` as for a sink.
+        ``iteration`` as for a sink. ``resolver`` has the files for host names; None for those of
+        the system.
         """
+        #: Host names that the process resolves for the fences.
+        self.names = NameRequests()
         #: Reason why no process works now; None while one does.
         self.fault: str | None = None
         #: Whether no program will take the remaining events of the iteration.
@@ -74,6 +80,7 @@ class DeliveryProcess:
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
         self._iteration = iteration
+        self._resolver = resolver or ResolverFiles()
         self._status = Status(acknowledged={})
         #: What no event has reported, by the latest answer, and what events have reported since.
         self._dropped: tuple[DroppedEvents, ...] = ()
@@ -254,6 +261,7 @@ class DeliveryProcess:
             await asyncio.wait([self._serving], timeout=_LAST_SECONDS)  # its last log records
             await run.close()
             self._run = None
+            self.names.use(None)
             self.fault = f"the delivery process has ended with {run.describe_end()}"
             _log.error("the delivery process is started again", reason=self.fault)
             if time.monotonic() - run.began_at > _WORKED_SECONDS:
@@ -273,7 +281,7 @@ class DeliveryProcess:
 
     async def _start(self, *, is_again: bool) -> DeliveryRun:
         """Start a process, and return when its local sinks are open."""
-        run = await DeliveryRun.spawn(self._take_status, self._take_outlets)
+        run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._answered = 0
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on
@@ -291,6 +299,7 @@ class DeliveryProcess:
                     handshake=self._handshake,
                     drain_seconds=sink_delivery.DRAIN_SECONDS,
                     log_level=_log_level(),
+                    resolver=self._resolver,
                 )
             )
         except BaseException:
@@ -298,6 +307,7 @@ class DeliveryProcess:
             await run.close()
             self._serving.cancel()
             raise
+        self.names.use(run.resolve)
         return run
 
     def _take_outlets(self, outlets: Sequence[Outlet]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ocsf_nft.errors import OcsfNftError
+    from ocsf_nft.service.delivery_answers import NameAnswer
     from ocsf_nft.service.delivery_child import Start
     from ocsf_nft.service.delivery_link import Frame
     from ocsf_nft.service.outlet import Outlet
@@ -67,12 +68,14 @@ class DeliveryRun:
         process: subprocess.Popen[bytes],
         on_status: Callable[[Status], None],
         on_opened: Callable[[Sequence[Outlet]], None],
+        on_resolved: Callable[[NameAnswer], None],
     ) -> None:
         """Create the run of a started process; see :meth:`spawn`."""
         self._link = link
         self._process = process
         self._on_status = on_status
         self._on_opened = on_opened
+        self._on_resolved = on_resolved
         #: Sinks that are open.
         self._outlets: Sequence[Outlet] = ()
         #: When the process was started, by :func:`time.monotonic`.
@@ -90,12 +93,16 @@ class DeliveryRun:
 
     @classmethod
     async def spawn(
-        cls, on_status: Callable[[Status], None], on_opened: Callable[[Sequence[Outlet]], None]
+        cls,
+        on_status: Callable[[Status], None],
+        on_opened: Callable[[Sequence[Outlet]], None],
+        on_resolved: Callable[[NameAnswer], None],
     ) -> DeliveryRun:
         """Start a process, which then waits for :meth:`start`.
 
         ``on_status`` gets each report of the sinks' progress, ``on_opened`` the sinks that were
-        opened. Raises DeliveryError if the process can't be started.
+        opened, ``on_resolved`` each answer to :meth:`resolve`. Raises DeliveryError if the
+        process can't be started.
         """
         try:
             with contextlib.ExitStack() as undo:
@@ -112,7 +119,7 @@ class DeliveryRun:
         except OSError as error:
             reason = reason_of(error)
             raise DeliveryError(f"the delivery process can't be started: {reason}") from error
-        run = cls(link, process, on_status, on_opened)
+        run = cls(link, process, on_status, on_opened, on_resolved)
         asyncio.get_running_loop().add_reader(descriptor, run._note_end, descriptor)
         return run
 
@@ -188,6 +195,10 @@ class DeliveryRun:
                     await self._has_answer.wait()
         return self._answered >= number
 
+    def resolve(self, number: int, name: str) -> None:
+        """Request the addresses of a host name; ``number`` comes back with the answer."""
+        self._link.send_json(Kind.RESOLVE, [number, name])
+
     def kill_if_hung(self) -> None:
         """Kill the process if it has sent nothing for a minute although it was asked."""
         if time.monotonic() - self._heard_at > _HUNG_SECONDS:
@@ -230,6 +241,8 @@ class DeliveryRun:
                 self._has_answer.set()
             case Kind.OPENED:
                 self._take_answer(*delivery_answers.answer(frame))
+            case Kind.RESOLVED:
+                self._on_resolved(delivery_answers.resolved(frame))
             case Kind.LOG:
                 self._write_log(frame)
             case _:

@@ -10,16 +10,16 @@ import contextlib
 import dataclasses
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
-
-import structlog
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, OcsfNftError
-from ocsf_nft.fence import ended_namespaces, installer, listing, restore_batch
+from ocsf_nft.fence import ended_namespaces, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
+from ocsf_nft.service.address_changes import change_of_addresses
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
+from ocsf_nft.service.restore_preparation import prepare_restore
 from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
-    from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.host_names import Addresses
+    from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
-
-_log = structlog.get_logger()
 
 #: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
@@ -77,6 +76,9 @@ class FenceMonitor:
         #: What a check that found the fence as installed depends on; None after another check.
         self._checked: object = None
         self._checked_at = 0.0
+        #: Set as soon as the messages of a restore are prepared.
+        self.prepared = asyncio.Event()
+        self._has_changed = asyncio.Event()
         #: Held while the fence is inspected or changed.
         self._inspecting = asyncio.Lock()
 
@@ -96,15 +98,19 @@ class FenceMonitor:
                 self._checked_at = time.monotonic() - _FULL_CHECK_SECONDS + _FIRST_CHECK_SECONDS
 
     async def prepare(self) -> None:
-        """Prepare the netlink messages that restore the fence.
+        """Prepare the netlink messages that restore the fence, and again after each change of it.
 
         Until then, a restore takes about 0.1 s, and 0.01 s afterwards. A new interface is fenced
-        by a check until then, and at once afterwards.
+        by a check until then, and at once afterwards. Runs until it is cancelled.
         """
-        if self._heals:
-            async with self._preparing:
-                self._is_prepared, self._prepared_version = True, None
-                await run_shielded(self._prepare())
+        while True:
+            if self._heals:
+                async with self._preparing:
+                    self._is_prepared, self._prepared_version = True, None
+                    await run_shielded(self._prepare())
+            self.prepared.set()
+            await self._has_changed.wait()
+            self._has_changed.clear()
 
     async def _start_events(self) -> FenceEvents:
         self._watch = await FenceEvents.started(
@@ -169,29 +175,52 @@ class FenceMonitor:
             if left:
                 await self._inspect(left)
 
-    async def change(self, sandbox: SandboxConfig, change: PolicyChange) -> None:
+    async def change(
+        self,
+        sandbox: SandboxConfig,
+        change: PolicyChange,
+        addresses: Callable[[], Addresses] = dict,
+    ) -> None:
         """Replace the fence's policy in one transaction, and emit an event about that.
 
-        The counts stay. ``sandbox`` has the new policy; ``change`` is the request. Raises the
-        errors of :meth:`TamperGuard.replace`; the fence is unchanged then.
+        The counts stay. ``sandbox`` has the new policy; ``change`` is the request; ``addresses``
+        returns those of its host names. Raises the errors of :meth:`TamperGuard.replace`; the fence
+        is unchanged then.
         """
+        async with self._inspecting:
+            await self._replace(sandbox, sandbox.spec(addresses()), change)
+
+    async def change_addresses(self, addresses: Callable[[], Addresses]) -> None:
+        """Do the same as :meth:`change` with the same policy, if its host names have new addresses.
+
+        A fence that another process has removed, or installed with another policy, stays so.
+        """
+        async with self._inspecting:
+            reports = self.reports
+            is_there = self._state.version(self.name) is not None and not self._has_ended()
+            if is_there and reports.sandbox.names:
+                spec = reports.sandbox.spec(addresses())
+                change = change_of_addresses(reports.sandbox, reports.installed.spec, spec)
+                if change is not None:
+                    await self._replace(reports.sandbox, spec, change)
+
+    async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
             raise RuntimeError("call start first")
         guard = self._watch.tamper_guard
-        async with self._inspecting:
-            replace = partial(guard.replace, sandbox.spec(), fences.requested_transport(sandbox))
-            try:
-                installed = await run_shielded(asyncio.to_thread(replace))
-                version = listing.ruleset_version(installed, installed.namespace)
-                if guard.is_untouched:  # then its listing needs no second comparison
-                    self._fence = dataclasses.replace(
-                        self._fence, installed=installed, version=version
-                    )
-                await self.reports.report_policy(sandbox, installed, change)
-            finally:
-                self._checked, self._prepared_version = None, None
-                if self._heals:
-                    await self._prepare()
+        replace = partial(guard.replace, spec, fences.requested_transport(sandbox))
+        try:
+            installed = await run_shielded(asyncio.to_thread(replace))
+            version = listing.ruleset_version(installed, installed.namespace)
+            if guard.is_untouched:  # then its listing needs no second comparison
+                self._fence = dataclasses.replace(self._fence, installed=installed, version=version)
+            await self.reports.report_policy(sandbox, installed, change)
+        finally:
+            # The messages are prepared afterwards, since the caller waits.
+            self._checked, self._prepared_version, self._is_prepared = None, None, False
+            if self._heals:
+                await self._prepare()
+            self._has_changed.set()
 
     async def move(self, namespace: Namespace) -> bool:
         """Go on with another file of the sandbox's network namespace; return false if it is none.
@@ -219,13 +248,14 @@ class FenceMonitor:
     async def remove(self) -> bool:
         """Remove the fence; return false if another process has already removed it.
 
-        An event reports such a removal by another process. Raises the errors of
-        :func:`installer.remove`.
+        An event reports such a removal by another process. A fence that has ended with its network
+        namespace was there. Raises the errors of :func:`installer.remove`.
         """
-        was_there = await asyncio.to_thread(_remove, self.reports.installed, self._state)
-        if not was_there:
-            await self.reports.report_removed_before()
-        return was_there
+        was_there = await asyncio.to_thread(fences.remove, self.reports.installed, self._state)
+        if was_there or self._has_ended():
+            return True
+        await self.reports.report_removed_before()
+        return False
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.
@@ -317,7 +347,7 @@ class FenceMonitor:
             return False
         guard = self._watch.tamper_guard
         prepared = await asyncio.to_thread(
-            _prepare,
+            prepare_restore,
             self._fence,
             self._state,
             self._prepared_version,
@@ -329,63 +359,3 @@ class FenceMonitor:
         guard.use_restore_batch(*prepared)
         _, self._prepared_version, generations = prepared
         return generations is not None
-
-
-_Version: TypeAlias = "tuple[int, ...] | None"
-
-
-def _prepare(
-    fence: Fence,
-    state: StateDirectory,
-    known: _Version,
-    now: Callable[[], tuple[int, ...]],
-    *,
-    compiles: bool,
-) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Prepare the netlink messages that restore a fence to its stored description.
-
-    Return the arguments of :meth:`TamperGuard.use_restore_batch`; unavailable arguments are None.
-    Without ``compiles``, the messages are not prepared. ``fence`` is the fence at the start of the
-    service. ``now`` returns the argument ``generations``. If the description still has the version
-    ``known``, return None instead of a tuple.
-    """
-    sandbox = fence.installed.spec.sandbox
-    version = state.version(sandbox)  # read before the record, so that it is never too new
-    if version == known:
-        return None
-    generations = None
-    # Without an answer in time, the guard may take unread notices of an installation for tampering.
-    with contextlib.suppress(OSError):
-        generations = now()
-    try:
-        installed = state.read(sandbox)
-        if installed is None:
-            return None, version, None
-        prepared = restore_batch.prepare(installed) if compiles else None
-    except OcsfNftError as error:
-        _log.warning("restoring the fence will take longer", sandbox=sandbox, reason=str(error))
-        return None, version, None
-    # The guard reverts no changes up to ``generations``, so they must not include a difference.
-    return prepared, version, generations if _is_as_installed(fence, installed, state) else None
-
-
-def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirectory) -> bool:
-    # Nothing is listed if nothing has changed since the start.
-    if fence.version is not None and fence.installed == installed:
-        found = listing.ruleset_version(installed, installed.namespace)
-        if found == fence.version:
-            return True
-    with contextlib.suppress(OcsfNftError):  # the next check reports it
-        return installer.verify(installed.spec.sandbox, state).verdict == "as installed"
-    return False
-
-
-def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence and its record; return false if the fence was already deleted."""
-    sandbox, namespace = installed.spec.sandbox, installed.namespace
-    try:
-        verdict = installer.verify(sandbox, state, namespace).verdict
-        installer.remove(sandbox, state, namespace)
-    except AbsentError:
-        return False
-    return verdict != "absent"

@@ -46,6 +46,11 @@ class FenceReports:
         self._given_up = False
 
     @property
+    def sandbox(self) -> SandboxConfig:
+        """Return the configuration of the sandbox, with the present policy."""
+        return self._sandbox
+
+    @property
     def has_given_up(self) -> bool:
         """Return true if the fence is not active, and restoring it is paused.
 
@@ -89,6 +94,9 @@ class FenceReports:
         state, reason = fences.state_of(installed), installed.degraded
         await self._emit(state, reason, change=change)
         self._reported = (state, reason)
+        if change.is_resolved:
+            changes = "; ".join(change.changes)
+            _log.info("addresses of host names changed", sandbox=sandbox.name, changes=changes)
 
     async def announce(self, added: PolicyChange | None = None) -> None:
         """Emit an event that describes the fence at the start of its watch.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.listing import RulesetVersion
-    from ocsf_nft.fence.spec import LogTransport
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
 
@@ -63,7 +63,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
         installed = installer.install(
-            sandbox.spec(), namespace, state, requested_transport(sandbox)
+            _spec(sandbox, state), namespace, state, requested_transport(sandbox)
         )
         return Fence(
             installed=installed,
@@ -72,6 +72,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             before=before,
             reason=installed.degraded,
             tampering=_tampering(found, installed),
+            version=_version(installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
     if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
@@ -86,6 +87,24 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
     return dataclasses.replace(_as_installed(found.installed), version=found.version)
+
+
+def _spec(sandbox: SandboxConfig, state: StateDirectory) -> FenceSpec:
+    """Return the specification of a fence, with the recorded addresses of its host names.
+
+    So a restart of the service closes nothing until there are new answers.
+    """
+    installed = state.read_or_none(sandbox.name)
+    known = () if installed is None else installed.spec.resolved
+    return sandbox.spec({each.name: each.addresses for each in known})
+
+
+def _version(installed: InstalledFence) -> RulesetVersion | None:
+    """Return the version of the ruleset if it is that of the installation; None if unknown."""
+    version = listing.ruleset_version(installed, installed.namespace)
+    if version is None or version.generations != (installed.generation,):
+        return None
+    return version
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
@@ -178,6 +197,20 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
     )
 
 
+def remove(installed: InstalledFence, state: StateDirectory) -> bool:
+    """Remove a fence and its record; return False if the fence was already deleted.
+
+    Blocks. Raises the errors of :func:`installer.remove`.
+    """
+    sandbox, namespace = installed.spec.sandbox, installed.namespace
+    try:
+        verdict = installer.verify(sandbox, state, namespace).verdict
+        installer.remove(sandbox, state, namespace)
+    except AbsentError:
+        return False
+    return verdict != "absent"
+
+
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
     """Return the log transport that a sandbox's configuration requires, for example ``nflog``.
 
@@ -249,6 +282,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
         tampering=tampering,
         change=change,
         end=end,
+        addresses={each.name: [*map(str, each.addresses)] for each in installed.spec.resolved},
         is_regular=is_regular,
     )
 

@@ -111,6 +111,12 @@ def _of_sandbox(sandbox: Sandbox) -> Iterator[Fault]:
     ):
         if cause is not None:
             yield Fault(subject, cause, name, is_reported=True)
+    names = watched.names
+    if names.failure is not None:
+        subject = f"the addresses of host names of sandbox {name} can't be replaced"
+        yield Fault(subject, names.failure, name)
+    for host, cause in names.faults():
+        yield Fault(f"host name {host} of sandbox {name} is not fully resolved", cause, name)
 
 
 def _of_storage(service: Service) -> Iterator[Fault]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.errors import AbsentError, ConflictError
+from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
         name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
     }
     fixed = changed - _POLICY - _NAMESPACE
-    if fixed or (changed & _NAMESPACE and not _is_same_namespace(before, after)):
+    if fixed or (changed & _NAMESPACE and not is_same_namespace(before, after)):
         names = ", ".join(sorted(fixed or changed & _NAMESPACE))
         raise ConflictError(
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
@@ -40,10 +41,10 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
     )
 
 
-def _is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
-    old, new = before.namespace, after.namespace
+def is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
+    """Return True if two sandboxes have the same network namespace, which exists."""
     try:
-        return old is not None and new is not None and old.identity() == new.identity()
+        return (before.namespace or HOST).identity() == (after.namespace or HOST).identity()
     except AbsentError:
         return False
 

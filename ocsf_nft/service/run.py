@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
-from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.guard_thread import GuardThread
@@ -20,7 +19,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.namespace_watch import NamespaceWatch
 from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
-from ocsf_nft.service import health, log_feeds
+from ocsf_nft.service import health, log_feeds, startup
 from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.event_rendering import Reporter
@@ -31,22 +30,23 @@ from ocsf_nft.service.nflog_feeds import NflogFeeds
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
-from ocsf_nft.service.sandbox_view import no_condition
+from ocsf_nft.service.sandbox_view import must_be_absent, must_exist, no_condition
 from ocsf_nft.service.sandboxes import Sandboxes
+from ocsf_nft.service.shared_names import SharedNames
 from ocsf_nft.service.task_errors import first_error
-from ocsf_nft.state import state_db
 from ocsf_nft.state.retry_until_writable import StorageRetrier
-from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Sandbox
     from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
+    from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
 
@@ -58,11 +58,9 @@ _REFRESH_SECONDS: Final = 1.0
 _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0
-#: Part of the store's size for dead letters: events that a sink refused.
-_DEAD_LETTER_PART: Final = 8
 #: Configuration keys that a reload can change.
 RELOADED: Final = frozenset(
-    {"sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
+    {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
 )
 
 
@@ -95,9 +93,8 @@ class Service:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
-        output is no default sink. Without ``must_exist``, the network namespace of a configured
-        sandbox may be missing at the start: it is fenced as soon as it exists. Setting ``stop``
-        stops the service.
+        output is no default sink. Without ``must_exist``, a network namespace that is missing at
+        the start is waited for. Setting ``stop`` stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -191,11 +188,27 @@ class Service:
         """
         return await self._sandboxes.put(sandbox, caller, require)
 
+    async def add(self, sandbox: SandboxConfig) -> None:
+        """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""
+        await self._sandboxes.put(sandbox, require=must_be_absent)
+
+    async def set(self, sandbox: SandboxConfig) -> tuple[str, ...]:
+        """Change the policy of a sandbox that was added, and return the differences, as texts.
+
+        Raises AbsentError if there is no such sandbox, and the errors of :meth:`put`.
+        """
+        return (await self._sandboxes.put(sandbox, require=must_exist)).changes
+
     async def release(
-        self, name: str, caller: Caller | None = None, require: Condition = no_condition
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
     ) -> Status:
         """Release a sandbox that was added; see :meth:`Sandboxes.release`."""
-        return await self._sandboxes.release(name, caller, require)
+        return await self._sandboxes.release(name, caller, require, keeps_fence=keeps_fence)
 
     def view(self, name: str) -> SandboxView:
         """Return the state of a sandbox; raises AbsentError if there is none of this name."""
@@ -219,9 +232,9 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Apply a new configuration to the running service, and open all sinks again.
 
-        After an error, the old configuration stays in use. Raises UsageError if a key that is not
-        in :data:`RELOADED` has changed. Raises OcsfNftError if a file or standard output can't be
-        opened.
+        Raises UsageError if a key that is not in :data:`RELOADED` has changed, and an OcsfNftError
+        if a file or standard output can't be opened. The old configuration stays in use then. At
+        last, raises the first error of a sandbox: see :meth:`Sandboxes.reload`.
         """
         changed = [
             name
@@ -235,9 +248,9 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
-        await self._sandboxes.reload(config.sandbox)
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
+        await self._sandboxes.reload(config.sandbox)
 
     async def statuses(self) -> tuple[Status, ...]:
         """Return the status of each sandbox: its fence, packet counts and dropped records.
@@ -281,7 +294,7 @@ class Service:
         guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
-        self.store = store = self._store()
+        self.store = store = startup.state_store(config, self.retrier)
         self._reporter = reporter = Reporter(
             store.commit,
             this_host(),
@@ -290,7 +303,7 @@ class Service:
         )
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.fallback_chain = await stack.enter_async_context(self._chain())
+        self.fallback_chain = await stack.enter_async_context(startup.fallback_chain(config))
         if config.control is not None:  # so that the first sandbox is added at once
             await self.fallback_chain.start()
         namespaces = await stack.enter_async_context(NamespaceWatch())
@@ -308,7 +321,7 @@ class Service:
                 self._outlets(config),
                 store,
                 sinks=sink_db.path_of(store.database.path),
-                max_bytes=self._dead_letter_bytes,
+                max_bytes=startup.dead_letter_bytes(config),
                 max_seconds=config.store.max_age,
                 iteration=self._iteration,
             )
@@ -325,6 +338,7 @@ class Service:
             accounts=accounts,
             guards=guards,
             namespaces=namespaces,
+            names=await stack.enter_async_context(SharedNames(self.delivery.names.resolve)),
             preparing=asyncio.Semaphore(_PREPARING),
             slots=self._slots,
         )
@@ -348,13 +362,14 @@ class Service:
                 pumps.append(group.create_task(pump))
             self._sandboxes.start()
             # A restore is quicker after it, and works before.
-            prepared = group.create_task(self._sandboxes.prepare())
-            await asyncio.wait([prepared], timeout=_PREPARE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PREPARE_SECONDS):
+                    await self._sandboxes.wait_until_prepared()
             self._is_ready.set()
             await self._stop.wait()
             await asyncio.gather(*pumps)
             self.counts.given_up = await self._sandboxes.finish()
-            for other in (*others, prepared):
+            for other in others:
                 other.cancel()
         await report_dropped_events(store, self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
@@ -367,28 +382,6 @@ class Service:
         if self._iterates and not (config.sink or config.output):
             return ()  # standard output belongs to the caller
         return outlets(config.sinks)
-
-    def _chain(self) -> FallbackChain:
-        settings = self.config.attribution
-        return FallbackChain(
-            top=settings.method,
-            wait_seconds=settings.wait_ms / 1000,
-            hashed_bytes=settings.hash_max_bytes,
-        )
-
-    def _store(self) -> StateStore:
-        settings = self.config.store
-        return StateStore(
-            settings.path or self._state.path / state_db.FILE,
-            self.retrier,
-            max_bytes=settings.max_bytes - self._dead_letter_bytes,
-            max_seconds=settings.max_age,
-            drops=settings.when_full == "drop",
-        )
-
-    @property
-    def _dead_letter_bytes(self) -> int:
-        return self.config.store.max_bytes // _DEAD_LETTER_PART
 
     async def _report_capture_end(self, reason: str) -> None:
         event = attribution_degraded(

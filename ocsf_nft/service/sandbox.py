@@ -85,6 +85,7 @@ class Sandbox:
         self._on_failure = on_failure
         self._must_exist = must_exist
         self._fenced: FencedSandbox | None = None
+        self._has_ended_before = False
         #: Record of its fence before the present one.
         self._previous: InstalledFence | None = None
         namespace = config.namespace
@@ -94,6 +95,8 @@ class Sandbox:
         self._waits = origin == "file" and comes_again
         self._parts: WatchParts
         self._stop = asyncio.Event()
+        #: Set if it should be tried at once to watch the sandbox.
+        self._retry = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -132,6 +135,10 @@ class Sandbox:
             _log.info("waiting for a network namespace", sandbox=self.name)
         else:
             self.has_installed |= self._fenced.fence.is_ours
+
+    def end_before(self) -> None:
+        """Note that its network namespace has ended before the service started."""
+        self._has_ended_before = True
 
     async def try_activate(self, parts: FenceParts) -> None:
         """Activate the fence; :meth:`run` tries it again after an error of the sandbox."""
@@ -175,14 +182,23 @@ class Sandbox:
             if watched.attached is not None:
                 await chain.set_permissive(watched.attached, is_permissive=config.permissive)
             try:
-                await watched.monitor.change(config, change)
+                watched.names.follow(self.config, config)
+                await watched.monitor.change(config, change, watched.names.addresses)
             except BaseException:
+                watched.names.follow(self.config)
                 if watched.attached is not None:
                     is_permissive = self.config.permissive
                     await chain.set_permissive(watched.attached, is_permissive=is_permissive)
                 raise
             watched.config = config
+            watched.names.follow(config)
         self.config = config
+        self._retry.set()
+
+    async def settle(self) -> None:
+        """Wait some seconds for the first answers about the host names in the policy."""
+        if self.watched is not None and self.failure is None:
+            await self.watched.names.settle()
 
     async def undo(self) -> None:
         """Close a sandbox that could not be added, and remove its fence if it was installed."""
@@ -237,6 +253,18 @@ class Sandbox:
         self.watched = None
         return status
 
+    async def abandon(self) -> Status | None:
+        """Close the sandbox, but leave its fence in the network namespace; emit an event.
+
+        Call it once, after :meth:`run`. Return the final status; None if it was not watched. Raises
+        the errors of :func:`ended_namespaces.remove_record`, and DeliveryError.
+        """
+        watched = self.watched
+        if watched is None:
+            return None
+        await run_shielded(self._end(watched))
+        return watched.status(is_watched=False)
+
     async def _watch(self, watched: WatchedSandbox) -> bool:
         """Watch the sandbox until its namespace ends; return False if it is stopped before."""
         if self.failure is None:
@@ -285,7 +313,7 @@ class Sandbox:
         namespace = self.config.namespace or HOST
         await self._forget_previous()
         while True:
-            if not self._waits and self._is_absent():
+            if self._has_ended_before or (not self._waits and self._is_absent()):
                 return False
             present = self._parts.namespaces.wait_until_present(namespace)
             if not await self._until_stop(present):
@@ -295,7 +323,8 @@ class Sandbox:
                 return True
             if not namespace.has_identity(tried):  # the next one is fenced without a pause
                 continue
-            if not await self._until_stop(asyncio.sleep(pause)):
+            self._retry.clear()
+            if not await self._until_stop(_wait_for(self._retry, pause)):
                 return False
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
@@ -327,8 +356,9 @@ class Sandbox:
     async def _remove_record(self) -> None:
         """Remove the record of the fence, and the fence if its namespace exists."""
         state = self._parts.fences.state
-        with contextlib.suppress(AbsentError):  # another process has removed it
-            await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
+        if state.read_or_none(self.name) is not None:
+            with contextlib.suppress(AbsentError):  # another process has removed it
+                await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
     async def _until_stop(self, work: Coroutine[Any, Any, object]) -> bool:
         """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
@@ -346,3 +376,10 @@ class Sandbox:
 
     def _is_absent(self) -> bool:
         return present_identity(self.config.namespace or HOST) is None
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait until ``event`` is set, but not longer than ``seconds``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ocsf_nft.delivery.name_resolver import require_library
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences, log_feeds
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.sandbox_names import SandboxNames
 from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.nflog_feeds import NflogFeed, NflogFeeds
     from ocsf_nft.service.pipeline import Pipeline
+    from ocsf_nft.service.shared_names import SharedNames
     from ocsf_nft.state.state_store import StateStore
 
 
@@ -58,6 +61,7 @@ class WatchParts:
     accounts: Accounts
     guards: GuardThread
     namespaces: NamespaceWatch
+    names: SharedNames
     #: Limits of the restores that are prepared, and of the readings in memory, at the same time.
     preparing: asyncio.Semaphore
     slots: asyncio.Semaphore
@@ -80,9 +84,11 @@ async def activate(parts: FenceParts, sandbox: SandboxConfig) -> FencedSandbox:
     """Activate the fence of a sandbox, after opening all that must not miss its first packet.
 
     Raises the errors of :func:`fences.activate`, and an OcsfNftError if a log source can't be
-    opened.
+    opened, or if the library to resolve host names is missing.
     """
     async with contextlib.AsyncExitStack() as stack:
+        if sandbox.names:
+            require_library()
         record = None if sandbox.install else parts.state.read(sandbox.name)
         namespace = sandbox.namespace or (HOST if record is None else record.namespace)
         attached = None
@@ -162,11 +168,15 @@ async def watch(
         monitor = FenceMonitor(
             config, fence, parts.fences.state, parts.reporter, parts.guards, parts.preparing
         )
+        names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
+        stack.callback(names.close)
+        names.follow(config)
         watched = WatchedSandbox(
             config=config,
             identity=fence.installed.identity,
             monitor=monitor,
             account=account,
+            names=names,
             attached=fenced.attached,
             nflog=fenced.feeds,
             logs=logs,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft.errors import AbsentError, ConflictError
 from ocsf_nft.ocsf.fence_state_events import FenceState
 
 if TYPE_CHECKING:
@@ -35,18 +36,32 @@ class SandboxView:
     state: State
     mode: Mode
     config: SandboxConfig
-    #: Reason for a state that is not active; None if there is none.
+    #: Reason for a state that is not active, or why a host name in the policy is not resolved.
     fault: str | None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
+    #: Identity of its network namespace; None if it is not watched.
+    identity: str | None = None
 
 
 #: Check of a sandbox's state, which is None if there is none; it may raise an OcsfNftError.
 Condition: TypeAlias = Callable[[SandboxView | None], None]
 
 
-def no_condition(_: SandboxView | None) -> None:
+def no_condition(_: object) -> None:
     """Accept any state: the condition of calls without one."""
+
+
+def must_be_absent(found: SandboxView | None) -> None:
+    """Raise ConflictError if there is a sandbox: the condition of adding one."""
+    if found is not None:
+        raise ConflictError(f"there is a sandbox {found.name} already: change or release it")
+
+
+def must_exist(found: SandboxView | None) -> None:
+    """Raise AbsentError if there is no sandbox: the condition of changing one."""
+    if found is None:
+        raise AbsentError("there is no such sandbox: add it")
 
 
 class PutResult(NamedTuple):
@@ -67,7 +82,9 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         reports = watched.monitor.reports
         mode = reports.mode
         if sandbox.failure is None:
+            unresolved = "; ".join(f"{name}: {cause}" for name, cause in watched.names.faults())
             state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded
+            fault = fault or watched.names.failure or unresolved or None
     return SandboxView(
         name=sandbox.name,
         origin=sandbox.origin,
@@ -76,4 +93,5 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         config=config,
         fault=fault,
         since_ns=sandbox.since_ns,
+        identity=None if watched is None else watched.identity,
     )

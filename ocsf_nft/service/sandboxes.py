@@ -7,16 +7,14 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import orjson
 import structlog
-from pydantic import ValidationError
 
-from ocsf_nft.config import SandboxConfig
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
 from ocsf_nft.process import Process
+from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.keyed_locks import KeyedLocks
-from ocsf_nft.service.policy_changes import policy_changes
+from ocsf_nft.service.policy_changes import is_same_namespace, policy_changes
 from ocsf_nft.service.sandbox import Sandbox
 from ocsf_nft.service.sandbox_view import PutResult, no_condition, view_of
 from ocsf_nft.service.shielded import run_shielded
@@ -26,6 +24,7 @@ from ocsf_nft.service.task_errors import run_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.service.caller import Caller
     from ocsf_nft.service.sandbox import Origin
@@ -100,14 +99,16 @@ class Sandboxes:
         for config in configured:
             self._create(config, "file", must_exist=must_exist)
         file = tuple(self._sandboxes)
-        for name, content in self._state.added().items():
-            if name in self._sandboxes:
-                _log.warning("sandbox is now that of the configuration file", sandbox=name)
-                self._state.delete_added(name)
-            elif (stored := _stored(name, content)) is not None:
-                self._create(stored, "api")
+        others = []
+        for config, has_ended in added_sandboxes.stored(self._state):
+            if config.name in self._sandboxes:
+                _log.warning("sandbox is now that of the configuration file", sandbox=config.name)
+                self._state.delete_added(config.name)
+            elif has_ended:
+                self._create(config, "api").end_before()
+            else:
+                others.append(self._create(config, "api"))
         await run_all(self._sandboxes[name].activate(parts) for name in file)
-        others = [each for name, each in self._sandboxes.items() if name not in file]
         await run_all(each.try_activate(parts) for each in others)
 
     async def begin(self, parts: WatchParts, group: asyncio.TaskGroup) -> None:
@@ -126,10 +127,11 @@ class Sandboxes:
         for each in self.all:
             self._start(each)
 
-    async def prepare(self) -> None:
-        """Prepare the restores of all fences."""
-        watched = [each.watched for each in self.all if each.watched is not None]
-        await run_all(each.monitor.prepare() for each in watched)
+    async def wait_until_prepared(self) -> None:
+        """Wait until the restores of all fences are prepared."""
+        for each in self.all:
+            if each.watched is not None:
+                await each.watched.monitor.prepared.wait()
 
     async def close(self) -> None:
         """Close what a failed start has opened; the fences stay."""
@@ -155,8 +157,8 @@ class Sandboxes:
         await run_all(self._finish(each) for each in self.all)
         return [each.name for each in self.all if each.has_given_up]
 
-    async def _finish(self, sandbox: Sandbox) -> None:
-        removes = sandbox.origin == "file" and sandbox.has_installed
+    async def _finish(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
+        removes = sandbox.origin == "file" and sandbox.has_installed and not keeps
         await sandbox.finish(_STOPPED if removes else None, removes=removes)
 
     async def reload(self, configured: Sequence[SandboxConfig]) -> None:
@@ -187,17 +189,22 @@ class Sandboxes:
             )
         if found is not None and found.config == config:
             return
+        had_installed = False
         if found is not None:
             try:
                 changes = policy_changes(found.config, config)
             except ConflictError:  # another namespace, for example
-                await self._end_configured(found)
+                # In the same namespace, the new fence replaces the old one without a gap.
+                keeps = is_same_namespace(found.config, config)
+                had_installed = keeps and found.has_installed
+                await self._end_configured(found, keeps=keeps)
             else:
                 before, after = found.config.given(), config.given()
                 change = PolicyChange(changes=changes, before=before, after=after)
                 await found.change(config, change)
                 return
         sandbox = self._create(config, "file", must_exist=False)
+        sandbox.has_installed = had_installed
         try:
             await sandbox.activate(self._fence_parts)
             await sandbox.begin(self._parts)
@@ -207,11 +214,12 @@ class Sandboxes:
             raise
         self._start(sandbox)
 
-    async def _end_configured(self, sandbox: Sandbox) -> None:
+    async def _end_configured(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
+        """End a sandbox of the configuration file; with ``keeps``, its fence stays."""
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
         if sandbox.name in self._sandboxes:
-            await self._finish(sandbox)
+            await self._finish(sandbox, keeps=keeps)
             self._drop(sandbox)
 
     async def put(
@@ -222,6 +230,7 @@ class Sandboxes:
     ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
+        If its policy has host names, also wait for the first answers about them, for at most 5 s.
         ``require`` is called with the present state, and may raise an OcsfNftError. No other call
         changes the sandbox between this check and the change. After an error, the sandbox is as
         before. Raises UsageError if a value is invalid. Raises ConflictError if the configuration
@@ -232,14 +241,20 @@ class Sandboxes:
         return await self._call(config.name, partial(self._put, config, caller, require))
 
     async def release(
-        self, name: str, caller: Caller | None = None, require: Condition = no_condition
+        self,
+        name: str,
+        caller: Caller | None = None,
+        require: Condition = no_condition,
+        *,
+        keeps_fence: bool = False,
     ) -> Status:
         """Release a sandbox: remove its fence if it was installed, and return the final counts.
 
-        ``require`` is that of :meth:`put`. Raises AbsentError if there is no such sandbox,
+        ``require`` is that of :meth:`put`. With ``keeps_fence``, the fence stays in the network
+        namespace as long as that exists. Raises AbsentError if there is no such sandbox,
         ConflictError if the configuration file has it, and the errors of :func:`installer.remove`.
         """
-        return await self._call(name, partial(self._release, name, caller, require))
+        return await self._call(name, partial(self._release, name, caller, require, keeps_fence))
 
     async def _call(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a call for a sandbox after the calls before; a caller that leaves does not end it."""
@@ -281,6 +296,7 @@ class Sandboxes:
                 if self._sandboxes.get(config.name) is found:
                     await self._store(found.config)
                 raise
+            await found.settle()
         return PutResult(is_new=False, changes=changes)
 
     async def _add(self, config: SandboxConfig, caller: Caller | None) -> None:
@@ -298,12 +314,14 @@ class Sandboxes:
             raise
         self._start(sandbox)
         self._on_change()
+        await sandbox.settle()
 
     async def _store(self, config: SandboxConfig) -> None:
-        content = orjson.dumps(config.given())
-        await run_shielded(asyncio.to_thread(self._state.store_added, config.name, content))
+        await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
 
-    async def _release(self, name: str, caller: Caller | None, require: Condition) -> Status:
+    async def _release(
+        self, name: str, caller: Caller | None, require: Condition, keeps_fence: bool
+    ) -> Status:
         sandbox = self.find(name)
         require(view_of(sandbox))
         if sandbox.origin == "file":
@@ -312,8 +330,12 @@ class Sandboxes:
         await asyncio.wait([self._tasks[name]])
         if name not in self._sandboxes:  # its namespace has ended meanwhile
             raise AbsentError(f"sandbox {name} has ended")
-        process = _process(caller)
-        status = await sandbox.finish(_RELEASED, removes=sandbox.config.install, process=process)
+        if keeps_fence:
+            status = await sandbox.abandon()
+        else:
+            process = _process(caller)
+            removes = sandbox.config.install
+            status = await sandbox.finish(_RELEASED, removes=removes, process=process)
         self._state.delete_added(name)
         self._drop(sandbox)
         self._on_change()
@@ -351,14 +373,6 @@ class Sandboxes:
         """Raise the failure of a sandbox if no other one is watched."""
         if self._is_needed and all(each.failure is not None for each in self.all):
             raise error
-
-
-def _stored(name: str, content: bytes) -> SandboxConfig | None:
-    try:
-        return SandboxConfig.model_validate(orjson.loads(content) | {"name": name})
-    except (ValidationError, orjson.JSONDecodeError, OcsfNftError, TypeError) as error:
-        _log.error("a stored sandbox can't be read: add it again", sandbox=name, reason=str(error))
-        return None
 
 
 def _of_file(name: str) -> ConflictError:

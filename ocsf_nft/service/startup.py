@@ -1,16 +1,20 @@
-"""Capabilities that a service needs, from its configuration and its fences."""
+"""Parts of a service by its configuration, and the capabilities that it needs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import HOST
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
+from ocsf_nft.state import state_db
+from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config
+    from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 #: Capabilities for attribution, by the best method to use: to load the BPF programs that read
 #: process data, and to inspect processes of other users.
@@ -23,6 +27,37 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 _CONTROL_CAPABILITIES: Final = frozenset(
     (Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.SYS_PTRACE, Capability.SYSLOG)
 )
+
+
+#: Part of the store's size for dead letters: events that a sink refused.
+_DEAD_LETTER_PART: Final = 8
+
+
+def fallback_chain(config: Config) -> FallbackChain:
+    """Return the chain of methods that find the process that sent a packet."""
+    settings = config.attribution
+    return FallbackChain(
+        top=settings.method,
+        wait_seconds=settings.wait_ms / 1000,
+        hashed_bytes=settings.hash_max_bytes,
+    )
+
+
+def state_store(config: Config, retrier: StorageRetrier) -> StateStore:
+    """Return the store of events and packet counts, which is not open yet."""
+    settings = config.store
+    return StateStore(
+        settings.path or config.state_dir / state_db.FILE,
+        retrier,
+        max_bytes=settings.max_bytes - dead_letter_bytes(config),
+        max_seconds=settings.max_age,
+        drops=settings.when_full == "drop",
+    )
+
+
+def dead_letter_bytes(config: Config) -> int:
+    """Return the maximum size of all dead letters in bytes."""
+    return config.store.max_bytes // _DEAD_LETTER_PART
 
 
 def capabilities(config: Config) -> frozenset[Capability]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ocsf_nft.service.fence_monitor import FenceMonitor
     from ocsf_nft.service.log_feeds import LogFeed
     from ocsf_nft.service.nflog_feeds import NflogFeed
+    from ocsf_nft.service.sandbox_names import SandboxNames
     from ocsf_nft.service.sandbox_start import WatchParts
 
 _log = structlog.get_logger()
@@ -42,6 +44,7 @@ class WatchedSandbox:
     identity: str
     monitor: FenceMonitor
     account: AccountLoop
+    names: SandboxNames
     attached: AttachedNamespace | None
     #: Log sources with its records. Others may share those of NFLOG.
     nflog: Sequence[NflogFeed]
@@ -65,9 +68,12 @@ class WatchedSandbox:
         async with asyncio.TaskGroup() as group:
             for feed in self.nflog:
                 feed.start()
+            replace = partial(self.monitor.change_addresses, self.names.addresses)
             watches = [
                 group.create_task(self.monitor.watch()),
+                group.create_task(self.monitor.prepare()),
                 group.create_task(self.account.run()),
+                group.create_task(self.names.run(replace)),
                 *(group.create_task(feed.wait_until_failed()) for feed in self.nflog),
             ]
             # A fence that can't log has no source, and still has to be watched.

@@ -133,8 +133,8 @@ async def test_dry_run_shows_the_difference_and_changes_nothing(commands: Comman
     assert await commands.shown("set", "a", "--dry-run", "--enforcing") == (
         "sandbox a: nothing would change\n"
     )
-    shown = await commands.shown("set", "a", "--dry-run", "--allow", "tcp:host:1", code=2)
-    assert "names are not looked up" in shown
+    shown = await commands.shown("set", "a", "--dry-run", "--allow", "tcp:host/8:1", code=2)
+    assert "is no IP address: write one" in shown
     assert commands.served.sandboxes.calls == calls
 
 

@@ -19,10 +19,11 @@ from ocsf_nft.service.status import Status
 from ocsf_nft.state.change import DroppedRecords
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.sandboxes import Condition, Origin, State
     from ocsf_nft.http_connections import Limits
     from ocsf_nft.service.caller import Caller
@@ -41,6 +42,7 @@ class View:
     state: State = "active"
     fault: str | None = None
     since_ns: int = 1_700_000_000_123_456_789
+    identity: str | None = None
 
     @property
     def mode(self) -> Literal["enforcing", "permissive"]:
@@ -106,9 +108,11 @@ class Sandboxes:
         changed = before is not None and before.config != sandbox
         return PutResult(before is None, ("policy: changed",) if changed else ())
 
-    async def release(self, name: str, caller: Caller | None, require: Condition) -> Status:
+    async def release(
+        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
         require(self.view(name))
-        await self._work("release", name, caller)
+        await self._work("abandon" if keeps_fence else "release", name, caller)
         del self.found[name]
         return status(name)
 
@@ -157,8 +161,12 @@ async def serving(
     limits: Limits = server.LIMITS,
     store: Path | None = None,
     end: Callable[[], int] = lambda: 0,
+    attach: Sequence[AttachConfig] = (),
 ) -> AsyncIterator[Served]:
-    """Serve the control API at ``path``; ``store`` and ``end`` are those of its events."""
+    """Serve the control API at ``path``; ``store`` and ``end`` are those of its events.
+
+    ``attach`` has the policies of containers.
+    """
     sandboxes = Sandboxes()
     with SocketFile(path, 0o660) as socket_file:
         served = Served(path, sandboxes, socket_file)
@@ -176,6 +184,7 @@ async def serving(
             faults=lambda: (Fault("sink siem is down", "refused", None),),
             sinks=lambda: (Sink("siem", "refused"), Sink("-", None)),
             reload=reload,
+            attach=lambda: attach,
         )
         async with server.serve(engine, socket_file, limits):
             yield served

@@ -168,7 +168,8 @@ def test_debian_package_has_a_manual_page_for_each_command(installed: DebianRoot
     commands = re.findall(r"^  ([a-z]+) ", overview, re.MULTILINE)
     assert "install" in commands
     pages = installed.run("ls", "/usr/share/man/man1").stdout.split()
-    expected = {"ocsf-nft.1.gz", *(f"ocsf-nft-{name}.1.gz" for name in commands)}
+    programs = ("cni", "oci")
+    expected = {"ocsf-nft.1.gz", *(f"ocsf-nft-{name}.1.gz" for name in (*commands, *programs))}
     assert {page for page in pages if page.startswith("ocsf-nft")} == expected
 
 

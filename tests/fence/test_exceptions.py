@@ -114,7 +114,7 @@ def test_accepted_exception_is_canonical_and_cannot_add_statements(text: str) ->
         ("udp:[10.0.0.0/8]:53", "is ambiguous: write an IPv6 address in brackets"),
         ("udp:fd00::/16]:53", "is ambiguous: write an IPv6 address in brackets"),
         ("udp:[fe80::%eth0/64]:53", "has a zone"),
-        ("tcp:internet.example/8:80", "names are not looked up"),
+        ("tcp:internet.example/8:80", "is no IP address: write one"),
         ('tcp:10.0.0.0/8" accept:80', "no valid prefix length"),
     ],
 )

@@ -177,6 +177,7 @@ async def _reported(
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(300):
         capture = service.fallback_chain._capture
         assert capture is not None
+        (watched,) = capture._watched.values()
         running = asyncio.create_task(asyncio.to_thread(_run, lab, program))
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
@@ -188,7 +189,6 @@ async def _reported(
                 for pid, times in processes.items():
                     reported.named[port, pid] += times
                     reported.sure[port, pid] += times * is_sure
-        (watched,) = capture._watched.values()
         for target, flow in watched.flows._flows.items():
             for call, times in flow.callers().calls:
                 reported.left[target.port, call.image.pid] += times

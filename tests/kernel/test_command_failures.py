@@ -138,13 +138,11 @@ def test_without_log_support_a_transport_by_name_is_refused(
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("no-such-namespace", 2), ("/run/no-such-file", 2), ("/proc/self/maps", 3)]
-)
-def test_in_a_missing_namespace(state: StateDirectory, name: str, code: int) -> None:
+@pytest.mark.parametrize("name", ["no-such-namespace", "/run/no-such-file", "/proc/self/maps"])
+def test_in_a_missing_namespace(state: StateDirectory, name: str) -> None:
     scope = ("--sandbox", "a", "--netns", name, "--proxy", _PROXY, "--state-dir", str(state.path))
     refused = command.run("install", *scope)
-    assert refused.code == code
+    assert refused.code == 2
     assert name in refused.sentence
 
 

@@ -205,11 +205,11 @@ async def test_detached_capture_is_reported_and_the_next_method_names_a_running_
         async for event in service:
             events.append(event)
             if event.get("activity_name") == "Attribution Degraded":
+                assert service.fallback_chain.method == "socket"
                 numbers = range(FIRST, FIRST + 1)
                 stays(attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS))
             if event["class_uid"] == 4001 and event["connection_info"]["protocol_num"] == 17:
                 service.stop()
-        assert service.fallback_chain.method == "socket"
     (degraded,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
     assert "has detached the BPF program" in degraded["status_detail"]
     assert degraded["unmapped"]["method"] == "socket"

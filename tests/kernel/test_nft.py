@@ -97,19 +97,12 @@ def test_nft_without_the_privilege_is_an_error_with_the_remedy(lab: Lab) -> None
     lab.sandbox_namespace.call(without)
 
 
-def test_tables_are_listed_at_once_also_if_one_is_missing_or_imitates_the_start_of_another(
-    lab: Lab,
-) -> None:
+def test_listing_of_several_tables_omits_those_that_are_missing(lab: Lab) -> None:
     ns = lab.sandbox_namespace
-    conftest.nft(ns, "add table inet one { counter a { }; }; add table netdev two")
-    tables = [("inet", "one"), ("netdev", "two"), ("inet", "three")]
+    conftest.nft(ns, "add table inet one { counter a { }; }; add table netdev one")
+    tables = [("inet", "one"), ("netdev", "one"), ("inet", "three")]
     found = nft.list_tables(ns, tables)
     assert [*found] == tables[:2]
     assert "counter a" in found["inet", "one"]
+    assert "counter a" not in found["netdev", "one"]
     assert found == {each: nft.list_table(ns, *each) for each in tables[:2]}
-    assert nft.list_tables(ns, tables[:2]) == found
-    imitation = "x\ntable inet one {"
-    conftest.nft(ns, f'add chain inet one c {{ comment "{imitation}"; }}')
-    odd = nft.list_tables(ns, tables[:2])
-    assert imitation in odd["inet", "one"]
-    assert odd["netdev", "two"] == found["netdev", "two"]

@@ -18,7 +18,7 @@ from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from ocsf_nft.fence.spec import FenceSpec, TableId
@@ -111,7 +111,7 @@ def test_fence_is_loaded_without_counters_if_the_kernel_refuses_to_preserve_them
     _attempt(fenced)
     list_tables = nft.list_tables
 
-    def shown(namespace: Namespace, tables: list[TableId]) -> dict[TableId, str]:
+    def shown(namespace: Namespace, tables: Collection[TableId]) -> dict[TableId, str]:
         """Return listings with a chain that does not exist when the ruleset is loaded."""
         found = list_tables(namespace, tables)
         missing = "\n\tchain missing { # handle 999\n\t}\n}\n"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,8 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.service.caller import Caller
+from ocsf_nft.service.status import Status
+from ocsf_nft.sources.nflog import Nflog
 from tests.descriptors import open_descriptors
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
@@ -24,6 +25,7 @@ from tests.kernel.serving import sandbox, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from ocsf_nft import Service
 
@@ -85,6 +87,23 @@ async def test_added_sandbox_is_fenced_watched_and_released(
         assert process["user"]["uid"] == "1234"
         assert event["severity"] == "Informational"
     assert [fault for event in served.events for fault in judge(event)] == []
+
+
+async def test_program_adds_changes_and_releases_a_sandbox_of_its_service(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        service = served.service
+        with pytest.raises(AbsentError, match="there is no such sandbox"):
+            await service.set(sandbox(name))
+        await service.add(sandbox(name))
+        with pytest.raises(ConflictError, match="there is a sandbox"):
+            await service.add(sandbox(name))
+        changes = await service.set(sandbox(name, permissive=True))
+        assert changes == ("permissive: none → true",)
+        await service.release(name)
+    assert all("actor" not in each for each in served.events if each["class_uid"] == 5019)
 
 
 async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
@@ -322,6 +341,72 @@ async def test_added_sandbox_comes_back_after_a_restart_with_its_counts(
     assert not (tmp_path / ended).exists()
 
 
+async def test_process_with_the_pid_of_an_ended_sandbox_is_not_fenced_after_a_restart(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with _idle_process(name) as process:
+        async with serving(tmp_path) as served:
+            await served.service.put(sandbox(name, netns=None, pid=process.pid))
+        stored = tmp_path / name / "sandbox.json"
+        whole = stored.read_bytes()
+        async with _idle_process(other) as reused:
+            # As if the other process had got the pid of the first one.
+            for path in (stored, tmp_path / name / "fence.json"):
+                content = path.read_bytes()
+                pid = str(process.pid).encode()
+                assert pid in content
+                path.write_bytes(content.replace(pid, str(reused.pid).encode()))
+            assert stored.read_bytes() != whole
+            async with serving(tmp_path) as again:
+                await until(lambda: again.service.views() == ())
+                await again.wait_for(lambda each: "has ended, with its" in each["message"])
+            assert nft(named(other), "list", "ruleset") == ""
+    assert not (tmp_path / name).exists()
+
+
+async def test_release_of_a_sandbox_that_is_ending_is_informational(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as served:
+        for name in made:
+            await served.service.put(sandbox(name))
+        deleting = [asyncio.to_thread(namespaces.delete, name) for name in made]
+        releasing = [served.service.release(name) for name in made]
+        _, results = await asyncio.gather(
+            asyncio.gather(*deleting), asyncio.gather(*releasing, return_exceptions=True)
+        )
+        assert {type(each) for each in results} <= {Status, AbsentError}
+        await until(lambda: served.service.views() == ())
+    changes = [each for each in served.events if each["class_uid"] == 5019]
+    assert {each["severity"] for each in changes} == {"Informational"}
+    assert len(changes) == 6
+
+
+async def test_sandbox_that_cannot_be_watched_is_tried_again_and_touches_no_other(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        await served.service.put(sandbox(other))
+    async with contextlib.AsyncExitStack() as stack:
+        other_reader = contextlib.AsyncExitStack()
+        await other_reader.enter_async_context(Nflog(named(name), 4001))  # it has the group
+        again = await stack.enter_async_context(serving(tmp_path))
+        await until(lambda: again.service.view(name).state == "failed")
+        assert "another program holds NFLOG group" in (again.service.view(name).fault or "")
+        assert again.service.view(other).state == "active"
+        assert await _connect(other, 443) == {443: "refused"}
+        assert await _connect(name, 443) == {443: "refused"}, "its fence stays"
+        await other_reader.aclose()
+        await again.service.put(sandbox(name))  # tries it at once
+        await until(lambda: again.service.view(name).state == "active")
+        assert await _connect(name, 444) == {444: "refused"}
+    assert again.attempts(name) == {443: 1, 444: 1}
+    assert again.attempts(other) == {443: 1}
+
+
 async def test_calls_for_one_sandbox_follow_one_another(
     made: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -367,6 +452,16 @@ async def test_reload_adds_changes_and_ends_sandboxes(
         assert nft(named(first), "list", "ruleset") == ""
         assert (await _connect(second, 443))[443] != "refused"
         assert await _connect(third, 443) == {443: "refused"}
+        # A key that is not of the policy, in the same namespace.
+        fence = nft(named(third), "-a", "list", "table", "inet", "ocsf_nft")
+        regrouped = sandbox(third, group=77)
+        await service.reload(service.config.model_copy(update={"sandbox": (changed, regrouped)}))
+        assert "group 77" in nft(named(third), "list", "ruleset")
+        assert fence.partition("\n")[0] in nft(named(third), "-a", "list", "ruleset")
+        assert await _connect(third, 444) == {444: "refused"}
+        await service.reload(
+            service.config.model_copy(update={"sandbox": (changed, sandbox(third))})
+        )
         broken = sandbox(first, host_guard="nowhere0")
         with pytest.raises(OcsfNftError, match="nowhere0"):
             await service.reload(

@@ -35,7 +35,7 @@ from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
 from ocsf_nft.ocsf.fence_state_events import FenceState
-from ocsf_nft.service import fence_monitor
+from ocsf_nft.service import restore_preparation
 from ocsf_nft.service.fences import Fence
 from tests.kernel import command, conftest
 
@@ -415,7 +415,7 @@ def _accept_like_a_check(probe: GuardProbe, state: StateDirectory) -> None:
     installed = state.read(conftest.SANDBOX)
     assert installed is not None
     fence = Fence(installed=installed, state=FenceState.ACTIVE, is_ours=False)
-    prepared = fence_monitor._prepare(fence, state, None, now, compiles=True)
+    prepared = restore_preparation.prepare_restore(fence, state, None, now, compiles=True)
     assert prepared is not None
     probe.guard.use_restore_batch(*prepared)
 

@@ -38,6 +38,7 @@ _READERS = (
     delivery_answers.answer,
     delivery_answers.closed,
     delivery_answers.log_record,
+    delivery_answers.resolved,
     delivery_answers.status,
 )
 
@@ -110,3 +111,85 @@ def test_error_of_an_unknown_kind_is_a_delivery_error() -> None:
 def test_number_of_an_answer_must_be_a_number(number: object) -> None:
     with pytest.raises(LinkError):
         delivery_answers.answer(frame([number, None]))
+
+
+def _resolved(**families: Any) -> delivery_answers.NameAnswer:
+    empty = {"addresses": [], "ttl": 1}
+    found = {"4": empty, "6": empty} | {name[1:]: each for name, each in families.items()}
+    return delivery_answers.resolved(frame([7, "a.test", found], Kind.RESOLVED))
+
+
+def test_addresses_are_sorted_and_those_that_no_name_may_allow_are_refused() -> None:
+    four = {"addresses": ["192.0.2.10", "127.0.0.1", "192.0.2.9", "192.0.2.9"], "ttl": 30}
+    six = {"addresses": ["fe80::1%eth0", "2001:db8::1"], "ttl": 31, "is_absent": 1}
+    found = _resolved(_4=four, _6=six)
+    assert (found.number, found.name) == (7, "a.test")
+    assert list(map(str, found.families[4].addresses)) == ["192.0.2.9", "192.0.2.10"]
+    assert found.families[4].refused == ("127.0.0.1 (it is a loopback address)",)
+    assert found.families[4].ttl == 30
+    assert list(map(str, found.families[6].addresses)) == ["2001:db8::1"]
+    assert found.families[6].refused == ("fe80::1%eth0 (it has a zone)",)
+    assert not found.families[6].is_absent, "only true is true"
+
+
+def test_failure_to_resolve_has_no_addresses() -> None:
+    found = _resolved(_4={"error": "no\nanswer", "addresses": ["192.0.2.1"]})
+    assert found.families[4].error == "no\N{REPLACEMENT CHARACTER}answer"
+    assert found.families[4].addresses == ()
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        None,
+        [],
+        {},
+        {"addresses": ["192.0.2.1"]},
+        {"addresses": ["192.0.2.1"], "ttl": -1},
+        {"addresses": ["192.0.2.1"], "ttl": 1.5},
+        {"addresses": ["192.0.2.1"], "ttl": True},
+        {"addresses": ["192.0.2.1"], "ttl": 1 << 63},
+        {"addresses": "192.0.2.1", "ttl": 1},
+        {"addresses": ["192.0.2.0/24"], "ttl": 1},
+        {"addresses": ["2001:db8::1"], "ttl": 1},
+        {"addresses": [3232235521], "ttl": 1},
+        {"addresses": ["a.test"], "ttl": 1},
+        {"addresses": ["192.0.2.1; accept"], "ttl": 1},
+        {"addresses": ["192.0.2.1" + "0" * 100], "ttl": 1},
+        {"addresses": ["192.0.2.1"] * 257, "ttl": 1},
+        {"error": None},
+        {"error": 5},
+    ],
+)
+def test_wrong_addresses_are_a_link_error(family: Any) -> None:
+    with pytest.raises(LinkError):
+        _resolved(_4=family)
+
+
+@pytest.mark.parametrize("found", [None, [], [7, "a.test"], ["7", "a.test", {}], [7, 5, {}]])
+def test_wrong_answer_about_a_name_is_a_link_error(found: Any) -> None:
+    with pytest.raises(LinkError):
+        delivery_answers.resolved(frame(found, Kind.RESOLVED))
+
+
+_FAMILIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "addresses": st.lists(st.ip_addresses().map(str) | st.text(max_size=20)) | _JSON,
+        "ttl": st.integers() | _JSON,
+        "error": _JSON,
+        "is_absent": _JSON,
+    },
+)
+
+
+@given(four=_FAMILIES | _JSON, six=_FAMILIES | _JSON)
+def test_accepted_addresses_are_those_of_hosts(four: Any, six: Any) -> None:
+    with contextlib.suppress(LinkError, TypeError):
+        found = _resolved(_4=four, _6=six)
+        for version, family in found.families.items():
+            assert 0 <= family.ttl < 1 << 63
+            for each in family.addresses:
+                assert each.version == version
+                refused = ("loopback", "multicast", "unspecified", "link_local")
+                assert not any(getattr(each, f"is_{kind}") for kind in refused)

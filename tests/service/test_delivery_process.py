@@ -22,7 +22,13 @@ import structlog
 from ocsf_nft import config
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import DeliveryError, UsageError
-from ocsf_nft.service import delivery_link, delivery_process, delivery_run, sink_delivery
+from ocsf_nft.service import (
+    delivery_link,
+    delivery_process,
+    delivery_run,
+    name_requests,
+    sink_delivery,
+)
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.state.change import Change
@@ -30,6 +36,7 @@ from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE
 from ocsf_nft.state.state_store import StateStore
 from tests.delivery.receiver import event, events, uids
+from tests.name_server import name_server, resolver_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -490,3 +497,50 @@ def test_process_imports_neither_models_nor_what_only_people_see() -> None:
     )
     command = [sys.executable, "-c", program, orjson.dumps(sys.path).decode()]
     assert subprocess.check_output(command, text=True) == "[]\n"
+
+
+async def test_host_names_are_resolved_by_the_process(tmp_path: Path) -> None:
+    async with name_server({"a.test": ["192.0.2.1", "127.0.0.1", "2001:db8::1"]}) as server:
+        files = resolver_files(tmp_path, server)
+        async with delivering(tmp_path, (), resolver=files) as (_, delivery):
+            found = await delivery.names.resolve("a.test")
+            assert [str(each.addresses[0]) for each in found.families.values()] == [
+                "192.0.2.1", "2001:db8::1"
+            ]  # fmt: skip
+            assert found.families[4].refused == ("127.0.0.1 (it is a loopback address)",)
+            server.mode = "garbage"
+            found = await delivery.names.resolve("a.test")
+            assert all(each.error is not None for each in found.families.values())
+            server.mode = "answer"
+            assert (await delivery.names.resolve("b.test")).families[4].is_absent
+
+
+async def test_lookup_is_repeated_by_the_next_process(tmp_path: Path) -> None:
+    async with name_server({"a.test": ["192.0.2.1"]}) as server:
+        server.mode = "silent"
+        files = resolver_files(tmp_path, server)
+        async with delivering(tmp_path, (), resolver=files) as (_, delivery):
+            asking = asyncio.create_task(delivery.names.resolve("a.test"))
+            await until(lambda: server.asked["a.test", "A"])
+            server.mode = "answer"
+            os.kill(pid_of(delivery), signal.SIGKILL)
+            found = await asking
+            assert list(map(str, found.families[4].addresses)) == ["192.0.2.1"]
+
+
+async def test_name_is_asked_once_at_a_time_and_a_lookup_does_not_delay_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with name_server() as server:
+        server.mode = "silent"
+        files = resolver_files(tmp_path, server)
+        async with delivering(tmp_path, (), resolver=files) as (_, delivery):
+            monkeypatch.setattr(name_requests, "_SECONDS", 0.01)
+            await delivery.names.resolve("a.test")
+            await until(lambda: server.asked["a.test", "A"])
+            for _ in range(20):
+                await delivery.names.resolve("a.test")
+            assert await delivery.synchronize()
+            assert max(server.asked.values()) <= 2
+            ending = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - ending < 3

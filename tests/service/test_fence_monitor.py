@@ -19,7 +19,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
 from ocsf_nft.process import Process
-from ocsf_nft.service import fence_monitor, fence_reports, fences
+from ocsf_nft.service import fence_monitor, fence_reports, fences, restore_preparation
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.fences import Fence, Inspection
@@ -409,7 +409,7 @@ def _prepare(
     compiles: bool = True,
 ) -> object:
     fence = Fence(installed=INSTALLED, state=FenceState.ACTIVE, is_ours=False, version=version)
-    return fence_monitor._prepare(fence, state, known, now, compiles=compiles)
+    return restore_preparation.prepare_restore(fence, state, known, now, compiles=compiles)
 
 
 @pytest.mark.parametrize("is_same", [False, True])

@@ -13,7 +13,7 @@ from ocsf_nft.service.health import Fault, FaultEvents
 from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ocsf_nft.service.run import Service
 
@@ -29,12 +29,15 @@ def _sandbox(
     counters: str | None = None,
     late_seconds: float = 0.0,
     failure: str | None = None,
+    names: str | None = None,
+    unresolved: Sequence[tuple[str, str]] = (),
 ) -> SimpleNamespace:
     watched = SimpleNamespace(
         monitor=SimpleNamespace(reports=SimpleNamespace(fault=fence)),
         account=SimpleNamespace(
             fault=counters, schedule=SimpleNamespace(late_seconds=late_seconds)
         ),
+        names=SimpleNamespace(failure=names, faults=lambda: unresolved),
     )
     return SimpleNamespace(name=name, watched=watched, failure=failure)
 
@@ -75,6 +78,24 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     assert health.stuck(full) == ()
     expected = [fence, counters, ended, "events can't be stored: the disk is full"]
     assert _texts(health.faults(full)) == expected
+
+
+def test_names_that_are_not_resolved_are_faults() -> None:
+    made = _service()
+    made.sandboxes = (  # type: ignore[misc, assignment]
+        _sandbox(
+            "sb5", names="no memory", unresolved=[("a.test", "no answer"), ("b.test", "none")]
+        ),
+    )
+    made.delivery.sinks = ()  # type: ignore[misc]
+    expected = [
+        "the addresses of host names of sandbox sb5 can't be replaced: no memory",
+        "host name a.test of sandbox sb5 is not fully resolved: no answer",
+        "host name b.test of sandbox sb5 is not fully resolved: none",
+    ]
+    assert _texts(health.all_faults(made)) == expected
+    assert _texts(health.faults(made)) == expected[:1]
+    assert not any(each.is_reported for each in health.all_faults(made))
 
 
 class _Faults:

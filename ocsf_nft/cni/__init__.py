@@ -1,0 +1,1 @@
+"""Chained CNI plugin: fence a pod before its containers start."""

@@ -1,0 +1,88 @@
+"""Requests to the control API of the service, with the standard library only.
+
+The OCI runtime wrapper and the CNI plugin use this module: they are started for each container, so
+they import little. Other Python programs use ``ocsf_nft.Client``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from ocsf_nft.errors import OcsfNftError, reason_of
+from ocsf_nft.quoted import quoted
+
+#: Default path of the control socket of the service.
+SOCKET: Final = "/run/ocsf-nft/control.sock"
+#: Default time limit of a request, in seconds.
+SECONDS: Final = 5.0
+#: Statuses of answers to a release after which nothing is left to do: the container has no sandbox,
+#: or others use its network, and its sandbox ends with them.
+RELEASED: Final = frozenset((404, 409))
+_FIRST_ERROR: Final = 300
+
+
+class ServiceError(OcsfNftError):
+    """Service that can't be reached, or an answer that is no answer of the control API."""
+
+
+class ProblemError(OcsfNftError):
+    """Problem (RFC 9457) that the service answered; the text is its ``detail``."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Service(NamedTuple):
+    """Control socket of the service, and the time limit of one request in seconds."""
+
+    socket: str = SOCKET
+    seconds: float = SECONDS
+
+    def request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Send a request, and return the JSON object of the answer; empty for an answer without.
+
+        ``path`` is the path of the URL, quoted. ``body`` is sent as JSON if it is not None. Call
+        this method in the main thread only: the time limit is a timer of the process. Raises
+        ServiceError without an answer of the service, ProblemError for an answer with an error.
+        """
+        from ocsf_nft.unix_http import exchange  # noqa: PLC0415 - slow, and seldom needed
+
+        try:
+            status, found = exchange(self.socket, method, path, body, seconds=self.seconds)
+        except TimeoutError as error:
+            raise ServiceError(
+                f"the service at {self.socket} did not answer within {self.seconds:g} s: check "
+                "`ocsf-nft status`, or raise the time limit"
+            ) from error
+        except ConnectionResetError as error:
+            raise ServiceError(
+                f"the service at {self.socket} has ended before it answered: see its log, and try "
+                "again"
+            ) from error
+        except PermissionError as error:
+            raise ServiceError(
+                f"connecting to {self.socket} is not permitted: run as root, or as a member of the "
+                "socket's group"
+            ) from error
+        except OSError as error:
+            raise ServiceError(
+                f"the service does not answer at {self.socket} ({reason_of(error)}): start "
+                "`ocsf-nft run` with this control socket"
+            ) from error
+        except ValueError as error:
+            raise ServiceError(
+                f"{self.socket} is no control socket of ocsf-nft: {error}"
+            ) from error
+        if status >= _FIRST_ERROR:
+            raise ProblemError(status, _sentence(status, found))
+        return found
+
+
+def _sentence(status: int, problem: dict[str, Any]) -> str:
+    """Return the sentence of a problem, on one line."""
+    for key in ("detail", "title"):
+        text = problem.get(key)
+        if isinstance(text, str) and text.strip():
+            return text if text.isprintable() else quoted(text)
+    return f"the service answered with status {status} and no reason"
