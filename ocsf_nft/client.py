@@ -177,7 +177,7 @@ class Client:
         except aiohttp.ClientConnectorError as error:
             raise answers.unreachable(self._path, error.os_error) from error
         except TimeoutError as error:
-            raise answers.late(self._path) from error
+            raise answers.late(self._path, answers.ANSWER_SECONDS) from error
         except (aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise answers.interrupted(self._path, reason) from error

@@ -58,6 +58,6 @@ def interrupted(path: Path, reason: str) -> IncompleteError:
     )
 
 
-def late(path: Path, seconds: float = ANSWER_SECONDS) -> IncompleteError:
-    """Return the error about an answer that did not arrive in time, which was ``seconds``."""
+def late(path: Path, seconds: float) -> IncompleteError:
+    """Return the error about an answer that did not arrive within ``seconds``."""
     return interrupted(path, f"no answer within {seconds:.0f} s")

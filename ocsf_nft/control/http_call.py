@@ -45,17 +45,18 @@ def call(  # noqa: PLR0913 - each may be left out
     body: object = None,
     *,
     if_match: str | None = None,
-    seconds: float = answers.ANSWER_SECONDS,
+    seconds: float | None = None,
 ) -> Any:
     """Send a request to the service at the socket ``control``, and return its JSON answer.
 
-    Blocks for at most ``seconds`` for each part of the answer. ``body`` is sent as JSON unless it
-    is None. ``if_match`` is the ``etag`` of the sandbox that the request is for: raises
-    ChangedError if that has changed. Raises the error that the service reports (the same class with
-    the same sentence), AbsentError if no service listens, UnsupportedError if connecting is not
-    permitted, DeliveryError if the answer does not arrive.
+    Blocks for at most ``seconds`` for each part of the answer, by default a minute. ``body`` is
+    sent as JSON unless it is None. ``if_match`` is the ``etag`` of the sandbox that the request is
+    for: raises ChangedError if that has changed. Raises the error that the service reports (the
+    same class with the same sentence), AbsentError if no service listens, UnsupportedError if
+    connecting is not permitted, DeliveryError if the answer does not arrive.
     """
-    connection = _UnixConnection(control, seconds)
+    limit = answers.ANSWER_SECONDS if seconds is None else seconds
+    connection = _UnixConnection(control, limit)
     data = None if body is None else json.dumps(body).encode()
     try:
         headers = {} if if_match is None else {"If-Match": if_match}
@@ -66,7 +67,7 @@ def call(  # noqa: PLR0913 - each may be left out
             raise answers.failure(response.status, content)
         return json.loads(content)
     except TimeoutError as error:
-        raise answers.late(control, seconds) from error
+        raise answers.late(control, limit) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise answers.interrupted(control, str(error) or type(error).__name__) from error
     finally:

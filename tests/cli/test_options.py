@@ -43,6 +43,7 @@ def test_numbers_of_the_command_line_have_their_defaults() -> None:
         ("install", "group"): 4001,
         ("run", "group"): 4001,
         ("tail", "lines"): 20,
+        ("watch", "lines"): 20,
     }
 
 
@@ -187,7 +188,8 @@ def test_commands_with_a_state_directory_take_it_from_a_file() -> None:
         for name, command in commands.commands.items()
     }
     with_directory = {name for name, options in named.items() if "state_dir" in options}
-    assert with_directory == {"install", "verify", "remove", "run", "status", "events", "list"}
+    readers = {"status", "events", "tail", "list"}
+    assert with_directory == {"install", "verify", "remove", "run", *readers}
     assert all("config" in named[name] for name in with_directory)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,16 @@ async def test_files_are_read_if_no_service_listens(host: Host) -> None:
         assert found == uids(host.stored)[-20:]
         alone = await host.run("events", "--control", control)
         assert (alone.returncode, "no service listens" in alone.stderr) == (2, True)
+
+
+async def test_files_are_read_if_the_service_hangs(host: Host) -> None:
+    hung = host.folder / "hung"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(hung))
+        listener.listen()
+        done = await host.run("events", "--state-dir", host.state, control=hung)
+    assert "its files are read meanwhile" in done.stderr
+    assert (done.returncode, done.stdout.count("\n")) == (0, 20)
 
 
 async def test_store_of_another_run_in_the_state_directory_is_shown_too(host: Host) -> None:

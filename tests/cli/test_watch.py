@@ -25,8 +25,9 @@ from hypothesis import given
 from rich.cells import cell_len
 from rich.console import Console
 
-from ocsf_nft.cli import sandbox_activity
+from ocsf_nft.cli import sandbox_activity, sandbox_follow
 from ocsf_nft.cli.sandbox_activity import REST, Activity
+from ocsf_nft.cli.stored_events import Line
 from ocsf_nft.cli.watch_screen import Screen, Shown
 from ocsf_nft.state.state_db import FILE
 from tests.control.engine import Served, View, serving, wait_until
@@ -214,6 +215,24 @@ async def test_pipe_gets_each_event_once_up_to_the_last_one(host: Host) -> None:
     assert [int(each) for each in re.findall(r":1(\d{4})", view.shown)] == [*range(10, 30), 31]
     assert found[-1].endswith("a  The sandbox was released")
     assert len(found) == 22
+
+
+async def test_events_that_were_not_read_at_the_end_are_shown(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_follow, "_STATE_SECONDS", 0.0)
+    monkeypatch.setattr(sandbox_follow._Reader, "take", lambda *_: iter(()))
+    await host.put(attempt(1))
+    found = sandbox_follow.items(host.control, "a", 20, 0.01)
+    begun = [await asyncio.to_thread(next, found) for _ in range(2)]
+    assert isinstance(begun[0], sandbox_follow.State)
+    last = change(3, "The sandbox was released")
+    await host.put(attempt(2), last)
+    host.end()
+    rest = await asyncio.to_thread(list, found)
+    lines_left = [each.event for each in rest if isinstance(each, Line)]
+    assert lines_left == lines([attempt(2), last])
+    assert isinstance(rest[-1], sandbox_follow.Ended)
 
 
 async def test_dumb_terminal_gets_lines(host: Host) -> None:

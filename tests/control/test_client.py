@@ -19,7 +19,7 @@ import pytest
 import ocsf_nft
 from ocsf_nft import client as client_module
 from ocsf_nft.cli import options
-from ocsf_nft.control import answers
+from ocsf_nft.control import answers, http_call
 from ocsf_nft.control.http_call import call, sandbox_target
 from ocsf_nft.errors import (
     AbsentError,
@@ -294,6 +294,43 @@ async def test_interrupted_events_are_an_error(folder: Path) -> None:
     finally:
         fake.close()
     assert received == [{}]
+
+
+_STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (_STREAM + b"3\r\n{}\n\r\n", "did not answer completely"),
+        (_STREAM + b"3\r\n{}\n\r\n9\r\n{", "did not answer completely"),
+        (_STREAM + b"3\r\n{}\n\r\n60\r\n" + 96 * b"x" + b"\r\n0\r\n\r\n", "more than 64 bytes"),
+    ],
+    ids=["no end", "half a part", "long line"],
+)
+def test_interrupted_events_are_an_error_of_the_function_too(
+    folder: Path, answer: bytes, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_call, "_LINE_BYTES", 64)
+    fake = _Fake(folder / "c", answer, is_open=False)
+    received: list[bytes] = []
+    try:
+        with pytest.raises(answers.IncompleteError, match=sentence):
+            received.extend(http_call.json_lines(folder / "c", "/v1/events"))
+    finally:
+        fake.close()
+    assert received == [b"{}"]
+
+
+def test_lines_in_any_parts_are_joined(folder: Path) -> None:
+    parts = (b'{"a":1}\n{"b', b'":', b"2}\n\n", b'{"c":3}\n')
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    fake = _Fake(folder / "c", _STREAM + body, is_open=False)
+    try:
+        found = list(http_call.json_lines(folder / "c", "/v1/events"))
+    finally:
+        fake.close()
+    assert found == [b'{"a":1}', b'{"b":2}', b"", b'{"c":3}']
 
 
 async def test_sandbox_of_the_configuration_file_is_a_conflict(

@@ -248,6 +248,24 @@ def test_events_and_status_are_the_same_from_the_service_and_from_its_files(
     assert service.process.poll() is None
 
 
+async def test_status_of_a_service_names_missing_counters(
+    host: Host, service: Running, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCSF_NFT_CONTROL", str(host.folder / "none"))
+    name = names[0]
+    async with ocsf_nft.Client(host.control) as client:
+        await client.put(name, netns=name, proxy=[PROXY], self_heal=False)
+        assert (await client.sandbox(name))["missing_counters"] == []
+        await asyncio.to_thread(nft, named(name), "delete", "table", "inet", "ocsf_nft")
+        command = ("status", "--control", str(host.control))
+        await asyncio.to_thread(wait_until, lambda: run(*command).code == 2)
+        shown = await client.sandbox(name)
+    assert shown["missing_counters"] == ["egress", "forward", "ingress"]
+    done = run(*command)
+    assert (done.code, "no counters for egress, forward, ingress" in done.stderr) == (2, True)
+    assert service.process.poll() is None
+
+
 def _reported(done: Outcome) -> int:
     return sum(row["reported"] for row in done.events if row["rule"] == "egress")
 
