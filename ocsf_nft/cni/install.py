@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         node_files.install(given.host, given.folder, given.programs)
         _report(f"installed {given.programs}/ocsf-nft-cni")
-        _add(given, is_required=not given.watch)
-        while given.watch and not ended.wait(_CHECK_SECONDS):
-            _add(given, is_required=False)
+        if given.watch:
+            _watch(given, ended)
+        else:
+            _add(given, is_required=True)
     except OcsfNftError as error:
         _report(str(error))
         return error.exit_code
@@ -66,6 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--remove", action="store_true", help="remove the plugin and its files")
     return parser
+
+
+def _watch(given: argparse.Namespace, ended: threading.Event) -> None:
+    """Add the plugin whenever it is missing, until ``ended`` is set; report each error once.
+
+    For example, another program has written only a part of the network configuration yet.
+    """
+    reported = None
+    while True:
+        try:
+            _add(given, is_required=False)
+            reported = None
+        except OcsfNftError as error:
+            if str(error) != reported:
+                reported = str(error)
+                _report(reported)
+        if ended.wait(_CHECK_SECONDS):
+            return
 
 
 def _add(given: argparse.Namespace, *, is_required: bool) -> None:

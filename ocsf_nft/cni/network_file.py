@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.errors import SourceError, UsageError
+from ocsf_nft.errors import DeliveryError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,8 @@ def network_file(folder: Path) -> Path | None:
 def add_plugin(path: Path, plugin: dict[str, Any]) -> bool:
     """Make a plugin the last one of a network configuration; return True if that changed the file.
 
-    Raises UsageError if the file has a single plugin, SourceError if it can't be read.
+    Raises UsageError if the file has a single plugin, SourceError if it can't be read,
+    DeliveryError if it can't be written.
     """
     found = _read(path)
     others = [each for each in found["plugins"] if each.get("type") != TYPE]
@@ -40,7 +41,7 @@ def add_plugin(path: Path, plugin: dict[str, Any]) -> bool:
 def remove_plugin(path: Path) -> bool:
     """Remove the plugin from a network configuration; return True if that changed the file.
 
-    Raises UsageError and SourceError as :func:`add_plugin`.
+    Raises the errors of :func:`add_plugin`.
     """
     found = _read(path)
     return _write(path, found, [each for each in found["plugins"] if each.get("type") != TYPE])
@@ -64,7 +65,12 @@ def _write(path: Path, found: dict[str, Any], plugins: list[dict[str, Any]]) -> 
         return False
     # No suffix that a container runtime reads.
     temporary = path.with_name(f".{path.name}.ocsf-nft")
-    temporary.write_text(json.dumps(found | {"plugins": plugins}, indent=2) + "\n", "utf-8")
-    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(found | {"plugins": plugins}, indent=2) + "\n", "utf-8")
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DeliveryError(
+            f"the network configuration {path} can't be written: {error.strerror}"
+        ) from error
     return True

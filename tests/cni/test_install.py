@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.cni.network_file import add_plugin
+from ocsf_nft.control_request import SECONDS
 from ocsf_nft.errors import SourceError, UsageError
 from tests.engines import stub
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.kernel
 
 _CHROOT = shutil.which("chroot", path="/usr/sbin:/usr/bin:/sbin:/bin") or "chroot"
 _BRIDGE = {"type": "bridge", "unknown": [1.5]}
-_OURS = {"type": "ocsf-nft-cni", "control": "/run/ocsf-nft/control.sock", "timeout": 5.0}
+_OURS = {"type": "ocsf-nft-cni", "control": "/run/ocsf-nft/control.sock", "timeout": SECONDS}
 
 
 @pytest.fixture
@@ -141,6 +142,17 @@ def test_plugin_is_added_again_when_another_program_writes_the_network(node: Pat
             assert added == "ocsf-nft: added the plugin to /etc/cni/net.d/10-net.conflist\n"
             assert _plugins(node) == [_BRIDGE, _OURS]
             assert not temporary.exists()
+
+
+def test_watch_continues_after_a_network_that_is_written_in_parts(node: Path) -> None:
+    _network(node).write_text('{"plugins": [', encoding="ascii")
+    with _watching(node) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        assert "10-net.conflist can't be read" in process.stderr.readline()
+        _write_network(node, _BRIDGE)
+        assert "added the plugin" in process.stderr.readline()
+        assert _plugins(node) == [_BRIDGE, _OURS]
 
 
 def test_first_network_counts(node: Path) -> None:

@@ -35,7 +35,7 @@ def running(
         yield engine
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(running: Engine) -> Iterator[Running]:
     with service.started(running.site.folder.parent) as made:
         yield made
@@ -53,7 +53,12 @@ def test_attempt_of_the_first_process_is_refused_and_has_the_container(
     assert "Connection refused" in done.stdout
     assert "ended" in done.stdout
     (event,) = served.wait_for(
-        lambda event: _is_attempt(event) and event["dst_endpoint"]["ip"] == "203.0.113.7", 1
+        lambda event: (
+            _is_attempt(event)
+            and event["dst_endpoint"]["ip"] == "203.0.113.7"
+            and "real-1-" in event["unmapped"]["sandbox"]
+        ),
+        1,
     )
     names = event["src_endpoint"]["container"]
     assert names["runtime"] == running.kind

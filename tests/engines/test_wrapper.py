@@ -121,18 +121,16 @@ def test_container_does_not_start_while_the_service_is_down(running: Engine) -> 
     ) in done.stderr
 
 
-@pytest.mark.parametrize("status", [403, 409, 503])
-def test_container_does_not_start_if_the_service_refuses(
-    running: Engine, service: Stub, status: int
-) -> None:
+def test_container_does_not_start_if_the_service_refuses(running: Engine, service: Stub) -> None:
     sentence = "no [[attach]] table matches it: add one"
-    service.answer = lambda _request: (status, {"title": "Refused", "detail": sentence})
+    service.answer = lambda _request: (403, {"title": "Refused", "detail": sentence})
     done = run(running, Container("agent-5", _HELLO))
     assert done.returncode != 0
     assert "started" not in done.stdout
     assert f"container agent-5 does not start: {sentence}" in done.stderr
 
 
+@pytest.mark.parametrize("running", ["docker"], indirect=True)  # the time limit is the wrapper's
 def test_container_does_not_start_if_the_service_does_not_answer_in_time(
     running: Engine, service: Stub
 ) -> None:
@@ -213,15 +211,3 @@ def test_programs_can_be_executed_in_a_running_container(
 ) -> None:
     command = (*running.client, "exec", background.name, "/bin/sh", "-c", "echo executed")
     assert running.site.call(*command) == "executed\n"
-
-
-def test_20_containers_start_at_the_same_time(running: Engine, service: Stub) -> None:
-    containers = [Container(f"many-{number}", _HELLO) for number in range(20)]
-    started = [running.start(each) for each in containers]
-    for process in started:
-        with process:
-            stdout, stderr = process.communicate(timeout=300)
-        assert (process.returncode, stdout) == (0, "started\n"), stderr
-    added = [each.container for each in service.of("PUT")]
-    assert len(set(added)) == len(added) == 20
-    assert set(added) == {each.container for each in service.of("DELETE")}

@@ -18,7 +18,7 @@ def _no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_defaults() -> None:
     found = settings({})
     assert Path(found.runtime).name == "runc"
-    assert found.service == Service("/run/ocsf-nft/control.sock", 5.0)
+    assert found.service == Service("/run/ocsf-nft/control.sock", 15.0)
 
 
 def test_options_override_the_default_file(tmp_path: Path) -> None:
