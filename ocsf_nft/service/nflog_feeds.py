@@ -26,6 +26,7 @@ class NflogFeed:
         self.sandboxes: Final[set[str | None]] = set()
         self._pipeline = pipeline
         self._stop = asyncio.Event()
+        self._drained = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
     @property
@@ -36,8 +37,14 @@ class NflogFeed:
     def start(self) -> None:
         """Start reading, if it has not started."""
         if self._pump is None:
-            pump = self._pipeline.pump(self.source, self._stop, self.sandboxes)
-            self._pump = asyncio.create_task(pump)
+            self._pump = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while True:
+            await self._pipeline.pump(self.source, self._stop, self.sandboxes)
+            # Another sandbox may have joined meanwhile.
+            self._stop.clear()
+            self._drained.set()
 
     async def wait_until_failed(self) -> None:
         """Wait until the source can't be read any more; raises the SourceError.
@@ -48,7 +55,7 @@ class NflogFeed:
             await asyncio.shield(self._pump)
 
     async def drain(self) -> None:
-        """Process the records that the kernel has logged before; read no others if it is unshared.
+        """Process the records that the kernel has logged before.
 
         In a shared source, late records of a sandbox may stay unread. They have no process: the
         sandboxes that share a source are VMs.
@@ -58,8 +65,11 @@ class NflogFeed:
         if len(self.sandboxes) > 1:
             await asyncio.sleep(self.source.quiet_seconds)
             return
+        self._drained.clear()
         self._stop.set()
-        await asyncio.wait([self._pump])
+        drained = asyncio.create_task(self._drained.wait())
+        await asyncio.wait([self._pump, drained], return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
 
     async def close(self) -> None:
         """Close the source."""
@@ -94,6 +104,8 @@ class NflogFeeds:
         async with self._locks.hold(key):
             feed = self._feeds.get(key)
             if feed is None or feed.has_failed:
+                if feed is not None:
+                    await feed.close()  # so that its group is free
                 feed = NflogFeed(await Nflog(namespace, group).__aenter__(), self._pipeline)
                 self._feeds[key] = feed
             feed.sandboxes.add(sandbox)

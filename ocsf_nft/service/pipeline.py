@@ -173,7 +173,9 @@ class Pipeline:
                 account.request_reading()
             self._count_gap(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
-            await self._take(sandbox, replace(batch, records=tuple(records)), source)
+            # The account of a sandbox that has ended has counted the packet by the fence's counter.
+            if not sandboxes or sandbox is None or await self._accounts.find(sandbox) is not None:
+                await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
             for each in tuple(sandboxes):
                 await self._take(each, batch, source)
