@@ -13,12 +13,17 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, nft, restore_batch
 from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.link_monitor import LinkMonitor
-from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ownership_failure, ruleset_error
-from ocsf_nft.netns import HOST
+from ocsf_nft.fence.nft_monitor import (
+    OVERRUN,
+    NftMonitor,
+    monitored,
+    ownership_failure,
+    ruleset_error,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -82,7 +87,7 @@ class TamperGuard:
         with contextlib.ExitStack() as stack:
             self._monitors = [
                 stack.enter_context(contextlib.closing(NftMonitor(*each)))
-                for each in _monitored(installed)
+                for each in monitored(installed)
             ]
             self._links = LinkMonitor(self._monitors[0], installed.spec.tap)
             stack.enter_context(self._links.notices)
@@ -213,15 +218,17 @@ class TamperGuard:
     def replace(self, spec: FenceSpec, transport: LogTransport | None) -> InstalledFence:
         """Replace the fence by one with another policy in one transaction, and return its record.
 
-        Works like :func:`installer.install`, but through the guard's sockets. Blocks. Raises the
-        errors of :func:`installer.install`.
+        Works like :func:`installer.install`, but through the guard's sockets. Blocks. Raises
+        AbsentError if the fenced namespace exists no more, and the errors of
+        :func:`installer.install`.
         """
         with self._state.locked():
             record = self._state.read(self._sandbox)
             namespace = self._namespace if record is None else record.namespace
             self._has_used_nft = False
             try:
-                return installer.install_locked(spec, namespace, self._state, transport, self._load)
+                load = self._load_in_known
+                return installer.install_locked(spec, namespace, self._state, transport, load)
             finally:  # also after an error, which may have left the previous fence
                 self._restore_batch = None
                 self._record_version = self._state.version(self._sandbox)
@@ -238,6 +245,12 @@ class TamperGuard:
             return False
         loaded = tuple(monitor.restored_generation for monitor in self._monitors)
         return self.generations_now() == loaded
+
+    def _load_in_known(self, namespace: Namespace, text: str) -> None:
+        """Do the same as :meth:`_load`; raise AbsentError for a successor of the namespace."""
+        if namespace.identity() not in {each.identity for each in self._monitors}:
+            raise AbsentError(f"the network namespace of sandbox {self._sandbox} has ended")
+        self._load(namespace, text)
 
     def _load(self, namespace: Namespace, text: str) -> None:
         """Load a ruleset by the guard's socket in a namespace, or by nft if that can't be done."""
@@ -389,12 +402,3 @@ class TamperGuard:
                         monitor.restore((*preserving, *more))
                         continue
                 monitor.restore((*full, *more))
-
-
-def _monitored(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
-    """Return the namespaces of a fence's tables, each with its tables; the sandbox's is first."""
-    namespace, spec = installed.namespace, installed.spec
-    tables, guard = tuple(spec.tables), tuple(spec.guard_tables)
-    if guard and namespace.identity() != HOST.identity():
-        return [(namespace, tables), (HOST, guard)]
-    return [(namespace, (*tables, *guard))]

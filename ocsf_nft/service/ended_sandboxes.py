@@ -7,6 +7,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import ended_namespaces
 from ocsf_nft.flows import codec
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.state.state_store import StateStore
+
+_log = structlog.get_logger()
 
 #: Ends of the sentences about an ended sandbox.
 ENDED: Final = "has ended, with its network namespace"
@@ -45,6 +49,17 @@ def sandbox_end(
         allowed=sum(each.allowed for each in balances),
         process=process,
     )
+
+
+async def remove_record(
+    sandbox: str, state: StateDirectory, identity: str, *, abandons: bool = False
+) -> None:
+    """Do the same as :func:`ended_namespaces.remove_record`; log an error, and raise none."""
+    remove = ended_namespaces.remove_record
+    try:
+        await asyncio.to_thread(remove, sandbox, state, identity, abandons=abandons)
+    except OcsfNftError as error:
+        _log.error("a fence can't be removed", sandbox=sandbox, reason=str(error))
 
 
 async def forget_ended(

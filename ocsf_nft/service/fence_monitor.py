@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.host_names import Addresses
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.listing import RulesetVersion
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.tamper_guard import TamperGuard
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
@@ -208,11 +210,10 @@ class FenceMonitor:
         if self._watch is None:
             raise RuntimeError("call start first")
         guard = self._watch.tamper_guard
-        replace = partial(guard.replace, spec, fences.requested_transport(sandbox))
+        replace = partial(_replace, guard, spec, fences.requested_transport(sandbox))
         try:
-            installed = await run_shielded(asyncio.to_thread(replace))
-            version = listing.ruleset_version(installed, installed.namespace)
-            if guard.is_untouched:  # then its listing needs no second comparison
+            installed, version = await run_shielded(asyncio.to_thread(replace))
+            if version is not None:  # then its listing needs no second comparison
                 self._fence = dataclasses.replace(self._fence, installed=installed, version=version)
             await self.reports.report_policy(sandbox, installed, change)
         finally:
@@ -359,3 +360,12 @@ class FenceMonitor:
         guard.use_restore_batch(*prepared)
         _, self._prepared_version, generations = prepared
         return generations is not None
+
+
+def _replace(
+    guard: TamperGuard, spec: FenceSpec, transport: LogTransport | None
+) -> tuple[InstalledFence, RulesetVersion | None]:
+    """Replace a fence; return its record, and the version of the ruleset if no other changed it."""
+    installed = guard.replace(spec, transport)
+    version = listing.ruleset_version(installed, installed.namespace)
+    return installed, version if guard.is_untouched else None

@@ -8,11 +8,13 @@ import orjson
 
 from ocsf_nft.errors import AbsentError, ConflictError
 from ocsf_nft.netns import HOST
+from ocsf_nft.ocsf.fence_state_events import PolicyChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.service.caller import Caller
 
 #: Keys that can be changed while a sandbox is watched.
 _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
@@ -25,10 +27,7 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
 
     Raises ConflictError if a key differs that can't be changed while the sandbox is watched.
     """
-    old, new = before.given(), after.given()
-    changed = {
-        name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
-    }
+    changed = _changed(before, after)
     fixed = changed - _POLICY - _NAMESPACE
     if fixed or (changed & _NAMESPACE and not is_same_namespace(before, after)):
         names = ", ".join(sorted(fixed or changed & _NAMESPACE))
@@ -36,8 +35,24 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
             "and add it again"
         )
-    return tuple(
-        text for name in sorted(changed & _POLICY) for text in _differences(name, old, new)
+    return _texts(before, after, changed & _POLICY)
+
+
+def all_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ...]:
+    """Return the differences of all keys, as :func:`policy_changes` does for a policy."""
+    return _texts(before, after, _changed(before, after))
+
+
+def change_of(
+    before: SandboxConfig,
+    after: SandboxConfig,
+    changes: tuple[str, ...],
+    caller: Caller | None = None,
+) -> PolicyChange:
+    """Return the request of ``caller`` to change a sandbox, with these differences."""
+    process = None if caller is None else caller.process
+    return PolicyChange(
+        changes=changes, process=process, before=before.given(), after=after.given()
     )
 
 
@@ -47,6 +62,17 @@ def is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
         return (before.namespace or HOST).identity() == (after.namespace or HOST).identity()
     except AbsentError:
         return False
+
+
+def _changed(before: SandboxConfig, after: SandboxConfig) -> set[str]:
+    return {
+        name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
+    }
+
+
+def _texts(before: SandboxConfig, after: SandboxConfig, names: set[str]) -> tuple[str, ...]:
+    old, new = before.given(), after.given()
+    return tuple(text for name in sorted(names) for text in _differences(name, old, new))
 
 
 def _differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -310,7 +310,7 @@ class Service:
         stack.push_async_callback(self._sandboxes.close)
         fence_parts = FenceParts(
             state=self._state, chain=self.fallback_chain, nflog=NflogFeeds(pipeline),
-            pool=self._pool,
+            accounts=accounts, pool=self._pool,
         )  # fmt: skip
         await self._sandboxes.activate(fence_parts, config.sandbox, must_exist=self._must_exist)
         await stack.enter_async_context(store)
@@ -335,7 +335,6 @@ class Service:
             store=store,
             reporter=reporter,
             pipeline=pipeline,
-            accounts=accounts,
             guards=guards,
             namespaces=namespaces,
             names=await stack.enter_async_context(SharedNames(self.delivery.names.resolve)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -19,7 +18,7 @@ from ocsf_nft.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocsf_nft.fence import ended_namespaces, installer
+from ocsf_nft.fence import installer
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
@@ -28,18 +27,20 @@ from ocsf_nft.service.ended_sandboxes import (
     ENDED,
     forget_account,
     forget_ended,
+    remove_record,
     sandbox_end,
 )
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.task_errors import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from ocsf_nft.config import SandboxConfig
-    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.process import Process
+    from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.sandbox_start import FencedSandbox, FenceParts, WatchParts
     from ocsf_nft.service.status import Status
     from ocsf_nft.service.watched_sandbox import WatchedSandbox
@@ -109,6 +110,11 @@ class Sandbox:
         return self._stop.is_set()
 
     @property
+    def is_watched(self) -> bool:
+        """Return True if the sandbox is watched, as far as is known."""
+        return self.watched is not None and self.failure is None
+
+    @property
     def has_ended(self) -> bool:
         """Return True if the sandbox's network namespace exists no more, as :meth:`run` will see.
 
@@ -128,13 +134,15 @@ class Sandbox:
         """
         self._previous = parts.state.read_or_none(self.name)
         try:
-            self._fenced = await sandbox_start.activate(parts, self.config)
+            self._fenced = await sandbox_start.activate(parts, self.config, self._note_fence)
         except AbsentError:
             if self._must_exist or not self._waits or not self._is_absent():
                 raise
+            self.failure = None
             _log.info("waiting for a network namespace", sandbox=self.name)
-        else:
-            self.has_installed |= self._fenced.fence.is_ours
+
+    def _note_fence(self, fence: Fence) -> None:
+        self.has_installed |= fence.is_ours
 
     def end_before(self) -> None:
         """Note that its network namespace has ended before the service started."""
@@ -174,7 +182,8 @@ class Sandbox:
     async def change(self, config: SandboxConfig, change: PolicyChange) -> None:
         """Change the policy of the sandbox, as requested by ``change``.
 
-        Raises the errors of :meth:`FenceMonitor.change`; the policy is as before then.
+        A configured sandbox that waits for its namespace gets it there. Raises the errors of
+        :meth:`FenceMonitor.change`; the policy is as before then.
         """
         watched = self.watched
         if watched is not None and self.failure is None:
@@ -192,6 +201,8 @@ class Sandbox:
                 raise
             watched.config = config
             watched.names.follow(config)
+        elif self.origin == "api":
+            raise SourceError(f"sandbox {self.name} is no longer watched: call it again")
         self.config = config
         self._retry.set()
 
@@ -200,12 +211,31 @@ class Sandbox:
         if self.watched is not None and self.failure is None:
             await self.watched.names.settle()
 
-    async def undo(self) -> None:
+    async def undo(self, state: StateDirectory) -> None:
         """Close a sandbox that could not be added, and remove its fence if it was installed."""
         await self.close()
         if self.has_installed:
             with contextlib.suppress(OcsfNftError):  # the first error is raised
-                await self._remove_record()
+                await self._remove_record(state)
+
+    def successor(self, config: SandboxConfig, *, has_fence: bool) -> Sandbox:
+        """Return a sandbox with another configuration, in place of this one, which has stopped.
+
+        ``has_fence`` is true if it has the fence of this one.
+        """
+        found = Sandbox(config, self.origin, self._on_failure, must_exist=False)
+        found.since_ns = self.since_ns
+        found.has_installed = has_fence and self.has_installed and config.install
+        return found
+
+    @contextlib.contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Note an error of the ``with`` block, in which the stopped sandbox is ended."""
+        try:
+            yield
+        except OcsfNftError as error:
+            self._note(error)
+            raise
 
     def stop(self) -> None:
         """Let :meth:`run` end soon."""
@@ -217,13 +247,21 @@ class Sandbox:
         A sandbox that waits for its namespace is watched again when that exists again.
         """
         while not self._stop.is_set():
-            if self.watched is None:
-                if not await self._begin_when_present():
+            try:
+                if await self._run_once():
                     return
-            elif await self._watch(self.watched):
-                await run_shielded(self._end(self.watched))
-                if not self._waits:
-                    return
+            except OF_A_SANDBOX as error:  # its namespace can't be accessed, for example
+                self._note(error)
+                await self._until_stop(_wait_for(self._retry, _FIRST_PAUSE_SECONDS))
+
+    async def _run_once(self) -> bool:
+        """Begin to watch the sandbox, or watch it to its end; return True if it is not to go on."""
+        if self.watched is None:
+            return not await self._begin_when_present()
+        if not await self._watch(self.watched):
+            return False
+        await run_shielded(self._end(self.watched))
+        return not self._waits
 
     async def finish(
         self, end: str | None, *, removes: bool, process: Process | None = None
@@ -238,7 +276,7 @@ class Sandbox:
         watched = self.watched
         if watched is None:
             if removes:
-                await self._remove_record()
+                await self._remove_record(self._parts.fences.state)
             return None
         balances = await watched.finish()
         self.has_given_up = watched.monitor.reports.has_given_up
@@ -279,17 +317,15 @@ class Sandbox:
 
     async def _end(self, watched: WatchedSandbox) -> None:
         """Report the end of the sandbox's namespace, and watch the next one if there is one."""
-        remove = partial(
-            ended_namespaces.remove_record, self.name, self._parts.fences.state, watched.identity
-        )
-        is_abandoned = watched.exists
+        state, is_abandoned = self._parts.fences.state, watched.exists
         if is_abandoned:  # a sandbox has one fence on record
-            await asyncio.to_thread(remove, abandons=True)
+            await remove_record(self.name, state, watched.identity, abandons=True)
         activating = asyncio.create_task(self._activate_next())
         balances = await watched.finish()
         fenced = await activating
         await watched.close()
-        await asyncio.to_thread(remove)  # if the record is not yet that of the next namespace
+        # If the record is not yet that of the next namespace.
+        await remove_record(self.name, state, watched.identity)
         await watched.account.remove()
         end = sandbox_end(balances, ABANDONED if is_abandoned else ENDED)
         await watched.monitor.reports.report_end(end, is_removed=not is_abandoned)
@@ -303,7 +339,7 @@ class Sandbox:
         if not self._waits or not self.config.install or self._is_absent():
             return None
         try:
-            return await sandbox_start.activate(self._parts.fences, self.config)
+            return await sandbox_start.activate(self._parts.fences, self.config, self._note_fence)
         except OF_A_SANDBOX:  # it is tried again
             return None
 
@@ -313,12 +349,15 @@ class Sandbox:
         namespace = self.config.namespace or HOST
         await self._forget_previous()
         while True:
-            if self._has_ended_before or (not self._waits and self._is_absent()):
+            is_absent = self._is_absent()
+            if self._has_ended_before or (is_absent and not self._waits):
                 return False
-            present = self._parts.namespaces.wait_until_present(namespace)
+            if is_absent:
+                self.failure = None
+            present = asyncio.ensure_future(self._parts.namespaces.wait_until_present(namespace))
             if not await self._until_stop(present):
                 return False
-            tried = namespace.identity()
+            tried = present.result()  # it may have ended meanwhile
             if await self._try(self._activate_and_begin()):
                 return True
             if not namespace.has_identity(tried):  # the next one is fenced without a pause
@@ -337,12 +376,17 @@ class Sandbox:
         try:
             await run_shielded(work)
         except OF_A_SANDBOX as error:
-            if self.failure != str(error):
-                _log.error("sandbox not watched", sandbox=self.name, reason=str(error))
-            self.failure = str(error)
+            self._note(error)
+            return False
+        if self.watched is None:
             return False
         self.failure = None
-        return self.watched is not None
+        return True
+
+    def _note(self, error: OcsfNftError) -> None:
+        if self.failure != str(error):
+            _log.error("sandbox not watched", sandbox=self.name, reason=str(error))
+        self.failure = str(error)
 
     async def _forget_previous(self) -> None:
         """Remove what a namespace that has ended before this service ran has left."""
@@ -353,14 +397,13 @@ class Sandbox:
                 forget_ended(self.name, found, parts.fences.state, parts.store, parts.reporter)
             )
 
-    async def _remove_record(self) -> None:
+    async def _remove_record(self, state: StateDirectory) -> None:
         """Remove the record of the fence, and the fence if its namespace exists."""
-        state = self._parts.fences.state
         if state.read_or_none(self.name) is not None:
             with contextlib.suppress(AbsentError):  # another process has removed it
                 await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
-    async def _until_stop(self, work: Coroutine[Any, Any, object]) -> bool:
+    async def _until_stop(self, work: Awaitable[object]) -> bool:
         """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
         working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stop.wait())

@@ -21,6 +21,7 @@ from ocsf_nft.service.watched_sandbox import WatchedSandbox
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -47,6 +48,7 @@ class FenceParts:
     state: StateDirectory
     chain: FallbackChain
     nflog: NflogFeeds
+    accounts: Accounts
     pool: Executor
 
 
@@ -58,7 +60,6 @@ class WatchParts:
     store: StateStore
     reporter: Reporter
     pipeline: Pipeline
-    accounts: Accounts
     guards: GuardThread
     namespaces: NamespaceWatch
     names: SharedNames
@@ -80,11 +81,14 @@ class FencedSandbox:
     stack: contextlib.AsyncExitStack
 
 
-async def activate(parts: FenceParts, sandbox: SandboxConfig) -> FencedSandbox:
+async def activate(
+    parts: FenceParts, sandbox: SandboxConfig, on_active: Callable[[Fence], None]
+) -> FencedSandbox:
     """Activate the fence of a sandbox, after opening all that must not miss its first packet.
 
-    Raises the errors of :func:`fences.activate`, and an OcsfNftError if a log source can't be
-    opened, or if the library to resolve host names is missing.
+    ``on_active`` is called with the active fence, also if an error follows. Raises the errors of
+    :func:`fences.activate`, and an OcsfNftError if a log source can't be opened, or if the library
+    to resolve host names is missing.
     """
     async with contextlib.AsyncExitStack() as stack:
         if sandbox.names:
@@ -98,8 +102,11 @@ async def activate(parts: FenceParts, sandbox: SandboxConfig) -> FencedSandbox:
             attached = await parts.chain.attach(namespace, is_permissive=permissive)
             stack.push_async_callback(parts.chain.detach, attached)
         group = sandbox.group if record is None else record.spec.group
+        parts.accounts.expect(sandbox.name)
+        stack.callback(parts.accounts.drop, sandbox.name)
         early = await _open_nflog(parts, sandbox, namespace, group, stack)
         fence = await run_in_pool(parts.pool, partial(fences.activate, sandbox, parts.state))
+        on_active(fence)
         feeds = []
         if fence.installed.transport == "nflog":
             namespaces = [fence.installed.namespace]
@@ -159,8 +166,8 @@ async def watch(
     async with fenced.stack as stack:
         config, fence = fenced.config, fenced.fence
         account = await stack.enter_async_context(_account(parts, fenced))
-        stack.callback(parts.accounts.drop, config.name, account)
-        parts.accounts.set(config.name, account)
+        stack.callback(parts.fences.accounts.drop, config.name, account)
+        parts.fences.accounts.set(config.name, account)
         logs = []
         if fence.installed.transport == "kmsg":
             logs.append(log_feeds.of_sandbox(config, account.position))

@@ -11,15 +11,13 @@ import structlog
 
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
-from ocsf_nft.process import Process
-from ocsf_nft.service import added_sandboxes
+from ocsf_nft.service import added_sandboxes, policy_changes
 from ocsf_nft.service.keyed_locks import KeyedLocks
-from ocsf_nft.service.policy_changes import is_same_namespace, policy_changes
 from ocsf_nft.service.sandbox import Sandbox
 from ocsf_nft.service.sandbox_view import PutResult, no_condition, view_of
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.status import Status
-from ocsf_nft.service.task_errors import run_all
+from ocsf_nft.service.task_errors import run_all, run_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 T = TypeVar("T")
 
+#: Longest pause until it is seen that a sandbox goes on, in a namespace that has lost its file.
+_END_SECONDS: Final = 0.1
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
 _RELEASED: Final = "was released"
 
@@ -154,11 +154,11 @@ class Sandboxes:
             each.stop()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
-        await run_all(self._finish(each) for each in self.all)
+        await run_each(self._finish(each) for each in self.all)
         return [each.name for each in self.all if each.has_given_up]
 
-    async def _finish(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
-        removes = sandbox.origin == "file" and sandbox.has_installed and not keeps
+    async def _finish(self, sandbox: Sandbox) -> None:
+        removes = sandbox.origin == "file" and sandbox.has_installed
         await sandbox.finish(_STOPPED if removes else None, removes=removes)
 
     async def reload(self, configured: Sequence[SandboxConfig]) -> None:
@@ -168,13 +168,16 @@ class Sandboxes:
         sandbox of the error is as before, or not watched if it is new.
         """
         given = {each.name: each for each in configured}
+        works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            each.name: partial(self._end_configured, each)
+            for each in self.all
+            if each.origin == "file" and each.name not in given
+        }
+        works |= {name: partial(self._configure, config) for name, config in given.items()}
         errors: list[OcsfNftError] = []
-        for sandbox in self.all:
-            if sandbox.origin == "file" and sandbox.name not in given:
-                await self._call(sandbox.name, partial(self._end_configured, sandbox))
-        for name, config in given.items():
+        for name, work in works.items():
             try:
-                await self._call(name, partial(self._configure, config))
+                await self._call(name, work)
             except OcsfNftError as error:
                 errors.append(error)
         self._on_change()
@@ -187,40 +190,74 @@ class Sandboxes:
             raise ConflictError(
                 f"sandbox {config.name} was added by a call: release it, and reload again"
             )
-        if found is not None and found.config == config:
-            return
-        had_installed = False
-        if found is not None:
+        if found is None:
+            await self._start_new(config, "file")
+        elif found.config != config or found.failure is not None:
             try:
-                changes = policy_changes(found.config, config)
+                changes, is_policy = policy_changes.policy_changes(found.config, config), True
             except ConflictError:  # another namespace, for example
-                # In the same namespace, the new fence replaces the old one without a gap.
-                keeps = is_same_namespace(found.config, config)
-                had_installed = keeps and found.has_installed
-                await self._end_configured(found, keeps=keeps)
-            else:
-                before, after = found.config.given(), config.given()
-                change = PolicyChange(changes=changes, before=before, after=after)
+                changes, is_policy = policy_changes.all_changes(found.config, config), False
+            change = policy_changes.change_of(found.config, config, changes)
+            if is_policy and found.failure is None:
                 await found.change(config, change)
-                return
-        sandbox = self._create(config, "file", must_exist=False)
-        sandbox.has_installed = had_installed
+            else:
+                await self._renew(found, config, change if changes else None)
+
+    async def _start_new(
+        self, config: SandboxConfig, origin: Origin, added: PolicyChange | None = None
+    ) -> None:
+        """Watch a new sandbox; after an error, nothing of it is left."""
+        sandbox = self._create(config, origin, must_exist=origin == "api")
         try:
+            if origin == "api":
+                # First, so that a service that is killed meanwhile completes it after its restart.
+                await self._store(config)
             await sandbox.activate(self._fence_parts)
-            await sandbox.begin(self._parts)
+            await sandbox.begin(self._parts, added)
         except BaseException:
-            await sandbox.undo()
-            self._drop(sandbox)
+            try:
+                await sandbox.undo(self._state)
+                self._state.delete_added(config.name)
+            finally:
+                self._drop(sandbox)
             raise
         self._start(sandbox)
 
-    async def _end_configured(self, sandbox: Sandbox, *, keeps: bool = False) -> None:
-        """End a sandbox of the configuration file; with ``keeps``, its fence stays."""
+    async def _end_configured(self, sandbox: Sandbox) -> None:
+        await self._halt(sandbox)
+        if sandbox.name in self._sandboxes:
+            with sandbox.noting_failure():
+                await self._finish(sandbox)
+            self._drop(sandbox)
+
+    async def _halt(self, sandbox: Sandbox) -> None:
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
-        if sandbox.name in self._sandboxes:
-            await self._finish(sandbox, keeps=keeps)
-            self._drop(sandbox)
+
+    async def _renew(
+        self, found: Sandbox, config: SandboxConfig, change: PolicyChange | None
+    ) -> None:
+        """Watch a sandbox anew, with another configuration; its fence stays until it is replaced.
+
+        After an error, it has its configuration of before.
+        """
+        await self._halt(found)
+        if self._sandboxes.get(found.name) is not found:
+            raise AbsentError(f"sandbox {found.name} has ended")
+        stays, renewed = policy_changes.is_same_namespace(found.config, config), found
+        try:
+            await found.finish(None, removes=found.has_installed and not stays)
+            self._sandboxes[found.name] = renewed = found.successor(config, has_fence=stays)
+            await renewed.activate(self._fence_parts)
+            await renewed.begin(self._parts, change)
+        except OcsfNftError:
+            await (renewed.close() if stays else renewed.undo(self._state))
+            self._sandboxes[found.name] = renewed = renewed.successor(found.config, has_fence=stays)
+            await renewed.try_activate(self._fence_parts)
+            await renewed.try_begin(self._parts)
+            raise
+        finally:
+            self._start(renewed)
 
     async def put(
         self,
@@ -276,45 +313,54 @@ class Sandboxes:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
             raise _of_file(config.name)
-        if found is not None and found.has_ended:
-            await asyncio.wait([self._tasks[config.name]])
+        # It may also go on, in a namespace that has only lost its file.
+        while found is not None and found.has_ended:
+            await asyncio.wait([self._tasks[config.name]], timeout=_END_SECONDS)
             found = self._sandboxes.get(config.name)
         require(None if found is None else view_of(found))
         if found is None:
-            await self._add(config, caller)
-            return PutResult(is_new=True, changes=())
-        changes = policy_changes(found.config, config)
-        if changes or found.config != config:
-            before = found.config.given()
-            change = PolicyChange(
-                changes=changes, process=_process(caller), before=before, after=config.given()
-            )
-            await self._store(config)
-            try:
-                await found.change(config, change)
-            except BaseException:
-                if self._sandboxes.get(config.name) is found:
-                    await self._store(found.config)
-                raise
-            await found.settle()
+            return await self._add(config, caller)
+        changes, is_watched = policy_changes.policy_changes(found.config, config), found.is_watched
+        if is_watched and found.config == config:
+            return PutResult(is_new=False, changes=())
+        if not is_watched:
+            await self._halt(found)
+            if config.name not in self._sandboxes:  # its namespace has ended
+                return await self._add(config, caller)
+        change = policy_changes.change_of(found.config, config, changes, caller)
+        await self._change(found, config, change, renews=not is_watched)
+        await self._settle(config.name)
         return PutResult(is_new=False, changes=changes)
 
-    async def _add(self, config: SandboxConfig, caller: Caller | None) -> None:
-        sandbox = self._create(config, "api")
-        added = PolicyChange(process=_process(caller), after=config.given())
+    async def _change(
+        self, found: Sandbox, config: SandboxConfig, change: PolicyChange, *, renews: bool
+    ) -> None:
+        """Change a sandbox that was added by a call, also in the store; with ``renews``, watch it.
+
+        After an error, both are as before.
+        """
+        await self._store(config)
         try:
-            # First, so that a service that is killed meanwhile completes it after its restart.
-            await self._store(config)
-            await sandbox.activate(self._fence_parts)
-            await sandbox.begin(self._parts, added)
+            if renews:
+                await self._renew(found, config, change if change.changes else None)
+            else:
+                await found.change(config, change)
         except BaseException:
-            await sandbox.undo()
-            self._state.delete_added(config.name)
-            self._drop(sandbox)
+            await self._store(found.config)
+            if config.name not in self._sandboxes:  # its namespace has ended meanwhile
+                self._state.delete_added(config.name)
             raise
-        self._start(sandbox)
+
+    async def _add(self, config: SandboxConfig, caller: Caller | None) -> PutResult:
+        added = PolicyChange(process=caller and caller.process, after=config.given())
+        await self._start_new(config, "api", added)
         self._on_change()
-        await sandbox.settle()
+        await self._settle(config.name)
+        return PutResult(is_new=True, changes=())
+
+    async def _settle(self, name: str) -> None:
+        if (sandbox := self._sandboxes.get(name)) is not None:  # it may end meanwhile
+            await sandbox.settle()
 
     async def _store(self, config: SandboxConfig) -> None:
         await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
@@ -326,23 +372,19 @@ class Sandboxes:
         require(view_of(sandbox))
         if sandbox.origin == "file":
             raise _of_file(name)
-        sandbox.stop()
-        await asyncio.wait([self._tasks[name]])
+        await self._halt(sandbox)
         if name not in self._sandboxes:  # its namespace has ended meanwhile
             raise AbsentError(f"sandbox {name} has ended")
         if keeps_fence:
             status = await sandbox.abandon()
         else:
-            process = _process(caller)
-            removes = sandbox.config.install
-            status = await sandbox.finish(_RELEASED, removes=removes, process=process)
+            removes, process = sandbox.config.install, caller and caller.process
+            with sandbox.noting_failure():
+                status = await sandbox.finish(_RELEASED, removes=removes, process=process)
         self._state.delete_added(name)
         self._drop(sandbox)
         self._on_change()
-        return status or Status(
-            sandbox=name, is_watched=False, verdict="absent", absent=(), balances=(),
-            dropped_records=(),
-        )  # fmt: skip
+        return status or Status.of_none(name)
 
     def _create(self, config: SandboxConfig, origin: Origin, *, must_exist: bool = True) -> Sandbox:
         lock = contextlib.ExitStack()
@@ -379,11 +421,3 @@ def _of_file(name: str) -> ConflictError:
     return ConflictError(
         f"sandbox {name} is that of the configuration file: change it there, and reload"
     )
-
-
-def _process(caller: Caller | None) -> Process | None:
-    if caller is None:
-        return None
-    name = None if caller.program is None else caller.program.rpartition("/")[2]
-    path = caller.program if caller.program and "/" in caller.program else None
-    return Process(pid=caller.pid, name=name, path=path, uid=caller.uid, gid=caller.gid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer
@@ -40,6 +40,14 @@ class Status:
     balances: tuple[Balance, ...]
     #: Number of log records that each source could not read.
     dropped_records: tuple[DroppedRecords, ...]
+
+    @classmethod
+    def of_none(cls, sandbox: str) -> Self:
+        """Return the status of a sandbox that has no fence, and no counts."""
+        return cls(
+            sandbox=sandbox, is_watched=False, verdict="absent", absent=(), balances=(),
+            dropped_records=(),
+        )  # fmt: skip
 
 
 def statuses(

@@ -24,6 +24,17 @@ async def run_all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
+async def run_each(works: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Run all works at the same time, each to its end.
+
+    Raises a BaseExceptionGroup of their errors after that.
+    """
+    results = await asyncio.gather(*works, return_exceptions=True)
+    errors = [each for each in results if isinstance(each, BaseException)]
+    if errors:
+        raise BaseExceptionGroup("some works have failed", errors)
+
+
 @contextlib.contextmanager
 def first_error() -> Iterator[None]:
     """Raise the first error in place of an exception group that the ``with`` block raises.

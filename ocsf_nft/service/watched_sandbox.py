@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from ocsf_nft.errors import DeliveryError
 from ocsf_nft.namespace_processes import processes_in
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import of_process
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from ocsf_nft.service.sandbox_start import WatchParts
 
 _log = structlog.get_logger()
+
+#: Pause until a record that could not be stored is stored again.
+_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -87,6 +91,8 @@ class WatchedSandbox:
             await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
             draining.set()
             await asyncio.gather(*pumps, *(feed.drain() for feed in self.nflog))
+            # Its counters have the packets of later records.
+            self.parts.fences.accounts.drop(self.name, self.account)
             for each in (*watches, ended, stopping):
                 each.cancel()
         return ended.done() and not ended.cancelled()
@@ -133,7 +139,13 @@ class WatchedSandbox:
         """Find the namespace by one of its processes from now on; return False if it has none."""
         found = await asyncio.to_thread(processes_in, self.identity)
         for pid in found.pids:
-            if await self.monitor.move(of_process(pid)):
+            try:
+                is_moved = await self.monitor.move(of_process(pid))
+            except DeliveryError as error:  # a full disk, for example: it is tried again
+                _log.error("a record can't be stored", sandbox=self.name, reason=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                return True
+            if is_moved:
                 _log.warning(
                     "a network namespace is watched without its name: it has processes",
                     sandbox=self.name,

@@ -1,0 +1,316 @@
+"""Sandboxes of a running service that fail, or end in the middle of a call: no other notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import namespace_watch
+from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import ended_namespaces, installer
+from ocsf_nft.lab import ip
+from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
+from ocsf_nft.netns import named
+from ocsf_nft.service import sandbox as sandbox_module
+from ocsf_nft.service import watched_sandbox
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import namespaces
+from tests.kernel.conftest import nft
+from tests.kernel.namespaces import connect
+from tests.kernel.serving import sandbox, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+_SECONDS = 20
+
+
+@pytest.fixture
+def made() -> Iterator[tuple[str, ...]]:
+    """Yield the names of three namespaces that exist."""
+    with namespaces.names(3) as found:
+        for name in found:
+            namespaces.make(name)
+        yield found
+
+
+async def _connect(name: str, *ports: int) -> dict[int, str]:
+    return await asyncio.to_thread(connect, name, *ports)
+
+
+@contextlib.contextmanager
+def _idle_process(name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process in a namespace that only waits."""
+    process = named(name).call(lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_namespace_that_is_deleted_as_soon_as_it_exists_ends_no_other_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with namespaces.names(2) as (name, other):
+        namespaces.make(other)
+        wait = NamespaceWatch.wait_until_present
+        seen = []
+
+        async def deleted_meanwhile(self: NamespaceWatch, namespace: Namespace) -> str:
+            found = await wait(self, namespace)
+            seen.append(found)
+            if len(seen) == 1:
+                namespaces.delete(name)
+            return found
+
+        monkeypatch.setattr(NamespaceWatch, "wait_until_present", deleted_meanwhile)
+        async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+            ip("netns", "add", name)
+            await until(lambda: bool(seen))
+            await until(lambda: served.service.view(name).state == "waiting")
+            await asyncio.to_thread(namespaces.make, name)
+            await until(lambda: served.service.view(name).state == "active")
+            assert await _connect(name, 443) == {443: "refused"}
+            assert await _connect(other, 443) == {443: "refused"}
+    assert served.attempts(name) == served.attempts(other) == {443: 1}
+
+
+async def test_sandbox_with_an_error_at_the_end_of_its_namespace_ends_no_other(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    remove = ended_namespaces.remove_record
+    failed: list[bool] = []
+
+    def failing(*arguments: Any, **keys: Any) -> bool:
+        if not failed:
+            failed.append(True)
+            raise FenceError("the guard can't be removed")
+        return remove(*arguments, **keys)
+
+    monkeypatch.setattr(ended_namespaces, "remove_record", failing)
+    async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+        await asyncio.to_thread(namespaces.delete, name)
+        await until(lambda: served.service.view(name).state == "waiting")
+        assert await _connect(other, 443) == {443: "refused"}
+        await asyncio.to_thread(namespaces.make, name)
+        await until(lambda: served.service.view(name).state == "active")
+        assert await _connect(name, 443) == {443: "refused"}
+    assert failed
+    assert served.attempts(name) == served.attempts(other) == {443: 1}
+
+
+async def test_sandbox_with_a_namespace_that_cannot_be_accessed_ends_no_other(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, third = made
+    namespaces.delete(third)
+    async with serving(tmp_path, *map(sandbox, made)) as served:
+
+        def unusable(namespace: Namespace) -> str | None:
+            if namespace != named(other):
+                raise UnsupportedError("too many open files")
+            return present_identity(namespace)
+
+        with monkeypatch.context() as patch:
+            for module in (namespace_watch, watched_sandbox, sandbox_module):
+                patch.setattr(module, "present_identity", unusable)
+            namespaces.delete(name)
+            namespaces.make(third)
+            for each in (name, third):
+                await until(lambda each=each: served.service.view(each).state == "failed")  # type: ignore[misc]
+            assert await _connect(other, 443) == {443: "refused"}
+        namespaces.make(name)
+        for each in (name, third):
+            await until(lambda each=each: served.service.view(each).state == "active")  # type: ignore[misc]
+            assert await _connect(each, 443) == {443: "refused"}
+    assert [served.attempts(each) for each in made] == [{443: 1}] * 3
+
+
+async def test_put_returns_when_a_sandbox_goes_on_with_another_process(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with asyncio.timeout(_SECONDS), serving(tmp_path) as served:
+        with _idle_process(name) as other, _idle_process(name) as first:
+            await served.service.put(sandbox(name, netns=None, pid=first.pid))
+            await asyncio.to_thread(namespaces.delete, name)
+            first.kill()
+            first.wait()
+            # Its file exists no more, but its namespace does, with the other process.
+            changed = sandbox(name, netns=None, pid=first.pid, labels={"team": "search"})
+            assert not (await served.service.put(changed)).is_new
+            view = served.service.view(name)
+            assert (view.state, view.config) == ("active", changed)
+            assert await _connect(f"/proc/{other.pid}/ns/net", 443) == {443: "refused"}
+
+
+async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+    opened = sandbox(name, allow=["tcp:203.0.113.7:443"])
+    # Another program has the group.
+    async with Nflog(named(name), 4001), serving(tmp_path) as served:
+        await until(lambda: served.service.view(name).state == "failed")
+        for config in (sandbox(name), opened):
+            with pytest.raises(OcsfNftError, match="another program holds NFLOG group"):
+                await served.service.put(config)
+            assert served.service.view(name).config == sandbox(name)
+        # Another namespace of its name is not fenced.
+        namespaces.delete(name)
+        namespaces.make(name)
+        await served.service.put(opened)
+        assert served.service.view(name).state == "active"
+        assert (await _connect(name, 443, 444))[444] == "refused"
+    async with serving(tmp_path) as served:
+        assert served.service.view(name).config == opened
+
+
+async def test_sandbox_without_a_free_nflog_group_leaves_nothing(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        async with Nflog(named(name), 4001):
+            with pytest.raises(OcsfNftError, match="another program holds NFLOG group"):
+                await served.service.put(sandbox(name))
+        assert served.service.views() == ()
+        assert nft(named(name), "list", "ruleset") == ""
+        assert not (tmp_path / name).exists()
+
+
+async def test_sandbox_that_cannot_be_removed_at_the_stop_keeps_no_other(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, third = made
+    remove = installer.remove
+
+    def failing(sandbox: str, *arguments: Any) -> None:
+        if sandbox == name:
+            raise FenceError("nft gave no answer")
+        remove(sandbox, *arguments)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(FenceError, match="nft gave no answer")):
+        async with serving(tmp_path, *map(sandbox, made)) as served:
+            for each in made:
+                assert await _connect(each, 443) == {443: "refused"}
+            monkeypatch.setattr(installer, "remove", failing)
+    for each in (other, third):
+        assert nft(named(each), "list", "ruleset") == ""
+        assert served.attempts(each) == {443: 1}
+        assert not (tmp_path / each).exists()
+
+
+async def test_sandbox_that_could_not_be_released_is_released_later(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = made[0]
+
+    def failing(*_: object) -> None:
+        raise FenceError("nft gave no answer")
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        with monkeypatch.context() as patch:
+            patch.setattr(installer, "remove", failing)
+            with pytest.raises(FenceError, match="nft gave no answer"):
+                await served.service.release(name)
+        assert served.service.view(name).state == "failed"
+        assert await _connect(name, 443) == {443: "refused"}
+        await served.service.put(sandbox(name))
+        assert served.service.view(name).state == "active"
+        assert await _connect(name, 444) == {444: "refused"}
+        await served.service.release(name)
+        assert served.service.views() == ()
+        assert nft(named(name), "list", "ruleset") == ""
+        assert not (tmp_path / name).exists()
+
+
+async def test_reload_of_a_key_that_is_no_policy_lets_nothing_out(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path, sandbox(name)) as served:
+        service = served.service
+        with _sending(name) as outcomes:
+            for group in (77, 78):
+                changed = sandbox(name, group=group)
+                await service.reload(service.config.model_copy(update={"sandbox": (changed,)}))
+                assert service.view(name).config.group == group
+            broken = sandbox(name, group=79, host_guard="nowhere0")
+            with pytest.raises(OcsfNftError, match="nowhere0"):
+                await service.reload(service.config.model_copy(update={"sandbox": (broken,)}))
+            view = service.view(name)
+            assert (view.state, view.config.group) == ("active", 78)
+        assert set(outcomes()) == {"refused"}
+    assert nft(named(name), "list", "ruleset") == "", "a clean stop removes it"
+    assert {each["severity"] for each in served.events if each["class_uid"] == 5019} == {
+        "Informational"
+    }
+
+
+@contextlib.contextmanager
+def _sending(name: str) -> Iterator[Callable[[], list[str]]]:
+    """Send UDP packets in a namespace all the time; yield a function that ends it."""
+    outcomes: list[str] = []
+    stop = threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            while not stop.is_set():
+                try:
+                    sock.sendto(b"x", ("203.0.113.7", 4444))
+                    outcomes.append("sent")
+                except OSError:
+                    outcomes.append("refused")
+                stop.wait(0.0005)
+
+    thread = threading.Thread(target=named(name).call, args=(send,))
+    thread.start()
+
+    def end() -> list[str]:
+        stop.set()
+        thread.join()
+        return outcomes
+
+    try:
+        yield end
+    finally:
+        end()
+
+
+async def test_policy_of_an_ended_namespace_is_not_given_to_its_successor(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = made[0]
+    install = installer.install_locked
+
+    def recreated(*arguments: Any) -> Any:
+        namespaces.delete(name)
+        namespaces.make(name)
+        return install(*arguments)
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        monkeypatch.setattr(installer, "install_locked", recreated)
+        with pytest.raises(OcsfNftError):
+            await served.service.put(sandbox(name, allow=["tcp:203.0.113.7:443"]))
+        monkeypatch.setattr(installer, "install_locked", install)
+        await until(lambda: served.service.views() == ())
+        assert nft(named(name), "list", "ruleset") == ""
+        assert not (tmp_path / name).exists()
