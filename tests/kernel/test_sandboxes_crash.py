@@ -1,4 +1,4 @@
-"""Kills of a service in the middle of calls: each sandbox is as its last answered call says."""
+"""Kills and stops of a service in the middle of calls: each sandbox is as its last answered call says."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.kernel import command, namespaces, written
 from tests.kernel.conftest import nft
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.kernel
@@ -88,7 +89,17 @@ def _check(name: str, policy: _Policy, state: StateDirectory) -> None:
     assert tuple(allowed) == policy
 
 
-def _crash(folder: Path, kills: int) -> None:
+def _kill(running: command.Running) -> None:
+    running.process.kill()
+    running.process.wait()
+
+
+def _stop(running: command.Running) -> None:
+    code, messages = running.stop(15)
+    assert code == 0, messages
+
+
+def _crash(folder: Path, kills: int, end: Callable[[command.Running], None]) -> None:
     control, state = folder / "control.sock", StateDirectory(folder / "state")
     config = folder / "config.toml"
     config.write_text(
@@ -119,8 +130,7 @@ def _crash(folder: Path, kills: int) -> None:
                     threads.append(threading.Thread(target=each.run, args=(killed,)))
                     threads[-1].start()
                 time.sleep(choose.uniform(0.0, _MAX_SECONDS))
-                running.process.kill()
-                running.process.wait()
+                end(running)
                 killed.set()
                 for thread in threads:
                     thread.join()
@@ -130,9 +140,13 @@ def _crash(folder: Path, kills: int) -> None:
 
 
 def test_service_is_killed_in_the_middle_of_calls(tmp_path: Path) -> None:
-    _crash(tmp_path, 5)
+    _crash(tmp_path, 5, _kill)
+
+
+def test_service_is_stopped_in_the_middle_of_calls(tmp_path: Path) -> None:
+    _crash(tmp_path, 5, _stop)
 
 
 @pytest.mark.slow
 def test_service_is_killed_a_hundred_times_in_the_middle_of_calls(tmp_path: Path) -> None:
-    _crash(tmp_path, 100)
+    _crash(tmp_path, 100, _kill)

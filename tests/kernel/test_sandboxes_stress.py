@@ -1,0 +1,98 @@
+"""Namespaces that are made and deleted in quick succession while a service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import AbsentError, OcsfNftError
+from ocsf_nft.netns import named
+from tests.descriptors import open_descriptors
+from tests.kernel import namespaces
+from tests.kernel.conftest import nft
+from tests.kernel.namespaces import connect
+from tests.kernel.serving import Served, sandbox, serving, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.kernel
+
+_ROUNDS = 12
+
+
+async def _recreate(name: str, choose: random.Random) -> None:
+    """Delete and make a namespace again and again; it exists at the end."""
+    for _ in range(_ROUNDS):
+        await asyncio.to_thread(namespaces.delete, name)
+        await asyncio.sleep(choose.choice((0.0, 0.02, 0.2)))
+        await asyncio.to_thread(namespaces.make, name)
+        await asyncio.sleep(choose.choice((0.0, 0.02, 0.3)))
+
+
+async def _call(served: Served, name: str, choose: random.Random, over: asyncio.Event) -> None:
+    """Call for a sandbox again and again; a call may find that its namespace is missing."""
+    while not over.is_set():
+        allowed = choose.choice(([], ["tcp:203.0.113.9:1"], ["udp:203.0.113.0/24:5-9"]))
+        with contextlib.suppress(OcsfNftError):
+            if choose.random() < 0.3:
+                await served.service.release(name)
+            else:
+                await served.service.put(sandbox(name, allow=allowed))
+        await asyncio.sleep(choose.choice((0.0, 0.05)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_recreated_namespaces_and_calls_leave_what_the_last_call_says(
+    tmp_path: Path, seed: int
+) -> None:
+    choose = random.Random(seed)
+    with namespaces.names(4) as names:
+        configured, added, also_added, other = names
+        for name in names:
+            namespaces.make(name)
+        async with serving(tmp_path, sandbox(configured), sandbox(other)) as served:
+            before = open_descriptors()
+            over = asyncio.Event()
+            calling = [
+                asyncio.create_task(_call(served, each, choose, over))
+                for each in (added, also_added)
+            ]
+            await asyncio.gather(*(_recreate(name, choose) for name in names[:3]))
+            over.set()
+            await asyncio.gather(*calling)
+            await until(
+                lambda: (
+                    served.service.view(configured).state == "active"
+                    and _is_current(served, configured)
+                )
+            )
+            for name in (added, also_added):
+                await served.service.put(sandbox(name))
+                assert served.service.view(name).state == "active"
+            for name in names:
+                assert await asyncio.to_thread(connect, name, 443) == {443: "refused"}
+            for name in (added, also_added):
+                await served.service.release(name)
+                with pytest.raises(AbsentError):
+                    served.service.view(name)
+                assert nft(named(name), "list", "ruleset") == ""
+                assert not (tmp_path / name).exists()
+            assert open_descriptors() <= before
+            accounts = served.service._sandboxes._fence_parts.accounts
+            assert set(accounts._opened) == {configured, other}
+            assert not accounts._expected
+    assert [served.attempts(name) for name in names] == [{443: 1}] * 4
+    serious = {
+        each["message"] for each in served.events if each["severity"] in {"High", "Critical"}
+    }
+    assert not serious
+
+
+def _is_current(served: Served, name: str) -> bool:
+    (watched,) = (each.watched for each in served.service.sandboxes if each.name == name)
+    return watched is not None and named(name).has_identity(watched.identity)
