@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
 from ocsf_nft.service import added_sandboxes, policy_changes
-from ocsf_nft.service.keyed_locks import KeyedLocks
+from ocsf_nft.service.calls import Calls
 from ocsf_nft.service.sandbox import Sandbox
 from ocsf_nft.service.sandbox_view import PutResult, no_condition, view_of
 from ocsf_nft.service.shielded import run_shielded
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ocsf_nft.service.sandbox_view import Condition, SandboxView
 
 _log = structlog.get_logger()
-T = TypeVar("T")
 
 #: Longest pause until it is seen that a sandbox goes on, in a namespace that has lost its file.
 _END_SECONDS: Final = 0.1
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
+_UNCONFIGURED: Final = "has ended: the configuration no longer has it, and its fence was removed"
 _RELEASED: Final = "was released"
 
 
@@ -58,12 +58,10 @@ class Sandboxes:
         self._sandboxes: dict[str, Sandbox] = {}
         self._run_locks: dict[str, contextlib.ExitStack] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._calls = KeyedLocks[str]()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._calls = Calls()
         self._fence_parts: FenceParts
         self._parts: WatchParts
         self._group: asyncio.TaskGroup
-        self._is_stopping = False
 
     @property
     def all(self) -> tuple[Sandbox, ...]:
@@ -107,7 +105,10 @@ class Sandboxes:
             elif has_ended:
                 self._create(config, "api").end_before()
             else:
-                others.append(self._create(config, "api"))
+                try:
+                    others.append(self._create(config, "api"))
+                except SourceError as error:  # another run watches it
+                    _log.error("sandbox not watched", sandbox=config.name, reason=str(error))
         await run_all(self._sandboxes[name].activate(parts) for name in file)
         await run_all(each.try_activate(parts) for each in others)
 
@@ -147,9 +148,7 @@ class Sandboxes:
         Return the names of sandboxes of which restoring the fence was given up. Raises the errors
         of :meth:`Sandbox.finish`.
         """
-        self._is_stopping = True
-        if self._running:
-            await asyncio.wait(self._running)
+        await self._calls.stop()
         for each in self.all:
             each.stop()
         if self._tasks:
@@ -157,9 +156,9 @@ class Sandboxes:
         await run_each(self._finish(each) for each in self.all)
         return [each.name for each in self.all if each.has_given_up]
 
-    async def _finish(self, sandbox: Sandbox) -> None:
+    async def _finish(self, sandbox: Sandbox, end: str = _STOPPED) -> None:
         removes = sandbox.origin == "file" and sandbox.has_installed
-        await sandbox.finish(_STOPPED if removes else None, removes=removes)
+        await sandbox.finish(end if removes else None, removes=removes)
 
     async def reload(self, configured: Sequence[SandboxConfig]) -> None:
         """Replace the sandboxes of the configuration file by ``configured``.
@@ -177,7 +176,7 @@ class Sandboxes:
         errors: list[OcsfNftError] = []
         for name, work in works.items():
             try:
-                await self._call(name, work)
+                await self._calls.run(name, work)
             except OcsfNftError as error:
                 errors.append(error)
         self._on_change()
@@ -227,7 +226,7 @@ class Sandboxes:
         await self._halt(sandbox)
         if sandbox.name in self._sandboxes:
             with sandbox.noting_failure():
-                await self._finish(sandbox)
+                await self._finish(sandbox, _UNCONFIGURED)
             self._drop(sandbox)
 
     async def _halt(self, sandbox: Sandbox) -> None:
@@ -275,7 +274,7 @@ class Sandboxes:
         :func:`sandbox_start.activate` and :meth:`FenceMonitor.change`.
         """
         config.check()
-        return await self._call(config.name, partial(self._put, config, caller, require))
+        return await self._calls.run(config.name, partial(self._put, config, caller, require))
 
     async def release(
         self,
@@ -291,21 +290,8 @@ class Sandboxes:
         namespace as long as that exists. Raises AbsentError if there is no such sandbox,
         ConflictError if the configuration file has it, and the errors of :func:`installer.remove`.
         """
-        return await self._call(name, partial(self._release, name, caller, require, keeps_fence))
-
-    async def _call(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a call for a sandbox after the calls before; a caller that leaves does not end it."""
-
-        async def run() -> T:
-            async with self._calls.hold(name):
-                if self._is_stopping:
-                    raise SourceError("the service is stopping: call it again when it runs")
-                return await work()
-
-        task = asyncio.ensure_future(run())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        work = partial(self._release, name, caller, require, keeps_fence)
+        return await self._calls.run(name, work)
 
     async def _put(
         self, config: SandboxConfig, caller: Caller | None, require: Condition

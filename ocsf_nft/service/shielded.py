@@ -21,12 +21,13 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        await asyncio.wait([task])  # asyncio.shield would log an error after a cancellation
     except asyncio.CancelledError:
         # The work may wait for a thread, which can't be cancelled.
         await asyncio.wait([task])
         task.result()  # an error of the work comes before the cancellation
         raise
+    return task.result()
 
 
 async def run_in_pool(pool: Executor | None, job: Callable[[], T]) -> T:

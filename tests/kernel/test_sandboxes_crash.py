@@ -1,4 +1,4 @@
-"""Kills and stops of a service in the middle of calls: each sandbox is as its last answered call says."""
+"""Kills and stops of a service in the middle of calls: the last answered call counts."""
 
 from __future__ import annotations
 

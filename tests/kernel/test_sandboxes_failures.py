@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 
 from ocsf_nft import namespace_watch
-from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.errors import FenceError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import ended_namespaces, installer
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
 from ocsf_nft.netns import named
@@ -314,3 +317,49 @@ async def test_policy_of_an_ended_namespace_is_not_given_to_its_successor(
         await until(lambda: served.service.views() == ())
         assert nft(named(name), "list", "ruleset") == ""
         assert not (tmp_path / name).exists()
+
+
+async def test_stored_sandbox_that_another_run_watches_keeps_no_service_from_starting(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        await served.service.put(sandbox(other))
+    with StateDirectory(tmp_path).run_lock(name):
+        async with serving(tmp_path) as served:
+            assert [each.name for each in served.service.views()] == [other]
+            assert await _connect(other, 443) == {443: "refused"}
+            with pytest.raises(SourceError, match="another run watches sandbox"):
+                await served.service.put(sandbox(name))
+    async with serving(tmp_path) as served:
+        assert len(served.service.views()) == 2, "it is still stored"
+
+
+async def test_error_of_a_call_is_logged_if_its_caller_has_left(
+    made: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as served:
+        with structlog.testing.capture_logs() as logged:
+            calling = asyncio.create_task(served.service.put(sandbox(made[0], host_guard="no0")))
+            await asyncio.sleep(0.001)
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            await until(lambda: served.service.views() == () and bool(logged))
+        gc.collect()
+    assert [each["event"] for each in logged] == ["a call has failed, and its caller has left"]
+    assert "never retrieved" not in caplog.text
+
+
+async def test_end_of_a_sandbox_by_a_reload_says_so(made: tuple[str, ...], tmp_path: Path) -> None:
+    name, other, _ = made
+    async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+        config = served.service.config.model_copy(update={"sandbox": (sandbox(other),)})
+        await served.service.reload(config)
+        event = await served.wait_for(lambda each: "has ended" in each["message"])
+    assert event["message"] == (
+        f"Sandbox {name} has ended: the configuration no longer has it, and its fence was removed. "
+        "Its fence refused 0 packets."
+    )
+    assert event["severity"] == "Informational"
