@@ -251,20 +251,32 @@ async def test_reload_of_a_key_that_is_no_policy_lets_nothing_out(
     async with serving(tmp_path, sandbox(name)) as served:
         service = served.service
         with _sending(name) as outcomes:
-            for group in (77, 78):
-                changed = sandbox(name, group=group)
+            for keys in (
+                {"group": 77},
+                {"self_heal": False},
+                {"transport": "none"},
+                {"group": 78},
+            ):
+                changed = sandbox(name, **keys)
                 await service.reload(service.config.model_copy(update={"sandbox": (changed,)}))
-                assert service.view(name).config.group == group
+                assert service.view(name).config == changed
+                assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
             broken = sandbox(name, group=79, host_guard="nowhere0")
             with pytest.raises(OcsfNftError, match="nowhere0"):
                 await service.reload(service.config.model_copy(update={"sandbox": (broken,)}))
             view = service.view(name)
             assert (view.state, view.config.group) == ("active", 78)
         assert set(outcomes()) == {"refused"}
+        await served.wait_for(lambda _: served.attempts(name) == {4444: len(outcomes())})
+        with _sending(name) as outcomes:
+            # Its tables are created again, and so are their counters.
+            owned = sandbox(name, exclusive=True)
+            await service.reload(service.config.model_copy(update={"sandbox": (owned,)}))
+        assert set(outcomes()) == {"refused"}
     assert nft(named(name), "list", "ruleset") == "", "a clean stop removes it"
-    assert {each["severity"] for each in served.events if each["class_uid"] == 5019} == {
-        "Informational"
-    }
+    changes = [each for each in served.events if each["class_uid"] == 5019]
+    assert {each["severity"] for each in changes} == {"Informational"}
+    assert "its policy was changed: group: none → 77" in changes[1]["message"]
 
 
 @contextlib.contextmanager
