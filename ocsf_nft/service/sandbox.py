@@ -32,6 +32,7 @@ from ocsf_nft.service.ended_sandboxes import (
 )
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.task_errors import first_of
+from ocsf_nft.service.waits import until_stop, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -252,7 +253,7 @@ class Sandbox:
                     return
             except OF_A_SANDBOX as error:  # its namespace can't be accessed, for example
                 self._note(error)
-                await self._until_stop(_wait_for(self._retry, _FIRST_PAUSE_SECONDS))
+                await until_stop(self._stop, wait_for(self._retry, _FIRST_PAUSE_SECONDS))
 
     async def _run_once(self) -> bool:
         """Begin to watch the sandbox, or watch it to its end; return True if it is not to go on."""
@@ -313,7 +314,7 @@ class Sandbox:
                 await self._on_failure(first_of(group))
             await watched.account.gaps.report(f"it is no longer watched: {self.failure}")
             _log.error("sandbox no longer watched", sandbox=self.name, reason=self.failure)
-        return await self._until_stop(watched.wait_until_ended())
+        return await until_stop(self._stop, watched.wait_until_ended())
 
     async def _end(self, watched: WatchedSandbox) -> None:
         """Report the end of the sandbox's namespace, and watch the next one if there is one."""
@@ -355,7 +356,7 @@ class Sandbox:
             if is_absent:
                 self.failure = None
             present = asyncio.ensure_future(self._parts.namespaces.wait_until_present(namespace))
-            if not await self._until_stop(present):
+            if not await until_stop(self._stop, present):
                 return False
             tried = present.result()  # it may have ended meanwhile
             if await self._try(self._activate_and_begin()):
@@ -363,7 +364,7 @@ class Sandbox:
             if not namespace.has_identity(tried):  # the next one is fenced without a pause
                 continue
             self._retry.clear()
-            if not await self._until_stop(_wait_for(self._retry, pause)):
+            if not await until_stop(self._stop, wait_for(self._retry, pause)):
                 return False
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
@@ -403,26 +404,5 @@ class Sandbox:
             with contextlib.suppress(AbsentError):  # another process has removed it
                 await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
-    async def _until_stop(self, work: Awaitable[object]) -> bool:
-        """Wait for ``work``, or for :meth:`stop`; return True if ``work`` has ended."""
-        working = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-            return working.done()
-        finally:
-            for each in (working, stopping):
-                each.cancel()
-            await asyncio.wait({working, stopping})
-
     def _is_absent(self) -> bool:
         return present_identity(self.config.namespace or HOST) is None
-
-
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Wait until ``event`` is set, but not longer than ``seconds``."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
