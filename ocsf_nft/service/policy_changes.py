@@ -19,9 +19,12 @@ _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity"
 _NAMESPACE: Final = frozenset({"netns", "pid"})
 
 
-def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ...]:
+def policy_changes(
+    before: SandboxConfig, after: SandboxConfig, identity: str | None = None
+) -> tuple[str, ...]:
     """Return each difference between two policies of a sandbox as a text, for people.
 
+    ``identity`` is that of its network namespace, which may have lost the process that names it.
     Raises ConflictError if a key differs that can't be changed while the sandbox is watched.
     """
     old, new = before.given(), after.given()
@@ -29,7 +32,7 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
         name for name in type(after).model_fields if getattr(before, name) != getattr(after, name)
     }
     fixed = changed - _POLICY - _NAMESPACE
-    if fixed or (changed & _NAMESPACE and not _is_same_namespace(before, after)):
+    if fixed or (changed & _NAMESPACE and not _is_same_namespace(before, after, identity)):
         names = ", ".join(sorted(fixed or changed & _NAMESPACE))
         raise ConflictError(
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
@@ -40,10 +43,12 @@ def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ..
     )
 
 
-def _is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
+def _is_same_namespace(before: SandboxConfig, after: SandboxConfig, identity: str | None) -> bool:
     old, new = before.namespace, after.namespace
+    if old is None or new is None:
+        return False
     try:
-        return old is not None and new is not None and old.identity() == new.identity()
+        return (identity or old.identity()) == new.identity()
     except AbsentError:
         return False
 

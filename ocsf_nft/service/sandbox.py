@@ -102,6 +102,11 @@ class Sandbox:
         return self._stop.is_set()
 
     @property
+    def identity(self) -> str | None:
+        """Return the identity of the sandbox's network namespace; None if it is not watched."""
+        return None if self.watched is None else self.watched.identity
+
+    @property
     def has_ended(self) -> bool:
         """Return True if the sandbox's network namespace exists no more, as :meth:`run` will see.
 

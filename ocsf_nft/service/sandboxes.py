@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
 _RELEASED: Final = "was released"
+#: Interval of checks whether a namespace was found by another process.
+_SETTLE_SECONDS: Final = 0.02
 
 
 class Sandboxes:
@@ -252,8 +254,8 @@ class Sandboxes:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
             raise _of_file(config.name)
-        if found is not None and found.has_ended:
-            await asyncio.wait([self._tasks[config.name]])
+        if found is not None:
+            await self._settle(found)
             found = self._sandboxes.get(config.name)
         if found is None:
             if is_new is False:
@@ -262,7 +264,7 @@ class Sandboxes:
             return PutResult(is_new=True, changes=())
         if is_new:
             raise ConflictError(f"there is a sandbox {config.name} already: change or release it")
-        changes = policy_changes(found.config, config)
+        changes = policy_changes(found.config, config, found.identity)
         if changes or found.config != config:
             before = found.config.given()
             change = PolicyChange(
@@ -276,6 +278,15 @@ class Sandboxes:
                     await self._store(found.config)
                 raise
         return PutResult(is_new=False, changes=changes)
+
+    async def _settle(self, sandbox: Sandbox) -> None:
+        """Wait until a sandbox has ended whose network namespace seems to have ended.
+
+        A namespace that has only lost the process that names it goes on, found by another one.
+        """
+        task = self._tasks[sandbox.name]
+        while sandbox.has_ended and not task.done():
+            await asyncio.wait([task], timeout=_SETTLE_SECONDS)
 
     async def _add(self, config: SandboxConfig, caller: Caller | None) -> None:
         sandbox = self._create(config, "api")
