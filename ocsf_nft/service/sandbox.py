@@ -247,7 +247,7 @@ class Sandbox:
         watched = self.watched
         if watched is None:
             return None
-        await run_shielded(self._end(watched))
+        await run_shielded(self._end(watched, abandons=True))
         return watched.status(is_watched=False)
 
     async def _watch(self, watched: WatchedSandbox) -> bool:
@@ -262,12 +262,15 @@ class Sandbox:
             _log.error("sandbox no longer watched", sandbox=self.name, reason=self.failure)
         return await self._until_stop(watched.wait_until_ended())
 
-    async def _end(self, watched: WatchedSandbox) -> None:
-        """Report the end of the sandbox's namespace, and watch the next one if there is one."""
+    async def _end(self, watched: WatchedSandbox, *, abandons: bool = False) -> None:
+        """Report the end of the sandbox's namespace, and watch the next one if there is one.
+
+        With ``abandons``, the namespace may exist, even if its last known file does not.
+        """
         remove = partial(
             ended_namespaces.remove_record, self.name, self._parts.fences.state, watched.identity
         )
-        is_abandoned = watched.exists
+        is_abandoned = abandons or watched.exists
         if is_abandoned:  # a sandbox has one fence on record
             await asyncio.to_thread(remove, abandons=True)
         activating = asyncio.create_task(self._activate_next())
