@@ -22,14 +22,17 @@ _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity"
 _NAMESPACE: Final = frozenset({"netns", "pid"})
 
 
-def policy_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ...]:
+def policy_changes(
+    before: SandboxConfig, after: SandboxConfig, identity: str | None = None
+) -> tuple[str, ...]:
     """Return each difference between two policies of a sandbox as a text, for people.
 
+    ``identity`` is that of its network namespace, which may have lost the process that names it.
     Raises ConflictError if a key differs that can't be changed while the sandbox is watched.
     """
     changed = _changed(before, after)
     fixed = changed - _POLICY - _NAMESPACE
-    if fixed or (changed & _NAMESPACE and not is_same_namespace(before, after)):
+    if fixed or (changed & _NAMESPACE and not is_same_namespace(before, after, identity)):
         names = ", ".join(sorted(fixed or changed & _NAMESPACE))
         raise ConflictError(
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
@@ -56,10 +59,16 @@ def change_of(
     )
 
 
-def is_same_namespace(before: SandboxConfig, after: SandboxConfig) -> bool:
-    """Return True if two sandboxes have the same network namespace, which exists."""
+def is_same_namespace(
+    before: SandboxConfig, after: SandboxConfig, identity: str | None = None
+) -> bool:
+    """Return True if two sandboxes have the same network namespace, which exists.
+
+    ``identity`` is that of the former one, if it is known.
+    """
     try:
-        return (before.namespace or HOST).identity() == (after.namespace or HOST).identity()
+        was = identity or (before.namespace or HOST).identity()
+        return was == (after.namespace or HOST).identity()
     except AbsentError:
         return False
 

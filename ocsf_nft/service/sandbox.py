@@ -116,6 +116,11 @@ class Sandbox:
         return self.watched is not None and self.failure is None
 
     @property
+    def identity(self) -> str | None:
+        """Return the identity of the sandbox's network namespace; None if it is not watched."""
+        return None if self.watched is None else self.watched.identity
+
+    @property
     def has_ended(self) -> bool:
         """Return True if the sandbox's network namespace exists no more, as :meth:`run` will see.
 
@@ -301,7 +306,7 @@ class Sandbox:
         watched = self.watched
         if watched is None:
             return None
-        await run_shielded(self._end(watched))
+        await run_shielded(self._end(watched, abandons=True))
         return watched.status(is_watched=False)
 
     async def _watch(self, watched: WatchedSandbox) -> bool:
@@ -316,9 +321,12 @@ class Sandbox:
             _log.error("sandbox no longer watched", sandbox=self.name, reason=self.failure)
         return await until_stop(self._stop, watched.wait_until_ended())
 
-    async def _end(self, watched: WatchedSandbox) -> None:
-        """Report the end of the sandbox's namespace, and watch the next one if there is one."""
-        state, is_abandoned = self._parts.fences.state, watched.exists
+    async def _end(self, watched: WatchedSandbox, *, abandons: bool = False) -> None:
+        """Report the end of the sandbox's namespace, and watch the next one if there is one.
+
+        With ``abandons``, the namespace may exist, even if its last known file does not.
+        """
+        state, is_abandoned = self._parts.fences.state, abandons or watched.exists
         if is_abandoned:  # a sandbox has one fence on record
             await remove_record(self.name, state, watched.identity, abandons=True)
         activating = asyncio.create_task(self._activate_next())

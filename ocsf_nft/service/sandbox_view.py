@@ -93,5 +93,5 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         config=config,
         fault=fault,
         since_ns=sandbox.since_ns,
-        identity=None if watched is None else watched.identity,
+        identity=sandbox.identity,
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 #: Longest pause until it is seen that a sandbox goes on, in a namespace that has lost its file.
-_END_SECONDS: Final = 0.1
+_END_SECONDS: Final = 0.02
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
 _UNCONFIGURED: Final = "has ended: the configuration no longer has it, and its fence was removed"
 _RELEASED: Final = "was released"
@@ -306,7 +306,8 @@ class Sandboxes:
         require(None if found is None else view_of(found))
         if found is None:
             return await self._add(config, caller)
-        changes, is_watched = policy_changes.policy_changes(found.config, config), found.is_watched
+        changes = policy_changes.policy_changes(found.config, config, found.identity)
+        is_watched = found.is_watched
         if is_watched and found.config == config:
             return PutResult(is_new=False, changes=())
         if not is_watched:

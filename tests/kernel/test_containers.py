@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.config import SandboxConfig
 from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.containers import Attached, Containers
@@ -59,6 +60,13 @@ def _process(name: str) -> Iterator[int]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def _end(pid: int) -> None:
+    """End a process, and wait for that without a pause for other tasks."""
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}/ns/net").exists():
+        pass
+
+
 def _containers(served: Served) -> Containers:
     return Containers(served.service, lambda: [_TABLE])
 
@@ -104,8 +112,7 @@ async def test_container_stays_fenced_after_the_one_with_its_network_has_started
             assert (attached.sandbox, attached.is_new) == (_SANDBOX, True)
             assert await _is_refused(names[0])
             assert await _is_refused(names[1])
-            os.kill(again, signal.SIGKILL)
-            await until(lambda: not Path(f"/proc/{again}/ns/net").exists())
+            _end(again)
             await containers.release(_FIRST)
         assert served.service.views() == ()
     assert sum(served.attempts(_SANDBOX).values()) == 1  # not those of the former network
@@ -123,3 +130,16 @@ async def test_container_does_not_start_if_its_fence_is_not_active_any_more(
             await until(lambda: served.service.view(_SANDBOX).state == "absent")
             with pytest.raises(FenceError, match="is not active"):
                 await containers.put(_FIRST, _facts(_FIRST, first))
+
+
+async def test_sandbox_is_changed_right_after_the_exit_of_its_process(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as served:
+        with _process(names[0]) as second, _process(names[0]) as first:
+            keys = {"name": "web", "proxy": [namespaces.PROXY], "install": True}
+            await served.service.put(SandboxConfig.model_validate(keys | {"pid": first}))
+            _end(first)  # the service notices nothing yet
+            async with asyncio.timeout(30):
+                await served.service.put(SandboxConfig.model_validate(keys | {"pid": second}))
+            assert served.service.view("web").config.pid == second
