@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,8 @@ _log = structlog.get_logger()
 
 #: Longest pause until it is seen that a sandbox goes on, in a namespace that has lost its file.
 _END_SECONDS: Final = 0.02
+#: Longest time of a call for a sandbox that is ending.
+_MAX_END_SECONDS: Final = 10.0
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
 _UNCONFIGURED: Final = "has ended: the configuration no longer has it, and its fence was removed"
 _RELEASED: Final = "was released"
@@ -300,7 +303,10 @@ class Sandboxes:
         if found is not None and found.origin == "file":
             raise _of_file(config.name)
         # It may also go on, in a namespace that has only lost its file.
+        until = time.monotonic() + _MAX_END_SECONDS
         while found is not None and found.has_ended:
+            if time.monotonic() > until:
+                raise SourceError(f"sandbox {config.name} has not ended yet: call it again")
             await asyncio.wait([self._tasks[config.name]], timeout=_END_SECONDS)
             found = self._sandboxes.get(config.name)
         require(None if found is None else view_of(found))

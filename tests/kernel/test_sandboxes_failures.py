@@ -14,14 +14,14 @@ import pytest
 import structlog
 
 from ocsf_nft import namespace_watch
-from ocsf_nft.errors import FenceError, OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
 from ocsf_nft.netns import named
 from ocsf_nft.service import sandbox as sandbox_module
-from ocsf_nft.service import watched_sandbox
+from ocsf_nft.service import sandboxes, watched_sandbox
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
@@ -158,6 +158,34 @@ async def test_put_returns_when_a_sandbox_goes_on_with_another_process(
             view = served.service.view(name)
             assert (view.state, view.config) == ("active", changed)
             assert await _connect(f"/proc/{other.pid}/ns/net", 443) == {443: "refused"}
+
+
+async def test_record_that_cannot_be_stored_ends_nothing_and_blocks_no_call(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    monkeypatch.setattr(sandboxes, "_MAX_END_SECONDS", 0.2)
+
+    def full(*_: object) -> None:
+        raise DeliveryError("the disk is full")
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        await served.service.put(sandbox(other))
+        with _idle_process(name) as process:
+            with monkeypatch.context() as patch:
+                patch.setattr(ended_namespaces, "move_record", full)
+                await asyncio.to_thread(namespaces.delete, name)
+                with pytest.raises(SourceError, match="has not ended yet"):
+                    await served.service.put(sandbox(name, labels={"team": "search"}))
+                assert await _connect(other, 443) == {443: "refused"}
+            inside = f"/proc/{process.pid}/ns/net"
+            record = StateDirectory(tmp_path)
+            await until(lambda: str((found := record.read(name)) and found.namespace) == inside)
+            assert served.service.view(name).state == "active"
+            assert await _connect(inside, 443) == {443: "refused"}
+        await until(lambda: len(served.service.views()) == 1)
+    assert served.attempts(name) == served.attempts(other) == {443: 1}
 
 
 async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
