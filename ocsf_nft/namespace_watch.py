@@ -203,6 +203,15 @@ def _origin(path: Path) -> tuple[bool, int | None]:
     return is_in_proc, None if process is None else int(process[1])
 
 
+def file_version(namespace: Namespace) -> tuple[int, ...] | None:
+    """Return numbers that change if another file replaces that of a namespace; None without a file.
+
+    In /proc, another namespace with the same number is not noticed.
+    """
+    is_in_proc, _ = _origin(namespace.path or _OWN)
+    return _file_version(namespace, has_time=not is_in_proc)
+
+
 def _file_version(namespace: Namespace, *, has_time: bool) -> tuple[int, ...] | None:
     """Return numbers that change if another file replaces that of a namespace; None without a file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 import structlog
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ocsf_nft import proc
 from ocsf_nft.config import SandboxConfig
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.namespace_watch import present_identity
+from ocsf_nft.namespace_watch import file_version, present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.sources.boot import boot_id
 
@@ -56,7 +56,7 @@ def stored(state: StateDirectory) -> Iterator[AddedSandbox]:
             )
 
 
-def _namespace(config: SandboxConfig) -> list[str | int | None]:
+def _namespace(config: SandboxConfig) -> list[Any]:
     """Return what tells a network namespace from a later one at the same path.
 
     The kernel uses numbers of namespaces and of processes again, and all of them after a boot.
@@ -65,4 +65,7 @@ def _namespace(config: SandboxConfig) -> list[str | int | None]:
     if config.pid is not None:
         with contextlib.suppress(OSError, ValueError):
             started = proc.parsed_stat(Path(f"/proc/{config.pid}/stat").read_bytes()).start
-    return [boot_id(), present_identity(config.namespace or HOST), started]
+    namespace = config.namespace or HOST
+    identity = present_identity(namespace)
+    version = None if identity is None else file_version(namespace)
+    return [boot_id(), identity, version and list(version), started]

@@ -62,17 +62,25 @@ async def remove_record(
         _log.error("a fence can't be removed", sandbox=sandbox, reason=str(error))
 
 
-async def forget_ended(
-    sandbox: str, seen: InstalledFence, state: StateDirectory, store: StateStore, reporter: Reporter
+async def forget_ended(  # noqa: PLR0913 - the parts that have something of the sandbox
+    sandbox: str,
+    seen: InstalledFence,
+    state: StateDirectory,
+    store: StateStore,
+    reporter: Reporter,
+    *,
+    is_certain: bool = False,
 ) -> bool:
     """Remove the record and the counts of a sandbox, if its network namespace has ended.
 
     ``seen`` is the record of the fence. The sandbox must not be watched, and its run lock must be
-    held. An event reports the end. Return False, and change nothing, if there is another record
-    now, or if the namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`,
-    and DeliveryError.
+    held. With ``is_certain``, the namespace has ended although another one has its number. An event
+    reports the end. Return False, and change nothing, if there is another record now, or if the
+    namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`, and
+    DeliveryError.
     """
-    if not await asyncio.to_thread(ended_namespaces.remove_record, sandbox, state, seen.identity):
+    remove = partial(ended_namespaces.remove_record, sandbox, state, seen.identity)
+    if not await asyncio.to_thread(remove, abandons=is_certain):
         return False
     await forget_account(sandbox, seen, state, store, reporter)
     return True

@@ -402,9 +402,11 @@ class Sandbox:
         parts = self._parts
         found = parts.fences.state.read_or_none(self.name)
         if found is not None:
-            await self._try(
-                forget_ended(self.name, found, parts.fences.state, parts.store, parts.reporter)
-            )
+            forgetting = forget_ended(
+                self.name, found, parts.fences.state, parts.store, parts.reporter,
+                is_certain=self._has_ended_before,
+            )  # fmt: skip
+            await self._try(forgetting)
 
     async def _remove_record(self, state: StateDirectory) -> None:
         """Remove the record of the fence, and the fence if its namespace exists."""

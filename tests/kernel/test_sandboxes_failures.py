@@ -8,6 +8,7 @@ import gc
 import socket
 import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -403,3 +404,29 @@ async def test_end_of_a_sandbox_by_a_reload_says_so(made: tuple[str, ...], tmp_p
         "Its fence refused 0 packets."
     )
     assert event["severity"] == "Informational"
+
+
+async def test_namespace_with_the_number_of_an_ended_one_is_not_fenced_after_a_restart(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name = made[0]
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        former = named(name).identity()
+
+    def recreate() -> None:
+        # The kernel uses the number again when the former namespace is freed, some time later.
+        namespaces.delete(name)
+        for _ in range(200):
+            ip("netns", "add", name)
+            if named(name).identity() == former:
+                return
+            ip("netns", "del", name)
+            time.sleep(0.01)
+        pytest.skip("the kernel does not use the number again")
+
+    await asyncio.to_thread(recreate)
+    async with serving(tmp_path) as served:
+        await until(lambda: served.service.views() == ())
+    assert nft(named(name), "list", "ruleset") == ""
+    assert not (tmp_path / name).exists()
