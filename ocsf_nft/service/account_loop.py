@@ -121,6 +121,8 @@ class AccountLoop:
         self._lock = asyncio.Lock()
         #: Number of batches of log records that are being processed, and when the last one ended.
         self._running, self._taken_at = 0, -math.inf
+        self._has_taken = asyncio.Event()  # set while none is being processed
+        self._has_taken.set()
         # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
@@ -189,12 +191,15 @@ class AccountLoop:
     async def take(self, batch: Batch) -> None:
         """Process a batch of log records; report the first packet of a flow, normally, now."""
         self._running += 1
+        self._has_taken.clear()
         try:
             # Another sandbox goes on if this one fails: what was counted must be reported.
             await run_shielded(self._process(batch))
         finally:
             self._running -= 1
             self._taken_at = time.monotonic()
+            if not self._running:
+                self._has_taken.set()
             if batch.records:
                 self.request_reading()
 
@@ -253,7 +258,11 @@ class AccountLoop:
         self._has_records.clear()
 
     async def close(self) -> tuple[Balance, ...]:
-        """Report all packets that no event has reported yet, and return the final counts."""
+        """Report all packets that no event has reported yet, and return the final counts.
+
+        Call it when no more log records are given to :meth:`take`.
+        """
+        await self._has_taken.wait()
         # Two readings must lack a record's packet to show that another element counted it.
         await self._observe(is_complete=True)
         await self._observe(is_complete=True)
