@@ -297,6 +297,7 @@ async def test_status_codes_of_answers_show_the_health(
         watched=SimpleNamespace(
             monitor=SimpleNamespace(reports=SimpleNamespace(fault=None)),
             account=SimpleNamespace(fault=None, schedule=SimpleNamespace(late_seconds=31.0)),
+            names=SimpleNamespace(failure=None, faults=tuple),
         ),
     )
     monkeypatch.setattr(WELL, "sandboxes", (stuck,))

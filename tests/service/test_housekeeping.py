@@ -240,11 +240,13 @@ async def test_failed_removal_is_tried_again(
     _record(state, "gone", names / "missing")
     remove, calls = ended_namespaces.remove_record, []
 
-    def fail_once(name: str, given: StateDirectory, identity: str) -> bool:
+    def fail_once(
+        name: str, given: StateDirectory, identity: str, *, abandons: bool = False
+    ) -> bool:
         calls.append(name)
         if len(calls) == 1:
             raise error
-        return remove(name, given, identity)
+        return remove(name, given, identity, abandons=abandons)
 
     monkeypatch.setattr(ended_namespaces, "remove_record", fail_once)
     async with _reaping(state, monkeypatch) as store:
