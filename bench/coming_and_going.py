@@ -50,8 +50,8 @@ install = true
 def run(cycles: int = _CYCLES) -> Subject:
     """Measure calls for 20 sandboxes; raise an OcsfNftError if the system does not permit it."""
     with contextlib.ExitStack() as stack:
-        names, folder = stack.enter_context(host.namespaces(_SANDBOXES + 1))
-        waiting = names.pop()
+        made, folder = stack.enter_context(host.namespaces(_SANDBOXES + 1))
+        *names, waiting = made  # not pop(): the namespaces of the list are deleted at the end
         service, control = stack.enter_context(_serving(folder, waiting))
         rows = []
         failures = []
