@@ -1,7 +1,7 @@
 """Sandboxes that are added, changed and released by the control API, one by one and at once.
 
-``python -m bench.coming_and_going [CYCLES]`` measures only this. After so many additions and
-releases, the service must use no more than before.
+Run only this subject with ``python -m bench.coming_and_going [CYCLES]``. After this number of
+cycles of add and release, the service must use no more resources than before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CYCLES: Final = 1_000
 _BOUND_MS: Final = 100.0
 #: What the service may use more after all cycles.
 _MORE_BYTES: Final = 5_000_000
-#: Cycles before the first measurement, in which caches grow, and time for what is still closing.
+#: Cycles before the first measurement: caches grow. After them a pause: descriptors close.
 _WARM_UP: Final = 100
 _SETTLE_S: Final = 5.0
 #: Pause after a namespace was made, in which its watch begins.

@@ -28,7 +28,7 @@ _TOO_LONG: Final = "the lookup of its process would have taken too long"
 
 @dataclass(slots=True, eq=False)
 class AttachedNamespace:
-    """Network namespace of a sandbox, of which the senders of packets are found."""
+    """Network namespace of a sandbox with attribution of its packets."""
 
     namespace: Namespace
     #: The kernel's number of the namespace (cookie); None if it is not known.

@@ -115,7 +115,7 @@ ProxyUids = Annotated[
     list[int],
     typer.Option(
         "--proxy-uid",
-        help="sidecar: a user of the proxy, whose traffic may leave; repeatable.",
+        help="sidecar: a user of the proxy; traffic of this user may leave; repeatable.",
         metavar="UID",
     ),
 ]

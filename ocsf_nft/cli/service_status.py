@@ -23,7 +23,7 @@ _BALANCE: Final = (
 def watched_by(control: Path, sandbox: str | None) -> dict[str, Status]:
     """Return the status of each sandbox that a service watches, or of one, by name.
 
-    Sandboxes of which the service has no counts are left out. Raises the errors of
+    Omit sandboxes without counts. Raises the errors of
     :func:`http_call.call`.
     """
     if sandbox is not None:

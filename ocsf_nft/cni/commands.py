@@ -1,4 +1,4 @@
-"""Commands of the CNI plugin: what the service is asked for each of them."""
+"""Commands of the CNI plugin, and the request to the service for each of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _add(request: Request, *, is_used: bool = False) -> None:
 
 
 def _delete(request: Request) -> None:
-    """End the sandbox of a container whose processes have ended.
+    """End the sandbox of a container without processes.
 
     A failure must not keep the container: the service also notices the end of the namespace. And a
     container that loses one of several networks must keep its fence, as its processes run.

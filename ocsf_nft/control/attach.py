@@ -149,7 +149,7 @@ def _has(pattern: str, names: Sequence[str]) -> bool:
 
 
 def _image_names(image: str | None) -> Iterator[str]:
-    """Yield the names by which people know an image."""
+    """Yield the full name and the short names of an image."""
     if image is None:
         return
     full = image if _TAG.search(image) else f"{image}:latest"

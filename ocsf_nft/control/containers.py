@@ -1,4 +1,4 @@
-"""Containers as sandboxes: what the control API does for an OCI runtime, a hook or a CNI plugin."""
+"""Containers as sandboxes: calls of the control API by an OCI runtime, a hook or a CNI plugin."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Containers:
         """Release the sandbox of a container.
 
         Raises AbsentError if it has none. Raises ConflictError if processes of others are in its
-        network namespace: the sandbox goes on, and ends with the namespace.
+        network namespace: the sandbox remains, and ends with the namespace.
         """
         found = self._find(key)
         if found is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-#: Maximum size of what is read at once, and of a line.
+#: Maximum bytes of one read, and of one line.
 _PART_BYTES: Final = 64 << 10
 _LINE_BYTES: Final = 16 << 20
 

@@ -38,7 +38,7 @@ class SandboxView(Answer):
     name: str
     """Name of the sandbox."""
     origin: Origin
-    """Where it comes from: the configuration file, or this API."""
+    """Origin: the configuration file or this API."""
     state: State
     """State of its fence; waiting: its namespace does not exist yet."""
     mode: ModeName
@@ -156,7 +156,7 @@ class FaultStatus(Answer):
     """Fault of the service that lasts."""
 
     subject: str
-    """What is wrong."""
+    """Description of the error."""
     cause: str
     """Why, or for how long."""
     sandbox: str | None

@@ -29,7 +29,7 @@ class ShieldedCalls:
     async def run(self, call: Awaitable[T]) -> T:
         """Return the result of a call, or raise its error.
 
-        If the calling task is cancelled, the call goes on.
+        If the calling task is cancelled, the call continues.
         """
         task = asyncio.ensure_future(_awaited(call))
         self._running.add(task)

@@ -143,7 +143,7 @@ class Counters:
         return _account_names(self._namespaces, is_permissive=self._is_permissive)
 
     def absent(self, *, is_permissive: bool) -> tuple[str, ...]:
-        """Return the names of the rules of which the last reading found no counters.
+        """Return the names of the rules without counters in the last reading.
 
         The fence has the given mode now. Before the first reading, no rule is absent.
         """

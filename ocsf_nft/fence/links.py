@@ -22,7 +22,7 @@ def survey(
 ) -> Surroundings:
     """Return the interfaces of a namespace, and the addresses to which its fence must allow ARP.
 
-    ``destinations`` and ``networks`` are what the sandbox may reach. The fence allows ARP to the
+    The sandbox may reach ``destinations`` and ``networks``. The fence allows ARP to the
     networks anyway: for them, the result has only the gateways. Raises AbsentError,
     UnsupportedError, FenceError.
     """

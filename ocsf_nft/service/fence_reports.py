@@ -101,7 +101,7 @@ class FenceReports:
     async def announce(self, added: PolicyChange | None = None) -> None:
         """Emit an event that describes the fence at the start of its watch.
 
-        Emit no event if the fence was active before, equals its stored description, and nobody has
+        Emit no event if the fence was active before, equals its stored description, and no call has
         ``added`` the sandbox. Also store the facts that later events of the sandbox contain, such
         as the fence's rules.
         """

@@ -79,7 +79,7 @@ class Sandbox:
         self.since_ns = time.time_ns()
         #: Reason why the sandbox is not watched; None if it is, or if its namespace is missing.
         self.failure: str | None = None
-        #: True if its fence was not active at the end, since restoring was given up.
+        #: True if the guard had stopped restoring the fence, so that it was not active at the end.
         self.has_given_up = False
         #: True if its fence was installed where there was none.
         self.has_installed = False
@@ -97,7 +97,7 @@ class Sandbox:
         self._waits = origin == "file" and comes_again
         self._parts: WatchParts
         self._stop = asyncio.Event()
-        #: Set if it should be tried at once to watch the sandbox.
+        #: Set to end the pause before the next attempt to watch the sandbox.
         self._retry = asyncio.Event()
 
     @property
@@ -178,7 +178,7 @@ class Sandbox:
         await self._try(self.begin(parts))
 
     async def close(self) -> None:
-        """Close what is open, but leave the fence; for a start that has failed."""
+        """Close all resources, but leave the fence; for a failed start."""
         fenced, self._fenced = self._fenced, None
         if fenced is not None:
             await fenced.stack.aclose()
@@ -398,7 +398,7 @@ class Sandbox:
         self.failure = str(error)
 
     async def _forget_previous(self) -> None:
-        """Remove what a namespace that has ended before this service ran has left."""
+        """Remove the record and the counts of a namespace that ended while no service ran."""
         parts = self._parts
         found = parts.fences.state.read_or_none(self.name)
         if found is not None:

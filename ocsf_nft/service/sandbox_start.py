@@ -70,7 +70,7 @@ class WatchParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FencedSandbox:
-    """Sandbox with an active fence, of which nothing is read yet."""
+    """Sandbox with an active fence, and without a reader of its log yet."""
 
     config: SandboxConfig
     fence: Fence

@@ -1,4 +1,4 @@
-"""State of a service's sandbox, for people and programs that ask the service."""
+"""State of a service's sandbox, for people and programs."""
 
 from __future__ import annotations
 

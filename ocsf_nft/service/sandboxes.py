@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: Longest pause until it is seen that a sandbox goes on, in a namespace that has lost its file.
+#: Longest pause between two checks of a sandbox that is ending, but may have got a file again.
 _END_SECONDS: Final = 0.02
 #: Longest time of a call for a sandbox that is ending.
 _MAX_END_SECONDS: Final = 10.0
@@ -138,7 +138,7 @@ class Sandboxes:
                 await each.watched.monitor.prepared.wait()
 
     async def close(self) -> None:
-        """Close what a failed start has opened; the fences stay."""
+        """Close the resources of a failed start; the fences stay."""
         for each in self.all:
             await each.close()
         for lock in self._run_locks.values():
@@ -148,8 +148,8 @@ class Sandboxes:
     async def finish(self) -> list[str]:
         """End all sandboxes, remove the fences that were installed, but not those of calls.
 
-        Return the names of sandboxes of which restoring the fence was given up. Raises the errors
-        of :meth:`Sandbox.finish`.
+        Return the names of sandboxes with a fence that the guard has stopped restoring. Raises the
+        errors of :meth:`Sandbox.finish`.
         """
         await self._calls.stop()
         for each in self.all:
@@ -239,7 +239,7 @@ class Sandboxes:
     async def _renew(
         self, found: Sandbox, config: SandboxConfig, change: PolicyChange | None
     ) -> None:
-        """Watch a sandbox anew, with another configuration; its fence stays until it is replaced.
+        """Watch a sandbox again, with another configuration; its fence stays until it is replaced.
 
         After an error, it has its configuration of before.
         """
@@ -302,7 +302,7 @@ class Sandboxes:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
             raise _of_file(config.name)
-        # It may also go on, in a namespace that has only lost its file.
+        # It may not end: its namespace may have lost only its file.
         until = time.monotonic() + _MAX_END_SECONDS
         while found is not None and found.has_ended:
             if time.monotonic() > until:

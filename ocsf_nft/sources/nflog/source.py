@@ -40,7 +40,7 @@ _BATCH_NS: Final = 10_000_000
 _HELD_BACK_NS: Final = 200_000_000
 #: Time without records after which an overrun is reported without a number.
 _QUIET_S: Final = 0.15
-#: Time without records after which the kernel holds none back; the same if it never does that.
+#: Time without records after which the kernel has sent all of its buffered records.
 _QUIET_SECONDS: Final = 0.2
 _CALM_QUIET_SECONDS: Final = 0.02
 #: The kernel's number of a record has 32 bits. So a gap of exactly 2**32 records is not detected.
