@@ -56,7 +56,7 @@ class SandboxNames:
 
         Raises UnsupportedError if the library to resolve names is missing.
         """
-        names = {name for each in configs for name in each.names}
+        before, names = set(self._names), {name for each in configs for name in each.names}
         if names:
             require_library()
         for name in names - self._names.keys():
@@ -64,7 +64,8 @@ class SandboxNames:
         for name in self._names.keys() - names:
             self._shared.leave(name, self._note_change)
             del self._names[name]
-        self._note_change()
+        if names != before:
+            self._note_change()
 
     def close(self) -> None:
         """Follow no name any more."""

@@ -135,6 +135,33 @@ async def test_addresses_are_replaced_when_they_change_and_a_failure_is_tried_ag
         names.close()
 
 
+async def test_call_without_new_names_does_not_wait() -> None:
+    resolver = _Resolver()
+    resolver.set("a.test", "192.0.2.1")
+
+    async def replace() -> None:
+        pass
+
+    async def settles_at_once() -> bool:
+        settling = asyncio.create_task(names.settle())
+        await asyncio.sleep(0)
+        return settling.done()
+
+    async with _shared(resolver) as shared:
+        names = SandboxNames("a", shared, ())
+        names.follow(_config())
+        assert await settles_at_once()
+        names.follow(_config("a.test"))
+        assert not await settles_at_once()
+        running = asyncio.create_task(names.run(replace))
+        await names.settle()
+        running.cancel()
+        await asyncio.wait([running])
+        names.follow(_config("a.test"))
+        assert await settles_at_once()
+        names.close()
+
+
 async def test_call_waits_for_the_first_answer_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
