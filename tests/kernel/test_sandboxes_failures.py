@@ -409,24 +409,30 @@ async def test_end_of_a_sandbox_by_a_reload_says_so(made: tuple[str, ...], tmp_p
 async def test_namespace_with_the_number_of_an_ended_one_is_not_fenced_after_a_restart(
     made: tuple[str, ...], tmp_path: Path
 ) -> None:
-    name = made[0]
     async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name))
-        former = named(name).identity()
-
-    def recreate() -> None:
-        # The kernel uses the number again when the former namespace is freed, some time later.
-        namespaces.delete(name)
-        for _ in range(200):
-            ip("netns", "add", name)
-            if named(name).identity() == former:
-                return
-            ip("netns", "del", name)
-            time.sleep(0.01)
-        pytest.skip("the kernel does not use the number again")
-
-    await asyncio.to_thread(recreate)
+        for each in made:
+            await served.service.put(sandbox(each))
+    name = await asyncio.to_thread(_recreated_with_the_same_number, made)
     async with serving(tmp_path) as served:
         await until(lambda: served.service.views() == ())
     assert nft(named(name), "list", "ruleset") == ""
     assert not (tmp_path / name).exists()
+
+
+def _recreated_with_the_same_number(names: tuple[str, ...]) -> str:
+    """Delete the namespaces; return the name of a new one that has the number of a former one.
+
+    The kernel uses a number again when the former namespace is freed, some time later. Another
+    test may take the number first: then the next name is tried.
+    """
+    former = {name: named(name).identity() for name in names}
+    for name in names:
+        namespaces.delete(name)
+    for name in names:
+        for _ in range(200):
+            ip("netns", "add", name)
+            if named(name).identity() == former[name]:
+                return name
+            ip("netns", "del", name)
+            time.sleep(0.01)
+    raise AssertionError("the kernel uses no number again")
