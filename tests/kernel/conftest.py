@@ -17,7 +17,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import InstalledFence, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
-from tests.kernel import attempts, command, kernel_log, tap
+from tests.kernel import attempts, command, kernel_log, namespaces, tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +41,15 @@ def _patient_stops() -> Iterator[None]:
 def lab() -> Iterator[Lab]:
     with laboratory.throwaway() as made:
         yield made
+
+
+@pytest.fixture
+def made() -> Iterator[tuple[str, ...]]:
+    """Yield the names of three namespaces that exist."""
+    with namespaces.names(3) as found:
+        for name in found:
+            namespaces.make(name)
+        yield found
 
 
 @pytest.fixture

@@ -84,6 +84,11 @@ def sandbox(name: str, **keys: Any) -> SandboxConfig:
     )
 
 
+async def connect_to(name: str, *ports: int) -> dict[int, str]:
+    """Connect in a namespace to ports, in a thread; return the outcome by port."""
+    return await asyncio.to_thread(namespaces.connect, name, *ports)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until ``holds`` is true."""
     async with asyncio.timeout(_LONG_SECONDS):

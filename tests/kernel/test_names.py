@@ -22,7 +22,7 @@ from ocsf_nft.service import name_state, run
 from ocsf_nft.service.caller import Caller
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from tests.kernel import conftest, namespaces
-from tests.kernel.serving import sandbox, serving, until
+from tests.kernel.serving import connect_to, sandbox, serving, until
 from tests.name_server import name_server, resolver_files
 
 if TYPE_CHECKING:
@@ -70,10 +70,6 @@ def _allowed(folder: Path, name: str) -> list[str]:
     return list(map(str, found.installed.spec.exceptions))
 
 
-async def _connect(name: str, *ports: int) -> dict[int, str]:
-    return await asyncio.to_thread(namespaces.connect, name, *ports)
-
-
 async def _until_allowed(served: Served, folder: Path, name: str, *expected: str) -> None:
     """Wait until a sandbox may reach these addresses only."""
     texts = [f"tcp:{each}:443" for each in expected]
@@ -103,7 +99,7 @@ async def test_name_is_resolved_before_the_call_is_answered(
         view = served.service.view(name)
         assert (view.state, view.fault) == ("active", None)
         assert view.config.given()["allow"] == _ALLOW
-        outcomes = await _connect(name, 443, 444)
+        outcomes = await connect_to(name, 443, 444)
         assert outcomes[443] != "refused"
         assert outcomes[444] == "refused"
     added, resolved, *_ = served.messages(name)
@@ -136,7 +132,7 @@ async def test_fence_with_names_only_is_closed_until_they_are_resolved(
         record = StateDirectory(tmp_path).read(name)
         assert record is not None
         assert (record.spec.allowed, record.spec.ranges) == ((), ())
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         assert served.service.view(name).fault == (
             f"{_NAME}: it has no address that can be allowed; b.test: there is no such name"
         )
@@ -146,7 +142,7 @@ async def test_fence_with_names_only_is_closed_until_they_are_resolved(
         reports = watched.monitor.reports
         await until(lambda: bool(reports.installed.spec.proxies and reports.installed.spec.ranges))
         assert _allowed(tmp_path, name) == [f"udp:{INTERNET4}:1-2", "udp:[2001:db8::7]:1-2"]
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
         await served.service.release(name)
 
 
@@ -156,16 +152,16 @@ async def test_changed_addresses_replace_the_old_ones_and_are_one_event(
     name = made[0]
     async with serving(tmp_path) as served:
         await served.service.put(sandbox(name, allow=_ALLOW))
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
         server.zone[_NAME] = ["198.51.100.2", "198.51.100.1"]
         await _until_allowed(served, tmp_path, name, "198.51.100.1", "198.51.100.2")
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         seen = server.asked[_NAME, "A"]
         server.zone[_NAME].reverse()
         await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
         server.zone[_NAME] = [INTERNET4, "2001:db8::7"]
         await _until_allowed(served, tmp_path, name, INTERNET4, "[2001:db8::7]")
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
     last = (
         f"added {INTERNET4}", "added 2001:db8::7", "removed 198.51.100.1", "removed 198.51.100.2",
     )  # fmt: skip
@@ -209,7 +205,7 @@ async def test_name_that_disappears_allows_nothing(
         await served.service.put(sandbox(name, allow=_ALLOW))
         del server.zone[_NAME]
         await _until_allowed(served, tmp_path, name)
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         assert served.service.view(name).fault == f"{_NAME}: there is no such name"
         server.zone[_NAME] = []
         await until(lambda: "no address" in (served.service.view(name).fault or ""))
@@ -242,7 +238,7 @@ async def test_last_addresses_stay_while_servers_fail_and_are_removed_in_the_end
         assert "stay allowed for up to ten minutes" in (served.service.view(name).fault or "")
         seen = server.asked[_NAME, "A"]
         await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
         server.mode = "answer"
         await until(lambda: served.service.view(name).fault is None)
         monkeypatch.setattr(name_state, "KEEP_SECONDS", 0.5)
@@ -250,7 +246,7 @@ async def test_last_addresses_stay_while_servers_fail_and_are_removed_in_the_end
         await until(lambda: server.asked[_NAME, "A"] >= seen + 2)
         server.mode = "fail"
         await _until_allowed(served, tmp_path, name)
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         assert "are not allowed any more" in (served.service.view(name).fault or "")
     assert f"{_NAME}: removed {INTERNET4}." in served.messages(name)[-1]
 
@@ -282,14 +278,14 @@ async def test_restart_of_the_service_closes_nothing_before_the_first_answer(
     async with serving(tmp_path) as again:
         assert again.service.view(name).state == "active"
         await until(lambda: "SERVFAIL" in (again.service.view(name).fault or ""))
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
         await again.service.put(sandbox(other, allow=_ALLOW))
         assert _allowed(tmp_path, other) == []
         server.zone[_NAME] = ["198.51.100.1"]
         server.mode = "answer"
         for each in made:
             await _until_allowed(again, tmp_path, each, "198.51.100.1")
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
     assert len([each for each in again.messages(name) if "new addresses" in each]) == 1
     assert not any("installed again" in each for each in again.messages(name))
 

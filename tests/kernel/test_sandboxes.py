@@ -21,10 +21,10 @@ from tests.descriptors import open_descriptors
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
 from tests.kernel.namespaces import connect
-from tests.kernel.serving import sandbox, serving, until
+from tests.kernel.serving import connect_to, sandbox, serving, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from ocsf_nft import Service
@@ -32,19 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _CALLER = Caller(uid=1234, gid=5678, pid=os.getpid(), program="/usr/bin/supervisor")
-
-
-@pytest.fixture
-def made() -> Iterator[tuple[str, ...]]:
-    """Yield the names of three namespaces that exist."""
-    with namespaces.names(3) as found:
-        for name in found:
-            namespaces.make(name)
-        yield found
-
-
-async def _connect(name: str, *ports: int) -> dict[int, str]:
-    return await asyncio.to_thread(connect, name, *ports)
 
 
 async def test_added_sandbox_is_fenced_watched_and_released(
@@ -63,7 +50,7 @@ async def test_added_sandbox_is_fenced_watched_and_released(
             "api",
             None,
         )
-        assert await _connect(name, 443, 444) == {443: "refused", 444: "refused"}
+        assert await connect_to(name, 443, 444) == {443: "refused", 444: "refused"}
         final = await service.release(name, _CALLER)
         (egress,) = (each for each in final.balances if each.rule == "egress")
         assert (egress.refused, egress.counter_mismatch, egress.pending) == (2, 0, 0)
@@ -114,20 +101,20 @@ async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
     async with serving(tmp_path) as served:
         put = served.service.put
         await put(sandbox(name))
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         result = await put(opened, _CALLER)
         assert result == (False, ("allow: added tcp:203.0.113.7:443",))
         assert (await put(opened, _CALLER)).changes == ()
-        assert (await _connect(name, 443))[443] != "refused"
+        assert (await connect_to(name, 443))[443] != "refused"
         assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
         permissive = await put(sandbox(name, permissive=True))
         assert permissive.changes == (
             "allow: removed tcp:203.0.113.7:443", "permissive: none → true",
         )  # fmt: skip
         assert served.service.view(name).mode == "permissive"
-        assert (await _connect(name, 445))[445] != "refused"
+        assert (await connect_to(name, 445))[445] != "refused"
         await put(sandbox(name))
-        assert await _connect(name, 443, 446) == {443: "refused", 446: "refused"}
+        assert await connect_to(name, 443, 446) == {443: "refused", 446: "refused"}
         with pytest.raises(ConflictError, match=f"group of sandbox {name} can't be changed"):
             await put(sandbox(name, group=77))
         final = await served.service.release(name)
@@ -155,12 +142,12 @@ async def test_events_have_the_labels_and_severities_of_their_sandbox_at_that_ti
         await put(sandbox(other))
         container = {"uid": "3f4e", "name": "web", "labels": {"app": "agent"}}
         await put(sandbox(name, labels={"team": "search"}, container=container))
-        assert await _connect(name, 1001) == {1001: "refused"}
+        assert await connect_to(name, 1001) == {1001: "refused"}
         await served.wait_for(lambda each: each.get("dst_endpoint", {}).get("port") == 1001)
         severe = [{"severity": "critical", "port": 1002}]
         await put(sandbox(name, labels={"team": "ads", "task": "7"}, severity=severe))
         for each in (name, other):
-            assert await _connect(each, 1002) == {1002: "refused"}
+            assert await connect_to(each, 1002) == {1002: "refused"}
         with pytest.raises(UsageError, match="has the key sandbox"):
             await put(sandbox(name, severity=[{"severity": "low", "sandbox": other}]))
     first, second, third = (each for each in served.events if each["class_uid"] == 4001)
@@ -194,7 +181,7 @@ async def test_sandbox_that_cannot_be_added_leaves_nothing(
             assert not (tmp_path / made[0]).exists()
         assert nft(named(made[0]), "list", "ruleset") == ""
         await served.service.put(sandbox(made[0]))
-        assert await _connect(made[0], 443) == {443: "refused"}
+        assert await connect_to(made[0], 443) == {443: "refused"}
 
 
 async def test_end_of_a_namespace_is_the_end_of_its_sandbox_and_touches_no_other(
@@ -207,12 +194,12 @@ async def test_end_of_a_namespace_is_the_end_of_its_sandbox_and_touches_no_other
         await asyncio.sleep(0)
         before = open_descriptors()
         await served.service.put(sandbox(ended))
-        assert await _connect(ended, 1001, 1002) == {1001: "refused", 1002: "refused"}
+        assert await connect_to(ended, 1001, 1002) == {1001: "refused", 1002: "refused"}
         await asyncio.to_thread(namespaces.delete, ended)
         await until(lambda: len(served.service.views()) == 2)
         event = await served.wait_for(lambda each: "has ended" in each["message"])
         assert open_descriptors() <= before
-        assert await _connect(other, 1003) == {1003: "refused"}
+        assert await connect_to(other, 1003) == {1003: "refused"}
         assert not (tmp_path / ended).exists()
     assert event["message"] == (
         f"Sandbox {ended} has ended, with its network namespace. Its fence refused 2 packets."
@@ -232,8 +219,8 @@ async def test_configured_sandbox_is_waited_for_and_fenced_again(tmp_path: Path)
             for port in (2001, 2002):
                 await asyncio.to_thread(namespaces.make, name)
                 await until(lambda: served.service.view(name).state == "active")
-                assert await _connect(name, port) == {port: "refused"}
-                assert await _connect(other, port) == {port: "refused"}
+                assert await connect_to(name, port) == {port: "refused"}
+                assert await connect_to(other, port) == {port: "refused"}
                 await asyncio.to_thread(namespaces.delete, name)
                 await until(lambda: served.service.view(name).state == "waiting")
             with pytest.raises(ConflictError, match="that of the configuration file"):
@@ -260,11 +247,11 @@ async def test_recreated_namespace_is_fenced_at_once(tmp_path: Path) -> None:
                 namespaces.make(name)
 
             for port in range(3001, 3006):
-                assert await _connect(name, port) == {port: "refused"}
+                assert await connect_to(name, port) == {port: "refused"}
                 await asyncio.to_thread(recreate)
                 await until(lambda: _is_watched(served.service, name))
-                assert await _connect(name, port) == {port: "refused"}
-            assert await _connect(other, 3009) == {3009: "refused"}
+                assert await connect_to(name, port) == {port: "refused"}
+            assert await connect_to(other, 3009) == {3009: "refused"}
         assert served.attempts(name) == dict.fromkeys(range(3001, 3006), 2)
         assert served.attempts(other) == {3009: 1}
 
@@ -294,7 +281,7 @@ async def test_sandbox_without_its_name_is_watched_while_it_has_processes(
             await until(lambda: "/proc/" in (_record_path(tmp_path, name) or ""))
             namespaces.make(name)
             await until(lambda: _is_watched(served.service, name))
-            assert await _connect(name, 4003) == {4003: "refused"}
+            assert await connect_to(name, 4003) == {4003: "refused"}
     assert served.attempts(name) == {4001: 1, 4002: 1, 4003: 1}
     ends = [each for each in served.messages(name) if "has ended, " in each]
     assert ["with its network namespace" in each for each in ends] == [True, False]
@@ -324,14 +311,14 @@ async def test_added_sandbox_comes_back_after_a_restart_with_its_counts(
     async with serving(tmp_path) as served:
         await served.service.put(sandbox(name, labels={"team": "search"}))
         await served.service.put(sandbox(ended))
-        assert await _connect(name, 443) == {443: "refused"}
-    assert await _connect(name, 444) == {444: "refused"}, "the fence stays"
+        assert await connect_to(name, 443) == {443: "refused"}
+    assert await connect_to(name, 444) == {444: "refused"}, "the fence stays"
     namespaces.delete(ended)
     async with serving(tmp_path) as again:
         await until(lambda: len(again.service.views()) == 1)
         view = again.service.view(name)
         assert (view.state, view.config.labels) == ("active", {"team": "search"})
-        assert await _connect(name, 445) == {445: "refused"}
+        assert await connect_to(name, 445) == {445: "refused"}
         final = await again.service.release(name)
     (egress,) = (each for each in final.balances if each.rule == "egress")
     assert (egress.refused, egress.counter_mismatch) == (3, 0)
@@ -397,12 +384,12 @@ async def test_sandbox_that_cannot_be_watched_is_tried_again_and_touches_no_othe
         await until(lambda: again.service.view(name).state == "failed")
         assert "another program holds NFLOG group" in (again.service.view(name).fault or "")
         assert again.service.view(other).state == "active"
-        assert await _connect(other, 443) == {443: "refused"}
-        assert await _connect(name, 443) == {443: "refused"}, "its fence stays"
+        assert await connect_to(other, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}, "its fence stays"
         await other_reader.aclose()
         await again.service.put(sandbox(name))  # tries it at once
         await until(lambda: again.service.view(name).state == "active")
-        assert await _connect(name, 444) == {444: "refused"}
+        assert await connect_to(name, 444) == {444: "refused"}
     assert again.attempts(name) == {443: 1, 444: 1}
     assert again.attempts(other) == {443: 1}
 
@@ -435,7 +422,7 @@ async def test_call_is_completed_after_its_caller_has_left(
         with pytest.raises(asyncio.CancelledError):
             await calling
         await until(lambda: any(each.state == "active" for each in served.service.views()))
-        assert await _connect(made[0], 443) == {443: "refused"}
+        assert await connect_to(made[0], 443) == {443: "refused"}
 
 
 async def test_reload_adds_changes_and_ends_sandboxes(
@@ -450,15 +437,15 @@ async def test_reload_adds_changes_and_ends_sandboxes(
         )
         assert [each.name for each in service.views()] == [second, third]
         assert nft(named(first), "list", "ruleset") == ""
-        assert (await _connect(second, 443))[443] != "refused"
-        assert await _connect(third, 443) == {443: "refused"}
+        assert (await connect_to(second, 443))[443] != "refused"
+        assert await connect_to(third, 443) == {443: "refused"}
         # A key that is not of the policy, in the same namespace.
         fence = nft(named(third), "-a", "list", "table", "inet", "ocsf_nft")
         regrouped = sandbox(third, group=77)
         await service.reload(service.config.model_copy(update={"sandbox": (changed, regrouped)}))
         assert "group 77" in nft(named(third), "list", "ruleset")
         assert fence.partition("\n")[0] in nft(named(third), "-a", "list", "ruleset")
-        assert await _connect(third, 444) == {444: "refused"}
+        assert await connect_to(third, 444) == {444: "refused"}
         await service.reload(
             service.config.model_copy(update={"sandbox": (changed, sandbox(third))})
         )

@@ -26,8 +26,7 @@ from ocsf_nft.service import sandboxes, watched_sandbox
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
-from tests.kernel.namespaces import connect
-from tests.kernel.serving import sandbox, serving, until
+from tests.kernel.serving import connect_to, sandbox, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,19 +37,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _SECONDS = 20
-
-
-@pytest.fixture
-def made() -> Iterator[tuple[str, ...]]:
-    """Yield the names of three namespaces that exist."""
-    with namespaces.names(3) as found:
-        for name in found:
-            namespaces.make(name)
-        yield found
-
-
-async def _connect(name: str, *ports: int) -> dict[int, str]:
-    return await asyncio.to_thread(connect, name, *ports)
 
 
 @contextlib.contextmanager
@@ -86,8 +72,8 @@ async def test_namespace_that_is_deleted_as_soon_as_it_exists_ends_no_other_sand
             await until(lambda: served.service.view(name).state == "waiting")
             await asyncio.to_thread(namespaces.make, name)
             await until(lambda: served.service.view(name).state == "active")
-            assert await _connect(name, 443) == {443: "refused"}
-            assert await _connect(other, 443) == {443: "refused"}
+            assert await connect_to(name, 443) == {443: "refused"}
+            assert await connect_to(other, 443) == {443: "refused"}
     assert served.attempts(name) == served.attempts(other) == {443: 1}
 
 
@@ -108,10 +94,10 @@ async def test_sandbox_with_an_error_at_the_end_of_its_namespace_ends_no_other(
     async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
         await asyncio.to_thread(namespaces.delete, name)
         await until(lambda: served.service.view(name).state == "waiting")
-        assert await _connect(other, 443) == {443: "refused"}
+        assert await connect_to(other, 443) == {443: "refused"}
         await asyncio.to_thread(namespaces.make, name)
         await until(lambda: served.service.view(name).state == "active")
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
     assert failed
     assert served.attempts(name) == served.attempts(other) == {443: 1}
 
@@ -135,11 +121,11 @@ async def test_sandbox_with_a_namespace_that_cannot_be_accessed_ends_no_other(
             namespaces.make(third)
             for each in (name, third):
                 await until(lambda each=each: served.service.view(each).state == "failed")  # type: ignore[misc]
-            assert await _connect(other, 443) == {443: "refused"}
+            assert await connect_to(other, 443) == {443: "refused"}
         namespaces.make(name)
         for each in (name, third):
             await until(lambda each=each: served.service.view(each).state == "active")  # type: ignore[misc]
-            assert await _connect(each, 443) == {443: "refused"}
+            assert await connect_to(each, 443) == {443: "refused"}
     assert [served.attempts(each) for each in made] == [{443: 1}] * 3
 
 
@@ -158,7 +144,7 @@ async def test_put_returns_when_a_sandbox_goes_on_with_another_process(
             assert not (await served.service.put(changed)).is_new
             view = served.service.view(name)
             assert (view.state, view.config) == ("active", changed)
-            assert await _connect(f"/proc/{other.pid}/ns/net", 443) == {443: "refused"}
+            assert await connect_to(f"/proc/{other.pid}/ns/net", 443) == {443: "refused"}
 
 
 async def test_record_that_cannot_be_stored_ends_nothing_and_blocks_no_call(
@@ -179,12 +165,12 @@ async def test_record_that_cannot_be_stored_ends_nothing_and_blocks_no_call(
                 await asyncio.to_thread(namespaces.delete, name)
                 with pytest.raises(SourceError, match="has not ended yet"):
                     await served.service.put(sandbox(name, labels={"team": "search"}))
-                assert await _connect(other, 443) == {443: "refused"}
+                assert await connect_to(other, 443) == {443: "refused"}
             inside = f"/proc/{process.pid}/ns/net"
             record = StateDirectory(tmp_path)
             await until(lambda: str((found := record.read(name)) and found.namespace) == inside)
             assert served.service.view(name).state == "active"
-            assert await _connect(inside, 443) == {443: "refused"}
+            assert await connect_to(inside, 443) == {443: "refused"}
         await until(lambda: len(served.service.views()) == 1)
     assert served.attempts(name) == served.attempts(other) == {443: 1}
 
@@ -208,7 +194,7 @@ async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
         namespaces.make(name)
         await served.service.put(opened)
         assert served.service.view(name).state == "active"
-        assert (await _connect(name, 443, 444))[444] == "refused"
+        assert (await connect_to(name, 443, 444))[444] == "refused"
     async with serving(tmp_path) as served:
         assert served.service.view(name).config == opened
 
@@ -240,7 +226,7 @@ async def test_sandbox_that_cannot_be_removed_at_the_stop_keeps_no_other(
     with pytest.RaisesGroup(pytest.RaisesExc(FenceError, match="nft gave no answer")):
         async with serving(tmp_path, *map(sandbox, made)) as served:
             for each in made:
-                assert await _connect(each, 443) == {443: "refused"}
+                assert await connect_to(each, 443) == {443: "refused"}
             monkeypatch.setattr(installer, "remove", failing)
     for each in (other, third):
         assert nft(named(each), "list", "ruleset") == ""
@@ -263,10 +249,10 @@ async def test_sandbox_that_could_not_be_released_is_released_later(
             with pytest.raises(FenceError, match="nft gave no answer"):
                 await served.service.release(name)
         assert served.service.view(name).state == "failed"
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         await served.service.put(sandbox(name))
         assert served.service.view(name).state == "active"
-        assert await _connect(name, 444) == {444: "refused"}
+        assert await connect_to(name, 444) == {444: "refused"}
         await served.service.release(name)
         assert served.service.views() == ()
         assert nft(named(name), "list", "ruleset") == ""
@@ -370,7 +356,7 @@ async def test_stored_sandbox_that_another_run_watches_keeps_no_service_from_sta
     with StateDirectory(tmp_path).run_lock(name):
         async with serving(tmp_path) as served:
             assert [each.name for each in served.service.views()] == [other]
-            assert await _connect(other, 443) == {443: "refused"}
+            assert await connect_to(other, 443) == {443: "refused"}
             with pytest.raises(SourceError, match="another run watches sandbox"):
                 await served.service.put(sandbox(name))
     async with serving(tmp_path) as served:

@@ -14,8 +14,7 @@ from ocsf_nft.netns import named
 from tests.descriptors import open_descriptors
 from tests.kernel import kernel_log, namespaces
 from tests.kernel.conftest import nft
-from tests.kernel.namespaces import connect
-from tests.kernel.serving import sandbox, serving
+from tests.kernel.serving import connect_to, sandbox, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +34,6 @@ def made() -> Iterator[tuple[str, ...]]:
         yield found
 
 
-async def _connect(name: str, *ports: int) -> dict[int, str]:
-    return await asyncio.to_thread(connect, name, *ports)
-
-
 def _numbers(final: Status) -> tuple[int, int]:
     return sum(each.refused for each in final.balances), sum(
         each.counter_mismatch for each in final.balances
@@ -56,8 +51,8 @@ async def test_sandboxes_in_the_kernel_log_are_added_and_released(
             before = open_descriptors()
             for port in (1001, 1002, 1003):
                 await put(sandbox(name, transport="kmsg"))
-                assert await _connect(name, port) == {port: "refused"}
-                assert await _connect(other, port) == {port: "refused"}
+                assert await connect_to(name, port) == {port: "refused"}
+                assert await connect_to(other, port) == {port: "refused"}
                 assert _numbers(await release(name)) == (1, 0)
                 assert open_descriptors() <= before
             assert _numbers(await release(other)) == (3, 0)
@@ -90,7 +85,7 @@ async def test_policy_of_an_exclusive_sandbox_is_changed_by_its_owner_only(
             with pytest.raises(subprocess.CalledProcessError):
                 nft(named(name), "flush", "table", "inet", "ocsf_nft")
             assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
-        assert await _connect(name, 443) == {443: "refused"}
+        assert await connect_to(name, 443) == {443: "refused"}
         assert _numbers(await release(name)) == (1, 0)
         assert nft(named(name), "list", "ruleset") == ""
         await put(sandbox(name, exclusive=True))
@@ -113,8 +108,8 @@ async def test_senders_are_named_before_and_after_a_change_of_the_mode(
         for number, permissive in enumerate((False, True, False, True)):
             await put(sandbox(name, permissive=permissive))
             port = 2001 + number
-            await _connect(name, port)
-            await _connect(other, port)
+            await connect_to(name, port)
+            await connect_to(other, port)
             for each in made:
                 await served.wait_for(
                     lambda event, each=each, port=port: (  # type: ignore[misc]
@@ -127,7 +122,7 @@ async def test_senders_are_named_before_and_after_a_change_of_the_mode(
         await asyncio.to_thread(namespaces.delete, name)
         await asyncio.to_thread(namespaces.make, name)
         await put(sandbox(name))
-        assert await _connect(name, 2005) == {2005: "refused"}
+        assert await connect_to(name, 2005) == {2005: "refused"}
     attempts = [each for each in served.events if each["class_uid"] == 4001]
     unnamed = [
         (each["unmapped"]["sandbox"], each["dst_endpoint"]["port"])
