@@ -92,5 +92,5 @@ class LinkMonitor:
         # reports links that can't be attached. The lock on the records is not needed: the chains
         # only block packets, so they do no harm.
         with contextlib.suppress(OSError, OcsfNftError):
-            full = batch.batches[0].full.unpack()
+            full = batch.batches[0].full
             self._tables.commit(restore_batch.attach_statements(full, names))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Elements that a listing has in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
+#: nft's listing of a table; the elements of its sets follow it (:func:`of_fence`).
+_LISTING: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 _HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
 #: Start of a set, a counter or a chain in a listing, or the end of the table.
 _PART: Final = re.compile(r"^(?=\t\S.*\{$|\}$)", re.MULTILINE)
@@ -72,6 +74,12 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
     return found
+
+
+def without_elements(text: str) -> str:
+    """Return nft's listing of a table from a value of :func:`of_fence`; empty if it has none."""
+    found = _LISTING.match(text)
+    return "" if found is None else found[0]
 
 
 def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetVersion | None:

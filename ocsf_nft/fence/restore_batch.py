@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import nft, replace_keeping_counters, ruleset
+from ocsf_nft.fence import listing, nft, replace_keeping_counters, ruleset
 from ocsf_nft.netns import HOST
 from ocsf_nft.nfnetlink import (
     FAMILIES,
@@ -76,6 +76,13 @@ _FLAGS: Final = {
     _NFT_MSG_NEWOBJ: _NLM_F_CREATE,
     _NFT_MSG_DELOBJ: 0,
 }
+_DELETIONS: Final = {
+    _NFT_MSG_DELTABLE,
+    _NFT_MSG_DELCHAIN,
+    _NFT_MSG_DELRULE,
+    _NFT_MSG_DELSET,
+    _NFT_MSG_DELOBJ,
+}
 _MESSAGE: Final = re.compile(
     r"-+\t-+\n"
     r"\|  (?P<length>\d{10})  \|\t\| message length \|\n"
@@ -94,8 +101,6 @@ _HEADER_LINE: Final = re.compile(
 )
 _HEADER_BYTES: Final = 16
 _ATTRIBUTE: Final = struct.Struct("=HH")
-#: nft's listing of a table; the elements of its sets follow it (:func:`listing.of_fence`).
-_LISTING: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 
 class PackedStatements:
@@ -121,15 +126,27 @@ class PackedStatements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceBatch:
-    """Prepared netlink messages that restore the tables of a fence in one network namespace.
-
-    ``keeping_counters`` are messages that preserve existing counters; None if this is impossible.
-    ``full`` are messages that first delete the tables with their counters.
-    """
+    """Prepared netlink messages that restore the tables of a fence in one network namespace."""
 
     tables: tuple[TableId, ...]
-    keeping_counters: PackedStatements | None
-    full: PackedStatements
+    #: Messages that empty the tables except their counters; None if this is impossible.
+    emptying: PackedStatements | None
+    #: Messages that delete the tables with their counters.
+    deleting: PackedStatements
+    #: Messages that create and fill the tables, after one of the other two.
+    content: PackedStatements
+
+    @property
+    def full(self) -> tuple[Statement, ...]:
+        """Return the messages that restore the tables without their counters."""
+        return (*self.deleting.unpack(), *self.content.unpack())
+
+    @property
+    def keeping_counters(self) -> tuple[Statement, ...] | None:
+        """Return the messages that restore the tables with counters; None if impossible."""
+        if self.emptying is None:
+            return None
+        return (*self.emptying.unpack(), *self.content.unpack())
 
     def preserving(self, recreated: Iterable[TableId]) -> tuple[Statement, ...] | None:
         """Return the messages that preserve counters; None if this is impossible.
@@ -137,9 +154,7 @@ class NamespaceBatch:
         Another process may have created tables of the fence again (``recreated``). Their counters
         are wrong.
         """
-        if self.keeping_counters is None or set(recreated) & set(self.tables):
-            return None
-        return self.keeping_counters.unpack()
+        return None if set(recreated) & set(self.tables) else self.keeping_counters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +242,7 @@ def ownership_statement(family: str, table: str) -> Statement:
     While the socket is open, only this socket can change the table. The table must already have the
     flag ``persist``.
     """
-    flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
-    payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
-    payload += netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
-    payload += netlink.attribute(_NFTA_TABLE_FLAGS, struct.pack("!I", flags))
-    return Statement(_NFT_MSG_NEWTABLE, _FLAGS[_NFT_MSG_NEWTABLE], payload)
+    return _table_statement(family, table, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST)
 
 
 def attach_statements(
@@ -261,20 +272,50 @@ def _prepare_namespace(
 ) -> NamespaceBatch:
     replacement = None
     listed = {table_id: installed.listings.get(" ".join(table_id), "") for table_id in tables}
-    listings = {
-        table_id: found[0] for table_id, text in listed.items() if (found := _LISTING.match(text))
-    }
-    if len(listings) == len(tables):
+    listings = {table_id: listing.without_elements(text) for table_id, text in listed.items()}
+    if all(listings.values()):
         replacement = replace_keeping_counters.replacement_text(definition, listings)
-    if replacement is not None:
-        replacement = _set_comments(replacement, tables, is_owned=installed.spec.is_owned)
+    is_owned = installed.spec.is_owned
+    if replacement is None:
+        emptying, content = None, _split(compile_ruleset(namespace, definition))[1]
+    else:
+        text = _set_comments(replacement, tables, is_owned=is_owned)
+        emptying, content = _split(compile_ruleset(namespace, text))
     return NamespaceBatch(
         tables=tables,
-        keeping_counters=None
-        if replacement is None
-        else PackedStatements(compile_ruleset(namespace, replacement)),
-        full=PackedStatements(compile_ruleset(namespace, definition)),
+        emptying=None if emptying is None else PackedStatements(emptying),
+        deleting=PackedStatements(_deletion_statements(tables, is_owned=is_owned)),
+        content=PackedStatements(content),
     )
+
+
+def _split(statements: tuple[Statement, ...]) -> tuple[tuple[Statement, ...], ...]:
+    """Return the statements that empty or delete the tables of a fence, and those that fill them.
+
+    The content of a fence's ruleset deletes nothing.
+    """
+    end = max(index for index, each in enumerate(statements) if each.kind in _DELETIONS) + 1
+    return statements[:end], statements[end:]
+
+
+def _deletion_statements(tables: Iterable[TableId], *, is_owned: bool) -> Iterator[Statement]:
+    """Yield the statements of :func:`ruleset.ensure_table` and ``delete table`` for each table."""
+    for family, name in tables:
+        flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST if is_owned else 0
+        yield _table_statement(family, name, flags)
+        payload = _table_payload(family, name)
+        yield Statement(_NFT_MSG_DELTABLE, _FLAGS[_NFT_MSG_DELTABLE], payload)
+
+
+def _table_statement(family: str, name: str, flags: int) -> Statement:
+    payload = _table_payload(family, name)
+    payload += netlink.attribute(_NFTA_TABLE_FLAGS, struct.pack("!I", flags))
+    return Statement(_NFT_MSG_NEWTABLE, _FLAGS[_NFT_MSG_NEWTABLE], payload)
+
+
+def _table_payload(family: str, name: str) -> bytes:
+    header = struct.pack("!BBH", FAMILIES[family], 0, 0)
+    return header + netlink.attribute(_NFTA_TABLE_NAME, name.encode() + b"\0")
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:

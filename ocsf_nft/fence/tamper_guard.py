@@ -394,7 +394,7 @@ class TamperGuard:
     def _send(self, monitor: NftMonitor, batch: RestoreBatch, recreated: Iterable[TableId]) -> None:
         for namespace_batch in batch.batches:
             if set(namespace_batch.tables) <= set(monitor.tables):
-                full = namespace_batch.full.unpack()
+                full = namespace_batch.full
                 more = restore_batch.attach_statements(full, self._links.new - batch.links)
                 preserving = namespace_batch.preserving(recreated)
                 if preserving is not None:

@@ -49,10 +49,7 @@ def test_link_monitor_reads_notices_at_intervals(
 def test_link_monitor_attaches_new_links_in_the_sandbox_and_not_at_the_guard(
     monitor: LinkMonitor, commits: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = tuple(
-        SimpleNamespace(full=SimpleNamespace(unpack=lambda what=what: what))
-        for what in ("fence", "guard")
-    )
+    batches = tuple(SimpleNamespace(full=what) for what in ("fence", "guard"))
     monkeypatch.setattr(restore_batch, "attach_statements", lambda full, names: (full, names))
     batch: Any = SimpleNamespace(links={"old"}, batches=batches)
     monitor.attach(batch, {"old"})

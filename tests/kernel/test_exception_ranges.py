@@ -94,11 +94,11 @@ def test_connections_reach_a_network_on_the_link_also_after_a_restore(
     assert installed.around.uplinks == (lab.sandbox_device,)
     _check_connections(lab)
     (batch,) = restore_batch.prepare(installed).batches
-    for packed in (batch.full, batch.keeping_counters):
-        assert packed is not None
+    for restoring in (batch.full, batch.keeping_counters):
+        assert restoring is not None
         conftest.nft(lab.sandbox_namespace, "flush ruleset")
         with lab.sandbox_namespace.call(Nftables) as nftables:
-            nftables.commit(packed.unpack())
+            nftables.commit(restoring)
         assert installer.verify(spec.sandbox, state).verdict == "as installed"
         _check_connections(lab)
     installer.install(

@@ -25,6 +25,7 @@ from ocsf_nft.fence import (
     nft,
     nft_monitor,
     restore_batch,
+    ruleset,
     tamper_guard,
 )
 from ocsf_nft.fence.fence_change import FenceChange
@@ -33,6 +34,7 @@ from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import ip
+from ocsf_nft.netns import HOST
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import restore_preparation
@@ -173,12 +175,12 @@ def test_prepared_batch_restores_what_nft_loads(
     (table,) = {table_id.name for table_id in batch.tables}
     for kind, tampering in itertools.product(("keeping counters", "full"), _TAMPERINGS):
         with subtests.test(kind=kind, tampering=tampering):
-            packed = batch.keeping_counters if kind == "keeping counters" else batch.full
-            assert packed is not None
+            restoring = batch.keeping_counters if kind == "keeping counters" else batch.full
+            assert restoring is not None
             if text := _TAMPERINGS[tampering].format(table=table):
                 conftest.nft(ns, text)
             with ns.call(Nftables) as nftables:
-                nftables.commit(packed.unpack())
+                nftables.commit(restoring)
             found = listing.of_fence(installed.spec, ns)
             assert listing.difference(installed.listings, found) == []
 
@@ -191,11 +193,11 @@ def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDir
     _, batch = host.call(lambda: restore_batch.prepare(installed)).batches
     assert {table_id.name for table_id in batch.tables} == {"ocsf_nft_gw0"}
     before = conftest.nft(host, "list", "ruleset")
-    for packed in (batch.keeping_counters, batch.full):
-        assert packed is not None
+    for restoring in (batch.keeping_counters, batch.full):
+        assert restoring is not None
         conftest.nft(host, "flush ruleset")
         with host.call(Nftables) as nftables:
-            nftables.commit(packed.unpack())
+            nftables.commit(restoring)
         assert conftest.nft(host, "list", "ruleset") == before
 
 
@@ -690,7 +692,7 @@ def test_batch_is_prepared_without_a_scratch_namespace(
         (batch,) = restore_batch.prepare(installed).batches
     assert "differs" in _verdict(state)
     with fenced.sandbox_namespace.call(Nftables) as nftables:
-        nftables.commit(batch.full.unpack())
+        nftables.commit(batch.full)
     assert _verdict(state) == "as installed"
 
 
@@ -733,3 +735,15 @@ def test_tamper_guard_requests_a_check_after_dropped_link_notices(
         monkeypatch.setattr(probe.guard._links, "notices", sock)
         assert probe.guard.turn({sock.fileno()})
     assert probe.notifications.get_nowait() is None
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+def test_prepared_batch_deletes_the_tables_as_nft_does(
+    lab: Lab, state: StateDirectory, *, is_owned: bool
+) -> None:
+    spec = replace(_SPECS["sandbox"], is_owned=is_owned)
+    installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    (batch,) = restore_batch.prepare(installed).batches
+    text = ruleset.fence(spec, installed.around, installed.transport)
+    assert batch.emptying is not None
+    assert batch.deleting.unpack() == restore_batch.compile_ruleset(HOST, text)[:4]

@@ -193,7 +193,7 @@ def test_tamper_guard_sends_nothing_if_another_thread_restored_the_fence_first(
     with state.locked():
         _tamper(fenced, "delete table inet ocsf_nft")
         _until(lambda: _is_waited_for(state.path))
-        _monitor(probe).restore(batch.full.unpack())
+        _monitor(probe).restore(batch.full)
         with fenced.sandbox_namespace.call(Nftables) as nftables:
             before = nftables.generation()
     change = probe.next_change()
