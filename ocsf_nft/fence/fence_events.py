@@ -74,11 +74,11 @@ class FenceEvents:
         """Yield tuples of other processes' changes to the fence.
 
         A tuple comes soon after a change, and the caller should check the fence after it. Without
-        changes, None comes about every 5 s. Raises any error of the guard.
+        changes, None comes first, and then about every 5 s. Raises any error of the guard.
         """
         # A tuple also comes early after a change of a network interface or a route. The tuple does
         # not contain that change, so the caller has to check the fence.
-        yield self.take_pending()
+        yield self.take_pending() or None
         while True:
             await asyncio.sleep(_MIN_INTERVAL_SECONDS)
             with contextlib.suppress(TimeoutError):

@@ -94,10 +94,7 @@ class FenceMonitor:
         if self.reports.installed.spec.is_owned:
             await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
         if self._heals:
-            version = self._version()
-            if await run_shielded(self._prepare()):
-                self._checked = version
-                self._checked_at = time.monotonic() - _FULL_CHECK_SECONDS + _FIRST_CHECK_SECONDS
+            await run_shielded(self._prepare_unchanged())
 
     async def prepare(self) -> None:
         """Prepare the netlink messages that restore the fence, and again after each change of it.
@@ -220,7 +217,7 @@ class FenceMonitor:
             # The messages are prepared afterwards, since the caller waits.
             self._checked, self._prepared_version, self._is_prepared = None, None, False
             if self._heals:
-                await self._prepare()
+                await self._prepare_unchanged()
             self._has_changed.set()
 
     async def move(self, namespace: Namespace) -> bool:
@@ -336,6 +333,13 @@ class FenceMonitor:
         if not alterations:
             await asyncio.sleep(_RETRY_SECONDS)
         return (*alterations, *self._watch.take_pending())
+
+    async def _prepare_unchanged(self) -> None:
+        """Do the same as :meth:`_prepare`; omit the next check if nothing has changed since."""
+        version = self._version()
+        if await self._prepare():
+            self._checked = version
+            self._checked_at = time.monotonic() - _FULL_CHECK_SECONDS + _FIRST_CHECK_SECONDS
 
     async def _prepare(self) -> bool:
         """Let the tamper guard restore the present record of the fence.

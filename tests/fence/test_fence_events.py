@@ -58,9 +58,15 @@ def change(changes: str) -> FenceChange:
     return FenceChange(changes=changes, process=None, comm=None, arrived_ns=1)
 
 
-async def test_check_is_due_at_once_and_after_each_burst_of_changes(events: FenceEvents) -> None:
+async def test_changes_before_the_first_check_come_at_once(events: FenceEvents) -> None:
+    StubGuard.notify(change("early"))
+    await asyncio.sleep(0)
+    assert [each.changes for each in await anext(events.changes()) or ()] == ["early"]
+
+
+async def test_check_is_due_after_each_burst_of_changes(events: FenceEvents) -> None:
     changes = events.changes()
-    assert await anext(changes) == ()
+    assert await anext(changes) is None
     for number in range(3):
         StubGuard.notify(change(str(number)))
     StubGuard.notify(None)
