@@ -322,7 +322,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
         state.delete(replaced)
     try:
         ip_forwarding.prepare(intended.spec, intended.namespace, state)
-        loaded = load_ruleset.load(intended, transports, state, load_text)
+        loaded = load_ruleset.load(intended, before, transports, state, load_text)
     except OcsfNftError as error:
         try:
             _undo(before, intended, state)

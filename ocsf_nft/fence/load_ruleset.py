@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocsf_nft import netns
@@ -23,8 +22,7 @@ from ocsf_nft.fence import (
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from concurrent.futures import Future
+    from collections.abc import Callable, Collection, Mapping
 
     from ocsf_nft.fence.spec import LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
@@ -33,19 +31,23 @@ if TYPE_CHECKING:
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
 LoadText: TypeAlias = "Callable[[Namespace, str], None]"
+#: Function that returns nft's listing of each table that exists, as :func:`nft.list_tables` does.
+ListTables: TypeAlias = "Callable[[Namespace, Collection[TableId]], Mapping[TableId, str]]"
 
 
 def load(
     intended: InstalledFence,
+    before: InstalledFence | None,
     transports: tuple[LogTransport, ...],
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
     """Load a fence with the first of ``transports`` (ways to log packets) that the kernel supports.
 
-    Returns ``intended`` with the resulting ``transport``, ``degraded``, ``policy`` and
-    ``listings``. If a sysctl is changed, ``state`` stores its previous value. Raises
-    UnsupportedError, FenceError, DeliveryError.
+    ``before`` is the record of the fence that ``intended`` replaces, if there is one. Returns
+    ``intended`` with the resulting ``transport``, ``degraded``, ``policy`` and ``listings``. If a
+    sysctl is changed, ``state`` stores its previous value. Raises UnsupportedError, FenceError,
+    DeliveryError.
     """
     failures: list[str] = []
     for transport in transports:
@@ -54,7 +56,7 @@ def load(
                 kernel_log_sysctl.enable(intended.namespace, state)
             degraded = "; ".join(failures) if transport == "none" and failures else None
             attempted = dataclasses.replace(intended, transport=transport, degraded=degraded)
-            return _load_with_transport(attempted, load_text)
+            return _load_and_compare(attempted, before, load_text)
         except OcsfNftError as error:
             # Only an unavailable log leads to the next transport. A fence that can't be loaded at
             # all does not.
@@ -64,35 +66,33 @@ def load(
     raise AssertionError("the list of transports has a last one")
 
 
-def _load_with_transport(intended: InstalledFence, load_text: LoadText) -> InstalledFence:
-    with ThreadPoolExecutor(1) as pool:
-        # Beside the rest, since it takes as long.
-        expecting = pool.submit(_expected, intended) if _exists(intended) else None
-        return _load_and_compare(intended, load_text, expecting)
-
-
 def _load_and_compare(
-    intended: InstalledFence,
-    load_text: LoadText,
-    expecting: Future[dict[str, str] | None] | None,
+    intended: InstalledFence, before: InstalledFence | None, load_text: LoadText
 ) -> InstalledFence:
+    """Load a fence, and compare the tables with it if another process may have changed them."""
     spec = intended.spec
-    generation = table_query.generation(intended.namespace)
-    is_preserved = _load_all(intended, load_text, preserve=True)
-    found = listing.of_fence(spec, intended.namespace)
-    # Only the one transaction was made meanwhile, so the tables are what it has loaded.
-    is_certain = (
-        not is_preserved
-        and spec.guard_device is None
-        and table_query.generation(intended.namespace) == generation + 1
+    generations = _generations(intended)
+    recorded = {} if before is None else _recorded_tables(before)
+    is_as_recorded = (
+        before is not None
+        and before.around.links == intended.around.links
+        and generations == (before.generation,)
     )
-    expected = None
-    if not is_certain:
-        expected = _expected(intended) if expecting is None else expecting.result()
+    preserved = _load_all(
+        intended, load_text, (lambda *_: recorded) if is_as_recorded else nft.list_tables
+    )
+    found = listing.of_fence(spec, intended.namespace)
+    now = _generations(intended)
+    # The tables are what was loaded if they were as recorded, and if only the one transaction was
+    # made meanwhile.
+    is_certain = (
+        now == tuple(each + 1 for each in generations) and preserved.items() <= recorded.items()
+    )
+    expected = None if is_certain else _expected(intended)
     if expected is not None:
         lines = listing.difference(expected, found)
-        if lines and is_preserved:  # existing parts are left: load again and preserve nothing
-            _load_all(intended, load_text, preserve=False)
+        if lines and preserved:  # existing parts are left: load again and preserve nothing
+            _load_all(intended, load_text, None)
             found = listing.of_fence(spec, intended.namespace)
             lines = listing.difference(expected, found)
         if lines:
@@ -103,34 +103,49 @@ def _load_and_compare(
                 f"the fence in {intended.namespace} was altered while it was installed: {altered}"
             )
     policy = ruleset.digest(spec, intended.around, intended.transport)
-    return dataclasses.replace(
-        intended, policy=policy, listings=found, generation=generation + 1 if is_certain else None
-    )
+    generation = now[0] if is_certain and spec.guard_device is None else None
+    return dataclasses.replace(intended, policy=policy, listings=found, generation=generation)
 
 
-def _load_all(intended: InstalledFence, load_text: LoadText, *, preserve: bool) -> bool:
-    """Load the tables of a fence and of its guard; return True if counters were preserved.
+def _generations(intended: InstalledFence) -> tuple[int, ...]:
+    """Return the generation of the ruleset in each namespace where a fence has tables."""
+    namespaces = [intended.namespace, *([HOST] if intended.spec.guard_tables else [])]
+    return tuple(map(table_query.generation, namespaces))
 
-    With ``preserve``, existing counters are preserved if possible.
+
+def _recorded_tables(installed: InstalledFence) -> dict[TableId, str]:
+    """Return nft's listings of the tables of a fence inside its namespace, as recorded."""
+    return {
+        table_id: listing.without_elements(text)
+        for table_id in installed.spec.tables
+        if (text := installed.listings.get(" ".join(table_id))) is not None
+    }
+
+
+def _load_all(
+    intended: InstalledFence, load_text: LoadText, list_tables: ListTables | None
+) -> Mapping[TableId, str]:
+    """Load the tables of a fence and of its guard; return the listings of the preserved tables.
+
+    ``list_tables`` lists existing tables, to preserve their counters if possible; None preserves
+    nothing.
     """
     spec, namespace = intended.spec, intended.namespace
     existing = _exists(intended)
     text = ruleset.fence(spec, intended.around, intended.transport)
-    is_preserved = _load_tables(namespace, spec.tables, text, load_text, preserve=preserve)
+    preserved = _load_tables(namespace, spec.tables, text, load_text, list_tables)
     if spec.guard_device is None:
-        return is_preserved
+        return preserved
     try:
         text = ruleset.guard(spec, intended.around, intended.transport)
-        return (
-            _load_tables(HOST, spec.guard_tables, text, load_text, preserve=preserve)
-            or is_preserved
-        )
+        guards = _load_tables(HOST, spec.guard_tables, text, load_text, list_tables)
     except OcsfNftError as error:
         if existing:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
         # A fence that replaced none is removed again: without the guard, it is incomplete.
         remove(namespace, spec.tables, load_text)
         raise
+    return {**preserved, **guards}
 
 
 def _exists(intended: InstalledFence) -> bool:
@@ -143,9 +158,8 @@ def _load_tables(
     table_ids: Collection[TableId],
     definition: str,
     load_text: LoadText,
-    *,
-    preserve: bool,
-) -> bool:
+    list_tables: ListTables | None,
+) -> Mapping[TableId, str]:
     """Load the ruleset ``definition``, which has the tables ``table_ids``; as :func:`_load_all`."""
     tables = {table_id: table_query.table(namespace, *table_id) for table_id in table_ids}
     for table_id, table in tables.items():  # the kernel accepts no definition with other flags
@@ -154,16 +168,16 @@ def _load_tables(
             ruleset.ensure_table(*table_id, persists=each) for each in (persists, not persists)
         )
         definition = definition.replace(f"\n{other}delete ", f"\n{current}delete ")
-    if preserve and any(tables.values()):
-        existing = nft.list_tables(namespace, table_ids)
+    if list_tables is not None and any(tables.values()):
+        existing = list_tables(namespace, table_ids)
         text = replace_keeping_counters.replacement_text(definition, existing) if existing else None
         if text is not None:
             # An error of the definition itself is reported when it is loaded without the counters.
             with contextlib.suppress(FenceError, UnsupportedError):
                 load_text(namespace, text)
-                return True
+                return existing
     load_text(namespace, definition)
-    return False
+    return {}
 
 
 def remove(

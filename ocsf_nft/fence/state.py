@@ -132,7 +132,7 @@ class StateDirectory:
         Compare two values only for equality. Return None if there is no record.
         """
         found = self._stat(sandbox)
-        return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+        return None if found is None else _version(found)
 
     def _stat(self, sandbox: str) -> os.stat_result | None:
         try:
@@ -253,10 +253,13 @@ class StateDirectory:
 
     def write(self, installed: InstalledFence) -> None:
         """Store the record of a fence, and sync it to disk; raises DeliveryError if this fails."""
-        directory = self.path / installed.spec.sandbox
-        self._write(directory / _FILE, _INSTALLED_FENCE.dump_json(installed, indent=2))
+        sandbox = installed.spec.sandbox
+        content = _INSTALLED_FENCE.dump_json(installed, indent=2)
+        written = self._write(self.path / sandbox / _FILE, content)
+        if sandbox in self._runs.sandboxes:
+            self._read[sandbox] = _version(written), installed
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: bytes) -> os.stat_result:
         temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
             for folder in (self.path, path.parent):  # parents that mkdir creates would be 0755
@@ -265,6 +268,7 @@ class StateDirectory:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+                written = os.fstat(file.fileno())
             # A reader finds the old or the new file, never a part of one, even after a crash.
             temporary.replace(path)
             _sync_folder(path.parent)
@@ -272,6 +276,7 @@ class StateDirectory:
             with contextlib.suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
             raise self._unwritable(path.parent, error) from error
+        return written
 
     def added(self) -> dict[str, bytes]:
         """Return the stored keys of all sandboxes that were added while a service ran, by name.
@@ -342,6 +347,10 @@ class StateDirectory:
         # A file of its own, so that a damaged record of a fence does not affect it. It is not a
         # directory, as each sandbox has.
         return self.path / f"{name}.before"
+
+
+def _version(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _content(path: Path) -> bytes | None:

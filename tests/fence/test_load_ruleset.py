@@ -18,11 +18,11 @@ def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
     )
     generations = iter((7, 9))  # another process has made a transaction
     monkeypatch.setattr(table_query, "generation", lambda _: next(generations))
-    monkeypatch.setattr(load_ruleset, "_load_all", lambda *_, **__: False)
+    monkeypatch.setattr(load_ruleset, "_load_all", lambda *_: {})
     monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)
     monkeypatch.setattr(listing, "of_fence", lambda *_: found)
     with pytest.raises(FenceError) as raised:
-        load_ruleset._load_with_transport(INSTALLED, lambda *_: None)
+        load_ruleset._load_and_compare(INSTALLED, None, lambda *_: None)
     assert str(raised.value).endswith(
         "was altered while it was installed:  \tchain c { -\t\tone -\t\ttwo"
     )

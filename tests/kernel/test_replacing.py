@@ -147,6 +147,34 @@ def test_chain_that_a_listing_hides_is_removed_with_the_counters(
     assert _flow(fenced) == 0
 
 
+@pytest.mark.parametrize(("is_altered", "listings"), [(False, 1), (True, 3)])
+def test_fence_as_recorded_is_replaced_without_listing_it_first(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch,
+    *, is_altered: bool, listings: int,
+) -> None:  # fmt: skip
+    ns, list_tables = fenced.sandbox_namespace, nft.list_tables
+    listed: list[object] = []
+
+    def counted(namespace: Namespace, tables: Collection[TableId]) -> dict[TableId, str]:
+        listed.extend([tables] if tables else [])
+        return list_tables(namespace, tables)
+
+    with state.run_lock(spec.sandbox):  # the service knows the generation of its installation
+        conftest.nft(ns, "flush ruleset")
+        installer.install(spec, ns, state, "nflog")
+        _attempt(fenced)
+        if is_altered:
+            conftest.nft(ns, "add chain inet ocsf_nft foreign")
+        monkeypatch.setattr(nft, "list_tables", counted)
+        other = dataclasses.replace(spec, group=77)
+        installer.install_locked(other, ns, state, "nflog", nft.load)
+        monkeypatch.undo()
+    assert len(listed) == listings
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
+    assert _flow(fenced) == 7
+
+
 def test_new_and_deleted_links_do_not_change_the_counters(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
