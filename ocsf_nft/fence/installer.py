@@ -19,6 +19,7 @@ from ocsf_nft.fence import (
     load_ruleset,
     nft,
     ruleset,
+    table_changes,
     table_query,
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
@@ -217,6 +218,29 @@ def verify(
     return Verification(verdict="as installed", installed=installed, version=version)
 
 
+def turn_off(sandbox: str, state: StateDirectory) -> None:
+    """Turn off a sandbox's fence before its removal; its tables keep their counts.
+
+    So nothing is counted, logged or refused any more. :func:`renew` turns the fence on again.
+    Without a record, do nothing. Raises the errors of :func:`remove`.
+    """
+    with state.locked():
+        installed = state.read(sandbox)
+        if installed is None:
+            return
+        where = installed.namespace
+        if not where.has_identity(installed.identity):
+            raise AbsentError(f"the network namespace of sandbox {sandbox} has ended")
+        for namespace, tables in installed.tables_by_namespace():
+            for table_id in tables:
+                table_query.refuse_other_sandbox(sandbox, namespace, table_id)
+            table_query.refuse_exclusive(namespace, tables, state)
+        # First the forwarding that lets the VM's packets through the host.
+        ip_forwarding.release(installed.identity, where, state, besides=sandbox)
+        for namespace, tables in installed.tables_by_namespace():
+            table_changes.turn_off(namespace, tables)
+
+
 def remove(
     sandbox: str,
     state: StateDirectory,
@@ -245,7 +269,7 @@ def remove(
             # First the forwarding that lets the VM's packets through the host, then the rules that
             # restrict them.
             ip_forwarding.release(where.identity(), where, state, besides=sandbox)
-            load_ruleset.remove(where, tables)
+            table_changes.delete(where, tuple(tables))
         if installed is None:
             return
         remove_guard(installed.spec)
@@ -351,7 +375,7 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
     if before.identity == now.identity and any(
         table_query.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
     ):
-        load_ruleset.remove(now.namespace, sorted(left_over))
+        table_changes.delete(now.namespace, sorted(left_over))
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
@@ -380,7 +404,7 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def remove_guard(spec: FenceSpec) -> None:
-    """Remove the guard of a fence on the host, if it has one; raises the errors of nft."""
+    """Remove a fence's guard on the host, if it has one; raises the errors of :func:`remove`."""
     for guard in spec.guard_tables:
         table_query.refuse_other_sandbox(spec.sandbox, HOST, guard)
-        load_ruleset.remove(HOST, [guard])
+        table_changes.delete(HOST, [guard])

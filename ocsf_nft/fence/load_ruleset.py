@@ -143,7 +143,7 @@ def _load_all(
         if existing:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
         # A fence that replaced none is removed again: without the guard, it is incomplete.
-        remove(namespace, spec.tables, load_text)
+        _remove(namespace, spec.tables, load_text)
         raise
     return {**preserved, **guards}
 
@@ -180,14 +180,8 @@ def _load_tables(
     return {}
 
 
-def remove(
-    namespace: Namespace, table_ids: Collection[TableId], load_text: LoadText = nft.load
-) -> None:
-    """Delete nftables tables in one transaction; missing tables are ignored.
-
-    ``load_text`` loads the text of a ruleset into a namespace. Raises the errors of
-    :func:`nft.load`.
-    """
+def _remove(namespace: Namespace, table_ids: Collection[TableId], load_text: LoadText) -> None:
+    """Delete tables as their owner, if they have one; missing tables are ignored."""
     text = ""
     for table_id in table_ids:
         found = table_query.table(namespace, *table_id)

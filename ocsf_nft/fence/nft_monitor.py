@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import restore_batch
+from ocsf_nft.fence import table_changes
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
-from ocsf_nft.netns import HOST
 from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.fence.spec import TableId
-    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Statement
 
@@ -209,7 +207,7 @@ class NftMonitor:
                 if any(self._nftables.table(*table_id) is None for table_id in self.tables):
                     return
                 statements = [
-                    restore_batch.ownership_statement(*table_id) for table_id in self.tables
+                    table_changes.ownership_statement(table_id) for table_id in self.tables
                 ]
                 try:
                     self.commit(statements, None if is_last else before)
@@ -263,12 +261,3 @@ def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
     if isinstance(error, PermissionError):
         return FenceError(f"the fence's tables can't be changed: {reason}")
     return FenceError(f"the kernel refused the fence: {reason}")
-
-
-def monitored(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
-    """Return the namespaces of a fence's tables, each with its tables; the sandbox's is first."""
-    namespace, spec = installed.namespace, installed.spec
-    tables, guard = tuple(spec.tables), tuple(spec.guard_tables)
-    if guard and namespace.identity() != HOST.identity():
-        return [(namespace, tables), (HOST, guard)]
-    return [(namespace, (*tables, *guard))]

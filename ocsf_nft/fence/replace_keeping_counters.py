@@ -23,7 +23,9 @@ _HANDLE: Final = re.compile(r" # handle \d+$")
 #: Start of a part of a table; in a definition, a counter is on one line.
 _PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
 #: Line that makes a table persistent: in a definition, and in a listing.
-_PERSISTS: Final = (f"\t{EXCLUSIVE_FLAGS}", "\tflags persist")
+_PERSISTS: Final = (f"\t{EXCLUSIVE_FLAGS}", "\tflags persist", "\tflags dormant,persist")
+#: Line of a table that gets no packets; the definition turns it on.
+_DORMANT: Final = "\tflags dormant"
 _LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
 _HOOK: Final = re.compile(
     r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
@@ -212,6 +214,6 @@ def _parse(lines: list[str]) -> _Table | None:
             table.persists = True
         elif line.startswith("\tcomment "):
             table.comment.append(line[1:])
-        else:
+        elif line != _DORMANT:
             return None
     return table if inside is None else None

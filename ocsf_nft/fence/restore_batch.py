@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import listing, nft, replace_keeping_counters, ruleset
+from ocsf_nft.fence import listing, nft, replace_keeping_counters, ruleset, table_changes
 from ocsf_nft.netns import HOST
 from ocsf_nft.nfnetlink import (
-    FAMILIES,
     NFNL_MSG_BATCH_BEGIN,
     NFNL_MSG_BATCH_END,
     NFPROTO_NETDEV,
-    NFT_TABLE_F_OWNER,
-    NFT_TABLE_F_PERSIST,
     SUBSYSTEM,
     Statement,
 )
@@ -236,15 +233,6 @@ def parse_messages(output: str) -> Iterator[Statement]:
         raise FenceError("nft doesn't show what it sends in a known format")
 
 
-def ownership_statement(family: str, table: str) -> Statement:
-    """Return the netlink statement that makes the sending socket the exclusive owner of a table.
-
-    While the socket is open, only this socket can change the table. The table must already have the
-    flag ``persist``.
-    """
-    return _table_statement(family, table, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST)
-
-
 def attach_statements(
     statements: Iterable[Statement], devices: Iterable[str]
 ) -> tuple[Statement, ...]:
@@ -300,22 +288,9 @@ def _split(statements: tuple[Statement, ...]) -> tuple[tuple[Statement, ...], ..
 
 def _deletion_statements(tables: Iterable[TableId], *, is_owned: bool) -> Iterator[Statement]:
     """Yield the statements of :func:`ruleset.ensure_table` and ``delete table`` for each table."""
-    for family, name in tables:
-        flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST if is_owned else 0
-        yield _table_statement(family, name, flags)
-        payload = _table_payload(family, name)
-        yield Statement(_NFT_MSG_DELTABLE, _FLAGS[_NFT_MSG_DELTABLE], payload)
-
-
-def _table_statement(family: str, name: str, flags: int) -> Statement:
-    payload = _table_payload(family, name)
-    payload += netlink.attribute(_NFTA_TABLE_FLAGS, struct.pack("!I", flags))
-    return Statement(_NFT_MSG_NEWTABLE, _FLAGS[_NFT_MSG_NEWTABLE], payload)
-
-
-def _table_payload(family: str, name: str) -> bytes:
-    header = struct.pack("!BBH", FAMILIES[family], 0, 0)
-    return header + netlink.attribute(_NFTA_TABLE_NAME, name.encode() + b"\0")
+    for table_id in tables:
+        yield table_changes.ensuring_statement(table_id, is_owned=is_owned)
+        yield table_changes.deletion_statement(table_id)
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:

@@ -19,8 +19,8 @@ import pydantic
 from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
 from ocsf_nft.fence import run_locks, values
 from ocsf_nft.fence.run_locks import RunLocks
-from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
-from ocsf_nft.netns import Namespace
+from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
+from ocsf_nft.netns import HOST, Namespace
 
 DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
 
@@ -68,6 +68,16 @@ class InstalledFence:
     generation: Annotated[int | None, pydantic.Field(exclude=True)] = field(
         default=None, compare=False
     )
+
+    def tables_by_namespace(self) -> list[tuple[Namespace, tuple[TableId, ...]]]:
+        """Return the namespaces of the fence's tables, each with its tables; the sandbox's first.
+
+        Raises AbsentError if the sandbox's namespace does not exist, UnsupportedError.
+        """
+        tables, guard = tuple(self.spec.tables), tuple(self.spec.guard_tables)
+        if guard and self.namespace.identity() != HOST.identity():
+            return [(self.namespace, tables), (HOST, guard)]
+        return [(self.namespace, (*tables, *guard))]
 
 
 _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)

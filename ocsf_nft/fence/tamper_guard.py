@@ -20,7 +20,6 @@ from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import (
     OVERRUN,
     NftMonitor,
-    monitored,
     ownership_failure,
     ruleset_error,
 )
@@ -87,7 +86,7 @@ class TamperGuard:
         with contextlib.ExitStack() as stack:
             self._monitors = [
                 stack.enter_context(contextlib.closing(NftMonitor(*each)))
-                for each in monitored(installed)
+                for each in installed.tables_by_namespace()
             ]
             self._links = LinkMonitor(self._monitors[0], installed.spec.tap)
             stack.enter_context(self._links.notices)

@@ -246,7 +246,7 @@ class AccountLoop:
         """Read the packet counters and emit events about refused packets, until cancelled."""
         while True:
             await self._wait()
-            await run_shielded(self._read_and_report())
+            await self._read_and_report()
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -276,8 +276,11 @@ class AccountLoop:
         await self._store.retry(partial(self._store.database.remove_account, self.sandbox))
 
     async def _read_and_report(self) -> None:
-        await self._observe()
+        await run_shielded(self._observe())
         await asyncio.sleep(self._grace_seconds)
+        await run_shielded(self._report_and_plan())
+
+    async def _report_and_plan(self) -> None:
         await self._report_due()
         expiry_ms = self._account.expiry_ms
         self.schedule.plan(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing
+from ocsf_nft.fence import installer, listing, table_query
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.fence_state_events import (
@@ -204,11 +204,15 @@ def remove(installed: InstalledFence, state: StateDirectory) -> bool:
     """
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
-        verdict = installer.verify(sandbox, state, namespace).verdict
+        was_there = namespace.has_identity(installed.identity) and any(
+            table_query.table(where, *table_id) is not None
+            for where, table_ids in installed.tables_by_namespace()
+            for table_id in table_ids
+        )
         installer.remove(sandbox, state, namespace)
     except AbsentError:
         return False
-    return verdict != "absent"
+    return was_there
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:

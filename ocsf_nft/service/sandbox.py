@@ -284,7 +284,7 @@ class Sandbox:
             if removes:
                 await self._remove_record(self._parts.fences.state)
             return None
-        balances = await watched.finish()
+        balances = await watched.finish(removes=removes)
         self.has_given_up = watched.monitor.reports.has_given_up
         was_there = removes and await watched.monitor.remove()
         status = watched.status(is_watched=False)

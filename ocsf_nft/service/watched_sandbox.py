@@ -168,10 +168,16 @@ class WatchedSandbox:
             dropped_records=self.parts.store.database.dropped_records(self.name),
         )
 
-    async def finish(self) -> tuple[Balance, ...]:
-        """Report all packets that no event has reported yet, and return the final counts."""
-        await self.account.refresh()  # opens the counters' sockets beside those of the guard
+    async def finish(self, *, removes: bool = False) -> tuple[Balance, ...]:
+        """Report all packets that no event has reported yet, and return the final counts.
+
+        With ``removes``, the fence is turned off first, so that no packet comes after that.
+        """
+        # Opens the counters' sockets beside those of the guard, and waits for a full disk.
+        await self.account.refresh()
         await self.monitor.stop()
+        if removes:
+            await self.monitor.turn_off()
         return await self.account.close()
 
     async def close(self) -> None:

@@ -227,7 +227,7 @@ def test_link_address_of_a_vm_is_learned_again() -> None:
         inet(FLOWS.replace("\t\tcounter\n", '\t\tcomment "x"\n\t\tcounter\n')),
         inet(COUNTER.replace("\n\t}", '\n\t\tcomment "x"\n\t}')),
         inet(FLOWS, FLOWS),
-        inet(FLOWS, "\tflags dormant\n"),
+        inet(FLOWS, "\tflags other\n"),
         inet(COUNTER.replace("\t}", "\tpackets 5\n\t}")),
         inet(FLOWS, comment='\tcomment "fence of sandbox other"\n'),
         inet(FLOWS, comment=""),

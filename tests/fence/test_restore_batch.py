@@ -12,7 +12,7 @@ from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import restore_batch
 from ocsf_nft.netns import Namespace
-from ocsf_nft.nfnetlink import Nftables, Statement, Table
+from ocsf_nft.nfnetlink import Nftables, Statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,26 +160,3 @@ def test_compiled_statements_make_the_ruleset_that_nft_makes() -> None:
     assert "udp dport 53" in expected
     assert "set removed" not in expected
     assert netns.in_scratch(lambda: listed(by_statements)) == expected
-
-
-@pytest.mark.kernel
-def test_ownership_statement_makes_the_sending_socket_the_owner() -> None:
-    def check() -> None:
-        with Nftables() as nftables:
-            nftables.commit(
-                [
-                    restore_batch.ownership_statement("inet", "mine"),
-                    restore_batch.ownership_statement("netdev", "mine"),
-                ]
-            )
-            for family in ("inet", "netdev"):
-                assert nftables.table(family, "mine") == Table(
-                    is_exclusive=True, is_persistent=True, userdata=b""
-                )
-            assert nftables.table("inet", "other") is None
-            with Nftables() as other, pytest.raises(PermissionError):
-                other.commit(
-                    [Statement(2, 0, restore_batch.ownership_statement("inet", "mine").payload)]
-                )
-
-    netns.in_scratch(check)

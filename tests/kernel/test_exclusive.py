@@ -17,7 +17,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, nft, restore_batch, table_query
+from ocsf_nft.fence import installer, nft, table_changes, table_query
 from ocsf_nft.fence.spec import FenceSpec, TableId, Tap
 from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
@@ -403,7 +403,7 @@ def test_nothing_changes_if_another_process_owns_the_guard(
     with contextlib.ExitStack() as stack:
         for namespace, family, table in tables:
             other = stack.enter_context(namespace.call(Nftables))
-            other.commit([restore_batch.ownership_statement(family, table)])
+            other.commit([table_changes.ownership_statement(TableId(family, table))])
         for done in (
             command.run("remove", *named, inside=lab.gateway_namespace),
             command.run(
@@ -421,7 +421,7 @@ def test_listing_does_not_depend_on_the_owner(fenced: Lab) -> None:
     comm = Path("/proc/self/comm")
     before = comm.read_bytes()
     with ns.call(Nftables) as socket_owner:
-        socket_owner.commit([restore_batch.ownership_statement("inet", "ocsf_nft")])
+        socket_owner.commit([table_changes.ownership_statement(TableId("inet", "ocsf_nft"))])
         try:
             for name in (b"nft", b"# handle 7", b"a\nb", b"\n", b"a\rb", b"\xff\x1b[2J"):
                 comm.write_bytes(name)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.fence import restore_batch, ruleset
+from ocsf_nft.fence import restore_batch, ruleset, table_changes
 from ocsf_nft.fence.nft_monitor import NftMonitor
+from ocsf_nft.fence.spec import TableId
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
 
@@ -110,8 +111,8 @@ def test_commit_with_an_outdated_generation_changes_nothing(
         generation = nftables.generation()
         conftest.nft(ns, "add", "table", "ip", "theirs")
         with pytest.raises(OSError, match="restarted"):
-            monitor.commit([restore_batch.ownership_statement("inet", "ours")], generation)
-        monitor.commit([restore_batch.ownership_statement("inet", "ours")], generation + 1)
+            monitor.commit([table_changes.ownership_statement(TableId("inet", "ours"))], generation)
+        monitor.commit([table_changes.ownership_statement(TableId("inet", "ours"))], generation + 1)
         assert nftables.generation() == generation + 2
 
 
@@ -137,7 +138,7 @@ def test_nft_monitor_does_not_own_tables_of_another_socket(
 ) -> None:
     _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        other.commit([restore_batch.ownership_statement("netdev", "ocsf_nft")])
+        other.commit([table_changes.ownership_statement(TableId("netdev", "ocsf_nft"))])
         with pytest.raises(PermissionError):
             monitor.take_ownership()
         assert [monitor.is_owner] == [False]
@@ -155,7 +156,7 @@ def test_constant_changes_do_not_prevent_ownership_or_a_restore(
 
         def outdated_generation() -> int:
             found = generation()
-            other.commit([restore_batch.ownership_statement("inet", "theirs")])
+            other.commit([table_changes.ownership_statement(TableId("inet", "theirs"))])
             other.commit([Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"theirs\0"))])
             return found
 
@@ -163,4 +164,4 @@ def test_constant_changes_do_not_prevent_ownership_or_a_restore(
         monitor.take_ownership()
         assert monitor.is_owner
         assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset").count("owner,persist") == 2
-        monitor.restore([restore_batch.ownership_statement("inet", "ocsf_nft")])
+        monitor.restore([table_changes.ownership_statement(TableId("inet", "ocsf_nft"))])

@@ -71,6 +71,8 @@ _TAMPERINGS = {
     "flush ruleset": "flush ruleset",
     "delete netdev": "delete table netdev {table}",
     "delete inet": "delete table inet {table}",
+    "turned off": "add table inet {table} {{ flags {off}; }}; "
+    "add table netdev {table} {{ flags {off}; }}",
     "flush tables": "flush table inet {table}; flush table netdev {table}",
 }
 
@@ -173,11 +175,12 @@ def test_prepared_batch_restores_what_nft_loads(
     installed = installer.install(_SPECS[profile], ns, state, "nflog")
     (batch,) = restore_batch.prepare(installed).batches
     (table,) = {table_id.name for table_id in batch.tables}
+    off = "owner,persist,dormant" if installed.spec.is_owned else "dormant"
     for kind, tampering in itertools.product(("keeping counters", "full"), _TAMPERINGS):
         with subtests.test(kind=kind, tampering=tampering):
             restoring = batch.keeping_counters if kind == "keeping counters" else batch.full
             assert restoring is not None
-            if text := _TAMPERINGS[tampering].format(table=table):
+            if text := _TAMPERINGS[tampering].format(table=table, off=off):
                 conftest.nft(ns, text)
             with ns.call(Nftables) as nftables:
                 nftables.commit(restoring)

@@ -14,7 +14,8 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError, SourceError
-from ocsf_nft.fence import fence_change, installer, nft, restore_batch, table_query
+from ocsf_nft.fence import fence_change, installer, nft, restore_batch, table_changes, table_query
+from ocsf_nft.fence.spec import TableId
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
@@ -125,7 +126,7 @@ def test_renew_names_tables_that_another_process_owns(
 ) -> None:
     _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        other.commit([restore_batch.ownership_statement("inet", "ocsf_nft")])
+        other.commit([table_changes.ownership_statement(TableId("inet", "ocsf_nft"))])
         with pytest.raises(FenceError, match="can't be changed: another process owns them"):
             probe.guard.renew()
 
