@@ -37,9 +37,10 @@ def verified(
 ) -> None:
     """Make the installer return this verdict, and raise ``error``, if given, on removal."""
 
-    def remove(*_: object) -> None:
+    def remove(*_: object) -> bool:
         if error is not None:
             raise error
+        return bool(verdict != "absent")
 
     found = Verification(verdict=verdict, difference=difference, installed=installed)
     monkeypatch.setattr(installer, "verify", lambda *_: found)

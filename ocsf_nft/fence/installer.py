@@ -246,12 +246,14 @@ def remove(
     state: StateDirectory,
     namespace: Namespace | None = None,
     device: str | None = None,
-) -> None:
+) -> bool:
     """Remove a sandbox's fence, its guard (an additional table on the host) and its record.
 
     ``namespace`` and ``device`` have the same meaning as in :func:`verify`. If the namespace of the
-    record no longer exists, the rest is removed. Raises AbsentError, UnsupportedError, FenceError.
+    record no longer exists, the rest is removed. Return False if another process had deleted the
+    fence before. Raises AbsentError, UnsupportedError, FenceError.
     """
+    was_there = False
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
         if installed is not None:  # before anything is removed
@@ -269,13 +271,14 @@ def remove(
             # First the forwarding that lets the VM's packets through the host, then the rules that
             # restrict them.
             ip_forwarding.release(where.identity(), where, state, besides=sandbox)
-            table_changes.delete(where, tuple(tables))
+            was_there = table_changes.delete(where, tuple(tables))
         if installed is None:
-            return
+            return was_there
         remove_guard(installed.spec)
         kernel_log_sysctl.release(sandbox, state)
         ip_forwarding.release(installed.identity, installed.namespace, state, besides=sandbox)
         state.delete(sandbox)
+    return was_there
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:

@@ -45,12 +45,12 @@ def turn_off(namespace: Namespace, table_ids: Sequence[TableId]) -> None:
     _change(namespace, tuple(reversed(table_ids)), _dormant)
 
 
-def delete(namespace: Namespace, table_ids: Sequence[TableId]) -> None:
-    """Delete tables in one transaction; missing tables are ignored.
+def delete(namespace: Namespace, table_ids: Sequence[TableId]) -> bool:
+    """Delete tables in one transaction; return False if none of them existed.
 
     Blocks. Raises AbsentError, UnsupportedError, FenceError.
     """
-    _change(namespace, table_ids, lambda table_id, _: deletion_statement(table_id))
+    return _change(namespace, table_ids, lambda table_id, _: deletion_statement(table_id))
 
 
 def ownership_statement(table_id: TableId) -> Statement:
@@ -93,10 +93,10 @@ def _change(
     namespace: Namespace,
     table_ids: Sequence[TableId],
     statement: Callable[[TableId, Table], Statement],
-) -> None:
-    """Execute a statement for each table that exists, in one transaction."""
+) -> bool:
+    """Execute a statement for each table that exists, in one transaction; False if none exists."""
 
-    def inside() -> None:
+    def inside() -> bool:
         with Nftables() as nftables:
             for _ in range(_TRIES):
                 # Another process may delete or create a table meanwhile.
@@ -104,11 +104,11 @@ def _change(
                 tables = [(each, nftables.table(*each)) for each in table_ids]
                 statements = [statement(each, table) for each, table in tables if table is not None]
                 if not statements or _commit(nftables, statements, generation):
-                    return
+                    return bool(statements)
         raise FenceError(f"the ruleset in {namespace} is changed all the time")
 
     try:
-        namespace.call(inside)
+        return namespace.call(inside)
     except PermissionError as error:
         raise nft.permission_error() from error
     except OSError as error:

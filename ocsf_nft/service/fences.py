@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing, table_query
+from ocsf_nft.fence import installer, listing
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.fence_state_events import (
@@ -202,17 +202,10 @@ def remove(installed: InstalledFence, state: StateDirectory) -> bool:
 
     Blocks. Raises the errors of :func:`installer.remove`.
     """
-    sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
-        was_there = namespace.has_identity(installed.identity) and any(
-            table_query.table(where, *table_id) is not None
-            for where, table_ids in installed.tables_by_namespace()
-            for table_id in table_ids
-        )
-        installer.remove(sandbox, state, namespace)
+        return installer.remove(installed.spec.sandbox, state, installed.namespace)
     except AbsentError:
         return False
-    return was_there
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
