@@ -88,6 +88,20 @@ class Table(NamedTuple):
     userdata: bytes
 
 
+class Generation(NamedTuple):
+    """State of the ruleset in a network namespace; ``number`` grows with each transaction.
+
+    ``cookie`` identifies the namespace: the kernel never uses it again before a reboot.
+    """
+
+    cookie: int
+    number: int
+
+    def after_one(self) -> Generation:
+        """Return the generation after one transaction more."""
+        return self._replace(number=self.number + 1)
+
+
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Generation
 
 #: Elements that a listing has in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
@@ -41,7 +42,7 @@ class RulesetVersion(NamedTuple):
     A device that is deleted leaves its chains without a transaction, so the interfaces count too.
     """
 
-    generations: tuple[int, ...]
+    generations: tuple[Generation, ...]
     interfaces: frozenset[tuple[int, str]]
 
 

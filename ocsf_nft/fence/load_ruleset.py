@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Generation
 
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
@@ -86,7 +87,8 @@ def _load_and_compare(
     # The tables are what was loaded if they were as recorded, and if only the one transaction was
     # made meanwhile.
     is_certain = (
-        now == tuple(each + 1 for each in generations) and preserved.items() <= recorded.items()
+        now == tuple(each.after_one() for each in generations)
+        and preserved.items() <= recorded.items()
     )
     expected = None if is_certain else _expected(intended)
     if expected is not None:
@@ -107,7 +109,7 @@ def _load_and_compare(
     return dataclasses.replace(intended, policy=policy, listings=found, generation=generation)
 
 
-def _generations(intended: InstalledFence) -> tuple[int, ...]:
+def _generations(intended: InstalledFence) -> tuple[Generation, ...]:
     """Return the generation of the ruleset in each namespace where a fence has tables."""
     namespaces = [intended.namespace, *([HOST] if intended.spec.guard_tables else [])]
     return tuple(map(table_query.generation, namespaces))

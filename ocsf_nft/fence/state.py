@@ -21,6 +21,7 @@ from ocsf_nft.fence import run_locks, values
 from ocsf_nft.fence.run_locks import RunLocks
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
 from ocsf_nft.netns import HOST, Namespace
+from ocsf_nft.nfnetlink import Generation
 
 DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
 
@@ -64,8 +65,8 @@ class InstalledFence:
     policy: str
     #: nft's listing of each table, by name, such as ``inet ocsf_nft``.
     listings: Mapping[str, str]
-    #: The kernel's number of the ruleset with these listings; not stored, and None if unknown.
-    generation: Annotated[int | None, pydantic.Field(exclude=True)] = field(
+    #: Generation of the ruleset with these listings; not stored, and None if unknown.
+    generation: Annotated[Generation | None, pydantic.Field(exclude=True)] = field(
         default=None, compare=False
     )
 

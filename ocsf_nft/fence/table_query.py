@@ -16,7 +16,7 @@ from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.errors import FenceError, UnsupportedError, UsageError
 from ocsf_nft.fence import nft
 from ocsf_nft.netns import HOST
-from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
+from ocsf_nft.nfnetlink import Generation, InterruptedDumpError, Nftables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -68,12 +68,9 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
     return _query(namespace, lambda nftables: nftables.table(family, name))
 
 
-def generation(namespace: Namespace) -> int:
-    """Return the generation of a namespace's ruleset, which each transaction increments.
-
-    Raises the errors of :func:`comment`.
-    """
-    return _query(namespace, Nftables.generation)
+def generation(namespace: Namespace) -> Generation:
+    """Return the generation of a namespace's ruleset; raises the errors of :func:`comment`."""
+    return _query(namespace, lambda each: Generation(each.cookie, each.generation()))
 
 
 def elements(

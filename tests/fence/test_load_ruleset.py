@@ -6,6 +6,7 @@ import pytest
 
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import listing, load_ruleset, table_query
+from ocsf_nft.nfnetlink import Generation
 from tests.standing import INSTALLED
 
 
@@ -16,7 +17,8 @@ def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
         {"inet ocsf_nft": f"table inet ocsf_nft {{\n\tchain c {{\n{rules}\t}}\n}}\n"}
         for rules in ("\t\tone\n\t\ttwo\n", "\t\tother\n\t\tthree\n")
     )
-    generations = iter((7, 9))  # another process has made a transaction
+    # Another process has made a transaction.
+    generations = iter((Generation(1, 7), Generation(1, 9)))
     monkeypatch.setattr(table_query, "generation", lambda _: next(generations))
     monkeypatch.setattr(load_ruleset, "_load_all", lambda *_: {})
     monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)

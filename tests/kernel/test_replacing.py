@@ -15,7 +15,8 @@ from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, listing, nft, replace_keeping_counters, table_query
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, ip
-from tests.kernel import conftest
+from ocsf_nft.netns import named
+from tests.kernel import conftest, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -170,6 +171,22 @@ def test_fence_as_recorded_is_replaced_without_listing_it_first(
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
     assert _flow(fenced) == 7
+
+
+def test_record_is_not_that_of_another_namespace_with_the_same_generation(
+    made: tuple[str, ...], spec: FenceSpec, state: StateDirectory
+) -> None:
+    name, ns = made[0], named(made[0])
+    with state.run_lock(spec.sandbox):
+        before = installer.install(spec, ns, state, "nflog")
+        ip("netns", "del", name)
+        namespaces.make(name)
+        conftest.nft(ns, "table inet ocsf_nft { chain foreign { }; }")
+        assert before.generation is not None
+        assert table_query.generation(ns).number == before.generation.number
+        installer.install(dataclasses.replace(spec, group=77), ns, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
 
 
 def test_new_and_deleted_links_do_not_change_the_counters(

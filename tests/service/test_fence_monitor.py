@@ -17,6 +17,7 @@ from ocsf_nft.fence.listing import RulesetVersion
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
+from ocsf_nft.nfnetlink import Generation
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fence_reports, fences, restore_preparation
@@ -419,7 +420,7 @@ def test_fence_is_not_listed_again_if_nothing_has_changed_since_the_start(
     state = StateDirectory(tmp_path)
     state.write(INSTALLED)
     verified(monkeypatch, "differs")
-    at_start = RulesetVersion((7,), frozenset({(2, "sb0")}))
+    at_start = RulesetVersion((Generation(1, 7),), frozenset({(2, "sb0")}))
     now = at_start if is_same else at_start._replace(interfaces=frozenset({(3, "sb0")}))
     monkeypatch.setattr(listing, "ruleset_version", lambda *_: now)
     found = _prepare(state, None, lambda: (7,), at_start, compiles=False)
