@@ -78,8 +78,10 @@ class Query(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Ownership, persistence and comment of an nftables table."""
+    """Flags and comment of an nftables table."""
 
+    #: True if the table gets no packets.
+    is_dormant: bool
     #: True if only the netlink socket that owns the table can change the table.
     is_exclusive: bool
     #: True if the table remains after its owner socket is closed (Linux 6.9).
@@ -224,6 +226,7 @@ class Nftables:
             return None
         flags = int.from_bytes(found.get(_NFTA_TABLE_FLAGS, b""), "big")
         return Table(
+            is_dormant=bool(flags & NFT_TABLE_F_DORMANT),
             is_exclusive=bool(flags & NFT_TABLE_F_OWNER),
             is_persistent=bool(flags & NFT_TABLE_F_PERSIST),
             userdata=found.get(_NFTA_TABLE_USERDATA, b""),

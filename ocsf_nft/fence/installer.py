@@ -138,6 +138,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
             (before.spec, before.around) == (spec, around)
             and (before.transport == transport if transport else before.degraded is None)
             and _is_of_this_version(before)
+            and not before.is_ending
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):  # not loaded again
             return _restore_sysctls(before, state)
@@ -218,29 +219,6 @@ def verify(
     return Verification(verdict="as installed", installed=installed, version=version)
 
 
-def turn_off(sandbox: str, state: StateDirectory) -> None:
-    """Turn off a sandbox's fence before its removal; its tables keep their counts.
-
-    So nothing is counted, logged or refused any more. :func:`renew` turns the fence on again.
-    Without a record, do nothing. Raises the errors of :func:`remove`.
-    """
-    with state.locked():
-        installed = state.read(sandbox)
-        if installed is None:
-            return
-        where = installed.namespace
-        if not where.has_identity(installed.identity):
-            raise AbsentError(f"the network namespace of sandbox {sandbox} has ended")
-        for namespace, tables in installed.tables_by_namespace():
-            for table_id in tables:
-                table_query.refuse_other_sandbox(sandbox, namespace, table_id)
-            table_query.refuse_exclusive(namespace, tables, state)
-        # First the forwarding that lets the VM's packets through the host.
-        ip_forwarding.release(installed.identity, where, state, besides=sandbox)
-        for namespace, tables in installed.tables_by_namespace():
-            table_changes.turn_off(namespace, tables)
-
-
 def remove(
     sandbox: str,
     state: StateDirectory,
@@ -250,8 +228,8 @@ def remove(
     """Remove a sandbox's fence, its guard (an additional table on the host) and its record.
 
     ``namespace`` and ``device`` have the same meaning as in :func:`verify`. If the namespace of the
-    record no longer exists, the rest is removed. Return False if another process had deleted the
-    fence before. Raises AbsentError, UnsupportedError, FenceError.
+    record no longer exists, the rest is removed. Return False if there was no fence any more.
+    Raises AbsentError, UnsupportedError, FenceError.
     """
     was_there = False
     with state.locked() if state.path.exists() else contextlib.nullcontext():

@@ -76,6 +76,7 @@ def _load_and_compare(
     recorded = {} if before is None else _recorded_tables(before)
     is_as_recorded = (
         before is not None
+        and before.spec.tables == intended.spec.tables
         and before.around.links == intended.around.links
         and generations == (before.generation,)
     )

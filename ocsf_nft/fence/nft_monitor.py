@@ -246,16 +246,9 @@ def _is_up_to(earlier: int | None, generation: int | None) -> bool:
     return (generation - earlier) & 0xFFFFFFFF < 1 << 31
 
 
-def ownership_failure(error: OSError) -> str:
-    """Return, as text, why the kernel refused to change a fence's tables or the tables' owner."""
-    if isinstance(error, PermissionError):
-        return "another process owns them exclusively"
-    return error.strerror or str(error)
-
-
 def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
     """Return the exception to raise if the kernel has refused to load a fence with ``error``."""
-    reason = ownership_failure(error)
+    reason = table_changes.ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
         return UnsupportedError(f"this kernel can't do what the fence needs ({reason})")
     if isinstance(error, PermissionError):

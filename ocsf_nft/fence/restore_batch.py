@@ -184,7 +184,7 @@ class RestoreBatch:
 def prepare(installed: InstalledFence) -> RestoreBatch:
     """Prepare the netlink messages that restore a fence later; change nothing in the kernel now.
 
-    Runs nft several times, only to generate the messages. Blocks until nft ends. Raises
+    Runs nft for each namespace, only to generate the messages. Blocks until nft ends. Raises
     UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport

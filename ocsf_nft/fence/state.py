@@ -65,6 +65,8 @@ class InstalledFence:
     policy: str
     #: nft's listing of each table, by name, such as ``inet ocsf_nft``.
     listings: Mapping[str, str]
+    #: True while the fence is turned off, before its removal.
+    is_ending: bool = False
     #: Generation of the ruleset with these listings; not stored, and None if unknown.
     generation: Annotated[Generation | None, pydantic.Field(exclude=True)] = field(
         default=None, compare=False

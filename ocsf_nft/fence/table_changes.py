@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import nft
+from ocsf_nft.fence import table_query
 from ocsf_nft.nfnetlink import (
     FAMILIES,
     NFT_TABLE_F_DORMANT,
     NFT_TABLE_F_OWNER,
     NFT_TABLE_F_PERSIST,
+    Generation,
     Nftables,
     Statement,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from ocsf_nft.fence.spec import TableId
     from ocsf_nft.netns import Namespace
@@ -31,26 +31,61 @@ _NFT_MSG_DELTABLE: Final = 2
 _NFTA_TABLE_NAME: Final = 1
 _NFTA_TABLE_FLAGS: Final = 2
 _OWNED: Final = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
-#: Attempts to change tables while other processes change the ruleset.
-_TRIES: Final = 10
 
 
-def turn_off(namespace: Namespace, table_ids: Sequence[TableId]) -> None:
+def turn_off(namespace: Namespace, table_ids: Sequence[TableId]) -> Generation | None:
     """Make tables dormant in one transaction: they get no packets, and keep their counters.
 
     A packet goes through the tables in the order of ``table_ids``. Missing tables are ignored.
-    Blocks. Raises AbsentError, UnsupportedError, FenceError.
+    Return the generation of the ruleset after that; None if another process has turned a table on
+    again. Blocks. Raises AbsentError, UnsupportedError, FenceError.
     """
-    # Not the first one first: the others would count what it does not refuse any more.
-    _change(namespace, tuple(reversed(table_ids)), _dormant)
+
+    def inside() -> Generation | None:
+        with Nftables() as nftables:
+            # Not the first one first: the others would count what it does not refuse any more.
+            tables = _existing(nftables, reversed(table_ids))
+            _commit(nftables, [_flags_statement(*each, is_dormant=True) for each in tables])
+            generation = Generation(nftables.cookie, nftables.generation())
+            now = _existing(nftables, table_ids)
+        return generation if all(table.is_dormant for _, table in now) else None
+
+    return table_query.call(namespace, inside)
+
+
+def turn_on(namespace: Namespace, table_ids: Sequence[TableId]) -> None:
+    """Undo :func:`turn_off`; raises the same errors."""
+
+    def inside() -> None:
+        with Nftables() as nftables:
+            tables = _existing(nftables, table_ids)
+            _commit(nftables, [_flags_statement(*each, is_dormant=False) for each in tables])
+
+    table_query.call(namespace, inside)
 
 
 def delete(namespace: Namespace, table_ids: Sequence[TableId]) -> bool:
     """Delete tables in one transaction; return False if none of them existed.
 
-    Blocks. Raises AbsentError, UnsupportedError, FenceError.
+    A dormant table is not turned on. Raises the errors of :func:`turn_off`.
     """
-    return _change(namespace, table_ids, lambda table_id, _: deletion_statement(table_id))
+
+    def inside() -> bool:
+        with Nftables() as nftables:
+            tables = _existing(nftables, table_ids)
+            statements = [
+                statement
+                for table_id, table in tables
+                for statement in (
+                    # Created first, since another process may delete the table meanwhile.
+                    _flags_statement(table_id, table, is_dormant=table.is_dormant),
+                    deletion_statement(table_id),
+                )
+            ]
+            _commit(nftables, statements)
+        return bool(tables)
+
+    return table_query.call(namespace, inside)
 
 
 def ownership_statement(table_id: TableId) -> Statement:
@@ -72,10 +107,17 @@ def deletion_statement(table_id: TableId) -> Statement:
     return Statement(_NFT_MSG_DELTABLE, 0, _payload(table_id))
 
 
-def _dormant(table_id: TableId, table: Table) -> Statement:
+def ownership_failure(error: OSError) -> str:
+    """Return, as text, why the kernel refused to change a fence's tables or the tables' owner."""
+    if isinstance(error, PermissionError):
+        return "another process owns them exclusively"
+    return error.strerror or str(error)
+
+
+def _flags_statement(table_id: TableId, table: Table, *, is_dormant: bool) -> Statement:
     # The kernel changes a persistent table only for its owner.
     owned = _OWNED if table.is_persistent else 0
-    return _table_statement(table_id, NFT_TABLE_F_DORMANT | owned)
+    return _table_statement(table_id, owned | (NFT_TABLE_F_DORMANT if is_dormant else 0))
 
 
 def _table_statement(table_id: TableId, flags: int) -> Statement:
@@ -89,39 +131,16 @@ def _payload(table_id: TableId) -> bytes:
     return header + netlink.attribute(_NFTA_TABLE_NAME, table_id.name.encode() + b"\0")
 
 
-def _change(
-    namespace: Namespace,
-    table_ids: Sequence[TableId],
-    statement: Callable[[TableId, Table], Statement],
-) -> bool:
-    """Execute a statement for each table that exists, in one transaction; False if none exists."""
-
-    def inside() -> bool:
-        with Nftables() as nftables:
-            for _ in range(_TRIES):
-                # Another process may delete or create a table meanwhile.
-                generation = nftables.generation()
-                tables = [(each, nftables.table(*each)) for each in table_ids]
-                statements = [statement(each, table) for each, table in tables if table is not None]
-                if not statements or _commit(nftables, statements, generation):
-                    return bool(statements)
-        raise FenceError(f"the ruleset in {namespace} is changed all the time")
-
-    try:
-        return namespace.call(inside)
-    except PermissionError as error:
-        raise nft.permission_error() from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise FenceError(f"the tables in {namespace} can't be changed: {reason}") from error
+def _existing(nftables: Nftables, table_ids: Iterable[TableId]) -> list[tuple[TableId, Table]]:
+    found = ((table_id, nftables.table(*table_id)) for table_id in table_ids)
+    return [(table_id, table) for table_id, table in found if table is not None]
 
 
-def _commit(nftables: Nftables, statements: Sequence[Statement], generation: int) -> bool:
-    """Execute the statements; return False if the ruleset has another generation."""
-    try:
-        nftables.commit(statements, generation)
-    except OSError as error:
-        if error.errno != errno.ERESTART:
-            raise
-        return False
-    return True
+def _commit(nftables: Nftables, statements: Sequence[Statement]) -> None:
+    """Execute the statements in one transaction; raises FenceError."""
+    if statements:
+        try:
+            nftables.commit(statements)
+        except OSError as error:
+            reason = ownership_failure(error)
+            raise FenceError(f"the fence's tables can't be changed: {reason}") from error

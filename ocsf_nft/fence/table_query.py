@@ -82,7 +82,7 @@ def elements(
     instead. A single line also states that a set could not be read because other processes changed
     it repeatedly. Raises AbsentError, UnsupportedError or FenceError.
     """
-    return _call(
+    return call(
         namespace,
         lambda: tuple(line for name in sets for line in _lines(family, table, name, most)),
     )
@@ -178,6 +178,24 @@ def _refuse_guard(
         raise _other_sandbox_error(found, namespace, table_id)
 
 
+def call(namespace: Namespace, work: Callable[[], T]) -> T:
+    """Return the result of ``work`` in a network namespace; ``work`` asks nf_tables.
+
+    Raises AbsentError if the namespace does not exist. Turns an OSError of ``work`` into an
+    UnsupportedError if a privilege or nf_tables is missing, else into a FenceError.
+    """
+    try:
+        return namespace.call(work)
+    except PermissionError as error:
+        raise nft.permission_error() from error
+    except OSError as error:
+        if error.errno in _MISSING:
+            raise UnsupportedError("this kernel has no nf_tables: load that module") from error
+        raise FenceError(
+            f"the kernel doesn't report the installed fence: {error.strerror or error}"
+        ) from error
+
+
 def _record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     try:
         return state.read(sandbox)
@@ -243,17 +261,4 @@ def _query(namespace: Namespace, query: Callable[[Nftables], T]) -> T:
         with Nftables() as nftables:
             return query(nftables)
 
-    return _call(namespace, inside)
-
-
-def _call(namespace: Namespace, work: Callable[[], T]) -> T:
-    try:
-        return namespace.call(work)
-    except PermissionError as error:
-        raise nft.permission_error() from error
-    except OSError as error:
-        if error.errno in _MISSING:
-            raise UnsupportedError("this kernel has no nf_tables: load that module") from error
-        raise FenceError(
-            f"the kernel doesn't report the installed fence: {error.strerror or error}"
-        ) from error
+    return call(namespace, inside)

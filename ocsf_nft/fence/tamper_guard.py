@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import installer, nft, restore_batch
+from ocsf_nft.fence import installer, nft, restore_batch, table_changes
 from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import (
     OVERRUN,
     NftMonitor,
-    ownership_failure,
     ruleset_error,
 )
 
@@ -188,7 +187,7 @@ class TamperGuard:
         except OSError as error:
             raise FenceError(
                 f"the tables of sandbox {self._sandbox} can't be owned exclusively by this run: "
-                f"{ownership_failure(error)}"
+                f"{table_changes.ownership_failure(error)}"
             ) from error
 
     def renew(self) -> InstalledFence | None:

@@ -12,19 +12,16 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from ocsf_nft.errors import AbsentError, OcsfNftError
 from ocsf_nft.fence import ended_namespaces, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.address_changes import change_of_addresses
+from ocsf_nft.service.fence_removal import FenceRemoval
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
 from ocsf_nft.service.restore_preparation import prepare_restore
 from ocsf_nft.service.shielded import run_shielded
-
-_log = structlog.get_logger()
 
 if TYPE_CHECKING:
     import socket
@@ -75,6 +72,7 @@ class FenceMonitor:
         self._fence = fence
         self._state = state
         self.reports = FenceReports(sandbox, fence, reporter)
+        self.removal = FenceRemoval(self.reports, state, self._has_ended)
         self._watch: FenceEvents | None = None
         #: Version of the record that the guard restores, and whether its messages are prepared.
         self._prepared_version: tuple[int, ...] | None = None
@@ -246,37 +244,6 @@ class FenceMonitor:
     def is_ours(self) -> bool:
         """Return true if this process installed the fence where there was none."""
         return self._fence.is_ours
-
-    async def turn_off(self) -> None:
-        """Turn off the fence before its removal, so that no packet comes after the last reading.
-
-        If this fails, the fence stays active until it is removed.
-        """
-        try:
-            await asyncio.to_thread(installer.turn_off, self.name, self._state)
-        except OcsfNftError as error:
-            if not self._has_ended():
-                _log.warning(
-                    "last packets may not be counted", sandbox=self.name, reason=str(error)
-                )
-
-    async def remove(self) -> bool:
-        """Remove the fence; return false if another process has already removed it.
-
-        An event reports such a removal by another process. A fence that has ended with its network
-        namespace was there. Raises the errors of :func:`installer.remove`; the fence is active then
-        if possible.
-        """
-        try:
-            was_there = await asyncio.to_thread(fences.remove, self.reports.installed, self._state)
-        except OcsfNftError:
-            with contextlib.suppress(OcsfNftError):  # the first error is reported
-                await run_shielded(asyncio.to_thread(installer.renew, self.name, self._state))
-            raise
-        if was_there or self._has_ended():
-            return True
-        await self.reports.report_removed_before()
-        return False
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Check the fence for changes, restore it if necessary, and report the changes.

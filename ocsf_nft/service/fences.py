@@ -137,6 +137,8 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
     was = found.installed
+    if was.is_ending:  # a run was killed while it removed the fence
+        return None
     # A new fence with another policy or namespace does not restore the old one.
     if (was.identity, was.policy) != (installed.identity, installed.policy):
         return None

@@ -286,7 +286,7 @@ class Sandbox:
             return None
         balances = await watched.finish(removes=removes)
         self.has_given_up = watched.monitor.reports.has_given_up
-        was_there = removes and await watched.monitor.remove()
+        was_there = removes and await watched.remove()
         status = watched.status(is_watched=False)
         await watched.close()
         if removes:

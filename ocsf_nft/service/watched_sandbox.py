@@ -34,6 +34,8 @@ _log = structlog.get_logger()
 
 #: Pause until a record that could not be stored is stored again.
 _RETRY_SECONDS: Final = 1.0
+#: Longest time in which a fence is off before its removal.
+_STORING_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -171,14 +173,41 @@ class WatchedSandbox:
     async def finish(self, *, removes: bool = False) -> tuple[Balance, ...]:
         """Report all packets that no event has reported yet, and return the final counts.
 
-        With ``removes``, the fence is turned off first, so that no packet comes after that.
+        With ``removes``, the fence is off after that: call :meth:`remove`. After an error, it is
+        on. Raises DeliveryError if the last counts can't be stored.
         """
-        # Opens the counters' sockets beside those of the guard, and waits for a full disk.
-        await self.account.refresh()
+        await self.account.refresh()  # opens the counters' sockets beside those of the guard
         await self.monitor.stop()
-        if removes:
-            await self.monitor.turn_off()
-        return await self.account.close()
+        # While the disk is full, this waits, and the fence stays on.
+        balances = await self.account.close()
+        return await self._turn_off_and_read() if removes else balances
+
+    async def _turn_off_and_read(self) -> tuple[Balance, ...]:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.monitor.removal.turn_on)
+            await self.monitor.removal.turn_off()
+            try:
+                async with asyncio.timeout(_STORING_SECONDS):
+                    balances = await self.account.close()
+            except TimeoutError as error:
+                raise DeliveryError(
+                    f"the last counts of sandbox {self.name} can't be stored: "
+                    "free space on the disk of the state directory, and try again"
+                ) from error
+            stack.pop_all()
+        return balances
+
+    async def remove(self) -> bool:
+        """Remove the fence; return False if another process has removed the fence.
+
+        Call :meth:`finish` before. Raises the errors of :func:`installer.remove`; the fence is on
+        then.
+        """
+        was_there = await self.monitor.removal.remove()
+        if was_there and not self.monitor.removal.was_off:
+            reason = "its fence may have blocked packets between the last reading and its removal"
+            await self.account.gaps.report(reason)
+        return was_there
 
     async def close(self) -> None:
         """Close everything but the fence; call :meth:`finish` before."""

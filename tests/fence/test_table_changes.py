@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence import table_changes
+from ocsf_nft.errors import AbsentError, FenceError
+from ocsf_nft.fence import table_changes, table_query
 from ocsf_nft.fence.spec import TableId
 from ocsf_nft.netns import HOST, named
 from ocsf_nft.nfnetlink import Nftables, Statement, Table
@@ -62,38 +62,56 @@ def test_missing_table_is_not_created(change: Callable[..., None]) -> None:
     netns.in_scratch(check)
 
 
-def test_table_that_another_process_deletes_meanwhile_is_not_created(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_tables_are_deleted_while_other_processes_change_the_ruleset(
+    monkeypatch: pytest.MonkeyPatch, *, is_persistent: bool
 ) -> None:
+    """The changes come between the look at the tables and the deletion."""
     commit = Nftables.commit
-    interruptions: list[str] = ["delete table inet mine", "add table inet theirs"]
+    interruptions = ["delete table inet mine", "add table inet theirs"]
 
-    def late(nftables: Nftables, statements: list[Statement], generation: int) -> None:
-        if interruptions:
-            _nft(interruptions.pop(0))
-        commit(nftables, statements, generation)
+    def late(nftables: Nftables, statements: list[Statement]) -> None:
+        for text in interruptions:
+            _nft(text)
+        commit(nftables, statements)
 
     def check() -> None:
-        _nft(_TEXT)
-        monkeypatch.setattr(Nftables, "commit", late)
-        table_changes.turn_off(HOST, _TABLES)
-        monkeypatch.undo()
-        found = _nft("")
-        assert "table inet mine" not in found
-        assert found.count("flags dormant") == 1
+        _nft("table inet mine { flags owner,persist; }" if is_persistent else _TEXT)
+        with monkeypatch.context() as patched:
+            patched.setattr(Nftables, "commit", late)
+            assert table_changes.delete(HOST, _TABLES)
+        assert "mine" not in _nft("")
 
     netns.in_scratch(check)
 
 
-def test_tables_in_a_ruleset_that_changes_all_the_time_are_an_error(
+def test_generation_is_unknown_if_another_process_turns_a_table_on_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    commit = Nftables.commit
+
+    def undone(nftables: Nftables, statements: list[Statement]) -> None:
+        commit(nftables, statements)
+        _nft("add table inet mine")
+
     def check() -> None:
         _nft(_TEXT)
-        monkeypatch.setattr(Nftables, "generation", lambda _: 4_000_000_000)
-        with pytest.raises(FenceError, match="is changed all the time"):
-            table_changes.delete(HOST, _TABLES)
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(Nftables, "commit", undone)
+            assert table_changes.turn_off(HOST, _TABLES) is None
+        assert table_changes.turn_off(HOST, _TABLES) == table_query.generation(HOST)
+
+    netns.in_scratch(check)
+
+
+@pytest.mark.parametrize("flags", ["", "flags owner,persist;"])
+def test_tables_are_turned_on_again(flags: str) -> None:
+    def check() -> None:
+        before = _nft(f"table inet mine {{ {flags} }}; table netdev mine {{ {flags} }}")
+        table_changes.turn_off(HOST, _TABLES)
+        assert "dormant" in _nft("")
+        table_changes.turn_on(HOST, _TABLES)
+        assert _nft("") == before
 
     netns.in_scratch(check)
 
@@ -114,7 +132,7 @@ def test_table_of_another_owner_is_an_error(change: Callable[..., None]) -> None
     def check() -> None:
         with Nftables() as other:
             other.commit([table_changes.ownership_statement(_TABLES[0])])
-            with pytest.raises(UnsupportedError, match="does not let us change nftables here"):
+            with pytest.raises(FenceError, match="another process owns them exclusively"):
                 change(HOST, _TABLES)
 
     netns.in_scratch(check)
@@ -136,7 +154,7 @@ def test_ownership_statement_makes_the_sending_socket_the_owner() -> None:
             )
             for family in ("inet", "netdev"):
                 assert nftables.table(family, "mine") == Table(
-                    is_exclusive=True, is_persistent=True, userdata=b""
+                    is_dormant=False, is_exclusive=True, is_persistent=True, userdata=b""
                 )
             assert nftables.table("inet", "other") is None
             with Nftables() as other, pytest.raises(PermissionError):

@@ -56,7 +56,7 @@ def test_table_refused_by_the_kernel_is_an_error_with_its_cause() -> None:
             raise OSError(code, os.strerror(code))
 
         with pytest.raises(kind, match=sentence):
-            table_query._call(Namespace(), refuse)
+            table_query.call(Namespace(), refuse)
 
 
 _TABLE = """table inet t {

@@ -202,6 +202,27 @@ def test_run_stopped_on_a_full_disk_ends_with_a_sentence_and_the_next_run_report
     assert counted(output) == expected
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_fence_stays_on_if_a_full_disk_prevents_its_removal(
+    lab: Lab, disk: Path, tmp_path: Path, quick_end: pytest.MonkeyPatch, *, is_late: bool
+) -> None:
+    del quick_end
+    output, state = tmp_path / "events.jsonl", StateDirectory(disk / "state")
+    where = ("--state-dir", str(state.path))
+    with command.running(*options(lab, state, output), "--install") as running:
+        first = sweep(lab, 1001)
+        wait_for(lambda: counted_so_far(output) == first)
+        wait_for(lambda: ": 0 events wait" in command.run("events", "--sinks", *where).stdout)
+        ballast = fill(disk)
+        if is_late:
+            sweep(lab, 1002)
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 3, messages
+    assert "can't be written" in messages.splitlines()[-1]
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    ballast.unlink()
+
+
 @pytest.mark.parametrize("what", ["output", "state"])
 def test_run_retries_while_a_disk_is_read_only(lab: Lab, tmp_path: Path, what: str) -> None:
     folders = {name: tmp_path / name for name in ("output", "state")}

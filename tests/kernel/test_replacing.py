@@ -13,17 +13,18 @@ import pytest
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, listing, nft, replace_keeping_counters, table_query
-from ocsf_nft.fence.values import exception
+from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import INTERNET4, ip
-from ocsf_nft.netns import named
+from ocsf_nft.netns import HOST, in_scratch, named
 from tests.kernel import conftest, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from ocsf_nft.fence.spec import FenceSpec, TableId
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.spec import TableId
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
@@ -145,10 +146,10 @@ def test_chain_that_a_listing_hides_is_removed_with_the_counters(
     assert _flow(fenced) == 0
 
 
-@pytest.mark.parametrize(("is_altered", "listings"), [(False, 1), (True, 3)])
+@pytest.mark.parametrize(("change", "listings"), [("", 1), ("link", 2), ("chain", 3)])
 def test_fence_as_recorded_is_replaced_without_listing_it_first(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch,
-    *, is_altered: bool, listings: int,
+    change: str, listings: int,
 ) -> None:  # fmt: skip
     ns, list_tables = fenced.sandbox_namespace, nft.list_tables
     listed: list[object] = []
@@ -161,8 +162,10 @@ def test_fence_as_recorded_is_replaced_without_listing_it_first(
         conftest.nft(ns, "flush ruleset")
         installer.install(spec, ns, state, "nflog")
         _attempt(fenced)
-        if is_altered:
+        if change == "chain":
             conftest.nft(ns, "add chain inet ocsf_nft foreign")
+        elif change == "link":
+            ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "late1")
         monkeypatch.setattr(nft, "list_tables", counted)
         other = dataclasses.replace(spec, group=77)
         installer.install_locked(other, ns, state, "nflog", nft.load)
@@ -187,6 +190,26 @@ def test_record_is_not_that_of_another_namespace_with_the_same_generation(
         installer.install(dataclasses.replace(spec, group=77), ns, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
+
+
+def test_record_is_not_that_of_other_tables(tmp_path: Path) -> None:
+    proxies, state = (endpoint("10.9.0.1:3128"),), StateDirectory(tmp_path)
+    tap = Tap(device="t0", subnets=(subnet("172.16.0.0/30"),))
+
+    def check() -> None:
+        ip("tuntap", "add", "t0", "mode", "tap")
+        ip("link", "set", "t0", "up")
+        conftest.nft(HOST, "table inet ocsf_nft_t0 { chain foreign { }; }")
+        with state.run_lock("lab"):
+            installer.install(FenceSpec(sandbox="lab", proxies=proxies), HOST, state, "nflog")
+            vm = FenceSpec(sandbox="lab", proxies=proxies, tap=tap)
+            installer.install(vm, HOST, state, "nflog")
+        assert installer.verify("lab", state).verdict == "as installed"
+        listed = conftest.nft(HOST, "list", "ruleset")
+        assert "foreign" not in listed
+        assert "table inet ocsf_nft {" not in listed
+
+    in_scratch(check)
 
 
 def test_new_and_deleted_links_do_not_change_the_counters(

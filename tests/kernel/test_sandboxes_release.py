@@ -1,4 +1,4 @@
-"""Release of a sandbox while it sends: each refused packet is counted."""
+"""Release of a sandbox: each refused packet is counted, and an error leaves the fence on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import asyncio
 import subprocess
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.errors import DeliveryError, FenceError
+from ocsf_nft.fence import installer, turn_off
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
+from ocsf_nft.service.account_loop import AccountLoop
 from tests.kernel.conftest import nft
-from tests.kernel.serving import sandbox, serving, until
+from tests.kernel.serving import connect_to, sandbox, serving, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ocsf_nft.flows.sandbox_account import Balance
     from tests.kernel.serving import Served
 
 pytestmark = pytest.mark.kernel
@@ -63,6 +68,79 @@ async def test_each_packet_that_is_refused_before_a_release_is_counted(
             await until(lambda: served.messages(name)[-1].endswith("packets."))
             assert served.attempts(name)[53] - counted == refused
             assert (egress.counter_mismatch, egress.pending) == (0, 0)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_fence_is_on_again_if_its_last_counts_cannot_be_stored(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_late: bool
+) -> None:
+    name, calls = made[0], 0
+    close = AccountLoop.close
+
+    async def failing(account: AccountLoop) -> tuple[Balance, ...]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            assert nft(named(name), "list", "ruleset").count("flags dormant") == 2
+            if is_late:
+                await asyncio.sleep(60)
+            raise DeliveryError("the disk is full")
+        return await close(account)
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        assert await connect_to(name, 443) == {443: "refused"}
+        with monkeypatch.context() as patched:
+            patched.setattr(AccountLoop, "close", failing)
+            patched.setattr("ocsf_nft.service.watched_sandbox._STORING_SECONDS", 0.1)
+            with pytest.raises(DeliveryError, match="can't be stored" if is_late else "full"):
+                await served.service.release(name)
+        assert await connect_to(name, 444) == {444: "refused"}
+        assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+        await served.service.put(sandbox(name))
+        final = await served.service.release(name)
+        assert sum(each.refused for each in final.balances) == 2
+        assert served.attempts(name) == {443: 1, 444: 1}
+
+
+@pytest.mark.parametrize("is_turned_on", [False, True])
+async def test_gap_is_reported_if_the_fence_may_have_refused_after_the_last_reading(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_turned_on: bool
+) -> None:
+    name, remove = made[0], installer.remove
+
+    def late(*arguments: Any) -> bool:
+        nft(named(name), "add table inet ocsf_nft")
+        return remove(*arguments)
+
+    def failing(*_: object) -> None:
+        raise FenceError("another process owns it")
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        if is_turned_on:
+            monkeypatch.setattr(installer, "remove", late)
+        else:
+            monkeypatch.setattr(turn_off, "turn_off", failing)
+        await served.service.release(name)
+        assert nft(named(name), "list", "ruleset") == ""
+        event = await served.wait_for(lambda each: each["activity_name"] == "Records Dropped")
+        assert "between the last reading and its removal" in event["message"]
+
+
+async def test_fence_that_a_killed_service_had_turned_off_is_not_tampered_with(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, state = made[0], StateDirectory(tmp_path)
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+    turn_off.turn_off(name, state)
+    async with serving(tmp_path) as served:
+        assert await connect_to(name, 443) == {443: "refused"}
+    assert served.messages(name) == []
+    record = state.read(name)
+    assert record is not None
+    assert not record.is_ending
 
 
 def _has_more(served: Served, name: str, counted: int) -> bool:

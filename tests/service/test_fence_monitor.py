@@ -127,7 +127,7 @@ async def test_event_begins_with_the_state_in_the_event_before(
     await fence.reports.announce()
     for _ in seen:
         await fence._inspect()
-    assert await fence.remove()
+    assert await fence.removal.remove()
     await fence.reports.report_end(_END, is_removed=True)
     assert state_changes(sink) == [
         ("Absent", "Active", None),
@@ -471,7 +471,7 @@ async def test_regular_removal_is_reported_once(
     fence = make(self_heal=True)
     await fence._inspect((UNMENDED,))
     await fence._inspect()
-    assert not await fence.remove()
+    assert not await fence.removal.remove()
     assert state_changes(sink) == [("Active", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
     assert not fence.reports.has_given_up
@@ -602,7 +602,7 @@ async def test_fence_deleted_before_its_removal_is_reported(
     error: Exception | None,
 ) -> None:
     verified(monkeypatch, verdict, error=error)
-    assert not await make().remove()
+    assert not await make().removal.remove()
     assert state_changes(sink) == [
         ("Active", "Absent", "another process had removed it before this run did")
     ]
