@@ -7,7 +7,6 @@ cycles of add and release, the service must use no more resources than before.
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bench import command, host, stage
+from bench import command, host
 from bench.subject import Subject, percentile
 from ocsf_nft import netns
 from ocsf_nft.control.http_call import call, sandbox_target
@@ -52,7 +51,7 @@ def run(cycles: int = _CYCLES) -> Subject:
     with contextlib.ExitStack() as stack:
         made, folder = stack.enter_context(host.namespaces(_SANDBOXES + 1))
         *names, waiting = made  # not pop(): the namespaces of the list are deleted at the end
-        service, control = stack.enter_context(_serving(folder, waiting))
+        service, control = stack.enter_context(host.service(folder, _SANDBOX.format(name=waiting)))
         rows = []
         failures = []
         for what, one_call in (
@@ -97,21 +96,6 @@ def _growth(before: Use, after: Use) -> str:
         f"{before.descriptors} → {after.descriptors} descriptors, {before.threads} → "
         f"{after.threads} threads, {before.bytes / 1e6:.1f} → {after.bytes / 1e6:.1f} MB."
     )
-
-
-@contextlib.contextmanager
-def _serving(folder: Path, waiting: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Run a service with one sandbox in its file; yield its process, and its control socket."""
-    config, messages, control = folder / "config.toml", folder / "messages", folder / "control"
-    settings = {"state_dir": folder / "state", "output": folder / "events", "control": control}
-    lines = [f"{key} = {json.dumps(str(value))}\n" for key, value in settings.items()]
-    config.write_text("".join(lines) + _SANDBOX.format(name=waiting), "utf-8")
-    program = [sys.executable, "-m", "ocsf_nft", "run", "--config", str(config)]
-    with messages.open("wb") as stderr:
-        service = subprocess.Popen(program, stdin=subprocess.DEVNULL, stderr=stderr)
-    with stage.ending(service):
-        stage.wait_for("ready", lambda: b'"ready"' in messages.read_bytes(), service)
-        yield service, control
 
 
 def _put(control: Path, name: str, **policy: Any) -> None:

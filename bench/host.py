@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import disk
+from bench import disk, stage
 from ocsf_nft import netns
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
@@ -80,6 +82,21 @@ def install(name: str, state: Path) -> None:
     """Fence a namespace of this host."""
     spec = FenceSpec(sandbox=name, proxies=(endpoint(PROXY),))
     installer.install(spec, netns.named(name), StateDirectory(state), "nflog")
+
+
+@contextlib.contextmanager
+def service(folder: Path, tables: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a service with some tables in its file; yield its process, and its control socket."""
+    config, messages, control = folder / "config.toml", folder / "messages", folder / "control"
+    settings = {"state_dir": folder / "state", "output": folder / "events", "control": control}
+    lines = [f"{key} = {json.dumps(str(value))}\n" for key, value in settings.items()]
+    config.write_text("".join(lines) + tables, "utf-8")
+    program = [sys.executable, "-m", "ocsf_nft", "run", "--config", str(config)]
+    with messages.open("wb") as stderr:
+        process = subprocess.Popen(program, stdin=subprocess.DEVNULL, stderr=stderr)
+    with stage.ending(process):
+        stage.wait_for("ready", lambda: b'"ready"' in messages.read_bytes(), process)
+        yield process, control
 
 
 def _without_ipv6() -> None:
