@@ -299,7 +299,7 @@ def _control_socket(requested: Config) -> AbstractContextManager[SocketFile | No
 def _serving_control(
     running: Service, control: SocketFile, reload: Reload
 ) -> AbstractAsyncContextManager[None]:
-    from ocsf_nft.control.of_service import engine_of
+    from ocsf_nft.control.engine import engine_of
     from ocsf_nft.control.server import serve
 
     return serve(engine_of(running, reload), control)

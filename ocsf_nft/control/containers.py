@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.container_facts import ContainerFacts
-    from ocsf_nft.control.sandboxes import Sandboxes, View
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.control.engine import Sandboxes
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.sandbox_view import SandboxView
     from ocsf_nft.service.status import Status
 
 #: States of a sandbox with an active fence.
@@ -56,7 +57,7 @@ class Containers:
         #: By the identity of a network namespace: none is joined while its fence is removed.
         self._calls = KeyedLocks[str]()
 
-    async def put(self, key: str, facts: ContainerFacts, caller: Caller | None = None) -> Attached:
+    async def put(self, key: str, facts: ContainerFacts, caller: Process | None = None) -> Attached:
         """Fence a container if the tables require it; return when it may start.
 
         ``key`` identifies the container. Raises ContainerRefusedError if it must not start,
@@ -69,7 +70,7 @@ class Containers:
             return await self._put(key, facts, identity, caller)
 
     async def _put(
-        self, key: str, facts: ContainerFacts, identity: str, caller: Caller | None
+        self, key: str, facts: ContainerFacts, identity: str, caller: Process | None
     ) -> Attached:
         before = self._find(key)
         if before is not None and _identity(before) != identity:
@@ -93,7 +94,7 @@ class Containers:
             raise FenceError(f"the fence of sandbox {view.name} is not active{reason}")
         return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
 
-    async def release(self, key: str, caller: Caller | None = None) -> Status:
+    async def release(self, key: str, caller: Process | None = None) -> Status:
         """Release the sandbox of a container.
 
         Raises AbsentError if it has none. Raises ConflictError if processes of others are in its
@@ -111,7 +112,7 @@ class Containers:
                 )
             return await self._sandboxes.release(found.name, caller, no_condition)
 
-    def _find(self, key: str) -> View | None:
+    def _find(self, key: str) -> SandboxView | None:
         """Return the sandbox of a container.
 
         Raises ConflictError if its name belongs to the configuration file.
@@ -138,7 +139,7 @@ class Containers:
                 yield view.name
 
 
-def _identity(view: View) -> str | None:
+def _identity(view: SandboxView) -> str | None:
     """Return the identity of a sandbox's network namespace; None if it has ended."""
     # While it is watched, the kernel gives its number to no other namespace.
     namespace = view.config.namespace

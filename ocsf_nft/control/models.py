@@ -14,15 +14,17 @@ from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.etags import etag_of
 from ocsf_nft.control.problem_types import MalformedError
-from ocsf_nft.control.sandboxes import ModeName, Origin, State
 from ocsf_nft.errors import UsageError
+from ocsf_nft.flow import Mode
+from ocsf_nft.service.sandbox_view import Origin, State
 from ocsf_nft.service.status_rows import rows
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.control.sandboxes import Engine, View
+    from ocsf_nft.control.engine import Engine
+    from ocsf_nft.service import sandbox_view
     from ocsf_nft.service.status import Status
 
 
@@ -41,7 +43,7 @@ class SandboxView(Answer):
     """Origin: the configuration file or this API."""
     state: State
     """State of its fence; waiting: its namespace does not exist yet."""
-    mode: ModeName
+    mode: Mode
     """Whether the fence refuses packets, or only reports those that it would refuse."""
     fault: str | None
     """Cause of the state, or why a host name is not resolved; null if there is none."""
@@ -87,7 +89,7 @@ class RuleCounts(Answer):
     """Name of the sandbox."""
     rule: str
     """Name of the rule, such as egress."""
-    mode: ModeName
+    mode: Mode
     """Mode of the rule's counters."""
     refused: int
     """Packets that an enforcing fence has counted."""
@@ -101,7 +103,7 @@ class RuleCounts(Answer):
     """Counted packets that a later event will report."""
     dropped: int
     """Log records that were dropped before they were read."""
-    fence: ModeName
+    fence: Mode
     """Mode of the fence."""
     counter_mismatch: int
     """Counted packets that are neither reported nor pending; normally 0."""
@@ -189,12 +191,12 @@ class Reloaded(Answer):
     """True: the configuration file was read and applied."""
 
 
-def view_of(view: View) -> SandboxView:
+def view_of(view: sandbox_view.SandboxView) -> SandboxView:
     """Return the answer about a sandbox."""
     return SandboxView(**_view_keys(view))
 
 
-def sandbox_status(view: View, status: Status | None) -> SandboxStatus:
+def sandbox_status(view: sandbox_view.SandboxView, status: Status | None) -> SandboxStatus:
     """Return the answer about a sandbox with its counts; ``status`` is None without a fence."""
     missing = () if status is None else status.absent
     return SandboxStatus(**_view_keys(view), **_counted(status), missing_counters=list(missing))
@@ -259,7 +261,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return given
 
 
-def _view_keys(view: View) -> dict[str, Any]:
+def _view_keys(view: sandbox_view.SandboxView) -> dict[str, Any]:
     policy = view.config.given()
     if view.origin == "api" and policy.get("install") is True:  # the default of a PUT
         del policy["install"]

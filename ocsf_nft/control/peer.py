@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.service.caller import Caller
+from ocsf_nft.process import Process
 
 if TYPE_CHECKING:
     from asyncio.trsock import TransportSocket
@@ -23,18 +23,21 @@ _CREDENTIALS: Final = struct.Struct("iII")
 _SO_PEERPIDFD: Final = 77
 
 
-def caller_of(sock: socket.socket | TransportSocket) -> Caller:
+def caller_of(sock: socket.socket | TransportSocket) -> Process:
     """Return the process that connected to a Unix socket.
 
-    The kernel took its credentials when it connected. Its program is read now. It is None if the
+    The kernel took its credentials when it connected. The pid is 0 if the process is in an
+    invisible pid namespace. The name and the path of its program are read now. They are None if the
     process has exited, since another process may have its pid (Linux 6.5 and later can show that).
     Raises OSError if the kernel has no credentials.
     """
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(data)
     with _ended_check(sock) as ended:
-        program = _program(pid) if pid else None
-        return Caller(uid, gid, pid, None if ended() else program)
+        name, path = _program(pid) if pid else (None, None)
+        if ended():
+            name = path = None
+    return Process(pid=pid, name=name, path=path, uid=uid, gid=gid)
 
 
 @contextlib.contextmanager
@@ -56,13 +59,17 @@ def _ended_check(sock: socket.socket | TransportSocket) -> Iterator[Callable[[],
         os.close(pidfd)
 
 
-def _program(pid: int) -> str | None:
+def _program(pid: int) -> tuple[str | None, str | None]:
+    """Return the name and the path of a process's program, as far as they can be read."""
     folder = Path(f"/proc/{pid}")
     try:
-        return os.fsencode((folder / "exe").readlink()).decode(errors="backslashreplace")
+        path = os.fsencode((folder / "exe").readlink()).decode(errors="backslashreplace")
     except OSError:  # a kernel thread, or without permission
         pass
+    else:
+        return path.rpartition("/")[2], path
     try:
-        return (folder / "comm").read_bytes().rstrip(b"\n").decode(errors="backslashreplace")
+        name = (folder / "comm").read_bytes().rstrip(b"\n").decode(errors="backslashreplace")
     except OSError:
-        return None
+        return None, None
+    return name, None

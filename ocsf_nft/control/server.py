@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from ocsf_nft.control.sandboxes import Condition, Engine, View
+    from ocsf_nft.control.engine import Engine
     from ocsf_nft.control.socket_file import SocketFile
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.sandbox_view import Condition, SandboxView
 
 LIMITS: Final = Limits(connections=64, client_seconds=5.0)
 MAX_BODY_BYTES: Final = 64 << 10
@@ -256,13 +257,13 @@ def _condition(name: str, request: web.Request) -> Condition:
     return condition_of(name, ",".join(given) if given else None)
 
 
-def _caller(request: web.Request) -> Caller | None:
+def _caller(request: web.Request) -> Process | None:
     # None if the client has left already.
     sock = None if request.transport is None else request.transport.get_extra_info("socket")
     return None if sock is None else caller_of(sock)
 
 
-def _json(answer: BaseModel, view: View | None = None) -> web.Response:
+def _json(answer: BaseModel, view: SandboxView | None = None) -> web.Response:
     """Return an answer; with ``view``, it has the tag of this sandbox."""
     body = answer.model_dump_json().encode("utf-8", "backslashreplace") + b"\n"
     headers = None if view is None else {hdrs.ETAG: etag_of(view)}

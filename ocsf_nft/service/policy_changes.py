@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.config import SandboxConfig
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.process import Process
 
 #: Keys that can be changed while a sandbox is watched.
 _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
@@ -50,13 +50,10 @@ def change_of(
     before: SandboxConfig,
     after: SandboxConfig,
     changes: tuple[str, ...],
-    caller: Caller | None = None,
+    caller: Process | None = None,
 ) -> PolicyChange:
     """Return the request of ``caller`` to change a sandbox, with these differences."""
-    process = None if caller is None else caller.process
-    return PolicyChange(
-        changes=changes, process=process, before=before.given(), after=after.given()
-    )
+    return PolicyChange(changes=changes, process=caller, before=before.given(), after=after.given())
 
 
 def is_same_namespace(

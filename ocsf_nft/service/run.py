@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.process import Process
     from ocsf_nft.service.sandbox import Sandbox
     from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
@@ -179,7 +179,7 @@ class Service:
     async def put(
         self,
         sandbox: SandboxConfig,
-        caller: Caller | None = None,
+        caller: Process | None = None,
         require: Condition = no_condition,
     ) -> PutResult:
         """Add a sandbox, or change its policy; see :meth:`Sandboxes.put`.
@@ -202,7 +202,7 @@ class Service:
     async def release(
         self,
         name: str,
-        caller: Caller | None = None,
+        caller: Process | None = None,
         require: Condition = no_condition,
         *,
         keeps_fence: bool = False,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -43,13 +43,12 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.sandbox_start import FencedSandbox, FenceParts, WatchParts
+    from ocsf_nft.service.sandbox_view import Origin
     from ocsf_nft.service.status import Status
     from ocsf_nft.service.watched_sandbox import WatchedSandbox
 
 _log = structlog.get_logger()
 
-#: Who gave the sandbox: the configuration file, or a call of the control API.
-Origin: TypeAlias = Literal["file", "api"]
 #: Errors that are about one sandbox: the others are still watched.
 OF_A_SANDBOX: Final = (AbsentError, FenceError, SourceError, UnsupportedError, UsageError)
 #: Pauses between two attempts to fence a namespace.

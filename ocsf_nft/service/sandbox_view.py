@@ -12,8 +12,10 @@ from ocsf_nft.ocsf.fence_state_events import FenceState
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.flow import Mode
-    from ocsf_nft.service.sandbox import Origin, Sandbox
+    from ocsf_nft.service.sandbox import Sandbox
 
+#: Source of a sandbox: the configuration file, or a call of the control API.
+Origin: TypeAlias = Literal["file", "api"]
 #: State of a sandbox. ``waiting``: for its network namespace. ``failed``: it is not watched. The
 #: others are states of its fence.
 State: TypeAlias = Literal["active", "degraded", "altered", "absent", "waiting", "failed"]

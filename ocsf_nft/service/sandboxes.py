@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.service.caller import Caller
-    from ocsf_nft.service.sandbox import Origin
+    from ocsf_nft.process import Process
     from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
-    from ocsf_nft.service.sandbox_view import Condition, SandboxView
+    from ocsf_nft.service.sandbox_view import Condition, Origin, SandboxView
 
 _log = structlog.get_logger()
 
@@ -264,7 +263,7 @@ class Sandboxes:
     async def put(
         self,
         config: SandboxConfig,
-        caller: Caller | None = None,
+        caller: Process | None = None,
         require: Condition = no_condition,
     ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
@@ -282,7 +281,7 @@ class Sandboxes:
     async def release(
         self,
         name: str,
-        caller: Caller | None = None,
+        caller: Process | None = None,
         require: Condition = no_condition,
         *,
         keeps_fence: bool = False,
@@ -297,7 +296,7 @@ class Sandboxes:
         return await self._calls.run(name, work)
 
     async def _put(
-        self, config: SandboxConfig, caller: Caller | None, require: Condition
+        self, config: SandboxConfig, caller: Process | None, require: Condition
     ) -> PutResult:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
@@ -344,8 +343,8 @@ class Sandboxes:
                 self._state.delete_added(config.name)
             raise
 
-    async def _add(self, config: SandboxConfig, caller: Caller | None) -> PutResult:
-        added = PolicyChange(process=caller and caller.process, after=config.given())
+    async def _add(self, config: SandboxConfig, caller: Process | None) -> PutResult:
+        added = PolicyChange(process=caller, after=config.given())
         await self._start_new(config, "api", added)
         self._on_change()
         await self._settle(config.name)
@@ -359,7 +358,7 @@ class Sandboxes:
         await run_shielded(asyncio.to_thread(added_sandboxes.store, self._state, config))
 
     async def _release(
-        self, name: str, caller: Caller | None, require: Condition, keeps_fence: bool
+        self, name: str, caller: Process | None, require: Condition, keeps_fence: bool
     ) -> Status:
         sandbox = self.find(name)
         require(view_of(sandbox))
@@ -371,9 +370,9 @@ class Sandboxes:
         if keeps_fence:
             status = await sandbox.abandon()
         else:
-            removes, process = sandbox.config.install, caller and caller.process
+            removes = sandbox.config.install
             with sandbox.noting_failure():
-                status = await sandbox.finish(_RELEASED, removes=removes, process=process)
+                status = await sandbox.finish(_RELEASED, removes=removes, process=caller)
         self._state.delete_added(name)
         self._drop(sandbox)
         self._on_change()

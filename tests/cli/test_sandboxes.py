@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from ocsf_nft.errors import ConflictError, FenceError, OcsfNftError
 from tests.cli import forked
-from tests.control.engine import HUGE, Served, View, serving
+from tests.control.engine import HUGE, Served, serving
 
 if TYPE_CHECKING:
     import subprocess
@@ -190,8 +191,8 @@ async def test_list_and_show_are_tables(commands: Commands) -> None:
 async def test_hostile_text_can_t_control_a_terminal(commands: Commands) -> None:
     await commands.shown("add", "a", "--netns", "/run/\x1b[2Jx", *PROXY)
     before = commands.served.sandboxes.found["a"]
-    commands.served.sandboxes.found["a"] = View(
-        "a", before.config, "api", "degraded", "a fault\n\x1b[31m of \u202e it"
+    commands.served.sandboxes.found["a"] = replace(
+        before, state="degraded", fault="a fault\n\x1b[31m of \u202e it"
     )
     listed = await commands.written("list")
     shown = await commands.written("show", "a", code=1)
@@ -246,7 +247,7 @@ async def test_error_of_the_service_is_one_sentence_with_its_exit_code(
 async def test_fence_that_is_not_active_is_exit_1(commands: Commands) -> None:
     await commands.shown("add", "a", *PROXY)
     before = commands.served.sandboxes.found["a"]
-    degraded = View("a", before.config, "api", "degraded", "the kernel has no NFLOG")
+    degraded = replace(before, state="degraded", fault="the kernel has no NFLOG")
     commands.served.sandboxes.found["a"] = degraded
     shown = await commands.written("show", "a", code=1)
     assert shown.splitlines()[1] == "  fault: the kernel has no NFLOG"

@@ -30,13 +30,15 @@ from ocsf_nft.cli.sandbox_activity import REST, Activity
 from ocsf_nft.cli.stored_events import Line
 from ocsf_nft.cli.watch_screen import Screen, Shown
 from ocsf_nft.state.state_db import FILE
-from tests.control.engine import Served, View, serving, wait_until
+from tests.control.engine import Served, serving, wait_until
 from tests.control.test_event_stream import lines
 from tests.delivery.stores import Store
 from tests.hostile_events import EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from ocsf_nft.service.sandbox_view import SandboxView
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ALTERNATE_ON, _ALTERNATE_OFF = "\x1b[?1049h", "\x1b[?1049l"
@@ -88,7 +90,7 @@ class Host:
         self.control = folder / "control.sock"
         self.store: Store
         self.served: Served
-        self.state: dict[str, View] = {}
+        self.state: dict[str, SandboxView] = {}
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from ocsf_nft.control import server
+from ocsf_nft.control.engine import Engine
 from ocsf_nft.control.event_log import EventLog
-from ocsf_nft.control.sandboxes import Engine
 from ocsf_nft.control.socket_file import SocketFile
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError
 from ocsf_nft.flows.sandbox_account import Balance
+from ocsf_nft.service.delivery_answers import SinkStatus
 from ocsf_nft.service.health import Fault
+from ocsf_nft.service.sandbox_view import PutResult, SandboxView
 from ocsf_nft.service.status import Status
 from ocsf_nft.state.change import DroppedRecords
 
@@ -24,51 +26,37 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
-    from ocsf_nft.control.sandboxes import Condition, Origin, State
     from ocsf_nft.http_connections import Limits
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.sandbox_view import Condition
 
 #: More than fits into 64 bits.
 HUGE = 1 << 70
 
 
-@dataclass(frozen=True)
-class View:
-    """State of a sandbox, as the contract of the engine has it."""
-
-    name: str
-    config: SandboxConfig
-    origin: Origin = "api"
-    state: State = "active"
-    fault: str | None = None
-    since_ns: int = 1_700_000_000_123_456_789
-    identity: str | None = None
-
-    @property
-    def mode(self) -> Literal["enforcing", "permissive"]:
-        return "permissive" if self.config.permissive else "enforcing"
+def view(name: str, config: SandboxConfig) -> SandboxView:
+    """Return the state of a sandbox that was added."""
+    return SandboxView(
+        name=name,
+        config=config,
+        origin="api",
+        state="active",
+        mode="permissive" if config.permissive else "enforcing",
+        fault=None,
+        since_ns=1_700_000_000_123_456_789,
+    )
 
 
-class PutResult(NamedTuple):
-    """Result of adding or changing a sandbox."""
-
-    is_new: bool
-    changes: tuple[str, ...]
-
-
-class Sink(NamedTuple):
-    """State of a sink."""
-
-    name: str
-    fault: str | None
+def _sink(name: str, fault: str | None) -> SinkStatus:
+    return SinkStatus(name=name, fault=fault, done=0, delivered=0, refused=0, failures=0, dead=0)
 
 
 @dataclass
 class Sandboxes:
     """Sandboxes in memory. ``is_held`` lets calls wait for ``released``."""
 
-    found: dict[str, View] = field(default_factory=dict)
-    calls: list[tuple[str, str, Caller | None]] = field(default_factory=list)
+    found: dict[str, SandboxView] = field(default_factory=dict)
+    calls: list[tuple[str, str, Process | None]] = field(default_factory=list)
     #: Error of the next calls.
     error: OcsfNftError | None = None
     #: Exception that is a bug.
@@ -82,7 +70,7 @@ class Sandboxes:
     def __post_init__(self) -> None:
         self.may_end.set()
 
-    async def _work(self, what: str, name: str, caller: Caller | None) -> None:
+    async def _work(self, what: str, name: str, caller: Process | None) -> None:
         self.calls.append((what, name, caller))
         if self.bug is not None:
             raise self.bug
@@ -97,31 +85,31 @@ class Sandboxes:
         self.completed += 1
 
     async def put(
-        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+        self, sandbox: SandboxConfig, caller: Process | None, require: Condition
     ) -> PutResult:
         before = self.found.get(sandbox.name)
         require(before)
         if before is not None and before.origin == "file":
             raise ConflictError(f"sandbox {sandbox.name} is in the configuration file: change it")
         await self._work("put", sandbox.name, caller)
-        self.found[sandbox.name] = View(sandbox.name, sandbox)
+        self.found[sandbox.name] = view(sandbox.name, sandbox)
         changed = before is not None and before.config != sandbox
         return PutResult(before is None, ("policy: changed",) if changed else ())
 
     async def release(
-        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+        self, name: str, caller: Process | None, require: Condition, *, keeps_fence: bool = False
     ) -> Status:
         require(self.view(name))
         await self._work("abandon" if keeps_fence else "release", name, caller)
         del self.found[name]
         return status(name)
 
-    def view(self, name: str) -> View:
+    def view(self, name: str) -> SandboxView:
         if name not in self.found:
             raise AbsentError(f"there is no sandbox {name}: `ocsf-nft list` shows all")
         return self.found[name]
 
-    def views(self) -> tuple[View, ...]:
+    def views(self) -> tuple[SandboxView, ...]:
         return tuple(self.found[name] for name in sorted(self.found))
 
     async def status(self, name: str) -> Status | None:
@@ -182,7 +170,7 @@ async def serving(
             sandboxes=sandboxes,
             events=EventLog(store or path.with_name("store"), end),
             faults=lambda: (Fault("sink siem is down", "refused", None),),
-            sinks=lambda: (Sink("siem", "refused"), Sink("-", None)),
+            sinks=lambda: (_sink("siem", "refused"), _sink("-", None)),
             reload=reload,
             attach=lambda: attach,
         )

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from ocsf_nft.errors import (
     UsageError,
 )
 from ocsf_nft.state.state_db import FILE
-from tests.control.engine import View, serving, wait_until
+from tests.control.engine import serving, wait_until
 from tests.control.test_event_stream import events, lines
 from tests.delivery.stores import Store
 
@@ -337,8 +338,8 @@ async def test_sandbox_of_the_configuration_file_is_a_conflict(
     client: ocsf_nft.Client, served: Served
 ) -> None:
     await client.put("a", proxy=["10.0.0.1:1"])
-    config = served.sandboxes.found["a"].config
-    served.sandboxes.found["a"] = View("a", config, "file")
+    found = served.sandboxes.found["a"]
+    served.sandboxes.found["a"] = replace(found, origin="file")
     with pytest.raises(ConflictError, match="sandbox a is in the configuration file"):
         await client.put("a", proxy=["10.0.0.1:2"])
 

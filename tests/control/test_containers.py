@@ -20,9 +20,9 @@ from ocsf_nft.service.sandbox_view import PutResult, SandboxView, no_condition
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.control.sandboxes import Condition
     from ocsf_nft.lab import Lab
-    from ocsf_nft.service.caller import Caller
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.sandbox_view import Condition
     from ocsf_nft.service.status import Status
 
 pytestmark = pytest.mark.kernel
@@ -48,7 +48,7 @@ class _Sandboxes:
         self.calls: list[tuple[str, str]] = []
 
     async def put(
-        self, sandbox: SandboxConfig, caller: Caller | None, require: Condition
+        self, sandbox: SandboxConfig, caller: Process | None, require: Condition
     ) -> PutResult:
         assert (caller, require) == (None, no_condition)
         is_new = sandbox.name not in self.found
@@ -57,7 +57,7 @@ class _Sandboxes:
         return PutResult(is_new, ())
 
     async def release(
-        self, name: str, caller: Caller | None, require: Condition, *, keeps_fence: bool = False
+        self, name: str, caller: Process | None, require: Condition, *, keeps_fence: bool = False
     ) -> Status:
         assert (caller, require) == (None, no_condition)
         self.calls.append(("abandon" if keeps_fence else "release", name))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import ocsf_nft
-from tests.control.engine import View, wait_until
+from tests.control.engine import wait_until
 from tests.control.raw_client import Answer, connected
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ async def test_tag_changes_with_the_policy_only(tagged: Tagged, served: Served) 
     assert first.json["sandbox"]["etag"] == tag
     assert (await tagged.ask("GET")).headers["etag"] == tag
     assert (await tagged.ask("PUT", ONE)).headers["etag"] == tag
-    view = served.sandboxes.found["a"]
-    served.sandboxes.found["a"] = View("a", view.config, state="absent", fault="removed")
+    found = served.sandboxes.found["a"]
+    served.sandboxes.found["a"] = replace(found, state="absent", fault="removed")
     assert (await tagged.ask("GET")).headers["etag"] == tag
-    served.sandboxes.found["a"] = View("a", view.config, since_ns=1)
+    served.sandboxes.found["a"] = replace(found, since_ns=1)
     assert (await tagged.ask("GET")).headers["etag"] != tag, "it was added again"
     assert (await tagged.ask("PUT", TWO)).headers["etag"] != tag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ocsf_nft.errors import (
     SourceError,
     UnsupportedError,
 )
-from tests.control.engine import HUGE, View
+from tests.control.engine import HUGE
 from tests.control.raw_client import ask, connected
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ async def test_kernel_s_credentials_of_the_caller_reach_the_engine(served: Serve
     for what, name, caller in served.sandboxes.calls:
         assert name == "a", what
         assert caller is not None
-        assert caller[:3] == (os.getuid(), os.getgid(), os.getpid())
-        assert caller.program == _PROGRAM
+        assert (caller.uid, caller.gid, caller.pid) == (os.getuid(), os.getgid(), os.getpid())
+        assert (caller.name, caller.path) == (Path(_PROGRAM).name, _PROGRAM)
     assert [what for what, *_ in served.sandboxes.calls] == ["put", "release"]
 
 
@@ -122,7 +123,7 @@ async def test_sandbox_without_a_fence_has_no_counts(served: Served) -> None:
     await ask(served.path, "PUT", "/v1/sandboxes/a", BODY)
     before = served.sandboxes.found["a"]
     fault = "there is no network namespace at /run/netns/agent"
-    served.sandboxes.found["a"] = View("a", before.config, "file", "waiting", fault)
+    served.sandboxes.found["a"] = replace(before, origin="file", state="waiting", fault=fault)
     shown = (await ask(served.path, "GET", "/v1/sandboxes/a")).json
     assert (shown["origin"], shown["state"], shown["fault"]) == ("file", "waiting", fault)
     assert shown["counts"] == shown["dropped_records"] == []

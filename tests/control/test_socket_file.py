@@ -17,6 +17,7 @@ from ocsf_nft.control import peer
 from ocsf_nft.control.peer import caller_of
 from ocsf_nft.control.socket_file import SocketFile
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.process import Process
 from tests.control.engine import serving
 from tests.control.raw_client import ask
 
@@ -268,7 +269,7 @@ def test_program_of_a_caller_that_has_exited_is_unknown(
     with done, listener.accept()[0] as accepted:
         done.wait()
         caller = caller_of(accepted)
-        assert caller == (0, 0, done.pid, None)
+        assert caller == Process(pid=done.pid, uid=0, gid=0)
         # Another process may have its pid.
-        monkeypatch.setattr(peer, "_program", lambda _: "/usr/bin/other")
-        assert caller_of(accepted).program is None
+        monkeypatch.setattr(peer, "_program", lambda _: ("other", "/usr/bin/other"))
+        assert caller_of(accepted) == caller

@@ -18,8 +18,8 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.lab import INTERNET4, ip
 from ocsf_nft.netns import named
+from ocsf_nft.process import Process
 from ocsf_nft.service import name_state, run
-from ocsf_nft.service.caller import Caller
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from tests.kernel import conftest, namespaces
 from tests.kernel.serving import connect_to, sandbox, serving, until
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_CALLER = Caller(uid=1234, gid=5678, pid=os.getpid(), program="/usr/bin/supervisor")
+_CALLER = Process(
+    pid=os.getpid(), name="supervisor", path="/usr/bin/supervisor", uid=1234, gid=5678
+)
 _NAME = "api.test"
 _ALLOW = [f"tcp:{_NAME}:443"]
 

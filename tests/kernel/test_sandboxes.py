@@ -14,7 +14,7 @@ from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
-from ocsf_nft.service.caller import Caller
+from ocsf_nft.process import Process
 from ocsf_nft.service.status import Status
 from ocsf_nft.sources.nflog import Nflog
 from tests.descriptors import open_descriptors
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_CALLER = Caller(uid=1234, gid=5678, pid=os.getpid(), program="/usr/bin/supervisor")
+_CALLER = Process(
+    pid=os.getpid(), name="supervisor", path="/usr/bin/supervisor", uid=1234, gid=5678
+)
 
 
 async def test_added_sandbox_is_fenced_watched_and_released(

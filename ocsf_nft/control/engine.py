@@ -1,0 +1,82 @@
+"""Parts of a service that the control API calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ocsf_nft.control.event_log import EventLog
+from ocsf_nft.service import health
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.config.attach import AttachConfig
+    from ocsf_nft.process import Process
+    from ocsf_nft.service.delivery_answers import SinkStatus
+    from ocsf_nft.service.health import Fault
+    from ocsf_nft.service.run import Service
+    from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
+    from ocsf_nft.service.status import Status
+
+
+class Sandboxes(Protocol):
+    """Sandboxes of a service; its methods are those of :class:`Service`."""
+
+    async def put(
+        self, sandbox: SandboxConfig, caller: Process | None, require: Condition
+    ) -> PutResult:
+        """Add a sandbox, or change its policy."""
+        ...
+
+    async def release(
+        self, name: str, caller: Process | None, require: Condition, *, keeps_fence: bool = False
+    ) -> Status:
+        """Release a sandbox."""
+        ...
+
+    def view(self, name: str) -> SandboxView:
+        """Return the state of a sandbox."""
+        ...
+
+    def views(self) -> Sequence[SandboxView]:
+        """Return the states of all sandboxes."""
+        ...
+
+    async def status(self, name: str) -> Status | None:
+        """Return the packet counts of a sandbox."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Parts of a service for the control API: its sandboxes, events, health and reload.
+
+    ``state_dir`` is the state directory. ``reload`` reads the configuration file again and applies
+    it; it may raise an OcsfNftError. ``attach`` returns the present
+    ``[[attach]]`` tables.
+    """
+
+    state_dir: Path
+    sandboxes: Sandboxes
+    events: EventLog
+    faults: Callable[[], Sequence[Fault]]
+    sinks: Callable[[], Sequence[SinkStatus]]
+    reload: Callable[[], Awaitable[None]]
+    attach: Callable[[], Sequence[AttachConfig]]
+
+
+def engine_of(service: Service, reload: Callable[[], Awaitable[None]]) -> Engine:
+    """Return the engine that serves the sandboxes and events of a running service."""
+    database = service.store.database
+    return Engine(
+        state_dir=service.config.state_dir,
+        sandboxes=service,
+        events=EventLog(database.path, lambda: database.end),
+        faults=lambda: health.all_faults(service),
+        sinks=lambda: service.delivery.sinks,
+        reload=reload,
+        attach=lambda: service.config.attach,
+    )
