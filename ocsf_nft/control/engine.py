@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ocsf_nft.control.event_log import EventLog
 from ocsf_nft.service import health
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
@@ -64,11 +64,11 @@ class Engine:
     events: EventLog
     faults: Callable[[], Sequence[Fault]]
     sinks: Callable[[], Sequence[SinkStatus]]
-    reload: Callable[[], Awaitable[None]]
+    reload: Callable[[], Coroutine[Any, Any, None]]
     attach: Callable[[], Sequence[AttachConfig]]
 
 
-def engine_of(service: Service, reload: Callable[[], Awaitable[None]]) -> Engine:
+def engine_of(service: Service, reload: Callable[[], Coroutine[Any, Any, None]]) -> Engine:
     """Return the engine that serves the sandboxes and events of a running service."""
     database = service.store.database
     return Engine(

@@ -20,7 +20,6 @@ from ocsf_nft.control.event_stream import EventStreams
 from ocsf_nft.control.openapi import openapi
 from ocsf_nft.control.peer import caller_of
 from ocsf_nft.control.query import parameters
-from ocsf_nft.control.shielded_calls import ShieldedCalls
 from ocsf_nft.control.socket_file import QUEUED
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import values
@@ -34,6 +33,7 @@ from ocsf_nft.http_connections import (
     lengthen_queue,
     without_timeout,
 )
+from ocsf_nft.service.calls import ShieldedCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,6 +51,8 @@ MAX_BODY_BYTES: Final = 64 << 10
 _LINGER_SECONDS: Final = 2.0
 #: Time for the answers to finish when the service stops.
 _SHUTDOWN_SECONDS: Final = 1.0
+#: Time for the calls to finish then. Loading a fence takes at most as long.
+_FINISH_SECONDS: Final = 10.0
 _MAX_NAME_SHOWN: Final = 100
 _SANDBOX: Final = "/v1/sandboxes/{name}"
 _CONTAINER: Final = "/v1/containers/{key}"
@@ -84,7 +86,7 @@ async def serve(engine: Engine, at: SocketFile, limits: Limits = LIMITS) -> Asyn
             server.close()  # the socket too
     finally:
         await runner.cleanup()
-        await api.calls.finish()
+        await api.calls.finish(_FINISH_SECONDS)
 
 
 class _Api:

@@ -260,7 +260,7 @@ async def test_call_is_completed_if_the_server_stops_meanwhile(
 async def test_call_that_does_not_end_is_cancelled_when_the_server_stops(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ocsf_nft.control.shielded_calls._FINISH_SECONDS", 0.1)
+    monkeypatch.setattr("ocsf_nft.control.server._FINISH_SECONDS", 0.1)
     async with contextlib.AsyncExitStack() as stack:
         async with serving(folder / "c") as served:
             served.sandboxes.may_end.clear()
