@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.policy_options import Policy, with_policy, without_defaults
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
@@ -25,24 +26,12 @@ Labels = Annotated[
 ]  # fmt: skip
 
 
-def add(  # noqa: PLR0913, PLR0917 - each is an option
+@with_policy(options.ServiceNetns)
+def add(
     name: options.SandboxName,
-    profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
-    netns: options.ServiceNetns = None,
-    pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - the same
-    host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
-    device: options.Device = None,
-    subnet: options.Subnets = [],  # noqa: B006 - the same
-    gateway_port: options.GatewayPort = None,
-    mac: options.Mac = None,
-    permissive: options.Permissive = False,
-    exclusive: options.Exclusive = False,
-    transport: options.Transport = "auto",
-    group: options.Group = options.DEFAULT_GROUP,
-    label: Labels = [],  # noqa: B006 - the same
+    *,
+    policy: Policy,
+    label: Labels = [],  # noqa: B006 - typer copies it
     control: options.Control = options.DEFAULT_CONTROL,
     as_json: options.AnswerAsJson = False,
 ) -> None:
@@ -65,26 +54,10 @@ def add(  # noqa: PLR0913, PLR0917 - each is an option
     """
     from ocsf_nft.control.http_call import call, sandbox_target
 
-    given = {
-        "profile": profile if profile != "sandbox" else None,
-        "netns": _absolute(netns),
-        "pid": pid,
-        "proxy": proxy,
-        "allow": allow,
-        "host_guard": host_guard,
-        "proxy_uid": proxy_uid,
-        "device": device,
-        "subnet": subnet,
-        "gateway_port": gateway_port,
-        "mac": mac,
-        "permissive": permissive,
-        "exclusive": exclusive,
-        "transport": transport if transport != "auto" else None,
-        "group": group if group != options.DEFAULT_GROUP else None,
-        "labels": _labels(label),
-    }
-    policy = {key: value for key, value in given.items() if value not in (None, False, [], {})}
-    _report(call(control, "PUT", sandbox_target(name), policy), as_json=as_json)
+    given = without_defaults(policy | {"netns": _absolute(policy["netns"])})
+    if labels := _labels(label):
+        given["labels"] = labels
+    _report(call(control, "PUT", sandbox_target(name), given), as_json=as_json)
 
 
 def change(  # noqa: PLR0913, PLR0917 - each is an option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.policy_options import Policy, with_policy
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -19,23 +20,11 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
 
 
-def install(  # noqa: PLR0913, PLR0917 - each is an option
+@with_policy()
+def install(  # noqa: PLR0913 - each is an option
     sandbox: options.Sandbox,
-    profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
-    netns: options.Netns = None,
-    pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - the same
-    host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
-    device: options.Device = None,
-    subnet: options.Subnets = [],  # noqa: B006 - the same
-    gateway_port: options.GatewayPort = None,
-    mac: options.Mac = None,
-    permissive: options.Permissive = False,
-    exclusive: options.Exclusive = False,
-    transport: options.Transport = "auto",
-    group: options.Group = options.DEFAULT_GROUP,
+    *,
+    policy: Policy,
     state_dir: options.StateDir = None,
     config: options.StateConfig = None,
     dry_run: Annotated[
@@ -67,12 +56,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 
     if dry_run and as_json:
         raise UsageError("--dry-run and --json can't be combined: give one of them")
-    requested = options.one_sandbox(
-        name=sandbox, profile=profile, netns=netns, pid=pid, proxy=proxy, allow=allow,
-        host_guard=host_guard, proxy_uid=proxy_uid, device=device, subnet=subnet,
-        gateway_port=gateway_port, mac=mac, permissive=permissive, exclusive=exclusive,
-        transport=transport, group=group, install=True,
-    )  # fmt: skip
+    requested = options.one_sandbox(name=sandbox, **policy, install=True)
     spec = requested.spec()  # without host names: nothing would follow their addresses
     if dry_run:
         log_transport = fences.requested_transport(requested) or "nflog"
@@ -85,7 +69,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
     if fence.reason is not None:
-        refuses = " and permissive, so it refuses nothing" if permissive else ""
+        refuses = " and permissive, so it refuses nothing" if requested.permissive else ""
         output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
     if as_json:

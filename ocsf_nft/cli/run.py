@@ -20,6 +20,7 @@ import typer
 from ocsf_nft import sd_notify
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import rejected, show, write_stderr_at_once
+from ocsf_nft.cli.policy_options import Policy, with_policy
 from ocsf_nft.cli.reload import Reload, reload_on_hangup
 from ocsf_nft.errors import UnsupportedError, UsageError
 
@@ -42,7 +43,8 @@ _REPLAY: Final = "replay:"
 _REPEATED_SIGNAL_SECONDS: Final = 1.0
 
 
-def run(  # noqa: PLR0913, PLR0917 - each is an option
+@with_policy()
+def run(  # noqa: PLR0913 - each is an option
     context: typer.Context,
     config: Annotated[
         Path | None, options.config_option("A TOML file, in place of the other options.")
@@ -50,21 +52,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
     ] = None,
-    profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
-    netns: options.Netns = None,
-    pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - the same
-    host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
-    device: options.Device = None,
-    subnet: options.Subnets = [],  # noqa: B006 - the same
-    gateway_port: options.GatewayPort = None,
-    mac: options.Mac = None,
-    permissive: options.Permissive = False,
-    exclusive: options.Exclusive = False,
-    transport: options.Transport = "auto",
-    group: options.Group = options.DEFAULT_GROUP,
+    *,
+    policy: Policy,
     source: Annotated[
         str,
         typer.Option(
@@ -179,11 +168,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         state = options.state_directory(state_dir)
         requested = options.one(
             {
-                "name": sandbox, "profile": profile, "netns": netns, "pid": pid, "proxy": proxy,
-                "allow": allow, "host_guard": host_guard, "proxy_uid": proxy_uid,
-                "device": device, "subnet": subnet, "gateway_port": gateway_port, "mac": mac,
-                "permissive": permissive, "exclusive": exclusive, "transport": transport,
-                "group": group, "source": source, "install": install, "self_heal": self_heal,
+                "name": sandbox, **policy, "source": source, "install": install,
+                "self_heal": self_heal,
             },
             output=output, handshake=handshake, ocsf_version=ocsf_version, state_dir=state,
             attribution={"method": attribution},
