@@ -21,9 +21,8 @@ from bench import command, host, stage
 from bench.subject import Subject, percentile
 from ocsf_nft.cni import node_files
 from ocsf_nft.cni.network_file import TYPE
-from ocsf_nft.container_path import container_path
 from ocsf_nft.control.container_facts import POLICY
-from ocsf_nft.control_request import Service
+from ocsf_nft.control_request import Service, container_path
 from ocsf_nft.namespace_members import namespace_at, namespace_of
 
 if TYPE_CHECKING:

@@ -6,23 +6,20 @@ import contextlib
 import datetime as dt
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from ocsf_nft.control import answers
 from ocsf_nft.control.http_call import sandbox_target
+from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-    from types import TracebackType
 
     import aiohttp
-
-#: Path of the service's socket unless the configuration names another one.
-DEFAULT_CONTROL: Final = Path("/run/ocsf-nft/control.sock")
 
 
 class Client:
@@ -36,7 +33,7 @@ class Client:
     connecting is not permitted, DeliveryError if the answer does not arrive within a minute.
     """
 
-    def __init__(self, path: str | os.PathLike[str] = DEFAULT_CONTROL) -> None:
+    def __init__(self, path: str | os.PathLike[str] = SOCKET) -> None:
         """Create a client of the service with the socket ``path``."""
         self._path = Path(path)
         self._session: aiohttp.ClientSession | None = None
@@ -55,12 +52,7 @@ class Client:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()

@@ -6,7 +6,9 @@ they import little. Other Python programs use ``ocsf_nft.Client``.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from ocsf_nft.errors import OcsfNftError, reason_of
 from ocsf_nft.quoted import quoted
@@ -18,8 +20,10 @@ SOCKET: Final = "/run/ocsf-nft/control.sock"
 SECONDS: Final = 15.0
 #: Statuses of answers to a release after which nothing is left to do: the container has no sandbox,
 #: or others use its network, and its sandbox ends with them.
-RELEASED: Final = frozenset((404, 409))
+_RELEASED: Final = frozenset((404, 409))
 _FIRST_ERROR: Final = 300
+_DIGITS: Final = frozenset("0123456789abcdef")
+_ID_LENGTH: Final = 64
 
 
 class ServiceError(OcsfNftError):
@@ -78,6 +82,37 @@ class Service(NamedTuple):
         if status >= _FIRST_ERROR:
             raise ProblemError(status, _sentence(status, found))
         return found
+
+    def add_container(self, container: str, scope: str, facts: dict[str, Any]) -> None:
+        """Fence a container; return when it may start.
+
+        ``scope`` is that of :func:`container_path`. Raises the errors of :meth:`request`.
+        """
+        self.request("PUT", container_path(container, scope), facts)
+
+    def release_container(self, container: str, scope: str) -> None:
+        """End the sandbox of a deleted container, if it has one of its own.
+
+        ``scope`` is that of :func:`container_path`. Raises ServiceError without an answer of the
+        service, ProblemError if the service fails.
+        """
+        try:
+            self.request("DELETE", container_path(container, scope))
+        except ProblemError as error:
+            if error.status not in _RELEASED:
+                raise
+
+
+def container_path(container: str, scope: str) -> str:
+    """Return the path of the container with an id in the control API.
+
+    Ids of Docker, Podman and Kubernetes are unique on a host. Other ids are unique only in their
+    ``scope``, for example the state folder of a runtime, so a checksum of the scope is added. For
+    example, `ctr` has such ids in each namespace of containerd.
+    """
+    is_unique = len(container) == _ID_LENGTH and _DIGITS.issuperset(container)
+    suffix = "" if is_unique else f"-{zlib.crc32(scope.encode()):08x}"
+    return f"/v1/containers/{quote(container + suffix, safe='')}"
 
 
 def _sentence(status: int, problem: dict[str, Any]) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: ``own``: only the container is in the namespace. ``shared``: other processes are in it, such as
+#: those of the container that it joined. ``host``: the namespace of the engine itself.
+Network: TypeAlias = Literal["own", "shared", "host"]
 
 
 class NamespaceId(NamedTuple):
@@ -25,6 +30,19 @@ def namespace_at(path: str) -> NamespaceId:
     """Return the namespace with the file ``path``; raises OSError."""
     status = os.stat(path)  # noqa: PTH116 - pathlib is slow to import
     return NamespaceId(status.st_dev, status.st_ino)
+
+
+def network_of(
+    namespace: NamespaceId, other_than: int | None = None, *, is_new: bool = False
+) -> Network:
+    """Return which network namespace a container is in, for an engine's program.
+
+    The process ``other_than`` is the container's own. With ``is_new``, no other process can be in
+    the namespace if it is not that of the engine.
+    """
+    if namespace == namespace_of("self"):
+        return "host"
+    return "shared" if not is_new and has_members(namespace, other_than) else "own"
 
 
 def has_members(namespace: NamespaceId, other_than: int | None = None) -> bool:

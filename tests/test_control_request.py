@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.container_path import container_path
-from ocsf_nft.control_request import ProblemError, Service, ServiceError
+from ocsf_nft.control_request import ProblemError, Service, ServiceError, container_path
 from tests.engines import stub
 
 if TYPE_CHECKING:

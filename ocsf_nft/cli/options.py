@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 #: commands outside the unit would use another directory.
 STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
-DEFAULT_CONTROL: Final = Path("/run/ocsf-nft/control.sock")
+DEFAULT_CONTROL: Final = Path(SOCKET)
 CONTROL_VARIABLE: Final = "OCSF_NFT_CONTROL"
 
 

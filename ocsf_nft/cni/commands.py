@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.cni import errors
 from ocsf_nft.cni.errors import CniError
 from ocsf_nft.cni.request import VERSIONS
-from ocsf_nft.container_path import container_path
-from ocsf_nft.control_request import RELEASED, ProblemError, ServiceError
+from ocsf_nft.control_request import ProblemError, ServiceError
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.namespace_members import has_members, namespace_at, namespace_of
+from ocsf_nft.namespace_members import has_members, namespace_at, network_of
 
 if TYPE_CHECKING:
     from ocsf_nft.cni.request import Request
+    from ocsf_nft.namespace_members import Network
 
 #: Path of the namespace of a process: `ctr` adds a network after the process has been created.
 _OF_PROCESS: Final = re.compile("/proc/([0-9]+)/ns/net")
@@ -76,7 +76,7 @@ def _add(request: Request, *, is_used: bool = False) -> None:
         body["sandbox"] = request.sandbox
     called = body.get("name", container)
     try:
-        request.service.request("PUT", container_path(container, request.network), body)
+        request.service.add_container(container, request.network, body)
     except ProblemError as error:
         raise CniError(errors.REFUSED, f"{called} does not start: {error}") from error
     except ServiceError as error:
@@ -93,12 +93,9 @@ def _delete(request: Request) -> None:
     if request.netns is not None and _is_in_use(request.netns):
         return
     try:
-        request.service.request("DELETE", container_path(container, request.network))
-    except ProblemError as error:
-        if error.status not in RELEASED:
-            _warn(container, error)
-    except ServiceError as error:
-        _warn(container, error)
+        request.service.release_container(container, request.network)
+    except (ProblemError, ServiceError) as error:
+        sys.stderr.write(f"ocsf-nft-cni: the sandbox of {container} was not released: {error}\n")
 
 
 def _check_service(request: Request) -> None:
@@ -108,19 +105,15 @@ def _check_service(request: Request) -> None:
         raise CniError(errors.UNAVAILABLE, f"no container can be fenced: {error}") from error
 
 
-def _network(netns: str) -> str:
-    """Return ``own``, ``shared`` or ``host`` for the namespace; see ContainerFacts."""
+def _network(netns: str) -> Network:
     try:
         namespace = namespace_at(netns)
     except OSError as error:
         raise CniError(
             errors.WRONG_ENVIRONMENT, f"the network namespace {netns} can't be read: {error}"
         ) from error
-    if namespace == namespace_of("self"):
-        return "host"
     process = _OF_PROCESS.fullmatch(netns)
-    first = None if process is None else int(process[1])
-    return "shared" if has_members(namespace, other_than=first) else "own"
+    return network_of(namespace, other_than=None if process is None else int(process[1]))
 
 
 def _is_in_use(netns: str) -> bool:
@@ -149,7 +142,3 @@ def _netns(request: Request) -> str:
 
 def _missing(name: str) -> CniError:
     return CniError(errors.WRONG_ENVIRONMENT, f"{name} is missing")
-
-
-def _warn(container: str, error: OcsfNftError) -> None:
-    sys.stderr.write(f"ocsf-nft-cni: the sandbox of {container} was not released: {error}\n")

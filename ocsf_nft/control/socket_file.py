@@ -13,12 +13,9 @@ import socket
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from ocsf_nft.errors import UnsupportedError, UsageError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 #: Connections that wait to be accepted; the kernel's own limit is net.core.somaxconn. With a full
 #: queue, clients that do not block fail (connect(2), EAGAIN), so it is longer than that of TCP.
@@ -68,12 +65,7 @@ class SocketFile:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the socket and remove its file."""
         self.remove()
         self.socket.close()

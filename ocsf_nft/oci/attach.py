@@ -1,17 +1,16 @@
-"""Addition of a container to the service, and its removal."""
+"""Addition of a container to the service."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.container_path import container_path
-from ocsf_nft.control_request import RELEASED, ProblemError
-from ocsf_nft.errors import FenceError, OcsfNftError
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
+from ocsf_nft.namespace_members import namespace_of, network_of
 from ocsf_nft.oci.bundle import facts, read_config
-from ocsf_nft.oci.network import namespace_path, network_of
 
 if TYPE_CHECKING:
     from ocsf_nft.control_request import Service
+    from ocsf_nft.namespace_members import Network
 
 
 def add(service: Service, container: str, *, pid: int, bundle: str, root: str = "") -> None:
@@ -29,23 +28,31 @@ def add(service: Service, container: str, *, pid: int, bundle: str, root: str = 
         body: dict[str, Any] = {
             "id": container,
             "pid": pid,
-            "network": network_of(pid, config),
+            "network": _network(pid, config),
             **known,
         }
-        if path := namespace_path(config):
+        if path := _namespace_path(config):
             body["netns"] = path
-        service.request("PUT", container_path(container, root), body)
+        service.add_container(container, root, body)
     except OcsfNftError as error:
         raise FenceError(f"ocsf-nft: container {name} does not start: {error}") from error
 
 
-def remove(service: Service, container: str, *, root: str = "") -> None:
-    """Ask the service to end the sandbox of a deleted container, if it has one of its own.
-
-    Raises ProblemError if the service fails, ServiceError if it does not answer.
-    """
+def _network(pid: int, config: dict[str, Any]) -> Network:
+    """Return which network namespace the process ``pid`` of a created container is in."""
     try:
-        service.request("DELETE", container_path(container, root))
-    except ProblemError as error:
-        if error.status not in RELEASED:
-            raise
+        found = namespace_of(pid)
+    except OSError as error:
+        raise AbsentError(
+            f"the container's process {pid} has exited before it was fenced"
+        ) from error
+    # A namespace without a path was created by the runtime for this container, unless it is that of
+    # the host, which Podman leaves out.
+    return network_of(found, other_than=pid, is_new=_namespace_path(config) is None)
+
+
+def _namespace_path(config: dict[str, Any]) -> str | None:
+    """Return the path of the network namespace that a container joins; None for a new one."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    paths = [each.get("path") for each in namespaces if each.get("type") == "network"]
+    return paths[0] or None if paths else None

@@ -13,7 +13,7 @@ import os
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import DeliveryError, SourceError, UsageError
-from ocsf_nft.oci.attach import add, remove
+from ocsf_nft.oci.attach import add
 from ocsf_nft.oci.bundle import read_config
 from ocsf_nft.quoted import quoted
 
@@ -45,7 +45,7 @@ def hook(stage: str, state: IO[str], service: Service, root: str = "") -> None:
     if stage == CREATE:
         add(service, container, pid=pid, bundle=bundle, root=root)
     else:
-        remove(service, container, root=root)
+        service.release_container(container, root)
 
 
 def with_hooks(bundle: str, program: Sequence[str], seconds: float, root: str = "") -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.oci.attach import add, remove
+from ocsf_nft.oci.attach import add
 from ocsf_nft.oci.hooks import with_hooks
 from ocsf_nft.oci.runtime_log import report
 
@@ -68,7 +68,7 @@ def delete(given: CommandLine, container: str, settings: Settings) -> int:
     code = _run(settings.runtime, *given.runtime)
     if code == 0:
         try:
-            remove(settings.service, container, root=given.options.get("root", ""))
+            settings.service.release_container(container, given.options.get("root", ""))
         except OcsfNftError as error:
             report(
                 f"ocsf-nft: the sandbox of container {container} was not released: {error}",

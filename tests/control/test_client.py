@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ocsf_nft
-from ocsf_nft import client as client_module
-from ocsf_nft.cli import options
 from ocsf_nft.control import answers, http_call
 from ocsf_nft.control.http_call import call, sandbox_target
 from ocsf_nft.errors import (
@@ -353,10 +351,6 @@ def test_methods_of_the_client_have_types() -> None:
     assert len(public) == 7
     for method in public:
         assert "return" in inspect.get_annotations(method), method
-
-
-def test_default_paths_of_the_socket_are_the_same() -> None:
-    assert options.DEFAULT_CONTROL == client_module.DEFAULT_CONTROL
 
 
 def test_calls_of_commands_import_nothing_heavy() -> None:
