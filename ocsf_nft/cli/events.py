@@ -17,7 +17,6 @@ from ocsf_nft.cli import options, output, service_access
 from ocsf_nft.cli.service_access import Access
 from ocsf_nft.cli.stored_events import ServiceSelection, StoreSelection
 from ocsf_nft.errors import AbsentError, UsageError
-from ocsf_nft.time_text import since_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -141,6 +140,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
+    from ocsf_nft.ocsf.event_filter import event_filter
     from ocsf_nft.ocsf.versions import full_version
 
     if (sink is not None or retry) and not dead:
@@ -156,7 +156,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         "sandbox": sandbox, "severity": severity, "since": since, "until": until, "uid": uid,
     }  # fmt: skip
     query = {name: value for name, value in given.items() if value is not None}
-    select = _event_filter(query, kind)  # raises errors also if a service selects the events
+    # Raises errors also if a service selects the events.
+    select = event_filter(query, kind, prefix="--")
     if kind:
         query["class"] = ",".join(map(str, select.classes))
     source = _access(control, state_dir, config, store, needs_files=dead or sinks)
@@ -258,21 +259,6 @@ def _write(
         output.write(part)
         is_any = True
     return is_any
-
-
-def _event_filter(query: Mapping[str, str], kinds: Sequence[str]) -> EventFilter:
-    """Return the filter for the options of the command; raises UsageError if one is wrong."""
-    from ocsf_nft.ocsf.event_filter import EventFilter, class_uid, severity_id
-
-    severity, since, until = (query.get(name) for name in ("severity", "since", "until"))
-    return EventFilter(
-        sandbox=query.get("sandbox"),
-        classes=frozenset(class_uid("--class", each) for each in kinds),
-        min_severity=None if severity is None else severity_id("--severity", severity),
-        from_ms=None if since is None else since_ms("--since", since),
-        until_ms=None if until is None else since_ms("--until", until),
-        uid=query.get("uid"),
-    )
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:

@@ -97,10 +97,9 @@ def show(
     else:
         output.write("".join(f"{visible(line)}\n" for line in _lines(found)).encode())
         if found["counts"]:
-            rows = [
-                [row["rule"], *(f"{row[each]:,}" for each in _COUNTS)] for row in found["counts"]
-            ]
-            write_table(("rule", *_COUNTS[:-1], "mismatch"), rows)
+            write_table(
+                ("rule", *_COUNTS[:-1], "mismatch"), [_counts(each) for each in found["counts"]]
+            )
     if found["state"] != "active":
         raise typer.Exit(1)
 

@@ -121,10 +121,8 @@ def _statuses(
 
 
 def _write_json(found: Sequence[Status]) -> None:
-    from ocsf_nft.service.status_rows import rows
-
     for status in found:
-        for row in rows(status):
+        for row in status.rows():
             output.write_json_of_any_size(row)
 
 

@@ -17,7 +17,6 @@ from ocsf_nft.control.problem_types import MalformedError
 from ocsf_nft.errors import UsageError
 from ocsf_nft.flow import Mode
 from ocsf_nft.service.sandbox_view import Origin, State
-from ocsf_nft.service.status_rows import rows
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
@@ -285,6 +284,6 @@ def _counted(status: Status | None) -> dict[str, Any]:
     if status is None:
         return {"counts": [], "dropped_records": []}
     return {
-        "counts": [RuleCounts(**row) for row in rows(status)],
+        "counts": [RuleCounts(**row) for row in status.rows()],
         "dropped_records": [DroppedRecords(**each._asdict()) for each in status.dropped_records],
     }

@@ -130,11 +130,7 @@ def _put() -> dict[str, Any]:
         (400, 404, 408, 409, 412, 413, 422, 503),
         (_IF_MATCH,),
     )
-    made["requestBody"] = {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": _REF.format(model=_POLICY)}}},
-    }
-    return made
+    return made | {"requestBody": _body(_POLICY)}
 
 
 def _attach() -> dict[str, Any]:
@@ -146,13 +142,7 @@ def _attach() -> dict[str, Any]:
         (400, 403, 404, 408, 409, 413, 422, 503),
     )
     made["responses"]["204"] = {"description": "A table allows it without a fence"}
-    made["requestBody"] = {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": _REF.format(model=ContainerFacts.__name__)}}
-        },
-    }
-    return made
+    return made | {"requestBody": _body(ContainerFacts.__name__)}
 
 
 def _events() -> dict[str, Any]:
@@ -228,8 +218,16 @@ def _operation(
 def _response(status: int | None, content_type: str, model: type[BaseModel]) -> dict[str, Any]:
     return {
         "description": "Any other error" if status is None else HTTPStatus(status).phrase,
-        "content": {content_type: {"schema": {"$ref": _REF.format(model=model.__name__)}}},
+        "content": _content(content_type, model.__name__),
     }
+
+
+def _body(schema: str) -> dict[str, Any]:
+    return {"required": True, "content": _content("application/json", schema)}
+
+
+def _content(content_type: str, schema: str) -> dict[str, Any]:
+    return {content_type: {"schema": {"$ref": _REF.format(model=schema)}}}
 
 
 def _schemas() -> dict[str, Any]:

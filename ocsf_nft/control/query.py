@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.control.event_log import EventRequest
 from ocsf_nft.errors import UsageError
-from ocsf_nft.ocsf.event_filter import EventFilter, class_uid, severity_id
+from ocsf_nft.ocsf.event_filter import event_filter
 from ocsf_nft.quoted import quoted
-from ocsf_nft.time_text import since_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aiohttp import web
 
 _OF_EVENTS: Final = (
@@ -49,19 +46,6 @@ def event_query(request: web.Request) -> EventRequest:
         raise UsageError("last and after can't be combined: give one of them")
     if follow not in _FOLLOW:
         raise UsageError(f"follow {quoted(follow[:_MOST_CHARACTERS])} is unknown: give 0 or 1")
-    return EventRequest(
-        _event_filter(given), _FOLLOW[follow], None if last is None else int(last), after
-    )
-
-
-def _event_filter(given: Mapping[str, str]) -> EventFilter:
-    severity, since, until = (given.get(name) for name in ("severity", "since", "until"))
-    kinds = given["class"].split(",") if "class" in given else ()
-    return EventFilter(
-        sandbox=given.get("sandbox"),
-        classes=frozenset(class_uid("class", each) for each in kinds),
-        min_severity=None if severity is None else severity_id("severity", severity),
-        from_ms=None if since is None else since_ms("since", since),
-        until_ms=None if until is None else since_ms("until", until),
-        uid=given.get("uid"),
-    )
+    classes = given["class"].split(",") if "class" in given else ()
+    select = event_filter(given, classes)
+    return EventRequest(select, _FOLLOW[follow], None if last is None else int(last), after)

@@ -144,11 +144,7 @@ class _Api:
         done = await self.calls.run(self._engine.sandboxes.put(requested, caller, require))
         view = self._engine.sandboxes.view(name)
         made = models.PutAnswer(changes=list(done.changes), sandbox=models.view_of(view))
-        answer = _json(made, view)
-        if done.is_new:
-            answer.set_status(201)
-            answer.headers["Location"] = f"/v1/sandboxes/{name}"
-        return answer
+        return _created(_json(made, view), name, is_new=done.is_new)
 
     async def _release(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -166,13 +162,8 @@ class _Api:
         if done.sandbox is None:
             return web.Response(status=204)
         view = models.view_of(self._engine.sandboxes.view(done.sandbox))
-        answer = _json(
-            models.ContainerAnswer(table=done.table, changes=list(done.changes), sandbox=view)
-        )
-        if done.is_new:
-            answer.set_status(201)
-            answer.headers["Location"] = f"/v1/sandboxes/{done.sandbox}"
-        return answer
+        made = models.ContainerAnswer(table=done.table, changes=list(done.changes), sandbox=view)
+        return _created(_json(made), done.sandbox, is_new=done.is_new)
 
     async def _detach(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -270,3 +261,11 @@ def _json(answer: BaseModel, view: SandboxView | None = None) -> web.Response:
     body = answer.model_dump_json().encode("utf-8", "backslashreplace") + b"\n"
     headers = None if view is None else {hdrs.ETAG: etag_of(view)}
     return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+def _created(answer: web.Response, sandbox: str, *, is_new: bool) -> web.Response:
+    """Return an answer about a sandbox, with the status and the path of a new one if it is new."""
+    if is_new:
+        answer.set_status(201)
+        answer.headers[hdrs.LOCATION] = f"/v1/sandboxes/{sandbox}"
+    return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -12,32 +12,14 @@ from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.oneline import sandbox_or_host
 from ocsf_nft.quoted import quoted
+from ocsf_nft.time_text import since_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 #: Maximum number of characters of a wrong value in a sentence.
 _MOST_CHARACTERS: Final = 100
 _SEVERITIES: Final = ("critical", "high", "informational", "low", "medium")
-
-
-def severity_id(name: str, text: str) -> int:
-    """Return OCSF's number of a severity; ``name`` is that of the option, for the error's text.
-
-    Raises UsageError if the severity is unknown.
-    """
-    if text.lower() not in _SEVERITIES:
-        raise UsageError(f"{name} {quoted(text)} is unknown: give one of {', '.join(_SEVERITIES)}")
-    return int(Severity[text.upper()])
-
-
-def class_uid(name: str, text: str) -> int:
-    """Return the class_uid of a class by its name or number; ``name`` is that of the option.
-
-    Raises UsageError if the class is unknown.
-    """
-    known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
-    if text not in known:
-        shown = quoted(text[:_MOST_CHARACTERS])
-        raise UsageError(f"{name} {shown} is not known: give one of {', '.join(known)}")
-    return known[text]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +53,37 @@ class EventFilter:
 
 
 _ALL: Final = EventFilter()
+
+
+def event_filter(
+    given: Mapping[str, str], classes: Iterable[str], *, prefix: str = ""
+) -> EventFilter:
+    """Return the filter with conditions that are given as texts.
+
+    ``given`` may have ``sandbox``, ``severity`` (the lowest one), ``since``, ``until`` and ``uid``.
+    ``classes`` are names or numbers. ``prefix`` is that of the names in the text of an error.
+    Raises UsageError if a text is wrong.
+    """
+    severity, since, until = (given.get(name) for name in ("severity", "since", "until"))
+    return EventFilter(
+        sandbox=given.get("sandbox"),
+        classes=frozenset(_class_uid(f"{prefix}class", each) for each in classes),
+        min_severity=None if severity is None else _severity_id(f"{prefix}severity", severity),
+        from_ms=None if since is None else since_ms(f"{prefix}since", since),
+        until_ms=None if until is None else since_ms(f"{prefix}until", until),
+        uid=given.get("uid"),
+    )
+
+
+def _severity_id(name: str, text: str) -> int:
+    if text.lower() not in _SEVERITIES:
+        raise UsageError(f"{name} {quoted(text)} is unknown: give one of {', '.join(_SEVERITIES)}")
+    return int(Severity[text.upper()])
+
+
+def _class_uid(name: str, text: str) -> int:
+    known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
+    if text not in known:
+        shown = quoted(text[:_MOST_CHARACTERS])
+        raise UsageError(f"{name} {shown} is not known: give one of {', '.join(known)}")
+    return known[text]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer
@@ -48,6 +48,19 @@ class Status:
             sandbox=sandbox, is_watched=False, verdict="absent", absent=(), balances=(),
             dropped_records=(),
         )  # fmt: skip
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a JSON object for each rule, as `ocsf-nft status --json` prints them."""
+        return [
+            asdict(balance)
+            | {
+                "fence": self.mode,
+                "counter_mismatch": balance.counter_mismatch,
+                "is_watched": self.is_watched,
+                "verdict": self.verdict,
+            }
+            for balance in self.balances
+        ]
 
 
 def statuses(

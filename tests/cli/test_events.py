@@ -289,17 +289,6 @@ def test_events_of_all_stores_are_in_the_order_in_which_they_were_stored(tmp_pat
         assert uids(run("--state-dir", tmp_path, "--format", "jsonl", *options)) == shown, options
 
 
-def test_severity_filter_selects_that_severity_and_above() -> None:
-    module = import_module("ocsf_nft.cli.events")
-    names = ("informational", "low", "medium", "high", "Critical")
-    for least, name in enumerate(names, 1):
-        is_selected = module._event_filter({"severity": name}, [])
-        found = [
-            number for number in range(7) if is_selected(orjson.dumps({"severity_id": number}))
-        ]
-        assert found == [*range(least, 7)], name
-
-
 def test_dead_letters_of_all_stores_are_filtered_and_counted(tmp_path: Path) -> None:
     async def fill(path: Path, *names: str) -> None:
         path.parent.mkdir(exist_ok=True)
