@@ -190,10 +190,10 @@ def _require_known(keys: Sequence[str]) -> None:
 
 def _show_difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     from ocsf_nft.ocsf.safe_text import visible
-    from ocsf_nft.service.policy_changes import policy_changes
+    from ocsf_nft.service.policy_changes import change_of_policy
 
     present, future = (options.one_sandbox(name=name, **each) for each in (before, after))
-    changes = policy_changes(present, future)
+    changes = change_of_policy(present, future).changes
     for each in changes:
         output.write(f"{visible(each)}\n".encode())
     if not changes:

@@ -22,10 +22,14 @@ _POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity"
 _NAMESPACE: Final = frozenset({"netns", "pid"})
 
 
-def policy_changes(
-    before: SandboxConfig, after: SandboxConfig, identity: str | None = None
-) -> tuple[str, ...]:
-    """Return each difference between two policies of a sandbox as a text, for people.
+def change_of_policy(
+    before: SandboxConfig,
+    after: SandboxConfig,
+    *,
+    identity: str | None = None,
+    caller: Process | None = None,
+) -> PolicyChange:
+    """Return the change of the policy of a sandbox that ``caller`` requests.
 
     ``identity`` is that of its network namespace, which may have lost the process that names it.
     Raises ConflictError if a key differs that can't be changed while the sandbox is watched.
@@ -38,22 +42,12 @@ def policy_changes(
             f"{names} of sandbox {after.name} can't be changed while it is watched: release it, "
             "and add it again"
         )
-    return _texts(before, after, changed & _POLICY)
+    return _change(before, after, changed & _POLICY, caller)
 
 
-def all_changes(before: SandboxConfig, after: SandboxConfig) -> tuple[str, ...]:
-    """Return the differences of all keys, as :func:`policy_changes` does for a policy."""
-    return _texts(before, after, _changed(before, after))
-
-
-def change_of(
-    before: SandboxConfig,
-    after: SandboxConfig,
-    changes: tuple[str, ...],
-    caller: Process | None = None,
-) -> PolicyChange:
-    """Return the request of ``caller`` to change a sandbox, with these differences."""
-    return PolicyChange(changes=changes, process=caller, before=before.given(), after=after.given())
+def change_of_all(before: SandboxConfig, after: SandboxConfig) -> PolicyChange:
+    """Return the change of all keys of a sandbox, which is watched again for it."""
+    return _change(before, after, _changed(before, after))
 
 
 def is_same_namespace(
@@ -76,9 +70,12 @@ def _changed(before: SandboxConfig, after: SandboxConfig) -> set[str]:
     }
 
 
-def _texts(before: SandboxConfig, after: SandboxConfig, names: set[str]) -> tuple[str, ...]:
+def _change(
+    before: SandboxConfig, after: SandboxConfig, names: set[str], caller: Process | None = None
+) -> PolicyChange:
     old, new = before.given(), after.given()
-    return tuple(text for name in sorted(names) for text in _differences(name, old, new))
+    changes = tuple(text for name in sorted(names) for text in _differences(name, old, new))
+    return PolicyChange(changes=changes, process=caller, before=old, after=new)
 
 
 def _differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -12,8 +12,13 @@ import structlog
 
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
-from ocsf_nft.service import added_sandboxes, policy_changes
+from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.calls import Calls
+from ocsf_nft.service.policy_changes import (
+    change_of_all,
+    change_of_policy,
+    is_same_namespace,
+)
 from ocsf_nft.service.sandbox import Sandbox
 from ocsf_nft.service.sandbox_view import PutResult, no_condition, view_of
 from ocsf_nft.service.shielded import run_shielded
@@ -195,14 +200,13 @@ class Sandboxes:
             await self._start_new(config, "file")
         elif found.config != config or found.failure is not None:
             try:
-                changes, is_policy = policy_changes.policy_changes(found.config, config), True
+                change, is_policy = change_of_policy(found.config, config), True
             except ConflictError:  # another namespace, for example
-                changes, is_policy = policy_changes.all_changes(found.config, config), False
-            change = policy_changes.change_of(found.config, config, changes)
+                change, is_policy = change_of_all(found.config, config), False
             if is_policy and found.failure is None:
                 await found.change(config, change)
             else:
-                await self._renew(found, config, change if changes else None)
+                await self._renew(found, config, change)
 
     async def _start_new(
         self, config: SandboxConfig, origin: Origin, added: PolicyChange | None = None
@@ -235,9 +239,7 @@ class Sandboxes:
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
 
-    async def _renew(
-        self, found: Sandbox, config: SandboxConfig, change: PolicyChange | None
-    ) -> None:
+    async def _renew(self, found: Sandbox, config: SandboxConfig, change: PolicyChange) -> None:
         """Watch a sandbox again, with another configuration; its fence stays until it is replaced.
 
         After an error, it has its configuration of before.
@@ -245,12 +247,12 @@ class Sandboxes:
         await self._halt(found)
         if self._sandboxes.get(found.name) is not found:
             raise AbsentError(f"sandbox {found.name} has ended")
-        stays, renewed = policy_changes.is_same_namespace(found.config, config), found
+        stays, renewed = is_same_namespace(found.config, config), found
         try:
             await found.finish(None, removes=found.has_installed and not stays)
             self._sandboxes[found.name] = renewed = found.successor(config, has_fence=stays)
             await renewed.activate(self._fence_parts)
-            await renewed.begin(self._parts, change)
+            await renewed.begin(self._parts, change if change.changes else None)
         except OcsfNftError:
             await (renewed.close() if stays else renewed.undo(self._state))
             self._sandboxes[found.name] = renewed = renewed.successor(found.config, has_fence=stays)
@@ -311,7 +313,7 @@ class Sandboxes:
         require(None if found is None else view_of(found))
         if found is None:
             return await self._add(config, caller)
-        changes = policy_changes.policy_changes(found.config, config, found.identity)
+        change = change_of_policy(found.config, config, identity=found.identity, caller=caller)
         is_watched = found.is_watched
         if is_watched and found.config == config:
             return PutResult(is_new=False, changes=())
@@ -319,10 +321,9 @@ class Sandboxes:
             await self._halt(found)
             if config.name not in self._sandboxes:  # its namespace has ended
                 return await self._add(config, caller)
-        change = policy_changes.change_of(found.config, config, changes, caller)
         await self._change(found, config, change, renews=not is_watched)
         await self._settle(config.name)
-        return PutResult(is_new=False, changes=changes)
+        return PutResult(is_new=False, changes=change.changes)
 
     async def _change(
         self, found: Sandbox, config: SandboxConfig, change: PolicyChange, *, renews: bool
@@ -334,7 +335,7 @@ class Sandboxes:
         await self._store(config)
         try:
             if renews:
-                await self._renew(found, config, change if change.changes else None)
+                await self._renew(found, config, change)
             else:
                 await found.change(config, change)
         except BaseException:
