@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -30,43 +29,26 @@ _MAX_TEXT: Final = 256
 _MAX_LABELS: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Decision(NamedTuple):
     """Decision to fence a container: its sandbox, and the name of the table that decided."""
 
     sandbox: SandboxConfig
     table: str
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
-    """Decision to start a container without a fence of its own.
-
-    ``covering`` is the name of the sandbox that encloses its network namespace, or None.
-    """
-
-    covering: str | None = None
-
-
-Decision: TypeAlias = Fence | Allow
-
-
 def decide(
-    key: str,
-    facts: ContainerFacts,
-    tables: Sequence[AttachConfig],
-    covering: str | None = None,
-) -> Decision:
-    """Return the decision about a container.
+    key: str, facts: ContainerFacts, tables: Sequence[AttachConfig], *, is_covered: bool = False
+) -> Decision | None:
+    """Return the decision about a container; None if it may start without a fence of its own.
 
-    ``key`` identifies it in the control API. ``covering`` is the name of another sandbox with the
-    same network namespace. Raises ContainerRefusedError if the container must not start.
+    ``key`` identifies it in the control API. ``is_covered`` is true if another sandbox encloses its
+    network namespace. Raises ContainerRefusedError if the container must not start.
     """
     table = _table(facts, tables)
     if table is not None and table.action == "refuse":
         raise ContainerRefusedError(f"the [[attach]] table {table.name} refuses it")
-    if covering is not None:
-        return Allow(covering)
+    if is_covered:
+        return None
     if table is None:
         image = f" (image {facts.image})" if facts.image else ""
         raise ContainerRefusedError(
@@ -74,9 +56,9 @@ def decide(
             "fence"
         )
     if table.action == "allow":
-        return Allow()
+        return None
     _require_fenceable(facts)
-    return Fence(_sandbox(key, facts, table), table.name)
+    return Decision(_sandbox(key, facts, table), table.name)
 
 
 def _table(facts: ContainerFacts, tables: Sequence[AttachConfig]) -> AttachConfig | None:

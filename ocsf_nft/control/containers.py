@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import proc
-from ocsf_nft.control.attach import Fence, decide
+from ocsf_nft.control.attach import decide
 from ocsf_nft.control.container_facts import sandbox_name
 from ocsf_nft.errors import AbsentError, ConflictError, FenceError, OcsfNftError
 from ocsf_nft.namespace_members import NamespaceId, members
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.control.container_facts import ContainerFacts
-    from ocsf_nft.control.engine import Sandboxes
     from ocsf_nft.process import Process
+    from ocsf_nft.service.run import Service
     from ocsf_nft.service.sandbox_view import SandboxView
     from ocsf_nft.service.status import Status
 
@@ -51,7 +51,7 @@ class Containers:
     no state of its own: its sandbox is found by its name and its container's id.
     """
 
-    def __init__(self, sandboxes: Sandboxes, tables: Callable[[], Sequence[AttachConfig]]) -> None:
+    def __init__(self, sandboxes: Service, tables: Callable[[], Sequence[AttachConfig]]) -> None:
         self._sandboxes = sandboxes
         self._tables = tables
         #: By the identity of a network namespace: none is joined while its fence is removed.
@@ -84,9 +84,9 @@ class Containers:
             facts = facts.model_copy(update={"network": "own"})
         own_name = None if before is None else before.name
         covering = next((each for each in self._enclosing(identity) if each != own_name), None)
-        decision = decide(key, facts, self._tables(), covering)
-        if not isinstance(decision, Fence):
-            return Attached(decision.covering)
+        decision = decide(key, facts, self._tables(), is_covered=covering is not None)
+        if decision is None:
+            return Attached(covering)
         done = await self._sandboxes.put(decision.sandbox, caller, no_condition)
         view = self._sandboxes.view(decision.sandbox.name)
         if view.state not in _ACTIVE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.control.event_log import EventLog
 from ocsf_nft.service import health
@@ -12,42 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from ocsf_nft.config import SandboxConfig
     from ocsf_nft.config.attach import AttachConfig
-    from ocsf_nft.process import Process
     from ocsf_nft.service.delivery_answers import SinkStatus
     from ocsf_nft.service.health import Fault
     from ocsf_nft.service.run import Service
-    from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
-    from ocsf_nft.service.status import Status
-
-
-class Sandboxes(Protocol):
-    """Sandboxes of a service; its methods are those of :class:`Service`."""
-
-    async def put(
-        self, sandbox: SandboxConfig, caller: Process | None, require: Condition
-    ) -> PutResult:
-        """Add a sandbox, or change its policy."""
-        ...
-
-    async def release(
-        self, name: str, caller: Process | None, require: Condition, *, keeps_fence: bool = False
-    ) -> Status:
-        """Release a sandbox."""
-        ...
-
-    def view(self, name: str) -> SandboxView:
-        """Return the state of a sandbox."""
-        ...
-
-    def views(self) -> Sequence[SandboxView]:
-        """Return the states of all sandboxes."""
-        ...
-
-    async def status(self, name: str) -> Status | None:
-        """Return the packet counts of a sandbox."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +23,11 @@ class Engine:
     """Parts of a service for the control API: its sandboxes, events, health and reload.
 
     ``state_dir`` is the state directory. ``reload`` reads the configuration file again and applies
-    it; it may raise an OcsfNftError. ``attach`` returns the present
-    ``[[attach]]`` tables.
+    it; it may raise an OcsfNftError. ``attach`` returns the present ``[[attach]]`` tables.
     """
 
     state_dir: Path
-    sandboxes: Sandboxes
+    sandboxes: Service
     events: EventLog
     faults: Callable[[], Sequence[Fault]]
     sinks: Callable[[], Sequence[SinkStatus]]

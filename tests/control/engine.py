@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ocsf_nft.control import server
 from ocsf_nft.control.engine import Engine
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config.attach import AttachConfig
     from ocsf_nft.http_connections import Limits
     from ocsf_nft.process import Process
+    from ocsf_nft.service.run import Service
     from ocsf_nft.service.sandbox_view import Condition
 
 #: More than fits into 64 bits.
@@ -167,7 +168,7 @@ async def serving(
 
         engine = Engine(
             state_dir=path.parent,
-            sandboxes=sandboxes,
+            sandboxes=cast("Service", sandboxes),
             events=EventLog(store or path.with_name("store"), end),
             faults=lambda: (Fault("sink siem is down", "refused", None),),
             sinks=lambda: (_sink("siem", "refused"), _sink("-", None)),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.lab import Lab
     from ocsf_nft.process import Process
+    from ocsf_nft.service.run import Service
     from ocsf_nft.service.sandbox_view import Condition
     from ocsf_nft.service.status import Status
 
@@ -93,7 +94,7 @@ def sandboxes() -> _Sandboxes:
 
 @pytest.fixture
 def containers(sandboxes: _Sandboxes) -> Containers:
-    return Containers(sandboxes, lambda: _TABLES)
+    return Containers(cast("Service", sandboxes), lambda: _TABLES)
 
 
 def _facts(netns: str, **given: Any) -> ContainerFacts:
