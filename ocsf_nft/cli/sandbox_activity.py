@@ -31,7 +31,7 @@ _DATE, _SECONDS = len("2026-11-24T"), len("2026-11-24T23:47:46")
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptRow:
     """Attempt to leave the sandbox, as texts without control characters."""
 
     time: str
@@ -45,7 +45,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Other:
+class EventRow:
     """Any other event of the sandbox, such as a change of its fence, or a finding."""
 
     time: str
@@ -66,8 +66,8 @@ class Activity:
     """Recent activity of one sandbox."""
 
     def __init__(self) -> None:
-        self.attempts: deque[Attempt] = deque(maxlen=ATTEMPTS)
-        self.others: deque[Other] = deque(maxlen=OTHERS)
+        self.attempts: deque[AttemptRow] = deque(maxlen=ATTEMPTS)
+        self.others: deque[EventRow] = deque(maxlen=OTHERS)
         self._processes: dict[str, ProcessCount] = {}
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -78,12 +78,12 @@ class Activity:
         label, style = severity.text.strip(), severity.style
         if event.get("class_uid") != _NETWORK_ACTIVITY:
             shown = [each.text for each in segments if each.style in {"who", "what", "hint"}]
-            self.others.append(Other(time, label, style, "  ".join(shown)))
+            self.others.append(EventRow(time, label, style, "  ".join(shown)))
             return
         packets = _packets(event)
         process = _first(segments, "who") or UNKNOWN
         destination, outcome = _first(segments, "what"), _first(segments, "outcome")
-        self.attempts.append(Attempt(time, label, style, process, destination, outcome, packets))
+        self.attempts.append(AttemptRow(time, label, style, process, destination, outcome, packets))
         self._count(process, packets)
 
     def processes(self) -> Sequence[tuple[str, ProcessCount]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from ocsf_nft.cli.sandbox_activity import Activity, Attempt
+    from ocsf_nft.cli.sandbox_activity import Activity, AttemptRow
 
     #: Part of the view, and its number of lines.
     _Part: TypeAlias = tuple[RenderableType, int]
@@ -122,7 +122,7 @@ def _header(shown: Shown) -> Iterable[Text]:
     yield Text()
 
 
-def _attempts(attempts: Sequence[Attempt], width: int) -> Table:
+def _attempts(attempts: Sequence[AttemptRow], width: int) -> Table:
     table = _table()
     table.add_column("UTC", no_wrap=True, width=8)
     if width >= _NORMAL:
