@@ -22,7 +22,7 @@ from bench.subject import Subject, percentile
 from ocsf_nft.cni import node_files
 from ocsf_nft.cni.network_file import TYPE
 from ocsf_nft.control.container_facts import POLICY
-from ocsf_nft.control_request import Service, container_path
+from ocsf_nft.control_request import ControlSocket, container_path
 from ocsf_nft.namespace_members import namespace_at, namespace_of
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _of_hook(container: _Container, control: Path) -> Iterator[_Start]:
     program = (_SCRIPTS / "ocsf-nft-oci", f"--ocsf-nft-control={control}", "hook")
     path = container_path(_HOOK_ID, "")
     facts = {"id": _HOOK_ID, "annotations": {POLICY: _TABLE}}
-    service = Service(str(control))
+    service = ControlSocket(str(control))
     yield _Start(
         what="ocsf-nft-oci hook createRuntime",
         program=lambda: _completed([*program, "createRuntime"], container.state, {}),
@@ -234,7 +234,7 @@ def _of_plugin(namespace: str, folder: Path, control: Path) -> Iterator[_Start]:
     container = {"CNI_CONTAINERID": _PLUGIN_ID, "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
     facts = {"id": _PLUGIN_ID, "netns": netns, "policy": _TABLE}
     path = container_path(_PLUGIN_ID, "bench")
-    service = Service(str(control))
+    service = ControlSocket(str(control))
     yield _Start(what=f"{TYPE} VERSION", program=_program([plugin], config, CNI_COMMAND="VERSION"))
     for where, each in (("", plugin), (" of a node", folder / "programs" / TYPE)):
         yield _Start(

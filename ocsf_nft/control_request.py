@@ -38,10 +38,10 @@ class ProblemError(OcsfNftError):
         self.status = status
 
 
-class Service(NamedTuple):
+class ControlSocket(NamedTuple):
     """Control socket of the service, and the time limit of one request in seconds."""
 
-    socket: str = SOCKET
+    path: str = SOCKET
     seconds: float = SECONDS
 
     def request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
@@ -54,31 +54,29 @@ class Service(NamedTuple):
         from ocsf_nft.unix_http import exchange  # noqa: PLC0415 - slow, and seldom needed
 
         try:
-            status, found = exchange(self.socket, method, path, body, seconds=self.seconds)
+            status, found = exchange(self.path, method, path, body, seconds=self.seconds)
         except TimeoutError as error:
             raise ServiceError(
-                f"the service at {self.socket} did not answer within {self.seconds:g} s: check "
+                f"the service at {self.path} did not answer within {self.seconds:g} s: check "
                 "`ocsf-nft status`, or raise the time limit"
             ) from error
         except ConnectionResetError as error:
             raise ServiceError(
-                f"the service at {self.socket} has ended before it answered: see its log, and try "
+                f"the service at {self.path} has ended before it answered: see its log, and try "
                 "again"
             ) from error
         except PermissionError as error:
             raise ServiceError(
-                f"connecting to {self.socket} is not permitted: run as root, or as a member of the "
+                f"connecting to {self.path} is not permitted: run as root, or as a member of the "
                 "socket's group"
             ) from error
         except OSError as error:
             raise ServiceError(
-                f"the service does not answer at {self.socket} ({reason_of(error)}): start "
+                f"the service does not answer at {self.path} ({reason_of(error)}): start "
                 "`ocsf-nft run` with this control socket"
             ) from error
         except ValueError as error:
-            raise ServiceError(
-                f"{self.socket} is no control socket of ocsf-nft: {error}"
-            ) from error
+            raise ServiceError(f"{self.path} is no control socket of ocsf-nft: {error}") from error
         if status >= _FIRST_ERROR:
             raise ProblemError(status, _sentence(status, found))
         return found

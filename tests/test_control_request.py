@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.control_request import ProblemError, Service, ServiceError, container_path
+from ocsf_nft.control_request import ControlSocket, ProblemError, ServiceError, container_path
 from tests.engines import stub
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def _root() -> Path:
 def test_request_returns_the_answer(tmp_path: Path) -> None:
     with stub.serving(tmp_path / "s") as service:
         service.answer = lambda _request: (201, {"sandbox": {"name": "ü"}})
-        found = Service(str(tmp_path / "s")).request("PUT", "/v1/x%2Fy", {"a": [1, "ü"]})
+        found = ControlSocket(str(tmp_path / "s")).request("PUT", "/v1/x%2Fy", {"a": [1, "ü"]})
         assert found == {"sandbox": {"name": "ü"}}
         service.answer = lambda _request: (204, {})
-        assert Service(str(tmp_path / "s")).request("DELETE", "/v1/x") == {}
+        assert ControlSocket(str(tmp_path / "s")).request("DELETE", "/v1/x") == {}
     first, second = service.requests
     assert (first.method, first.path, first.body) == ("PUT", "/v1/x%2Fy", {"a": [1, "ü"]})
     assert (second.method, second.path, second.body) == ("DELETE", "/v1/x", {})
@@ -76,7 +76,7 @@ def test_problem_is_an_error_with_its_sentence(
     with stub.serving(tmp_path / "s") as service:
         service.answer = lambda _request: (409, problem)
         with pytest.raises(ProblemError) as raised:
-            Service(str(tmp_path / "s")).request("PUT", "/v1/x", {})
+            ControlSocket(str(tmp_path / "s")).request("PUT", "/v1/x", {})
     assert (raised.value.status, str(raised.value)) == (409, sentence)
 
 
@@ -121,7 +121,7 @@ def test_answer_of_another_program_is_an_error(tmp_path: Path, answer: bytes) ->
         _answering(tmp_path / "s", answer),
         pytest.raises(ServiceError, match="is no control socket of ocsf-nft"),
     ):
-        Service(str(tmp_path / "s")).request("GET", "/v1/status")
+        ControlSocket(str(tmp_path / "s")).request("GET", "/v1/status")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_service_that_ends_before_its_answer_is_an_error(tmp_path: Path, answer:
         _answering(tmp_path / "s", answer),
         pytest.raises(ServiceError, match="has ended before it answered"),
     ):
-        Service(str(tmp_path / "s")).request("GET", "/v1/status")
+        ControlSocket(str(tmp_path / "s")).request("GET", "/v1/status")
 
 
 def test_time_limit_is_for_the_whole_answer(tmp_path: Path) -> None:
@@ -147,18 +147,18 @@ def test_time_limit_is_for_the_whole_answer(tmp_path: Path) -> None:
         _answering(tmp_path / "s", *parts, pause=0.1),
         pytest.raises(ServiceError, match=r"did not answer within 0\.3 s"),
     ):
-        Service(str(tmp_path / "s"), 0.3).request("GET", "/v1/status")
+        ControlSocket(str(tmp_path / "s"), 0.3).request("GET", "/v1/status")
 
 
 def test_service_that_is_down_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"does not answer at .* \(No such file"):
-        Service(str(tmp_path / "s")).request("GET", "/v1/status")
+        ControlSocket(str(tmp_path / "s")).request("GET", "/v1/status")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "s"))
     with pytest.raises(ServiceError, match=r"\(Connection refused\)"):
-        Service(str(tmp_path / "s")).request("GET", "/v1/status")
+        ControlSocket(str(tmp_path / "s")).request("GET", "/v1/status")
     with pytest.raises(ServiceError, match="does not answer"):
-        Service("x" * 200).request("GET", "/v1/status")
+        ControlSocket("x" * 200).request("GET", "/v1/status")
 
 
 def test_path_of_a_container_is_quoted_and_unique_in_its_scope() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.cni import errors
 from ocsf_nft.cni.errors import CniError
-from ocsf_nft.control_request import SECONDS, SOCKET, Service
+from ocsf_nft.control_request import SECONDS, SOCKET, ControlSocket
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Request(NamedTuple):
         return found
 
     @property
-    def service(self) -> Service:
+    def service(self) -> ControlSocket:
         """Return the service, from the keys ``control`` and ``timeout`` (in seconds)."""
         seconds = self.config.get("timeout", SECONDS)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             seconds = math.nan
         if not 0 < seconds <= _MOST_SECONDS:
             raise _wrong("timeout", f"a number of seconds, at most {_MOST_SECONDS:g}")
-        return Service(self._text("control") or SOCKET, float(seconds))
+        return ControlSocket(self._text("control") or SOCKET, float(seconds))
 
     @property
     def previous_result(self) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from ocsf_nft.namespace_members import namespace_of, network_of
 from ocsf_nft.oci.bundle import facts, read_config
 
 if TYPE_CHECKING:
-    from ocsf_nft.control_request import Service
+    from ocsf_nft.control_request import ControlSocket
     from ocsf_nft.namespace_members import Network
 
 
-def add(service: Service, container: str, *, pid: int, bundle: str, root: str = "") -> None:
+def add(service: ControlSocket, container: str, *, pid: int, bundle: str, root: str = "") -> None:
     """Ask the service to fence a container; return when the container may start.
 
     ``container`` is its id, ``pid`` its first process, which waits. ``bundle`` is the folder with

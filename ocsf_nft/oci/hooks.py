@@ -20,7 +20,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.control_request import Service
+    from ocsf_nft.control_request import ControlSocket
 
 CREATE: Final = "createRuntime"
 STOP: Final = "poststop"
@@ -28,7 +28,7 @@ STOP: Final = "poststop"
 _MARGIN_SECONDS: Final = 5
 
 
-def hook(stage: str, state: IO[str], service: Service, root: str = "") -> None:
+def hook(stage: str, state: IO[str], service: ControlSocket, root: str = "") -> None:
     """Run the hook of a stage; ``state`` has the container's state as JSON (OCI runtime spec).
 
     ``root`` is the runtime's state folder, if :func:`with_hooks` has added the hook.

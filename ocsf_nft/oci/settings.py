@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any, Final, NamedTuple
 
-from ocsf_nft.control_request import SECONDS, SOCKET, Service
+from ocsf_nft.control_request import SECONDS, SOCKET, ControlSocket
 from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.quoted import quoted
 
@@ -25,13 +25,13 @@ class Settings(NamedTuple):
     """Settings: the path of the real runtime, and the service."""
 
     runtime: str
-    service: Service
+    service: ControlSocket
 
     def as_options(self) -> list[str]:
         """Return the wrapper's own options for these settings."""
         return [
             f"--ocsf-nft-runtime={self.runtime}",
-            f"--ocsf-nft-control={self.service.socket}",
+            f"--ocsf-nft-control={self.service.path}",
             f"--ocsf-nft-timeout={self.service.seconds:g}",
         ]
 
@@ -53,7 +53,7 @@ def settings(options: dict[str, str]) -> Settings:
         )
     return Settings(
         _runtime(_text(found, "runtime", "runc")),
-        Service(_text(found, "control", SOCKET), _seconds(found.get("timeout", SECONDS))),
+        ControlSocket(_text(found, "control", SOCKET), _seconds(found.get("timeout", SECONDS))),
     )
 
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.control_request import Service, ServiceError
+from ocsf_nft.control_request import ControlSocket, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ action = "allow"
 class Running:
     """Running service, and the file of its events."""
 
-    service: Service
+    service: ControlSocket
     path: Path
 
     def events(self) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def started(folder: Path) -> Iterator[Running]:
             stderr=log,
         )
     try:
-        service = Service(f"{folder}/service.sock", 5.0)
+        service = ControlSocket(f"{folder}/service.sock", 5.0)
         end = time.monotonic() + SECONDS
         while not _answers(service):
             assert process.poll() is None, (folder / "service.log").read_text("utf-8")
@@ -87,7 +87,7 @@ def started(folder: Path) -> Iterator[Running]:
         process.wait(timeout=SECONDS)
 
 
-def _answers(service: Service) -> bool:
+def _answers(service: ControlSocket) -> bool:
     try:
         service.request("GET", "/v1/status")
     except ServiceError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ocsf_nft.control_request import Service
+from ocsf_nft.control_request import ControlSocket
 from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.oci import settings as module
 from ocsf_nft.oci.settings import settings
@@ -18,16 +18,16 @@ def _no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_defaults() -> None:
     found = settings({})
     assert Path(found.runtime).name == "runc"
-    assert found.service == Service("/run/ocsf-nft/control.sock", 15.0)
+    assert found.service == ControlSocket("/run/ocsf-nft/control.sock", 15.0)
 
 
 def test_options_override_the_default_file(tmp_path: Path) -> None:
     (tmp_path / "oci.toml").write_text(
         'runtime = "/bin/true"\ncontrol = "/a"\ntimeout = 2\n', encoding="ascii"
     )
-    assert settings({}).service == Service("/a", 2.0)
+    assert settings({}).service == ControlSocket("/a", 2.0)
     found = settings({"control": "/b", "timeout": "0.5"})
-    assert (found.runtime, found.service) == ("/bin/true", Service("/b", 0.5))
+    assert (found.runtime, found.service) == ("/bin/true", ControlSocket("/b", 0.5))
     assert settings(_options(found.as_options())) == found
 
 
@@ -40,7 +40,7 @@ def test_another_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="does not exist"):
         settings({"config": str(other)})
     other.write_text('control = "/c"', encoding="ascii")
-    assert settings({"config": str(other)}).service.socket == "/c"
+    assert settings({"config": str(other)}).service.path == "/c"
 
 
 @pytest.mark.parametrize(
