@@ -23,7 +23,7 @@ from ocsf_nft.cni import node_files
 from ocsf_nft.cni.network_file import TYPE
 from ocsf_nft.control.container_facts import POLICY
 from ocsf_nft.control_request import ControlSocket, container_path
-from ocsf_nft.namespace_members import namespace_at, namespace_of
+from ocsf_nft.namespace_members import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,15 +80,15 @@ class _Start:
 def run(rounds: int = _ROUNDS) -> Subject:
     """Measure each program; raise an OcsfNftError if the system does not permit it."""
     with contextlib.ExitStack() as stack:
-        (of_plugin, of_hook), folder = stack.enter_context(host.namespaces(2))
+        (namespace,), folder = stack.enter_context(host.namespaces(1))
         _, control = stack.enter_context(host.service(folder, _POLICY))
         peer = _Start(what="python -c pass", program=_program([sys.executable, "-c", "pass"]))
-        container = stack.enter_context(_container(of_hook, folder))
+        container = stack.enter_context(_container(folder))
         starts = (
             peer,
             *_of_wrapper(folder, control),
             *_of_hook(container, control),
-            *_of_plugin(of_plugin, folder, control),
+            *_of_plugin(namespace, folder, control),
         )
         for number in range(rounds + 1):
             for each in starts:
@@ -156,7 +156,6 @@ def _of_wrapper(folder: Path, control: Path) -> Iterator[_Start]:
 class _Container:
     """Container as its runtime has created it: a bundle, and a first process that waits."""
 
-    namespace: str
     bundle: Path
     process: subprocess.Popen[bytes] | None = None
 
@@ -171,12 +170,10 @@ class _Container:
         return {"ociVersion": "1.2.0", "id": _HOOK_ID, "pid": self.pid, "bundle": str(self.bundle)}
 
     def create(self) -> None:
-        """Start the first process in the namespace of the container."""
-        self.process = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, "sleep", "infinity"]
-        )
-        inside = namespace_at(f"/run/netns/{self.namespace}")
-        stage.wait_for("a container", lambda: namespace_of(self.pid) == inside, self.process)
+        """Start the first process, in a network namespace of its own."""
+        self.process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        ours = namespace_of("self")
+        stage.wait_for("a container", lambda: namespace_of(self.pid) != ours, self.process)
 
     def stop(self) -> None:
         """Kill the first process."""
@@ -187,7 +184,7 @@ class _Container:
 
 
 @contextlib.contextmanager
-def _container(namespace: str, folder: Path) -> Iterator[_Container]:
+def _container(folder: Path) -> Iterator[_Container]:
     """Yield a container that is not created yet."""
     bundle = folder / "bundle"
     bundle.mkdir()
@@ -195,7 +192,7 @@ def _container(namespace: str, folder: Path) -> Iterator[_Container]:
     path = bundle / "config.json"
     config = json.loads(path.read_bytes()) | {"annotations": {POLICY: _TABLE}}
     path.write_text(json.dumps(config), "utf-8")
-    made = _Container(namespace=namespace, bundle=bundle)
+    made = _Container(bundle=bundle)
     try:
         yield made
     finally:
