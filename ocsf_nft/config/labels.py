@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Maximum number of labels of a sandbox.
-_MOST: Final = 32
+MOST: Final = 32
 _KEY_PATTERN: Final = "[A-Za-z0-9._/-]{1,63}"
 _KEY: Final = re.compile(_KEY_PATTERN, re.ASCII)
 _MAX_CHARACTERS: Final = 256
 
 
-def label(key: str, value: str) -> tuple[str, str]:
-    """Return a label unchanged; raise UsageError if its key or its value is invalid."""
+def check_label(key: str, value: str) -> None:
+    """Raise UsageError if the key or the value of a label is invalid."""
     if not _KEY.fullmatch(key):
         raise UsageError(
             f"{quoted(key[:_MAX_CHARACTERS])} is no key of a label: use 1 to 63 letters, digits, "
@@ -32,7 +32,6 @@ def label(key: str, value: str) -> tuple[str, str]:
             f"the label {key} has a value that is too long or can't be printed: use at most "
             f"{_MAX_CHARACTERS} printable characters"
         )
-    return key, value
 
 
 def label_texts(labels: Mapping[str, str]) -> tuple[str, ...]:
@@ -43,13 +42,13 @@ def label_texts(labels: Mapping[str, str]) -> tuple[str, ...]:
 def _checked(found: object) -> object:
     if not isinstance(found, dict):
         raise ValueError("must be a table of texts")  # noqa: TRY004 - for pydantic
-    if len(found) > _MOST:
-        raise ValueError(f"there are {len(found)} labels: use at most {_MOST}")
+    if len(found) > MOST:
+        raise ValueError(f"there are {len(found)} labels: use at most {MOST}")
     for key, value in found.items():
         if not isinstance(value, str):
             raise ValueError(f"the label {quoted(str(key)[:_MAX_CHARACTERS])} must be text")  # noqa: TRY004 - for pydantic
         try:
-            label(str(key), value)
+            check_label(str(key), value)
         except UsageError as error:
             raise ValueError(str(error)) from error
     return found
@@ -61,6 +60,6 @@ _Value = Annotated[str, Field(max_length=_MAX_CHARACTERS)]
 Labels: TypeAlias = Annotated[
     dict[str, str],
     BeforeValidator(
-        _checked, json_schema_input_type=Annotated[dict[_Key, _Value], Field(max_length=_MOST)]
+        _checked, json_schema_input_type=Annotated[dict[_Key, _Value], Field(max_length=MOST)]
     ),
 ]

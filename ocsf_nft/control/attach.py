@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from ocsf_nft.config.attach import AttachConfig
-from ocsf_nft.config.labels import label
+from ocsf_nft.config.labels import MOST, check_label
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.control.container_facts import sandbox_name
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _IMPLIED: Final = ("localhost/", "docker.io/library/", "docker.io/")
 _TAG: Final = re.compile(r"(:[^/:@]+|@[^/@]+)\Z")
 _MAX_TEXT: Final = 256
-_MAX_LABELS: Final = 32
 
 
 class Decision(NamedTuple):
@@ -191,14 +190,14 @@ def _labels(facts: ContainerFacts) -> dict[str, str]:
     }
     found: dict[str, str] = {}
     for key, value in [*pod.items(), *sorted(facts.labels.items())]:
-        if value is not None and len(found) < _MAX_LABELS and _is_label(key, value):
+        if value is not None and len(found) < MOST and _is_label(key, value):
             found.setdefault(key, value)
     return found
 
 
 def _is_label(key: str, value: str) -> bool:
     try:
-        label(key, value)
+        check_label(key, value)
     except UsageError:
         return False
     return True
