@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench import command, host, stage
 from bench.subject import Subject, percentile
@@ -46,9 +47,28 @@ _PLUGIN_ID: Final = "c1" * 32
 _HOOK_ID: Final = "0c" * 32
 
 
+class _Cost(NamedTuple):
+    """Durations in milliseconds, and CPU time of the programs in them."""
+
+    wall_ms: list[float]
+    cpu_ms: list[float]
+
+    @classmethod
+    def none(cls) -> _Cost:
+        """Return the cost of nothing yet."""
+        return cls([], [])
+
+    def measure(self, work: Callable[[], object]) -> None:
+        """Run ``work``, and add its cost."""
+        began, before = time.perf_counter(), _cpu_seconds()
+        work()
+        self.wall_ms.append(1_000 * (time.perf_counter() - began))
+        self.cpu_ms.append(1_000 * (_cpu_seconds() - before))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """One way to start a program, and the durations of its starts in milliseconds.
+    """One way to start a program, and what its starts cost.
 
     ``others`` does by itself what the program has others do: the service, or the runtime.
     ``prepare`` runs before each of both, and is not measured.
@@ -58,23 +78,25 @@ class _Start:
     program: Callable[[], object]
     others: Callable[[], object] | None = None
     prepare: Callable[[], object] = lambda: None
-    each_ms: list[float] = field(default_factory=list)
-    others_ms: list[float] = field(default_factory=list)
+    cost: _Cost = field(default_factory=_Cost.none)
+    cost_of_others: _Cost = field(default_factory=_Cost.none)
 
     @property
     def own_ms(self) -> float:
-        """Return the median without the work of others."""
-        return percentile(self.each_ms, 50) - self._median_of_others
+        """Return the median duration without the work of others."""
+        return _median(self.cost.wall_ms) - _median(self.cost_of_others.wall_ms)
 
     @property
-    def _median_of_others(self) -> float:
-        return percentile(self.others_ms, 50) if self.others_ms else 0.0
+    def own_cpu_ms(self) -> float:
+        """Return the median CPU time without that of others."""
+        return _median(self.cost.cpu_ms) - _median(self.cost_of_others.cpu_ms)
 
-    def row(self, peer_ms: float) -> tuple[str, ...]:
-        others = f"{self._median_of_others:.0f}" if self.others_ms else ""
-        ratio = f"{self.own_ms / peer_ms:.1f}"
-        p50, p95 = (f"{percentile(self.each_ms, percent):.0f}" for percent in (50, 95))
-        return self.what, p50, p95, others, f"{self.own_ms:.0f}", ratio
+    def row(self, peer: _Start) -> tuple[str, ...]:
+        each_ms, others_ms = self.cost.wall_ms, self.cost_of_others.wall_ms
+        durations = _median(each_ms), percentile(each_ms, 95), _median(others_ms), self.own_ms
+        ratio = self.own_cpu_ms / peer.own_cpu_ms
+        cells = (f"{each:.0f}" for each in (*durations, self.own_cpu_ms))
+        return self.what, *cells, f"{ratio:.1f}"
 
 
 def run(rounds: int = _ROUNDS) -> Subject:
@@ -92,10 +114,12 @@ def run(rounds: int = _ROUNDS) -> Subject:
         )
         for number in range(rounds + 1):
             for each in starts:
-                _measure(each, each.program, each.each_ms if number else [])
+                each.prepare()
+                (each.cost if number else _Cost.none()).measure(each.program)
             for each in starts:
                 if each.others is not None:
-                    _measure(each, each.others, each.others_ms if number else [])
+                    each.prepare()
+                    (each.cost_of_others if number else _Cost.none()).measure(each.others)
     failures = [
         f"{each.what}: {each.own_ms:.0f} ms, the limit is {_BOUND_MS:.0f} ms"
         for each in starts
@@ -103,22 +127,33 @@ def run(rounds: int = _ROUNDS) -> Subject:
     ]
     return Subject(
         title="Programs that an engine starts for each container",
-        columns=("command", "p50, ms", "p95, ms", "others, ms", "own, ms", "times the peer"),
-        rows=tuple(each.row(peer.own_ms) for each in starts),
+        columns=(
+            "command",
+            "p50, ms",
+            "p95, ms",
+            "others, ms",
+            "own, ms",
+            "CPU, ms",
+            "times the peer",
+        ),
+        rows=tuple(each.row(peer) for each in starts),
         notes=(
             f"{rounds} times each, in turn, after one that is not counted. The peer is the first.",
             "Others: the same request to the service, or the same command of runc, without it.",
-            "Own: the rest, at the median. Added and created: the service fences the namespace.",
+            "Own: the rest, at the median. CPU: also without others; other load changes it little.",
         ),
         failures=tuple(failures),
     )
 
 
-def _measure(start: _Start, work: Callable[[], object], into: list[float]) -> None:
-    start.prepare()
-    began = time.perf_counter()
-    work()
-    into.append(1_000 * (time.perf_counter() - began))
+def _median(values: Sequence[float]) -> float:
+    return percentile(values, 50) if values else 0.0
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of all programs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _program(
