@@ -121,9 +121,9 @@ def run(rounds: int = _ROUNDS) -> Subject:
                     each.prepare()
                     (each.cost_of_others if number else _Cost.none()).measure(each.others)
     failures = [
-        f"{each.what}: {each.own_ms:.0f} ms, the limit is {_BOUND_MS:.0f} ms"
+        f"{each.what}: {own_ms:.0f} ms, the limit is {_BOUND_MS:.0f} ms"
         for each in starts
-        if each.own_ms > _BOUND_MS
+        if (own_ms := max(each.own_ms, each.own_cpu_ms)) > _BOUND_MS
     ]
     return Subject(
         title="Programs that an engine starts for each container",
@@ -141,6 +141,8 @@ def run(rounds: int = _ROUNDS) -> Subject:
             f"{rounds} times each, in turn, after one that is not counted. The peer is the first.",
             "Others: the same request to the service, or the same command of runc, without it.",
             "Own: the rest, at the median. CPU: also without others; other load changes it little.",
+            "The service goes on with an addition meanwhile, and a release waits for that: the own",
+            "time of DEL and poststop may be less than its CPU time.",
         ),
         failures=tuple(failures),
     )
