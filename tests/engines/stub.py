@@ -52,6 +52,22 @@ class Stub:
         self.closing.wait()
         return CREATED
 
+    def record_programs(self, process: Callable[[Request], Path]) -> list[str]:
+        """Permit each container; return a list that gets the program of each one's process.
+
+        ``process`` returns the folder in /proc of the process that a PUT request names. The stub
+        reads the program's name before it answers.
+        """
+        programs: list[str] = []
+
+        def answer(request: Request) -> Answer:
+            if request.method == "PUT":
+                programs.append((process(request) / "comm").read_text("ascii").strip())
+            return CREATED
+
+        self.answer = answer
+        return programs
+
     def of(self, method: str) -> list[Request]:
         """Return the requests with this method."""
         return [each for each in self.requests if each.method == method]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines import containerd, stub
+from tests.engines import containerd
 from tests.engines.engine import Container, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.engines.containerd import Containerd
-    from tests.engines.stub import Answer, Request, Stub
+    from tests.engines.stub import Stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel]
 
@@ -30,29 +30,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
         yield engine
 
 
-@pytest.fixture
-def service(running: Containerd) -> Iterator[Stub]:
-    with stub.serving(running.site.folder.parent / "service.sock") as serving:
-        yield serving
-
-
 def test_plugin_asks_the_service_before_the_first_process_runs(
     running: Containerd, service: Stub
 ) -> None:
-    names = []
-
-    def answer(request: Request) -> Answer:
-        if request.method == "PUT":
-            process = Path(request.body["netns"]).parents[1]  # /proc/PID/ns/net
-            names.append((process / "comm").read_text("ascii").strip())
-        return stub.CREATED
-
-    service.answer = answer
+    # The path is /proc/PID/ns/net.
+    programs = service.record_programs(lambda request: Path(request.body["netns"]).parents[1])
     done = run(running, Container("agent-1", _HELLO))
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("started\n")
     assert "eth0" in done.stdout
-    assert names == ["runc:[2:INIT]"]
+    assert programs == ["runc:[2:INIT]"]
     assert [each.method for each in service.requests] == ["PUT", "DELETE"]
     assert len({each.container for each in service.requests}) == 1
     body = service.requests[0].body

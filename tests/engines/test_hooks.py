@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engines import podman, stub
+from tests.engines import podman
 from tests.engines.engine import PROGRAM, Container, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.engines.podman import Podman
-    from tests.engines.stub import Answer, Request, Stub
+    from tests.engines.stub import Stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel]
 
@@ -42,26 +42,13 @@ def _write_hook(path: Path, found: dict[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(found), encoding="utf-8")
 
 
-@pytest.fixture
-def service(running: Podman) -> Iterator[Stub]:
-    with stub.serving(running.site.folder.parent / "service.sock") as serving:
-        yield serving
-
-
 def test_hook_asks_the_service_before_the_first_process_runs(
     running: Podman, service: Stub
 ) -> None:
-    names = []
-
-    def answer(request: Request) -> Answer:
-        if request.method == "PUT":
-            names.append(Path(f"/proc/{request.body['pid']}/comm").read_text("ascii").strip())
-        return stub.CREATED
-
-    service.answer = answer
+    programs = service.record_programs(lambda request: Path(f"/proc/{request.body['pid']}"))
     done = run(running, Container("agent-1", _HELLO, {"role": "agent"}))
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
-    assert names == ["runc:[2:INIT]"]
+    assert programs == ["runc:[2:INIT]"]
     assert [each.method for each in service.requests] == ["PUT", "DELETE"]
     assert len({each.container for each in service.requests}) == 1
     body = service.requests[0].body

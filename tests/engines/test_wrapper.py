@@ -46,17 +46,10 @@ def background(running: Engine, service: Stub) -> Iterator[Container]:
 def test_service_is_asked_before_the_first_process_of_the_container_runs(
     running: Engine, service: Stub
 ) -> None:
-    names = []
-
-    def answer(request: Request) -> Answer:
-        if request.method == "PUT":
-            names.append(Path(f"/proc/{request.body['pid']}/comm").read_text("ascii").strip())
-        return stub.CREATED
-
-    service.answer = answer
+    programs = service.record_programs(lambda request: Path(f"/proc/{request.body['pid']}"))
     done = run(running, Container("agent-1", _HELLO))
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
-    assert names == ["runc:[2:INIT]"]  # runc's own process, before it starts the container's
+    assert programs == ["runc:[2:INIT]"]  # runc's own process, before it starts the container's
 
 
 def test_service_gets_the_facts_about_the_container(running: Engine, service: Stub) -> None:
