@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.util
 import os
@@ -21,12 +22,12 @@ from ocsf_nft.netns import named
 from ocsf_nft.process import Process
 from ocsf_nft.service import name_state, run
 from ocsf_nft.service.delivery_process import DeliveryProcess
-from tests.kernel import conftest, namespaces
+from tests.kernel import conftest
 from tests.kernel.serving import connect_to, sandbox, serving, until
 from tests.name_server import name_server, resolver_files
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tests.kernel.serving import Served
@@ -39,15 +40,6 @@ _CALLER = Process(
 )
 _NAME = "api.test"
 _ALLOW = [f"tcp:{_NAME}:443"]
-
-
-@pytest.fixture
-def made() -> Iterator[tuple[str, ...]]:
-    """Yield the names of two namespaces that exist."""
-    with namespaces.names(2) as found:
-        for name in found:
-            namespaces.make(name)
-        yield found
 
 
 @pytest.fixture
@@ -70,6 +62,20 @@ def _allowed(folder: Path, name: str) -> list[str]:
     assert found.installed is not None
     assert (found.verdict, found.difference) == ("as installed", "")
     return list(map(str, found.installed.spec.exceptions))
+
+
+@contextlib.asynccontextmanager
+async def _serving(folder: Path, name: str, **keys: Any) -> AsyncIterator[Served]:
+    """Run a service with one sandbox, whose policy allows a host name."""
+    async with serving(folder) as served:
+        await served.service.put(sandbox(name, allow=_ALLOW, **keys))
+        yield served
+
+
+async def _until_asked(server: NameServer, times: int) -> None:
+    """Wait until the name server has got so many more questions."""
+    last = server.asked[_NAME, "A"] + times
+    await until(lambda: server.asked[_NAME, "A"] >= last)
 
 
 async def _until_allowed(served: Served, folder: Path, name: str, *expected: str) -> None:
@@ -152,15 +158,13 @@ async def test_changed_addresses_replace_the_old_ones_and_are_one_event(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         assert (await connect_to(name, 443))[443] != "refused"
         server.zone[_NAME] = ["198.51.100.2", "198.51.100.1"]
         await _until_allowed(served, tmp_path, name, "198.51.100.1", "198.51.100.2")
         assert await connect_to(name, 443) == {443: "refused"}
-        seen = server.asked[_NAME, "A"]
         server.zone[_NAME].reverse()
-        await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
+        await _until_asked(server, 3)
         server.zone[_NAME] = [INTERNET4, "2001:db8::7"]
         await _until_allowed(served, tmp_path, name, INTERNET4, "[2001:db8::7]")
         assert (await connect_to(name, 443))[443] != "refused"
@@ -192,8 +196,7 @@ async def test_addresses_change_in_each_kind_of_fence(
     made: tuple[str, ...], tmp_path: Path, server: NameServer, keys: dict[str, Any]
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW, **keys))
+    async with _serving(tmp_path, name, **keys) as served:
         assert _allowed(tmp_path, name) == [f"tcp:{INTERNET4}:443"]
         server.zone[_NAME] = ["198.51.100.1"]
         await _until_allowed(served, tmp_path, name, "198.51.100.1")
@@ -203,8 +206,7 @@ async def test_name_that_disappears_allows_nothing(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         del server.zone[_NAME]
         await _until_allowed(served, tmp_path, name)
         assert await connect_to(name, 443) == {443: "refused"}
@@ -221,8 +223,7 @@ async def test_answer_with_loopback_opens_nothing_and_is_a_fault(
 ) -> None:
     name = made[0]
     server.zone[_NAME] = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", INTERNET4]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         assert _allowed(tmp_path, name) == [f"tcp:{INTERNET4}:443"]
         fault = served.service.view(name).fault
     assert fault is not None
@@ -233,19 +234,16 @@ async def test_last_addresses_stay_while_servers_fail_and_are_removed_in_the_end
     made: tuple[str, ...], tmp_path: Path, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         server.mode = "fail"
         await until(lambda: "SERVFAIL" in (served.service.view(name).fault or ""))
         assert "stay allowed for up to ten minutes" in (served.service.view(name).fault or "")
-        seen = server.asked[_NAME, "A"]
-        await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
+        await _until_asked(server, 3)
         assert (await connect_to(name, 443))[443] != "refused"
         server.mode = "answer"
         await until(lambda: served.service.view(name).fault is None)
         monkeypatch.setattr(name_state, "KEEP_SECONDS", 0.5)
-        seen = server.asked[_NAME, "A"]
-        await until(lambda: server.asked[_NAME, "A"] >= seen + 2)
+        await _until_asked(server, 2)
         server.mode = "fail"
         await _until_allowed(served, tmp_path, name)
         assert await connect_to(name, 443) == {443: "refused"}
@@ -272,9 +270,9 @@ async def test_call_is_answered_in_time_if_no_server_answers(
 async def test_restart_of_the_service_closes_nothing_before_the_first_answer(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
-    name, other = made
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    name, other, _ = made
+    async with _serving(tmp_path, name):
+        pass
     assert _allowed(tmp_path, name) == [f"tcp:{INTERNET4}:443"]
     server.mode = "fail"
     async with serving(tmp_path) as again:
@@ -285,7 +283,7 @@ async def test_restart_of_the_service_closes_nothing_before_the_first_answer(
         assert _allowed(tmp_path, other) == []
         server.zone[_NAME] = ["198.51.100.1"]
         server.mode = "answer"
-        for each in made:
+        for each in (name, other):
             await _until_allowed(again, tmp_path, each, "198.51.100.1")
         assert await connect_to(name, 443) == {443: "refused"}
     assert len([each for each in again.messages(name) if "new addresses" in each]) == 1
@@ -295,9 +293,8 @@ async def test_restart_of_the_service_closes_nothing_before_the_first_answer(
 async def test_killed_delivery_process_is_asked_again(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
-    name, other = made
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    name, other, _ = made
+    async with _serving(tmp_path, name) as served:
         server.mode = "silent"
         calling = asyncio.create_task(served.service.put(sandbox(other, allow=["tcp:b.test:443"])))
         await until(lambda: server.asked["b.test", "A"] > 0)
@@ -316,7 +313,7 @@ async def test_sandboxes_share_one_lookup_of_a_name(
 ) -> None:
     server.ttl = 3600
     async with serving(tmp_path) as served:
-        for name in made:
+        for name in made[:2]:
             await served.service.put(sandbox(name, allow=_ALLOW))
             assert _allowed(tmp_path, name) == [f"tcp:{INTERNET4}:443"]
         assert server.asked == {(_NAME, "A"): 1, (_NAME, "AAAA"): 1}
@@ -337,15 +334,13 @@ async def test_change_that_fails_leaves_the_names_of_the_policy_before(
     def fail(*_: object) -> None:
         raise FenceError("the kernel refuses")
 
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         server.mode = "fail"
         with monkeypatch.context() as patched:
             patched.setattr(TamperGuard, "replace", fail)
             with pytest.raises(FenceError, match="the kernel refuses"):
                 await served.service.put(sandbox(name, allow=["tcp:b.test:443"]))
-            seen = server.asked[_NAME, "A"]
-            await until(lambda: server.asked[_NAME, "A"] >= seen + 3)
+            await _until_asked(server, 3)
             assert "stay allowed" in (served.service.view(name).fault or "")
             server.zone[_NAME] = ["198.51.100.1"]
             server.mode = "answer"
@@ -359,13 +354,11 @@ async def test_fence_that_an_operator_removes_stays_removed(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         await asyncio.to_thread(installer.remove, name, StateDirectory(tmp_path))
         await until(lambda: served.service.view(name).state == "absent")
         server.zone[_NAME] = ["198.51.100.1"]
-        seen = server.asked[_NAME, "A"]
-        await until(lambda: server.asked[_NAME, "A"] >= seen + 5)
+        await _until_asked(server, 5)
         assert conftest.nft(named(name), "list", "ruleset") == ""
 
 
@@ -373,15 +366,13 @@ async def test_policy_that_an_operator_installs_stays_installed(
     made: tuple[str, ...], tmp_path: Path, server: NameServer
 ) -> None:
     name = made[0]
-    async with serving(tmp_path) as served:
-        await served.service.put(sandbox(name, allow=_ALLOW))
+    async with _serving(tmp_path, name) as served:
         spec = sandbox(name, allow=["tcp:198.51.100.9:443"]).spec()
         state = StateDirectory(tmp_path)
         await asyncio.to_thread(installer.install, spec, named(name), state)
         await _until_allowed(served, tmp_path, name, "198.51.100.9")
         server.zone[_NAME] = ["198.51.100.1"]
-        seen = server.asked[_NAME, "A"]
-        await until(lambda: server.asked[_NAME, "A"] >= seen + 5)
+        await _until_asked(server, 5)
         assert _allowed(tmp_path, name) == ["tcp:198.51.100.9:443"]
         await served.service.put(sandbox(name, allow=_ALLOW, labels={"a": "b"}))
         assert _allowed(tmp_path, name) == ["tcp:198.51.100.1:443"]
