@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.lab import INTERNET4, ip, set_sysctls
@@ -51,23 +52,28 @@ def make(name: str) -> None:
 def furnish(name: str) -> None:
     """Give a namespace an interface with IPv4, and a route to the internet."""
     named(name).call(set_sysctls)
-    inside = ("-n", name)
-    ip(*inside, "link", "set", "lo", "up")
-    ip(*inside, "link", "add", "uplink", "type", "veth", "peer", "name", "peer")
+    _ip_batch(name, "link set lo up", "link add uplink type veth peer name peer")
+    named(name).call(_without_ipv6)
+    _ip_batch(
+        name,
+        "link set uplink up",
+        "link set peer up",
+        "addr add 10.250.0.2/24 dev uplink",
+        "neigh add 10.250.0.1 lladdr 02:00:00:00:00:09 dev uplink",
+        "route add default via 10.250.0.1",
+    )
+
+
+def _ip_batch(name: str, *commands: str) -> None:
+    """Run commands of ip(8) in a namespace, with one process."""
+    batch = ["ip", "-n", name, "-batch", "-"]
+    subprocess.run(batch, input="\n".join(commands), text=True, check=True)
+
+
+def _without_ipv6() -> None:
+    """Turn IPv6 off for both devices, because otherwise the kernel sends packets by itself."""
     for device in ("uplink", "peer"):
-        # Otherwise the kernel sends packets by itself.
-        path = f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6"
-        named(name).call(lambda path=path: _write(path, "1"))  # type: ignore[misc]
-        ip(*inside, "link", "set", device, "up")
-    ip(*inside, "addr", "add", "10.250.0.2/24", "dev", "uplink")
-    neighbour = ("neigh", "add", "10.250.0.1", "lladdr", "02:00:00:00:00:09", "dev", "uplink")
-    ip(*inside, *neighbour)
-    ip(*inside, "route", "add", "default", "via", "10.250.0.1")
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - a file of /proc
-        file.write(text)
+        Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1", encoding="ascii")
 
 
 def delete(name: str) -> None:
