@@ -47,6 +47,14 @@ def run(
     return subprocess.run([sys.executable], check=check, preexec_fn=work, **(defaults | options))
 
 
+def popen(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """Start a command as `subprocess.Popen` does, which also has the ``options``."""
+    work = partial(become, [str(each) for each in arguments], env)
+    return subprocess.Popen([sys.executable], preexec_fn=work, **options)  # noqa: PLW1509
+
+
 def become(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
     """Run a command in this process, a new fork of the test process, and exit with its code.
 
@@ -55,8 +63,9 @@ def become(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> No
     # A finalizer of the test process would close a descriptor that the command has reused by then.
     gc.freeze()
     os.closerange(3, _DESCRIPTORS)  # also the one that subprocess waits on until exec
-    # As Python does at its start; subprocess has undone it.
+    # As Python does at its start; subprocess and asyncio have undone it.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code: object = 1
     try:
         warnings.resetwarnings()

@@ -12,11 +12,9 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ from ocsf_nft.cli.sandbox_activity import REST, Activity
 from ocsf_nft.cli.stored_events import Line
 from ocsf_nft.cli.watch_screen import Screen, Shown
 from ocsf_nft.state.state_db import FILE
+from tests.cli import forked
 from tests.control.engine import Served, serving, wait_until
 from tests.control.test_event_stream import lines
 from tests.delivery.stores import Store
@@ -75,11 +74,7 @@ def change(number: int, message: str, sandbox: str = "a") -> dict[str, Any]:
 
 
 async def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    work = partial(
-        subprocess.run, [sys.executable, "-m", "ocsf_nft", *arguments], capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    return await asyncio.to_thread(work)
+    return await asyncio.to_thread(forked.run, *arguments)
 
 
 class Host:
@@ -129,10 +124,10 @@ class Watching:
         if size is not None:
             self.resize(theirs, *size)
         env = {key: each for key, each in os.environ.items() if key not in {"NO_COLOR", "TERM"}}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ocsf_nft", "watch", "a", "--control", control],
-            stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, text=True,
-            env=env | {"TERM": "xterm-256color"} | environment,
+        env |= {"TERM": "xterm-256color"} | environment
+        self.process = forked.popen(
+            "watch", "a", "--control", control, env=env, stdin=subprocess.DEVNULL, stdout=theirs,
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.close(theirs)
         self._thread = threading.Thread(target=self._read)
@@ -282,10 +277,9 @@ async def test_stop_of_the_service_is_waited_for(size: tuple[int, int] | None) -
 
 async def test_closed_reader_ends_the_command(host: Host) -> None:
     reader, writer = os.pipe()
-    with subprocess.Popen(  # noqa: ASYNC220 - it starts at once
-        [sys.executable, "-m", "ocsf_nft", "watch", "a", "--control", host.control],
-        stdout=writer, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with forked.popen(
+        "watch", "a", "--control", host.control, stdout=writer, stderr=subprocess.PIPE, text=True
+    ) as process:
         os.close(writer)
         os.close(reader)
         _, messages = await asyncio.to_thread(process.communicate, timeout=20)
