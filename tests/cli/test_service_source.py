@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,15 @@ import pytest
 
 from ocsf_nft.cli import options
 from ocsf_nft.state.state_db import FILE
-from tests.cli import forked
+from tests.cli import fork_server, forked
 from tests.control.engine import HUGE, Served, serving, wait_until
 from tests.control.test_event_stream import events, lines
 from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.cli.fork_server import ForkServer
 
 _NOBODY = 65534
 
@@ -34,8 +35,9 @@ _NOBODY = 65534
 class Host:
     """A service with a state directory, and another directory, without a service."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: ForkServer) -> None:
         self.folder = folder
+        self.programs = programs
         self.state = folder / "state"
         self.other = folder / "other"
         for each in (folder, self.state, self.other):
@@ -60,13 +62,8 @@ class Host:
         env.pop("OCSF_NFT_STATE_DIR", None)
         if "user" in options:
             return await asyncio.to_thread(forked.run, *arguments, env=env, **options)
-        # No fork: SQLite in a child must not use what its parent has opened.
-        command = [sys.executable, "-m", "ocsf_nft", *arguments]
-        work = partial(
-            subprocess.run, command, env=env, capture_output=True, text=True, check=False,
-            timeout=60, **options,
-        )  # fmt: skip
-        return await asyncio.to_thread(work)
+        stdin = options.get("input", "")
+        return await asyncio.to_thread(self.programs.run, *arguments, env=env, stdin=stdin)
 
     async def uids(self, *arguments: str | Path, **options: Any) -> list[str]:
         done = await self.run("events", "--format", "jsonl", *arguments, **options)
@@ -78,10 +75,16 @@ def uids(found: list[dict[str, Any]]) -> list[str]:
     return [event["metadata"]["uid"] for event in found]
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ForkServer]:
+    with fork_server.started() as server:
+        yield server
+
+
 @pytest.fixture
-async def host() -> AsyncIterator[Host]:
+async def host(programs: ForkServer) -> AsyncIterator[Host]:
     with tempfile.TemporaryDirectory(prefix="s") as folder:
-        made = Host(Path(folder))
+        made = Host(Path(folder), programs)
         async with Store(made.other / FILE) as other:
             await other.put(lines(made.others))
         async with Store(made.state / FILE) as made.store:
@@ -226,9 +229,11 @@ async def test_status_of_a_service_has_all_its_counts(host: Host) -> None:
     assert (unknown.returncode, "no record of sandbox c" in unknown.stderr) == (2, True)
 
 
-async def test_follow_continues_after_a_restart_of_the_service(tmp_path: Path) -> None:
+async def test_follow_continues_after_a_restart_of_the_service(
+    tmp_path: Path, programs: ForkServer
+) -> None:
     with tempfile.TemporaryDirectory(prefix="s") as folder:
-        host = Host(Path(folder))
+        host = Host(Path(folder), programs)
         async with Store(host.state / FILE) as host.store:
             await host.store.put(lines(host.stored[:5]))
             with (tmp_path / "shown").open("wb") as shown, (tmp_path / "said").open("wb") as said:

@@ -63,8 +63,10 @@ def tail(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedPro
 
 @contextlib.contextmanager
 def following(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, "--follow", *arguments],
+    process = forked.popen(
+        "tail",
+        "--follow",
+        *arguments,
         stdout=streams.get("stdout", subprocess.PIPE),
         stdin=streams.get("stdin", subprocess.DEVNULL),
         stderr=subprocess.PIPE,
