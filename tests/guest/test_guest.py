@@ -245,11 +245,9 @@ def test_guest_init_reports_each_failure_of_ocsf_nft(
 
 
 # tests/kernel/test_log_transport.py tests the same with a shim in front of the kernel.
-@pytest.mark.slow
 def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
     stripped: Stripped, judge: Callable[[Any], list[str]]
 ) -> None:
-    # The tests before this one do the same, but are not among the slow tests.
     stripped.give(*stripped.missing - {"nft_log"})
     outcome = stripped.guest_init()
     assert outcome.code == 1
