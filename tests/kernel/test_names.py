@@ -73,9 +73,12 @@ async def _serving(folder: Path, name: str, **keys: Any) -> AsyncIterator[Served
 
 
 async def _until_asked(server: NameServer, times: int) -> None:
-    """Wait until the name server has got so many more questions."""
-    last = server.asked[_NAME, "A"] + times
-    await until(lambda: server.asked[_NAME, "A"] >= last)
+    """Wait until the name server has got so many more questions for both kinds of addresses.
+
+    A change of its zone after that is not between the two questions of one lookup.
+    """
+    last = {(_NAME, kind): server.asked[_NAME, kind] + times for kind in ("A", "AAAA")}
+    await until(lambda: all(server.asked[each] >= number for each, number in last.items()))
 
 
 async def _until_allowed(served: Served, folder: Path, name: str, *expected: str) -> None:
