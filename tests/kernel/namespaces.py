@@ -17,17 +17,40 @@ if TYPE_CHECKING:
 
 #: Proxy of the sandboxes, at an address of the peer that nobody has.
 PROXY: Final = "10.250.0.1:3128"
+#: Prints the outcome for each port: ``refused``, ``sent`` as soon as the packet has arrived at the
+#: other end of the interface, or the name of another error.
 _CONNECT: Final = """
-import socket, sys
-for port in map(int, sys.argv[2:]):
-    with socket.socket() as sock:
-        sock.settimeout(5)
-        try:
-            sock.connect((sys.argv[1], port))
-        except ConnectionRefusedError:
-            print(port, "refused")
-        except OSError as error:
-            print(port, type(error).__name__)
+import errno, select, socket, struct, sys
+
+def is_to(frame, port):
+    # A TCP packet, after Ethernet and an IPv4 header of 20 bytes.
+    is_tcp = frame[12:14] == b"\\x08\\0" and frame[23] == socket.IPPROTO_TCP
+    return is_tcp and frame[36:38] == struct.pack("!H", port)
+
+def attempt(sock, peer, port):
+    sock.setblocking(False)
+    code = sock.connect_ex((sys.argv[1], port))
+    waiting = select.poll()
+    waiting.register(sock, select.POLLOUT)
+    waiting.register(peer, select.POLLIN)
+    while code == errno.EINPROGRESS:
+        ready = dict(waiting.poll(5000))
+        if sock.fileno() in ready:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        elif not ready:
+            code = errno.ETIMEDOUT
+        elif is_to(peer.recv(2048), port):
+            return "sent"
+    if code == errno.ECONNREFUSED:
+        return "refused"
+    return type(OSError(code, "")).__name__ if code else None
+
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as peer:
+    peer.bind(("peer", 0))
+    for port in map(int, sys.argv[2:]):
+        with socket.socket() as sock:
+            if outcome := attempt(sock, peer, port):
+                print(port, outcome)
 """
 
 
