@@ -32,8 +32,9 @@ _CYCLES: Final = 1_000
 _BOUND_MS: Final = 100.0
 #: What the service may use more after all cycles.
 _MORE_BYTES: Final = 5_000_000
-#: Cycles before the first measurement: caches grow. After them a pause: descriptors close.
-_WARM_UP: Final = 100
+#: Cycles before the first measurement: the store of process details grows to 4,096 processes, of
+#: which a cycle has about three. After them a pause: descriptors close.
+_WARM_UP: Final = 1_500
 _SETTLE_S: Final = 5.0
 #: Pause after a namespace was made, in which its watch begins.
 _REST_S: Final = 0.5
