@@ -57,9 +57,8 @@ def turn_on(sandbox: str, state: StateDirectory) -> None:
             table_changes.turn_on(namespace, tables)
         with contextlib.suppress(DeliveryError):
             state.write(dataclasses.replace(installed, is_ending=False))
-            installer.renew_locked(
-                sandbox, state, nft.load
-            )  # another process may have changed it meanwhile
+            # Another process may have changed it meanwhile.
+            installer.renew_locked(sandbox, state, nft.load)
 
 
 def _places(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
