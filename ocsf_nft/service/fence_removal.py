@@ -82,5 +82,7 @@ class FenceRemoval:
         with contextlib.suppress(OcsfNftError):  # its namespace has ended
             now = table_query.generation(installed.namespace)
             # Other processes may have turned it on again, if not only the deletion was made since.
-            self.was_off = self._off is not None and now == self._off.after_one()
+            was_off = self._off is not None and now == self._off.after_one()
+            # Another namespace may have the name by now.
+            self.was_off = was_off or self._has_ended()
         return was_there

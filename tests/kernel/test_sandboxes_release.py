@@ -13,8 +13,10 @@ import pytest
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.fence import installer, turn_off
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.lab import ip
 from ocsf_nft.netns import named
 from ocsf_nft.service.account_loop import AccountLoop
+from tests.kernel import namespaces
 from tests.kernel.conftest import nft
 from tests.kernel.serving import connect_to, sandbox, serving, until
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.flows.sandbox_account import Balance
+    from ocsf_nft.nfnetlink import Generation
     from tests.kernel.serving import Served
 
 pytestmark = pytest.mark.kernel
@@ -126,6 +129,25 @@ async def test_gap_is_reported_if_the_fence_may_have_refused_after_the_last_read
         assert nft(named(name), "list", "ruleset") == ""
         event = await served.wait_for(lambda each: each["activity_name"] == "Records Dropped")
         assert "between the last reading and its removal" in event["message"]
+
+
+async def test_end_of_the_namespace_during_a_release_leaves_no_gap(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, turn = made[0], turn_off.turn_off
+
+    def late(*arguments: Any) -> Generation | None:
+        ip("netns", "del", name)
+        namespaces.make(name)
+        return turn(*arguments)
+
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+        monkeypatch.setattr(turn_off, "turn_off", late)
+        await served.service.release(name)
+        await served.wait_for(lambda each: "was released" in each["message"])
+    assert "Records Dropped" not in {each["activity_name"] for each in served.events}
+    assert served.messages(name)[-1] == f"Sandbox {name} was released. Its fence refused 0 packets."
 
 
 async def test_fence_that_a_killed_service_had_turned_off_is_not_tampered_with(
