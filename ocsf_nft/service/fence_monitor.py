@@ -185,8 +185,8 @@ class FenceMonitor:
         """Replace the fence's policy in one transaction, and emit an event about that.
 
         The counts stay. ``sandbox`` has the new policy; ``change`` is the request; ``addresses``
-        returns those of its host names. Raises the errors of :meth:`TamperGuard.replace`; the fence
-        is unchanged then.
+        returns those of its host names. Raises AbsentError after :meth:`stop`, and the errors of
+        :meth:`TamperGuard.replace`; the fence is unchanged then.
         """
         async with self._inspecting:
             await self._replace(sandbox, sandbox.spec(addresses()), change)
@@ -207,7 +207,7 @@ class FenceMonitor:
 
     async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
-            raise RuntimeError("call start first")
+            raise AbsentError(f"the network namespace of sandbox {self.name} has ended")
         guard = self._watch.tamper_guard
         replace = partial(_replace, guard, spec, fences.requested_transport(sandbox))
         try:

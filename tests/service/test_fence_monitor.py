@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ocsf_nft import config
+from ocsf_nft.config import SandboxConfig
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import listing, nft, restore_batch
 from ocsf_nft.fence.fence_change import FenceChange
@@ -18,7 +19,7 @@ from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import Generation
-from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
+from ocsf_nft.ocsf.fence_state_events import FenceState, PolicyChange, SandboxEnd
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fence_reports, fences, restore_preparation
 from ocsf_nft.service.event_rendering import Reporter
@@ -382,6 +383,15 @@ async def test_verdict_and_fault_follow_the_last_event(
 async def test_watch_requires_a_started_monitor(make: Callable[..., FenceMonitor]) -> None:
     with pytest.raises(RuntimeError, match="call start first"):
         await make().watch()
+
+
+async def test_policy_of_a_stopped_monitor_is_not_changed(
+    make: Callable[..., FenceMonitor],
+) -> None:
+    """The namespace of its sandbox may end during a call."""
+    sandbox = SandboxConfig(name="lab", proxy=["10.0.0.1:3128"])
+    with pytest.raises(AbsentError, match="has ended"):
+        await make().change(sandbox, PolicyChange())
 
 
 def test_prepare_without_nft_returns_the_version_of_the_record_alone(
