@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,6 @@ from tests.kernel.serving import connect_to, sandbox, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ocsf_nft.netns import Namespace
 
@@ -409,16 +409,20 @@ def _recreated_with_the_same_number(names: tuple[str, ...]) -> str:
     """Delete the namespaces; return the name of a new one that has the number of a former one.
 
     The kernel uses a number again when the former namespace is freed, some time later. Another
-    test may take the number first: then the next name is tried.
+    test may have the number first, and gives it back at its end.
     """
-    former = {name: named(name).identity() for name in names}
+    former = {named(name).identity(): name for name in names}
     for name in names:
         namespaces.delete(name)
-    for name in names:
-        for _ in range(200):
-            ip("netns", "add", name)
-            if named(name).identity() == former[name]:
-                return name
-            ip("netns", "del", name)
-            time.sleep(0.01)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with namespaces.names(30) as tried:  # all at once, so that each has another number
+            for each in tried:
+                ip("netns", "add", each)
+                if (name := former.get(named(each).identity())) is not None:
+                    path = Path("/run/netns", name)
+                    path.touch()
+                    subprocess.run(["mount", "--bind", f"/run/netns/{each}", path], check=True)
+                    return name
+        time.sleep(0.05)
     raise AssertionError("the kernel uses no number again")
