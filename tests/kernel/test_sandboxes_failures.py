@@ -419,10 +419,10 @@ def _recreated_with_the_same_number(names: tuple[str, ...]) -> str:
         with namespaces.names(30) as tried:  # all at once, so that each has another number
             for each in tried:
                 ip("netns", "add", each)
-                if (name := former.get(named(each).identity())) is not None:
-                    path = Path("/run/netns", name)
+                if (again := former.get(named(each).identity())) is not None:
+                    path = Path("/run/netns", again)
                     path.touch()
                     subprocess.run(["mount", "--bind", f"/run/netns/{each}", path], check=True)
-                    return name
+                    return again
         time.sleep(0.05)
     raise AssertionError("the kernel uses no number again")
