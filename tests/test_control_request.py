@@ -18,12 +18,9 @@ from tests.engines import stub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MODULES = ("ocsf_nft.oci.main", "ocsf_nft.cni.main", "ocsf_nft.unix_http")
+_PROGRAMS = ("ocsf_nft.oci.main", "ocsf_nft.cni.main")
 #: Modules that are slow to import, with their own imports.
-_SLOW = (
-    "asyncio", "dataclasses", "email", "http", "logging", "pathlib", "pydantic", "shutil", "ssl",
-    "tomllib",
-)  # fmt: skip
+_SLOW = ("asyncio", "dataclasses", "http", "logging", "pathlib", "pydantic", "shutil", "tomllib")
 _IMPORTED = """
 import sys
 before = set(sys.modules)
@@ -32,12 +29,12 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
-@pytest.mark.parametrize("module", _MODULES)
-def test_module_imports_little(module: str) -> None:
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_program_imports_little(program: str) -> None:
     done = subprocess.run(
         # Without the finder of an editable installation, which imports much.
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(_root())!r})"
-         + _IMPORTED.format(module)],
+         + _IMPORTED.format(program)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     imported = done.stdout.split()
@@ -111,8 +108,7 @@ def _answering(path: Path, *parts: bytes, pause: float = 0.0) -> Iterator[None]:
         b"SSH-2.0-x\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{",
-        b"HTTP/1.1 200 OK\r\n\r\n" + b"{" + b" " * 2_000_000 + b"}",
-        b"HTTP/1.1 x\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000,
     ],
 )
@@ -130,7 +126,6 @@ def test_answer_of_another_program_is_an_error(tmp_path: Path, answer: bytes) ->
         b"",
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
         b"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-",
     ],
 )
 def test_service_that_ends_before_its_answer_is_an_error(tmp_path: Path, answer: bytes) -> None:
