@@ -76,17 +76,19 @@ def _load_and_compare(
     recorded = {} if before is None else _recorded_tables(before)
     is_as_recorded = (
         before is not None
-        and before.spec.tables == intended.spec.tables
+        and recorded.keys() == {*spec.tables, *spec.guard_tables}
         and before.around.links == intended.around.links
-        and generations == (before.generation,)
+        and before.generations == generations
     )
-    preserved = _load_all(
-        intended, load_text, (lambda *_: recorded) if is_as_recorded else nft.list_tables
-    )
+
+    def as_recorded(_: Namespace, table_ids: Collection[TableId]) -> dict[TableId, str]:
+        return {each: recorded[each] for each in table_ids}
+
+    preserved = _load_all(intended, load_text, as_recorded if is_as_recorded else nft.list_tables)
     found = listing.of_fence(spec, intended.namespace)
     now = _generations(intended)
-    # The tables are what was loaded if they were as recorded, and if only the one transaction was
-    # made meanwhile.
+    # The tables are what was loaded if they were as recorded, and if only one transaction was made
+    # in each namespace meanwhile.
     is_certain = (
         now == tuple(each.after_one() for each in generations)
         and preserved.items() <= recorded.items()
@@ -106,8 +108,9 @@ def _load_and_compare(
                 f"the fence in {intended.namespace} was altered while it was installed: {altered}"
             )
     policy = ruleset.digest(spec, intended.around, intended.transport)
-    generation = now[0] if is_certain and spec.guard_device is None else None
-    return dataclasses.replace(intended, policy=policy, listings=found, generation=generation)
+    return dataclasses.replace(
+        intended, policy=policy, listings=found, generations=now if is_certain else None
+    )
 
 
 def _generations(intended: InstalledFence) -> tuple[Generation, ...]:
@@ -117,10 +120,11 @@ def _generations(intended: InstalledFence) -> tuple[Generation, ...]:
 
 
 def _recorded_tables(installed: InstalledFence) -> dict[TableId, str]:
-    """Return nft's listings of the tables of a fence inside its namespace, as recorded."""
+    """Return nft's listings of the tables of a fence and of its guard, as recorded."""
+    spec = installed.spec
     return {
         table_id: listing.without_elements(text)
-        for table_id in installed.spec.tables
+        for table_id in (*spec.tables, *spec.guard_tables)
         if (text := installed.listings.get(" ".join(table_id))) is not None
     }
 

@@ -67,8 +67,9 @@ class InstalledFence:
     listings: Mapping[str, str]
     #: True while the fence is turned off, before its removal.
     is_ending: bool = False
-    #: Generation of the ruleset with these listings; not stored, and None if unknown.
-    generation: Annotated[Generation | None, pydantic.Field(exclude=True)] = field(
+    #: Generation of the ruleset with these listings in each namespace of :class:`RulesetVersion`;
+    #: not stored, and None if unknown.
+    generations: Annotated[tuple[Generation, ...] | None, pydantic.Field(exclude=True)] = field(
         default=None, compare=False
     )
 

@@ -28,8 +28,8 @@ def turn_off(sandbox: str, state: StateDirectory) -> Generation | None:
         installed = state.read(sandbox)
         if installed is None:
             return None
-        places = _places(installed)
-        for namespace, tables in places:
+        of_fence = _tables(installed)
+        for namespace, tables in of_fence:
             for table_id in tables:
                 table_query.refuse_other_sandbox(sandbox, namespace, table_id)
             table_query.refuse_exclusive(namespace, tables, state)
@@ -38,7 +38,7 @@ def turn_off(sandbox: str, state: StateDirectory) -> Generation | None:
         # First the forwarding that lets the VM's packets through the host. Then the guard, which
         # would count what the fence does not refuse any more.
         ip_forwarding.release(installed.identity, installed.namespace, state, besides=sandbox)
-        *guards, (namespace, tables) = reversed(places)
+        *guards, (namespace, tables) = reversed(of_fence)
         for guard in guards:
             table_changes.turn_off(*guard)
         return table_changes.turn_off(namespace, tables)
@@ -53,7 +53,7 @@ def turn_on(sandbox: str, state: StateDirectory) -> None:
         installed = state.read(sandbox)
         if installed is None:
             return
-        for namespace, tables in _places(installed):
+        for namespace, tables in _tables(installed):
             table_changes.turn_on(namespace, tables)
         with contextlib.suppress(DeliveryError):
             state.write(dataclasses.replace(installed, is_ending=False))
@@ -61,7 +61,7 @@ def turn_on(sandbox: str, state: StateDirectory) -> None:
             installer.renew_locked(sandbox, state, nft.load)
 
 
-def _places(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
+def _tables(installed: InstalledFence) -> list[tuple[Namespace, tuple[TableId, ...]]]:
     if not installed.namespace.has_identity(installed.identity):
         raise AbsentError(f"the network namespace of sandbox {installed.spec.sandbox} has ended")
     return installed.tables_by_namespace()

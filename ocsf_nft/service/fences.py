@@ -102,7 +102,7 @@ def _spec(sandbox: SandboxConfig, state: StateDirectory) -> FenceSpec:
 def _version(installed: InstalledFence) -> RulesetVersion | None:
     """Return the version of the ruleset if it is that of the installation; None if unknown."""
     version = listing.ruleset_version(installed, installed.namespace)
-    if version is None or version.generations != (installed.generation,):
+    if version is None or version.generations != installed.generations:
         return None
     return version
 

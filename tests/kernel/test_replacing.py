@@ -176,6 +176,36 @@ def test_fence_as_recorded_is_replaced_without_listing_it_first(
     assert _flow(fenced) == 7
 
 
+@pytest.mark.parametrize(("is_altered", "listings"), [(False, 2), (True, 6)])
+def test_fence_with_a_guard_as_recorded_is_replaced_without_listing_it_first(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch,
+    *, is_altered: bool, listings: int,
+) -> None:  # fmt: skip
+    """The gateway's namespace is the host of this guard."""
+    host, list_tables = lab.gateway_namespace, nft.list_tables
+    listed: list[object] = []
+
+    def counted(namespace: Namespace, tables: Collection[TableId]) -> dict[TableId, str]:
+        listed.extend([tables] if tables else [])
+        return list_tables(namespace, tables)
+
+    def install(group: int) -> None:
+        guarded = dataclasses.replace(spec, guard_device=lab.gateway_device, group=group)
+        host.call(lambda: installer.install(guarded, lab.sandbox_namespace, state, "nflog"))
+
+    with state.run_lock(spec.sandbox):
+        install(76)
+        if is_altered:
+            conftest.nft(host, f"add chain netdev ocsf_nft_{lab.gateway_device} foreign")
+        monkeypatch.setattr(nft, "list_tables", counted)
+        # Another group, so the fence is not as installed, and is loaded without a comparison first.
+        install(77)
+        monkeypatch.undo()
+    assert len(listed) == listings
+    assert host.call(lambda: installer.verify(spec.sandbox, state)).verdict == "as installed"
+    assert "foreign" not in conftest.nft(host, "-t", "list", "ruleset")
+
+
 def test_record_is_not_that_of_another_namespace_with_the_same_generation(
     made: tuple[str, ...], spec: FenceSpec, state: StateDirectory
 ) -> None:
@@ -185,8 +215,8 @@ def test_record_is_not_that_of_another_namespace_with_the_same_generation(
         ip("netns", "del", name)
         namespaces.make(name)
         conftest.nft(ns, "table inet ocsf_nft { chain foreign { }; }")
-        assert before.generation is not None
-        assert table_query.generation(ns).number == before.generation.number
+        assert before.generations is not None
+        assert [table_query.generation(ns).number] == [each.number for each in before.generations]
         installer.install(dataclasses.replace(spec, group=77), ns, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
