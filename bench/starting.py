@@ -70,7 +70,7 @@ class _Cost(NamedTuple):
 class _Start:
     """One way to start a program, and what its starts cost.
 
-    ``others`` does by itself what the program has others do: the service, or the runtime.
+    ``others`` does the work that the program requests from the service or from the runtime.
     ``prepare`` runs before each of both, and is not measured.
     """
 

@@ -39,7 +39,7 @@ def with_policy(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command these options in place of its parameter ``policy``.
 
-    ``netns`` is the type of the option --netns, whose default has another meaning in a service.
+    ``netns`` is the type of the option --netns. Its default has another meaning in a service.
     """
     types = {name: kind for name, (kind, _) in _OPTIONS.items()} | {"netns": netns}
     ours = [

@@ -88,7 +88,7 @@ class StoreSelection:
                     last = event
                     if self._is_selected(event.line):
                         self._write([event.line])
-                # After the last event: a removed store has been read to its end.
+                # Only now: a store that was removed meanwhile is read completely.
                 self._last[index] = archive.follow(last)
             time.sleep(_PAUSE_SECONDS)
 

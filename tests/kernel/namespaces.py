@@ -94,7 +94,7 @@ def _ip_batch(name: str, *commands: str) -> None:
 
 
 def _without_ipv6() -> None:
-    """Turn IPv6 off for both devices, because otherwise the kernel sends packets by itself."""
+    """Turn IPv6 off for both devices. Otherwise, the kernel itself sends packets."""
     for device in ("uplink", "peer"):
         Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1", encoding="ascii")
 

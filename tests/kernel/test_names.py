@@ -66,16 +66,16 @@ def _allowed(folder: Path, name: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def _serving(folder: Path, name: str, **keys: Any) -> AsyncIterator[Served]:
-    """Run a service with one sandbox, whose policy allows a host name."""
+    """Run a service with one sandbox. Its policy allows a host name."""
     async with serving(folder) as served:
         await served.service.put(sandbox(name, allow=_ALLOW, **keys))
         yield served
 
 
 async def _until_asked(server: NameServer, times: int) -> None:
-    """Wait until the name server has got so many more questions for both kinds of addresses.
+    """Wait for ``times`` more questions to the name server, for each kind of address.
 
-    A change of its zone after that is not between the two questions of one lookup.
+    A later change of its zone does not come between the two questions of one lookup.
     """
     last = {(_NAME, kind): server.asked[_NAME, kind] + times for kind in ("A", "AAAA")}
     await until(lambda: all(server.asked[each] >= number for each, number in last.items()))
