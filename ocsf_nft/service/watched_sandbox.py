@@ -173,14 +173,12 @@ class WatchedSandbox:
     async def finish(self, *, removes: bool = False) -> tuple[Balance, ...]:
         """Report all packets that no event has reported yet, and return the final counts.
 
-        With ``removes``, the fence is off after that: call :meth:`remove`. After an error, it is
-        on. Raises DeliveryError if the last counts can't be stored.
+        With ``removes``, the fence is turned off before the last reading: call :meth:`remove` after
+        that. After an error, it is on. Raises DeliveryError if the last counts can't be stored.
         """
         await self.account.refresh()  # opens the counters' sockets beside those of the guard
         await self.monitor.stop()
-        # While the disk is full, this waits, and the fence stays on.
-        balances = await self.account.close()
-        return await self._turn_off_and_read() if removes else balances
+        return await (self._turn_off_and_read() if removes else self.account.close())
 
     async def _turn_off_and_read(self) -> tuple[Balance, ...]:
         async with contextlib.AsyncExitStack() as stack:

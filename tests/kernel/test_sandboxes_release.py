@@ -37,7 +37,7 @@ refused = others = 0
 print("started", flush=True)
 for number in range(20_000_000):
     try:
-        sender.sendto(b"attempt", ("203.0.113.9", 53))
+        sender.sendto(b"attempt", ("203.0.113.9", int(sys.argv[1])))
         others += 1
     except PermissionError:
         refused += 1
@@ -73,6 +73,20 @@ async def test_each_packet_that_is_refused_before_a_release_is_counted(
             assert (egress.counter_mismatch, egress.pending) == (0, 0)
 
 
+async def test_incident_of_a_flood_ends_once_at_a_release(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(made[0]))
+        flood = await asyncio.to_thread(_flood, made[0], 4444)
+        await served.wait_for(lambda each: each["class_uid"] == 2004)
+        await served.service.release(made[0])
+        await asyncio.to_thread(flood.communicate)
+    findings = [each for each in served.events if each["class_uid"] == 2004]
+    assert len({each["finding_info"]["uid"] for each in findings}) == 1
+    assert [each["activity_name"] for each in findings].count("Close") == 1
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_fence_is_on_again_if_its_last_counts_cannot_be_stored(
     made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_late: bool
@@ -83,7 +97,7 @@ async def test_fence_is_on_again_if_its_last_counts_cannot_be_stored(
     async def failing(account: AccountLoop) -> tuple[Balance, ...]:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 1:
             assert nft(named(name), "list", "ruleset").count("flags dormant") == 2
             if is_late:
                 await asyncio.sleep(60)
@@ -169,9 +183,9 @@ def _has_more(served: Served, name: str, counted: int) -> bool:
     return sum(served.attempts(name).values()) > counted
 
 
-def _flood(name: str) -> subprocess.Popen[bytes]:
+def _flood(name: str, port: int = 53) -> subprocess.Popen[bytes]:
     return named(name).call(
         lambda: subprocess.Popen(
-            [sys.executable, "-c", _FLOOD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _FLOOD, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
     )
