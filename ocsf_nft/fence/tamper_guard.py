@@ -17,11 +17,7 @@ from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, nft, restore_batch, table_changes
 from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.link_monitor import LinkMonitor
-from ocsf_nft.fence.nft_monitor import (
-    OVERRUN,
-    NftMonitor,
-    ruleset_error,
-)
+from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ruleset_error
 
 if TYPE_CHECKING:
     import socket

@@ -389,9 +389,8 @@ class AccountLoop:
             position = Position(self.sandbox, self._source, self.position)
             self._stored_position = self.position
         if lines or change or position:
-            await self._reporter.commit(
-                Change(events=lines, account=change or None, position=position)
-            )
+            whole = Change(events=lines, account=change or None, position=position)
+            await self._reporter.commit(whole)
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
