@@ -13,9 +13,7 @@ from typing import Final, Literal, TypeAlias
 #: ``socket``: the process that had the socket when the record arrived. ``user``: only the user id
 #: in the kernel's record is known. ``none``: not even that.
 Method: TypeAlias = Literal["capture", "socket", "user", "none"]
-_ONE_SENDER_SEEN: Final = (
-    "it sent one of the packets; the senders of the other packets were not seen"
-)
+_ONE_SENDER_SEEN: Final = "it sent one of the packets, and no other process was seen to send"
 #: Confidence of an attribution.
 ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 
@@ -111,15 +109,10 @@ class Attribution:
 def limit_to_one_packet(known: Attribution) -> Attribution:
     """Weaken the attribution of one packet, to use it for a whole group of packets.
 
-    The result names the process of ``known`` only as a possible sender, with low confidence.
-    If ``known`` names no process as the sender, it is returned unchanged.
+    The result names the process of ``known`` with medium confidence at most: no other process was
+    seen to send. If ``known`` names no process as the sender, it is returned unchanged.
     """
     if known.process is None:
         return known
-    return replace(
-        known,
-        confidence="low",
-        reason=_ONE_SENDER_SEEN,
-        process=None,
-        seen=(Seen(process=known.process),),
-    )
+    level: ConfidenceLevel = "low" if known.confidence == "low" else "medium"
+    return replace(known, confidence=level, reason=_ONE_SENDER_SEEN)

@@ -39,6 +39,9 @@ _HAD_SOCKET: Final = (
     "or there was no room to report some calls"
 )
 _SENT_ALL: Final = "the kernel saw it send each of the packets"
+_SENT_ALONE: Final = (
+    "the kernel saw only this process attempt this since the last report, but maybe not each packet"
+)
 _SENT_TOGETHER: Final = "the kernel saw them send the packets"
 _SENT_SOME: Final = (
     "the kernel saw them attempt this since the last report, but maybe not all of the senders"
@@ -218,12 +221,14 @@ class CaptureMethod:
             Seen(process=self.snapshots.process(call), calls=times) for call, times in calls
         )
         times = sum(times for _, times in calls)
-        # A sender is named only if the capture saw a single process send all new packets.
+        # The confidence is high only if the capture saw one process send all new packets.
         is_all = state.is_refused and times == packets and not unnamed and not is_mixed
-        if is_all and len(seen) == 1:
-            process = seen[0].process
+        if len(seen) == 1 and not unnamed:
             return Attribution(
-                method="capture", confidence="high", reason=_SENT_ALL, process=process
+                method="capture",
+                confidence="high" if is_all else "medium",
+                reason=_SENT_ALL if is_all else _SENT_ALONE,
+                process=seen[0].process,
             )
         return Attribution(
             method="capture",

@@ -34,6 +34,7 @@ _CONFIDENCES: Final[tuple[ConfidenceLevel | None, ...]] = (*get_args(ConfidenceL
 #: gets the same pid so soon.
 _MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
 _REASON: Final = "not all packets were attributed to one process"
+_SOLE: Final = "it sent some of the packets, and no other process was seen to send"
 _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 #: Number of distinct flows within ``WITHIN_NS`` that no ordinary program causes.
@@ -118,18 +119,21 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
     # A process that sent only some of the packets is not named as the only sender.
     seen, unnamed = _merged(first, last)
     naming = [each for each in (first, last) if not each.names_no_process]
-    confidence = least_confident.confidence if len(naming) == 2 else "low"
-    if confidence == "low":  # other processes may have made attempts as well
-        seen = [replace(each, calls=None) for each in seen]
-    return Attribution(
+    merged = Attribution(
         method=max((each.method for each in naming), key=_METHODS.index),
-        confidence=confidence,
+        confidence=least_confident.confidence if len(naming) == 2 else "low",
         reason=_REASON,
-        seen=tuple(seen),
         unnamed=unnamed,
         user_name=last.user_name or first.user_name,
         group_name=last.group_name or first.group_name,
     )
+    was_seen_to_send = first.process is not None or last.process is not None
+    programs = {each.process.path for each in (*_named(first), *_named(last))}
+    if was_seen_to_send and len(seen) == len(programs) == 1 and not unnamed:
+        return replace(merged, confidence="medium", reason=_SOLE, process=seen[0].process)
+    if merged.confidence == "low":  # other processes may have made attempts as well
+        seen = [replace(each, calls=None) for each in seen]
+    return replace(merged, seen=tuple(seen))
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
@@ -174,7 +178,8 @@ def _is_same(one: Process, other: Process) -> bool:
 def _named(by: Attribution) -> tuple[Seen, ...]:
     if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
         return by.seen
-    return (Seen(process=by.process, calls=1), *by.seen)
+    # Below high confidence, the number of its packets is unknown.
+    return (Seen(process=by.process, calls=1 if by.confidence == "high" else None), *by.seen)
 
 
 @dataclass(slots=True, eq=False)

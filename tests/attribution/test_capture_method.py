@@ -212,7 +212,8 @@ def test_different_numbers_of_packets_and_calls_give_medium_confidence(
     emit(captured, *(call_now(7) for _ in range(5)))
     found = captured.since_last(NETNS, record_now(), packets, time.time_ns())
     assert found is not None
-    assert (pids(found), found.confidence) == ({7: 5}, "medium")
+    assert found.process is not None
+    assert (found.process.pid, found.seen, found.confidence) == (7, (), "medium")
 
 
 def test_several_callers_are_named_with_their_numbers_of_calls(captured: CaptureMethod) -> None:

@@ -104,18 +104,36 @@ def test_processes_are_named_by_age_whatever_the_order_of_their_attempts() -> No
 
 
 @pytest.mark.parametrize("unattributed", [UNATTRIBUTED, None])
-def test_unattributed_attempt_makes_the_others_uncertain(unattributed: Attribution | None) -> None:
+def test_sole_sender_beside_unattributed_attempts_has_medium_confidence(
+    unattributed: Attribution | None,
+) -> None:
     curl = by(CURL, user_name="agent", group_name="agents")
     for found in (merge(unattributed, curl), merge(curl, unattributed)):
-        assert named(found) == {4242: None}
         assert found is not None
+        assert (found.process, found.seen, found.unnamed) == (CURL, (), 0)
         assert (found.user_name, found.group_name) == ("agent", "agents")
-        assert (found.method, found.confidence) == ("capture", "low")
+        assert (found.method, found.confidence) == ("capture", "medium")
+
+
+@pytest.mark.parametrize("unattributed", [UNATTRIBUTED, None])
+def test_process_that_was_not_seen_to_send_is_no_sole_sender(
+    unattributed: Attribution | None,
+) -> None:
+    held_the_socket = replace(by(CURL), process=None, seen=(Seen(process=CURL),), confidence="low")
+    for found in (merge(unattributed, held_the_socket), merge(held_the_socket, unattributed)):
+        assert found is not None
+        assert (found.process, named(found), found.confidence) == (None, {4242: None}, "low")
+
+
+@pytest.mark.parametrize("unattributed", [UNATTRIBUTED, None])
+def test_unattributed_attempt_makes_the_numbers_uncertain(
+    unattributed: Attribution | None,
+) -> None:
     for found in (
         all_of(unattributed, by(CURL), by(WGET), by(WGET)),
         all_of(by(CURL), unattributed, by(CURL), by(WGET)),
     ):
-        assert named(found) == {4242: None, 4243: None}
+        assert named(found)[4242] is None
 
 
 def test_unattributed_attempts_have_the_latest_reason() -> None:
