@@ -99,12 +99,24 @@ class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or the service has stopped.
 
     ``record`` is the log record of the incident's last attempt. ``end_ns`` is the end of that
-    attempt (ns since the epoch, UTC).
+    attempt (ns since the epoch, UTC). ``is_stopped`` means that nothing watches the sandbox any
+    more, so that later packets are unknown.
     """
 
     record: Record
     incident: Incident
     end_ns: int
+    is_stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanSender:
+    """Process that sent packets of a scan, and the number of its attempts in events."""
+
+    process: Process
+    attempts: int
+    #: One of its flows.
+    flow: Flow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +143,12 @@ class FanOut:
     #: All packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
     start_ns: int
     end_ns: int
+    #: Number of reported attempts, and identities of the latest ones' log records, oldest first.
+    windows: int = 0
+    latest: tuple[str, ...] = ()
+    #: Processes that sent packets, each with one of its flows. They sent at least one packet each.
+    senders: tuple[ScanSender, ...] = ()
+    #: Minimum number of further processes.
+    unnamed: int = 0
+    #: True if the scan has ended because nothing watches the sandbox any more.
+    is_stopped: bool = False

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import records_dropped
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS

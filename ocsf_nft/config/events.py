@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 
@@ -14,7 +15,8 @@ from ocsf_nft.fence import values
 from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Severity
-from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.quoted import quoted
 from ocsf_nft.record import ForeignVerdict
 
@@ -42,6 +44,17 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise UsageError(
             f"{quoted(text)} is no address and no network: write 203.0.113.0/24 or 2001:db8::/32"
         ) from error
+
+
+def _web_address(text: str) -> str:
+    try:
+        found = urlsplit(text)
+        is_valid = found.scheme in {"http", "https"} and found.hostname and text.isprintable()
+    except ValueError:  # such as an address in one bracket
+        is_valid = False
+    if not is_valid:
+        raise UsageError(f"{quoted(text)} is no web address: write https://HOST/PATH/")
+    return text if text.endswith("/") else f"{text}/"
 
 
 class StoreConfig(Table):
@@ -140,12 +153,26 @@ class FindingConfig(Table):
 
     min_severity: SeverityName = "high"
     """An attempt of this severity or a higher one is a finding at once."""
-    threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
+    threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = FindingSettings().packets
     """Number of packets from which an attempt of severity Medium is a finding."""
 
-    def as_threshold(self) -> Threshold:
-        """Convert this table of the configuration file to the condition for Detection Findings."""
-        return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
+    alert_severity: SeverityName = "high"
+    """A finding of this severity or a higher one is an alert (is_alert)."""
+    auto_close: bool = False
+    """Close a finding when its packets have ended. By default only a person closes it."""
+    runbook_url: Annotated[str, checked(_web_address)] | None = None
+    """Address of the runbook on your web server, as https://docs.example.com/how-to/runbook/. A
+    finding then has a link to its page."""
+
+    def as_settings(self) -> FindingSettings:
+        """Convert this table of the configuration file to the settings of findings."""
+        return FindingSettings(
+            min_severity=Severity[self.min_severity.upper()],
+            packets=self.threshold,
+            alert_severity=Severity[self.alert_severity.upper()],
+            auto_close=self.auto_close,
+            runbook_url=self.runbook_url,
+        )
 
 
 class PrefixConfig(Table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
-from ocsf_nft.flow import flow
+from ocsf_nft.attempt import FanOut, Incident, IncidentEnd, ScanSender
+from ocsf_nft.flow import Flow, flow
 from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.flows.report_schedule import Schedule
 from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.attempt import Attempt
-    from ocsf_nft.flow import CounterId, Flow, Key
+    from ocsf_nft.flow import CounterId, Key
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
 #: Function that takes a flow's latest log record, and the number of packets in its incident so far;
 #: it returns True if the incident becomes an OCSF finding.
 IsFinding: TypeAlias = "Callable[[Record, int], bool]"
-#: Maximum number of attempts that an incident lists.
+#: Maximum number of attempts that an incident or a scan lists.
 LATEST: Final = 10
+#: Maximum number of processes that a scan lists.
+SENDERS: Final = 32
 
 #: Maximum number of processes that a merged attribution names. The others are counted, as a lower
 #: bound.
@@ -47,6 +49,8 @@ _MAX_DISTINCT: Final = 4096
 #: Maximum number of users with state. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 1024
 _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
+#: Pid and program of a process.
+_SenderKey: TypeAlias = tuple[int, str | None]
 
 
 class OpenIncident(NamedTuple):
@@ -197,12 +201,28 @@ class _UserActivity:
     destinations: set[str] = field(default_factory=set)
     ports: set[int] = field(default_factory=set)
     sample: list[Flow] = field(default_factory=list)
+    windows: int = 0
+    latest: tuple[str, ...] = ()
+    senders: dict[_SenderKey, ScanSender] = field(default_factory=dict)
+    #: Processes beside ``senders``.
+    others: set[_SenderKey] = field(default_factory=set)
     schedule: Schedule | None = None
     is_reported: bool = True
     #: Totals reported before a restart. The addresses and ports themselves are not stored.
     before: FanOut | None = None
-    #: Flows and packets at the last commit.
-    stored: tuple[int, int] = (0, 0)
+    #: Flows, packets and attempts at the last commit.
+    stored: tuple[int, int, int] = (0, 0, 0)
+
+    def add_sender(self, process: Process, flow: Flow) -> None:
+        key = process.pid, process.path
+        known = self.senders.get(key)
+        if known is not None:
+            self.senders[key] = replace(known, attempts=known.attempts + 1)
+        elif len(self.senders) < SENDERS:
+            self.senders[key] = ScanSender(process=process, attempts=1, flow=flow)
+            self.is_reported = False
+        elif len(self.others) < _MAX_DISTINCT:
+            self.others.add(key)
 
 
 class FanOuts:
@@ -245,7 +265,11 @@ class FanOuts:
         """Continue a scan that was open when the service stopped."""
         found = _UserActivity(before.identity, before.start_ns, before.end_ns)
         self._activities[before.uid] = found
-        found.flows, found.packets = found.stored = before.flows, before.packets
+        found.flows, found.packets, found.windows = found.stored = (
+            before.flows, before.packets, before.windows,
+        )  # fmt: skip
+        found.latest = before.latest
+        found.senders = {(each.process.pid, each.process.path): each for each in before.senders}
         found.sample = list(before.sample)
         found.before = before
 
@@ -256,6 +280,28 @@ class FanOuts:
         """
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Note an attempt that is reported now, and the processes that were seen to send it.
+
+        Attempts of a user without a counted flow are ignored.
+        """
+        record, by = attempt.record, attempt.attribution
+        found = self._activities.get(record.uid)
+        if found is None:
+            return
+        found.windows += 1
+        found.latest = (*found.latest, record.origin.identity)[-LATEST:]
+        if by is None:
+            return
+        sent = Flow(
+            uid=record.uid, protocol=record.protocol,
+            destination=record.destination, port=record.destination_port,
+        )  # fmt: skip
+        # With low confidence, a process only had a socket that may have sent a packet.
+        seen = () if by.confidence == "low" else by.seen
+        for process in filter(None, (by.process, *(each.process for each in seen))):
+            found.add_sender(process, sent)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
         """Yield each scan for which an event is due now.
@@ -272,8 +318,9 @@ class FanOuts:
                 if is_over or now_ns - found.begun_ns > WITHIN_NS:
                     del self._activities[uid]
                 continue
-            if found.stored != (found.flows, found.packets):
-                found.stored = (found.flows, found.packets)
+            totals = found.flows, found.packets, found.windows
+            if found.stored != totals:
+                found.stored = totals
                 self._opened[found.identity] = self._of(uid, found, "ended")
             if stage is not None:
                 found.is_reported = True
@@ -281,7 +328,8 @@ class FanOuts:
             if is_over:
                 del self._activities[uid]
                 self._opened[found.identity] = None
-                yield self._of(uid, found, "ended")
+                is_stopped = now_ns - found.grew_ns < WITHIN_NS
+                yield replace(self._of(uid, found, "ended"), is_stopped=is_stopped)
 
     def _evict_one(self) -> bool:
         for uid, found in self._activities.items():
@@ -307,6 +355,10 @@ class FanOuts:
             sample=tuple(found.sample),
             start_ns=found.since_ns,
             end_ns=found.last_ns,
+            windows=found.windows,
+            latest=found.latest,
+            senders=tuple(found.senders.values()),
+            unnamed=max(len(found.others), 0 if before is None else before.unnamed),
         )
 
 

@@ -267,7 +267,7 @@ class RuleAccount:
             if end is not None and (is_over or closing):
                 report.end = None
                 self.opened[end.incident.identity] = None
-                yield end
+                yield replace(end, is_stopped=not is_over)
 
     def pending_packets(self) -> int:
         """Return how many packets the kernel had counted at the last reading, but no event reports.
@@ -430,6 +430,7 @@ class RuleAccount:
         if key is not None:
             self.counters.touched.add(key)
         attempt = self._add_attribution(attempt)
+        self._fan_outs.add_attempt(attempt)
         report.mark_reported(now_ns, last_ns)
         if report.key is None or attempt.aggregation is not None:
             return attempt

@@ -149,7 +149,6 @@ class Activities:
             message=messages.message(attempt, direction, answer),
             action_id=outcome.action,
             disposition_id=outcome.disposition,
-            is_alert=level >= Severity.MEDIUM,
             confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
             firewall_rule=firewall_rule(
                 self._context, record.rule, is_ours=packet_outcome.is_ours(record)

@@ -15,9 +15,9 @@ from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
+from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.objects import Device, FirewallRule, Metadata, Os, Product
 from ocsf_nft.ocsf.safe_text import visible
-from ocsf_nft.ocsf.severity import Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,8 +103,8 @@ class Context:
     labels: tuple[str, ...] = ()
     #: Severities of the refused packets that match a rule; the first matching rule applies.
     severities: tuple[SeverityRule, ...] = ()
-    #: Severity and number from which an OCSF Detection Finding reports the refused packets too.
-    threshold: Threshold = field(default_factory=Threshold)
+    #: When an OCSF Detection Finding reports the refused packets too.
+    findings: FindingSettings = field(default_factory=FindingSettings)
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:

@@ -171,11 +171,13 @@ class NetworkActivity(Event):
         "fence allowed it, 1 if another firewall allowed it, 17 if the verdict is unknown"
     )
     disposition: Caption = caption_of("disposition_id")
-    is_alert: bool = Field(description="true if severity_id is 3 or more")
+    is_alert: Literal[False] = Field(default=False, description="false: only findings are alerts")
     confidence_id: Confidence | None = optional("3 if the rule belongs to a fence")
     confidence: Caption | None = caption_of("confidence_id")
     firewall_rule: FirewallRule | None = optional("the rule that logged the packet")
-    attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques, by protocol and port")
+    attacks: tuple[Attack, ...] | None = optional(
+        "ATT&CK techniques: of cloud metadata, of frames that are not IP, of a scan"
+    )
     is_src_dst_assignment_known: bool = Field(
         description="true if the packet proves that its sender started the conversation"
     )
@@ -211,10 +213,11 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """OCSF class 2004: an incident (successive attempts of one flow) or a scan.
+    """OCSF class 2004: an incident, a scan, or a fault of the sandbox's protection.
 
-    In a scan, one user tries many destinations or ports. ``count`` is the number of packets of the
-    incident or scan so far.
+    An incident is successive attempts of one flow. In a scan, one user tries many destinations or
+    ports. The protection has a fault if another process changes the fence, or if packets can't be
+    read or counted.
     """
 
     # The class itself has device, is_alert and confidence: they need no profile.
@@ -228,7 +231,8 @@ class DetectionFinding(Event):
     category_uid: Literal[2] = 2
     category_name: Literal["Findings"] = "Findings"
     activity_id: FindingActivityId = Field(
-        description="1 for a new finding, 2 if its count has grown, 3 if it has ended"
+        description="1 for a new finding, 2 if it goes on or has become inactive; 3 if it was "
+        "closed as configured"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
@@ -239,29 +243,39 @@ class DetectionFinding(Event):
     duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
-        description="packets so far: a running total. Network Activity events count them too"
+        description="packets so far: a running total. Network Activity events count them too. Of "
+        "the protection: number of its events so far"
     )
-    severity_id: Severity = Field(description="severity of the attempt; 4 for a fan-out")
+    severity_id: Severity = Field(
+        description="severity of the attempt; 4 for a scan; 4 or 5 for the protection"
+    )
     severity: Caption = caption_of("severity_id")
-    status_id: FindingStatus = Field(description="1, then 2, then 4")
-    status: Caption = caption_of("status_id")
-    status_detail: str = Field(description="the status as a sentence")
-    message: str = Field(description="one sentence for people")
-    action_id: Action = Field(description="2; 3 if a permissive fence allowed it")
-    action: Caption = caption_of("action_id")
-    disposition_id: Disposition = Field(
-        description="2 if blocked with an answer, 6 if dropped without one; 17 if a permissive "
-        "fence allowed it"
+    status_id: FindingStatus = Field(
+        description="1: only people review a finding; 4 if it was closed as configured"
     )
-    disposition: Caption = caption_of("disposition_id")
-    is_alert: bool = Field(description="true until the incident ends")
+    status: Caption = caption_of("status_id")
+    status_detail: str = Field(
+        description="New, Active or Inactive since TIME, with the number of packets"
+    )
+    message: str = Field(description="one sentence for people")
+    action_id: Action = Field(
+        description="2; 3 if a permissive fence allowed it, and of the protection"
+    )
+    action: Caption = caption_of("action_id")
+    disposition_id: Disposition | None = optional(
+        "2 if blocked with an answer, 6 if dropped without one; 17 if a permissive fence allowed it"
+    )
+    disposition: Caption | None = caption_of("disposition_id")
+    is_alert: bool = Field(description="true if severity_id is 4 or more, or as configured")
     confidence_id: Confidence = Field(description="3")
     confidence: Caption = caption_of("confidence_id")
     finding_info: FindingInfo = Field(description="description of the finding")
     remediation: Remediation = Field(description="advice for the sandbox's operator")
     firewall_rule: FirewallRule | None = optional("the rule that blocked it, or would block it")
     attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques")
-    evidences: tuple[Evidences, ...] = Field(description="sender and packets of the finding")
+    evidences: tuple[Evidences, ...] | None = optional(
+        "processes and packets of the finding; of a scan, each process and a sample of the flows"
+    )
     resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
     actor: Actor | None = optional("process and user of the sender")
     device: Device | None = optional("the machine whose kernel enforces the fence")
@@ -271,8 +285,8 @@ class DetectionFinding(Event):
     )
     raw_data: str | None = optional("of an attempt: the kernel's latest record")
     unmapped: dict[str, Any] = Field(
-        description="sandbox; of a fan-out: flows, destinations and ports, as lower bounds; of the "
-        "process of an attempt: unit (of systemd), pod_uid, sha256"
+        description="sandbox; of a scan: flows, destinations, ports and processes, as lower "
+        "bounds; of the process: unit (of systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 

@@ -91,7 +91,7 @@ class Mapper:
         By default, the severity must be at least High, or Medium with at least 10 packets. The
         severity is that of ``record``, the latest log record.
         """
-        return self._context.threshold.is_reached(self._severity(record), packets)
+        return self._context.findings.is_finding(self._severity(record), packets)
 
     def finding(
         self, found: Attempt | IncidentEnd, *, processed_ns: int
@@ -115,6 +115,7 @@ class Mapper:
             attribution=incident.attribution,
         )
         return findings.of_attempt(
+            self._context,
             found,
             incident,
             self.network_activity(whole, processed_ns=processed_ns),

@@ -139,7 +139,7 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 def _single_text(attempt: Attempt, direction: Direction) -> str:
     # For example "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53"
     record, number = attempt.record, attempt.packets
-    noun, destination = _noun(record, number), _destination(record)
+    noun, destination = _noun(record, number), destination_text(record)
     if number > 1:
         noun = counted(number, noun)
     if record.sandbox is None or not packet_outcome.is_attempt(record):
@@ -234,8 +234,8 @@ def _noun(record: Record, number: int) -> str:
     return f"{'IP' if record.protocol is None else usual_name(record.protocol)} packet"
 
 
-def _destination(record: Record) -> str:
-    """Return the destination, as in " to 192.0.2.1:443 (https)"; an empty text without IP."""
+def destination_text(record: Record) -> str:
+    """Return a packet's destination, as in " to 192.0.2.1:443 (https)"; empty without IP."""
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

@@ -101,12 +101,14 @@ class Attack(Model):
 class Analytic(Model):
     """OCSF object ``analytic``: the detection method that led to a Detection Finding event.
 
-    One method detects blocked packets of one flow. The other detects scans of many addresses or
-    ports.
+    There is one for each kind of finding.
     """
 
-    uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
-    name: str = Field(description="Attempt or Fan-out")
+    uid: str = Field(
+        description="ocsf-nft/ and the kind: bypass, cloud-metadata, inbound, permissive, scan, "
+        "tampering, fence-removed, restore-stopped, collection or counter-mismatch"
+    )
+    name: str = Field(description="the same as finding_info.types")
     type_id: AnalyticType = Field(description="1")
     type: Caption = caption_of("type_id")
 
@@ -122,25 +124,33 @@ class RelatedEvent(Model):
 class FindingInfo(Model):
     """OCSF object ``finding_info``: title, description and times of a finding."""
 
-    uid: str = Field(description="identifier of the incident, from Create to Close")
-    title: str = Field(description="short description")
-    desc: str = Field(description="description in sentences")
-    types: tuple[str, ...] = Field(description="Policy Violation or Fan-out")
+    uid: str = Field(description="identifier of the finding, in all its events")
+    title: str = Field(description="who, what, where to, in which sandbox")
+    desc: str = Field(description="all known facts as sentences")
+    types: tuple[str, ...] = Field(
+        description="Proxy Bypass, Cloud Metadata Access, Inbound Attempt, Traffic Allowed by a "
+        "Permissive Fence, Network Scan, Fence Tampering, Fence Removed, Restores Stopped, "
+        "Collection Gap or Counter Mismatch"
+    )
+    src_url: str | None = optional("the page of the runbook, if runbook_url is configured")
     analytic: Analytic = Field(description="the detection that made the finding")
     data_sources: tuple[str, ...] | None = optional("sources of the records")
     attacks: tuple[Attack, ...] | None = optional("ATT&CK techniques, as at the top level")
     first_seen_time: Long = Field(description="time of the first packet")
     last_seen_time: Long = Field(description="time of the last packet so far")
     related_events: tuple[RelatedEvent, ...] | None = optional(
-        "the latest Network Activity events of the incident, at most ten"
+        "the latest events that it is about, at most ten"
     )
-    related_events_count: Long | None = optional("number of all its Network Activity events so far")
+    related_events_count: Long | None = optional("number of all these events so far")
 
 
 class Remediation(Model):
     """OCSF object ``remediation``: advice for the operator of the sandbox."""
 
     desc: str = Field(description="what to check and to do")
+    references: tuple[str, ...] | None = optional(
+        "the page of the runbook: its web address if configured, else its path in the documentation"
+    )
 
 
 class ResourceDetails(Model):
@@ -342,13 +352,13 @@ class Enrichment(Model):
 
 
 class Evidences(Model):
-    """OCSF object ``evidences``: one sender and its packets, as evidence of a finding."""
+    """OCSF object ``evidences``: a process and what it did, as evidence of a finding."""
 
     actor: Actor | None = optional("process and user of the sender")
     process: Process | None = optional("the process, as in actor")
     src_endpoint: NetworkEndpoint | None = optional("source of the packets")
     dst_endpoint: NetworkEndpoint | None = optional("destination of the packets")
-    connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
+    connection_info: NetworkConnectionInfo | None = optional("direction, protocol and flags")
 
 
 class Os(Model):

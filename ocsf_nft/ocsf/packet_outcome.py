@@ -225,7 +225,8 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     """Return True if the packet is of a kind that a kernel sends by itself, without a program.
 
-    These are ARP replies, a fence's ICMP errors, and messages about the local link such as IGMP.
+    These are ARP replies, a fence's ICMP errors, and messages about the local link such as IGMP. A
+    counter does not show the type of an ICMPv6 message: then its destination decides.
     """
     if record.uid is not None:
         return False
@@ -235,12 +236,19 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
         return False
     if record.protocol == protocols.IGMP:
         return True
-    kind = record.details.get("icmp_type") if record.protocol == protocols.ICMPV6 else None
+    if record.protocol != protocols.ICMPV6:
+        return False
+    kind = record.details.get("icmp_type")
+    if kind is None:
+        return record.origin.transport == "counters"
     return kind in _HOUSEKEEPING or (kind == _SOLICITATION and record.rule == VM_LINK)
 
 
 def _is_answer(record: Record) -> bool:
     arp = record.details.get("arp")
+    if arp is None and record.ethertype == protocols.ETHERTYPE_ARP:
+        # A counter does not show the kind of message. A program's frame has a user at this rule.
+        return record.rule == LINK and record.origin.transport == "counters"
     if isinstance(arp, Mapping):
         # A VM's fence allows correct ARP replies: a refused one has a false address.
         return record.rule != VM_LINK and arp.get("operation") == _ARP_REPLY

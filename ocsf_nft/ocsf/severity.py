@@ -1,4 +1,4 @@
-"""Severity of blocked packets, and the threshold from which they are reported as a finding."""
+"""Severity of blocked packets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import packet_outcome, protocols
 from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Protocols of packets that a kernel sends by itself, if the packet has no user.
 _OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6})
+#: Rules with packets that never have a user, although a program may have sent them.
+_WITHOUT_USER: Final = frozenset({packet_outcome.FORWARD, packet_outcome.GUARD, *VM_RULES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,24 +84,6 @@ def of_flow(
         return level
     # A kernel sends these packets by itself, and normally repeats them.
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
-    if record.uid is None and of_kernel and record.rule != packet_outcome.FORWARD:
+    if record.uid is None and of_kernel and record.rule not in _WITHOUT_USER:
         return Severity.INFORMATIONAL
     return packet_outcome.severity(record, direction, destination)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threshold:
-    """Condition for blocked packets of a flow to cause a Detection Finding event.
-
-    With severity ``min_severity`` or above, one packet is enough. With severity Medium or above,
-    ``packets`` packets are enough.
-    """
-
-    min_severity: Severity = Severity.HIGH
-    packets: int = 10
-
-    def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Return true if this number of a flow's packets, with this severity, causes a finding."""
-        if severity >= self.min_severity:
-            return True
-        return severity >= Severity.MEDIUM and packets >= self.packets

@@ -190,8 +190,10 @@ def _name_endpoint(event: dict[str, Any], end: str) -> None:
 
 def _replace_observed(event: dict[str, Any]) -> None:
     if event.get("action_id") == Action.OBSERVED:
-        is_activity = event["class_uid"] == NETWORK_ACTIVITY
-        is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
+        if event["class_uid"] == NETWORK_ACTIVITY:
+            is_known = event["activity_id"] == NetworkActivityId.OPEN
+        else:  # a finding about packets has a disposition
+            is_known = "disposition_id" in event
         action = Action.ALLOWED if is_known else Action.UNKNOWN
         event["action_id"], event["action"] = int(action), action.caption
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.findings import fan_out
+from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import is_ours
-from ocsf_nft.ocsf.severity import Threshold
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.templates import Templates
 from ocsf_nft.state.change import Change
 
@@ -34,7 +34,7 @@ class Reporter:
 
     ``commit`` stores events, and the changes of the state that belong to them. ``host`` is the
     machine that logged the packets, if known. ``severities`` are the rules for an event's severity.
-    ``threshold`` is the severity or number of packets needed for a Detection Finding event.
+    ``findings`` has the conditions for Detection Finding events.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Reporter:
         host: Host | None,
         *,
         severities: tuple[SeverityRule, ...] = (),
-        threshold: Threshold | None = None,
+        findings: FindingSettings | None = None,
     ) -> None:
         self.host = host
         self.events = 0
@@ -53,7 +53,7 @@ class Reporter:
         self._given: dict[str, Context] = {}
         self._contexts: dict[str, Context] = {}
         self._host_context = Context(
-            host=host, severities=severities, threshold=threshold or Threshold()
+            host=host, severities=severities, findings=findings or FindingSettings()
         )
         # Events of different sandboxes differ only in copied values.
         self._templates = Templates(host, is_limited=True)
@@ -62,8 +62,8 @@ class Reporter:
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
 
-        Host and threshold are those of the reporter. Its severity rules come after those in
-        ``context``.
+        The host, and the settings of findings, are those of the reporter. Its severity rules come
+        after those in ``context``.
         """
         known = self._host_context
         self._given[sandbox] = context
@@ -71,7 +71,7 @@ class Reporter:
             context,
             host=known.host,
             severities=(*context.severities, *known.severities),
-            threshold=known.threshold,
+            findings=known.findings,
         )
         self._contexts[sandbox] = merged
         self._mappers[sandbox] = Mapper(merged, self._templates)
@@ -82,10 +82,10 @@ class Reporter:
             facts.pop(sandbox, None)
 
     def set_severity_rules(
-        self, severities: tuple[SeverityRule, ...], threshold: Threshold
+        self, severities: tuple[SeverityRule, ...], findings: FindingSettings
     ) -> None:
-        """Use new severity rules, and a new threshold of findings, for all later events."""
-        self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
+        """Use new severity rules, and new settings of findings, for all later events."""
+        self._host_context = replace(self._host_context, severities=severities, findings=findings)
         self._unknown = Mapper(self._host_context, self._templates)
         for sandbox, context in self._given.items():
             self.set_context(sandbox, context)

@@ -248,7 +248,7 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
-        self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
+        self._reporter.set_severity_rules(config.severities, config.finding.as_settings())
         self.config = config
         await self._sandboxes.reload(config.sandbox)
 
@@ -299,7 +299,7 @@ class Service:
             store.commit,
             this_host(),
             severities=config.severities,
-            threshold=config.finding.as_threshold(),
+            findings=config.finding.as_settings(),
         )
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)

@@ -96,7 +96,7 @@ def test_event_is_explained_field_by_field_and_not_converted() -> None:
     shown = _fields(done.stderr)
     assert shown["metadata.version"] == ("1.1.0", "the OCSF version of the event")
     assert shown["finding_info.uid"] == (
-        event["finding_info"]["uid"], "identifier of the incident, from Create to Close",
+        event["finding_info"]["uid"], "identifier of the finding, in all its events",
     )  # fmt: skip
     assert "Fields of the record" not in done.stderr
 

@@ -11,7 +11,8 @@ from ocsf_nft import config
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.process import Container
 
 if TYPE_CHECKING:
@@ -86,9 +87,32 @@ def test_severities_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_threshold_of_findings_is_optional(tmp_path: Path) -> None:
-    threshold = read_from(tmp_path, FILE).finding.as_threshold()
-    assert threshold == Threshold(min_severity=Severity.CRITICAL, packets=3)
-    assert config.parse(WATCHED, where="test").finding.as_threshold() == Threshold()
+    threshold = read_from(tmp_path, FILE).finding.as_settings()
+    assert threshold == FindingSettings(min_severity=Severity.CRITICAL, packets=3)
+    assert config.parse(WATCHED, where="test").finding.as_settings() == FindingSettings()
+
+
+def test_alerts_and_links_of_findings_are_configurable() -> None:
+    table = {
+        "alert_severity": "medium",
+        "auto_close": True,
+        "runbook_url": "https://docs.example.com/runbook",
+    }
+    found = config.parse(WATCHED | {"finding": table}, where="test").finding
+    assert found.as_settings() == FindingSettings(
+        alert_severity=Severity.MEDIUM,
+        auto_close=True,
+        runbook_url="https://docs.example.com/runbook/",
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["", "docs", "file:///etc/passwd", "https://", "http://[::1/", "https://a/\x1b"]
+)
+def test_runbook_url_must_be_a_web_address(address: str) -> None:
+    table = {"runbook_url": address}
+    with pytest.raises(UsageError, match="is no web address: write https://HOST/PATH/"):
+        config.parse(WATCHED | {"finding": table}, where="test")
 
 
 def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     attribution_degraded,
@@ -32,6 +31,7 @@ from ocsf_nft.ocsf.operational_events import (
     lifecycle,
     records_dropped,
 )
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap

@@ -11,8 +11,8 @@ import orjson
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import LATEST, line_at
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (

@@ -11,8 +11,8 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.flows import incidents, report_schedule
 from ocsf_nft.ocsf import enums, versions
 from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.model import Model, children
-from ocsf_nft.ocsf.severity import Threshold
 from tests.docs.commands import ROOT
 from tests.docs.field_guide import BEGIN, END, guide, with_current_guide
 from tests.queries import siem_events
@@ -102,7 +102,7 @@ def test_links_have_a_target() -> None:
 
 def test_introduction_has_the_current_numbers() -> None:
     head = TEXT.partition("## Queries")[0]
-    threshold = Threshold()
+    threshold = FindingSettings()
     assert threshold.min_severity is enums.Severity.HIGH
     assert f"of severity {threshold.min_severity.caption} or more" in head
     assert threshold.packets == 10

@@ -14,9 +14,9 @@ from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import collection_gap, fault, lifecycle, records_dropped
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source

@@ -251,7 +251,7 @@ def test_several_flows_have_no_single_destination() -> None:
     assert "dst_endpoint" not in event
     assert "status_code" not in event
     assert event["severity"] == "Medium"
-    assert event["is_alert"] is True
+    assert event["is_alert"] is False
     assert [one["technique"]["uid"] for one in event["attacks"]] == ["T1046"]
 
 

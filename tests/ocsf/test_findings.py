@@ -1,9 +1,10 @@
-"""Findings of significant attempts and of scans: created, updated, closed at the end."""
+"""Findings of significant attempts and of scans: created, and updated until their end."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,9 +16,10 @@ from ocsf_nft.flow import Flow, Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
-from ocsf_nft.ocsf.findings import fan_out
+from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.scan_findings import fan_out
+from ocsf_nft.ocsf.severity import SeverityRule
 from tests.conformance.attributed import PROCESSES, done_by
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, SAMPLE, TIME_NS, counter, window
 from tests.conformance.incidents import GOING_ON, fan_out_of, incident
@@ -32,6 +34,10 @@ MAPPER = Mapper(CONTEXT)
 def rendered(found: Attempt | IncidentEnd, mapper: Mapper = MAPPER) -> Any:
     event = mapper.finding(found, processed_ns=NOW_NS)
     return None if event is None else json.loads(event.to_json())
+
+
+def with_settings(**settings: Any) -> Mapper:
+    return Mapper(replace(CONTEXT, findings=FindingSettings(**settings)))
 
 
 def attempt_of(name: str, each: Incident) -> Attempt:
@@ -73,7 +79,7 @@ def test_packet_of_the_kernel_known_from_a_counter_is_no_finding(name: str) -> N
         (incident(1, 12, None), None),
         (incident(1, 12, 1), ("Create", "New")),
         (incident(3, 12, 3), ("Create", "New")),
-        (incident(4, 40, 3), ("Update", "In Progress")),
+        (incident(4, 40, 3), ("Update", "New")),
     ],
 )
 def test_a_finding_is_created_once_and_then_updated(
@@ -83,12 +89,53 @@ def test_a_finding_is_created_once_and_then_updated(
     assert stage == (None if event is None else (event["activity_name"], event["status"]))
 
 
-def test_only_a_created_finding_is_closed() -> None:
+@pytest.mark.parametrize(
+    ("is_stopped", "detail"),
+    [
+        (False, "Inactive since 2026-01-01T00:00:05.000Z: 40 packets, and no more since then."),
+        (
+            True,
+            (
+                "Inactive since 2026-01-01T00:00:05.000Z: 40 packets, and no more until the watch "
+                "over the sandbox ended."
+            ),
+        ),
+    ],
+)
+def test_end_of_a_finding_is_an_update_that_says_so(is_stopped: bool, detail: str) -> None:
     assert rendered(incident_end_of("tcp4", incident(3, 900, None))) is None
-    event = rendered(incident_end_of("tcp4", incident(3, 40, 2)))
+    end = replace(incident_end_of("tcp4", incident(3, 40, 2)), is_stopped=is_stopped)
+    event = rendered(end)
+    assert (event["activity_name"], event["status"]) == ("Update", "New")
+    assert (event["count"], event["status_detail"]) == (40, detail)
+
+
+def test_finding_is_closed_only_if_configured() -> None:
+    end = incident_end_of("tcp4", incident(3, 40, 2))
+    event = rendered(end, with_settings(auto_close=True))
     assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
-    assert event["is_alert"] is False
-    assert event["count"] == 40
+    assert event["status_detail"].endswith("Closed as configured; no person has reviewed it.")
+
+
+def test_alerts_are_findings_of_the_configured_severity() -> None:
+    medium, high = attempt_of("tcp4", incident(1, 12)), attempt_of("metadata4", incident(1, 1))
+    assert [rendered(each)["is_alert"] for each in (medium, high)] == [False, True]
+    every = with_settings(alert_severity=Severity.MEDIUM)
+    assert [rendered(each, every)["is_alert"] for each in (medium, high)] == [True, True]
+    none = with_settings(alert_severity=Severity.CRITICAL)
+    assert [rendered(each, none)["is_alert"] for each in (medium, high)] == [False, False]
+
+
+def test_finding_has_a_link_to_its_page_of_the_runbook() -> None:
+    found = attempt_of("metadata4", incident(1, 1))
+    event = rendered(found)
+    page = "docs/how-to/runbook/metadata-credentials.md"
+    assert event["remediation"]["references"] == [page]
+    assert Path(page).exists()
+    assert "src_url" not in event["finding_info"]
+    event = rendered(found, with_settings(runbook_url="https://docs.example.com/"))
+    link = "https://docs.example.com/metadata-credentials.html"
+    assert (event["finding_info"]["src_url"], event["remediation"]["references"]) == (link, [link])
 
 
 @given(
@@ -97,15 +144,17 @@ def test_only_a_created_finding_is_closed() -> None:
         st.sampled_from(
             [
                 MAPPER,
-                Mapper(replace(CONTEXT, threshold=Threshold(min_severity=Severity.LOW, packets=1))),
-                Mapper(replace(CONTEXT, threshold=Threshold(packets=10**9))),
+                Mapper(
+                    replace(CONTEXT, findings=FindingSettings(min_severity=Severity.LOW, packets=1))
+                ),
+                Mapper(replace(CONTEXT, findings=FindingSettings(packets=10**9))),
             ]
         ),
         min_size=7,
         max_size=7,
     ),
 )
-def test_every_finding_is_created_once_and_closed_once(
+def test_every_finding_is_created_once_and_then_updated(
     shown: list[tuple[Record, int]], mappers: list[Mapper]
 ) -> None:
     """This holds for all records of a flow, and if the configuration changes meanwhile."""
@@ -119,7 +168,7 @@ def test_every_finding_is_created_once_and_closed_once(
     assert end is not None
     ended = rendered(end, mappers[-1])
     stages += [] if ended is None else [ended["activity_name"]]
-    assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 2), "Close"]
+    assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 1)]
 
 
 def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
@@ -186,14 +235,29 @@ def test_finding_has_process_attempt_and_remediation() -> None:
         "Blocked 40 TCP packets from curl[4242] (uid 1000) in sandbox sb1 to "
         "203.0.113.7:443 (https); answered with a TCP reset"
     )
+    assert finding["finding_info"]["title"] == (
+        "Proxy bypass blocked: curl[4242] (uid 1000) in sandbox sb1 to 203.0.113.7:443 (https)"
+    )
+    assert finding["finding_info"]["desc"] == (
+        "A program in the sandbox sent packets to a destination without the sandbox's proxy. "
+        "Blocked 40 TCP packets from curl[4242] (uid 1000) in sandbox sb1 to 203.0.113.7:443 "
+        "(https); answered with a TCP reset. The sender is curl[4242]: process 4242, program "
+        "/usr/bin/curl, user 1000 (agent), in /home/agent, started at 2025-12-31T23:59:59.000Z. "
+        "Its command line is `curl https://example.com/`. Started by: bash[4200] ← agent[4100]. "
+        "It runs in container sandbox-sb1 of image registry.example/sandbox:1.2. "
+        "40 packets in 3 reports, from 2026-01-01T00:00:00.000Z to 2026-01-01T00:00:00.000Z. "
+        "The fence blocked all of it: no packet left the sandbox."
+    )
     assert finding["remediation"]["desc"] == (
-        "Find out what uid 1000 in sandbox sb1 runs, and stop it unless this is intended. "
-        "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again."
+        "1. Check if curl[4242] (/usr/bin/curl) should do this. 2. If it is intended: "
+        "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again. "
+        "3. If not: stop process 4242, or sandbox sb1. "
+        "4. Keep the evidence: ocsf-nft events --sandbox sb1 --lines 0 --format jsonl"
     )
     (evidence,) = finding["evidences"]
     assert evidence["process"]["pid"] == evidence["actor"]["process"]["pid"] == 4242
     assert evidence["dst_endpoint"]["ip"] == "203.0.113.7"
-    assert finding["attacks"] == finding["finding_info"]["attacks"]
+    assert "attacks" not in finding
     assert finding["resources"] == [{"name": "sb1", "type": "sandbox"}]
     assert [each["name"] for each in finding["observables"]][:2] == [
         "evidences[0].dst_endpoint.ip",
@@ -203,19 +267,25 @@ def test_finding_has_process_attempt_and_remediation() -> None:
 
 def test_attempt_to_reach_credentials_is_named_so() -> None:
     finding = rendered(attempt_of("metadata4", incident(1, 1)))
-    assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud metadata")
+    assert finding["finding_info"]["title"].startswith("Access to the cloud metadata service")
     assert finding["severity"] == "High"
+    assert finding["attacks"][0]["sub_technique"]["uid"] == "T1552.005"
+    assert finding["attacks"] == finding["finding_info"]["attacks"]
+    blocked = "1. The packets were blocked: no credentials were disclosed this way."
+    assert finding["remediation"]["desc"].startswith(blocked)
 
 
 @pytest.mark.parametrize("name", ["forward from outside", "ingress"])
 def test_remediation_of_an_inbound_attempt_is_to_find_the_sender(name: str) -> None:
     finding = rendered(attempt_of(name, incident(1, 10)))
-    assert finding["finding_info"]["title"] == "Attempt to connect to the sandbox was blocked"
-    assert finding["remediation"]["desc"] == "Find out which program sends this, and why."
+    assert finding["finding_info"]["title"] == "Connection to the sandbox blocked: sandbox sb1"
+    assert finding["remediation"]["desc"].startswith("Find out which program sends this, and why.")
 
 
 def test_threshold_of_findings_is_configurable() -> None:
-    mapper = Mapper(replace(CONTEXT, threshold=Threshold(min_severity=Severity.MEDIUM, packets=2)))
+    mapper = Mapper(
+        replace(CONTEXT, findings=FindingSettings(min_severity=Severity.MEDIUM, packets=2))
+    )
     assert mapper.is_finding(RECORDS["tcp4"], 1)
     assert not mapper.is_finding(RECORDS["udp dns"], 100)
     names = SeverityRule(severity=Severity.HIGH, port=53)
@@ -269,7 +339,7 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
         "severity": "High",
         "status_id": 1,
         "status": "New",
-        "status_detail": "New.",
+        "status_detail": "New: 25000 packets in 4711 flows so far.",
         "message": "Blocked 25000 packets in 4711 flows from uid 1000 in sandbox sb1 to at "
         "least 4711 destinations on 1 port within 3.2 s",
         "action_id": 2,
@@ -281,14 +351,17 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
         "confidence": "High",
         "finding_info": {
             "uid": "346319a8-ab72-5bac-b6a6-5500b2eac5fe",
-            "title": "Fan-out to many destinations or ports was blocked",
-            "desc": "One user tried many destinations or ports within a short time, without the "
-            "sandbox's proxy. This is typical of a scan. The fence blocked all of it. "
-            "The numbers of flows, destinations and ports are lower bounds.",
-            "types": ["Fan-out"],
+            "title": "Scan blocked: uid 1000 in sandbox sb1",
+            "desc": "Many destinations or ports were tried within a short time, without the "
+            "sandbox's proxy. This is typical of a scan. Blocked 25000 packets in 4711 flows from "
+            "uid 1000 in sandbox sb1 to at least 4711 destinations on 1 port within 3.2 s. "
+            "First packet at 2026-01-01T00:00:00.000Z, last new flow at 2026-01-01T00:00:03.200Z. "
+            "The fence blocked all of it: no packet left the sandbox. "
+            "The numbers of flows, destinations, ports and processes are lower bounds.",
+            "types": ["Network Scan"],
             "analytic": {
-                "uid": "ocsf-nft/fan-out",
-                "name": "Fan-out",
+                "uid": "ocsf-nft/scan",
+                "name": "Network Scan",
                 "type_id": 1,
                 "type": "Rule",
             },
@@ -297,8 +370,11 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
             "last_seen_time": 1767225603200,
         },
         "remediation": {
-            "desc": "Find out what uid 1000 in sandbox sb1 runs, and stop it unless this is "
-            "intended. Intended traffic must use the proxy at http://10.200.0.1:3128."
+            "desc": "1. Find out what uid 1000 in sandbox sb1 runs, and if it should do this. "
+            "2. Intended traffic must use the proxy at http://10.200.0.1:3128. "
+            "3. If not: stop sandbox sb1. 4. Search for the same program in other sandboxes. "
+            "5. Keep the evidence: ocsf-nft events --sandbox sb1 --lines 0 --format jsonl",
+            "references": ["docs/how-to/runbook/scan.md"],
         },
         "firewall_rule": {
             "name": "egress",
@@ -350,19 +426,20 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "activity", "status", "is_alert"),
+    ("stage", "activity", "begin"),
     [
-        ("begun", "Create", "New", True),
-        ("goes on", "Update", "In Progress", True),
-        ("ended", "Close", "Resolved", False),
+        ("begun", "Create", "New: "),
+        ("goes on", "Update", "Active: "),
+        ("ended", "Update", "Inactive since 2026-01-01T00:00:03.200Z: "),
     ],
 )
 def test_a_fan_out_is_one_finding_from_beginning_to_end(
-    stage: Any, activity: str, status: str, *, is_alert: bool
+    stage: Any, activity: str, begin: str
 ) -> None:
     begun, event = rendered_scan(fan_out_of()), rendered_scan(fan_out_of(stage=stage))
-    assert (event["activity_name"], event["status"]) == (activity, status)
-    assert event["is_alert"] is is_alert
+    assert (event["activity_name"], event["status"]) == (activity, "New")
+    assert event["is_alert"] is True
+    assert event["status_detail"].startswith(begin)
     assert event["finding_info"]["uid"] == begun["finding_info"]["uid"]
 
 
@@ -445,7 +522,7 @@ def test_without_a_sample_the_sandbox_is_the_evidence() -> None:
             "connection_info": {"direction_id": 2, "direction": "Outbound"},
         }
     ]
-    assert event["remediation"]["desc"].endswith("Intended traffic must use the sandbox's proxy.")
+    assert event["remediation"]["desc"].count(" 2. Intended traffic must use the sandbox's proxy. ")
     assert {"observables", "actor", "device", "duration"} & event.keys() == {"duration"}
 
 

@@ -44,7 +44,7 @@ def test_refused_connection_has_all_attributes() -> None:
         "action": "Denied",
         "disposition_id": 2,
         "disposition": "Blocked",
-        "is_alert": True,
+        "is_alert": False,
         "confidence_id": 3,
         "confidence": "High",
         "firewall_rule": {
@@ -54,14 +54,6 @@ def test_refused_connection_has_all_attributes() -> None:
             "desc": "the sandbox may send only to its proxy",
             "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
         },
-        "attacks": [
-            {
-                "version": "18.0",
-                "tactic": {"uid": "TA0011", "name": "Command and Control"},
-                "technique": {"uid": "T1071", "name": "Application Layer Protocol"},
-                "sub_technique": {"uid": "T1071.001", "name": "Web Protocols"},
-            }
-        ],
         "is_src_dst_assignment_known": True,
         "observation_point_id": 1,
         "observation_point": "Source",

@@ -54,9 +54,9 @@ def test_line_of_a_finding_has_stage_totals_and_remediation() -> None:
     found = next(event for event in whole_events() if event["class_uid"] == 2004)
     assert line(found).startswith(
         "2026-01-01T00:00:03.200Z  HIGH    sb1  uid 1000  "
-        "Create: Fan-out to many destinations or ports was blocked  "
+        "Create: Scan blocked: uid 1000 in sandbox sb1  "
         "\N{MULTIPLICATION SIGN}25000 in 3.2 s, flows 4711, destinations 4711, ports 1  [egress]  "
-        "Find out what uid 1000 in sandbox sb1 runs, and stop it"
+        "1. Find out what uid 1000 in sandbox sb1 runs, and if it should do this. "
     )
 
 

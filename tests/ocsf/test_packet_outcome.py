@@ -78,8 +78,8 @@ def test_each_kind_of_record_has_direction_outcome_and_severity(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("tcp4", ("Refuse", "Failure", "Denied", "Blocked", True)),
-        ("tcp reset", ("Refuse", "Failure", "Denied", "Dropped", True)),
+        ("tcp4", ("Refuse", "Failure", "Denied", "Blocked", False)),
+        ("tcp reset", ("Refuse", "Failure", "Denied", "Dropped", False)),
         ("foreign", ("Refuse", "Failure", "Denied", "Blocked", False)),
         ("foreign, passing", ("Refuse", "Failure", "Denied", "Dropped", False)),
         ("foreign, allowed", ("Open", "Success", "Allowed", "Allowed", False)),
@@ -91,9 +91,7 @@ def test_event_has_the_outcome_of_its_rule(name: str, expected: tuple[Any, ...])
     event = event_of(name)
     names = ("activity_name", "status", "action", "disposition", "is_alert")
     assert tuple(event[each] for each in names) == expected
-    assert ("attacks" in event) == (
-        expected[0] == "Refuse" and "src_endpoint" in event and name.startswith("tcp")
-    )
+    assert "attacks" not in event
 
 
 def test_direction_of_a_forwarded_packet_is_unknown_without_uplinks() -> None:
@@ -118,7 +116,7 @@ def test_direction_of_a_forwarded_packet_is_unknown_without_uplinks() -> None:
     ],
     ids=["arp reply", "own refusal", "own refusal over ip6"],
 )
-def test_answer_of_the_kernel_is_no_alert(details: dict[str, Any]) -> None:
+def test_answer_of_the_kernel_is_informational(details: dict[str, Any]) -> None:
     is_arp = "arp" in details
     packet: dict[str, Any] = {"ethertype": 0x0806} if is_arp else {**V4, "protocol": 1}
     if details.get("icmp_type") == 1:
@@ -128,7 +126,7 @@ def test_answer_of_the_kernel_is_no_alert(details: dict[str, Any]) -> None:
         sent = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
         event = json.loads(MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).to_json())
         assert event["severity"] == severity
-        assert ("attacks" in event) == (uid is not None)
+        assert ("attacks" in event) == (is_arp and uid is not None)
 
 
 @pytest.mark.parametrize(

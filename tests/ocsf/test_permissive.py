@@ -11,10 +11,10 @@ import pytest
 from ocsf_nft.attempt import Aggregation, Attempt, IncidentEnd
 from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.fence_state_events import FenceState
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.oneline import plain, shorthand
 from ocsf_nft.ocsf.operational_events import collection_gap
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
     ALLOWED_ATTEMPTS,
@@ -147,7 +147,7 @@ def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> 
         assert event["disposition"] == "Logged"
     for event in found:
         assert event["message"].endswith(", because the fence is permissive")
-        assert event["finding_info"]["title"].endswith("was allowed")
+        assert event["finding_info"]["title"].startswith("Scan allowed: ")
 
 
 @pytest.mark.parametrize(

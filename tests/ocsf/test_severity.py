@@ -8,8 +8,9 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.severity import SeverityRule
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, RECORDS
 from tests.ocsf.mapped import event_of
 
@@ -85,7 +86,7 @@ def test_alert_is_an_attempt_of_at_least_that_severity() -> None:
 def test_threshold_is_reached_by_severity_or_by_number(
     severity: Severity, packets: int, is_reached: bool
 ) -> None:
-    assert Threshold().is_reached(severity, packets) == is_reached
+    assert FindingSettings().is_finding(severity, packets) == is_reached
 
 
 def test_aggregate_has_the_severity_of_its_rule() -> None:

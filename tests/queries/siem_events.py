@@ -17,7 +17,6 @@ from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
-from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     collection_gap,
@@ -25,6 +24,7 @@ from ocsf_nft.ocsf.operational_events import (
     lifecycle,
     records_dropped,
 )
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES, done_by

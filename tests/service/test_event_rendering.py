@@ -10,7 +10,8 @@ import orjson
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context, Host
 from ocsf_nft.ocsf.enums import Severity
-from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.process import Container
 from ocsf_nft.service import event_rendering as module
 from ocsf_nft.service.event_rendering import Reporter
@@ -48,19 +49,19 @@ def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
     container = Container(name="one")
     reporter.set_context("one", Context(container=container))
     for rules, threshold in (
-        ((), Threshold()),
-        ((SeverityRule(severity=Severity.LOW),), Threshold(packets=3)),
+        ((), FindingSettings()),
+        ((SeverityRule(severity=Severity.LOW),), FindingSettings(packets=3)),
     ):
         reporter.set_severity_rules(rules, threshold)
         for name, known in (("one", container), ("another", None), (None, None)):
             context = reporter.context(name)
             assert context.container == known
-            assert (context.severities, context.threshold) == (rules, threshold)
+            assert (context.severities, context.findings) == (rules, threshold)
 
 
 async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbox() -> None:
     reporter = Reporter(MemoryStore().commit, Host(hostname="test"))
     for severity in (Severity.CRITICAL, Severity.LOW):
-        reporter.set_severity_rules((SeverityRule(severity=severity),), Threshold())
+        reporter.set_severity_rules((SeverityRule(severity=severity),), FindingSettings())
         line, *_ = await reporter.lines([Attempt.of(record(**V4, **TCP))])
         assert orjson.loads(line)["severity_id"] == severity

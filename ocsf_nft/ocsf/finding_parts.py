@@ -1,0 +1,122 @@
+"""Parts that all Detection Findings share: kind, stage, times, links and advice.
+
+A finding stays New: only people review it. Its last event is an Update that says since when it is
+inactive, unless the configuration closes findings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from ocsf_nft.ocsf import objects
+from ocsf_nft.ocsf.enums import AnalyticType, FindingActivityId, FindingStatus
+from ocsf_nft.utc_text import utc_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.ocsf.finding_settings import FindingSettings
+
+#: Folder of the runbook in the documentation.
+_RUNBOOK: Final = "docs/how-to/runbook/"
+StageName: TypeAlias = Literal["begun", "goes on", "ended"]
+
+
+class FindingKind(NamedTuple):
+    """Situation that a finding reports."""
+
+    #: Last part of the uid of its analytic, and first part of its event code.
+    code: str
+    #: Type of the finding in ``finding_info.types``.
+    type: str
+    #: Page of the runbook.
+    page: str
+
+    @property
+    def event_code(self) -> str:
+        """Return the finding's ``metadata.event_code``."""
+        return f"{self.code}-finding"
+
+    @property
+    def analytic(self) -> objects.Analytic:
+        """Return the detection that makes findings of this kind."""
+        return objects.Analytic(
+            uid=f"ocsf-nft/{self.code}", name=self.type, type_id=AnalyticType.RULE
+        )
+
+
+BYPASS: Final = FindingKind("bypass", "Proxy Bypass", "attempt")
+VM_BYPASS: Final = BYPASS._replace(page="vm-attempt")
+CLOUD_METADATA: Final = FindingKind(
+    "cloud-metadata", "Cloud Metadata Access", "metadata-credentials"
+)
+INBOUND: Final = FindingKind("inbound", "Inbound Attempt", "inbound")
+SCAN: Final = FindingKind("scan", "Network Scan", "scan")
+#: What would be blocked, if a permissive fence did not allow it.
+PERMISSIVE: Final = FindingKind("permissive", "Traffic Allowed by a Permissive Fence", "attempt")
+TAMPERING: Final = FindingKind("tampering", "Fence Tampering", "policy-changed")
+FENCE_REMOVED: Final = FindingKind("fence-removed", "Fence Removed", "policy-removed")
+RESTORE_STOPPED: Final = FindingKind("restore-stopped", "Restores Stopped", "policy-removed")
+COLLECTION: Final = FindingKind("collection", "Collection Gap", "collection-gap")
+COUNTER_MISMATCH: Final = FindingKind("counter-mismatch", "Counter Mismatch", "counter-mismatch")
+
+
+class Stage(NamedTuple):
+    """Stage of a finding as OCSF values."""
+
+    activity: FindingActivityId
+    status: FindingStatus
+    detail: str
+
+
+def stage_of(  # noqa: PLR0913 - facts about the stage, named at the call
+    name: StageName,
+    settings: FindingSettings,
+    *,
+    end_ms: int,
+    total: str,
+    is_stopped: bool = False,
+    end_reason: str | None = None,
+) -> Stage:
+    """Return the stage ``name`` of a finding as OCSF values.
+
+    ``end_ms`` is the time of the latest fact (ms since the epoch, UTC), and ``total`` their number
+    as text, such as "40 packets". ``is_stopped`` means that the sandbox is no longer watched.
+    ``end_reason`` is the reason of an end that is not a lack of packets.
+    """
+    last = utc_text(end_ms)
+    if name == "begun":
+        return Stage(FindingActivityId.CREATE, FindingStatus.NEW, f"New: {total} so far.")
+    if name == "goes on":
+        detail = f"Active: {total} so far, the last at {last}."
+        return Stage(FindingActivityId.UPDATE, FindingStatus.NEW, detail)
+    detail = f"Inactive since {last}: {total}"
+    if end_reason is not None:
+        detail += f"; {end_reason}."
+    elif is_stopped:
+        detail += ", and no more until the watch over the sandbox ended."
+    else:
+        detail += ", and no more since then."
+    if settings.auto_close:
+        closed = f"{detail} Closed as configured; no person has reviewed it."
+        return Stage(FindingActivityId.CLOSE, FindingStatus.RESOLVED, closed)
+    return Stage(FindingActivityId.UPDATE, FindingStatus.NEW, detail)
+
+
+def runbook_link(kind: FindingKind, settings: FindingSettings) -> str | None:
+    """Return the web address of the runbook's page about a kind of finding; None without one."""
+    base = settings.runbook_url
+    return None if base is None else f"{base}{kind.page}.html"
+
+
+def remediation(kind: FindingKind, settings: FindingSettings, advice: str) -> objects.Remediation:
+    """Return ``advice``, with a reference to the page of the runbook."""
+    link = runbook_link(kind, settings)
+    return objects.Remediation(desc=advice, references=(link or f"{_RUNBOOK}{kind.page}.md",))
+
+
+def related(
+    events: Iterable[tuple[str, int, str]],
+) -> tuple[objects.RelatedEvent, ...] | None:
+    """Return references to ``events``, each with its uid, type uid and type name."""
+    return tuple(objects.RelatedEvent(uid=u, type_uid=t, type_name=n) for u, t, n in events) or None

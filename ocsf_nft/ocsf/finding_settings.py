@@ -1,0 +1,31 @@
+"""Settings of findings: when there is one, and which ones are alerts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ocsf_nft.ocsf.enums import Severity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingSettings:
+    """Conditions for findings and alerts, as configured.
+
+    Blocked packets of a flow cause a finding if their severity is ``min_severity`` or above. With
+    severity Medium or above, ``packets`` packets are enough.
+    """
+
+    min_severity: Severity = Severity.HIGH
+    packets: int = 10
+    #: A finding of this severity or a higher one is an alert.
+    alert_severity: Severity = Severity.HIGH
+    #: Whether a finding is closed when its packets have ended. Otherwise only a person closes it.
+    auto_close: bool = False
+    #: Address of the runbook's pages; None if they are on no web server.
+    runbook_url: str | None = None
+
+    def is_finding(self, severity: Severity, packets: int) -> bool:
+        """Return True if this number of a flow's packets, with this severity, causes a finding."""
+        if severity >= self.min_severity:
+            return True
+        return severity >= Severity.MEDIUM and packets >= self.packets
