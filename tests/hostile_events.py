@@ -14,6 +14,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import records_dropped
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.record import Gap
+from tests.conformance import protections
 from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.conformance.incidents import FAN_OUTS
@@ -69,6 +70,7 @@ def whole_events() -> list[dict[str, Any]]:
     return [
         *mapped,
         *(_read(fan_out(CONTEXT, each, processed_ns=NOW_NS)) for each in FAN_OUTS.values()),
+        *(_read(finding) for _, finding in protections.findings(CONTEXT)),
         _read(
             fence_state(
                 CONTEXT,

@@ -276,7 +276,7 @@ class DetectionFinding(Event):
     evidences: tuple[Evidences, ...] | None = optional(
         "processes and packets of the finding; of a scan, each process and a sample of the flows"
     )
-    resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
+    resources: tuple[ResourceDetails, ...] | None = optional("the sandbox")
     actor: Actor | None = optional("process and user of the sender")
     device: Device | None = optional("the machine whose kernel enforces the fence")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
@@ -284,9 +284,9 @@ class DetectionFinding(Event):
         "of an attempt: method and confidence of the attribution, if it was attributed"
     )
     raw_data: str | None = optional("of an attempt: the kernel's latest record")
-    unmapped: dict[str, Any] = Field(
-        description="sandbox; of a scan: flows, destinations, ports and processes, as lower "
-        "bounds; of the process: unit (of systemd), pod_uid, sha256"
+    unmapped: dict[str, Any] | None = optional(
+        "sandbox; of a scan: flows, destinations, ports and processes, as lower bounds; of the "
+        "process: unit (of systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 
@@ -311,7 +311,7 @@ class DeviceConfigStateChange(Event):
     duration: Long | None = derived_field(_duration, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
-        description="1 if active, 3 if permissive or removed as requested, 4 if degraded, altered "
+        description="1 if active, or removed as requested, 2 if permissive, 4 if degraded, altered "
         "or restored, 5 if removed by another process, or if restores have stopped"
     )
     severity: Caption = caption_of("severity_id")

@@ -101,10 +101,10 @@ _CONFIG_STATES: Final = {
 }
 #: Severity of a state, and the end of the sentence about it.
 _STATES: Final = {
-    FenceState.ABSENT: (Severity.MEDIUM, "is removed: nothing restricts the sandbox"),
+    FenceState.ABSENT: (Severity.INFORMATIONAL, "is removed: nothing restricts the sandbox"),
     FenceState.ACTIVE: (Severity.INFORMATIONAL, "is active, and logs what it blocks"),
     FenceState.PERMISSIVE: (
-        Severity.MEDIUM,
+        Severity.LOW,
         "is active and permissive: it allows and logs what it would block",
     ),
     FenceState.PERMISSIVE_DEGRADED: (

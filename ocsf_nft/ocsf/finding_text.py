@@ -134,14 +134,14 @@ def incident_description(  # noqa: PLR0913 - facts about the incident, named at 
     _, description = _words(record, direction, is_metadata=is_metadata)
     packets = messages.counted(incident.packets, "packet")
     reports = messages.counted(incident.windows, "report")
-    return _joined(
+    return joined(
         description,
         f"{message}.",
         *_sender_sentences(incident.attribution),
         f"{packets} in {reports}, from {utc_text(incident.start_ns // 1_000_000)} to "
         f"{utc_text(end_ms)}.",
         _outcome_sentence(direction, is_allowed=record.verdict == "permit"),
-        _labels_sentence(context),
+        labels_sentence(context),
     )
 
 
@@ -160,7 +160,7 @@ def incident_advice(
     """Return what the sandbox's operator should check and do about an incident."""
     sandbox = visible(record.sandbox or "")
     if direction is not Direction.OUTBOUND:
-        return _joined(_FIND_SENDER, general_advice(record.rule, direction, None))
+        return joined(_FIND_SENDER, general_advice(record.rule, direction, None))
     is_metadata = is_of_metadata(direction, destination)
     is_allowed = record.verdict == "permit"
     consequence = ""
@@ -170,7 +170,7 @@ def incident_advice(
         consequence = _ENFORCE
     instead = advice(record, direction, proxy, destination)
     process = None if incident.attribution is None else incident.attribution.process
-    return _steps(
+    return steps(
         consequence,
         _check_sentence(sandbox, record.uid, record.rule, process),
         f"If it is intended: {instead}",
@@ -208,13 +208,13 @@ def scan_description(found: FanOut, context: Context, direction: Direction, mess
     processes = [each.process for each in found.senders]
     senders: list[str] = []
     if len(processes) == 1 and not found.unnamed:
-        senders.extend(_process_sentences(processes[0]))
+        senders.extend(process_sentences(processes[0]))
     elif processes:
         senders.append(f"Processes: {_names(processes, found.unnamed)}.")
         parents = sorted({_name(each.ancestors[0]) for each in processes if each.ancestors})
         if parents:
             senders.append(f"Started by: {', '.join(parents[:_MAX_NAMED])}.")
-    return _joined(
+    return joined(
         _SCANS[direction],
         "This is typical of a scan.",
         f"{message}.",
@@ -223,14 +223,14 @@ def scan_description(found: FanOut, context: Context, direction: Direction, mess
         f"{utc_text(found.end_ns // 1_000_000)}.",
         _outcome_sentence(direction, is_allowed=found.verdict == "permit"),
         "The numbers of flows, destinations, ports and processes are lower bounds.",
-        _labels_sentence(context),
+        labels_sentence(context),
     )
 
 
 def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
     """Return what the sandbox's operator should check and do about a scan."""
     if direction is Direction.INBOUND:
-        return _joined(_FIND_SENDER, general_advice(found.rule, direction, None))
+        return joined(_FIND_SENDER, general_advice(found.rule, direction, None))
     sandbox = visible(found.sandbox)
     if found.rule in VM_RULES:
         instead = general_advice(found.rule, direction, None)
@@ -239,7 +239,7 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
         proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
         instead = f"Intended traffic must use {proxy}."
     process = found.senders[0].process if len(found.senders) == 1 and not found.unnamed else None
-    return _steps(
+    return steps(
         _ENFORCE if found.verdict == "permit" else "",
         _check_sentence(sandbox, found.uid, found.rule, process),
         instead,
@@ -249,12 +249,23 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
     )
 
 
-def _joined(*sentences: str) -> str:
+def joined(*sentences: str) -> str:
+    """Return the sentences that are not empty as one text."""
     return " ".join(filter(None, sentences))
 
 
-def _steps(*steps: str) -> str:
-    return " ".join(f"{number}. {step}" for number, step in enumerate(filter(None, steps), 1))
+def steps(*sentences: str) -> str:
+    """Return the sentences that are not empty as one text with numbers."""
+    found = enumerate(filter(None, sentences), 1)
+    return " ".join(f"{number}. {sentence}" for number, sentence in found)
+
+
+def process_title(process: Process | None) -> str:
+    """Return a process for a title, such as "nft[42] (uid 0), "; empty if it is unknown."""
+    if process is None:
+        return ""
+    user = "" if process.uid is None else f" (uid {process.uid})"
+    return f"{_name(process)}{user}, "
 
 
 def _outcome_sentence(direction: Direction, *, is_allowed: bool) -> str:
@@ -277,7 +288,8 @@ def _stop_sentence(sandbox: str, process: Process | None) -> str:
     return f"If not: stop process {process.pid}, or sandbox {sandbox}."
 
 
-def _labels_sentence(context: Context) -> str:
+def labels_sentence(context: Context) -> str:
+    """Return a sentence with the labels of the sandbox; empty if it has none."""
     if not context.labels:
         return ""
     return f"Labels of the sandbox: {_cut(', '.join(context.labels))}."
@@ -287,7 +299,7 @@ def _sender_sentences(by: Attribution | None) -> Iterator[str]:
     if by is None:
         return
     if by.process is not None and not count_others(by):
-        yield from _process_sentences(by.process)
+        yield from process_sentences(by.process)
     elif by.seen:
         processes = [each.process for each in by.seen]
         yield f"Possible senders: {_names(processes, by.unnamed)}."
@@ -295,7 +307,10 @@ def _sender_sentences(by: Attribution | None) -> Iterator[str]:
         yield f"The process is not known: {visible(by.reason)}."
 
 
-def _process_sentences(process: Process) -> Iterator[str]:
+def process_sentences(process: Process | None) -> Iterator[str]:
+    """Yield sentences with all known facts about a process."""
+    if process is None:
+        return
     facts = [f"process {process.pid}"]
     if process.path is not None:
         deleted = ", deleted since" if process.is_deleted else ""
@@ -307,7 +322,7 @@ def _process_sentences(process: Process) -> Iterator[str]:
         facts.append(f"in {_cut(process.working_directory)}")
     if process.created_ns is not None:
         facts.append(f"started at {utc_text(process.created_ns // 1_000_000)}")
-    yield f"The sender is {_name(process)}: {', '.join(facts)}."
+    yield f"The process is {_name(process)}: {', '.join(facts)}."
     if process.cmd_line is not None:
         yield f"Its command line is `{_cut(process.cmd_line)}`."
     if process.ancestors:

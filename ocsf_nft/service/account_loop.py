@@ -18,6 +18,7 @@ from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.addresses import METADATA
 from ocsf_nft.process import limit_to_one_packet
 from ocsf_nft.service import stored_account
+from ocsf_nft.service.counter_mismatch import CounterMismatch
 from ocsf_nft.service.gap_reports import GapReports
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
 from ocsf_nft.service.shielded import run_in_pool, run_shielded
@@ -114,6 +115,7 @@ class AccountLoop:
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         #: Reason why the last reading of the counters failed; None if it succeeded.
         self.fault: str | None = None
+        self.mismatch = CounterMismatch()
         #: Numbers before a reading that is being processed, else None.
         self._before: tuple[Balance, ...] | None = None
         #: Set by log records: the counters must be read soon.
@@ -282,6 +284,7 @@ class AccountLoop:
 
     async def _report_and_plan(self) -> None:
         await self._report_due()
+        self.mismatch.observe(self.balances())
         expiry_ms = self._account.expiry_ms
         self.schedule.plan(
             is_active=self._account.is_active(),
@@ -321,7 +324,9 @@ class AccountLoop:
             if self.fault != before:
                 await self.gaps.report(self.fault)
             return
-        self.fault = None
+        if self.fault is not None:
+            self.fault = None
+            await self.gaps.report_end()
         await self.gaps.report_pause(reading, self.schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
             await self.gaps.report(f"the counters of {', '.join(rules)} were created again")

@@ -14,6 +14,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import is_ours
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.templates import Templates
+from ocsf_nft.service.protection_findings import ProtectionFindings
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Reporter:
         # Events of different sandboxes differ only in copied values.
         self._templates = Templates(host, is_limited=True)
         self._unknown = Mapper(self._host_context, self._templates)
+        self.findings = ProtectionFindings(self.context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
@@ -80,6 +82,7 @@ class Reporter:
         """Remove the facts about a sandbox that has ended."""
         for facts in (self._given, self._contexts, self._mappers):
             facts.pop(sandbox, None)
+        self.findings.drop(sandbox)
 
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], findings: FindingSettings

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ocsf_nft.fence import tamper_guard
+from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
+from ocsf_nft.ocsf.finding_parts import FENCE_REMOVED, RESTORE_STOPPED, TAMPERING
 from ocsf_nft.service import fences
+from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
@@ -16,7 +20,9 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.flow import Mode
+    from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.fence_state_events import PolicyChange, SandboxEnd
+    from ocsf_nft.ocsf.finding_parts import FindingKind
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 
@@ -25,6 +31,7 @@ _log = structlog.get_logger()
 _REMOVED: Final = "it was removed by `ocsf-nft remove`"
 _REMOVED_BEFORE: Final = "another process had removed it before this run did"
 _ACTIVE_AGAIN: Final = "it is active as installed again"
+_FENCE_ACTIVE_AGAIN: Final = "the fence is active as installed again"
 #: States of a fence that is present and unchanged.
 ACTIVE_STATES: Final = frozenset(
     {FenceState.ACTIVE, FenceState.DEGRADED, FenceState.PERMISSIVE, FenceState.PERMISSIVE_DEGRADED}
@@ -110,9 +117,9 @@ class FenceReports:
         is_news = fence.reason is not None or fence.tampering is not None
         is_news |= fence.before is not fence.state or added is not None
         if fence.is_ours or is_news or fence.state is not FenceState.ACTIVE:
-            await self._reporter.emit(
-                fences.first_event(fence, self._reporter.host, added, self._sandbox)
-            )
+            event = fences.first_event(fence, self._reporter.host, added, self._sandbox)
+            reason = None if added is not None else fence.reason
+            await self._commit(event, fence.state, reason, fence.tampering)
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
         elif fence.tampering is not None:
@@ -276,7 +283,42 @@ class FenceReports:
             sandbox=self._sandbox,
             is_regular=is_regular,
         )
-        await self._reporter.emit(event)
+        cause = None if is_regular or change is not None or end is not None else reason
+        await self._commit(event, after, cause, tampering)
+
+    async def _commit(
+        self, event: Event, after: FenceState, cause: str | None, tampering: Tampering | None
+    ) -> None:
+        """Store an event, with a finding if a fault or another process is its cause."""
+        name, findings = self._sandbox.name, self._reporter.findings
+        lines: list[bytes] = []
+        if after in ACTIVE_STATES and not (tampering and tampering.given_up):
+            was_active = tampering is not None or self._reported[0] in ACTIVE_STATES
+            ended = (FENCE_REMOVED, RESTORE_STOPPED, *(() if was_active else (TAMPERING,)))
+            for each in ended:
+                lines += findings.end(each, name, _FENCE_ACTIVE_AGAIN, time_ns=time.time_ns())
+        kind = _finding_kind(after, cause, tampering)
+        if kind is None:
+            lines.append(event.to_json())
+        else:
+            lines += findings.lines(
+                event,
+                kind,
+                name,
+                severity=Severity.HIGH if kind is TAMPERING else Severity.CRITICAL,
+                tampering=tampering,
+            )
+        await self._reporter.commit(Change(events=lines))
+
+
+def _finding_kind(
+    after: FenceState, cause: str | None, tampering: Tampering | None
+) -> FindingKind | None:
+    if tampering is not None and tampering.given_up:
+        return RESTORE_STOPPED
+    if after is FenceState.ABSENT and cause is not None:
+        return FENCE_REMOVED
+    return TAMPERING if tampering is not None or after is FenceState.ALTERED else None
 
 
 def _author_text(change: FenceChange) -> str:

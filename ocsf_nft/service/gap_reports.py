@@ -11,6 +11,8 @@ from ocsf_nft.flow import Mode
 from ocsf_nft.flows.codec import READ_TIME_SECONDS
 from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.ocsf import operational_events
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_parts import COLLECTION
 from ocsf_nft.record import Gap
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS
 from ocsf_nft.state.change import Change, DroppedRecords
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+_READ_AGAIN: Final = "the counters are read again"
 #: Longest normal delay of a reading; a longer one is reported.
 _LATE_NS: Final = 5 * 1_000_000_000
 
@@ -71,7 +74,9 @@ class GapReports:
             reason="ocsf-nft was not running, or was delayed",
             processed_ns=time.time_ns(),
         )
-        await self._emit(event, "reader")
+        # A restart of the service is ordinary. While it runs, no reading is late without a reason.
+        severity = Severity.MEDIUM if is_first else Severity.HIGH
+        await self._emit(event, "reader", severity if refused + allowed else None)
         _log.warning(
             "the counters were not read in time", sandbox=self._account.sandbox, refused=refused,
             allowed=allowed,
@@ -89,9 +94,22 @@ class GapReports:
         )
         context = self._reporter.context(sandbox)
         event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        await self._emit(event, gap.transport)
+        await self._emit(event, gap.transport, Severity.HIGH)
         _log.warning("counts may be incomplete", sandbox=sandbox, reason=reason)
 
-    async def _emit(self, event: Event, transport: str) -> None:
-        dropped = [(self._account.sandbox, DroppedRecords(transport, 1, 0))]
-        await self._reporter.commit(Change(events=[event.to_json()], dropped=dropped))
+    async def report_end(self) -> None:
+        """Emit the last event of an open finding, because the counters are read again."""
+        lines = self._reporter.findings.end(
+            COLLECTION, self._account.sandbox, _READ_AGAIN, time_ns=time.time_ns()
+        )
+        if lines:
+            await self._reporter.commit(Change(events=lines))
+
+    async def _emit(self, event: Event, transport: str, severity: Severity | None) -> None:
+        """Store an event, with a finding of ``severity`` unless it is None."""
+        sandbox = self._account.sandbox
+        lines = [event.to_json()]
+        if severity is not None:
+            lines = self._reporter.findings.lines(event, COLLECTION, sandbox, severity=severity)
+        dropped = [(sandbox, DroppedRecords(transport, 1, 0))]
+        await self._reporter.commit(Change(events=lines, dropped=dropped))

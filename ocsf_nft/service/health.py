@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from ocsf_nft.ocsf import operational_events
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_parts import COLLECTION, COUNTER_MISMATCH
+from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ocsf_nft.ocsf.finding_parts import FindingKind
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.run import Service
     from ocsf_nft.service.sandbox import Sandbox
@@ -25,6 +29,7 @@ _FIRST_PAUSE_NS: Final = 60 * 10**9
 _MAX_PAUSE_NS: Final = 3600 * 10**9
 #: A fault that begins again so soon after its end has its first event only if it lasts a pause.
 _AGAIN_NS: Final = 600 * 10**9
+_CLEARED: Final = "the fault was cleared"
 
 
 class Fault(NamedTuple):
@@ -38,6 +43,8 @@ class Fault(NamedTuple):
     sandbox: str | None = None
     #: Whether another event reports the begin of the fault.
     is_reported: bool = False
+    #: Kind of the finding about the fault, if its events have one.
+    kind: FindingKind | None = None
 
     def __str__(self) -> str:
         """Return a sentence about the fault."""
@@ -94,6 +101,7 @@ def _stuck(service: Service) -> Iterator[Fault]:
                 f"the counters of sandbox {each.name} are not read",
                 f"they should have been read {seconds:.0f} s ago",
                 each.name,
+                kind=COLLECTION,
             )
 
 
@@ -102,15 +110,21 @@ def _of_sandbox(sandbox: Sandbox) -> Iterator[Fault]:
     name, watched = sandbox.name, sandbox.watched
     if watched is None:
         if sandbox.failure is not None:
-            yield Fault(f"sandbox {name} can't be watched", sandbox.failure, name)
+            subject = f"sandbox {name} can't be watched"
+            yield Fault(subject, sandbox.failure, name, kind=COLLECTION)
         return
+    if sandbox.failure is not None:
+        subject = f"sandbox {name} is no longer watched"
+        yield Fault(subject, sandbox.failure, name, is_reported=True, kind=COLLECTION)
     for subject, cause in (
-        (f"sandbox {name} is no longer watched", sandbox.failure),
         (f"the fence of sandbox {name} is not active", watched.monitor.reports.fault),
         (f"the counters of sandbox {name} can't be read", watched.account.fault),
     ):
         if cause is not None:
             yield Fault(subject, cause, name, is_reported=True)
+    if (mismatch := watched.account.mismatch.fault) is not None:
+        subject = f"the counts of sandbox {name} don't match"
+        yield Fault(subject, mismatch, name, kind=COUNTER_MISMATCH)
     names = watched.names
     if names.failure is not None:
         subject = f"the addresses of host names of sandbox {name} can't be replaced"
@@ -184,12 +198,18 @@ class FaultEvents:
 
     async def _emit(self, lasting: _Lasting, now_ns: int, *, is_cleared: bool = False) -> None:
         # The event comes first: standard error may be a pipe without a reader.
-        subject, cause, sandbox, _ = lasting.fault
+        subject, cause, sandbox, _, kind = lasting.fault
         event = operational_events.fault(
             self._reporter.context(), subject=subject, cause=cause, sandbox=sandbox,
             since_ns=lasting.since_ns, now_ns=now_ns, is_cleared=is_cleared,
         )  # fmt: skip
-        await self._reporter.emit(event)
+        findings = self._reporter.findings
+        lines = [event.to_json()]
+        if kind is not None and is_cleared:
+            lines += findings.end(kind, sandbox, _CLEARED, time_ns=now_ns)
+        elif kind is not None:
+            lines = findings.lines(event, kind, sandbox, severity=Severity.HIGH)
+        await self._reporter.commit(Change(events=lines))
         lasting.has_event = True
         seconds = max(0, now_ns - lasting.since_ns) // 10**9
         if is_cleared:

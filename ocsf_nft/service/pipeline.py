@@ -15,6 +15,8 @@ import structlog
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_parts import COLLECTION
 from ocsf_nft.record import Batch, Gap, Reject
 from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.event_rendering import Reporter
@@ -168,7 +170,13 @@ class Pipeline:
                 if (account := await self._accounts.find(each)) is not None
             ]
             found = [(each.sandbox, dropped) for each in accounts]
-            await self._reporter.commit(Change(events=[event.to_json()], dropped=found))
+            lines = [event.to_json()]
+            if accounts:
+                # Several sandboxes share the log of the host.
+                sandbox = accounts[0].sandbox if len(accounts) == 1 else None
+                findings = self._reporter.findings
+                lines = findings.lines(event, COLLECTION, sandbox, severity=Severity.HIGH)
+            await self._reporter.commit(Change(events=lines, dropped=found))
             for account in accounts:
                 account.request_reading()
             self._count_gap(gap)

@@ -35,6 +35,7 @@ from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
+from tests.conformance import protections
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ALLOWED_ATTEMPTS,
@@ -99,6 +100,8 @@ def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
             yield f"finding of {name}", finding
     for name, each in FAN_OUTS.items():
         yield f"fan-out, {name}", fan_out(context, each, processed_ns=NOW_NS)
+    for name, finding in protections.findings(context):
+        yield f"protection, {name}", finding
 
 
 def _tamperings(text: str) -> Iterator[Tampering]:

@@ -14,6 +14,7 @@ from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import LATEST, line_at
+from tests.conformance import protections
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (
     ALLOWED_ATTEMPTS,
@@ -105,6 +106,8 @@ def _of_findings() -> Iterator[Event]:
             yield finding
     for each in FAN_OUTS.values():
         yield fan_out(CONTAINED, each, processed_ns=NOW_NS)
+    for _, finding in protections.findings(CONTAINED):
+        yield finding
 
 
 def _of_fences() -> Iterator[Event]:

@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
+from ocsf_nft.attempt import Attempt, Incident, IncidentEnd, ScanSender
 from ocsf_nft.log_prefixes import Prefixes
+from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import collection_gap, fault, lifecycle, records_dropped
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
+from ocsf_nft.process import Process
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
+from tests.conformance import protections
 from tests.conformance.attributed import (
     BY_THE_USER,
     ONE_OF_SEVERAL,
@@ -179,8 +182,18 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "one-of-several-programs", _activity(replace(https, attribution=ONE_OF_SEVERAL))
     yield "only-the-user-is-known", _activity(replace(https, attribution=BY_THE_USER))
     yield "a-scan-is-aggregated", _activity(ATTEMPTS["many of egress, in full"])
-    scan = fan_out_of(sample=SAMPLE[:10])
+    nmap = Process(pid=5001, name="nmap", path="/usr/bin/nmap", uid=1000, cmd_line="nmap -sT sb2")
+    scan = fan_out_of(
+        sample=SAMPLE[:10],
+        senders=(ScanSender(process=nmap, attempts=40, flow=SAMPLE[0]),),
+        windows=40,
+        latest=("kmsg:boot:5678", "kmsg:boot:5679"),
+    )
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
+    for kind in protections.KINDS:
+        by = PROCESSES["all of it"] if kind is finding_parts.TAMPERING else None
+        series = protections.series_of(kind, process=by, is_tampering=by is not None)
+        yield f"{kind.code}-finding", protections.finding_of(CONTEXT, series)
     asked = replace(
         Attempt.of(_record("credentials")), incident=_incident("credentials", 1, 1, found_at=1)
     )

@@ -69,7 +69,7 @@ def test_altered_fence_may_refuse_nothing() -> None:
 def test_removed_fence_is_disabled() -> None:
     event = state_event(FenceState.ACTIVE, FenceState.ABSENT)
     assert event.state == "Disabled"
-    assert event.severity == "Medium"
+    assert event.severity == "Informational"
 
 
 def test_each_change_has_a_uid_of_its_own() -> None:
@@ -103,7 +103,7 @@ def test_without_a_host_the_device_is_unknown() -> None:
     [
         (FenceState.ACTIVE, None, ("Success", "Informational")),
         (FenceState.ACTIVE, "it was restored", ("Success", "Informational")),
-        (FenceState.ABSENT, None, ("Success", "Medium")),
+        (FenceState.ABSENT, None, ("Success", "Informational")),
         (FenceState.ABSENT, "another process removed it", ("Failure", "Critical")),
         (FenceState.ALTERED, "it differs", ("Failure", "High")),
         (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
@@ -181,11 +181,11 @@ def test_known_times_of_tampering_are_in_the_event(
     assert event.actor is None
 
 
-def test_regular_removal_has_a_reason_and_medium_severity() -> None:
+def test_regular_removal_has_a_reason_and_is_informational() -> None:
     event = state_event(
         FenceState.ACTIVE, FenceState.ABSENT, reason="it was removed", is_regular=True
     )
-    assert (event.status, event.severity) == ("Success", "Medium")
+    assert (event.status, event.severity) == ("Success", "Informational")
     assert event.status_detail == "it was removed"
 
 

@@ -241,7 +241,7 @@ def test_finding_has_process_attempt_and_remediation() -> None:
     assert finding["finding_info"]["desc"] == (
         "A program in the sandbox sent packets to a destination without the sandbox's proxy. "
         "Blocked 40 TCP packets from curl[4242] (uid 1000) in sandbox sb1 to 203.0.113.7:443 "
-        "(https); answered with a TCP reset. The sender is curl[4242]: process 4242, program "
+        "(https); answered with a TCP reset. The process is curl[4242]: process 4242, program "
         "/usr/bin/curl, user 1000 (agent), in /home/agent, started at 2025-12-31T23:59:59.000Z. "
         "Its command line is `curl https://example.com/`. Started by: bash[4200] ← agent[4100]. "
         "It runs in container sandbox-sb1 of image registry.example/sandbox:1.2. "

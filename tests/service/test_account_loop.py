@@ -271,15 +271,19 @@ async def test_record_just_after_a_reading_describes_its_packets(
     assert event["metadata"]["log_format"] != "nf_tables"
 
 
-def _findings(sink: MemoryStore) -> list[tuple[int, str, int]]:
-    """Return the events of findings: activity, finding and packets."""
+def _findings(sink: MemoryStore) -> list[tuple[str, str, int]]:
+    """Return the events of findings: stage (New, Active, Inactive), finding and packets."""
     return [
-        (event["activity_id"], event["finding_info"]["uid"], event["count"])
+        (
+            event["status_detail"].split(":")[0].split()[0],
+            event["finding_info"]["uid"],
+            event["count"],
+        )
         for event in sink.of_class(2004)
     ]
 
 
-async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
+async def test_open_finding_of_a_killed_run_continues_and_ends_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
@@ -289,7 +293,7 @@ async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
         account = await killed.enter_async_context(running())
         await account._report_due()
         ((created, finding, packets),) = _findings(sink)
-        assert (created, packets) == (1, 2)
+        assert (created, packets) == ("New", 2)
         # The next run restores the account that this one has not closed.
         counters.counts = {key(metadata): 5}
         again = await killed.enter_async_context(running())
@@ -297,13 +301,17 @@ async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
         later_ns = time.monotonic_ns() + 11 * SECOND
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
         await again._read_and_report()
-        assert set(_findings(sink)) == {(1, finding, 2), (2, finding, 5), (3, finding, 5)}
+        assert set(_findings(sink)) == {
+            ("New", finding, 2),
+            ("Active", finding, 5),
+            ("Inactive", finding, 5),
+        }
         number = len(sink.events)
         await again.close()
         assert len(sink.events) == number
     async with keeping.running_account(counters, tmp_path, sink) as last:
         await last.close()
-    assert [uid for uid, _, _ in _findings(sink)].count(3) == 1
+    assert [uid for uid, _, _ in _findings(sink)].count("Inactive") == 1
 
 
 async def test_open_fan_out_of_a_killed_run_is_ended(tmp_path: Path) -> None:
@@ -315,20 +323,20 @@ async def test_open_fan_out_of_a_killed_run_is_ended(tmp_path: Path) -> None:
         ((begun, fan_out, _),) = _findings(sink)
         async with running() as again:
             await again.close()
-        assert begun == 1
-        assert _findings(sink)[-1] == (3, fan_out, 40)
-        assert [stage for stage, _, _ in _findings(sink)].count(3) == 1
+        assert begun == "New"
+        assert _findings(sink)[-1] == ("Inactive", fan_out, 40)
+        assert [stage for stage, _, _ in _findings(sink)].count("Inactive") == 1
 
 
-async def test_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
+async def test_findings_end_when_a_run_stops(tmp_path: Path) -> None:
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
         await account.close()
     findings = _findings(sink)
-    begun = [finding for stage, finding, _ in findings if stage == 1]
+    begun = [finding for stage, finding, _ in findings if stage == "New"]
     assert len(begun) == len(set(begun)) > 500
-    assert sorted(begun) == sorted(finding for stage, finding, _ in findings if stage == 3)
+    assert sorted(begun) == sorted(finding for stage, finding, _ in findings if stage == "Inactive")
 
 
 @dataclass
@@ -508,7 +516,7 @@ async def test_attempt_names_the_processes_of_its_window_and_the_finding_all_of_
     assert (len(fallback_chain.alone), fallback_chain.windows) == (1, [9, 10])
     created, *later = sink.of_class(2004)
     assert created["actor"]["process"]["pid"] == 1
-    assert [event["activity_name"] for event in later] == ["Update", "Update", "Close"]
+    assert [event["activity_name"] for event in later] == ["Update", "Update", "Update"]
     for event, number in zip(later, (2, 3, 3), strict=True):
         assert "process" not in event["actor"]
         assert f" from {number} processes of uid 1000 in sandbox sb to " in event["message"]
@@ -528,7 +536,7 @@ async def test_aggregated_attempt_has_only_its_user(tmp_path: Path) -> None:
         assert event["enrichments"][0]["data"]["method"] == "user"
 
 
-async def test_sender_of_one_packet_is_not_named_as_sender_of_all(
+async def test_sole_seen_sender_is_named_with_medium_confidence(
     tmp_path: Path,
 ) -> None:
     counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
@@ -539,10 +547,10 @@ async def test_sender_of_one_packet_is_not_named_as_sender_of_all(
     first, window = sink.of_class(4001)
     assert first["actor"]["process"]["pid"] == 1
     assert window["count"] == 8
-    assert "process" not in window["actor"]
+    assert window["actor"]["process"]["pid"] == 1
     (how,) = window["enrichments"]
-    assert (how["value"], how["data"]["confidence"]) == ("unknown", "Low")
-    assert [each["pid"] for each in how["data"]["processes"]] == [1]
+    assert (how["value"], how["data"]["confidence"]) == ("1", "Medium")
+    assert "processes" not in how["data"]
 
 
 async def test_numbers_while_a_reading_is_processed_are_those_before_it(

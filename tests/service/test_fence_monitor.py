@@ -97,7 +97,7 @@ def state_changes(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
             names.get(event["state"], event["state"]),
             event.get("status_detail"),
         )
-        for event in sink.events
+        for event in sink.of_class(5019)
     ]
 
 
@@ -148,7 +148,7 @@ async def test_restored_fence_is_one_event_of_high_severity_with_change_and_proc
     set_inspections(WELL)
     fence = make(self_heal=True)
     await fence._inspect((TAMPERED,))
-    (event,) = sink.events
+    (event,) = sink.of_class(5019)
     assert state_changes(sink) == [
         ("Active", "Active", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
          "restored 2.3 ms later"))
@@ -301,9 +301,88 @@ async def test_unknown_process_is_not_named(
 ) -> None:
     set_inspections(WELL)
     await make(self_heal=True)._inspect((replace(TAMPERED, process=None, comm=comm),))
-    (event,) = sink.events
+    (event,) = sink.of_class(5019)
     assert words in event["status_detail"]
     assert "actor" not in event
+
+
+def findings(sink: MemoryStore) -> list[tuple[str, str, str]]:
+    """Return the code, the activity and the first word of the status of each finding's event."""
+    return [
+        (
+            event["finding_info"]["analytic"]["uid"].removeprefix("ocsf-nft/"),
+            event["activity_name"],
+            event["status_detail"].replace(":", " ").split()[0],
+        )
+        for event in sink.of_class(2004)
+    ]
+
+
+async def test_fence_that_is_removed_and_comes_back_is_a_finding(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(AbsentError("no fence"), AbsentError("no fence"), WELL)
+    fence = make()
+    for _ in range(3):
+        await fence._inspect()
+    assert findings(sink) == [
+        ("fence-removed", "Create", "New"),
+        ("fence-removed", "Update", "Inactive"),
+    ]
+    created, ended = sink.of_class(2004)
+    assert created["severity"] == "Critical"
+    assert "attacks" not in created, "nobody is known to have removed it"
+    (removed, active) = sink.of_class(5019)
+    assert removed["metadata"]["correlation_uid"] == created["finding_info"]["uid"]
+    assert "correlation_uid" not in active["metadata"]
+    assert ended["finding_info"]["uid"] == created["finding_info"]["uid"]
+
+
+async def test_restored_fence_is_a_tampering_finding_with_its_process(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    fence = make(self_heal=True)
+    await fence._inspect((TAMPERED,))
+    await fence._inspect()
+    assert findings(sink) == [("tampering", "Create", "New")]
+    (finding,) = sink.of_class(2004)
+    assert (finding["severity"], finding["is_alert"]) == ("High", True)
+    assert finding["actor"]["process"]["pid"] == 4711
+    assert finding["attacks"][0]["sub_technique"]["uid"] == "T1562.004"
+    assert "restored 2.3 ms later" in finding["finding_info"]["desc"]
+
+
+async def test_altered_fence_is_a_finding_until_it_is_as_installed(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(altered("+accept"), WELL)
+    fence = make()
+    await fence._inspect()
+    await fence._inspect()
+    assert findings(sink) == [("tampering", "Create", "New"), ("tampering", "Update", "Inactive")]
+
+
+async def test_restores_that_stop_are_a_finding_until_the_fence_is_active(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(altered("+accept"), altered("+accept"), WELL)
+    fence = make(self_heal=True)
+    await fence._inspect((replace(UNMENDED, given_up=True),))
+    await fence._inspect()
+    assert findings(sink) == [
+        ("restore-stopped", "Create", "New"),
+        ("restore-stopped", "Update", "Inactive"),
+    ]
+
+
+async def test_requested_removal_is_no_finding(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(None)
+    await make()._inspect()
+    (event,) = sink.events
+    assert (event["state"], event["severity"]) == ("Disabled", "Informational")
 
 
 async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
@@ -314,7 +393,7 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
     )
     fence = make(self_heal=True)
     await fence._inspect((replace(UNMENDED, given_up=True),))
-    (event,) = sink.events
+    (event,) = sink.of_class(5019)
     assert (event["severity"], event["status"], event["state"]) == (
         "Critical", "Failure", "Altered",
     )  # fmt: skip
@@ -324,7 +403,7 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
     )
     has_given_up = [fence.reports.has_given_up]
     await fence._inspect()
-    assert len(sink.events) == 1
+    assert len(sink.of_class(5019)) == 1
     await fence._inspect()
     assert [*has_given_up, fence.reports.has_given_up] == [True, False]
     assert state_changes(sink)[1:] == [("Altered", "Active", "it is active as installed again")]
@@ -336,7 +415,7 @@ async def test_giving_up_is_reported_although_the_last_repair_succeeded(
     set_inspections(WELL)
     fence = make(self_heal=True)
     await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
-    assert [event["severity"] for event in sink.events] == ["High", "Critical"]
+    assert [event["severity"] for event in sink.of_class(5019)] == ["High", "Critical"]
     assert [after for _, after, _ in state_changes(sink)] == ["Active", "Active"]
     assert "given up: restored 10 times" in (state_changes(sink)[1][2] or "")
     assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
@@ -346,7 +425,7 @@ async def test_giving_up_is_reported_although_the_last_repair_succeeded(
         None,
     )
     await fence._inspect()
-    assert len(sink.events) == 2
+    assert len(sink.of_class(5019)) == 2
 
 
 async def test_change_after_giving_up_continues_the_watch(
@@ -483,7 +562,7 @@ async def test_regular_removal_is_reported_once(
     await fence._inspect()
     assert not await fence.removal.remove()
     assert state_changes(sink) == [("Active", "Absent", "it was removed by `ocsf-nft remove`")]
-    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
+    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Informational", "Success")
     assert not fence.reports.has_given_up
 
 
@@ -528,7 +607,7 @@ async def test_change_during_new_interfaces_is_a_separate_event(
         "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored",
         "its interfaces changed; fenced interfaces: sb0, late0",
     ]
-    assert [event["severity"] for event in sink.events] == ["High", "Informational"]
+    assert [event["severity"] for event in sink.of_class(5019)] == ["High", "Informational"]
 
 
 async def test_installation_during_new_interfaces_is_no_tampering(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import pytest
 
+from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.service import health
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.health import Fault, FaultEvents
@@ -31,11 +32,14 @@ def _sandbox(
     failure: str | None = None,
     names: str | None = None,
     unresolved: Sequence[tuple[str, str]] = (),
+    mismatch: str | None = None,
 ) -> SimpleNamespace:
     watched = SimpleNamespace(
         monitor=SimpleNamespace(reports=SimpleNamespace(fault=fence)),
         account=SimpleNamespace(
-            fault=counters, schedule=SimpleNamespace(late_seconds=late_seconds)
+            fault=counters,
+            schedule=SimpleNamespace(late_seconds=late_seconds),
+            mismatch=SimpleNamespace(fault=mismatch),
         ),
         names=SimpleNamespace(failure=names, faults=lambda: unresolved),
     )
@@ -78,6 +82,14 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     assert health.stuck(full) == ()
     expected = [fence, counters, ended, "events can't be stored: the disk is full"]
     assert _texts(health.faults(full)) == expected
+
+
+def test_counts_that_do_not_match_are_a_fault_with_a_finding() -> None:
+    service = _service()
+    service.sandboxes = (_sandbox("sb1", mismatch="+3 packets of rule egress"),)  # type: ignore[misc, assignment]
+    (fault,) = health.faults(service)
+    assert str(fault) == "the counts of sandbox sb1 don't match: +3 packets of rule egress"
+    assert fault.kind is finding_parts.COUNTER_MISMATCH
 
 
 def test_names_that_are_not_resolved_are_faults() -> None:

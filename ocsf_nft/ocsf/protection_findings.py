@@ -1,0 +1,221 @@
+"""Detection Findings (OCSF class 2004) about the protection of a sandbox.
+
+The protection has a fault if another process changes or removes the fence, or if refused packets
+can't be read or counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.ocsf import attack, finding_parts, finding_text, objects
+from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
+from ocsf_nft.ocsf.context import device_of, labels_of, own_metadata
+from ocsf_nft.ocsf.enums import Action, Confidence, Severity
+from ocsf_nft.ocsf.events import DetectionFinding
+from ocsf_nft.ocsf.identifiers import stable_uid
+from ocsf_nft.ocsf.messages import counted
+from ocsf_nft.ocsf.safe_text import visible
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.finding_parts import FindingKind, StageName
+    from ocsf_nft.process import Process
+
+
+class _Words(NamedTuple):
+    """Texts of one kind of finding."""
+
+    #: Beginning of the title, before the process and the sandbox.
+    title: str
+    #: Noun for one event.
+    noun: str
+    meaning: str
+    #: Steps for the operator.
+    steps: tuple[str, ...]
+
+
+_VERIFY: Final = "Check the fence: ocsf-nft verify --sandbox {sandbox}"
+_STOP: Final = "Stop the process that changes it. If it runs inside the sandbox, stop the sandbox."
+_WORDS: Final = {
+    finding_parts.TAMPERING: _Words(
+        "Fence changed",
+        "change",
+        "The fence was changed, or can't be inspected. Only a process with the privilege to change "
+        "the sandbox's network can do that.",
+        (_STOP, "Take CAP_NET_ADMIN from the sandbox.", _VERIFY),
+    ),
+    finding_parts.FENCE_REMOVED: _Words(
+        "Fence removed",
+        "removal",
+        "The fence is absent, and no operator removed it: packets may leave the sandbox now.",
+        ("Stop the sandbox's workload.", _STOP, "Install the fence again.", _VERIFY),
+    ),
+    finding_parts.RESTORE_STOPPED: _Words(
+        "Fence not restored",
+        "stop of restoring",
+        "Another process changes the fence again and again, and restoring it pauses: packets may "
+        "leave the sandbox now.",
+        ("Stop the sandbox's workload.", _STOP, _VERIFY),
+    ),
+    finding_parts.COLLECTION: _Words(
+        "Refused packets not read",
+        "gap",
+        "Refused packets were not read or counted for a time. The fence blocked them all the same, "
+        "but their events may lack processes, or be missing.",
+        (
+            "Check if the service was stopped, and by whom.",
+            "Check the load of the machine.",
+            "Check the counts: ocsf-nft status --sandbox {sandbox}",
+        ),
+    ),
+    finding_parts.COUNTER_MISMATCH: _Words(
+        "Counts do not match",
+        "report",
+        "The kernel's counters and the events differ. Another process may have changed the "
+        "counters, or ocsf-nft has a bug.",
+        (
+            "Check the counts: ocsf-nft status --sandbox {sandbox}",
+            (
+                "Check for changes of the fence: ocsf-nft events --sandbox {sandbox} --class "
+                "device_config_state_change"
+            ),
+            "Report a bug if no other process changed the counters.",
+        ),
+    ),
+}
+_KEEP: Final = "Keep the evidence: ocsf-nft events --sandbox {sandbox} --lines 0 --format jsonl"
+
+
+class RelatedFact(NamedTuple):
+    """Event that a finding refers to: its uid, and its type."""
+
+    uid: str
+    type_uid: int
+    type_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtectionSeries:
+    """Successive events about one fault of a sandbox's protection, which one finding reports."""
+
+    kind: FindingKind
+    #: None if it is about all sandboxes that share the host's log.
+    sandbox: str | None
+    #: ``metadata.uid`` of the first event.
+    identity: str
+    count: int
+    start_ms: int
+    end_ms: int
+    #: The latest events, oldest first.
+    latest: tuple[RelatedFact, ...]
+    severity: Severity
+    #: Process that changed the fence by the last event that names one.
+    process: Process | None = None
+    #: Whether another process has changed something.
+    is_tampering: bool = False
+
+    @property
+    def words(self) -> _Words:
+        """Return the texts of the finding."""
+        return _WORDS[self.kind]
+
+    @property
+    def uid(self) -> str:
+        """Return the uid of the finding, and of the correlation of its events."""
+        return stable_uid("protection", self.kind.code, self.sandbox, self.identity)
+
+
+def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the call
+    context: Context,
+    series: ProtectionSeries,
+    *,
+    stage: StageName,
+    message: str,
+    detail: str | None,
+    processed_ns: int,
+    end_reason: str | None = None,
+) -> DetectionFinding:
+    """Return the Detection Finding about a fault of a sandbox's protection.
+
+    ``message`` and ``detail`` are those of the latest event. ``processed_ns`` is the current time
+    (ns since the epoch, UTC). ``end_reason`` is the reason of the end.
+    """
+    kind, settings, words = series.kind, context.findings, series.words
+    total = counted(series.count, words.noun)
+    reached = finding_parts.stage_of(
+        stage, settings, end_ms=series.end_ms, total=total, end_reason=end_reason
+    )
+    sandbox = None if series.sandbox is None else visible(series.sandbox)
+    actor = None if series.process is None else actor_of_process(series.process)
+    attacks = attack.TAMPERING if series.is_tampering else None
+    device, observables = device_of(context)
+    steps = (each.format(sandbox=sandbox or "NAME") for each in (*words.steps, _KEEP))
+    return DetectionFinding(
+        activity_id=reached.activity,
+        time=series.end_ms,
+        start_time=series.start_ms,
+        end_time=series.end_ms,
+        count=series.count,
+        severity_id=series.severity,
+        status_id=reached.status,
+        status_detail=reached.detail,
+        message=message,
+        action_id=Action.OBSERVED,
+        is_alert=series.severity >= settings.alert_severity,
+        confidence_id=Confidence.HIGH,
+        finding_info=objects.FindingInfo(
+            uid=series.uid,
+            title=(
+                f"{words.title}: {finding_text.process_title(series.process)}"
+                f"{subject_text(series.sandbox)}"
+            ),
+            desc=finding_text.joined(
+                words.meaning,
+                message,
+                "" if detail is None else f"{visible(detail)}.",
+                *finding_text.process_sentences(series.process),
+                finding_text.labels_sentence(context),
+            ),
+            types=(kind.type,),
+            analytic=kind.analytic,
+            attacks=attacks,
+            first_seen_time=series.start_ms,
+            last_seen_time=series.end_ms,
+            related_events=finding_parts.related(series.latest),
+            related_events_count=series.count,
+            src_url=finding_parts.runbook_link(kind, settings),
+        ),
+        remediation=finding_parts.remediation(kind, settings, finding_text.steps(*steps)),
+        attacks=attacks,
+        evidences=(
+            None if actor is None else (objects.Evidences(actor=actor, process=actor.process),)
+        ),
+        resources=(
+            None if sandbox is None else (objects.ResourceDetails(name=sandbox, type="sandbox"),)
+        ),
+        actor=actor,
+        device=device,
+        observables=(*observables_of(actor), *observables) or None,
+        unmapped=unmapped_of(series.process) | ({} if sandbox is None else {"sandbox": sandbox})
+        or None,
+        metadata=own_metadata(
+            stable_uid("protection", series.uid, stage, series.count),
+            processed_ns,
+            series.uid,
+            labels=labels_of(context),
+        ),
+    )
+
+
+def subject_text(sandbox: str | None) -> str:
+    """Return the subject of a finding, such as "sandbox agent"."""
+    return "several sandboxes" if sandbox is None else f"sandbox {visible(sandbox)}"
+
+
+def related_fact(event: Event) -> RelatedFact:
+    """Return a reference to an event."""
+    values = event.__dict__
+    return RelatedFact(values["metadata"].uid, values["type_uid"], values["type_name"])

@@ -1,0 +1,43 @@
+"""Counts of one sandbox that differ for longer than a moment."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.flows.sandbox_account import Balance
+
+#: Time within which counts that differ match again, for example after a late record.
+_SETTLE_SECONDS: Final = 60.0
+
+
+class CounterMismatch:
+    """Difference between counted packets and packets in events, if it does not settle."""
+
+    def __init__(self) -> None:
+        #: When the counts began to differ (monotonic); None while they match.
+        self._since: float | None = None
+        self._text = ""
+
+    def observe(self, balances: Iterable[Balance]) -> None:
+        """Note the numbers after a reading of the counters."""
+        found = [
+            f"{each.counter_mismatch:+d} packets of rule {each.rule}"
+            for each in balances
+            if each.counter_mismatch
+        ]
+        if not found:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+        self._text = ", ".join(found)
+
+    @property
+    def fault(self) -> str | None:
+        """Return a text about counts that have differed for a minute; None if there are none."""
+        if self._since is None or time.monotonic() - self._since < _SETTLE_SECONDS:
+            return None
+        return f"counted, but in no event (negative: in more events than counted): {self._text}"

@@ -1,0 +1,78 @@
+"""Findings about the protection of a sandbox, of every kind and stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.ocsf import finding_parts
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.protection_findings import (
+    ProtectionSeries,
+    RelatedFact,
+    protection_finding,
+)
+from tests.conformance.attributed import HOSTILE, PROCESSES
+from tests.conformance.corpus import NOW_NS, TIME_NS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.events import DetectionFinding
+    from ocsf_nft.ocsf.finding_parts import FindingKind
+
+KINDS: Final = (
+    finding_parts.TAMPERING,
+    finding_parts.FENCE_REMOVED,
+    finding_parts.RESTORE_STOPPED,
+    finding_parts.COLLECTION,
+    finding_parts.COUNTER_MISMATCH,
+)
+_RELATED: Final = RelatedFact(
+    "7a1f7c52-0a5e-5f0b-9a35-0c5f7e0d4b61", 501901, "Device Config State Change: Log"
+)
+
+
+def series_of(kind: FindingKind = finding_parts.TAMPERING, **facts: Any) -> ProtectionSeries:
+    """Return three events about a sandbox's protection within five seconds."""
+    defaults: dict[str, Any] = {
+        "sandbox": "sb1",
+        "identity": _RELATED.uid,
+        "count": 3,
+        "start_ms": TIME_NS // 1_000_000,
+        "end_ms": TIME_NS // 1_000_000 + 5000,
+        "latest": (_RELATED,) * 3,
+        "severity": Severity.HIGH,
+    }
+    return ProtectionSeries(kind=kind, **defaults | facts)
+
+
+def finding_of(context: Context, series: ProtectionSeries, **facts: Any) -> DetectionFinding:
+    """Return the finding about a series of events."""
+    defaults: dict[str, Any] = {
+        "stage": "begun",
+        "message": "The fence of sandbox sb1 is active, and logs what it blocks.",
+        "detail": "table inet ocsf_nft was deleted, by nft (pid 4711)",
+        "processed_ns": NOW_NS,
+    }
+    return protection_finding(context, series, **defaults | facts)
+
+
+def findings(context: Context) -> Iterator[tuple[str, DetectionFinding]]:
+    """Yield findings of each kind and stage, with their names."""
+    for kind in KINDS:
+        yield f"{kind.code}, begun", finding_of(context, series_of(kind))
+        ended = {"stage": "ended", "detail": None, "end_reason": "the fault was cleared"}
+        yield f"{kind.code}, ended", finding_of(context, series_of(kind), **ended)
+        by = series_of(kind, process=PROCESSES["all of it"], is_tampering=True)
+        yield f"{kind.code}, by a process", finding_of(context, by, stage="goes on")
+        hostile = series_of(kind, sandbox=None, severity=Severity.CRITICAL)
+        yield (
+            f"{kind.code}, hostile",
+            finding_of(
+                context,
+                hostile,
+                message=HOSTILE.encode("ascii", "replace").decode(),
+                detail=HOSTILE,
+            ),
+        )
