@@ -52,7 +52,7 @@ class Metadata(Model):
     sequence: Long | None = optional("the number that the source gave the record")
     correlation_uid: str | None = optional(
         "the same in all events of an incident, and equal to finding_info.uid of its finding; "
-        "aggregated flows and their fan-out share one for each sandbox, rule and user; events of "
+        "aggregated flows and their scan share one for each sandbox, rule and user; events of "
         "convert share one for each flow"
     )
     logged_time: Long | None = optional("time when ocsf-nft read the record")

@@ -86,9 +86,19 @@ def all_faults(service: Service) -> tuple[Fault, ...]:
     return (
         *_stuck(service),
         *(fault for each in service.sandboxes for fault in _of_sandbox(each)),
+        *_mismatches(service),
         *_of_storage(service),
         *down(service),
     )
+
+
+def _mismatches(service: Service) -> Iterator[Fault]:
+    # No fault for /readyz: nothing can make counts match again that another process has changed.
+    for each in service.sandboxes:
+        mismatch = None if each.watched is None else each.watched.account.mismatch.fault
+        if mismatch is not None:
+            subject = f"the counts of sandbox {each.name} don't match"
+            yield Fault(subject, mismatch, each.name, kind=COUNTER_MISMATCH)
 
 
 def _stuck(service: Service) -> Iterator[Fault]:
@@ -122,9 +132,6 @@ def _of_sandbox(sandbox: Sandbox) -> Iterator[Fault]:
     ):
         if cause is not None:
             yield Fault(subject, cause, name, is_reported=True)
-    if (mismatch := watched.account.mismatch.fault) is not None:
-        subject = f"the counts of sandbox {name} don't match"
-        yield Fault(subject, mismatch, name, kind=COUNTER_MISMATCH)
     names = watched.names
     if names.failure is not None:
         subject = f"the addresses of host names of sandbox {name} can't be replaced"
