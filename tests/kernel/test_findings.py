@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 METADATA = "169.254.169.254"
-STAGES = {1: "Create", 2: "Update", 3: "Close"}
 
 
 def _ask_for_credentials() -> None:
@@ -41,8 +40,9 @@ def _findings(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     seen: set[str] = set()
     for event in events:
         uid = event["metadata"]["uid"]
-        is_of_attempt = event.get("finding_info", {}).get("types") == ["Policy Violation"]
-        if is_of_attempt and uid not in seen:
+        is_finding = event["class_uid"] == 2004
+        is_of_scan = is_finding and event["finding_info"]["types"] == ["Network Scan"]
+        if is_finding and not is_of_scan and uid not in seen:
             seen.add(uid)
             found[event["finding_info"]["uid"]].append(event)
     return found
@@ -53,7 +53,11 @@ def _check_consistency(events: list[dict[str, Any]]) -> None:
     of_uid = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
     for finding_events in _findings(events).values():
         stages = [event["activity_name"] for event in finding_events]
-        assert stages == ["Create", *["Update"] * (len(finding_events) - 2), "Close"]
+        assert stages == ["Create", *["Update"] * (len(finding_events) - 1)]
+        assert {event["status"] for event in finding_events} == {"New"}
+        *going_on, last = (event["status_detail"] for event in finding_events)
+        assert last.startswith("Inactive since ")
+        assert not any(detail.startswith("Inactive") for detail in going_on)
         counts = [event["count"] for event in finding_events]
         assert counts == sorted(counts)
         correlation = finding_events[0]["metadata"]["correlation_uid"]
