@@ -13,7 +13,7 @@ from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf import attack, messages, objects, packet_outcome, protocols
 from ocsf_nft.ocsf.actors import unmapped_of, user_actor
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, own_metadata
+from ocsf_nft.ocsf.context import cloud_of, device_of, firewall_rule, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -25,6 +25,7 @@ from ocsf_nft.ocsf.enums import (
     ObservableType,
     Severity,
 )
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.events import DetectionFinding
 from ocsf_nft.ocsf.identifiers import (
     aggregation_uid,
@@ -34,6 +35,7 @@ from ocsf_nft.ocsf.identifiers import (
 )
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.remediation import advice, general_advice
+from ocsf_nft.ocsf.resources import resources_of
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.record import VM_RULES
 
@@ -123,6 +125,7 @@ _OBSERVED: Final = 10
 
 
 def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
+    context: Context,
     found: Attempt | IncidentEnd,
     incident: Incident,
     event: NetworkActivity,
@@ -151,7 +154,9 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         stable_uid("attempt", incident.identity, int(activity), incident.windows),
         processed_ns,
         event.metadata.correlation_uid,
-        labels=event.metadata.labels,
+        code=_code(direction, destination),
+        context=context,
+        sandbox=record.sandbox,
     )
     sandbox = visible(record.sandbox or "")
     title, desc = _title_and_desc(record.rule, direction, destination)
@@ -202,15 +207,25 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
                 connection_info=event.connection_info,
             ),
         ),
-        resources=(objects.ResourceDetails(name=sandbox, type="sandbox"),),
+        resources=resources_of(context, record.sandbox or ""),
         actor=event.actor,
         device=event.device,
+        cloud=event.cloud,
         observables=tuple(_as_evidence(event.observables or ())) or None,
         enrichments=event.enrichments,
         raw_data=event.raw_data,
         unmapped={"sandbox": sandbox, **unmapped_of(incident.process)},
         metadata=metadata,
     )
+
+
+def _code(direction: Direction, destination: AddressKind | None) -> EventCode:
+    if direction is Direction.INBOUND:
+        return EventCode.INBOUND_FINDING
+    is_metadata = destination is not None and destination.is_cloud_metadata
+    if direction is Direction.OUTBOUND and is_metadata:
+        return EventCode.CLOUD_METADATA_FINDING
+    return EventCode.BYPASS_FINDING
 
 
 def _title_and_desc(
@@ -265,7 +280,9 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         processed_ns,
         # Network Activity events that combine flows of this user have the same uid.
         aggregation_uid(found.sandbox, found.rule, found.uid, "many"),
-        labels=labels_of(context),
+        code=EventCode.SCAN_FINDING,
+        context=context,
+        sandbox=found.sandbox,
     )
     return DetectionFinding(
         activity_id=activity,
@@ -298,9 +315,10 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         firewall_rule=firewall_rule(context, found.rule, is_ours=True),
         attacks=attack.SCAN,
         evidences=evidences,
-        resources=(objects.ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
+        resources=resources_of(context, found.sandbox),
         actor=actor,
         device=device,
+        cloud=cloud_of(context),
         observables=(*_scan_observables(evidences, found.uid), *observables) or None,
         unmapped={
             "sandbox": visible(found.sandbox),

@@ -52,6 +52,8 @@ def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Sub
             assert (allowed["activity_name"], allowed["status"]) == ("Open", "Success")
             assert (allowed["action"], allowed["disposition"]) == ("Observed", "Logged")
             assert allowed["status_code"] == "permissive"
+            codes = [each["metadata"].pop("event_code") for each in (refused, allowed)]
+            assert codes[1] == codes[0].replace("-blocked", "-allowed")
             # These include severity and technique, which are the same as for a refused attempt.
             for key in (allowed.keys() | refused.keys()) - of_the_outcome:
                 assert allowed.get(key) == refused.get(key), key
