@@ -66,7 +66,7 @@ def test_stored_version_is_not_the_newest() -> None:
 
 
 def test_newer_event_is_the_stored_one_but_for_documented_attributes() -> None:
-    """What is left is stored, so the judges of the stored version apply to it."""
+    """The remainder is the stored event, which the judges of the stored version check."""
     (deprecated,) = UNTIL.values()
     seen = set()
     for context in (CONTEXT, IDENTIFIED):
