@@ -24,14 +24,22 @@ Labels = Annotated[
         metavar="KEY=VALUE",
     ),
 ]  # fmt: skip
+TenantUid = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant-uid", help="The tenant that the sandbox belongs to: metadata.tenant_uid.",
+        metavar="ID",
+    ),
+]  # fmt: skip
 
 
 @with_policy(options.ServiceNetns)
-def add(
+def add(  # noqa: PLR0913 - each is an option
     name: options.SandboxName,
     *,
     policy: Policy,
     label: Labels = [],  # noqa: B006 - typer copies it
+    tenant_uid: TenantUid = None,
     control: options.Control = options.DEFAULT_CONTROL,
     as_json: options.AnswerAsJson = False,
 ) -> None:
@@ -57,6 +65,8 @@ def add(
     given = without_defaults(policy | {"netns": _absolute(policy["netns"])})
     if labels := _labels(label):
         given["labels"] = labels
+    if tenant_uid is not None:
+        given["tenant_uid"] = tenant_uid
     _report(call(control, "PUT", sandbox_target(name), given), as_json=as_json)
 
 
@@ -73,6 +83,7 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = None,
     label: Labels = [],  # noqa: B006 - the same
+    tenant_uid: TenantUid = None,
     unset: Annotated[
         list[str],
         typer.Option(
@@ -108,7 +119,7 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
 
     if dry_run and as_json:
         raise UsageError("--dry-run and --json can't be combined: give one of them")
-    changed: dict[str, Any] = {"proxy": proxy, "allow": allow}
+    changed: dict[str, Any] = {"proxy": proxy, "allow": allow, "tenant_uid": tenant_uid}
     changed = {key: value for key, value in changed.items() if value}
     if permissive is not None:
         changed["permissive"] = permissive

@@ -251,9 +251,9 @@ def _other_stores(service: RunningService) -> Sequence[Path]:
 def _write(
     version: str, write: Callable[[Iterable[bytes]], Iterator[bytes]], found: Iterable[bytes]
 ) -> bool:
-    from ocsf_nft.ocsf.versions import LATEST, line_at
+    from ocsf_nft.ocsf.versions import STORED, line_at
 
-    lines = found if version == LATEST else (line_at(line, version) for line in found)
+    lines = found if version == STORED else (line_at(line, version) for line in found)
     is_any = False
     for part in write(lines):
         output.write(part)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -34,6 +36,15 @@ def validate(
             metavar="V",
         ),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema",
+            help="A compiled OCSF schema to check against, as a schema server exports it: JSON, "
+            "also compressed by gzip; in place of the published schemas.",
+            metavar="FILE",
+        ),
+    ] = None,
     recommended: Annotated[
         bool, typer.Option("--recommended", help="Warn about missing recommended attributes.")
     ] = False,
@@ -48,14 +59,21 @@ def validate(
     deprecated attribute, an unused profile) does not affect the exit code.
 
     Exit 0: no errors. 1: errors, or a file without events, which proves nothing. 2: a file can't be
-    read, or the version is unknown. 3: the extra is missing (pip install 'ocsf-nft[validate]').
-    Needs no privilege.
+    read, the schema is wrong, or the version is unknown. 3: the extra is missing (pip install
+    'ocsf-nft[validate]'); --schema does not need it. Needs no privilege.
 
     Example: ocsf-nft validate --ocsf-version 1.8.0 events.jsonl
     """
     from ocsf_nft.validation import EventValidator, validate_events
 
-    validator = EventValidator(ocsf_version, recommended=recommended)
+    if schema is not None and ocsf_version is not None:
+        raise UsageError("--schema has a version of its own: leave out --ocsf-version")
+    compiled = None
+    if schema is not None:
+        from ocsf_nft.validation.schema_file import read_schema
+
+        compiled = read_schema(schema)
+    validator = EventValidator(ocsf_version, compiled=compiled, recommended=recommended)
     numbers: Counter[str] = Counter()
     is_empty = False
     for path in paths or ["-"]:

@@ -19,6 +19,7 @@ from ocsf_nft.config.events import (
     SeverityConfig,
     StoreConfig,
 )
+from ocsf_nft.config.identity import IdentityConfig
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.config.sinks import STDOUT, SinkConfig, SinkTable
@@ -96,6 +97,8 @@ class Config(Table):
     """Severities of attempts; the first table that matches decides."""
     finding: FindingConfig = FindingConfig()
     """Condition for an attempt to be a finding."""
+    identity: IdentityConfig = IdentityConfig()
+    """Tenant, environment and cloud of the machine, for all events."""
     prefix: tuple[PrefixConfig, ...] = ()
     """Meanings of foreign log prefixes; the longest match decides."""
     state_dir: Annotated[Path, FileName] = DEFAULT_DIRECTORY

@@ -161,6 +161,8 @@ class SandboxConfig(Table):
     """The container that the sandbox is."""
     labels: Labels = Field(default_factory=dict)
     """Labels of the sandbox, at most 32, such as { team = "search" }."""
+    tenant_uid: _Text | None = None
+    """Tenant that the sandbox belongs to; by default tenant_uid of [identity]."""
     severity: tuple[SeverityConfig, ...] = ()
     """Severities of its attempts, before those of [[severity]]; without the key sandbox."""
 

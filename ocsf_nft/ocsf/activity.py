@@ -21,7 +21,15 @@ from ocsf_nft.ocsf import (
     severity,
 )
 from ocsf_nft.ocsf.addresses import packed_address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, product
+from ocsf_nft.ocsf.context import (
+    cloud_of,
+    device_of,
+    event_tenant,
+    firewall_rule,
+    labels_of,
+    product,
+    tags_of,
+)
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Flow
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Context, Proxy
+    from ocsf_nft.ocsf.event_codes import EventCode
     from ocsf_nft.ocsf.severity import SeverityRule
 
 
@@ -95,6 +104,9 @@ class Activities:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._device, self._device_observables = device_of(context)
+        self._cloud = cloud_of(context)
+        self._labels = labels_of(context)
+        self._tenant = shown(event_tenant(context))
         self._container = actors.container_of(context.container)
         self._proxies: dict[int, tuple[Proxy, objects.NetworkProxy]] = {}
         for proxy in context.proxies:
@@ -173,6 +185,7 @@ class Activities:
             traffic=_traffic(attempt.packets, attempt.bytes),
             actor=actor,
             device=self._device,
+            cloud=self._cloud,
             observables=(
                 *observables_of("dst_endpoint", dst_endpoint),
                 *observables_of("src_endpoint", src_endpoint),
@@ -184,7 +197,12 @@ class Activities:
             raw_data=encodable(record.origin.raw),
             raw_data_size=derived.raw_bytes,
             unmapped=unmapped,
-            metadata=_metadata(attempt, derived, labels_of(self._context), processed_ns),
+            metadata=self._metadata(
+                attempt,
+                derived,
+                packet_outcome.code(attempt, direction, destination),
+                processed_ns,
+            ),
         )
 
     def proxy(
@@ -202,6 +220,30 @@ class Activities:
         # If no proxy has the packet's family, the sandbox uses its first proxy.
         other = next(iter(self._proxies.values()), (None, None))
         return other if version is None else self._proxies.get(version, other)
+
+    def _metadata(
+        self, attempt: Attempt, derived: Derived, code: EventCode, processed_ns: int
+    ) -> objects.Metadata:
+        record, origin = attempt.record, attempt.record.origin
+        return objects.Metadata(
+            version=SCHEMA_VERSION,
+            uid=derived.uid,
+            event_code=code,
+            product=product(),
+            tenant_uid=self._tenant,
+            log_name="netfilter",
+            log_provider="netfilter",
+            log_source=visible(origin.log_source),
+            log_format=origin.log_format,
+            original_time=shown(origin.original_time),
+            original_event_uid=visible(origin.identity),
+            sequence=origin.sequence,
+            correlation_uid=derived.correlation_uid,
+            logged_time=record.received_ns // 1_000_000,
+            processed_time=processed_ns // 1_000_000,
+            labels=self._labels,
+            tags=tags_of(record.sandbox),
+        )
 
 
 _OBSERVATION_POINTS: Final = {
@@ -243,25 +285,3 @@ def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
 
 def _flow(flow: Flow) -> dict[str, Any]:
     return {name: value for name, value in asdict(flow).items() if value is not None}
-
-
-def _metadata(
-    attempt: Attempt, derived: Derived, labels: tuple[str, ...] | None, processed_ns: int
-) -> objects.Metadata:
-    record, origin = attempt.record, attempt.record.origin
-    return objects.Metadata(
-        version=SCHEMA_VERSION,
-        uid=derived.uid,
-        product=product(),
-        log_name="netfilter",
-        log_provider="netfilter",
-        log_source=visible(origin.log_source),
-        log_format=origin.log_format,
-        original_time=shown(origin.original_time),
-        original_event_uid=visible(origin.identity),
-        sequence=origin.sequence,
-        correlation_uid=derived.correlation_uid,
-        logged_time=record.received_ns // 1_000_000,
-        processed_time=processed_ns // 1_000_000,
-        labels=labels,
-    )

@@ -16,19 +16,32 @@ from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
 from ocsf_nft.ocsf.finding_settings import FindingSettings
-from ocsf_nft.ocsf.objects import Device, FirewallRule, Metadata, Os, Product
-from ocsf_nft.ocsf.safe_text import visible
+from ocsf_nft.ocsf.model import CACHED
+from ocsf_nft.ocsf.objects import (
+    Account,
+    Cloud,
+    Device,
+    FirewallRule,
+    KeyValue,
+    Metadata,
+    Os,
+    Product,
+)
+from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv4Address, IPv6Address
 
+    from ocsf_nft.ocsf.event_codes import EventCode
+    from ocsf_nft.ocsf.objects import Container as ContainerObject
     from ocsf_nft.ocsf.objects import Observable
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.process import Container
 
 _NAME: Final = "ocsf-nft"
 _PROC: Final = Path("/proc")
+_ENVIRONMENT: Final = "environment="
 
 _DESCRIPTIONS: Final = {
     packet_outcome.EGRESS: "the sandbox may send only to its proxy",
@@ -43,12 +56,23 @@ _DESCRIPTIONS: Final = {
 }
 
 
+class CloudAccount(NamedTuple):
+    """Cloud in which a machine runs; unknown values are None."""
+
+    provider: str
+    account_uid: str | None = None
+    account_name: str | None = None
+    region: str | None = None
+    zone: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """Machine whose kernel enforces the fence; unknown values are None.
 
     ``boot_uid`` is the kernel's unique id of the boot. ``boot_time_ns`` is the time of the boot, in
-    ns since the epoch (UTC).
+    ns since the epoch (UTC). ``instance_uid`` is the machine's id in the ``cloud``. ``tenant_uid``
+    and ``environment`` are those of its sandboxes without values of their own.
     """
 
     hostname: str
@@ -56,6 +80,10 @@ class Host:
     boot_uid: str | None = None
     boot_time_ns: int | None = None
     is_virtual: bool = False
+    instance_uid: str | None = None
+    cloud: CloudAccount | None = None
+    tenant_uid: str | None = None
+    environment: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,31 +129,86 @@ class Context:
     container: Container | None = None
     #: Labels of the sandbox, each as ``key=value``.
     labels: tuple[str, ...] = ()
+    #: Tenant that the sandbox belongs to; None for that of the host.
+    tenant_uid: str | None = None
     #: Severities of the refused packets that match a rule; the first matching rule applies.
     severities: tuple[SeverityRule, ...] = ()
     #: When an OCSF Detection Finding reports the refused packets too.
     findings: FindingSettings = field(default_factory=FindingSettings)
 
 
-def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
-    """Return the host as OCSF ``device``, and its observables; None and () without a host."""
+def device_of(
+    context: Context, container: ContainerObject | None = None
+) -> tuple[Device | None, tuple[Observable, ...]]:
+    """Return the host as OCSF ``device``, and its observables; None and () without a host.
+
+    ``container`` is the sandbox's, for an event that has no endpoint.
+    """
     host = context.host
     if host is None:
         return None, ()
     hostname = visible(host.hostname)
     device = Device(
         hostname=hostname,
+        instance_uid=shown(host.instance_uid),
         type_id=DeviceType.VIRTUAL if host.is_virtual else DeviceType.UNKNOWN,
         os=Os(name="Linux", type_id=OsType.LINUX, kernel_release=host.kernel_release),
         boot_uid=host.boot_uid,
         boot_time=None if host.boot_time_ns is None else host.boot_time_ns // 1_000_000,
+        container=container,
     )
     return device.cache_json(), (observable("device.hostname", ObservableType.HOSTNAME, hostname),)
 
 
+def cloud_of(context: Context) -> Cloud | None:
+    """Return the cloud in which the host runs as OCSF ``cloud``; None if it is not known."""
+    return None if context.host is None else _cloud(context.host.cloud)
+
+
+@lru_cache(maxsize=1)
+def _cloud(found: CloudAccount | None) -> Cloud | None:
+    if found is None:
+        return None
+    account = None
+    if found.account_uid is not None:
+        account = Account(uid=visible(found.account_uid), name=shown(found.account_name))
+    return Cloud(
+        provider=visible(found.provider),
+        account=account,
+        region=shown(found.region),
+        zone=shown(found.zone),
+    ).cache_json()
+
+
+def event_labels(context: Context) -> tuple[str, ...]:
+    """Return the labels of a sandbox's events: its own, and the host's environment.
+
+    A label ``environment=…`` of the sandbox replaces that of the host.
+    """
+    host, labels = context.host, context.labels
+    has_own = any(label.startswith(_ENVIRONMENT) for label in labels)
+    if host is None or host.environment is None or has_own:
+        return labels
+    return *labels, f"{_ENVIRONMENT}{host.environment}"
+
+
+def event_tenant(context: Context) -> str | None:
+    """Return the tenant of a sandbox: its own, or else that of the host; None if unknown."""
+    host = context.host
+    return context.tenant_uid or (None if host is None else host.tenant_uid)
+
+
 def labels_of(context: Context) -> tuple[str, ...] | None:
-    """Return the labels of a sandbox as safe texts; None if it has none."""
-    return tuple(map(visible, context.labels)) or None
+    """Return the labels of a sandbox's events as safe texts; None if there are none."""
+    return tuple(map(visible, event_labels(context))) or None
+
+
+@lru_cache(maxsize=CACHED)
+def tags_of(sandbox: str | None) -> tuple[KeyValue, ...] | None:
+    """Return the tags of an event about a sandbox; None if it is about none."""
+    if sandbox is None:
+        return None
+    return (KeyValue(name="sandbox", value=visible(sandbox)).cache_json(),)
 
 
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
@@ -156,26 +239,32 @@ def product() -> Product:
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
-def own_metadata(
+def own_metadata(  # noqa: PLR0913 - each is one fact of the event, named at the call
     uid: str,
     now_ns: int,
     correlation_uid: str | None = None,
     *,
-    labels: tuple[str, ...] | None = None,
+    code: EventCode,
+    context: Context,
+    sandbox: str | None = None,
 ) -> Metadata:
     """Return the OCSF metadata of an event without a log record, such as a finding.
 
     ``uid`` is the unique id of the event. ``now_ns`` is the time at which the event is made, in ns
     since the epoch (UTC). ``correlation_uid`` is the id of all events about the same facts, if any.
-    ``labels`` is the result of :func:`labels_of` for the sandbox.
+    ``context`` has the tenant and the labels. ``sandbox`` is the name of the sandbox that the event
+    is about; None if it is about the whole service.
     """
     return Metadata(
         version=SCHEMA_VERSION,
         uid=uid,
+        event_code=code,
         product=product(),
+        tenant_uid=shown(event_tenant(context)),
         correlation_uid=correlation_uid,
         processed_time=now_ns // 1_000_000,
-        labels=labels,
+        labels=labels_of(context),
+        tags=tags_of(sandbox),
     )
 
 

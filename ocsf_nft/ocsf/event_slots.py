@@ -16,6 +16,7 @@ from ocsf_nft.ocsf import actors, endpoints, packet_outcome, protocols
 from ocsf_nft.ocsf.messages import short_name
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import encodable, plain, printable, visible
+from ocsf_nft.ocsf.versions import STORED, is_before
 from ocsf_nft.process import Process
 
 if TYPE_CHECKING:
@@ -69,18 +70,20 @@ class Surroundings(NamedTuple):
     rule: RuleFacts | None
     container: Container | None
     labels: tuple[str, ...]
+    tenant_uid: str | None
     #: The end of a shape, and copied values: the same for many events.
     shape: Shape
     values: Values
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913, PLR0917 - facts about a sandbox
         cls,
         direction: Direction,
         proxy: Proxy | None,
         rule: RuleFacts | None,
         container: Container | None,
         labels: tuple[str, ...],
+        tenant_uid: str | None,
     ) -> Self:
         """Create the surroundings, with their part of a shape and of an event's values."""
         shape = (
@@ -89,6 +92,7 @@ class Surroundings(NamedTuple):
             rule is not None,
             _container_shape(container),
             len(labels),
+            _text_shape(tenant_uid),
         )
         values = (
             None if proxy is None else str(proxy.address).encode(),
@@ -96,8 +100,9 @@ class Surroundings(NamedTuple):
             None if rule is None else printable(orjson.dumps(rule.condition))[1:-1],
             *_container_values(container),
             *map(_text_value, labels),
+            _text_value(tenant_uid),
         )
-        return cls(direction, proxy, rule, container, labels, shape, values)
+        return cls(direction, proxy, rule, container, labels, tenant_uid, shape, values)
 
 
 def shape_of(
@@ -111,6 +116,8 @@ def shape_of(
     """
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
+        return None
+    if around.labels and is_before(STORED, version):  # a conversion may copy parts of labels
         return None
     if by is not None and (by.seen or by.unnamed):
         return None

@@ -29,6 +29,7 @@ from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived_field,
 from ocsf_nft.ocsf.objects import (
     Actor,
     Attack,
+    Cloud,
     Device,
     Enrichment,
     Evidences,
@@ -122,6 +123,7 @@ class NetworkActivity(Event):
     """
 
     profile_attributes: ClassVar = {
+        "cloud": ("cloud",),
         "host": ("device", "actor"),
         "network_proxy": ("proxy_endpoint",),
         "security_control": SECURITY_CONTROL,
@@ -190,6 +192,7 @@ class NetworkActivity(Event):
     traffic: NetworkTraffic = Field(description="numbers of packets and bytes")
     actor: Actor | None = optional("process and user of the sender")
     device: Device | None = optional("the machine whose kernel enforces the fence")
+    cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
         "method and confidence of the attribution, if the packet was attributed"
@@ -222,6 +225,7 @@ class DetectionFinding(Event):
 
     # The class itself has device, is_alert and confidence: they need no profile.
     profile_attributes: ClassVar = {
+        "cloud": ("cloud",),
         "host": ("actor",),
         "security_control": ("action_id", "disposition_id", "firewall_rule", "attacks"),
     }
@@ -276,9 +280,12 @@ class DetectionFinding(Event):
     evidences: tuple[Evidences, ...] | None = optional(
         "processes and packets of the finding; of a scan, each process and a sample of the flows"
     )
-    resources: tuple[ResourceDetails, ...] | None = optional("the sandbox")
+    resources: tuple[ResourceDetails, ...] | None = optional(
+        "the sandbox; its container and its pod, if it has them"
+    )
     actor: Actor | None = optional("process and user of the sender")
     device: Device | None = optional("the machine whose kernel enforces the fence")
+    cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
         "of an attempt: method and confidence of the attribution, if it was attributed"
@@ -295,7 +302,7 @@ class DeviceConfigStateChange(Event):
     """OCSF class 5019: a change of a fence's state."""
 
     # The class itself has actor and device: they need no profile.
-    profile_attributes: ClassVar = {"security_control": SECURITY_CONTROL}
+    profile_attributes: ClassVar = {"cloud": ("cloud",), "security_control": SECURITY_CONTROL}
 
     class_uid: Literal[5019] = 5019
     class_name: Literal["Device Config State Change"] = "Device Config State Change"
@@ -332,6 +339,7 @@ class DeviceConfigStateChange(Event):
     prev_security_level: Caption = caption_of("prev_security_level_id")
     actor: Actor | None = optional("the process that altered the fence")
     device: Device = Field(description="the machine whose kernel enforces the fence")
+    cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     unmapped: dict[str, Any] = Field(
         description="sandbox, previous_state, tables and transport of the fence; changes by "
@@ -348,7 +356,11 @@ class ApplicationLifecycle(Event):
     processes that sent packets are found by a less exact method, or a sink is down.
     """
 
-    profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
+    profile_attributes: ClassVar = {
+        "cloud": ("cloud",),
+        "host": ("device",),
+        "security_control": SECURITY_CONTROL,
+    }
 
     class_uid: Literal[6002] = 6002
     class_name: Literal["Application Lifecycle"] = "Application Lifecycle"
@@ -383,6 +395,7 @@ class ApplicationLifecycle(Event):
     message: str = Field(description="one sentence for people")
     app: Product = Field(description="ocsf-nft")
     device: Device | None = optional("the machine that ocsf-nft runs on")
+    cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     unmapped: dict[str, Any] | None = optional(
         "of Records Dropped and Events Dropped: transport; of Collection Gap, and of the Fault of "

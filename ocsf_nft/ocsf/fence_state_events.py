@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
-from ocsf_nft.ocsf.context import device_of, labels_of, own_metadata
+from ocsf_nft.ocsf.actors import actor_of_process, container_of, observables_of, unmapped_of
+from ocsf_nft.ocsf.context import cloud_of, device_of, own_metadata
 from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
     ConfigState,
@@ -16,6 +16,7 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.events import DeviceConfigStateChange
 from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.objects import Device
@@ -90,6 +91,8 @@ class SandboxEnd:
     allowed: int
     #: Process that has released the sandbox; None if none did.
     process: Process | None = None
+    #: Whether the end was requested. If not, the network namespace ended.
+    is_requested: bool = False
 
 
 #: States of a fence that exists as it was installed.
@@ -116,6 +119,14 @@ _STATES: Final = {
         Severity.HIGH,
         "differs from the installed one, or can't be read: it may block nothing",
     ),
+}
+#: Codes of the states without a request and without a restore.
+_CODES: Final = {
+    FenceState.ACTIVE: EventCode.FENCE_ACTIVE,
+    FenceState.PERMISSIVE: EventCode.FENCE_PERMISSIVE,
+    FenceState.PERMISSIVE_DEGRADED: EventCode.FENCE_DEGRADED,
+    FenceState.DEGRADED: EventCode.FENCE_DEGRADED,
+    FenceState.ALTERED: EventCode.FENCE_ALTERED,
 }
 #: Ends of the sentences about fences without a log transport, if that was requested.
 _UNLOGGED: Final = {
@@ -161,7 +172,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         "tables": [visible(table) for table in tables],
         "transport": visible(transport),
     }
-    device, observables = device_of(context)
+    device, observables = device_of(context, container_of(context.container))
     actor = None
     if change is not None:
         sentence += _request_text(change)
@@ -200,14 +211,40 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         security_level_id=_security_level(after),
         prev_security_level_id=_security_level(before),
         device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
+        cloud=cloud_of(context),
         observables=(*observables, *observables_of(actor)) or None,
         unmapped=unmapped,
         metadata=own_metadata(
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason),
             time_ns,
-            labels=labels_of(context),
+            code=_code(after, cause, tampering, change, end),
+            context=context,
+            sandbox=sandbox,
         ),
     )
+
+
+def _code(
+    after: FenceState,
+    cause: str | None,
+    tampering: Tampering | None,
+    change: PolicyChange | None,
+    end: SandboxEnd | None,
+) -> EventCode:
+    if end is not None:
+        return EventCode.SANDBOX_RELEASED if end.is_requested else EventCode.SANDBOX_ENDED
+    if tampering is not None and tampering.given_up:
+        return EventCode.RESTORE_STOPPED
+    if after is FenceState.ABSENT:  # a removal that was requested has no cause
+        return EventCode.FENCE_REMOVED if cause is None else EventCode.FENCE_REMOVED_BY_OTHER
+    if tampering is not None and after in _AS_INSTALLED:
+        return EventCode.FENCE_RESTORED
+    # A request does not hide a fault.
+    if change is None or after not in {FenceState.ACTIVE, FenceState.PERMISSIVE}:
+        return _CODES[after]
+    if change.is_resolved:
+        return EventCode.NAMES_RESOLVED
+    return EventCode.SANDBOX_ADDED if change.before is None else EventCode.POLICY_CHANGED
 
 
 def _visible(value: Any) -> Any:

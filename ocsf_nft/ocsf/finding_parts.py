@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.ocsf import objects
 from ocsf_nft.ocsf.enums import AnalyticType, FindingActivityId, FindingStatus
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
@@ -25,40 +26,45 @@ StageName: TypeAlias = Literal["begun", "goes on", "ended"]
 class FindingKind(NamedTuple):
     """Situation that a finding reports."""
 
-    #: Last part of the uid of its analytic, and first part of its event code.
-    code: str
+    #: Its ``metadata.event_code``, and the last part of the uid of its analytic.
+    code: EventCode
     #: Type of the finding in ``finding_info.types``.
     type: str
     #: Page of the runbook.
     page: str
 
     @property
-    def event_code(self) -> str:
-        """Return the finding's ``metadata.event_code``."""
-        return f"{self.code}-finding"
-
-    @property
     def analytic(self) -> objects.Analytic:
         """Return the detection that makes findings of this kind."""
         return objects.Analytic(
-            uid=f"ocsf-nft/{self.code}", name=self.type, type_id=AnalyticType.RULE
+            uid=f"ocsf-nft/{self.code.removesuffix('-finding')}",
+            name=self.type,
+            type_id=AnalyticType.RULE,
         )
 
 
-BYPASS: Final = FindingKind("bypass", "Proxy Bypass", "attempt")
+BYPASS: Final = FindingKind(EventCode.BYPASS_FINDING, "Proxy Bypass", "attempt")
 VM_BYPASS: Final = BYPASS._replace(page="vm-attempt")
 CLOUD_METADATA: Final = FindingKind(
-    "cloud-metadata", "Cloud Metadata Access", "metadata-credentials"
+    EventCode.CLOUD_METADATA_FINDING, "Cloud Metadata Access", "metadata-credentials"
 )
-INBOUND: Final = FindingKind("inbound", "Inbound Attempt", "inbound")
-SCAN: Final = FindingKind("scan", "Network Scan", "scan")
+INBOUND: Final = FindingKind(EventCode.INBOUND_FINDING, "Inbound Attempt", "inbound")
+SCAN: Final = FindingKind(EventCode.SCAN_FINDING, "Network Scan", "scan")
 #: What would be blocked, if a permissive fence did not allow it.
-PERMISSIVE: Final = FindingKind("permissive", "Traffic Allowed by a Permissive Fence", "attempt")
-TAMPERING: Final = FindingKind("tampering", "Fence Tampering", "policy-changed")
-FENCE_REMOVED: Final = FindingKind("fence-removed", "Fence Removed", "policy-removed")
-RESTORE_STOPPED: Final = FindingKind("restore-stopped", "Restores Stopped", "policy-removed")
-COLLECTION: Final = FindingKind("collection", "Collection Gap", "collection-gap")
-COUNTER_MISMATCH: Final = FindingKind("counter-mismatch", "Counter Mismatch", "counter-mismatch")
+PERMISSIVE: Final = FindingKind(
+    EventCode.PERMISSIVE_FINDING, "Traffic Allowed by a Permissive Fence", "policy-permissive"
+)
+TAMPERING: Final = FindingKind(EventCode.TAMPERING_FINDING, "Fence Tampering", "policy-changed")
+FENCE_REMOVED: Final = FindingKind(
+    EventCode.FENCE_REMOVED_FINDING, "Fence Removed", "policy-removed"
+)
+RESTORE_STOPPED: Final = FindingKind(
+    EventCode.RESTORE_STOPPED_FINDING, "Restores Stopped", "policy-removed"
+)
+COLLECTION: Final = FindingKind(EventCode.COLLECTION_FINDING, "Collection Gap", "collection-gap")
+COUNTER_MISMATCH: Final = FindingKind(
+    EventCode.COUNTER_MISMATCH_FINDING, "Counter Mismatch", "counter-mismatch"
+)
 
 
 class Stage(NamedTuple):

@@ -17,6 +17,7 @@ from ocsf_nft.ocsf.enums import Confidence, Direction, Severity
 from ocsf_nft.ocsf.events import DetectionFinding
 from ocsf_nft.ocsf.identifiers import event_uid, incident_uid, stable_uid
 from ocsf_nft.ocsf.messages import counted
+from ocsf_nft.ocsf.resources import resources_of
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.record import VM_RULES
 
@@ -124,9 +125,10 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
                 connection_info=event.connection_info,
             ),
         ),
-        resources=(objects.ResourceDetails(name=sandbox, type="sandbox"),),
+        resources=resources_of(context, record.sandbox or ""),
         actor=event.actor,
         device=event.device,
+        cloud=event.cloud,
         observables=tuple(_as_evidence(event.observables or ())) or None,
         enrichments=event.enrichments,
         raw_data=event.raw_data,
@@ -135,7 +137,9 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             stable_uid("attempt", incident.identity, stage_name, incident.windows),
             processed_ns,
             event.metadata.correlation_uid,
-            labels=event.metadata.labels,
+            code=kind.code,
+            context=context,
+            sandbox=record.sandbox,
         ),
     )
 

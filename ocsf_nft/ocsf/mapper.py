@@ -8,10 +8,11 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
+from ocsf_nft.ocsf.context import event_labels, event_tenant
 from ocsf_nft.ocsf.event_slots import Surroundings
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.templates import Templates
-from ocsf_nft.ocsf.versions import LATEST, line_at
+from ocsf_nft.ocsf.versions import STORED, line_at
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import IncidentEnd
@@ -49,7 +50,7 @@ class Mapper:
         derived = derive(attempt, self._context.severities)
         return self._activities.event(attempt, derived, processed_ns=processed_ns)
 
-    def line(self, attempt: Attempt, *, processed_ns: int, version: str = LATEST) -> bytes:
+    def line(self, attempt: Attempt, *, processed_ns: int, version: str = STORED) -> bytes:
         """Return the Network Activity event of an attempt as one line of JSON, without a line end.
 
         ``version`` is an OCSF version of ``versions.VERSIONS``. ``processed_ns`` is the current
@@ -78,7 +79,8 @@ class Mapper:
                 self._activities.proxy(attempt, direction)[0],
                 context.rules.get(record.rule) if is_ours else None,
                 context.container,
-                context.labels,
+                event_labels(context),
+                event_tenant(context),
             )
             if len(self._around) >= CACHED:  # a text from a file may have any name
                 self._around.clear()

@@ -20,6 +20,7 @@ from ocsf_nft.ocsf.enums import (
     OsType,
     ProtocolVersion,
 )
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
 
 
@@ -31,6 +32,13 @@ class Product(Model):
     version: str = Field(description="the installed version")
 
 
+class KeyValue(Model):
+    """OCSF object ``key_value_object``: a tag of an event."""
+
+    name: str = Field(description="sandbox")
+    value: str = Field(description="name of the sandbox")
+
+
 class Metadata(Model):
     """OCSF object ``metadata``: facts about the event itself, such as its uid and OCSF version."""
 
@@ -39,7 +47,13 @@ class Metadata(Model):
         description="derived from the kernel's record or from the content: the same if the event "
         "is made again, and in every OCSF version"
     )
+    event_code: EventCode = Field(
+        description="code of the situation that the event reports, such as egress-blocked"
+    )
     product: Product = Field(description="the program that made the event")
+    tenant_uid: str | None = optional(
+        "the tenant of the sandbox, else that of the service, from the configuration"
+    )
     profiles: tuple[str, ...] | None = optional("derived from the attributes of the event")
     log_name: str | None = optional("netfilter")
     log_provider: str | None = optional("netfilter")
@@ -57,7 +71,10 @@ class Metadata(Model):
     )
     logged_time: Long | None = optional("time when ocsf-nft read the record")
     processed_time: Long | None = optional("time when ocsf-nft made the event")
-    labels: tuple[str, ...] | None = optional("the sandbox's labels, each as key=value")
+    labels: tuple[str, ...] | None = optional(
+        "the sandbox's labels, each as key=value, and environment=NAME from the configuration"
+    )
+    tags: tuple[KeyValue, ...] | None = optional("the sandbox that the event is about")
 
 
 class FirewallRule(Model):
@@ -154,10 +171,21 @@ class Remediation(Model):
 
 
 class ResourceDetails(Model):
-    """OCSF object ``resource_details``: the sandbox that a finding is about."""
+    """OCSF object ``resource_details``: sandbox, container or pod that a finding is about."""
 
-    name: str = Field(description="name of the sandbox")
-    type: str = Field(description="sandbox")
+    uid: str | None = optional("id of the container, or UID of the pod")
+    name: str | None = optional("name of the sandbox, of the container or of the pod")
+    type: str = Field(description="sandbox, container or pod")
+    namespace: str | None = optional("Kubernetes namespace of the pod")
+    labels: tuple[str, ...] | None = optional(
+        "labels of the sandbox or of the container, each as key=value"
+    )
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Self:
+        if self.uid is self.name is None:
+            raise ValueError("a resource needs a uid or a name")
+        return self
 
 
 class Image(Model):
@@ -370,16 +398,38 @@ class Os(Model):
     kernel_release: str | None = optional("release of the kernel")
 
 
+class Account(Model):
+    """OCSF object ``account``: an account at a cloud provider."""
+
+    uid: str = Field(description="id of the account, from the configuration")
+    name: str | None = optional("name of the account, from the configuration")
+
+
+class Cloud(Model):
+    """OCSF object ``cloud``: the cloud in which the machine runs, from the configuration."""
+
+    provider: str = Field(description="name of the cloud provider")
+    account: Account | None = optional("account at the cloud provider")
+    region: str | None = optional("region of the cloud")
+    zone: str | None = optional("availability zone in the region")
+
+
 class Device(Model):
     """OCSF object ``device``: the machine whose kernel enforces the fence."""
 
+    profile_attributes: ClassVar = {"container": ("container",)}
+
     name: str | None = optional("unknown, if the class requires a device and the host is not known")
     hostname: str | None = optional("name of the host")
+    instance_uid: str | None = optional("id of the machine at its cloud, from the configuration")
     type_id: DeviceType = Field(description="6 if the machine is virtual, else 0")
     type: Caption = caption_of("type_id")
     os: Os | None = optional("operating system of the host")
     boot_uid: str | None = optional("the kernel's id of the current boot")
     boot_time: Long | None = optional("time of the boot")
+    container: Container | None = optional(
+        "the container that is the sandbox, if the event has no endpoint"
+    )
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ocsf_nft.ocsf import messages
-from ocsf_nft.ocsf.context import device_of, own_metadata, product
+from ocsf_nft.ocsf.actors import container_of
+from ocsf_nft.ocsf.context import cloud_of, device_of, own_metadata, product
 from ocsf_nft.ocsf.enums import LifecycleActivityId, Severity, Status
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.events import ApplicationLifecycle
 from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.safe_text import visible
@@ -33,7 +35,13 @@ def lifecycle(
         app=product(),
         device=device,
         observables=observables or None,
-        metadata=own_metadata(stable_uid("lifecycle", activity, time_ns), time_ns),
+        cloud=cloud_of(context),
+        metadata=own_metadata(
+            stable_uid("lifecycle", activity, time_ns),
+            time_ns,
+            code=EventCode.SERVICE_STARTED if started else EventCode.SERVICE_STOPPED,
+            context=context,
+        ),
     )
 
 
@@ -48,7 +56,12 @@ def attribution_degraded(
     return _fault_event(
         context,
         "Attribution Degraded",
-        own_metadata(stable_uid("attribution degraded", method, reason, time_ns), time_ns),
+        own_metadata(
+            stable_uid("attribution degraded", method, reason, time_ns),
+            time_ns,
+            code=EventCode.ATTRIBUTION_DEGRADED,
+            context=context,
+        ),
         severity=Severity.MEDIUM,
         reason=reason,
         message=f"The capture of processes has stopped: {visible(reason)}. {_FALLBACKS[method]}",
@@ -79,7 +92,7 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
     return _fault_event(
         context,
         "Records Dropped",
-        own_metadata(uid, processed_ns),
+        own_metadata(uid, processed_ns, code=EventCode.RECORDS_DROPPED, context=context),
         severity=Severity.HIGH,
         reason=gap.reason,
         message=f"{loss}: {visible(gap.reason)}.",
@@ -105,7 +118,7 @@ def events_dropped(
     return _fault_event(
         context,
         "Events Dropped",
-        own_metadata(uid, until_ns),
+        own_metadata(uid, until_ns, code=EventCode.EVENTS_DROPPED, context=context),
         severity=Severity.HIGH,
         reason=reason,
         message=f"{events} dropped: {visible(reason)}.",
@@ -148,7 +161,14 @@ def fault(  # noqa: PLR0913 - each is one fact of the event, named at the call
     return _fault_event(
         context,
         "Fault Cleared" if is_cleared else "Fault",
-        own_metadata(uid, now_ns, correlation_uid),
+        own_metadata(
+            uid,
+            now_ns,
+            correlation_uid,
+            code=EventCode.FAULT_CLEARED if is_cleared else EventCode.FAULT,
+            context=context,
+            sandbox=sandbox,
+        ),
         severity=severity,
         status=Status.SUCCESS if is_cleared else Status.FAILURE,
         reason=cause,
@@ -189,7 +209,9 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     return _fault_event(
         context,
         "Collection Gap",
-        own_metadata(uid, processed_ns),
+        own_metadata(
+            uid, processed_ns, code=EventCode.COLLECTION_GAP, context=context, sandbox=sandbox
+        ),
         severity=Severity.HIGH if packets else Severity.LOW,
         reason=reason,
         message=(
@@ -217,7 +239,7 @@ def _fault_event(  # noqa: PLR0913 - each is one fact of the event, named at the
     count: int | None = None,
     unmapped: dict[str, Any] | None,
 ) -> ApplicationLifecycle:
-    device, observables = device_of(context)
+    device, observables = device_of(context, container_of(context.container))
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
         activity_name=name,
@@ -232,6 +254,7 @@ def _fault_event(  # noqa: PLR0913 - each is one fact of the event, named at the
         message=message,
         app=product(),
         device=device,
+        cloud=cloud_of(context),
         observables=observables or None,
         unmapped=unmapped,
         metadata=metadata,

@@ -18,11 +18,13 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.record import ForeignVerdict, Record, Verdict
 
@@ -108,6 +110,25 @@ _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
     "drop": _DROPPED,
     "accept": Outcome(NetworkActivityId.OPEN, Status.SUCCESS, Action.ALLOWED, Disposition.ALLOWED),
     "log": Outcome(NetworkActivityId.TRAFFIC, Status.UNKNOWN, Action.OBSERVED, Disposition.LOGGED),
+}
+
+#: Codes of situations by the verdict of a foreign rule.
+_FOREIGN_CODES: Final[dict[ForeignVerdict, EventCode]] = {
+    "reject": EventCode.FIREWALL_REJECTED,
+    "drop": EventCode.FIREWALL_DROPPED,
+    "accept": EventCode.FIREWALL_ALLOWED,
+    "log": EventCode.FIREWALL_LOGGED,
+}
+#: Codes of situations by the rule of a fence: blocked, and allowed by a permissive fence.
+_EGRESS_CODES: Final = EventCode.EGRESS_BLOCKED, EventCode.EGRESS_ALLOWED
+_INGRESS_CODES: Final = EventCode.INGRESS_BLOCKED, EventCode.INGRESS_ALLOWED
+_LINK_CODES: Final = EventCode.LINK_BLOCKED, EventCode.LINK_ALLOWED
+_CODES: Final = {
+    FORWARD: (EventCode.FORWARD_BLOCKED, EventCode.FORWARD_ALLOWED),
+    INGRESS: _INGRESS_CODES,
+    VM_INGRESS: _INGRESS_CODES,
+    LINK: _LINK_CODES,
+    VM_LINK: _LINK_CODES,
 }
 
 
@@ -275,6 +296,28 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
     if is_name_resolution(record, direction) or record.sandbox is None:
         return Severity.LOW
     return Severity.MEDIUM
+
+
+def code(attempt: Attempt, direction: Direction, destination: AddressKind | None) -> EventCode:
+    """Return the code of the situation that an attempt's Network Activity event reports.
+
+    ``destination`` is None if the packet has no destination address.
+    """
+    record = attempt.record
+    verdict = foreign_verdict(record)
+    if verdict is not None:
+        return _FOREIGN_CODES[verdict]
+    if attempt.aggregation is not None:
+        return EventCode.AGGREGATED
+    if is_housekeeping(record, destination):
+        return EventCode.KERNEL_TRAFFIC
+    blocked, allowed = _CODES.get(record.rule, _EGRESS_CODES)
+    if direction is Direction.OUTBOUND:
+        if destination is not None and destination.is_cloud_metadata:
+            blocked, allowed = EventCode.CLOUD_METADATA_BLOCKED, EventCode.CLOUD_METADATA_ALLOWED
+        elif is_name_resolution(record, direction):
+            blocked, allowed = EventCode.DNS_BLOCKED, EventCode.DNS_ALLOWED
+    return allowed if record.verdict == "permit" else blocked
 
 
 def is_initiator_known(record: Record) -> bool:

@@ -194,7 +194,8 @@ def _surroundings_specimen(around: Surroundings) -> Surroundings:
         proxy = Proxy(address=address, port=COPIED)
     container = _container_specimen(around.container)
     labels = tuple(_text() for _ in around.labels)
-    return Surroundings.of(around.direction, proxy, rule, container, labels)
+    tenant = _text_like(around.tenant_uid)
+    return Surroundings.of(around.direction, proxy, rule, container, labels, tenant)
 
 
 class _PlaceholderAddress:
@@ -212,6 +213,8 @@ def _context(host: Host | None, around: Surroundings, record: Record, proxy_port
     # A forwarded packet has its direction from the uplinks.
     uplinks = {Direction.INBOUND: record.in_interface, Direction.OUTBOUND: _text()}
     uplink = uplinks.get(around.direction)
+    if host is not None:  # ``around`` has what its sandboxes take from it
+        host = replace(host, tenant_uid=None, environment=None)
     return Context(
         host=host,
         proxies=() if around.proxy is None else (replace(around.proxy, port=proxy_port),),
@@ -219,6 +222,7 @@ def _context(host: Host | None, around: Surroundings, record: Record, proxy_port
         rules={} if around.rule is None else {record.rule: around.rule},
         container=around.container,
         labels=around.labels,
+        tenant_uid=around.tenant_uid,
     )
 
 

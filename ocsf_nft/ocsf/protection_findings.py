@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.ocsf import attack, finding_parts, finding_text, objects
 from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
-from ocsf_nft.ocsf.context import device_of, labels_of, own_metadata
+from ocsf_nft.ocsf.context import cloud_of, device_of, own_metadata
 from ocsf_nft.ocsf.enums import Action, Confidence, Severity
 from ocsf_nft.ocsf.events import DetectionFinding
 from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.messages import counted
+from ocsf_nft.ocsf.resources import resources_of
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -185,7 +186,6 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
             first_seen_time=series.start_ms,
             last_seen_time=series.end_ms,
             related_events=finding_parts.related(series.latest),
-            related_events_count=series.count,
             src_url=finding_parts.runbook_link(kind, settings),
         ),
         remediation=finding_parts.remediation(kind, settings, finding_text.steps(*steps)),
@@ -193,11 +193,10 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         evidences=(
             None if actor is None else (objects.Evidences(actor=actor, process=actor.process),)
         ),
-        resources=(
-            None if sandbox is None else (objects.ResourceDetails(name=sandbox, type="sandbox"),)
-        ),
+        resources=None if series.sandbox is None else resources_of(context, series.sandbox),
         actor=actor,
         device=device,
+        cloud=cloud_of(context),
         observables=(*observables_of(actor), *observables) or None,
         unmapped=unmapped_of(series.process) | ({} if sandbox is None else {"sandbox": sandbox})
         or None,
@@ -205,7 +204,9 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
             stable_uid("protection", series.uid, stage, series.count),
             processed_ns,
             series.uid,
-            labels=labels_of(context),
+            code=kind.code,
+            context=context,
+            sandbox=series.sandbox,
         ),
     )
 

@@ -19,7 +19,7 @@ from ocsf_nft.ocsf import (
 )
 from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of, user_actor
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, own_metadata
+from ocsf_nft.ocsf.context import cloud_of, device_of, firewall_rule, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -30,6 +30,7 @@ from ocsf_nft.ocsf.enums import (
 )
 from ocsf_nft.ocsf.events import DetectionFinding
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY, aggregation_uid, event_uid, stable_uid
+from ocsf_nft.ocsf.resources import resources_of
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         firewall_rule=firewall_rule(context, found.rule, is_ours=True),
         attacks=attack.SCAN,
         evidences=evidences,
-        resources=(objects.ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
+        resources=resources_of(context, found.sandbox),
         actor=actor,
         device=device,
+        cloud=cloud_of(context),
         observables=(*_observables(evidences), *observables_of(actor), *observables) or None,
         unmapped={
             "sandbox": visible(found.sandbox),
@@ -129,7 +131,9 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             processed_ns,
             # Network Activity events that combine flows of this user have the same uid.
             aggregation_uid(found.sandbox, found.rule, found.uid, "many"),
-            labels=labels_of(context),
+            code=kind.code,
+            context=context,
+            sandbox=found.sandbox,
         ),
     )
 

@@ -1,7 +1,7 @@
-"""Conversion of events from the newest OCSF version to an older one.
+"""Conversion of events from the stored OCSF version to an older or a newer one.
 
-Attributes that the older version lacks are removed or renamed. Values that the older version lacks
-are replaced by similar ones.
+Attributes that the other version lacks are removed or renamed. Values that it lacks are replaced by
+similar ones. A newer version also gets its new attributes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from ocsf_nft.errors import UsageError
-from ocsf_nft.ocsf.enums import Action, NetworkActivityId, ObservableType
+from ocsf_nft.ocsf.ai_agents import agent_of
+from ocsf_nft.ocsf.enums import Action, Direction, NetworkActivityId, ObservableType
 from ocsf_nft.ocsf.events import (
     CLASSES,
     SCHEMA_VERSION,
@@ -44,10 +45,13 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.model import Model
 
-#: Supported versions, oldest first. For a newer version, also add its new attributes to ``SINCE``
-#: and ``OBSERVABLES_SINCE``, and its changed forms to ``CONVERSIONS``.
-VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
-LATEST: Final = SCHEMA_VERSION
+#: Supported versions, oldest first. For a version after ``STORED``, also add its new forms to
+#: ``ADDITIONS`` and the attributes that it deprecates to ``UNTIL``.
+VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0", "1.9.0")
+#: Version of the models and of stored events, and the default of sinks. It is not the newest one.
+#: When a newer one is to be stored, its attributes move to the models, ``SINCE``,
+#: ``OBSERVABLES_SINCE`` and ``CONVERSIONS``.
+STORED: Final = SCHEMA_VERSION
 
 #: First version with an attribute. All other attributes that we fill are in the oldest version.
 SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
@@ -62,7 +66,12 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     },
     DetectionFinding: {"is_alert": "1.4.0"},
     DeviceConfigStateChange: {"state_id": "1.3.0", "state": "1.3.0"},
-    Metadata: {"log_source": "1.7.0", "log_format": "1.7.0", "original_event_uid": "1.7.0"},
+    Metadata: {
+        "log_source": "1.7.0",
+        "log_format": "1.7.0",
+        "original_event_uid": "1.7.0",
+        "tags": "1.4.0",
+    },
     NetworkEndpoint: {"network_scope_id": "1.7.0", "network_scope": "1.7.0"},
     NetworkConnectionInfo: {"community_uid": "1.4.0"},
     Process: {
@@ -78,6 +87,11 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     Device: {"boot_time": "1.3.0", "boot_uid": "1.5.0"},
     Os: {"kernel_release": "1.4.0"},
     Container: {"labels": "1.4.0"},
+}
+
+#: First version without an attribute of the stored form, which the version deprecates.
+UNTIL: Final[Mapping[type[Model], Mapping[str, str]]] = {
+    NetworkActivity: {"is_src_dst_assignment_known": "1.9.0"},
 }
 
 #: First version with a type of observable.
@@ -108,23 +122,26 @@ def is_before(version: str, other: str) -> bool:
 
 
 def line_at(line: bytes, version: str) -> bytes:
-    """Convert an event, as a line of JSON, from the newest OCSF version to ``version``."""
-    if version == LATEST:
+    """Convert an event, as a line of JSON, from the stored OCSF version to ``version``."""
+    if version == STORED:
         return line
     return printable(orjson.dumps(at_version(orjson.loads(line), version)))
 
 
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
-    """Convert an event from the newest OCSF version to ``version``, one of ``VERSIONS``.
+    """Convert an event from the stored OCSF version to ``version``, one of ``VERSIONS``.
 
     ``event`` is decoded JSON of an ocsf-nft event. The function changes and returns this object.
     """
-    if version == LATEST:
+    if version == STORED:
         return event
     model = CLASSES[event["class_uid"]]
     for since, _, convert in CONVERSIONS:
         if is_before(version, since):
             convert(event)
+    for since, _, add in ADDITIONS:
+        if not is_before(version, since):
+            add(event)
     _cut(event, _cuts(model, version))
     _filter_observables(event, version)
     metadata = event["metadata"]
@@ -136,7 +153,7 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 class _Cuts(NamedTuple):
-    """Attributes to remove from an object, because an older OCSF version lacks them."""
+    """Attributes to remove from an object, because an OCSF version lacks or deprecates them."""
 
     names: tuple[str, ...]
     #: The same for inner objects, by the attribute that contains them.
@@ -146,8 +163,12 @@ class _Cuts(NamedTuple):
 @cache
 def _cuts(model: type[Model], version: str) -> _Cuts:
     below = {name: _cuts(kind, version) for name, kind in children(model).items()}
+    later = (name for name, since in SINCE.get(model, {}).items() if is_before(version, since))
+    deprecated = (
+        name for name, until in UNTIL.get(model, {}).items() if not is_before(version, until)
+    )
     return _Cuts(
-        tuple(name for name, since in SINCE.get(model, {}).items() if is_before(version, since)),
+        (*later, *deprecated),
         {name: cuts for name, cuts in below.items() if cuts.names or cuts.below},
     )
 
@@ -180,6 +201,8 @@ def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[s
     found = set(model.profiles_of(event))
     if model is DetectionFinding and "device" in event and is_before(version, "1.4.0"):
         found.add("host")
+    if "ai_agent" in event:
+        found.add("ai_operation")
     return sorted(found)
 
 
@@ -249,4 +272,49 @@ CONVERSIONS: Final[tuple[tuple[str, str, Callable[[dict[str, Any]], None]], ...]
         _list_the_lineage,
     ),
     ("1.6.0", "A process has `tid` in place of `ptid`.", _name_the_thread),
+)
+
+
+def _name_the_initiator(event: dict[str, Any]) -> None:
+    if event["class_uid"] == NETWORK_ACTIVITY:
+        is_known = event["is_src_dst_assignment_known"]
+        event["initiator_id"], event["initiator"] = _INITIATORS[is_known]
+
+
+#: Id and caption of the initiator, by the value of ``is_src_dst_assignment_known``.
+_INITIATORS: Final = {True: (1, "Source Endpoint"), False: (0, "Unknown")}
+
+
+def _name_the_agent(event: dict[str, Any]) -> None:
+    agent = agent_of(event["metadata"].get("labels", ()))
+    if agent is None:
+        return
+    # Network Activity has an agent of its own; of a finding, the evidences have it.
+    for each in (event, *event.get("evidences", ())):
+        if each.get("connection_info", {}).get("direction_id") == Direction.OUTBOUND:
+            each["ai_agent"] = agent
+
+
+#: Conversions to a newer version's form: the version that has it, a sentence for the field guide,
+#: and the function that changes the event.
+ADDITIONS: Final[tuple[tuple[str, str, Callable[[dict[str, Any]], None]], ...]] = (
+    (
+        "1.9.0",
+        (
+            "Network Activity has `initiator_id` (`1` Source Endpoint, else `0` Unknown) and no "
+            "`is_src_dst_assignment_known`."
+        ),
+        _name_the_initiator,
+    ),
+    (
+        "1.9.0",
+        (
+            "Outbound Network Activity (profile `ai_operation`) and the evidences of a finding "
+            "have `ai_agent`. Its `name`, `uid`, `version` and `instance_uid` are the sandbox's "
+            "labels `gen_ai.agent.name`, `gen_ai.agent.id`, `gen_ai.agent.version` and "
+            "`gen_ai.conversation.id`. Its `ai_model` is from `gen_ai.request.model` and "
+            "`gen_ai.provider.name`."
+        ),
+        _name_the_agent,
+    ),
 )

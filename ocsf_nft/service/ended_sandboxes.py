@@ -37,17 +37,23 @@ ABANDONED: Final = (
 
 
 def sandbox_end(
-    balances: Sequence[Balance], description: str = ENDED, process: Process | None = None
+    balances: Sequence[Balance],
+    description: str = ENDED,
+    process: Process | None = None,
+    *,
+    is_requested: bool = False,
 ) -> SandboxEnd:
     """Return the end of a sandbox with these final counts, for an event.
 
     ``description`` is the end of the sentence. ``process`` has released the sandbox, or None.
+    ``is_requested`` is true for a release, and false if the network namespace ended.
     """
     return SandboxEnd(
         description=description,
         refused=sum(each.refused for each in balances),
         allowed=sum(each.allowed for each in balances),
         process=process,
+        is_requested=is_requested,
     )
 
 

@@ -234,6 +234,7 @@ def context(
         host=host,
         container=None if sandbox is None else sandbox.event_container,
         labels=() if sandbox is None else sandbox.event_labels,
+        tenant_uid=None if sandbox is None else sandbox.tenant_uid,
         severities=() if sandbox is None else sandbox.severities,
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies

@@ -32,7 +32,7 @@ class Outlet:
     name: str
     sink: Sink
     #: OCSF version of the events that the sink gets; None for the version of the stored events.
-    older_version: str | None = None
+    other_version: str | None = None
     #: The sink gets only events with these values of ``class_uid``; None for all events.
     classes: frozenset[int] | None = None
     batch_settings: BatchSettings = field(default_factory=BatchSettings)
@@ -53,7 +53,7 @@ class Outlet:
         return cls(
             name=table.called,
             sink=table.sink(),
-            older_version=table.older_version,
+            other_version=table.other_version,
             classes=None if table.has_all_classes else table.class_uids,
             batch_settings=table.batch_settings,
             is_local=table.file is not None,
@@ -68,11 +68,11 @@ class Outlet:
         """
         if self.classes is not None and orjson.loads(line)["class_uid"] not in self.classes:
             return None
-        if self.older_version is None:
+        if self.other_version is None:
             return line
         from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
 
-        return line_at(line, self.older_version)
+        return line_at(line, self.other_version)
 
     async def deliver(self, change: Change) -> None:
         """Send events (JSON lines) directly to the open sink, without storing them first.

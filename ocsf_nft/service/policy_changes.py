@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
 #: Keys that can be changed while a sandbox is watched.
-_POLICY: Final = frozenset({"proxy", "allow", "permissive", "labels", "severity", "container"})
+_POLICY: Final = frozenset(
+    {"proxy", "allow", "permissive", "labels", "tenant_uid", "severity", "container"}
+)
 #: Keys that name the network namespace: they may change if the namespace stays the same.
 _NAMESPACE: Final = frozenset({"netns", "pid"})
 

@@ -297,7 +297,7 @@ class Service:
         self.store = store = startup.state_store(config, self.retrier)
         self._reporter = reporter = Reporter(
             store.commit,
-            this_host(),
+            config.identity.of(this_host()),
             severities=config.severities,
             findings=config.finding.as_settings(),
         )

@@ -291,8 +291,8 @@ class Sandbox:
         if removes:
             await watched.account.remove()
         if end is not None and (was_there or self.origin == "api"):
-            report = watched.monitor.reports.report_end
-            await report(sandbox_end(balances, end, process), is_removed=removes)
+            ended = sandbox_end(balances, end, process, is_requested=True)
+            await watched.monitor.reports.report_end(ended, is_removed=removes)
         self.watched = None
         return status
 

@@ -1,7 +1,7 @@
 """Validation of OCSF events against the published schema of an OCSF version.
 
-The events may come from any program. The package needs the extra ``ocsf-nft[validate]``, which
-contains the schemas.
+The events may come from any program. The extra ``ocsf-nft[validate]`` contains the schemas. A
+compiled schema in a file needs no extra.
 """
 
 from ocsf_nft.validation.event_files import ValidatedEvent, validate_events

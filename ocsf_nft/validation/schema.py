@@ -153,6 +153,24 @@ class Schema:
         self._tables: dict[tuple[str, str], Table] = {}
         self.profiles = frozenset(_all_profiles(published))
 
+    @property
+    def event_versions(self) -> frozenset[str]:
+        """Return the values of ``metadata.version`` that events of this schema may have.
+
+        Events of a development version, such as 1.9.0-dev, may also have that of its release.
+        """
+        return frozenset({self.version, self.version.partition("-")[0]})
+
+    def build_tables(self) -> None:
+        """Build the definitions of all classes and objects, which are else built when needed.
+
+        Raises KeyError if they refer to a missing part. Raises ValueError or re.error for a key of
+        an enumeration that is no number, or a wrong pattern.
+        """
+        for kind in ("classes", "objects"):
+            for name in self._published[kind]:
+                self._table(kind, name)
+
     def class_of(self, uid: int) -> Table | None:
         """Return the definition of the class with this ``class_uid``; None if there is none."""
         name = self._class_names.get(uid)

@@ -41,14 +41,22 @@ _TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 class EventValidator:
     """Validator of events, for one OCSF version or for each event's ``metadata.version``."""
 
-    def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
+    def __init__(
+        self,
+        version: str | None = None,
+        *,
+        compiled: Schema | None = None,
+        recommended: bool = False,
+    ) -> None:
         """Create a validator for an OCSF version (``1.8``); None means each event's own version.
 
-        If ``recommended`` is true, each missing recommended attribute gives a warning. Raises
+        ``compiled`` is a schema to use in place of the published ones; without ``version``. If
+        ``recommended`` is true, each missing recommended attribute gives a warning. Raises
         UsageError for an unknown version. Raises UnsupportedError if the extra ``validate`` is not
-        installed.
+        installed, which ``compiled`` does not need.
         """
-        self._versions = schema.versions()
+        self._compiled = compiled
+        self._versions = schema.versions() if compiled is None else ()
         self._version = None if version is None else schema.full_version(version)
         self._recommended = recommended
 
@@ -86,6 +94,10 @@ class EventValidator:
     def _schema(self, event: Mapping[str, Any]) -> Generator[Fault, None, Schema | None]:
         metadata = event.get("metadata")
         own = metadata.get("version") if isinstance(metadata, dict) else None
+        if self._compiled is not None:
+            if isinstance(own, str) and own not in self._compiled.event_versions:
+                yield error("metadata.version", f"{describe(own)} is not {self._compiled.version}")
+            return self._compiled
         if self._version is None:
             if isinstance(own, str) and own in self._versions:
                 return schema.load(own)

@@ -69,6 +69,7 @@ async def test_added_sandbox_has_the_given_policy_and_no_defaults(commands: Comm
         "add", "a", "--netns", "agent", *PROXY, "--proxy", "[fd00::1]:3128",
         "--allow", "udp:10.0.0.53:53", "--host-guard", "veth-a", "--exclusive",
         "--label", "team=search", "--label", "note=a=b c", "--label", "empty=",
+        "--tenant-uid", "acme",
     ) == "sandbox a is active, enforcing\n"  # fmt: skip
     assert commands.policy("a") == {
         "netns": "agent",
@@ -78,6 +79,7 @@ async def test_added_sandbox_has_the_given_policy_and_no_defaults(commands: Comm
         "exclusive": True,
         "install": True,
         "labels": {"team": "search", "note": "a=b c", "empty": ""},
+        "tenant_uid": "acme",
     }
 
 
@@ -106,14 +108,18 @@ async def test_path_of_a_namespace_is_made_absolute(commands: Commands) -> None:
 async def test_only_given_keys_change(commands: Commands) -> None:
     await commands.shown("add", "a", "--netns", "x", *PROXY, "--label", "k=v", "--label", "l=w")
     shown = await commands.shown(
-        "set", "a", "--allow", "tcp:10.0.0.7:5432", "--label", "k=new", "--permissive"
-    )
+        "set", "a", "--allow", "tcp:10.0.0.7:5432", "--label", "k=new", "--permissive",
+        "--tenant-uid", "acme",
+    )  # fmt: skip
     assert shown == "sandbox a is active, permissive\n  policy: changed\n"
     assert commands.policy("a") == {
         "netns": "x", "proxy": ["10.0.0.1:3128"], "allow": ["tcp:10.0.0.7:5432"],
-        "permissive": True, "labels": {"k": "new", "l": "w"}, "install": True,
+        "permissive": True, "labels": {"k": "new", "l": "w"}, "tenant_uid": "acme",
+        "install": True,
     }  # fmt: skip
-    await commands.shown("set", "a", "--enforcing", "--unset", "allow", "--unset", "labels")
+    await commands.shown(
+        "set", "a", "--enforcing", "--unset", "allow", "--unset", "labels", "--unset", "tenant_uid"
+    )
     assert commands.policy("a") == {
         "netns": "x", "proxy": ["10.0.0.1:3128"], "permissive": False, "install": True,
     }  # fmt: skip

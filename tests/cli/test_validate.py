@@ -13,6 +13,8 @@ import pytest
 from tests.cli import forked
 from tests.conformance.spoiling import GOOD
 from tests.validation.events import good
+from tests.validation.test_schema_file import EVENT
+from tests.validation.test_schema_file import write as write_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,3 +175,26 @@ def test_events_of_convert_are_valid() -> None:
     done = validate(stdin=made.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "1 event: 0 errors, 0 warnings\n"
+
+
+def test_compiled_schema_replaces_the_published_ones(tmp_path: Path) -> None:
+    path = write_schema(tmp_path / "schema.json")
+    bad = EVENT | {"device": {"ip": "10.0.0.1", "port": 70000}}
+    assert validate("--schema", path, stdin=lines(EVENT)).returncode == 0
+    done = validate("--schema", path, stdin=lines(EVENT, bad))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "-:2: error: device.port: 70000 is more than 65535"
+
+
+def test_wrong_schema_is_bad_usage_and_one_sentence(tmp_path: Path) -> None:
+    path = write_schema(tmp_path / "schema.json", {})
+    with_version = ("--schema", path, "--ocsf-version", "1.8")
+    for arguments, expected in (
+        (("--schema", path), "is no compiled OCSF schema"),
+        (with_version, "--schema has a version of its own: leave out --ocsf-version"),
+    ):
+        done = validate(*arguments, stdin=lines(EVENT))
+        assert (done.returncode, done.stdout) == (2, "")
+        (sentence,) = done.stderr.splitlines()
+        assert sentence.startswith("ocsf-nft: ")
+        assert expected in sentence

@@ -166,7 +166,7 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_sink() | {"output": "y"}, "replace a single [[sink]]"),
         (_sink() | {"ocsf_version": "1.1"}, "replace a single [[sink]]"),
         ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks are the same: give each a name"),
-        ({"ocsf_version": "1.9"}, 'ocsf_version: "1.9" is no version of OCSF'),
+        ({"ocsf_version": "2.0"}, 'ocsf_version: "2.0" is no version of OCSF'),
         (_severity(severity="grave"), "informational, low, medium, high or critical"),
         (_severity(protocol="carrier pigeon"), '"carrier pigeon" is no IP protocol'),
         (_severity(protocol=256), "severity.0.protocol"),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.flow import Flow
-from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
+from ocsf_nft.ocsf.context import CloudAccount, Context, Host, Proxy, RuleFacts
 from ocsf_nft.process import Container
 from ocsf_nft.record import Origin, Record, own_prefix, split_prefix
 
@@ -51,6 +51,33 @@ LABELLED: Final = replace(
     labels=("team=search", 'task="%d" {x}'),
     container=replace(CONTAINER, orchestrator="kubernetes", labels=("app=agent", "tier=\u202e")),
 )
+#: A host with an identity, and a sandbox with labels, a tenant and a pod.
+IDENTIFIED: Final = replace(
+    CONTEXT,
+    host=replace(
+        HOST,
+        instance_uid="i-0abc",
+        cloud=CloudAccount(
+            provider="aws",
+            account_uid="123456789012",
+            account_name="agents",
+            region="eu-central-1",
+            zone="eu-central-1a",
+        ),
+        tenant_uid="tenant of the host",
+        environment="production",
+    ),
+    labels=("gen_ai.agent.name=helper",),
+    tenant_uid="tenant-1",
+    container=replace(
+        CONTAINER,
+        orchestrator="kubernetes",
+        pod_uid="0b6f1b8e-7d1a-4f0e-9d53-5b5f3c2a9c11",
+        labels=(
+            "io.kubernetes.pod.name=agent-0", "io.kubernetes.pod.namespace=agents", "x=\u202e",
+        ),
+    ),
+)  # fmt: skip
 
 V4: Final[dict[str, Any]] = {"ip_version": 4, "source": "10.200.0.2", "destination": "203.0.113.7"}
 V6: Final[dict[str, Any]] = {"ip_version": 6, "source": "fd00:200::2", "destination": "2001:db8::7"}

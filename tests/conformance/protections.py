@@ -28,6 +28,10 @@ KINDS: Final = (
     finding_parts.COLLECTION,
     finding_parts.COUNTER_MISMATCH,
 )
+SEVERITIES: Final = {
+    finding_parts.FENCE_REMOVED: Severity.CRITICAL,
+    finding_parts.RESTORE_STOPPED: Severity.CRITICAL,
+}
 _RELATED: Final = RelatedFact(
     "7a1f7c52-0a5e-5f0b-9a35-0c5f7e0d4b61", 501901, "Device Config State Change: Log"
 )
@@ -42,7 +46,7 @@ def series_of(kind: FindingKind = finding_parts.TAMPERING, **facts: Any) -> Prot
         "start_ms": TIME_NS // 1_000_000,
         "end_ms": TIME_NS // 1_000_000 + 5000,
         "latest": (_RELATED,) * 3,
-        "severity": Severity.HIGH,
+        "severity": SEVERITIES.get(kind, Severity.HIGH),
     }
     return ProtectionSeries(kind=kind, **defaults | facts)
 
@@ -64,9 +68,14 @@ def findings(context: Context) -> Iterator[tuple[str, DetectionFinding]]:
         yield f"{kind.code}, begun", finding_of(context, series_of(kind))
         ended = {"stage": "ended", "detail": None, "end_reason": "the fault was cleared"}
         yield f"{kind.code}, ended", finding_of(context, series_of(kind), **ended)
+        if kind is finding_parts.COLLECTION:  # after a restart of the service
+            yield (
+                f"{kind.code}, medium",
+                finding_of(context, series_of(kind, severity=Severity.MEDIUM)),
+            )
         by = series_of(kind, process=PROCESSES["all of it"], is_tampering=True)
         yield f"{kind.code}, by a process", finding_of(context, by, stage="goes on")
-        hostile = series_of(kind, sandbox=None, severity=Severity.CRITICAL)
+        hostile = series_of(kind, sandbox=None)
         yield (
             f"{kind.code}, hostile",
             finding_of(

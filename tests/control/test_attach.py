@@ -11,6 +11,8 @@ from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.control.attach import decide, matches
 from ocsf_nft.control.container_facts import ContainerFacts, sandbox_name
 from ocsf_nft.errors import ContainerRefusedError, UsageError
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.resources import resources_of
 
 _ID = "3f" * 32
 _PROXY = ["10.0.0.1:3128"]
@@ -299,3 +301,14 @@ def test_policy_of_containers_may_have_host_names() -> None:
         UsageError, match=r'\[\[attach\]\] "agents": sandbox agents has 33 host nam'
     ):
         _table(allow=names).check()
+
+
+def test_pod_of_a_container_is_a_resource_of_its_findings() -> None:
+    pod = {"name": "agent-0", "namespace": "team-1", "uid": "0b6f1b8e-7d1a-4f0e-9d53-5b5f3c2a9c11"}
+    decision = decide(_ID, _facts(pod=pod), [_every(tenant_uid="acme")])
+    assert decision is not None
+    context = Context(container=decision.sandbox.event_container)
+    _, container, found = resources_of(context, decision.sandbox.name)
+    assert (found.type, found.name, found.namespace, found.uid) == ("pod", *pod.values())
+    assert (container.uid, container.namespace) == (_ID, "team-1")
+    assert decision.sandbox.tenant_uid == "acme"

@@ -13,7 +13,7 @@ from ocsf_nft.delivery.sinks.base import Message
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.scan_findings import fan_out
-from ocsf_nft.ocsf.versions import LATEST, line_at
+from ocsf_nft.ocsf.versions import STORED, line_at
 from tests.conformance import protections
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (
@@ -42,25 +42,25 @@ FOUND = 2004
 
 @cache
 def messages(version: str) -> tuple[Message, ...]:
-    """Return each event of the corpus in the newest version; in an older one, a few of each shape.
+    """Return each event of the corpus in the stored version; in another one, a few of each shape.
 
     Texts and numbers are the same in each version. Only the set of attributes differs.
     """
-    events = _newest()
-    if version == LATEST:
+    events = _stored()
+    if version == STORED:
         return tuple(message_of(line) for line in events)
     few = of_each_shape({line: orjson.loads(line) for line in events})
     return tuple(message_of(line_at(line, version)) for line in few)
 
 
 @cache
-def _newest() -> tuple[bytes, ...]:
-    """Return the corpus and the golden events, in the newest version."""
+def _stored() -> tuple[bytes, ...]:
+    """Return the corpus and the golden events, in the stored version."""
     events = chain(_of_attempts(), _of_findings(), _of_fences())
     golden = (orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")))
     return (
         *(event.to_json() for event in events),
-        *(orjson.dumps(each) for each in golden if each["metadata"]["version"] == LATEST),
+        *(orjson.dumps(each) for each in golden if each["metadata"]["version"] == STORED),
     )
 
 

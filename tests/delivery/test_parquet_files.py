@@ -12,7 +12,7 @@ import pytest
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import Message
-from ocsf_nft.ocsf.versions import LATEST, VERSIONS
+from ocsf_nft.ocsf.versions import STORED, VERSIONS
 from tests.conformance.corpus import TIME_NS
 from tests.delivery import read_back
 from tests.delivery import sample_events as samples
@@ -27,7 +27,7 @@ TIME_MS = TIME_NS // 1_000_000
 DAY_MS = 86_400_000
 
 
-def _files(messages: Sequence[Message], version: str = LATEST) -> list[File]:
+def _files(messages: Sequence[Message], version: str = STORED) -> list[File]:
     files, refused = Maker(columns(version)).make(messages)
     assert refused == []
     return files
@@ -52,7 +52,7 @@ def test_arrow_reads_every_event_unchanged(version: str) -> None:
         assert events == _in_order(messages, uid)
 
 
-@pytest.mark.parametrize("version", ["1.1.0", "1.3.0", LATEST])
+@pytest.mark.parametrize("version", ["1.1.0", "1.3.0", STORED])
 def test_duckdb_reads_every_event_unchanged(version: str, tmp_path: Path) -> None:
     of_class, messages = columns(version), samples.messages(version)
     for file in _files(messages, version):
@@ -113,14 +113,14 @@ def test_pages_of_a_file_have_less_than_1_mb(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_file_has_one_class_and_one_day_in_utc() -> None:
     midnight = (TIME_MS // DAY_MS + 1) * DAY_MS
-    finding = next(each for each in samples.messages(LATEST) if b'"class_uid":2004' in each.line)
+    finding = next(each for each in samples.messages(STORED) if b'"class_uid":2004' in each.line)
     files = _files([*samples.packets(4, since_ms=midnight - 2000), finding])
     assert [(file.class_uid, file.day) for file in files] == [
         (4001, "20260101"),
         (4001, "20260102"),
         (2004, "20260101"),
     ]
-    struct = columns(LATEST)[4001]
+    struct = columns(STORED)[4001]
     for file, counts in zip(files, ([0, 1], [2, 3]), strict=False):
         events = read_back.events([file.content], struct)
         assert [event["count"] for event in events] == counts
@@ -130,12 +130,12 @@ def test_records_are_in_order_of_time() -> None:
     messages = samples.packets(500)
     random.Random(1).shuffle(messages)
     (file,) = _files(messages)
-    events = read_back.events([file.content], columns(LATEST)[4001])
+    events = read_back.events([file.content], columns(STORED)[4001])
     assert [event["count"] for event in events] == list(range(500))
 
 
 def test_same_batch_produces_the_same_files() -> None:
-    messages = samples.messages(LATEST)
+    messages = samples.messages(STORED)
     assert _files(messages) == _files(list(messages))
 
 
@@ -182,7 +182,7 @@ def test_file_name_has_no_text_of_an_event() -> None:
 def test_invalid_event_is_refused_and_the_others_are_not(line: bytes, reason: str) -> None:
     messages = samples.packets(2)
     bad = Message("bad", line)
-    files, refused = Maker(columns(LATEST)).make([messages[0], bad, messages[1]])
+    files, refused = Maker(columns(STORED)).make([messages[0], bad, messages[1]])
     assert [refusal.message for refusal in refused] == [bad]
     assert reason in refused[0].reason
     assert files == _files(messages)
@@ -193,7 +193,7 @@ def test_event_with_unknown_attributes_is_stored_whole() -> None:
     event["from_tomorrow"] = {"x": [1, 2]}
     event["severity_id"] = "high"
     (file,) = _files([Message("uid", orjson.dumps(event))])
-    (read,) = read_back.events([file.content], columns(LATEST)[4001])
+    (read,) = read_back.events([file.content], columns(STORED)[4001])
     assert read["unmapped"].pop("from_tomorrow") == {"x": [1, 2]}
     assert read["unmapped"].pop("severity_id") == "high"
     del event["from_tomorrow"], event["severity_id"]
@@ -201,4 +201,4 @@ def test_event_with_unknown_attributes_is_stored_whole() -> None:
 
 
 def test_batch_of_refused_messages_produces_no_file() -> None:
-    assert Maker(columns(LATEST)).make([Message("bad", b"{")])[0] == []
+    assert Maker(columns(STORED)).make([Message("bad", b"{")])[0] == []

@@ -19,7 +19,14 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.enums import Captioned, ObservableType
 from ocsf_nft.ocsf.events import CLASSES, Event
 from ocsf_nft.ocsf.model import Model, children
-from ocsf_nft.ocsf.versions import CONVERSIONS, LATEST, OBSERVABLES_SINCE, SINCE, VERSIONS
+from ocsf_nft.ocsf.versions import (
+    ADDITIONS,
+    CONVERSIONS,
+    OBSERVABLES_SINCE,
+    SINCE,
+    STORED,
+    VERSIONS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +41,7 @@ _HEAD: Final = """\
 | attribute | type | since | present | content |
 |---|---|---|---|---|"""
 _INTRODUCTION: Final = f"""\
-The attributes are those of OCSF {LATEST}. *Since* is the first version that has the attribute; if
+The attributes are those of OCSF {STORED}. *Since* is the first version that has the attribute; if
 it is empty, all supported versions have it, from {VERSIONS[0]} on. An unknown value is omitted and
 is never null. A *time* is an integer: milliseconds since the epoch, UTC. An id and its caption are
 in one row. Only the ids that ocsf-nft emits are listed."""
@@ -49,6 +56,7 @@ def guide() -> str:
     for model in _objects():
         parts += [f"#### {_title(model)}", f"{_summary(model)} {_uses(model)}", _table(model)]
     parts += ["### Profiles", _PROFILES, _profiles()]
+    parts += ["### Newer versions", _NEWER, _newer()]
     parts += ["### Older versions", _OLDER, *_older()]
     return "\n\n".join(parts) + "\n"
 
@@ -56,6 +64,9 @@ def guide() -> str:
 _PROFILES: Final = """\
 `metadata.profiles` lists the profiles of the event's attributes. A caption has the profile of its
 id."""
+_NEWER: Final = f"""\
+Events are made and stored in {STORED}, which is also the default of each sink. A newer version that
+is selected gets its new attributes, and lacks those that it deprecates."""
 _OLDER: Final = """\
 An event has the same `metadata.uid`, times and counts in every version. Attributes that a version
 does not have are omitted at any depth, also from `observables` and `metadata.profiles`. Before
@@ -141,7 +152,8 @@ def _in_words(annotation: Any) -> str:
     if issubclass(origin, Model):
         title = _title(origin).lower()
         return f"[{title}](#{title.replace(' ', '-')})"
-    return _WORDS[int if issubclass(origin, Captioned) else origin]
+    kind = next((each for each in (bool, int, str) if issubclass(origin, each)), origin)
+    return _WORDS[kind]
 
 
 def _source(field: FieldInfo) -> str:
@@ -176,6 +188,10 @@ def _profiles() -> str:
     ]
     rows = [f"| {' | '.join(row)} |" for row in sorted(found, key=itemgetter(0)) if row[-1]]
     return "\n".join(["| profile | in | attributes |", "|---|---|---|", *rows])
+
+
+def _newer() -> str:
+    return "\n".join(f"- Since {since}: {text}" for since, text, _ in ADDITIONS)
 
 
 def _older() -> Iterator[str]:

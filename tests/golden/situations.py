@@ -193,7 +193,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     for kind in protections.KINDS:
         by = PROCESSES["all of it"] if kind is finding_parts.TAMPERING else None
         series = protections.series_of(kind, process=by, is_tampering=by is not None)
-        yield f"{kind.code}-finding", protections.finding_of(CONTEXT, series)
+        yield f"{kind.code}", protections.finding_of(CONTEXT, series)
     asked = replace(
         Attempt.of(_record("credentials")), incident=_incident("credentials", 1, 1, found_at=1)
     )

@@ -27,13 +27,14 @@ from ocsf_nft.lab import (
     ip,
     new_namespace,
 )
-from ocsf_nft.ocsf.versions import VERSIONS, at_version
+from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets, tap
 from tests.kernel.escapes import ESCAPES
 from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import rest, until_found
+from tests.published_versions import PUBLISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,7 +207,7 @@ def test_permissive_fence_reports_each_escape_as_allowed_and_account_reconciles(
             assert (event["action"], event["disposition"]) == ("Observed", "Logged")
             assert event["message"].startswith("Allowed ")
             assert event["message"].endswith(", because the fence is permissive")
-        for version in VERSIONS:
+        for version in PUBLISHED:
             downgraded = at_version(copy.deepcopy(event), version)
             assert not [str(fault) for fault in EventValidator(version).faults(downgraded)]
 

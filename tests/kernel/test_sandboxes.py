@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.config.identity import CloudConfig, IdentityConfig
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
@@ -67,6 +68,10 @@ async def test_added_sandbox_is_fenced_watched_and_released(
         for event in served.events
         if event["class_uid"] == 4001
     )
+    assert [event["metadata"]["event_code"] for event in served.events] == [
+        "service-started", "sandbox-added", "egress-blocked", "egress-blocked",
+        "sandbox-released", "service-stopped",
+    ]  # fmt: skip
     added, released = (event for event in served.events if event["class_uid"] == 5019)
     assert "the sandbox was added by supervisor" in added["message"]
     assert released["message"] == f"Sandbox {name} was released. Its fence refused 2 packets."
@@ -75,6 +80,37 @@ async def test_added_sandbox_is_fenced_watched_and_released(
         assert (process["pid"], process["file"]["path"]) == (os.getpid(), "/usr/bin/supervisor")
         assert process["user"]["uid"] == "1234"
         assert event["severity"] == "Informational"
+    assert [fault for event in served.events for fault in judge(event)] == []
+
+
+async def test_events_of_a_service_have_its_identity(
+    made: tuple[str, ...], tmp_path: Path, judge: Callable[[Any], list[str]]
+) -> None:
+    name = made[0]
+    cloud = CloudConfig(provider="aws", account_uid="123456789012", region="eu-central-1")
+    identity = IdentityConfig(
+        tenant_uid="all", environment="test", instance_uid="i-0abc", cloud=cloud
+    )
+    async with serving(tmp_path, identity=identity) as served:
+        await served.service.put(
+            sandbox(name, tenant_uid="acme", labels={"team": "x"}, container={"name": "c1"})
+        )
+        assert await connect_to(name, 443) == {443: "refused"}
+        await served.service.release(name)
+    found = {}
+    for event in served.events:
+        assert event["cloud"]["account"] == {"uid": "123456789012"}
+        assert event["device"]["instance_uid"] == "i-0abc"
+        metadata = event["metadata"]
+        found[metadata["event_code"]] = (metadata["tenant_uid"], metadata["labels"])
+    of_service, of_sandbox = ("all", ["environment=test"]), ("acme", ["team=x", "environment=test"])
+    assert found == {
+        "service-started": of_service,
+        "sandbox-added": of_sandbox,
+        "egress-blocked": of_sandbox,
+        "sandbox-released": of_sandbox,
+        "service-stopped": of_service,
+    }
     assert [fault for event in served.events for fault in judge(event)] == []
 
 
@@ -206,6 +242,7 @@ async def test_end_of_a_namespace_is_the_end_of_its_sandbox_and_touches_no_other
     assert event["message"] == (
         f"Sandbox {ended} has ended, with its network namespace. Its fence refused 2 packets."
     )
+    assert event["metadata"]["event_code"] == "sandbox-ended"
     assert (event["severity"], event["status"]) == ("Informational", "Success")
     assert served.attempts(ended) == {1001: 1, 1002: 1}
     assert served.attempts(other) == {1003: 1}

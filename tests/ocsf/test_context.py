@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocsf_nft.ocsf import context
+from ocsf_nft.ocsf.event_codes import EventCode
 
 if TYPE_CHECKING:
     import pytest
@@ -45,5 +46,7 @@ def test_host_without_procfs_leaves_out_what_it_does_not_know(
 
 
 def test_own_metadata_has_the_time_in_milliseconds() -> None:
-    metadata = context.own_metadata("id", 1_767_225_600_123_999_999)
+    metadata = context.own_metadata(
+        "id", 1_767_225_600_123_999_999, code=EventCode.FAULT, context=context.Context()
+    )
     assert (metadata.uid, metadata.processed_time) == ("id", 1_767_225_600_123)

@@ -9,6 +9,7 @@ import pytest
 from ocsf_nft.ocsf import enums
 from ocsf_nft.ocsf.versions import VERSIONS
 from ocsf_nft.validation import schema
+from tests.published_versions import PUBLISHED
 
 if TYPE_CHECKING:
     from ocsf_nft.validation.schema import Attribute
@@ -61,7 +62,7 @@ def published(version: str, owner: int | str, attribute: str) -> Attribute | Non
     return table.attributes.get(attribute)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", PUBLISHED)
 def test_enumeration_is_spelled_as_in_each_version(version: str) -> None:
     wrong = {}
     for ours, owner, attribute in ENUMERATIONS:
@@ -82,7 +83,9 @@ def test_enumeration_is_spelled_as_in_each_version(version: str) -> None:
 
 
 def test_newest_version_has_every_enumeration() -> None:
-    found = {(owner, name): published(VERSIONS[-1], owner, name) for _, owner, name in ENUMERATIONS}
+    found = {
+        (owner, name): published(PUBLISHED[-1], owner, name) for _, owner, name in ENUMERATIONS
+    }
     assert [key for key, theirs in found.items() if theirs is None or not theirs.sibling] == []
 
 

@@ -133,6 +133,7 @@ def test_refused_connection_has_all_attributes() -> None:
         "metadata": {
             "version": "1.8.0",
             "uid": "59027dc4-d65a-5c45-9cb1-ded745140cf6",
+            "event_code": "egress-blocked",
             "product": {
                 "name": "ocsf-nft",
                 "vendor_name": "ocsf-nft",
@@ -149,6 +150,7 @@ def test_refused_connection_has_all_attributes() -> None:
             "correlation_uid": "621aa0d8-9abb-5b74-800a-c055b5395d44",
             "logged_time": 1767225600100,
             "processed_time": 1767225600150,
+            "tags": [{"name": "sandbox", "value": "sb1"}],
         },
     }
 

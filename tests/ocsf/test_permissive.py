@@ -52,6 +52,8 @@ def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Sub
             assert (allowed["activity_name"], allowed["status"]) == ("Open", "Success")
             assert (allowed["action"], allowed["disposition"]) == ("Observed", "Logged")
             assert allowed["status_code"] == "permissive"
+            codes = [each["metadata"].pop("event_code") for each in (refused, allowed)]
+            assert codes[1] == codes[0].replace("-blocked", "-allowed")
             # These include severity and technique, which are the same as for a refused attempt.
             for key in (allowed.keys() | refused.keys()) - of_the_outcome:
                 assert allowed.get(key) == refused.get(key), key
@@ -153,7 +155,7 @@ def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> 
 @pytest.mark.parametrize(
     ("state", "severity", "status"),
     [
-        (FenceState.PERMISSIVE, "Medium", "Success"),
+        (FenceState.PERMISSIVE, "Low", "Success"),
         (FenceState.PERMISSIVE_DEGRADED, "High", "Failure"),
     ],
 )

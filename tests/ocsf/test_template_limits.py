@@ -22,7 +22,7 @@ from ocsf_nft.ocsf.templates import (
     SIGHTINGS,
     Templates,
 )
-from ocsf_nft.ocsf.versions import LATEST
+from ocsf_nft.ocsf.versions import STORED
 from ocsf_nft.process import Attribution, Process
 from tests.conformance.corpus import CONTEXT, NOW_NS, TCP, V4, record
 from tests.ocsf.test_templates import assert_rendered, has_template, line_of_model
@@ -161,7 +161,7 @@ def test_oldest_templates_are_evicted_for_a_large_one() -> None:
 def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "MAX_TEMPLATES", 3)
     mapper, every = Mapper(CONTEXT), shapes(6)
-    expected = [line_of_model(mapper, each, LATEST) for each in every]
+    expected = [line_of_model(mapper, each, STORED) for each in every]
     start = threading.Barrier(4)
 
     def renders_correctly(seed: int) -> bool:

@@ -22,13 +22,14 @@ from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
-from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
+from ocsf_nft.ocsf.versions import STORED, VERSIONS, line_at
 from ocsf_nft.process import Attribution, Container
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
     CONTAINED,
     CONTEXT,
+    IDENTIFIED,
     LABELLED,
     NOW_NS,
     OUT,
@@ -68,6 +69,7 @@ CONTEXTS: Final = {
     "a host": CONTEXT,
     "a container": CONTAINED,
     "labels": LABELLED,
+    "an identity": IDENTIFIED,
     "nothing": Context(),
     "severities": replace(CONTEXT, severities=_SEVERITIES),
 }
@@ -124,13 +126,13 @@ def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = 
     return line_at(mapper.network_activity(attempt, processed_ns=now_ns).to_json(), version)
 
 
-def has_template(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
+def has_template(mapper: Mapper, attempt: Attempt, version: str = STORED) -> bool:
     derived = derive(attempt, mapper._context.severities)
     shape = event_slots.shape_of(attempt, derived, mapper.around(attempt), version)
     return shape in mapper._templates._stored
 
 
-def assert_rendered(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
+def assert_rendered(mapper: Mapper, attempt: Attempt, version: str = STORED) -> bool:
     """Render often enough to create a template; return whether there is one."""
     lines = {
         mapper.line(attempt, processed_ns=NOW_NS, version=version) for _ in range(SIGHTINGS + 1)
@@ -384,7 +386,7 @@ def is_of_several(attempt: Attempt) -> bool:
     ("context", "version"),
     [
         *(("a container", version) for version in VERSIONS),
-        *((context, LATEST) for context in CONTEXTS if context != "a container"),
+        *((context, STORED) for context in CONTEXTS if context != "a container"),
     ],
 )
 def test_template_renders_every_known_attempt_as_model(context: str, version: str) -> None:

@@ -11,8 +11,10 @@ from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
+from ocsf_nft.ocsf.context import Host
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
+from ocsf_nft.service.policy_changes import change_of_policy
 from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, PERMISSIVE, verified
 
@@ -116,3 +118,27 @@ def test_requested_transport_suits_the_selected_source(
     sandbox = {"name": "a", "source": source, "transport": transport}
     read = config.parse({"sandbox": [sandbox]}, where="test")
     assert fences.requested_transport(read.sandbox[0]) == requested
+
+
+def test_context_has_the_labels_and_the_tenant_of_the_sandbox() -> None:
+    given = {"name": "sb1", "labels": {"team": "x"}, "tenant_uid": "acme"}
+    sandbox = config.parse({"sandbox": [given]}, where="test").sandbox[0]
+    context = fences.context(INSTALLED, Host(hostname="h", tenant_uid="other"), sandbox)
+    assert (context.labels, context.tenant_uid) == (("team=x",), "acme")
+    event = fences.state_event(
+        INSTALLED,
+        context.host,
+        before=FenceState.ABSENT,
+        after=FenceState.ACTIVE,
+        sandbox=sandbox,
+    )
+    assert event.metadata.tenant_uid == "acme"
+
+
+def test_tenant_of_a_sandbox_can_change_while_it_is_watched() -> None:
+    before, after = (
+        config.parse({"sandbox": [{"name": "sb1", **facts}]}, where="test").sandbox[0]
+        for facts in ({}, {"tenant_uid": "acme"})
+    )
+    change = change_of_policy(before, after)
+    assert change.changes == ("tenant_uid: none → acme",)

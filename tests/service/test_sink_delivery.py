@@ -77,7 +77,7 @@ async def test_sink_gets_events_in_its_version_and_of_its_classes(tmp_path: Path
     old, findings, new = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path,
-        old=one("old", old, older_version="1.1.0"),
+        old=one("old", old, other_version="1.1.0"),
         findings=one("findings", findings, classes=frozenset({2004, 6002})),
         new=one("new", new),
     ) as delivery:
@@ -425,7 +425,7 @@ async def test_undelivered_events_of_a_removed_sink_are_counted_at_its_end(
 
 async def test_outlet_delivers_directly_to_its_sink() -> None:
     sink = LineReceiver()
-    outlet = one("a", sink, older_version="1.1.0", classes=frozenset({4001}))
+    outlet = one("a", sink, other_version="1.1.0", classes=frozenset({4001}))
     await outlet.deliver(Change(events=[STARTED]))
     await outlet.deliver(Change(events=[REFUSED, STARTED, OTHER]))
     assert [orjson.loads(line)["metadata"]["version"] for line in sink.lines] == ["1.1.0"] * 2
@@ -469,7 +469,7 @@ def test_outlets_follow_the_configuration(tmp_path: Path) -> None:
         {"type": "stdout", "name": "screen", "batch_events": 7},
     ]
     found = outlets(config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test").sinks)
-    assert [(each.name, each.older_version, each.classes) for each in found] == [
+    assert [(each.name, each.other_version, each.classes) for each in found] == [
         (str(tmp_path / "a"), "1.1.0", frozenset({4001})),
         ("screen", None, None),
     ]

@@ -14,7 +14,7 @@ from ocsf_nft.delivery.receiver_settings import Secret, Tls
 from ocsf_nft.delivery.sinks.base import BatchSettings, Sink
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.ocsf.events import CLASS_UIDS
-from ocsf_nft.ocsf.versions import LATEST, full_version
+from ocsf_nft.ocsf.versions import STORED, full_version
 
 ClassName: TypeAlias = Literal[
     "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
@@ -44,7 +44,7 @@ class SinkTable(Table):
     """Type of the sink."""
     name: Name | None = None
     """Name of the sink in the store, in metrics and in the log."""
-    ocsf_version: Version = LATEST
+    ocsf_version: Version = STORED
     """OCSF version of the events, such as 1.8."""
     classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
                         "application_lifecycle")  # fmt: skip
@@ -79,9 +79,9 @@ class SinkTable(Table):
         return self.class_uids == frozenset(CLASS_UIDS.values())
 
     @property
-    def older_version(self) -> str | None:
-        """Return the OCSF version to which events are converted; None if it is the newest."""
-        return None if self.ocsf_version == LATEST else self.ocsf_version
+    def other_version(self) -> str | None:
+        """Return the OCSF version to which events are converted; None if it is the stored one."""
+        return None if self.ocsf_version == STORED else self.ocsf_version
 
     @property
     def called(self) -> str:

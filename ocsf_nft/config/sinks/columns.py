@@ -13,10 +13,10 @@ from annotated_types import Le
 from pydantic.fields import FieldInfo
 
 from ocsf_nft.delivery.parquet_columns import Column, ListOf, Scalar, Struct
-from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.events import CLASSES, NetworkActivity
 from ocsf_nft.ocsf.model import Model
-from ocsf_nft.ocsf.objects import Process, RelatedEvent
-from ocsf_nft.ocsf.versions import SINCE, is_before
+from ocsf_nft.ocsf.objects import Evidences, Process, RelatedEvent
+from ocsf_nft.ocsf.versions import SINCE, UNTIL, is_before
 
 _UNIONS: Final = frozenset({Union, UnionType})
 #: Columns of OCSF's ``integer_t`` have 32 bits, and columns of ``long_t`` have 64 bits.
@@ -30,6 +30,21 @@ _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
     Process: {"lineage": ("1.4.0", ListOf(Scalar.TEXT)), "tid": ("1.6.0", Scalar.INT32)},
     RelatedEvent: {"type": ("1.3.0", Scalar.TEXT)},
 }
+_AI_AGENT: Final = Struct(
+    {
+        **dict.fromkeys(("name", "uid", "version", "instance_uid"), Scalar.TEXT),
+        "ai_model": Struct({"name": Scalar.TEXT, "ai_provider": Scalar.TEXT}),
+    }
+)
+#: The same for attributes that only newer versions than the stored one have.
+_ONLY_SINCE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
+    NetworkActivity: {
+        "initiator_id": ("1.9.0", Scalar.INT32),
+        "initiator": ("1.9.0", Scalar.TEXT),
+        "ai_agent": ("1.9.0", _AI_AGENT),
+    },
+    Evidences: {"ai_agent": ("1.9.0", _AI_AGENT)},
+}
 
 
 def columns(version: str) -> dict[int, Struct]:
@@ -38,14 +53,18 @@ def columns(version: str) -> dict[int, Struct]:
 
 
 def _columns(model: type[Model], version: str, depth: int) -> dict[str, Column]:
-    since = SINCE.get(model, {})
+    since, until = SINCE.get(model, {}), UNTIL.get(model, {})
     found = {
         name: _column(name, field, version, depth)
         for name, field in model.model_fields.items()
-        if name not in since or not is_before(version, since[name])
+        if (name not in since or not is_before(version, since[name]))
+        and (name not in until or is_before(version, until[name]))
     }
-    for name, (until, column) in _ONLY_BEFORE.get(model, {}).items():
-        if is_before(version, until):
+    for name, (later, column) in _ONLY_BEFORE.get(model, {}).items():
+        if is_before(version, later):
+            found[name] = column
+    for name, (first, column) in _ONLY_SINCE.get(model, {}).items():
+        if not is_before(version, first):
             found[name] = column
     return found
 

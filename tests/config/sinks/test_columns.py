@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from ocsf_json_schema import get_ocsf_schema
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.config.sinks.columns import _DEPTH, _columns, columns
 from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.model import Model
-from ocsf_nft.ocsf.versions import LATEST, VERSIONS
+from ocsf_nft.ocsf.versions import STORED, VERSIONS, at_version
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
+from tests.conformance.incidents import GOING_ON
 from tests.delivery import sample_events
 from tests.delivery.read_back import event_of
+from tests.published_versions import PUBLISHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +36,7 @@ _TYPES: Final = {
 }
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", PUBLISHED)
 def test_each_column_is_an_attribute_of_its_type_in_the_published_schema(version: str) -> None:
     schema = get_ocsf_schema(version)
     classes = {each["uid"]: each for each in schema["classes"].values()}
@@ -64,7 +71,7 @@ def _beside(
 @cache
 def _primitive(name: str) -> str:
     """Return the primitive type of a type, from the newest version, which has all types."""
-    definition = get_ocsf_schema(LATEST)["dictionary"]["types"]["attributes"][name]
+    definition = get_ocsf_schema(STORED)["dictionary"]["types"]["attributes"][name]
     return str(definition.get("type", name))
 
 
@@ -78,6 +85,24 @@ def test_every_attribute_of_an_event_has_a_column(version: str) -> None:
         assert event_of(row_of(event, struct), struct) == event
         seen.add(event["class_uid"])
     assert seen == of_class.keys()
+
+
+def test_attributes_of_a_newer_version_have_columns() -> None:
+    agent = ("agent.name", "agent.id", "agent.version", "conversation.id")
+    keys = (*agent, "request.model", "provider.name")
+    labels = tuple(f"gen_ai.{key}=x" for key in keys)
+    mapper = Mapper(replace(CONTEXT, labels=labels))
+    finding = mapper.finding(GOING_ON["tcp4, first"], processed_ns=NOW_NS)
+    assert finding is not None
+    activity = mapper.network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS)
+    of_class = columns(VERSIONS[-1])
+    for made in (activity, finding):
+        event = at_version(json.loads(made.to_json()), VERSIONS[-1])
+        struct = of_class[event["class_uid"]]
+        assert "ai_agent" in str(event)
+        assert event_of(row_of(event, struct), struct) == event
+    assert "is_src_dst_assignment_known" not in of_class[sample_events.REFUSED].columns
+    assert "initiator_id" not in columns(STORED)[sample_events.REFUSED].columns
 
 
 def test_attribute_missing_in_a_version_has_no_column() -> None:
@@ -114,7 +139,7 @@ class _Odd(Model):
 
 
 def test_recursive_model_is_json() -> None:
-    struct = Struct(_columns(_Nested, LATEST, _DEPTH))
+    struct = Struct(_columns(_Nested, STORED, _DEPTH))
     for _ in range(_DEPTH):
         inner, many = struct.columns["inner"], struct.columns["many"]
         assert isinstance(inner, Struct)
@@ -128,4 +153,4 @@ def test_recursive_model_is_json() -> None:
 
 
 def test_attribute_without_a_fixed_type_or_attributes_is_json() -> None:
-    assert set(_columns(_Odd, LATEST, _DEPTH).values()) == {Scalar.JSON}
+    assert set(_columns(_Odd, STORED, _DEPTH).values()) == {Scalar.JSON}

@@ -22,7 +22,7 @@ from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.ocsf.versions import LATEST
+from ocsf_nft.ocsf.versions import STORED
 from tests.conformance.corpus import TIME_NS
 from tests.delivery import read_back
 from tests.delivery import sample_events as samples
@@ -44,7 +44,7 @@ def parquet(path: Path, **parts: str) -> Parquet:
         "region": "eu-west-1",
         "account": "external",
     }
-    return Parquet(storage=Directory(path=path), columns=columns(LATEST), **(defaults | parts))
+    return Parquet(storage=Directory(path=path), columns=columns(STORED), **(defaults | parts))
 
 
 async def deliver(path: Path, messages: list[Message]) -> BatchResult:
@@ -55,7 +55,7 @@ async def deliver(path: Path, messages: list[Message]) -> BatchResult:
 def counts(path: Path) -> list[int]:
     contents = [file.read_bytes() for file in read_back.files(path) if file.suffix == ".parquet"]
     return [
-        event["count"] for event in read_back.events(contents, columns(LATEST)[samples.REFUSED])
+        event["count"] for event in read_back.events(contents, columns(STORED)[samples.REFUSED])
     ]
 
 
@@ -72,7 +72,7 @@ def big(count: int) -> list[Message]:
 async def test_batch_becomes_one_file_for_each_class_and_day_at_the_security_lake_path(
     tmp_path: Path,
 ) -> None:
-    finding = next(each for each in samples.messages(LATEST) if b'"class_uid":2004' in each.line)
+    finding = next(each for each in samples.messages(STORED) if b'"class_uid":2004' in each.line)
     batch = [*samples.packets(3, since_ms=TIME_MS + 86_398_000), finding]
     assert await deliver(tmp_path / "lake", batch) == DELIVERED
     assert [path.parent.relative_to(tmp_path / "lake") for path in read_back.files(tmp_path)] == [
@@ -113,7 +113,7 @@ async def test_duckdb_and_arrow_read_the_partitions(tmp_path: Path) -> None:
 
 
 async def test_repeated_batch_is_stored_once(tmp_path: Path) -> None:
-    batch = list(samples.messages(LATEST))
+    batch = list(samples.messages(STORED))
     assert Parquet.repeats_batches
     async with parquet(tmp_path) as sink:
         await sink.deliver(batch)

@@ -20,7 +20,7 @@ from ocsf_nft.delivery.receiver_settings import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError, RefusedError
-from ocsf_nft.ocsf.versions import LATEST
+from ocsf_nft.ocsf.versions import STORED
 from tests.delivery import read_back
 from tests.delivery import sample_events as samples
 from tests.delivery.sinks.weed import ACCESS_KEY, BUCKET, READER, SECRET, Weed
@@ -75,7 +75,7 @@ def parquet(
     )
     return Parquet(
         storage=bucket,
-        columns=columns(LATEST),
+        columns=columns(STORED),
         source="ocsf-nft",
         source_version=source_version,
         region="eu-west-1",
@@ -98,7 +98,7 @@ async def failure(sink: Parquet, count: int = 5) -> DeliveryError:
 
 
 def counts(weed: Weed) -> list[int]:
-    struct = columns(LATEST)[samples.REFUSED]
+    struct = columns(STORED)[samples.REFUSED]
     return [event["count"] for event in read_back.events(weed.objects().values(), struct)]
 
 
@@ -106,7 +106,7 @@ async def test_batch_becomes_an_object_at_the_security_lake_path(weed: Weed, sec
     await deliver(parquet(weed.url, secret), 50)
     ((path, content),) = weed.objects().items()
     assert re.fullmatch(rf"{LOCATION}/20260101T000000Z-[0-9a-f]{{32}}\.parquet", path)
-    events = read_back.events([content], columns(LATEST)[samples.REFUSED])
+    events = read_back.events([content], columns(STORED)[samples.REFUSED])
     assert events == [message.event() for message in samples.packets(50)]
 
 
