@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.ip_text import packed
+from ocsf_nft.log_prefixes import firewall_of
 from ocsf_nft.ocsf import (
     actors,
     attack,
@@ -21,7 +22,7 @@ from ocsf_nft.ocsf import (
     severity,
 )
 from ocsf_nft.ocsf.addresses import packed_address_kind
-from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, product
+from ocsf_nft.ocsf.context import device_of, firewall_rule, foreign_rule, labels_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
     PROTOCOL_VERSIONS,
@@ -31,6 +32,7 @@ from ocsf_nft.ocsf.enums import (
     Severity,
 )
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
+from ocsf_nft.ocsf.foreign_log import logging_host, product_of
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, shown, visible
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Flow
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Context, Proxy
+    from ocsf_nft.ocsf.foreign_log import LoggingHost
     from ocsf_nft.ocsf.severity import SeverityRule
 
 
@@ -58,6 +61,10 @@ class Derived(NamedTuple):
     community_uid: str | None
     #: Size of the log record of the first packet, in bytes.
     raw_bytes: int
+    #: Name of the other firewall that logged the packet; None if unknown, or if a fence logged it.
+    firewall: str | None
+    #: Host that logged the packet, if the log names it.
+    host: LoggingHost | None
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
@@ -72,6 +79,8 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         _correlation_uid(attempt),
         identifiers.community_id(record, source, destination),
         byte_size(record.origin.raw),
+        None if packet_outcome.is_ours(record) else firewall_of(record.prefix),
+        None if record.origin.host is None else logging_host(record.origin.host),
     )
 
 
@@ -120,6 +129,9 @@ class Activities:
                 level = max(level, Severity.MEDIUM)
         outcome = packet_outcome.outcome(record, answer)
         proxy, proxy_endpoint = self.proxy(attempt, direction)
+        device, device_observables = self._device, self._device_observables
+        if device is None and derived.host is not None:
+            device, device_observables = derived.host.device, derived.host.observables
         unmapped = plain(record.details)
         unmapped["prefix"] = visible(record.prefix)
         if record.sandbox is not None:
@@ -151,8 +163,10 @@ class Activities:
             disposition_id=outcome.disposition,
             is_alert=level >= Severity.MEDIUM,
             confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
-            firewall_rule=firewall_rule(
-                self._context, record.rule, is_ours=packet_outcome.is_ours(record)
+            firewall_rule=(
+                firewall_rule(self._context, record.rule)
+                if packet_outcome.is_ours(record)
+                else foreign_rule(record.rule, derived.firewall)
             ),
             attacks=_attacks(attempt, direction, destination),
             is_src_dst_assignment_known=packet_outcome.is_initiator_known(record),
@@ -173,12 +187,12 @@ class Activities:
             ),
             traffic=_traffic(attempt.packets, attempt.bytes),
             actor=actor,
-            device=self._device,
+            device=device,
             observables=(
                 *observables_of("dst_endpoint", dst_endpoint),
                 *observables_of("src_endpoint", src_endpoint),
                 *actors.observables_of(actor),
-                *self._device_observables,
+                *device_observables,
             )
             or None,
             enrichments=actors.enrichments_of(attempt.attribution),
@@ -250,10 +264,20 @@ def _metadata(
     attempt: Attempt, derived: Derived, labels: tuple[str, ...] | None, processed_ns: int
 ) -> objects.Metadata:
     record, origin = attempt.record, attempt.record.origin
+    logged_time = record.received_ns // 1_000_000
+    logging_product, loggers = product(), None
+    if not packet_outcome.is_ours(record):
+        loggers = (
+            objects.Logger(
+                name=logging_product.name, product=logging_product, logged_time=logged_time
+            ),
+        )
+        logging_product = product_of(derived.firewall)
     return objects.Metadata(
         version=SCHEMA_VERSION,
         uid=derived.uid,
-        product=product(),
+        product=logging_product,
+        loggers=loggers,
         log_name="netfilter",
         log_provider="netfilter",
         log_source=visible(origin.log_source),
@@ -262,7 +286,7 @@ def _metadata(
         original_event_uid=visible(origin.identity),
         sequence=origin.sequence,
         correlation_uid=derived.correlation_uid,
-        logged_time=record.received_ns // 1_000_000,
+        logged_time=logged_time,
         processed_time=processed_ns // 1_000_000,
         labels=labels,
     )

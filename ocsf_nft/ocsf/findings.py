@@ -295,7 +295,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             last_seen_time=end,
         ),
         remediation=objects.Remediation(desc=_scan_remedy(context, found, direction)),
-        firewall_rule=firewall_rule(context, found.rule, is_ours=True),
+        firewall_rule=firewall_rule(context, found.rule),
         attacks=attack.SCAN,
         evidences=evidences,
         resources=(objects.ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
