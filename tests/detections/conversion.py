@@ -17,7 +17,8 @@ from sigma.rule import SigmaRule
 
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct
-from ocsf_nft.ocsf.versions import LATEST
+from ocsf_nft.ocsf.versions import LATEST, VERSIONS
+from tests.detections import opensearch_template
 from tests.detections.duckdb_backend import DuckDbBackend
 from tests.detections.samples import SAMPLES, events
 
@@ -83,6 +84,8 @@ def files() -> dict[str, str]:
         "duckdb/parquet.sql": _view(
             "read_parquet('ext/**/*.parquet', union_by_name = true, hive_partitioning = true)"
         ),
+        "opensearch/index-template.json": _json(opensearch_template.template(every_attribute())),
+        "opensearch/ingest-pipeline.json": _json(opensearch_template.PIPELINE),
         "opensearch/queries.json": _opensearch(found),
         "splunk/savedsearches.conf": _splunk(found),
     } | {f"samples/{name}.jsonl": _samples(name) for name in SAMPLES}
@@ -116,17 +119,27 @@ def columns_with_code() -> dict[int, Struct]:
     return {uid: _merged((each, _EVENT_CODE)) for uid, each in columns(LATEST).items()}
 
 
+def every_attribute() -> Struct:
+    """Return the attributes of all classes in all versions."""
+    found = (each for version in VERSIONS for each in columns(version).values())
+    return _merged((*found, _EVENT_CODE))
+
+
 def _merged(structs: Iterable[Struct]) -> Struct:
     """Return an object with the attributes of all objects."""
     found: dict[str, Column] = {}
     for struct in structs:
         for name, column in struct.columns.items():
-            other = found.get(name)
-            if isinstance(other, Struct) and isinstance(column, Struct):
-                found[name] = _merged((other, column))
-            else:
-                found[name] = column
+            found[name] = _both(found.get(name), column)
     return Struct(found)
+
+
+def _both(one: Column | None, other: Column) -> Column:
+    if isinstance(one, Struct) and isinstance(other, Struct):
+        return _merged((one, other))
+    if isinstance(one, ListOf) and isinstance(other, ListOf):
+        return ListOf(_both(one.item, other.item))
+    return other
 
 
 def _duckdb_type(column: Column) -> str:
@@ -147,7 +160,11 @@ def _opensearch(found: Mapping[str, SigmaRule]) -> str:
         name: {"query": {"query_string": {"query": opensearch_query(rule)}}}
         for name, rule in found.items()
     }
-    return json.dumps(bodies, indent=2) + "\n"
+    return _json(bodies)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _splunk(found: Mapping[str, SigmaRule]) -> str:

@@ -39,7 +39,7 @@ SAMPLES: Final = {
 }
 #: Codes of findings. If no golden situation is such a new finding, a finding of another code with
 #: this one replaces it.
-STAND_INS: Final = (
+SUBSTITUTES: Final = (
     "bypass-finding",
     "collection-finding",
     "counter-mismatch-finding",
@@ -50,7 +50,7 @@ STAND_INS: Final = (
     "restore-stopped-finding",
     "tampering-finding",
 )
-_STAND_IN: Final = "cloud-credentials-are-asked-for"
+_REPLACED_BY: Final = "cloud-credentials-are-asked-for"
 #: Codes of golden situations, for events without ``metadata.event_code``.
 CODES: Final = {
     "a-collection-gap": "collection-gap",
@@ -98,9 +98,9 @@ def events() -> dict[str, dict[str, Any]]:
     for name, code in CODES.items():
         found[name]["metadata"].setdefault("event_code", code)
     golden = tuple(found.values())
-    for code in STAND_INS:
+    for code in SUBSTITUTES:
         real = (each for each in golden if _is_new(each) and code_of(each) == code)
-        found[code] = next(real, None) or _stand_in(found[_STAND_IN], code)
+        found[code] = next(real, None) or _substitute(found[_REPLACED_BY], code)
     return {name: _with_uid(event, name) for name, event in found.items()}
 
 
@@ -119,5 +119,5 @@ def _with_uid(event: dict[str, Any], name: str) -> dict[str, Any]:
     return event | {"metadata": event["metadata"] | {"uid": uid}}
 
 
-def _stand_in(event: dict[str, Any], code: str) -> dict[str, Any]:
+def _substitute(event: dict[str, Any], code: str) -> dict[str, Any]:
     return event | {"metadata": event["metadata"] | {"event_code": code}}

@@ -16,7 +16,7 @@ from ocsf_nft.delivery.object_storage import Directory
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from tests.delivery.sample_events import message_of
 from tests.detections import conversion
-from tests.detections.samples import SAMPLES, STAND_INS, code_of, events
+from tests.detections.samples import SAMPLES, SUBSTITUTES, code_of, events
 from tests.queries.expected import at
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def test_rule_and_its_event_claim_the_same_technique(name: str) -> None:
     """A rule for a situation that has a golden event claims no technique that the event lacks."""
     techniques = {tag.name.upper() for tag in RULES[name].tags if re.match("t[0-9]", tag.name)}
     event = EVENTS[SAMPLES[name].matching]
-    if SAMPLES[name].matching in STAND_INS or not techniques:
+    if SAMPLES[name].matching in SUBSTITUTES or not techniques:
         return
     claimed = {
         attack.get("sub_technique", attack["technique"])["uid"] for attack in event["attacks"]
