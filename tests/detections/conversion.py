@@ -18,7 +18,7 @@ from sigma.rule import SigmaRule
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
-from tests.detections import opensearch_template
+from tests.detections import athena_tables, opensearch_template
 from tests.detections.duckdb_backend import DuckDbBackend
 from tests.detections.samples import SAMPLES, events
 
@@ -79,12 +79,15 @@ def files() -> dict[str, str]:
     """Return the texts of the generated files by their paths below detections/."""
     found = rules()
     return {
+        "athena/tables.sql": athena_tables.statements(_every_column()),
         "duckdb/rules.sql": _duckdb(found),
         "duckdb/jsonl.sql": _view(f"read_json('events.jsonl', {_json_options()})"),
         "duckdb/parquet.sql": _view(
             "read_parquet('ext/**/*.parquet', union_by_name = true, hive_partitioning = true)"
         ),
-        "opensearch/index-template.json": _json(opensearch_template.template(every_attribute())),
+        "opensearch/index-template.json": _json(
+            opensearch_template.template(_merged(_every_column().values()))
+        ),
         "opensearch/ingest-pipeline.json": _json(opensearch_template.PIPELINE),
         "opensearch/queries.json": _opensearch(found),
         "splunk/savedsearches.conf": _splunk(found),
@@ -119,10 +122,10 @@ def columns_with_code() -> dict[int, Struct]:
     return {uid: _merged((each, _EVENT_CODE)) for uid, each in columns(LATEST).items()}
 
 
-def every_attribute() -> Struct:
-    """Return the attributes of all classes in all versions."""
-    found = (each for version in VERSIONS for each in columns(version).values())
-    return _merged((*found, _EVENT_CODE))
+def _every_column() -> dict[int, Struct]:
+    """Return the columns of each class in all versions."""
+    versions = [columns(version) for version in VERSIONS]
+    return {uid: _merged((*(each[uid] for each in versions), _EVENT_CODE)) for uid in versions[0]}
 
 
 def _merged(structs: Iterable[Struct]) -> Struct:
