@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.ocsf.versions import VERSIONS
+from ocsf_nft.ocsf.versions import LATEST, VERSIONS
 from tests.delivery import sample_events
 from tests.detections import conversion, opensearch_template
 
@@ -52,7 +52,7 @@ def test_mapping_is_strict_and_has_at_most_200_fields() -> None:
     assert number <= _TEMPLATE["settings"]["index.mapping.total_fields.limit"] == 200
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [VERSIONS[0], LATEST])
 def test_mapping_accepts_every_event(version: str) -> None:
     found = {
         fault
