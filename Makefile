@@ -47,7 +47,7 @@ WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
 .PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench soak package docs \
-        reference screenshots clean system system-demo
+        reference detections screenshots clean system system-demo
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -108,6 +108,9 @@ reference: .venv/ready  ## Write the generated files of docs/reference again.
 	$(BIN)/python -m tests.docs.openapi_file docs/reference/control-api.openapi.json
 	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
 	    --output docs/reference/cli.md
+
+detections: .venv/ready  ## Write the generated files of detections/ again.
+	$(BIN)/python -m tests.detections.conversion
 
 screenshots: .venv/ready  ## Draw the pictures of docs/images again, from real runs.
 	$(SUDO) $(BIN)/python -m tests.docs.screenshots

@@ -61,10 +61,30 @@ _OPENSHELL: Final = re.compile(r"openshell:bypass:([A-Za-z0-9._-]{1,64}):", re.A
 #: Forms with a free name (a zone, a policy, a chain), which may be any word, and a verdict at a
 #: fixed position: firewalld's chains, of either backend; OpenWrt's fw4 and fw3; Shorewall's.
 _FORMS: Final = (
-    re.compile(r"(?:filter_|IN_|OUT_|FWD_|FWDI_|FWDO_)[^\s:]+_(REJECT|DROP|ICMP_BLOCK):"),
-    re.compile(r"(?i:(reject|drop|accept)) \S+ (?:in|out|forward|invalid ct state):"),
-    re.compile(r"Shorewall6?:[^\s:]+:(?:[0-9]+:)?([A-Za-z_]+):[^\s:]*"),
+    (
+        "firewalld",
+        re.compile(r"(?:filter_|IN_|OUT_|FWD_|FWDI_|FWDO_)[^\s:]+_(REJECT|DROP|ICMP_BLOCK):"),
+    ),
+    (
+        "OpenWrt",
+        re.compile(r"(?i:(reject|drop|accept)) \S+ (?:in|out|forward|invalid ct state):"),
+    ),
+    ("Shorewall", re.compile(r"Shorewall6?:[^\s:]+:(?:[0-9]+:)?([A-Za-z_]+):[^\s:]*")),
 )
+#: Firewalls by a word in their own prefixes, or in the usual prefixes of rules for them.
+_FIREWALLS: Final = {
+    "ufw": "ufw",
+    "firewalld": "firewalld",
+    "shorewall": "Shorewall",
+    "shorewall6": "Shorewall",
+    "calico": "Calico",
+    "openshell": "OpenShell",
+    "docker": "Docker",
+    "fwknop": "fwknop",
+    "sfw2": "SuSEfirewall2",
+    "iptables": "iptables",
+    "ip6tables": "iptables",
+}
 #: Words for verdicts in prefixes.
 _ACCEPTED: Final = frozenset({"accept", "accepted", "allow", "allowed", "pass"})
 _REJECTED: Final = frozenset({"reject", "rejected"})
@@ -119,6 +139,20 @@ class Prefixes:
         return _built_in(prefix.strip())
 
 
+@lru_cache(maxsize=_CACHED)
+def firewall_of(prefix: str) -> str | None:
+    """Return the name of the firewall that writes such a log prefix, for example ``ufw``.
+
+    Return None if the prefix does not show it.
+    """
+    text = prefix.strip()
+    for name, form in _FORMS:
+        if form.fullmatch(text):
+            return name
+    words = (word.lower() for word in _WORD.findall(text[:PREFIX_CHARACTERS]))
+    return next((_FIREWALLS[word] for word in words if word in _FIREWALLS), None)
+
+
 def begins(text: str) -> str:
     """Return ``text`` unchanged if the configuration may use it as the beginning of log prefixes.
 
@@ -141,7 +175,7 @@ def _built_in(text: str) -> Prefix | None:
     if found := _OPENSHELL.fullmatch(text):
         return Prefix(found[1], "bypass", "reject")
     rule = text.rstrip(": ")
-    for form in _FORMS:
+    for _, form in _FORMS:
         if found := form.fullmatch(text):
             return Prefix(None, rule, _verdict_in(found[1]) or "log")
     verdict = _verdict_in(text)

@@ -137,7 +137,7 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
 def _of_run(service: Service) -> Iterator[Metric]:
     counts, chain = service.counts, service.fallback_chain
     retention = service.store.database.retention
-    version = [((product().version,), 1)]
+    version = [((product().version or "",), 1)]
     yield _metric(Gauge, "build_info", "1, for its version.", version, "version")
     yield _metric(Counter, "records", "Log records read in this run.", _one(counts.records))
     unparsed = [((kind,), number) for kind, number in counts.rejected.items()]

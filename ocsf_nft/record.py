@@ -35,6 +35,17 @@ VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogHost:
+    """Host that logged a record, as a syslog line or a journal entry names it; hostile text."""
+
+    #: Host name or address.
+    name: str
+    #: Values of the journal's fields ``_BOOT_ID`` and ``_MACHINE_ID``: 32 hexadecimal digits.
+    boot_id: str | None = None
+    machine_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Source of a log record, and the identity of the record in that source."""
 
@@ -53,6 +64,8 @@ class Origin:
     sequence: int | None = None
     #: Timestamp that the source gave the record.
     original_time: str | None = None
+    #: None if the log does not name the host that logged the record.
+    host: LogHost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

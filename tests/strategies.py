@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from hypothesis import strategies as st
 
 from ocsf_nft.process import Attribution, ConfidenceLevel, Container, Method, Process, Seen
-from ocsf_nft.record import VM_RULES, Origin, Record, split_prefix
+from ocsf_nft.record import VM_RULES, LogHost, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +50,11 @@ DETAILS: st.SearchStrategy[Mapping[str, Detail]] = st.dictionaries(
     max_size=5,
 )
 
+_ID128 = st.uuids().map(lambda one: one.hex)
+_HOST_NAMES = HOSTILE_TEXT | st.sampled_from(["host-1.example", "192.0.2.1", "2001:db8::1", "a_b"])
+LOG_HOSTS = st.builds(
+    LogHost, name=_HOST_NAMES, boot_id=st.none() | _ID128, machine_id=st.none() | _ID128
+)
 ORIGINS = st.builds(
     Origin,
     transport=st.sampled_from(["nflog", "kmsg", "journal", "replay"]),
@@ -59,6 +64,7 @@ ORIGINS = st.builds(
     raw=HOSTILE_TEXT,
     sequence=st.none() | st.integers(0, (1 << 63) - 1),
     original_time=st.none() | HOSTILE_TEXT,
+    host=st.none() | LOG_HOSTS,
 )
 
 
@@ -66,7 +72,8 @@ ORIGINS = st.builds(
 def records(draw: st.DrawFn) -> Record:
     """Draw any record that a source may yield, with our prefix or a foreign one."""
     ours = st.sampled_from(["ocsf-nft:{}:{}:", "ocsf-nft:{}:{}:permissive:"])
-    prefix = draw(st.builds(str.format, ours, NAMES, RULES | NAMES) | HOSTILE_TEXT)
+    foreign = HOSTILE_TEXT | st.sampled_from(["[UFW BLOCK] ", "iptables: "])
+    prefix = draw(st.builds(str.format, ours, NAMES, RULES | NAMES) | foreign)
     parsed = split_prefix(prefix)
     versions: list[Literal[4, 6] | None] = [4, 6, None]
     version = draw(st.sampled_from(versions))

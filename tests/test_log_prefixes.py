@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.log_prefixes import (
+    _FIREWALLS,
+    _FORMS,
     PREFIX_BYTES,
     PREFIX_CHARACTERS,
     Configured,
     Prefixes,
     begins,
+    firewall_of,
 )
 from ocsf_nft.record import Prefix
 from tests import strategies
@@ -244,3 +247,34 @@ def test_prefix_is_as_long_as_the_kernel_allows() -> None:
     longest = "DROP " + "x" * (4 * 127 - 5)
     assert Prefixes().of(longest) == Prefix(None, longest, "drop")
     assert Prefixes().of(f"{longest}x") is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "firewall"),
+    [
+        ("[UFW BLOCK] ", "ufw"),
+        ("filter_IN_docker_REJECT: ", "firewalld"),
+        ("FWDI_public_DROP: ", "firewalld"),
+        ("Shorewall:fw-docker:REJECT:", "Shorewall"),
+        ("Shorewall6:net2fw:DROP:", "Shorewall"),
+        ("reject wan in: ", "OpenWrt"),
+        ("calico-packet: ", "Calico"),
+        ("openshell:bypass:agent:", "OpenShell"),
+        ("[DOCKER-BLOCK] ", "Docker"),
+        ("IPTables-Dropped: ", "iptables"),
+        ("ip6tables denied: ", "iptables"),
+        ("FWKNOP: DROP ", "fwknop"),
+        ("SFW2-INext-DROP-DEFLT ", "SuSEfirewall2"),
+        ("DROP ", None),
+        ("dockerish-drop ", None),
+        ("ufwiptables", None),
+        ("", None),
+    ],
+)
+def test_prefix_names_its_firewall(prefix: str, firewall: str | None) -> None:
+    assert firewall_of(prefix) == firewall
+
+
+@given(st.text())
+def test_any_prefix_has_a_known_firewall_or_none(text: str) -> None:
+    assert firewall_of(text) in {None, *(name for name, _ in _FORMS), *_FIREWALLS.values()}

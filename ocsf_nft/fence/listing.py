@@ -32,7 +32,7 @@ _LINE_CHARACTERS: Final = 200
 _TABLE: Final = re.compile(r"table (\S+) (\S+) \{")
 _CHAIN: Final = re.compile(r"\tchain (\S+) \{")
 _RULE: Final = re.compile(
-    r'\t\t(.*log prefix "ocsf-nft:[^":]*:([^":]+):(?:permissive:)?".*) # handle (\d+)'
+    r'\t\t.*log prefix "ocsf-nft:[^":]*:([^":]+):(?:permissive:)?".* # handle (\d+)'
 )
 
 
@@ -50,7 +50,7 @@ class LoggingRule(NamedTuple):
     """nftables rule of a fence that logs refused packets.
 
     ``name`` is the rule's name in log prefixes, such as ``egress``. ``handle`` is the rule's number
-    in its table. ``text`` is the rule as nft lists it.
+    in its table.
     """
 
     name: str
@@ -58,7 +58,6 @@ class LoggingRule(NamedTuple):
     table: str
     chain: str
     handle: int
-    text: str
 
 
 def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
@@ -139,7 +138,7 @@ def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
         elif opening := _CHAIN.match(line):
             chain = opening[1]
         elif rule := _RULE.fullmatch(line):
-            found.append(LoggingRule(rule[2], family, table, chain, int(rule[3]), rule[1]))
+            found.append(LoggingRule(rule[1], family, table, chain, int(rule[2])))
     return tuple(found)
 
 

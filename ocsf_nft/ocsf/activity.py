@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.ip_text import packed
+from ocsf_nft.log_prefixes import firewall_of
 from ocsf_nft.ocsf import (
     actors,
     attack,
@@ -26,6 +27,7 @@ from ocsf_nft.ocsf.context import (
     device_of,
     event_tenant,
     firewall_rule,
+    foreign_rule,
     labels_of,
     product,
     tags_of,
@@ -39,6 +41,7 @@ from ocsf_nft.ocsf.enums import (
     Severity,
 )
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
+from ocsf_nft.ocsf.foreign_log import logging_host, product_of
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, shown, visible
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Context, Proxy
     from ocsf_nft.ocsf.event_codes import EventCode
+    from ocsf_nft.ocsf.foreign_log import LoggingHost
     from ocsf_nft.ocsf.severity import SeverityRule
 
 
@@ -67,6 +71,10 @@ class Derived(NamedTuple):
     community_uid: str | None
     #: Size of the log record of the first packet, in bytes.
     raw_bytes: int
+    #: Name of the other firewall that logged the packet; None if unknown, or if a fence logged it.
+    firewall: str | None
+    #: Host that logged the packet, if the log names it.
+    host: LoggingHost | None
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
@@ -81,6 +89,8 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         _correlation_uid(attempt),
         identifiers.community_id(record, source, destination),
         byte_size(record.origin.raw),
+        None if packet_outcome.is_ours(record) else firewall_of(record.prefix),
+        None if record.origin.host is None else logging_host(record.origin.host),
     )
 
 
@@ -132,6 +142,9 @@ class Activities:
                 level = max(level, Severity.MEDIUM)
         outcome = packet_outcome.outcome(record, answer)
         proxy, proxy_endpoint = self.proxy(attempt, direction)
+        device, device_observables = self._device, self._device_observables
+        if device is None and derived.host is not None:
+            device, device_observables = derived.host.device, derived.host.observables
         unmapped = plain(record.details)
         unmapped["prefix"] = visible(record.prefix)
         if record.sandbox is not None:
@@ -162,8 +175,10 @@ class Activities:
             action_id=outcome.action,
             disposition_id=outcome.disposition,
             confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
-            firewall_rule=firewall_rule(
-                self._context, record.rule, is_ours=packet_outcome.is_ours(record)
+            firewall_rule=(
+                firewall_rule(self._context, record.rule)
+                if packet_outcome.is_ours(record)
+                else foreign_rule(record.rule, derived.firewall)
             ),
             attacks=_attacks(attempt, direction, destination),
             is_src_dst_assignment_known=packet_outcome.is_initiator_known(record),
@@ -184,13 +199,13 @@ class Activities:
             ),
             traffic=_traffic(attempt.packets, attempt.bytes),
             actor=actor,
-            device=self._device,
+            device=device,
             cloud=self._cloud,
             observables=(
                 *observables_of("dst_endpoint", dst_endpoint),
                 *observables_of("src_endpoint", src_endpoint),
                 *actors.observables_of(actor),
-                *self._device_observables,
+                *device_observables,
             )
             or None,
             enrichments=actors.enrichments_of(attempt.attribution),
@@ -225,11 +240,19 @@ class Activities:
         self, attempt: Attempt, derived: Derived, code: EventCode, processed_ns: int
     ) -> objects.Metadata:
         record, origin = attempt.record, attempt.record.origin
+        logged_time = record.received_ns // 1_000_000
+        logging_product, loggers = product(), None
+        if not packet_outcome.is_ours(record):
+            logger = objects.Logger(
+                name=logging_product.name, product=logging_product, logged_time=logged_time
+            )
+            logging_product, loggers = product_of(derived.firewall), (logger,)
         return objects.Metadata(
             version=SCHEMA_VERSION,
             uid=derived.uid,
             event_code=code,
-            product=product(),
+            product=logging_product,
+            loggers=loggers,
             tenant_uid=self._tenant,
             log_name="netfilter",
             log_provider="netfilter",
@@ -239,7 +262,7 @@ class Activities:
             original_event_uid=visible(origin.identity),
             sequence=origin.sequence,
             correlation_uid=derived.correlation_uid,
-            logged_time=record.received_ns // 1_000_000,
+            logged_time=logged_time,
             processed_time=processed_ns // 1_000_000,
             labels=self._labels,
             tags=tags_of(record.sandbox),

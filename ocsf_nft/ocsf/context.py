@@ -66,6 +66,20 @@ class CloudAccount(NamedTuple):
     zone: str | None = None
 
 
+#: What the rules match. No rule matches something of its own: each gets what no other one accepts.
+_CONDITIONS: Final = {
+    packet_outcome.EGRESS: "no rule of the chain output accepts the packet",
+    packet_outcome.FORWARD: "the packet is to be forwarded",
+    packet_outcome.INGRESS: "no rule of the chain input accepts the packet",
+    packet_outcome.LINK: "no rule of the chain egress accepts the frame",
+    packet_outcome.GUARD: "no rule of the chain ingress accepts the frame",
+    packet_outcome.VM_FORWARD: "no rule of the chains prerouting and forward accepts the packet",
+    packet_outcome.VM_INPUT: "no rule of the chain input accepts the packet",
+    packet_outcome.VM_INGRESS: "no rule of the chain forward accepts the packet",
+    packet_outcome.VM_LINK: "no rule of the chain ingress accepts the frame",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """Machine whose kernel enforces the fence; unknown values are None.
@@ -105,15 +119,6 @@ class Proxy:
         return f"http://{self.end}"
 
 
-class RuleFacts(NamedTuple):
-    """Facts about a fence's rule in the kernel."""
-
-    #: Position of the rule: ``FAMILY/TABLE/CHAIN/HANDLE``.
-    uid: str
-    #: Text of the rule, as ``nft list`` shows it.
-    condition: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Facts about one sandbox that its events need but its log records do not contain."""
@@ -123,8 +128,9 @@ class Context:
     proxies: tuple[Proxy, ...] = ()
     #: Interfaces that lead out of the sandbox; empty if unknown.
     uplinks: frozenset[str] = frozenset()
-    #: Rules in the kernel, by the name in a log record, such as ``egress``.
-    rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
+    #: Positions of the rules in the kernel (``FAMILY/TABLE/CHAIN/HANDLE``), by the name in a log
+    #: record, such as ``egress``.
+    rules: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: None if the sandbox is not a container.
     container: Container | None = None
     #: Labels of the sandbox, each as ``key=value``.
@@ -211,26 +217,29 @@ def tags_of(sandbox: str | None) -> tuple[KeyValue, ...] | None:
     return (KeyValue(name="sandbox", value=visible(sandbox)).cache_json(),)
 
 
-def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
-    """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
-
-    ``is_ours`` is true for a rule of an ocsf-nft fence. The object of such a rule also has the
-    rule's unique id and condition, if known.
-    """
-    if not rule:
-        return None
-    return _rule(rule, context.rules.get(rule) if is_ours else None, is_ours=is_ours)
+def firewall_rule(context: Context, rule: str) -> FirewallRule | None:
+    """Return the OCSF object of a fence's rule that logged a packet; None if it has no name."""
+    return _rule(rule, context.rules.get(rule)) if rule else None
 
 
 @lru_cache(maxsize=512)
-def _rule(name: str, facts: RuleFacts | None, *, is_ours: bool) -> FirewallRule:
+def _rule(name: str, uid: str | None) -> FirewallRule:
     return FirewallRule(
         name=visible(name),
-        uid=None if facts is None else facts.uid,
-        type="nftables" if is_ours else None,
-        desc=_DESCRIPTIONS.get(name) if is_ours else None,
-        condition=None if facts is None else facts.condition,
+        uid=uid,
+        type="nftables",
+        desc=_DESCRIPTIONS.get(name),
+        condition=_CONDITIONS.get(name),
     ).cache_json()
+
+
+@lru_cache(maxsize=512)
+def foreign_rule(rule: str, firewall: str | None) -> FirewallRule | None:
+    """Return the OCSF object of another firewall's rule; None if the rule has no name.
+
+    ``firewall`` is the name of that firewall, if known.
+    """
+    return FirewallRule(name=visible(rule), type=firewall).cache_json() if rule else None
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.activity import Derived
-    from ocsf_nft.ocsf.context import Proxy, RuleFacts
+    from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.ocsf.enums import Direction
     from ocsf_nft.process import Attribution, Container
     from ocsf_nft.record import Detail, Record
@@ -66,8 +66,8 @@ class Surroundings(NamedTuple):
     direction: Direction
     #: Proxy that the sender should have used.
     proxy: Proxy | None
-    #: Rule of a fence of ours.
-    rule: RuleFacts | None
+    #: Position of the rule in the kernel, if it belongs to a fence.
+    rule: str | None
     container: Container | None
     labels: tuple[str, ...]
     tenant_uid: str | None
@@ -80,7 +80,7 @@ class Surroundings(NamedTuple):
         cls,
         direction: Direction,
         proxy: Proxy | None,
-        rule: RuleFacts | None,
+        rule: str | None,
         container: Container | None,
         labels: tuple[str, ...],
         tenant_uid: str | None,
@@ -96,8 +96,7 @@ class Surroundings(NamedTuple):
         )
         values = (
             None if proxy is None else str(proxy.address).encode(),
-            None if rule is None else printable(orjson.dumps(rule.uid))[1:-1],
-            None if rule is None else printable(orjson.dumps(rule.condition))[1:-1],
+            None if rule is None else printable(orjson.dumps(rule))[1:-1],
             *_container_values(container),
             *map(_text_value, labels),
             _text_value(tenant_uid),
@@ -152,6 +151,8 @@ def shape_of(
         details,
         origin.log_source,
         origin.log_format,
+        None if derived.host is None else derived.host.shape,
+        derived.firewall,
         derived.severity,
         min(attempt.packets, 2),
         attempt.start_ns // 1_000_000 == attempt.end_ns // 1_000_000,
@@ -337,6 +338,7 @@ def values_of(
         _name_value(record.out_interface),
         None if record.mac_source is None else record.mac_source.encode(),
         None if record.mac_destination is None else record.mac_destination.encode(),
+        *(() if derived.host is None else derived.host.values),
         *around.values,
         *_attribution_values(attempt.attribution),
     )

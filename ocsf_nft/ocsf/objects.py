@@ -25,11 +25,22 @@ from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
 
 
 class Product(Model):
-    """OCSF object ``product``: the program that made the event."""
+    """OCSF object ``product``: the program that detected or logged what the event reports."""
+
+    name: str = Field(
+        description="ocsf-nft; or the other firewall that logged the packet, such as ufw: netfilter"
+        " if the log prefix does not show which one"
+    )
+    vendor_name: str = Field(description="ocsf-nft, or the vendor of the other firewall")
+    version: str | None = optional("the installed version of ocsf-nft")
+
+
+class Logger(Model):
+    """OCSF object ``logger``: a program that passed the event on, here the converter of a log."""
 
     name: str = Field(description="ocsf-nft")
-    vendor_name: str = Field(description="ocsf-nft")
-    version: str = Field(description="the installed version")
+    product: Product = Field(description="ocsf-nft")
+    logged_time: Long = Field(description="as metadata.logged_time")
 
 
 class KeyValue(Model):
@@ -50,7 +61,11 @@ class Metadata(Model):
     event_code: EventCode = Field(
         description="code of the situation that the event reports, such as egress-blocked"
     )
-    product: Product = Field(description="the program that made the event")
+    product: Product = Field(
+        description="ocsf-nft, if one of its fences logged the packet, and in all other classes; "
+        "else the firewall that logged it"
+    )
+    loggers: tuple[Logger, ...] | None = optional("ocsf-nft, if another firewall logged the packet")
     tenant_uid: str | None = optional(
         "the tenant of the sandbox, else that of the service, from the configuration"
     )
@@ -85,9 +100,12 @@ class FirewallRule(Model):
         "vm-forward, vm-input, vm-ingress, vm-link"
     )
     uid: str | None = optional("family/table/chain/handle of the rule in the kernel")
-    type: str | None = optional("nftables, if the rule belongs to a fence")
-    desc: str | None = optional("purpose of the rule")
-    condition: str | None = optional("text of the rule, as nft lists it")
+    type: str | None = optional(
+        "nftables, if the rule belongs to a fence; else the firewall, such as ufw, if the log "
+        "prefix shows it"
+    )
+    desc: str | None = optional("purpose of a fence's rule")
+    condition: str | None = optional("what a fence's rule matches")
 
 
 class Tactic(Model):
@@ -415,14 +433,21 @@ class Cloud(Model):
 
 
 class Device(Model):
-    """OCSF object ``device``: the machine whose kernel enforces the fence."""
+    """OCSF object ``device``: the machine whose kernel enforces the fence, or logged the packet."""
 
     profile_attributes: ClassVar = {"container": ("container",)}
 
-    name: str | None = optional("unknown, if the class requires a device and the host is not known")
-    hostname: str | None = optional("name of the host")
+    name: str | None = optional(
+        "unknown, if the class requires a device and the host is not known; the host in a log, if "
+        "it is no host name and no address"
+    )
+    hostname: str | None = optional(
+        "name of the host; of another machine, as the syslog line or the journal entry names it"
+    )
+    ip: str | None = optional("the host in a log, if it is an address")
+    uid: str | None = optional("the host's machine id, in a journal of another machine")
     instance_uid: str | None = optional("id of the machine at its cloud, from the configuration")
-    type_id: DeviceType = Field(description="6 if the machine is virtual, else 0")
+    type_id: DeviceType = Field(description="6 if this machine is virtual, else 0")
     type: Caption = caption_of("type_id")
     os: Os | None = optional("operating system of the host")
     boot_uid: str | None = optional("the kernel's id of the current boot")
@@ -433,8 +458,8 @@ class Device(Model):
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
-        if self.hostname is self.name is None:
-            raise ValueError("a device needs a hostname or a name")
+        if self.hostname is self.name is self.ip is None:
+            raise ValueError("a device needs a hostname, a name or an ip")
         return self
 
 

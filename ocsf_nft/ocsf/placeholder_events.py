@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import uuid
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import actors
 from ocsf_nft.ocsf.activity import Activities
-from ocsf_nft.ocsf.context import Context, Proxy, RuleFacts
+from ocsf_nft.ocsf.context import Context, Proxy
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.event_slots import (
     COPIED,
@@ -21,14 +22,17 @@ from ocsf_nft.ocsf.event_slots import (
     program_of,
     values_of,
 )
+from ocsf_nft.ocsf.foreign_log import logging_host
 from ocsf_nft.ocsf.versions import line_at
 from ocsf_nft.process import Attribution, Container, Process
+from ocsf_nft.record import LogHost
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.activity import Derived
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.event_slots import Values
+    from ocsf_nft.ocsf.foreign_log import LoggingHost
     from ocsf_nft.record import Record
 
 #: Placeholders of both ports, and of the proxy's port. Ports are too short for random placeholders,
@@ -74,6 +78,7 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
     flags = record.tcp_flags
     if flags is not None:
         flags = _number() & ~TCP_FLAGS | flags & TCP_FLAGS
+    host = None if derived.host is None else _host_specimen(derived.host)
     made = replace(
         record,
         prefix=_text(),
@@ -102,6 +107,7 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
             raw=_text(),
             sequence=_number_like(origin.sequence),
             original_time=None if origin.original_time is None else _text(),
+            host=host,
         ),
     )
     return Attempt(
@@ -116,6 +122,21 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
         correlation_uid=_text(),
         community_uid=_text_like(derived.community_uid),
         raw_bytes=_number(),
+        host=None if host is None else logging_host(host),
+    )
+
+
+def _host_specimen(host: LoggingHost) -> LogHost:
+    kind, has_boot_id, has_machine_id = host.shape
+    names = {
+        "hostname": _text(),
+        "ip": str(ipaddress.IPv6Address(secrets.token_bytes(16))),
+        "name": f"_{_text()}",
+    }
+    return LogHost(
+        name=names[kind],
+        boot_id=_text() if has_boot_id else None,
+        machine_id=_text() if has_machine_id else None,
     )
 
 
@@ -188,7 +209,7 @@ def _container_specimen(container: Container | None) -> Container | None:
 def _surroundings_specimen(around: Surroundings) -> Surroundings:
     rule, proxy = around.rule, around.proxy
     if rule is not None:
-        rule = RuleFacts(uid=_text(), condition=_text())
+        rule = _text()
     if proxy is not None:
         address: Any = _PlaceholderAddress(proxy.address.version)
         proxy = Proxy(address=address, port=COPIED)

@@ -108,7 +108,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         remediation=finding_parts.remediation(
             kind, settings, finding_text.scan_advice(found, context, direction)
         ),
-        firewall_rule=firewall_rule(context, found.rule, is_ours=True),
+        firewall_rule=firewall_rule(context, found.rule),
         attacks=attack.SCAN,
         evidences=evidences,
         resources=resources_of(context, found.sandbox),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.fence import installer, listing
 from ocsf_nft.netns import Namespace
-from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
+from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
     FenceState,
     PolicyChange,
@@ -242,9 +242,7 @@ def context(
         # The proxy in a pod may use any interface, so no interface shows a packet's direction.
         uplinks=frozenset(() if is_pod else installed.around.uplinks),
         rules={
-            fact.name: RuleFacts(
-                f"{fact.family}/{fact.table}/{fact.chain}/{fact.handle}", condition=fact.text
-            )
+            fact.name: f"{fact.family}/{fact.table}/{fact.chain}/{fact.handle}"
             for fact in listing.logging_rules(installed.listings.values())
         },
     )

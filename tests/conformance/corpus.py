@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.flow import Flow
-from ocsf_nft.ocsf.context import CloudAccount, Context, Host, Proxy, RuleFacts
+from ocsf_nft.ocsf.context import CloudAccount, Context, Host, Proxy
 from ocsf_nft.process import Container
 from ocsf_nft.record import Origin, Record, own_prefix, split_prefix
 
@@ -29,12 +29,7 @@ CONTEXT: Final = Context(
         Proxy(address=ip_address("fd00:200::1"), port=3128),
     ),
     uplinks=frozenset({"sb0"}),
-    rules={
-        "egress": RuleFacts(
-            uid="inet/ocsf_nft/refuse_egress/14",
-            condition='log prefix "ocsf-nft:sb1:egress:" group 4001',
-        )
-    },
+    rules={"egress": "inet/ocsf_nft/refuse_egress/14"},
 )
 
 CONTAINER: Final = Container(

@@ -73,7 +73,6 @@ def test_logging_rule_is_found_with_its_position() -> None:
             table="ocsf_nft",
             chain="refuse_egress",
             handle=28,
-            text='log prefix "ocsf-nft:sb1:egress:" group 4001 snaplen 128',
         ),
         LoggingRule(
             name="link",
@@ -81,7 +80,6 @@ def test_logging_rule_is_found_with_its_position() -> None:
             table="ocsf_nft",
             chain="refuse_link",
             handle=28,
-            text='log prefix "ocsf-nft:sb1:link:" group 4001 snaplen 128',
         ),
     )
 

@@ -22,6 +22,7 @@ from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
+from ocsf_nft.sources.replay import Reader
 from tests.conformance import protections
 from tests.conformance.attributed import (
     BY_THE_USER,
@@ -108,6 +109,14 @@ def _read(message: str, number: int) -> Record:
         message, origin=origin, time_ns=TIME_NS, received_ns=TIME_NS + 2_000_000
     )
     assert isinstance(found, Record)
+    return Prefixes().named(found)
+
+
+def _in_syslog(message: str) -> Record:
+    """Return a kernel message that a host named web-1 sent to a syslog server."""
+    line = f"2026-01-01T00:00:00+00:00 web-1 kernel: [  100.000000] {message}\n"
+    reader = Reader(boot_ns=0, now_ns=lambda: TIME_NS + 2_000_000)
+    ((found,),) = (batch.records for batch in reader.batches([line.encode()]))
     return Prefixes().named(found)
 
 
@@ -211,6 +220,20 @@ def _situations() -> Iterator[tuple[str, Event]]:
         incident=_incident("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
+    yield (
+        "a-bypass-is-found",
+        _finding(replace(again, incident=_incident("ssh", 3, 12, found_at=3))),
+    )
+    yield (
+        "a-permissive-fence-leaks",
+        _finding(
+            replace(again, record=_allowed("ssh"), incident=_incident("ssh", 3, 12, found_at=3))
+        ),
+    )
+    outside = replace(
+        Attempt.of(_record("outside")), incident=_incident("outside", 3, 12, found_at=3)
+    )
+    yield "an-inbound-attempt-is-found", _finding(outside)
     by_many = replace(_incident("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
     yield "ssh-by-several-programs", _finding(replace(again, incident=by_many))
     ended = IncidentEnd(
@@ -220,6 +243,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     )
     yield "ssh-has-ended", _finding(ended)
     yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
+    yield "another-firewall-in-syslog", _activity(Attempt.of(_in_syslog(_UFW)), Mapper(Context()))
     yield "the-fence-is-active", _fence(FenceState.ABSENT, FenceState.ACTIVE, None)
     yield (
         "the-fence-is-permissive",

@@ -381,7 +381,7 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
             "uid": "inet/ocsf_nft/refuse_egress/14",
             "type": "nftables",
             "desc": "the sandbox may send only to its proxy",
-            "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
+            "condition": "no rule of the chain output accepts the packet",
         },
         "attacks": attacks,
         "evidences": [

@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
+from ocsf_nft.log_prefixes import firewall_of
 from ocsf_nft.ocsf import actors, endpoints, event_slots, templates
 from ocsf_nft.ocsf.activity import derive
 from ocsf_nft.ocsf.addresses import address_kind
-from ocsf_nft.ocsf.context import Context, RuleFacts
+from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.foreign_log import logging_host
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
@@ -45,6 +47,7 @@ from tests.strategies import (
     ATTRIBUTIONS,
     DETAILS,
     HOSTILE_TEXT,
+    LOG_HOSTS,
     PORTS,
     TIMESTAMPS,
     UINT16,
@@ -54,7 +57,7 @@ from tests.strategies import (
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Process
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import LogHost, Record
 
 #: Each kind of rule, and several rules in order.
 _SEVERITIES: Final = (
@@ -201,7 +204,7 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
             out_interface=draw(other_texts(logged.out_interface)),
             mac_source=mac(logged.mac_source),
             mac_destination=mac(logged.mac_destination),
-            prefix=draw(HOSTILE_TEXT),
+            prefix=logged.prefix if firewall_of(logged.prefix) else draw(HOSTILE_TEXT),
             source=address(logged.source),
             destination=address(logged.destination),
             source_port=port(logged.source_port),
@@ -217,6 +220,7 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
                 raw=draw(HOSTILE_TEXT | st.sampled_from(_IMITATIONS)),
                 sequence=other(origin.sequence, st.integers(0, (1 << 63) - 1)),
                 original_time=other(origin.original_time, HOSTILE_TEXT),
+                host=other_host(origin.host, draw(LOG_HOSTS)),
             ),
         ),
         attribution=draw(other_attributions(of.attribution, logged, uid, gid)),
@@ -225,8 +229,12 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
 
 _MACS: Final = st.from_regex(r"\A[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _FILLED: Final = HOSTILE_TEXT.filter(bool)
-#: The text of a rule is of our own listing: it is always UTF-8.
-_RULE_TEXT: Final = HOSTILE_TEXT.map(lambda text: text.encode(errors="replace").decode())
+
+
+def other_host(host: LogHost | None, drawn: LogHost) -> LogHost | None:
+    """Return the drawn host, if it has the shape of ``host``."""
+    is_alike = host is not None and logging_host(drawn).shape == logging_host(host).shape
+    return drawn if is_alike else host
 
 
 def other_texts(text: str | None) -> st.SearchStrategy[str | None]:
@@ -362,12 +370,7 @@ def test_sandboxes_with_other_proxies_rules_and_containers_share_a_template(
             )
             for each in CONTAINED.proxies
         ),
-        rules={
-            name: RuleFacts(
-                uid=f"inet/ocsf_nft/x/{data.draw(UINT16)}", condition=data.draw(_RULE_TEXT)
-            )
-            for name in CONTAINED.rules
-        },
+        rules={name: f"inet/ocsf_nft/x/{data.draw(UINT16)}" for name in CONTAINED.rules},
     )
     mapper = Mapper(other, cache)
     for another in data.draw(st.lists(others(attempt), min_size=1, max_size=3)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.record import LogHost
 from ocsf_nft.sources.replay.journal_entry import from_export, from_json
 
 if TYPE_CHECKING:
@@ -88,3 +89,13 @@ def test_journal_stamp_has_at_most_16_digits_and_53_bits() -> None:
     ):  # fmt: skip
         changes = {"__REALTIME_TIMESTAMP": stamp, "_SOURCE_MONOTONIC_TIMESTAMP": None}
         assert _entry(**changes).time_ns == time_ns, stamp
+
+
+def test_journal_entry_names_its_host_boot_and_machine() -> None:
+    boot, machine = "7d0d2a3f34f54f3e9c5b0a8f7b0f5e11", "0123456789abcdef0123456789abcdef"
+    found = _entry(_HOSTNAME="web-1", _BOOT_ID=boot, _MACHINE_ID=machine).host
+    assert found == LogHost(name="web-1", boot_id=boot, machine_id=machine)
+    odd = _entry(_HOSTNAME="h" * 999, _BOOT_ID=boot.upper(), _MACHINE_ID=f"{machine}0").host
+    assert odd == LogHost(name="h" * 255)
+    assert _entry(_BOOT_ID=boot).host is None
+    assert _entry(_HOSTNAME="").host is None

@@ -30,6 +30,29 @@ SINCE = BOOT_NS + 1_500_000_000
 
 
 @pytest.mark.parametrize(
+    ("header", "host"),
+    [
+        ("4,77,1500000,-;", None),
+        ("[    1.500000] ", None),
+        ("Nov 24 15:05:55 host-1 kernel: ", "host-1"),
+        ("Nov 24 15:05:55 host-1 kernel:[12.345678] ", "host-1"),
+        ("Nov 24 15:05:55 kernel: ", None),
+        ("Nov 24 15:05:55 host kern.warn kernel: ", "host"),
+        ("Nov 24 15:05:55 kern.warn kernel: ", None),
+        ("Nov 24 15:05:55 kern.lan kernel: ", "kern.lan"),
+        ("Nov 24 15:05:55 2001:db8::1 kernel: ", "2001:db8::1"),
+        ("2026-11-24T15:05:55+00:00 gw.example kernel: ", "gw.example"),
+        ("<4>1 2026-11-24T15:05:55Z host kernel - - - ", "host"),
+        ("<4>1 2026-11-24T15:05:55Z - kernel - - - ", None),
+        (f"<4>1 2026-11-24T15:05:55Z {'h' * 300} kernel - - - ", "h" * 255),
+    ],
+)
+def test_log_header_names_the_host(header: str, host: str | None) -> None:
+    found = one(header + MESSAGE).origin.host
+    assert (None if found is None else found.name) == host
+
+
+@pytest.mark.parametrize(
     ("header", "time_ns", "log_source"),
     [
         ("4,77,{1500000},-;", SINCE, "kmsg"),
@@ -80,6 +103,7 @@ def test_log_stamp_in_each_format_gives_the_time(
         (f"Nov 24 15:05:55 kernel evil: {MESSAGE}", "evil"),
         (f"Nov 24 15:05:55 host kern.warn evil: {MESSAGE}", "evil"),
         (f"Nov 24 15:05:55 host user.warn kernel: {MESSAGE}", "facility user"),
+        (f"Nov 24 15:05:55 user.warn kernel: {MESSAGE}", "facility user"),
         (f"<12>Nov 24 15:05:55 host kernel: {MESSAGE}", "facility 1"),
         (f"Nov 24 15:05:55 {MESSAGE}", "an unknown program"),
         (f"2026-11-24T15:05:55Z host evil: {MESSAGE}", "evil"),

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import struct
 
+import pytest
+
 from ocsf_nft.record import Reject
 from ocsf_nft.sources import packet
+from ocsf_nft.sources.text import grammar
+from ocsf_nft.sources.text import line as text_line
 from tests.sources import kernel_printer
 from tests.sources.corpus_cases import read, record
 from tests.sources.test_packet import HEAD, record_of_facts
@@ -193,3 +197,16 @@ def test_text_line_last_word_is_accepted_if_it_can_not_be_longer() -> None:
         assert (from_text["unparsed"], from_text["truncated"]) == (line.split()[-1], True)
     from_text = record(f"{HEAD}{_IPV4}{_PORTS}OPT (0204").details
     assert (from_text["unparsed"], from_text["truncated"]) == ("OPT (0204", True)
+
+
+@pytest.mark.parametrize(
+    "link", ["", "MAC=02:00:00:00:00:01:02:00:00:00:00:02:08:00 ", "MAC=45:00 "]
+)
+def test_usual_line_gives_the_facts_of_the_grammar(link: str) -> None:
+    message = (
+        f"IN=eth0 OUT= {link}SRC=192.0.2.1 DST=192.0.2.2 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=1 "
+        "PROTO=TCP SPT=5555 DPT=22 WINDOW=1024 RES=0x00 SYN URGP=0 "
+    )
+    match = text_line._COMMON.fullmatch(message)
+    assert (match is None) is (link == "MAC=45:00 ")
+    assert match is None or text_line._common_facts(match) == grammar.read(message)

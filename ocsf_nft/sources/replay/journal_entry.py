@@ -5,23 +5,28 @@ systemd's "Journal Export Formats" describes both formats.
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from ocsf_nft.record import LogHost
 from ocsf_nft.sources.kernel_message import author_of_facility
 from ocsf_nft.sources.packet_fields import readable
-from ocsf_nft.sources.replay.log_header import LoggedLine
+from ocsf_nft.sources.replay.log_header import HOST_CHARACTERS, LoggedLine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: The fields that the parser reads.
 FIELDS: Final = frozenset({
-    "__CURSOR", "__MONOTONIC_TIMESTAMP", "__REALTIME_TIMESTAMP", "_COMM",
-    "_SOURCE_MONOTONIC_TIMESTAMP", "_TRANSPORT", "MESSAGE", "SYSLOG_FACILITY", "SYSLOG_IDENTIFIER",
+    "__CURSOR", "__MONOTONIC_TIMESTAMP", "__REALTIME_TIMESTAMP", "_BOOT_ID", "_COMM", "_HOSTNAME",
+    "_MACHINE_ID", "_SOURCE_MONOTONIC_TIMESTAMP", "_TRANSPORT", "MESSAGE", "SYSLOG_FACILITY",
+    "SYSLOG_IDENTIFIER",
 })  # fmt: skip
 _MICROSECONDS_LIMIT: Final = 1 << 53
+_ID128: Final = re.compile(rb"[0-9a-f]{32}")
 
 
 def from_json(line: bytes) -> LoggedLine | None:
@@ -51,7 +56,21 @@ def from_export(fields: Mapping[str, bytes]) -> LoggedLine | None:
         _time_ns(fields),
         None if stamp is None else readable(stamp),
         None if cursor is None else f"journal:{readable(cursor)}",
+        host=_host(fields.get("_HOSTNAME"), fields.get("_BOOT_ID"), fields.get("_MACHINE_ID")),
     )
+
+
+@lru_cache(maxsize=256)
+def _host(name: bytes | None, boot_id: bytes | None, machine_id: bytes | None) -> LogHost | None:
+    if not name:
+        return None
+    shown = readable(name[:HOST_CHARACTERS])
+    return LogHost(name=shown, boot_id=_id128(boot_id), machine_id=_id128(machine_id))
+
+
+def _id128(value: bytes | None) -> str | None:
+    """Return an id of systemd (sd-id128) as text; None if the value is no such id."""
+    return value.decode() if value is not None and _ID128.fullmatch(value) else None
 
 
 def _octets(value: object) -> bytes | None:

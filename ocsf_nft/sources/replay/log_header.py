@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ocsf_nft.record import LogHost
 from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.kernel_message import author_of_facility
 
@@ -49,7 +51,7 @@ _RFC3164: Final = re.compile(
     re.ASCII,
 )
 _RFC5424: Final = re.compile(
-    rf"1 {_ISO} [^ ]+ (?P<tag>[^ ]+) [^ ]+ [^ ]+"
+    rf"1 {_ISO} (?P<host>[^ ]+) (?P<tag>[^ ]+) [^ ]+ [^ ]+"
     r' (?:-|(?:\[[^ =\]"]+(?: [^ =\]"]+="(?:[^"\\\]]|\\.)*+")*+\])++)(?: (?:\ufeff)?|$)',
     re.ASCII,
 )
@@ -58,11 +60,18 @@ _DMESG_ISO: Final = re.compile(
     re.ASCII,
 )
 _ISO_SYSLOG: Final = re.compile(rf"{_ISO} ", re.ASCII)
+#: Facility and level, as busybox writes them: ``kern.warn``. Such a word is no host.
+_SELECTOR: Final = (
+    r"(?:kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|local[0-7])"
+    r"\.(?:emerg|panic|alert|crit|err|error|warn|warning|notice|info|debug) "
+)
 _TAG: Final = re.compile(
-    r"(?:[^ ]*[^ :] )?(?:(?P<facility>[a-z]+[0-7]?)\.[a-z]+ )?"
+    rf"(?:(?!{_SELECTOR})(?P<host>[^ ]*[^ :]) )?(?:(?P<facility>[a-z]+[0-7]?)\.[a-z]+ )?"
     r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?:(?: |(?=\[))",
     re.ASCII,
 )
+#: Maximum length of a host name (HOSTNAME in RFC 5424).
+HOST_CHARACTERS: Final = 255
 #: A log may come from a machine whose clock or time zone is ahead.
 _AHEAD_NS: Final = 86_400_000_000_000
 #: Maximum by which stamps of this boot may be ahead of the clock (it may have been set since).
@@ -114,6 +123,8 @@ class LoggedLine:
     #: Identity and number of the message in its log; None if the log has none.
     identity: str | None = None
     sequence: int | None = None
+    #: None if the log does not name the host.
+    host: LogHost | None = None
 
 
 def parse(line: str, reference: StampReference) -> LoggedLine:
@@ -137,6 +148,7 @@ def parse(line: str, reference: StampReference) -> LoggedLine:
                 author or (None if program == "kernel" else program),
                 _iso_ns(structured, reference),
                 structured["stamp"],
+                host=_host(structured["host"]),
             )
     decoded = _DECODED.match(line)
     if decoded is not None:
@@ -181,7 +193,13 @@ def _syslog(line: str, reference: StampReference, author: str | None) -> LoggedL
     inner = _MONOTONIC.match(message)
     if inner is not None:
         message = message[inner.end() :]
-    return LoggedLine(message, "syslog", None, time_ns, stamp)
+    return LoggedLine(message, "syslog", None, time_ns, stamp, host=_host(tag["host"]))
+
+
+@lru_cache(maxsize=256)
+def _host(name: str | None) -> LogHost | None:
+    # RFC 5424 has a hyphen in place of an unknown host.
+    return None if name in {None, "-"} else LogHost(name=name[:HOST_CHARACTERS])
 
 
 def _since_boot_ns(match: re.Match[str], reference: StampReference) -> int:

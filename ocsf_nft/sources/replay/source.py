@@ -200,6 +200,7 @@ class Reader:
             raw=raw,
             sequence=logged.sequence,
             original_time=logged.stamp,
+            host=logged.host,
         )
         return text.read(
             logged.message,

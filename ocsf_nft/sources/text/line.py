@@ -45,7 +45,8 @@ _ADDRESS: Final = "([0-9.]{7,15}+|[0-9a-f:]{2,39}+)"
 #: ``[0-9]``, because ``\d`` accepts digits of any script.
 _COMMON: Final = re.compile(
     r"IN=([^\s/:]{0,64}+) OUT=([^\s/:]{0,64}+) "
-    rf"(?:MACSRC=({_MAC}) MACDST=({_MAC}) MACPROTO=([0-9a-f]{{4}}) )?+"
+    rf"(?:MAC=([0-9a-f]{{2}}(?::[0-9a-f]{{2}}){{13}}) "
+    rf"|MACSRC=({_MAC}) MACDST=({_MAC}) MACPROTO=([0-9a-f]{{4}}) )?+"
     rf"SRC={_ADDRESS} DST={_ADDRESS} LEN={_NUMBER} "
     rf"(?:TOS=0x([01][02468ACE]) PREC=0x([02468ACE]0) TTL={_NUMBER} ID={_NUMBER} (DF )?+"
     rf"|TC={_NUMBER} HOPLIMIT={_NUMBER} FLOWLBL={_NUMBER} )"
@@ -172,7 +173,7 @@ def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is
     expression ``_COMMON``.
     """
     (
-        input_device, output_device, mac_source, mac_destination, ethertype,
+        input_device, output_device, ethernet_header, mac_source, mac_destination, ethertype,
         source_text, destination_text, length_text, tos, precedence, ttl_text, id_text, df,
         class_text, hop_text, label_text,
         tcp_source, tcp_destination, sequence_text, acknowledgment_text, window_text, reserved,
@@ -235,7 +236,9 @@ def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is
         facts["in_interface"] = input_device
     if output_device:
         facts["out_interface"] = output_device
-    if mac_source is not None:
+    if ethernet_header is not None:
+        facts.update(fact.link_facts(bytes.fromhex(ethernet_header.replace(":", ""))))
+    elif mac_source is not None:
         facts["mac_source"] = mac_source
         facts["mac_destination"] = mac_destination
         facts["ethertype"] = int(ethertype, 16)

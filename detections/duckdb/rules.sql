@@ -1,0 +1,65 @@
+-- One view for each rule; made from detections/sigma by `make detections`.
+
+-- Attempt to Bypass the Egress Proxy (low)
+CREATE OR REPLACE VIEW "bypass_attempt" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='egress-blocked' OR "metadata"."event_code"='forward-blocked') AND "severity_id" >= 3;
+
+-- Repeated Attempts to Bypass the Egress Proxy (medium)
+CREATE OR REPLACE VIEW "bypass_finding" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='bypass-finding';
+
+-- Attempt to Get the Cloud Credentials of the Host (high)
+CREATE OR REPLACE VIEW "cloud_metadata" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='cloud-metadata-finding';
+
+-- Missing Log Records, Counts or Events (medium)
+CREATE OR REPLACE VIEW "collection_gap" AS
+SELECT * FROM "events" WHERE "class_uid"=6002 AND ("metadata"."event_code"='records-dropped' OR "metadata"."event_code"='events-dropped' OR "metadata"."event_code"='collection-gap') AND "severity_id" >= 3;
+
+-- Counted and Reported Packets Differ (medium)
+CREATE OR REPLACE VIEW "counter_mismatch" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='counter-mismatch-finding';
+
+-- Name Resolution Without the Proxy (low)
+CREATE OR REPLACE VIEW "dns_in_the_open" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='dns-blocked' OR "metadata"."event_code"='dns-allowed') AND "severity_id" >= 2;
+
+-- DNS Tunnel From a Sandbox (high)
+CREATE OR REPLACE VIEW "dns_tunnel" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='dns-tunnel-finding';
+
+-- Removal of a Fence (critical)
+CREATE OR REPLACE VIEW "fence_removed" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='fence-removed-finding';
+
+-- Tampering With a Fence (high)
+CREATE OR REPLACE VIEW "fence_tampering" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='tampering-finding';
+
+-- Crafted Link-Layer Frames (medium)
+CREATE OR REPLACE VIEW "forged_frames" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND "metadata"."event_code"='link-blocked' AND "severity_id" >= 3;
+
+-- Connection Attempt to a Sandbox (low)
+CREATE OR REPLACE VIEW "inbound_attempt" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND "metadata"."event_code"='ingress-blocked' AND "severity_id" >= 3;
+
+-- Repeated Connection Attempts to a Sandbox (medium)
+CREATE OR REPLACE VIEW "inbound_finding" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='inbound-finding';
+
+-- Permissive Fence Allowed Attempts (medium)
+CREATE OR REPLACE VIEW "permissive_leak" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='permissive-finding';
+
+-- Collection of Log Records Was Stopped (high)
+CREATE OR REPLACE VIEW "reader_stopped" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='collection-finding';
+
+-- Restores of a Fence Have Stopped (critical)
+CREATE OR REPLACE VIEW "restores_stopped" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='restore-stopped-finding';
+
+-- Scan of Destinations or Ports by One User (high)
+CREATE OR REPLACE VIEW "scan" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='scan-finding';
