@@ -46,6 +46,8 @@ _METADATA_API: Final = _attacks(
 #: Technique of many flows of one user, which look like a scan; independent of the technique of each
 #: flow.
 SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
+#: Technique of many DNS queries of one flow that carry data.
+DNS_TUNNEL: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.004", "DNS"))
 
 #: Sub-technique by kind of service. A port without a known service is a non-standard port.
 _BY_KIND: Final = {

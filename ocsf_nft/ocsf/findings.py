@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import IncidentEnd
 from ocsf_nft.flow import Flow
-from ocsf_nft.ocsf import attack, messages, objects, packet_outcome, protocols
+from ocsf_nft.ocsf import (
+    attack,
+    dns_findings,
+    dns_queries,
+    messages,
+    objects,
+    packet_outcome,
+    protocols,
+)
 from ocsf_nft.ocsf.actors import unmapped_of, user_actor
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import device_of, firewall_rule, labels_of, own_metadata
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt, FanOut, Incident
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Context, Proxy
+    from ocsf_nft.ocsf.dns_tunnel import Tunnel
     from ocsf_nft.ocsf.events import NetworkActivity
     from ocsf_nft.ocsf.objects import Observable
     from ocsf_nft.record import Record
@@ -129,13 +138,14 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     *,
     severity: Severity,
     proxy: Proxy | None,
+    tunnel: Tunnel | None = None,
     processed_ns: int,
 ) -> DetectionFinding:
     """Return the Detection Finding event of an incident: repeated refused packets of one flow.
 
     ``found`` has the packets of the incident's latest time window, or marks the incident's end.
-    ``event`` is the Network Activity event with the incident's totals. ``processed_ns`` is the
-    current time (ns since the epoch).
+    ``event`` is the Network Activity event with the incident's totals. ``tunnel`` is not None if
+    its DNS queries are a tunnel. ``processed_ns`` is the current time (ns since the epoch).
     """
     stage = "goes on"
     if isinstance(found, IncidentEnd):
@@ -155,6 +165,10 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     )
     sandbox = visible(record.sandbox or "")
     title, desc = _title_and_desc(record.rule, direction, destination)
+    attacks = event.attacks
+    if tunnel is not None:
+        title, desc = dns_findings.title_and_desc(tunnel)
+        attacks = attack.DNS_TUNNEL
     outcome, outcome_desc = _ALLOWED if record.verdict == "permit" else _REFUSED
     return DetectionFinding(
         activity_id=activity,
@@ -175,9 +189,9 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             title=f"{title} {outcome}",
             desc=f"{desc} {outcome_desc}",
             types=("Policy Violation",),
-            analytic=_ATTEMPT,
+            analytic=_ATTEMPT if tunnel is None else dns_findings.ANALYTIC,
             data_sources=(visible(record.origin.log_source),),
-            attacks=event.attacks,
+            attacks=attacks,
             first_seen_time=start,
             last_seen_time=end,
             related_events=tuple(
@@ -190,9 +204,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             ),
             related_events_count=incident.windows,
         ),
-        remediation=objects.Remediation(desc=_remedy(record, direction, destination, proxy)),
+        remediation=objects.Remediation(
+            desc=_remedy(record, direction, destination, proxy) + dns_findings.advice(tunnel)
+        ),
         firewall_rule=event.firewall_rule,
-        attacks=event.attacks,
+        attacks=attacks,
         evidences=(
             objects.Evidences(
                 actor=event.actor,
@@ -200,15 +216,22 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
                 src_endpoint=event.src_endpoint,
                 dst_endpoint=event.dst_endpoint,
                 connection_info=event.connection_info,
+                query=dns_findings.first_query(incident.questions),
             ),
+            *dns_findings.more_evidences(event, incident.questions),
         ),
         resources=(objects.ResourceDetails(name=sandbox, type="sandbox"),),
         actor=event.actor,
         device=event.device,
-        observables=tuple(_as_evidence(event.observables or ())) or None,
-        enrichments=event.enrichments,
+        observables=tuple(_as_evidence(dns_findings.observables(event, incident.questions)))
+        or None,
+        enrichments=dns_queries.other_enrichments(event),
         raw_data=event.raw_data,
-        unmapped={"sandbox": sandbox, **unmapped_of(incident.process)},
+        unmapped={
+            "sandbox": sandbox,
+            **unmapped_of(incident.process),
+            **dns_findings.unmapped_of(incident.questions, tunnel),
+        },
         metadata=metadata,
     )
 

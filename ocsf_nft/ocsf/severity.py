@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import packet_outcome, protocols
+from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
 
 if TYPE_CHECKING:
@@ -91,11 +92,13 @@ class Threshold:
     """Condition for blocked packets of a flow to cause a Detection Finding event.
 
     With severity ``min_severity`` or above, one packet is enough. With severity Medium or above,
-    ``packets`` packets are enough.
+    ``packets`` packets are enough. The DNS queries of a flow cause one if they are a tunnel by
+    ``tunnel``.
     """
 
     min_severity: Severity = Severity.HIGH
     packets: int = 10
+    tunnel: TunnelThreshold = field(default_factory=TunnelThreshold)
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
         """Return true if this number of a flow's packets, with this severity, causes a finding."""

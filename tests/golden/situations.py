@@ -18,7 +18,7 @@ from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import collection_gap, fault, lifecycle, records_dropped
 from ocsf_nft.ocsf.versions import at_version
-from ocsf_nft.record import Gap, Origin, Record
+from ocsf_nft.record import DnsQuestion, Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
 from tests.conformance.attributed import (
     BY_THE_USER,
@@ -35,6 +35,7 @@ from tests.conformance.corpus import (
     RECORDS,
     SAMPLE,
     TIME_NS,
+    TUNNEL,
 )
 from tests.conformance.incidents import fan_out_of
 
@@ -171,6 +172,17 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "a-permissive-fence-allows", _activity(Attempt.of(_allowed("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
+    named = Attempt.of(replace(_record("dns"), question=DnsQuestion("files.example.org", 28)))
+    yield "a-name-lookup-with-its-name", _activity(named)
+    (query,) = _MAPPER.dns_activities(named, processed_ns=named.end_ns + 3_000_000)
+    yield "a-dns-query", query
+    tunnel = replace(
+        ATTEMPTS["counted dns"],
+        incident=replace(_incident("dns", 4, 312, found_at=4), questions=TUNNEL),
+        questions=TUNNEL[30:],
+    )
+    yield "a-dns-tunnel-goes-on", _activity(tunnel)
+    yield "a-dns-tunnel-is-found", _finding(tunnel)
     https = Attempt.of(_record("https"))
     known_program = replace(https, attribution=done_by(PROCESSES["all of it"]))
     yield "a-program-that-is-known", _activity(known_program, Mapper(CONTAINED))
@@ -278,7 +290,7 @@ def situations() -> dict[str, Any]:
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
         "a-program-that-is-known", "ssh-again-and-again", "a-permissive-fence-allows",
-        "credentials-are-allowed", "one-of-several-programs",
+        "credentials-are-allowed", "one-of-several-programs", "a-dns-tunnel-is-found",
     ):  # fmt: skip
         found[f"{name}-1.1.0"] = at_version(json.loads(json.dumps(found[name])), "1.1.0")
     return found
