@@ -219,7 +219,7 @@ class DnsActivity(Event):
     """OCSF class 4003: one name that a program asked a name server for, of one attempt.
 
     It has no ``count``: the Network Activity event with the same ``metadata.correlation_uid``
-    counts the packets. It is emitted only if the configuration says so.
+    counts the packets. It is emitted only with ``dns_activity`` in the configuration.
     """
 
     profile_attributes: ClassVar = {

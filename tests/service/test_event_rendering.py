@@ -66,10 +66,10 @@ async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbo
         assert orjson.loads(line)["severity_id"] == severity
 
 
-async def test_reporter_emits_dns_activity_only_if_it_is_wanted() -> None:
+async def test_reporter_emits_dns_activity_only_if_it_is_on() -> None:
     reporter = Reporter(MemoryStore().commit, Host(hostname="test"))
     attempt = Attempt.of(RECORDS["dns query"])
-    for is_wanted, classes in ((False, [4001]), (True, [4001, 4003])):
-        reporter.has_dns_activity = is_wanted
+    for is_on, classes in ((False, [4001]), (True, [4001, 4003])):
+        reporter.has_dns_activity = is_on
         lines = await reporter.lines([attempt])
         assert [orjson.loads(line)["class_uid"] for line in lines] == classes

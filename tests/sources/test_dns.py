@@ -133,9 +133,7 @@ def test_dns_name_is_in_presentation_format(wire: bytes, text: str) -> None:
 
 
 def test_dns_query_with_edns_and_further_questions_has_its_first_question() -> None:
-    made = dns.message.make_query(
-        "t.example.com", "TXT", use_edns=0, payload=1232, want_dnssec=True
-    )
+    made = dns.message.make_query("t.example.com", "TXT", use_edns=0, payload=1232)
     expected = DnsQuestion("t.example.com", 16)
     assert question(made.to_wire(), is_tcp=False) == expected
     made.question += dns.message.make_query("other.example", "A").question
