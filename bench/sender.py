@@ -6,6 +6,8 @@ It needs only the standard library, so that it starts quickly.
 ``flood ADDRESS PORT SECONDS``: UDP at full speed, all of one flow; prints the number of packets.
 ``scatter ADDRESS PORT SECONDS``: the same with one packet per flow. Each goes to the next port;
 after the last port follows the first port of the next address.
+``names ADDRESS PORT SECONDS``: DNS queries at full speed, all of one flow, each for another name of
+50 characters below one domain.
 ``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at RATE a second. Each packet goes to the next
 port by the next user; after PORTS ports the first one follows again. Prints the time before each
 one was sent, CLOCK_MONOTONIC in nanoseconds.
@@ -76,6 +78,22 @@ def scatter(address: str, port: int, seconds: float) -> int:
     return sent
 
 
+def names(address: str, port: int, seconds: float) -> int:
+    """Send queries until the time is over; return their number."""
+    sent = 0
+    target, refusal = (address, port), contextlib.suppress(OSError)
+    head = b"\0\7\1\0\0\1\0\0\0\0\0\0" + b"\x32"
+    tail = b"\1t\7example\3com\0\0\x10\0\1"
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while time.monotonic() < end:
+            for _ in range(_FLOOD_STEP):
+                with refusal:
+                    sock.sendto(head + b"%050x" % (sent * 0x9E3779B97F4A7C15) + tail, target)
+                sent += 1
+    return sent
+
+
 def paced(  # noqa: PLR0913, PLR0917 - arguments of the command line
     address: str, port: int, rate: int, times: int, ports: int, users: int
 ) -> list[int]:
@@ -123,6 +141,8 @@ def main(work: str, address: str, port: str, *more: str) -> None:
         done = connect(address, int(port), int(more[0]))
     elif work == "flood":
         done = flood(address, int(port), float(more[0]))
+    elif work == "names":
+        done = names(address, int(port), float(more[0]))
     elif work == "scatter":
         done = scatter(address, int(port), float(more[0]))
     elif work == "frames":

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from ocsf_nft.flow import Flow
 from ocsf_nft.process import Attribution, Process
-from ocsf_nft.record import Record, Verdict
+from ocsf_nft.record import DnsQuestion, Record, Verdict
 
 #: Reason why packets of several flows are aggregated. ``many``: one user has more flows than are
 #: reported separately. ``unplaced``: the flows found no free slot in the kernel's sets.
@@ -48,6 +48,8 @@ class Incident:
     #: Processes that may have sent the packets, merged from the attributions of all attempts. None
     #: if no attempt has one.
     attribution: Attribution | None = None
+    #: Distinct DNS questions of all attempts; there may be more, see :attr:`Attempt.questions`.
+    questions: tuple[DnsQuestion, ...] = ()
 
     @property
     def process(self) -> Process | None:
@@ -75,6 +77,9 @@ class Attempt:
     aggregation: Aggregation | None = None
     incident: Incident | None = None
     attribution: Attribution | None = None
+    #: Distinct DNS questions in the log records of the packets, at most 512. The kernel logs only
+    #: some packets, so there may be more.
+    questions: tuple[DnsQuestion, ...] = ()
 
     @property
     def process(self) -> Process | None:
@@ -91,6 +96,7 @@ class Attempt:
             start_ns=record.time_ns,
             end_ns=record.time_ns,
             attribution=attribution,
+            questions=() if record.question is None else (record.question,),
         )
 
 

@@ -68,6 +68,17 @@ class Origin:
     host: LogHost | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DnsQuestion:
+    """Question of a DNS query: the name that the sender asks for, and the type of the answer."""
+
+    #: Presentation format of RFC 1035 in lower case, without the last dot; ``.`` is the root. Each
+    #: byte that is not printable ASCII is escaped, as in ``\\000``: at most 1,011 characters.
+    name: str
+    #: Number of the record type (IANA), for example 1 for A.
+    type: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """Packet that a firewall rule logged, in most cases because the rule refused the packet.
@@ -109,8 +120,10 @@ class Record:
     time_ns: int = field(compare=False)
     #: Time of the read, in ns since the epoch (UTC).
     received_ns: int = field(compare=False)
-    #: Adler-32 checksum (RFC 1950) of the packet's captured bytes; None if no bytes were captured.
+    #: Adler-32 checksum (RFC 1950) of the packet's first 128 bytes; None if no bytes were captured.
     captured_sum: int | None = field(default=None, compare=False)
+    #: Question of the DNS query in the packet. Only NFLOG gives the bytes of a packet.
+    question: DnsQuestion | None = field(default=None, compare=False)
     origin: Origin = field(compare=False)
 
     @property

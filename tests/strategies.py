@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from hypothesis import strategies as st
 
 from ocsf_nft.process import Attribution, ConfidenceLevel, Container, Method, Process, Seen
-from ocsf_nft.record import VM_RULES, LogHost, Origin, Record, split_prefix
+from ocsf_nft.record import VM_RULES, DnsQuestion, LogHost, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +67,14 @@ ORIGINS = st.builds(
     host=st.none() | LOG_HOSTS,
 )
 
+#: Names in the form that the decoder of DNS gives them, long ones too, and their types.
+QUESTIONS = st.builds(
+    DnsQuestion,
+    st.sampled_from([".", "www.example.com", "_tcp.a\\.b.example", "a\\000\\255.example", "x" * 64])
+    | st.from_regex(r"\A[a-z0-9_-]{1,63}(\.[a-z0-9-]{1,63}){0,3}\Z"),
+    st.sampled_from([1, 16, 28, 65280]) | UINT16,
+)
+
 
 @st.composite
 def records(draw: st.DrawFn) -> Record:
@@ -107,6 +115,7 @@ def records(draw: st.DrawFn) -> Record:
         details=details,
         time_ns=draw(TIMESTAMPS),
         received_ns=draw(TIMESTAMPS),
+        question=draw(st.none() | QUESTIONS) if has_ports else None,
         origin=draw(ORIGINS),
     )
 

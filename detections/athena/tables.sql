@@ -36,19 +36,23 @@ CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.network_activity (
   `connection_info` struct<direction_id:int,direction:string,protocol_num:int,protocol_name:string,protocol_ver_id:int,protocol_ver:string,tcp_flags:int,boundary_id:int,boundary:string,community_uid:string>,
   `traffic` struct<packets:bigint,bytes:bigint>,
   `actor` struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,
-  `device` struct<name:string,hostname:string,ip:string,uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,boot_time:bigint,boot_uid:string>,
+  `device` struct<name:string,hostname:string,ip:string,uid:string,instance_uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,boot_time:bigint,boot_uid:string>,
+  `cloud` struct<provider:string,account:struct<uid:string,name:string>,region:string,zone:string>,
   `observables` array<struct<name:string,type_id:int,type:string,value:string>>,
   `enrichments` array<struct<name:string,value:string,type:string,provider:string,data:string>>,
   `raw_data` string,
   `unmapped` string,
-  `metadata` struct<version:string,uid:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,log_source:string,log_format:string,original_event_uid:string,event_code:string>,
+  `metadata` struct<version:string,uid:string,event_code:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,tenant_uid:string,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,tags:array<struct<name:string,value:string>>,log_source:string,log_format:string,original_event_uid:string>,
   `is_alert` boolean,
   `confidence_id` int,
   `confidence` string,
   `raw_data_size` bigint,
   `is_src_dst_assignment_known` boolean,
   `observation_point_id` int,
-  `observation_point` string
+  `observation_point` string,
+  `initiator_id` int,
+  `initiator` string,
+  `ai_agent` struct<name:string,uid:string,version:string,instance_uid:string,ai_model:struct<name:string,ai_provider:string>>
 )
 PARTITIONED BY (region string, accountid string, eventday string)
 STORED AS PARQUET
@@ -63,6 +67,58 @@ TBLPROPERTIES (
   'projection.eventday.format' = 'yyyyMMdd',
   'projection.eventday.range' = '20260101,NOW',
   'storage.location.template' = 's3://example/ext/ocsf-nft-4001/1.8.0/region=${region}/accountId=${accountid}/eventDay=${eventday}/'
+);
+
+CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.dns_activity (
+  `class_uid` int,
+  `class_name` string,
+  `category_uid` int,
+  `category_name` string,
+  `activity_id` int,
+  `activity_name` string,
+  `type_uid` bigint,
+  `type_name` string,
+  `time` bigint,
+  `start_time` bigint,
+  `end_time` bigint,
+  `timezone_offset` int,
+  `severity_id` int,
+  `severity` string,
+  `status_id` int,
+  `status` string,
+  `status_code` string,
+  `status_detail` string,
+  `message` string,
+  `action_id` int,
+  `action` string,
+  `disposition_id` int,
+  `disposition` string,
+  `firewall_rule` struct<name:string,uid:string,type:string,desc:string,condition:string>,
+  `query` struct<hostname:string,type:string,opcode_id:int>,
+  `src_endpoint` struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,
+  `dst_endpoint` struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,
+  `connection_info` struct<direction_id:int,direction:string,protocol_num:int,protocol_name:string,protocol_ver_id:int,protocol_ver:string,tcp_flags:int,boundary_id:int,boundary:string,community_uid:string>,
+  `actor` struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,
+  `device` struct<name:string,hostname:string,ip:string,uid:string,instance_uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,boot_time:bigint,boot_uid:string>,
+  `cloud` struct<provider:string,account:struct<uid:string,name:string>,region:string,zone:string>,
+  `observables` array<struct<name:string,type_id:int,type:string,value:string>>,
+  `enrichments` array<struct<name:string,value:string,type:string,provider:string,data:string>>,
+  `unmapped` string,
+  `metadata` struct<version:string,uid:string,event_code:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,tenant_uid:string,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,tags:array<struct<name:string,value:string>>,log_source:string,log_format:string,original_event_uid:string>
+)
+PARTITIONED BY (region string, accountid string, eventday string)
+STORED AS PARQUET
+LOCATION 's3://example/ext/ocsf-nft-4003/1.8.0/'
+TBLPROPERTIES (
+  'projection.enabled' = 'true',
+  'projection.region.type' = 'enum',
+  'projection.region.values' = 'eu-central-1',
+  'projection.accountid.type' = 'enum',
+  'projection.accountid.values' = '123456789012',
+  'projection.eventday.type' = 'date',
+  'projection.eventday.format' = 'yyyyMMdd',
+  'projection.eventday.range' = '20260101,NOW',
+  'storage.location.template' = 's3://example/ext/ocsf-nft-4003/1.8.0/region=${region}/accountId=${accountid}/eventDay=${eventday}/'
 );
 
 CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.detection_finding (
@@ -92,19 +148,20 @@ CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.detection_finding (
   `disposition` string,
   `confidence_id` int,
   `confidence` string,
-  `finding_info` struct<uid:string,title:string,desc:string,types:array<string>,analytic:struct<uid:string,name:string,type_id:int,type:string>,data_sources:array<string>,attacks:array<struct<version:string,tactic:struct<uid:string,name:string>,technique:struct<uid:string,name:string>,sub_technique:struct<uid:string,name:string>>>,first_seen_time:bigint,last_seen_time:bigint,related_events:array<struct<uid:string,type_uid:bigint,type:string,type_name:string>>,related_events_count:bigint>,
-  `remediation` struct<desc:string>,
+  `finding_info` struct<uid:string,title:string,desc:string,types:array<string>,src_url:string,analytic:struct<uid:string,name:string,type_id:int,type:string>,data_sources:array<string>,attacks:array<struct<version:string,tactic:struct<uid:string,name:string>,technique:struct<uid:string,name:string>,sub_technique:struct<uid:string,name:string>>>,first_seen_time:bigint,last_seen_time:bigint,related_events:array<struct<uid:string,type_uid:bigint,type:string,type_name:string>>,related_events_count:bigint>,
+  `remediation` struct<desc:string,references:array<string>>,
   `firewall_rule` struct<name:string,uid:string,type:string,desc:string,condition:string>,
   `attacks` array<struct<version:string,tactic:struct<uid:string,name:string>,technique:struct<uid:string,name:string>,sub_technique:struct<uid:string,name:string>>>,
-  `evidences` array<struct<actor:struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,src_endpoint:struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,dst_endpoint:struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,connection_info:struct<direction_id:int,direction:string,protocol_num:int,protocol_name:string,protocol_ver_id:int,protocol_ver:string,tcp_flags:int,boundary_id:int,boundary:string,community_uid:string>>>,
-  `resources` array<struct<name:string,type:string>>,
+  `evidences` array<struct<actor:struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,src_endpoint:struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,dst_endpoint:struct<name:string,uid:string,ip:string,port:int,svc_name:string,mac:string,interface_name:string,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,network_scope_id:int,network_scope:string>,connection_info:struct<direction_id:int,direction:string,protocol_num:int,protocol_name:string,protocol_ver_id:int,protocol_ver:string,tcp_flags:int,boundary_id:int,boundary:string,community_uid:string>,query:struct<hostname:string,type:string,opcode_id:int>,ai_agent:struct<name:string,uid:string,version:string,instance_uid:string,ai_model:struct<name:string,ai_provider:string>>>>,
+  `resources` array<struct<uid:string,name:string,type:string,namespace:string,labels:array<string>>>,
   `actor` struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,
-  `device` struct<name:string,hostname:string,ip:string,uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,boot_time:bigint,boot_uid:string>,
+  `device` struct<name:string,hostname:string,ip:string,uid:string,instance_uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,boot_time:bigint,boot_uid:string>,
+  `cloud` struct<provider:string,account:struct<uid:string,name:string>,region:string,zone:string>,
   `observables` array<struct<name:string,type_id:int,type:string,value:string>>,
   `enrichments` array<struct<name:string,value:string,type:string,provider:string,data:string>>,
   `raw_data` string,
   `unmapped` string,
-  `metadata` struct<version:string,uid:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,log_source:string,log_format:string,original_event_uid:string,event_code:string>,
+  `metadata` struct<version:string,uid:string,event_code:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,tenant_uid:string,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,tags:array<struct<name:string,value:string>>,log_source:string,log_format:string,original_event_uid:string>,
   `is_alert` boolean
 )
 PARTITIONED BY (region string, accountid string, eventday string)
@@ -147,10 +204,11 @@ CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.device_config_state_change (
   `prev_security_level_id` int,
   `prev_security_level` string,
   `actor` struct<process:struct<name:string,pid:int,cmd_line:string,created_time:bigint,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>,parent_process:struct<name:string,pid:int,file:struct<name:string,path:string,type_id:int,type:string,hashes:array<struct<algorithm_id:int,algorithm:string,value:string>>,is_deleted:boolean>,path:string>,namespace_pid:int,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,lineage:array<string>,tid:int,path:string,working_directory:string,ancestry:array<struct<name:string,pid:int,path:string>>,ptid:bigint>,`user`:struct<name:string,uid:string,groups:array<struct<uid:string,name:string>>>>,
-  `device` struct<name:string,hostname:string,ip:string,uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,boot_time:bigint,boot_uid:string>,
+  `device` struct<name:string,hostname:string,ip:string,uid:string,instance_uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,boot_time:bigint,boot_uid:string>,
+  `cloud` struct<provider:string,account:struct<uid:string,name:string>,region:string,zone:string>,
   `observables` array<struct<name:string,type_id:int,type:string,value:string>>,
   `unmapped` string,
-  `metadata` struct<version:string,uid:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,log_source:string,log_format:string,original_event_uid:string,event_code:string>,
+  `metadata` struct<version:string,uid:string,event_code:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,tenant_uid:string,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,tags:array<struct<name:string,value:string>>,log_source:string,log_format:string,original_event_uid:string>,
   `state_id` int,
   `state` string
 )
@@ -191,10 +249,11 @@ CREATE EXTERNAL TABLE IF NOT EXISTS ocsf_nft.application_lifecycle (
   `status_detail` string,
   `message` string,
   `app` struct<name:string,vendor_name:string,version:string>,
-  `device` struct<name:string,hostname:string,ip:string,uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,boot_time:bigint,boot_uid:string>,
+  `device` struct<name:string,hostname:string,ip:string,uid:string,instance_uid:string,type_id:int,type:string,os:struct<name:string,type_id:int,type:string,kernel_release:string>,container:struct<uid:string,name:string,runtime:string,image:struct<uid:string,name:string>,pod_uuid:string,orchestrator:string,labels:array<string>>,boot_time:bigint,boot_uid:string>,
+  `cloud` struct<provider:string,account:struct<uid:string,name:string>,region:string,zone:string>,
   `observables` array<struct<name:string,type_id:int,type:string,value:string>>,
   `unmapped` string,
-  `metadata` struct<version:string,uid:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,log_source:string,log_format:string,original_event_uid:string,event_code:string>
+  `metadata` struct<version:string,uid:string,event_code:string,product:struct<name:string,vendor_name:string,version:string>,loggers:array<struct<name:string,product:struct<name:string,vendor_name:string,version:string>,logged_time:bigint>>,tenant_uid:string,profiles:array<string>,log_name:string,log_provider:string,original_time:string,sequence:bigint,correlation_uid:string,logged_time:bigint,processed_time:bigint,labels:array<string>,tags:array<struct<name:string,value:string>>,log_source:string,log_format:string,original_event_uid:string>
 )
 PARTITIONED BY (region string, accountid string, eventday string)
 STORED AS PARQUET

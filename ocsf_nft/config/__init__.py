@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.control import DEFAULT_MODE, checked_group, socket_mode, socket_path
 from ocsf_nft.config.events import (
     AttributionConfig,
+    DnsTunnelConfig,
+    EventsConfig,
     FindingConfig,
     PrefixConfig,
     SeverityConfig,
@@ -34,6 +37,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.ocsf.finding_settings import FindingSettings
     from ocsf_nft.ocsf.severity import SeverityRule
 
 __all__ = ["Config", "SandboxConfig", "load", "parse", "read", "sink"]
@@ -99,6 +103,10 @@ class Config(Table):
     """Condition for an attempt to be a finding."""
     identity: IdentityConfig = IdentityConfig()
     """Tenant, environment and cloud of the machine, for all events."""
+    dns_tunnel: DnsTunnelConfig = DnsTunnelConfig()
+    """Condition for the DNS queries of a flow to be a finding."""
+    events: EventsConfig = EventsConfig()
+    """Optional events."""
     prefix: tuple[PrefixConfig, ...] = ()
     """Meanings of foreign log prefixes; the longest match decides."""
     state_dir: Annotated[Path, FileName] = DEFAULT_DIRECTORY
@@ -127,6 +135,11 @@ class Config(Table):
     def severities(self) -> tuple[SeverityRule, ...]:
         """Return the rules that set the severity of refused packets (``[[severity]]`` tables)."""
         return tuple(each.as_rule() for each in self.severity)
+
+    @property
+    def finding_settings(self) -> FindingSettings:
+        """Return the condition for Detection Findings (``[finding]`` and ``[dns_tunnel]``)."""
+        return replace(self.finding.as_settings(), tunnel=self.dns_tunnel.as_threshold())
 
     @property
     def prefixes(self) -> Prefixes:

@@ -12,8 +12,10 @@ from pydantic import BeforeValidator, Field
 from ocsf_nft.config.base_table import FileName, Seconds, Size, Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
+from ocsf_nft.flows.dns_questions import MAX_OF_FLOW
 from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
+from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.severity import SeverityRule
@@ -173,6 +175,35 @@ class FindingConfig(Table):
             auto_close=self.auto_close,
             runbook_url=self.runbook_url,
         )
+
+
+class EventsConfig(Table):
+    """Choice of optional events, table ``[events]`` in the file."""
+
+    dns_activity: bool = False
+    """Emit a DNS Activity event for each name in logged DNS queries."""
+
+
+class DnsTunnelConfig(Table):
+    """Condition for the DNS queries of a flow to be a finding, table ``[dns_tunnel]`` in the file.
+
+    Data that leaves by DNS is written into names. So a flow to port 53 becomes a finding of the
+    severity High if its queries have ``names`` distinct long names below one domain. A name is long
+    if it has at least ``length`` characters below the domain. All these characters together must
+    have at least ``entropy`` bits a character: hexadecimal data has 4, base 32 has 5, and a
+    repeated character has 0.
+    """
+
+    names: Annotated[int, Field(ge=2, le=MAX_OF_FLOW, strict=True)] = TunnelThreshold().names
+    """Number of distinct long names below one domain."""
+    length: Annotated[int, Field(ge=1, le=250, strict=True)] = TunnelThreshold().length
+    """Characters of a long name, without the domain and the dots."""
+    entropy: Annotated[float, Field(ge=0, le=8, allow_inf_nan=False)] = TunnelThreshold().entropy
+    """Minimum of bits a character in the long names."""
+
+    def as_threshold(self) -> TunnelThreshold:
+        """Convert this table of the configuration file to the condition for a DNS tunnel."""
+        return TunnelThreshold(**dict(self))
 
 
 class PrefixConfig(Table):

@@ -129,7 +129,10 @@ def shortened(lines: list[str]) -> list[str]:
 
 
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
-    """Return all rules with a log prefix of ours (``ocsf-nft:``), in the order of the listings."""
+    """Return the rules with a log prefix of ours (``ocsf-nft:``), in the order of the listings.
+
+    The further log statements for DNS are left out: they log packets of the same rules.
+    """
     found: list[LoggingRule] = []
     family = table = chain = ""
     for line in (line for listing in listings for line in listing.splitlines()):
@@ -137,7 +140,7 @@ def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
             family, table = opening[1], opening[2]
         elif opening := _CHAIN.match(line):
             chain = opening[1]
-        elif rule := _RULE.fullmatch(line):
+        elif not chain.startswith("log_dns_") and (rule := _RULE.fullmatch(line)):
             found.append(LoggingRule(rule[1], family, table, chain, int(rule[2])))
     return tuple(found)
 

@@ -36,6 +36,9 @@ _PERMISSIVE: Final = {
 #: persists.
 EXCLUSIVE_FLAGS: Final = "flags owner,persist;"
 _LOG_TAIL: Final = " group 4001 snaplen 128"
+#: The same of the log statement for DNS, and a rule that jumps to it.
+_DNS_LOG_TAIL: Final = " group 4001 snaplen 512"
+_DNS_LOG_RULE: Final = " goto log_dns_"
 #: Table names in a policy file: if a table is named for a device, the file has a placeholder.
 _OPENING: Final = re.compile(
     r"^(?P<before>(?:delete )?table (?P<family>\w+) )(?P<table>ocsf_nft[\w.-]*)(?P<after> \{)?$",
@@ -284,8 +287,12 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
     lines = []
     for line in text.splitlines(keepends=True):
         head, log, tail = line.partition("log prefix ")
+        # The kernel's text has no bytes of a packet, so more of it is of no use for DNS.
+        is_of_dns = _DNS_LOG_RULE in line or _DNS_LOG_TAIL in line
+        if transport == "kmsg" and is_of_dns:
+            continue
         if not log or transport == "nflog":
-            lines.append(line.replace(_LOG_TAIL, f" group {group} snaplen 128") if log else line)
+            lines.append(line.replace(" group 4001 ", f" group {group} ") if log else line)
         elif transport == "kmsg":
             budget, flags = _KERNEL_LOG
             lines.append(head + budget + log + tail.replace(_LOG_TAIL, flags))

@@ -16,6 +16,7 @@ from ocsf_nft.flow import KINDS, Count, Key, flow
 from ocsf_nft.flows.flow_counter import FlowCounter
 from ocsf_nft.flows.incidents import OpenIncident
 from ocsf_nft.flows.overflow import FlowAggregate
+from ocsf_nft.record import DnsQuestion
 from ocsf_nft.state.change import PartKey
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _PLAIN: Final = ("serial", "reported", "without_flow", "received", "late_records
 #: Values of a flow's counter, see :meth:`FlowCounter.stored`.
 _COUNTER: Final = struct.Struct("<6q")
 _SUM: Final = struct.Struct("<I")
+_QUESTIONS: Final = tuple[DnsQuestion, ...]
 
 
 def collect(
@@ -185,6 +187,8 @@ def _json_of(opened: OpenIncident | FanOut) -> bytes:
         state: dict[str, Any] = {"scan": opened}
     else:
         state = {"key": (opened.key.kind, opened.key.data.hex()), "end": opened.end}
+        if opened.questions:
+            state["questions"] = opened.questions
     try:
         return orjson.dumps(state)
     except orjson.JSONEncodeError:
@@ -202,7 +206,9 @@ def _opened(state: Mapping[str, Any]) -> OpenIncident | FanOut:
         return scan
     kind, data = state["key"]
     end: IncidentEnd = _adapter(IncidentEnd).validate_python(state["end"])
-    return OpenIncident(Key(kind, bytes.fromhex(data)), end)
+    # Absent without questions, and if an older version stored the state.
+    questions = _adapter(_QUESTIONS).validate_python(state.get("questions", ()))
+    return OpenIncident(Key(kind, bytes.fromhex(data)), end, questions)
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_arg
 
 from ocsf_nft.attempt import FanOut, Incident, IncidentEnd, ScanSender
 from ocsf_nft.flow import Flow, flow
+from ocsf_nft.flows.dns_questions import MAX_OF_FLOW
 from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.flows.report_schedule import Schedule
 from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import CounterId, Key
     from ocsf_nft.process import Process
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import DnsQuestion, Record
 
-#: Function that takes a flow's latest log record, and the number of packets in its incident so far;
-#: it returns True if the incident becomes an OCSF finding.
-IsFinding: TypeAlias = "Callable[[Record, int], bool]"
+#: Function that takes a flow's latest log record, and the number of packets and the DNS questions
+#: in its incident so far; it returns True if the incident becomes an OCSF finding.
+IsFinding: TypeAlias = "Callable[[Record, int, tuple[DnsQuestion, ...]], bool]"
 #: Maximum number of attempts that an incident or a scan lists.
 LATEST: Final = 10
 #: Maximum number of processes that a scan lists.
@@ -56,11 +57,13 @@ _SenderKey: TypeAlias = tuple[int, str | None]
 class OpenIncident(NamedTuple):
     """Incident of the flow ``key`` with a Create event and no Close event yet.
 
-    ``end`` is the content of the Close event, unless more packets follow.
+    ``end`` is the content of the Close event, unless more packets follow. ``questions`` are the DNS
+    questions that no attempt has yet.
     """
 
     key: Key
     end: IncidentEnd
+    questions: tuple[DnsQuestion, ...] = ()
 
 
 #: Changes of a rule's open incidents and scans since the last commit, by identity. An open scan has
@@ -84,9 +87,12 @@ def extend_incident(
             start_ns=attempt.start_ns, latest=(),
         )  # fmt: skip
     packets = min(incident.packets + attempt.packets, MAX_COUNT)
+    questions = incident.questions
+    if attempt.questions:
+        questions = tuple(dict.fromkeys((*questions, *attempt.questions)))[:MAX_OF_FLOW]
     found_at = incident.found_at
     # After ``is_finding`` has returned true, it is not called again for the incident.
-    if found_at is None and is_finding(attempt.record, packets):
+    if found_at is None and is_finding(attempt.record, packets, questions):
         found_at = incident.windows + 1
     return IncidentEnd(
         record=attempt.record,
@@ -103,6 +109,7 @@ def extend_incident(
                 if before is None
                 else merge(incident.attribution, attempt.attribution)
             ),
+            questions=questions,
         ),
         end_ns=attempt.end_ns,
     )

@@ -11,6 +11,7 @@ from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.flow import Flow, flow, key_of, lacks_port, user_of, without_port
 from ocsf_nft.flows import incidents
 from ocsf_nft.flows.counter_record import counter_record
+from ocsf_nft.flows.dns_questions import DnsQuestions
 from ocsf_nft.flows.incidents import FanOuts, OpenIncident
 from ocsf_nft.flows.overflow import Admission, Aggregates
 from ocsf_nft.flows.reconciler import LAST_READINGS, Reconciler
@@ -93,6 +94,7 @@ class RuleAccount:
         #: Records since the last reading of the flows, and how many of them began a new flow.
         self._records = self._new_flows = 0
         self._fan_outs = FanOuts(counter_id, self.opened)
+        self._questions = DnsQuestions()
         self._is_finding = is_finding
         self._add_attribution = add_attribution
 
@@ -111,6 +113,8 @@ class RuleAccount:
         if (known := self._report_about(key, record)) is not None:
             if known.key == key:
                 known.add_record(record, attribution, 0 if counter is None else counter.last_ns)
+                if self._questions.add(key, record.question) and known.end is not None:
+                    self._store_incident(key, known.end)
             else:
                 known.add_uncertain_record(record)
             return None
@@ -118,6 +122,7 @@ class RuleAccount:
         if is_aggregated or not self._admission.admit(key, record, len(self._reports), now_ns):
             return None
         report = self._begin(key, FlowReport(key, now_ns, record, attribution))
+        self._questions.add(key, record.question)
         if counter is None:
             if now_ns < self.late_records_until_ns:
                 # The packet may be in a report without its flow.
@@ -147,7 +152,9 @@ class RuleAccount:
             report.is_new = False
             report.end = opened.end
             self._begin(opened.key, report)
-            found = opened.end.incident.identity
+            incident = opened.end.incident
+            self._questions.resume(opened.key, incident.questions, opened.questions)
+            found = incident.identity
         else:
             self._fan_outs.resume(opened)
             found = opened.identity
@@ -297,6 +304,7 @@ class RuleAccount:
 
     def _remove(self, key: Key) -> None:
         del self._reports[key]
+        self._questions.remove(key)
         self._admission.release(key)
         if self._by_destination.get(without_port(key)) == key:
             del self._by_destination[without_port(key)]
@@ -434,10 +442,14 @@ class RuleAccount:
         report.mark_reported(now_ns, last_ns)
         if report.key is None or attempt.aggregation is not None:
             return attempt
+        attempt = replace(attempt, questions=self._questions.take(report.key, attempt))
         end = incidents.extend_incident(report.end, report.key, attempt, self._is_finding)
         report.end = end
-        self.opened[end.incident.identity] = OpenIncident(report.key, end)
+        self._store_incident(report.key, end)
         return replace(attempt, incident=end.incident)
+
+    def _store_incident(self, key: Key, end: IncidentEnd) -> None:
+        self.opened[end.incident.identity] = OpenIncident(key, end, self._questions.unreported(key))
 
     def _held_back(self, reason: AggregationReason) -> int:
         # Number of packets that an event of several flows must leave out, to report none twice.

@@ -62,7 +62,7 @@ class SandboxAccount:
         *,
         begun_ns: int,
         preferred: frozenset[str] = frozenset(),
-        is_finding: IsFinding = lambda _record, _packets: False,
+        is_finding: IsFinding = lambda _record, _packets, _questions: False,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
         """Create an empty account for the packets of the sandbox ``sandbox``.

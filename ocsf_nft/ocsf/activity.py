@@ -14,6 +14,7 @@ from ocsf_nft.log_prefixes import firewall_of
 from ocsf_nft.ocsf import (
     actors,
     attack,
+    dns_queries,
     identifiers,
     messages,
     objects,
@@ -159,6 +160,9 @@ class Activities:
         if aggregation is not None:
             # The schema has no attribute for these facts.
             unmapped["aggregation"] = _aggregation(aggregation)
+        if attempt.questions:
+            unmapped["dns"] = dns_queries.unmapped_of(attempt.questions)
+        enrichments = actors.enrichments_of(attempt.attribution) or ()
         start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
         return NetworkActivity(
             activity_id=outcome.activity,
@@ -206,9 +210,10 @@ class Activities:
                 *observables_of("src_endpoint", src_endpoint),
                 *actors.observables_of(actor),
                 *device_observables,
+                *dns_queries.observables_of(attempt.questions, len(enrichments)),
             )
             or None,
-            enrichments=actors.enrichments_of(attempt.attribution),
+            enrichments=(*enrichments, *dns_queries.enrichments_of(attempt.questions)) or None,
             raw_data=encodable(record.origin.raw),
             raw_data_size=derived.raw_bytes,
             unmapped=unmapped,

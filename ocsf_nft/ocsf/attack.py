@@ -40,6 +40,12 @@ FRAMES: Final = _attacks(
 )
 #: Technique of many flows of one user, which look like a scan.
 SCAN: Final = _attacks(("TA0007", "Discovery"), ("T1046", "Network Service Discovery"))
+#: Technique of many DNS queries of one flow that carry data.
+DNS_TUNNEL: Final = _attacks(
+    ("TA0011", "Command and Control"),
+    ("T1071", "Application Layer Protocol"),
+    ("T1071.004", "DNS"),
+)
 #: Technique of a change of a fence by another process.
 TAMPERING: Final = _attacks(
     ("TA0005", "Defense Evasion"),

@@ -38,6 +38,18 @@ class NetworkActivityId(Captioned):
     TRAFFIC = 6, "Traffic"
 
 
+class DnsActivityId(Captioned):
+    """Values of the OCSF attribute ``activity_id`` of DNS Activity (class 4003)."""
+
+    QUERY = 1, "Query"
+
+
+class DnsOpcode(Captioned):
+    """Values of the OCSF attribute ``opcode_id`` of a DNS query."""
+
+    QUERY = 0, "Query"
+
+
 class FindingActivityId(Captioned):
     """Values of the OCSF attribute ``activity_id`` of Detection Finding (class 2004)."""
 

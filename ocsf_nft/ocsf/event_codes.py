@@ -80,6 +80,8 @@ class EventCode(StrEnum):
         "Another firewall logged a packet; its verdict is unknown.",
     )
 
+    DNS_QUERY = "dns-query", 4003, "A name in a logged DNS query."
+
     BYPASS_FINDING = (
         "bypass-finding",
         2004,

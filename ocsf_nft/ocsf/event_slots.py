@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAli
 
 import orjson
 
-from ocsf_nft.ocsf import actors, endpoints, packet_outcome, protocols
+from ocsf_nft.ocsf import actors, dns_queries, endpoints, packet_outcome, protocols
 from ocsf_nft.ocsf.messages import short_name
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import encodable, plain, printable, visible
@@ -110,8 +110,8 @@ def shape_of(
     """Return the shape of an attempt: attempts with the same shape share an event template.
 
     Return None if the attempt can't have a template, for example because it is aggregated, or has
-    several possible senders. ``derived`` has values computed from the attempt. ``version`` is the
-    OCSF version.
+    several possible senders or DNS questions. ``derived`` has values computed from the attempt.
+    ``version`` is the OCSF version.
     """
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
@@ -123,6 +123,9 @@ def shape_of(
     if derived.source is None and record.source is not None:
         return None
     if derived.destination is None and record.destination is not None:
+        return None
+    questions = attempt.questions
+    if questions and not (len(questions) == 1 and dns_queries.is_usual(questions[0])):
         return None
     if not (_is_mac(record.mac_source) and _is_mac(record.mac_destination)):
         return None
@@ -162,6 +165,7 @@ def shape_of(
         origin.sequence is not None,
         origin.original_time is not None,
         derived.community_uid is not None,
+        questions[0].type if questions else None,
         None if by is None else _attribution_shape(by, record),
         *around.shape,
     )
@@ -338,6 +342,7 @@ def values_of(
         _name_value(record.out_interface),
         None if record.mac_source is None else record.mac_source.encode(),
         None if record.mac_destination is None else record.mac_destination.encode(),
+        _text_value(attempt.questions[0].name) if attempt.questions else None,
         *(() if derived.host is None else derived.host.values),
         *around.values,
         *_attribution_values(attempt.attribution),

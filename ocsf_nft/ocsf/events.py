@@ -16,6 +16,7 @@ from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
     ConfigState,
     Disposition,
+    DnsActivityId,
     FindingActivityId,
     FindingStatus,
     LifecycleActivityId,
@@ -31,6 +32,7 @@ from ocsf_nft.ocsf.objects import (
     Attack,
     Cloud,
     Device,
+    DnsQuery,
     Enrichment,
     Evidences,
     FindingInfo,
@@ -195,7 +197,8 @@ class NetworkActivity(Event):
     cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
-        "method and confidence of the attribution, if the packet was attributed"
+        "method and confidence of the attribution, if the packet was attributed; the first ten "
+        "names in DNS queries"
     )
     raw_data: str = Field(
         description="the kernel's record: a log line, or the parts of a netlink message"
@@ -203,8 +206,10 @@ class NetworkActivity(Event):
     raw_data_size: Long = Field(description="size of the whole record in bytes")
     unmapped: dict[str, Any] | None = optional(
         "sandbox; fields of the record without an OCSF attribute: prefix, ttl, ip_id, window, "
-        "mark and others; aggregation of several flows: reason, flows, sample; of the process: "
-        "unit (of systemd), pod_uid, sha256"
+        "mark and others; aggregation of several flows: reason, flows, sample; dns: the questions "
+        "of DNS packets (queries: hostname and type of at most 20) and the number of distinct "
+        "names, a lower bound, because the kernel logs only some packets; of the process: unit (of "
+        "systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 
@@ -213,6 +218,58 @@ class NetworkActivity(Event):
         if self.src_endpoint is self.dst_endpoint is None:
             raise ValueError("an event needs a src_endpoint or a dst_endpoint")
         return self
+
+
+class DnsActivity(Event):
+    """OCSF class 4003: one name that a program asked a name server for, of one attempt.
+
+    It has no ``count``: the Network Activity event with the same ``metadata.correlation_uid``
+    counts the packets. It is emitted only with ``dns_activity`` in the configuration.
+    """
+
+    profile_attributes: ClassVar = {
+        "cloud": ("cloud",),
+        "host": ("device", "actor"),
+        "security_control": SECURITY_CONTROL,
+    }
+
+    class_uid: Literal[4003] = 4003
+    class_name: Literal["DNS Activity"] = "DNS Activity"
+    category_uid: Literal[4] = 4
+    category_name: Literal["Network Activity"] = "Network Activity"
+    activity_id: DnsActivityId = Field(description="1")
+    activity_name: Caption = caption_of("activity_id")
+    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
+    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    time: Long = Field(description="as in the Network Activity event")
+    start_time: Long = Field(description="the query is not older")
+    end_time: Long = Field(description="the first query for the name is not newer")
+    timezone_offset: Literal[0] = 0
+    severity_id: Severity = Field(description="as in the Network Activity event")
+    severity: Caption = caption_of("severity_id")
+    status_id: Status = Field(description="2 if blocked, 1 if allowed, else 0")
+    status: Caption = caption_of("status_id")
+    status_code: str | None = optional("as in the Network Activity event")
+    status_detail: str | None = optional("explanation and remedy, for the program and its author")
+    message: str = Field(description="one sentence for people")
+    action_id: Action = Field(description="as in the Network Activity event")
+    action: Caption = caption_of("action_id")
+    disposition_id: Disposition = Field(description="as in the Network Activity event")
+    disposition: Caption = caption_of("disposition_id")
+    firewall_rule: FirewallRule | None = optional("the rule that logged the packet")
+    query: DnsQuery = Field(description="the name, and the type of the answer")
+    src_endpoint: NetworkEndpoint | None = optional("source of the packets")
+    dst_endpoint: NetworkEndpoint | None = optional("the name server")
+    connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
+    actor: Actor | None = optional("process and user of the sender")
+    device: Device | None = optional("the machine whose kernel enforces the fence")
+    cloud: Cloud | None = optional("the cloud in which the machine runs")
+    observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
+    enrichments: tuple[Enrichment, ...] | None = optional(
+        "method and confidence of the attribution, if the packet was attributed"
+    )
+    unmapped: dict[str, Any] | None = optional("sandbox")
+    metadata: Metadata = Field(description="facts about the event itself")
 
 
 class DetectionFinding(Event):
@@ -293,7 +350,8 @@ class DetectionFinding(Event):
     raw_data: str | None = optional("of an attempt: the kernel's latest record")
     unmapped: dict[str, Any] | None = optional(
         "sandbox; of a scan: flows, destinations, ports and processes, as lower bounds; of the "
-        "process: unit (of systemd), pod_uid, sha256"
+        "process: unit (of systemd), pod_uid, sha256; dns: as in Network Activity, and of a "
+        "tunnel: domain, long_names, mean_length and entropy"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 
@@ -407,6 +465,7 @@ class ApplicationLifecycle(Event):
 #: Event classes by ``class_uid``.
 CLASSES: Final[dict[int, type[Event]]] = {
     4001: NetworkActivity,
+    4003: DnsActivity,
     2004: DetectionFinding,
     5019: DeviceConfigStateChange,
     6002: ApplicationLifecycle,

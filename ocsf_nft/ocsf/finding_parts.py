@@ -50,6 +50,7 @@ CLOUD_METADATA: Final = FindingKind(
 )
 INBOUND: Final = FindingKind(EventCode.INBOUND_FINDING, "Inbound Attempt", "inbound")
 SCAN: Final = FindingKind(EventCode.SCAN_FINDING, "Network Scan", "scan")
+DNS_TUNNEL: Final = FindingKind(EventCode.DNS_TUNNEL_FINDING, "DNS Tunnel", "dns-tunnel")
 #: What would be blocked, if a permissive fence did not allow it.
 PERMISSIVE: Final = FindingKind(
     EventCode.PERMISSIVE_FINDING, "Traffic Allowed by a Permissive Fence", "policy-permissive"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
 
 
@@ -17,6 +18,8 @@ class FindingSettings:
 
     min_severity: Severity = Severity.HIGH
     packets: int = 10
+    #: The DNS queries of a flow cause one too if they are a tunnel by this condition.
+    tunnel: TunnelThreshold = field(default_factory=TunnelThreshold)
     #: A finding of this severity or a higher one is an alert.
     alert_severity: Severity = Severity.HIGH
     #: Whether a finding is closed when its packets have ended. Otherwise only a person closes it.

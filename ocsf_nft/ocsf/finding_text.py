@@ -99,15 +99,20 @@ def is_of_metadata(direction: Direction, destination: AddressKind | None) -> boo
     return is_metadata and direction is Direction.OUTBOUND
 
 
-def incident_title(
-    record: Record, incident: Incident, direction: Direction, *, is_metadata: bool
-) -> str:
-    """Return the title of an incident, such as "Proxy bypass blocked: curl[42] in sandbox a to …".
+def incident_words(record: Record, direction: Direction, *, is_metadata: bool) -> tuple[str, str]:
+    """Return the beginnings of the title and of the description of an incident.
 
     ``record`` is its latest log record. ``is_metadata`` is true for packets to the cloud's metadata
     service.
     """
-    what, _ = _words(record, direction, is_metadata=is_metadata)
+    return _METADATA if is_metadata else _OF_VM.get(record.rule) or _INCIDENTS[direction]
+
+
+def incident_title(what: str, record: Record, incident: Incident, direction: Direction) -> str:
+    """Return the title of an incident, such as "Proxy bypass blocked: curl[42] in sandbox a to …".
+
+    ``what`` is its beginning, and ``record`` the latest log record.
+    """
     outcome = "allowed" if record.verdict == "permit" else "blocked"
     sandbox = record.sandbox or ""
     if direction is not Direction.OUTBOUND:
@@ -117,25 +122,24 @@ def incident_title(
 
 
 def incident_description(  # noqa: PLR0913 - facts about the incident, named at the call
+    meaning: str,
     record: Record,
     incident: Incident,
+    *,
     direction: Direction,
     context: Context,
-    *,
     message: str,
-    is_metadata: bool,
     end_ms: int,
 ) -> str:
     """Return all that is known of an incident, as sentences.
 
-    ``message`` is the event's sentence about the packets. ``end_ms`` is the time of the last packet
-    (ms since the epoch, UTC). The other arguments are those of :func:`incident_title`.
+    ``meaning`` is the beginning. ``message`` is the event's sentence about the packets. ``end_ms``
+    is the time of the last packet (ms since the epoch, UTC).
     """
-    _, description = _words(record, direction, is_metadata=is_metadata)
     packets = messages.counted(incident.packets, "packet")
     reports = messages.counted(incident.windows, "report")
     return joined(
-        description,
+        meaning,
         f"{message}.",
         *_sender_sentences(incident.attribution),
         f"{packets} in {reports}, from {utc_text(incident.start_ns // 1_000_000)} to "
@@ -145,19 +149,19 @@ def incident_description(  # noqa: PLR0913 - facts about the incident, named at 
     )
 
 
-def _words(record: Record, direction: Direction, *, is_metadata: bool) -> tuple[str, str]:
-    return _METADATA if is_metadata else _OF_VM.get(record.rule) or _INCIDENTS[direction]
-
-
-def incident_advice(
+def incident_advice(  # noqa: PLR0913 - facts about the incident, named at the call
     record: Record,
     incident: Incident,
     *,
     direction: Direction,
     destination: AddressKind | None,
     proxy: Proxy | None,
+    more: str = "",
 ) -> str:
-    """Return what the sandbox's operator should check and do about an incident."""
+    """Return what the sandbox's operator should check and do about an incident.
+
+    ``more`` is a further step for this kind of incident.
+    """
     sandbox = visible(record.sandbox or "")
     if direction is not Direction.OUTBOUND:
         return joined(_FIND_SENDER, general_advice(record.rule, direction, None))
@@ -175,6 +179,7 @@ def incident_advice(
         _check_sentence(sandbox, record.uid, record.rule, process),
         f"If it is intended: {instead}",
         _stop_sentence(sandbox, process),
+        more,
         _KEEP.format(sandbox=sandbox),
     )
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocsf_nft.attempt import IncidentEnd
-from ocsf_nft.ocsf import finding_parts, finding_text, objects
+from ocsf_nft.ocsf import (
+    attack,
+    dns_findings,
+    dns_queries,
+    finding_parts,
+    finding_text,
+    objects,
+)
 from ocsf_nft.ocsf.actors import unmapped_of
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import own_metadata
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attempt import Attempt, Incident
     from ocsf_nft.ocsf.context import Context, Proxy
+    from ocsf_nft.ocsf.dns_tunnel import Tunnel
     from ocsf_nft.ocsf.events import NetworkActivity
     from ocsf_nft.ocsf.finding_parts import FindingKind
     from ocsf_nft.ocsf.objects import Observable
@@ -40,13 +48,14 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     *,
     severity: Severity,
     proxy: Proxy | None,
+    tunnel: Tunnel | None = None,
     processed_ns: int,
 ) -> DetectionFinding:
     """Return the Detection Finding event of an incident: repeated refused packets of one flow.
 
     ``found`` has the packets of the incident's latest time window, or marks the incident's end.
-    ``event`` is the Network Activity event with the incident's totals. ``processed_ns`` is the
-    current time (ns since the epoch).
+    ``event`` is the Network Activity event with the incident's totals. ``tunnel`` is not None if
+    its DNS queries are a tunnel. ``processed_ns`` is the current time (ns since the epoch).
     """
     record, settings = found.record, context.findings
     start, end = incident.start_ns // 1_000_000, max(incident.start_ns, found.end_ns) // 1_000_000
@@ -66,7 +75,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     destination = address_kind(record.destination)
     direction = event.connection_info.direction_id
     is_metadata = finding_text.is_of_metadata(direction, destination)
-    kind = _kind(record, direction, is_metadata=is_metadata)
+    words = finding_text.incident_words(record, direction, is_metadata=is_metadata)
+    kind, attacks = _kind(record, direction, is_metadata=is_metadata), event.attacks
+    if tunnel is not None:
+        words = dns_findings.words(tunnel)
+        kind, attacks = finding_parts.DNS_TUNNEL, attack.DNS_TUNNEL
     sandbox = visible(record.sandbox or "")
     return DetectionFinding(
         activity_id=stage.activity,
@@ -84,20 +97,20 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         confidence_id=Confidence.HIGH,
         finding_info=objects.FindingInfo(
             uid=incident_uid(incident.identity),
-            title=finding_text.incident_title(record, incident, direction, is_metadata=is_metadata),
+            title=finding_text.incident_title(words[0], record, incident, direction),
             desc=finding_text.incident_description(
+                words[1],
                 record,
                 incident,
-                direction,
-                context,
+                direction=direction,
+                context=context,
                 message=event.message,
-                is_metadata=is_metadata,
                 end_ms=end,
             ),
             types=(kind.type,),
             analytic=kind.analytic,
             data_sources=(visible(record.origin.log_source),),
-            attacks=event.attacks,
+            attacks=attacks,
             first_seen_time=start,
             last_seen_time=end,
             related_events=finding_parts.related(
@@ -111,11 +124,16 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
             kind,
             settings,
             finding_text.incident_advice(
-                record, incident, direction=direction, destination=destination, proxy=proxy
+                record,
+                incident,
+                direction=direction,
+                destination=destination,
+                proxy=proxy,
+                more=dns_findings.advice(tunnel),
             ),
         ),
         firewall_rule=event.firewall_rule,
-        attacks=event.attacks,
+        attacks=attacks,
         evidences=(
             objects.Evidences(
                 actor=event.actor,
@@ -123,16 +141,23 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
                 src_endpoint=event.src_endpoint,
                 dst_endpoint=event.dst_endpoint,
                 connection_info=event.connection_info,
+                query=dns_findings.first_query(incident.questions),
             ),
+            *dns_findings.more_evidences(event, incident.questions),
         ),
         resources=resources_of(context, record.sandbox or ""),
         actor=event.actor,
         device=event.device,
         cloud=event.cloud,
-        observables=tuple(_as_evidence(event.observables or ())) or None,
-        enrichments=event.enrichments,
+        observables=tuple(_as_evidence(dns_findings.observables(event, incident.questions)))
+        or None,
+        enrichments=dns_queries.other_enrichments(event),
         raw_data=event.raw_data,
-        unmapped={"sandbox": sandbox, **unmapped_of(incident.process)},
+        unmapped={
+            "sandbox": sandbox,
+            **unmapped_of(incident.process),
+            **dns_findings.unmapped_of(incident.questions, tunnel),
+        },
         metadata=own_metadata(
             stable_uid("attempt", incident.identity, stage_name, incident.windows),
             processed_ns,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import findings, packet_outcome, severity
+from ocsf_nft.ocsf import dns_queries, findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import event_labels, event_tenant
+from ocsf_nft.ocsf.dns_tunnel import find_tunnel
+from ocsf_nft.ocsf.enums import Direction, Severity
 from ocsf_nft.ocsf.event_slots import Surroundings
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.templates import Templates
 from ocsf_nft.ocsf.versions import STORED, line_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocsf_nft.attempt import IncidentEnd
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.ocsf.enums import Severity
-    from ocsf_nft.ocsf.events import DetectionFinding, NetworkActivity
-    from ocsf_nft.record import Record
+    from ocsf_nft.ocsf.dns_tunnel import Tunnel
+    from ocsf_nft.ocsf.events import DetectionFinding, DnsActivity, NetworkActivity
+    from ocsf_nft.record import DnsQuestion, Record
+
+_DNS_PORT: Final = 53
 
 
 class Mapper:
@@ -87,13 +93,19 @@ class Mapper:
             self._around[key] = found
         return found
 
-    def is_finding(self, record: Record, packets: int) -> bool:
+    def is_finding(
+        self, record: Record, packets: int, questions: tuple[DnsQuestion, ...] = ()
+    ) -> bool:
         """Return True if a series of refused packets of one flow must become a Detection Finding.
 
         By default, the severity must be at least High, or Medium with at least 10 packets. The
-        severity is that of ``record``, the latest log record.
+        severity is that of ``record``, the latest log record. The DNS ``questions`` of the flow are
+        a finding if they are a tunnel.
         """
-        return self._context.findings.is_finding(self._severity(record), packets)
+        settings = self._context.findings
+        return settings.is_finding(self._severity(record), packets) or (
+            self._tunnel(record, questions) is not None
+        )
 
     def finding(
         self, found: Attempt | IncidentEnd, *, processed_ns: int
@@ -115,16 +127,37 @@ class Mapper:
             end_ns=found.end_ns,
             incident=incident,
             attribution=incident.attribution,
+            questions=incident.questions,
         )
+        tunnel = self._tunnel(record, incident.questions)
+        level = self._severity(record)
         return findings.of_attempt(
             self._context,
             found,
             incident,
             self.network_activity(whole, processed_ns=processed_ns),
-            severity=self._severity(record),
+            severity=level if tunnel is None else max(level, Severity.HIGH),
             proxy=self._activities.proxy(whole, direction)[0],
+            tunnel=tunnel,
             processed_ns=processed_ns,
         )
+
+    def dns_activities(self, attempt: Attempt, *, processed_ns: int) -> Iterator[DnsActivity]:
+        """Yield a DNS Activity event for each question of an attempt.
+
+        ``processed_ns`` is the current time (ns since the epoch, UTC).
+        """
+        if attempt.questions:
+            event = self.network_activity(attempt, processed_ns=processed_ns)
+            is_only = len(attempt.questions) == 1
+            for question in attempt.questions:
+                yield dns_queries.dns_activity(event, question, is_only=is_only)
+
+    def _tunnel(self, record: Record, questions: tuple[DnsQuestion, ...]) -> Tunnel | None:
+        direction = packet_outcome.direction(record, self._context.uplinks)
+        if record.destination_port != _DNS_PORT or direction is Direction.INBOUND:
+            return None
+        return find_tunnel(questions, self._context.findings.tunnel)
 
     def _severity(self, record: Record) -> Severity:
         direction = packet_outcome.direction(record, self._context.uplinks)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import packet_outcome, protocols
 from ocsf_nft.ocsf.actors import count_others, count_text, name_of
+from ocsf_nft.ocsf.dns_queries import questions_text
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.protocols import service, usual_name
@@ -76,8 +77,9 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
         packets = _single_text(attempt, direction)
     else:
         packets = _aggregate_text(attempt, direction, attempt.aggregation)
-    # For example "Dropped 3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)"
-    return f"{outcome} {packets}{end}"
+    # For example "Dropped 3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)",
+    # and for one DNS name ": A example.com".
+    return f"{outcome} {packets}{questions_text(attempt.questions)}{end}"
 
 
 def sender_text(

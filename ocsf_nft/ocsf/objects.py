@@ -13,6 +13,7 @@ from ocsf_nft.ocsf.enums import (
     Boundary,
     DeviceType,
     Direction,
+    DnsOpcode,
     FileType,
     FingerprintAlgorithm,
     NetworkScope,
@@ -380,21 +381,33 @@ class Actor(Model):
 
 
 class Enrichment(Model):
-    """OCSF object ``enrichment``: how the sending process was found, and how certain that is."""
+    """OCSF object ``enrichment``: how the sending process was found, or a name in a DNS query."""
 
-    name: str = Field(description="actor.process")
+    name: str = Field(description="actor.process; of a DNS query: dst_endpoint")
     value: str = Field(
-        description="the process's id; unknown if no process, or no single one, is known"
+        description="the process's id; unknown if no process, or no single one, is known; of a DNS "
+        "query: the name"
     )
-    type: str = Field(description="attribution")
+    type: str = Field(description="attribution, or dns_query")
     provider: str = Field(description="ocsf-nft")
     data: dict[str, Any] = Field(
         description="method: capture (the kernel reported the sender), socket (the process "
         "had the socket when the record was read), user (only the user in the kernel's record) or "
         "none; confidence: High, Medium or Low; reason: one sentence; processes: if there were "
         "several, each with the number of its calls; unnamed: number of further processes, as a "
-        "lower bound"
+        "lower bound; of a DNS query: its record type"
     )
+
+
+class DnsQuery(Model):
+    """OCSF object ``dns_query``: a question to a name server; its class is always IN."""
+
+    hostname: str = Field(
+        description="the name in presentation format (RFC 1035), in lower case and without the "
+        "last dot; bytes that are not printable ASCII are escaped"
+    )
+    type: str = Field(description="the record type, such as AAAA; TYPE65280 if it has no name")
+    opcode_id: DnsOpcode = Field(description="0")
 
 
 class Evidences(Model):
@@ -405,6 +418,7 @@ class Evidences(Model):
     src_endpoint: NetworkEndpoint | None = optional("source of the packets")
     dst_endpoint: NetworkEndpoint | None = optional("destination of the packets")
     connection_info: NetworkConnectionInfo | None = optional("direction, protocol and flags")
+    query: DnsQuery | None = optional("of DNS packets: a question in them")
 
 
 class Os(Model):

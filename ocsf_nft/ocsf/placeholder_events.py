@@ -117,6 +117,7 @@ def _specimen(attempt: Attempt, derived: Derived) -> tuple[Attempt, Derived]:
         start_ns=start * 1_000_000,
         end_ns=end * 1_000_000,
         attribution=None if by is None else _attribution_specimen(by, record, made),
+        questions=tuple(replace(question, name=_text()) for question in attempt.questions),
     ), derived._replace(
         uid=_text(),
         correlation_uid=_text(),

@@ -151,7 +151,9 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
     )
     sandbox = None if series.sandbox is None else visible(series.sandbox)
     actor = None if series.process is None else actor_of_process(series.process)
-    attacks = attack.TAMPERING if series.is_tampering else None
+    # A fence does not end by itself: a process has removed it.
+    is_tampering = series.is_tampering or kind is finding_parts.FENCE_REMOVED
+    attacks = attack.TAMPERING if is_tampering else None
     device, observables = device_of(context)
     steps = (each.format(sandbox=sandbox or "NAME") for each in (*words.steps, _KEEP))
     return DetectionFinding(

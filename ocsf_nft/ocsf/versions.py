@@ -6,6 +6,7 @@ similar ones. A newer version also gets its new attributes.
 
 from __future__ import annotations
 
+import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -53,6 +54,8 @@ VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0"
 #: ``OBSERVABLES_SINCE`` and ``CONVERSIONS``.
 STORED: Final = SCHEMA_VERSION
 
+_NETWORK_CLASSES: Final = frozenset({4001, 4003})
+
 #: First version with an attribute. All other attributes that we fill are in the oldest version.
 SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     NetworkActivity: {
@@ -93,6 +96,10 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
 UNTIL: Final[Mapping[type[Model], Mapping[str, str]]] = {
     NetworkActivity: {"is_src_dst_assignment_known": "1.9.0"},
 }
+#: Names that the type of host names accepts before 1.4.0: labels of letters, digits and hyphens.
+_HOSTNAME: Final = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+)
 
 #: First version with a type of observable.
 OBSERVABLES_SINCE: Final[Mapping[ObservableType, str]] = {
@@ -207,7 +214,7 @@ def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[s
 
 
 def _name_endpoint(event: dict[str, Any], end: str) -> None:
-    if event["class_uid"] == NETWORK_ACTIVITY:
+    if event["class_uid"] in _NETWORK_CLASSES:
         event.setdefault(end, {"name": "unknown"})
 
 
@@ -219,6 +226,23 @@ def _replace_observed(event: dict[str, Any]) -> None:
             is_known = "disposition_id" in event
         action = Action.ALLOWED if is_known else Action.UNKNOWN
         event["action_id"], event["action"] = int(action), action.caption
+
+
+def _move_unusual_names(event: dict[str, Any]) -> None:
+    holders = {"": event} | {
+        f"evidences[{number}].": each for number, each in enumerate(event.get("evidences", ()))
+    }
+    removed = set()
+    for path, holder in holders.items():
+        if "query" in holder and not _HOSTNAME.fullmatch(holder["query"]["hostname"]):
+            query = holder.pop("query")
+            removed.add(f"{path}query.hostname")
+            if holder is event:
+                event.setdefault("unmapped", {})["query"] = query
+    if removed:
+        event["observables"] = [
+            each for each in event["observables"] if each["name"] not in removed
+        ]
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
@@ -270,6 +294,11 @@ CONVERSIONS: Final[tuple[tuple[str, str, Callable[[dict[str, Any]], None]], ...]
         "1.4.0",
         "A process has `lineage`, paths with the oldest first, in place of `ancestry`.",
         _list_the_lineage,
+    ),
+    (
+        "1.4.0",
+        "A `query` of an unusual name, such as one with an underscore, is only in `unmapped`.",
+        _move_unusual_names,
     ),
     ("1.6.0", "A process has `tid` in place of `ptid`.", _name_the_thread),
 )

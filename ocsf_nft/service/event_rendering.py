@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.severity import SeverityRule
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import DnsQuestion, Record
 
 #: Events rendered before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
@@ -48,6 +48,8 @@ class Reporter:
     ) -> None:
         self.host = host
         self.events = 0
+        #: Whether each name of a DNS query has an event of its own.
+        self.has_dns_activity = False
         self._commit = commit
         self._mappers: dict[str | None, Mapper] = {}
         #: Facts about sandboxes, as given, and with those about the host.
@@ -115,12 +117,15 @@ class Reporter:
         """Store one event about this service or a fence; raises DeliveryError."""
         await self.commit(Change(events=[event.to_json()]))
 
-    def is_finding(self, record: Record, packets: int) -> bool:
+    def is_finding(
+        self, record: Record, packets: int, questions: tuple[DnsQuestion, ...] = ()
+    ) -> bool:
         """Return true if a flow's attempts are severe or numerous enough for a finding.
 
-        ``record`` is the flow's latest log record, ``packets`` the number in all attempts.
+        ``record`` is the flow's latest log record, ``packets`` the number in all attempts, and
+        ``questions`` are the DNS questions in them.
         """
-        return self._mapper(record).is_finding(record, packets)
+        return self._mapper(record).is_finding(record, packets, questions)
 
     def _mapper(self, record: Record) -> Mapper:
         # A sandbox name in another firewall's record is none of the sandboxes here.
@@ -136,6 +141,9 @@ class Reporter:
         mapper = self._mapper(found.record)
         if isinstance(found, Attempt):
             yield mapper.line(found, processed_ns=now_ns)
+            if self.has_dns_activity:
+                for event in mapper.dns_activities(found, processed_ns=now_ns):
+                    yield event.to_json()
         finding = mapper.finding(found, processed_ns=now_ns)
         if finding is not None:
             yield finding.to_json()

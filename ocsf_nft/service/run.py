@@ -59,9 +59,10 @@ _PREPARING: Final = 2
 #: Time for that before the service is ready; with many fences it goes on afterwards.
 _PREPARE_SECONDS: Final = 1.0
 #: Configuration keys that a reload can change.
-RELOADED: Final = frozenset(
-    {"attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding"}
-)
+RELOADED: Final = frozenset({
+    "attach", "sandbox", "sink", "output", "ocsf_version", "handshake", "severity", "finding",
+    "dns_tunnel", "events",
+})  # fmt: skip
 
 
 def _log_to_stderr() -> None:
@@ -248,7 +249,8 @@ class Service:
         # New sinks also read their secrets and certificates again. Only local sinks are opened now:
         # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
-        self._reporter.set_severity_rules(config.severities, config.finding.as_settings())
+        self._reporter.set_severity_rules(config.severities, config.finding_settings)
+        self._reporter.has_dns_activity = config.events.dns_activity
         self.config = config
         await self._sandboxes.reload(config.sandbox)
 
@@ -299,8 +301,9 @@ class Service:
             store.commit,
             config.identity.of(this_host()),
             severities=config.severities,
-            findings=config.finding.as_settings(),
+            findings=config.finding_settings,
         )
+        reporter.has_dns_activity = config.events.dns_activity
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
         self.fallback_chain = await stack.enter_async_context(startup.fallback_chain(config))

@@ -66,15 +66,17 @@ class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no err
 class _Packet:
     """Captured first bytes (``data``) of a packet, and the full size of the packet (``length``).
 
-    ``in_quote`` is true while the packet inside an ICMP error is decoded.
+    ``in_quote`` is true while the packet inside an ICMP error is decoded. ``payload_at`` is the
+    offset after a TCP or UDP header, once this header is decoded.
     """
 
-    __slots__ = ("data", "in_quote", "length")
+    __slots__ = ("data", "in_quote", "length", "payload_at")
 
     def __init__(self, data: bytes, length: int) -> None:
         self.data = data
         self.length = length
         self.in_quote = False
+        self.payload_at: int | None = None
 
     def require(self, at: int, size: int, facts: Facts, *, counts_bytes: bool = False) -> None:
         """Check that all ``size`` bytes of a header, which begins at ``at``, were captured.
@@ -106,6 +108,19 @@ def ip_facts(data: bytes, version: int) -> Facts:
     # A packet may end inside a header. Where the kernel prints ``TRUNCATED`` for this, the facts
     # have ``incomplete``. For ``INCOMPLETE [n bytes]`` they have ``incomplete_bytes``, which is n.
     # If only the captured bytes end too early, they have ``truncated``.
+    return _decode(data, version)[0]
+
+
+def transport_payload(data: bytes, version: int) -> bytes:
+    """Return the captured bytes after the TCP or UDP header of an IP packet; empty without one.
+
+    The arguments are those of :func:`ip_facts`.
+    """
+    at = _decode(data, version)[1].payload_at
+    return b"" if at is None else data[at:]
+
+
+def _decode(data: bytes, version: int) -> tuple[Facts, _Packet]:
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
     try:
@@ -115,7 +130,7 @@ def ip_facts(data: bytes, version: int) -> Facts:
         facts["truncated"] = True
     except _EndOfPrint:
         pass
-    return facts
+    return facts, packet
 
 
 def arp_facts(data: bytes) -> Facts:
@@ -269,12 +284,16 @@ def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
     if size > _TCP.size:
         packet.require(at + _TCP.size, size - _TCP.size, facts)
         facts["tcp_options"] = packet.data[at + _TCP.size : at + size].hex()
+    if not packet.in_quote:
+        packet.payload_at = at + max(size, _TCP.size)
 
 
 def _udp(packet: _Packet, at: int, facts: Facts) -> None:
     facts["source_port"], facts["destination_port"], facts["udp_length"] = _UDP.unpack_from(
         packet.data, at
     )
+    if not packet.in_quote:
+        packet.payload_at = at + 8
 
 
 def _icmp(packet: _Packet, at: int, facts: Facts) -> None:

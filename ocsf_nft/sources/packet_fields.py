@@ -15,7 +15,7 @@ from ocsf_nft.log_prefixes import PREFIX_CHARACTERS
 from ocsf_nft.record import VM_RULES, Record, split_prefix
 
 if TYPE_CHECKING:
-    from ocsf_nft.record import Detail, Origin
+    from ocsf_nft.record import Detail, DnsQuestion, Origin
 
 #: Facts of one packet by name; ``packet`` (bytes) and ``grammar`` (log text) use the same names.
 Facts: TypeAlias = "dict[str, Detail]"
@@ -23,9 +23,11 @@ Facts: TypeAlias = "dict[str, Detail]"
 #: Ethernet's header: destination, source, type (IEEE 802.3).
 ETHERNET_BYTES: Final = 14
 
-#: Names of facts with a field in Record: the fields that may be None, except ``verdict``.
+#: Names of facts with a field in Record: the compared fields that may be None, except ``verdict``.
 _FIELDS: Final = tuple(
-    field.name for field in fields(Record) if field.default is None and field.name != "verdict"
+    field.name
+    for field in fields(Record)
+    if field.default is None and field.compare and field.name != "verdict"
 )
 _CACHED: Final = 16384
 
@@ -46,12 +48,13 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
     received_ns: int,
     origin: Origin,
     captured_sum: int | None = None,
+    question: DnsQuestion | None = None,
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
     Don't use ``facts`` afterwards: the Record keeps this dictionary. ``time_ns`` is the time of
     logging, and ``received_ns`` is the time of reading, both since the epoch. ``captured_sum`` is
-    the Adler-32 checksum of the captured bytes.
+    the Adler-32 checksum of the packet's first bytes.
     """
     # What remains in ``facts`` becomes ``details`` of the Record, without a copy.
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
@@ -69,6 +72,7 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
         received_ns=received_ns,
         origin=origin,
         captured_sum=captured_sum,
+        question=question,
         **known,
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import UsageError
+from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.finding_settings import FindingSettings
@@ -56,6 +57,14 @@ uid = 0
 [finding]
 min_severity = "critical"
 threshold = 3
+
+[dns_tunnel]
+names = 20
+length = 12
+entropy = 3.5
+
+[events]
+dns_activity = true
 """
 WATCHED: dict[str, Any] = {"sandbox": [{"name": "a"}]}
 
@@ -115,6 +124,16 @@ def test_runbook_url_must_be_a_web_address(address: str) -> None:
         config.parse(WATCHED | {"finding": table}, where="test")
 
 
+def test_condition_for_a_dns_tunnel_is_part_of_the_settings_of_findings(tmp_path: Path) -> None:
+    found = read_from(tmp_path, FILE)
+    assert found.finding_settings.tunnel == TunnelThreshold(names=20, length=12, entropy=3.5)
+    assert found.finding_settings.packets == 3
+    assert found.events.dns_activity
+    without = config.parse(WATCHED, where="test")
+    assert without.finding_settings == FindingSettings()
+    assert not without.events.dns_activity
+
+
 def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:
     first, second = read_from(tmp_path, FILE).sandbox
     assert first.event_container == Container(
@@ -160,7 +179,7 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_sink(ocsf_version="2.0"), '"2.0" is no version of OCSF: give one of 1.1.0, 1.3.0'),
         (_sink(ocsf_version=1.1), "sink.0.ocsf_version: must be text, not 1.1"),
         (_sink(classes=[]), "sink.0.classes"),
-        (_sink(classes=["firewall"]), "network_activity, detection_finding"),
+        (_sink(classes=["firewall"]), "network_activity, dns_activity"),
         (_sink(path=""), "sink.0.path: must not be empty"),
         (_sink(version="1.1"), "sink.0.version: did you mean ocsf_version?"),
         (_sink() | {"output": "y"}, "replace a single [[sink]]"),
@@ -182,6 +201,11 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_severity(rul="egress"), "severity.0.rul: did you mean rule?"),
         ({"finding": {"min_severity": "now"}}, "finding.min_severity"),
         ({"finding": {"threshold": 0}}, "finding.threshold"),
+        ({"dns_tunnel": {"names": 1}}, "dns_tunnel.names"),
+        ({"dns_tunnel": {"names": 513}}, "dns_tunnel.names"),
+        ({"dns_tunnel": {"length": 0}}, "dns_tunnel.length"),
+        ({"dns_tunnel": {"entropy": float("nan")}}, "dns_tunnel.entropy"),
+        ({"events": {"dns_activity": "maybe"}}, "events.dns_activity"),
         ({"finding": {"threshold": 10**30}}, "finding.threshold"),
         ({"finding": {"thresholds": 1}}, "finding.thresholds: did you mean threshold?"),
         (_container(), "must have a uid or a name"),

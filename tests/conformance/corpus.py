@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import CloudAccount, Context, Host, Proxy
 from ocsf_nft.process import Container
-from ocsf_nft.record import Origin, Record, own_prefix, split_prefix
+from ocsf_nft.record import DnsQuestion, Origin, Record, own_prefix, split_prefix
 
 NOW_NS: Final = 1_767_225_600_150_000_000
 TIME_NS: Final = 1_767_225_600_000_000_000
@@ -123,6 +124,10 @@ RECORDS: Final = {
     "tcp reset": record(**V4, **OUT, **(TCP | {"tcp_flags": 4})),
     "tcp all flags": record(**V4, **OUT, **(TCP | {"tcp_flags": 511})),
     "udp dns": record(**V4, **UDP, **OUT, **USER),
+    "dns query": record(**V4, **UDP, **OUT, **USER, question=DnsQuestion("www.example.com", 28)),
+    "dns query of an unusual name": record(
+        **V6, **UDP, **OUT, question=DnsQuestion("_tcp.a\\.b.\\000\\255.example", 65280)
+    ),
     "udp6 quic": record(**V6, **OUT, **(UDP | {"destination_port": 443})),
     "udp port 0": record(**V4, **OUT, **(UDP | {"destination_port": 0})),
     "mdns": record(
@@ -365,7 +370,22 @@ SAMPLE: Final = (
     Flow(uid=0xFFFF_FFFE, protocol=None, ethertype=0x88B5),
 )
 
+#: Questions of a DNS tunnel, and ordinary ones.
+TUNNEL: Final = tuple(
+    DnsQuestion(f"{sha256(bytes((number,))).hexdigest()[:50]}.t.example.com", 16)
+    for number in range(60)
+)
+QUESTIONS: Final = (
+    DnsQuestion("www.example.com", 1),
+    DnsQuestion("www.example.com", 28),
+    DnsQuestion("_tcp.a\\.b.example", 33),
+    *TUNNEL[:20],
+)
+DNS: Final[dict[str, Any]] = {"protocol": 17, "destination_port": 53}
+
 ATTEMPTS: Final = {
+    "counted dns": window(counter(**TO4, **DNS, uid=1000), questions=QUESTIONS),
+    "counted dns of one name": window(counter(**TO6, **DNS), questions=QUESTIONS[:1]),
     "logged, many": window(RECORDS["tcp4"]),
     "logged, forwarded": window(RECORDS["forward"], 2),
     "logged, foreign": window(RECORDS["foreign"], 3),

@@ -13,7 +13,7 @@ from tests.conformance.attributed import (
     SEVERAL_IN_ONE_WINDOW,
     done_by,
 )
-from tests.conformance.corpus import RECORDS, SAMPLE, TIME_NS, as_allowed
+from tests.conformance.corpus import QUESTIONS, RECORDS, SAMPLE, TIME_NS, TUNNEL, as_allowed
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
@@ -68,11 +68,26 @@ _REFUSED: Final = {
     for name, each in _INCIDENTS.items()
     for by in (_BY[name] if record.startswith("tcp") else None,)
 }
-#: Attempts of continuing incidents.
-GOING_ON: Final = _REFUSED | {
-    f"{name}, allowed": replace(attempt, record=as_allowed(attempt.record))
-    for name, attempt in _REFUSED.items()
+_OF_DNS: Final = {
+    "dns tunnel": replace(
+        Attempt.of(RECORDS["udp dns"]),
+        incident=replace(
+            incident(3, 60, 3), questions=TUNNEL, attribution=done_by(PROCESSES["all of it"])
+        ),
+    ),
+    "dns queries": replace(
+        Attempt.of(RECORDS["udp dns"]), incident=replace(incident(), questions=QUESTIONS)
+    ),
 }
+#: Attempts of continuing incidents.
+GOING_ON: Final = (
+    _REFUSED
+    | _OF_DNS
+    | {
+        f"{name}, allowed": replace(attempt, record=as_allowed(attempt.record))
+        for name, attempt in _REFUSED.items()
+    }
+)
 ENDED: Final = {
     name: IncidentEnd(
         record=each.record,

@@ -91,6 +91,8 @@ def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
     }
     for name, attempt in attempts.items():
         yield name, mapper.network_activity(attempt, processed_ns=NOW_NS)
+        for event in mapper.dns_activities(attempt, processed_ns=NOW_NS):
+            yield f"question of {name}", event
     incidents: list[tuple[str, Attempt | IncidentEnd]] = [*GOING_ON.items(), *ENDED.items()]
     for name, attempt in ATTRIBUTED.items():
         if attempt.aggregation is None:
@@ -250,10 +252,14 @@ def test_json_schema_accepts_events_of_each_shape(
 def test_event_of_any_record_has_no_fault(
     judge: Judge, record: Record, context: Context, version: str
 ) -> None:
-    event = Mapper(context).network_activity(Attempt.of(record), processed_ns=NOW_NS)
-    line = line_at(event.to_json(), version)
-    assert line.decode().isprintable()
-    assert judge(json.loads(line), version) == []
+    mapper, attempt = Mapper(context), Attempt.of(record)
+    for event in (
+        mapper.network_activity(attempt, processed_ns=NOW_NS),
+        *mapper.dns_activities(attempt, processed_ns=NOW_NS),
+    ):
+        line = line_at(event.to_json(), version)
+        assert line.decode().isprintable()
+        assert judge(json.loads(line), version) == []
 
 
 @settings(max_examples=100)

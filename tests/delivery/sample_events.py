@@ -96,6 +96,7 @@ def _of_attempts() -> Iterator[Event]:
         mapper = Mapper(context)
         for attempt in attempts:
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
+            yield from mapper.dns_activities(attempt, processed_ns=NOW_NS)
 
 
 def _of_findings() -> Iterator[Event]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.ocsf.enums import Disposition, Status
+from ocsf_nft.ocsf.versions import STORED
 from tests.detections import conversion
 
 _PARSER: Final = (conversion.FOLDER / "sentinel/network_sessions.kql").read_text()

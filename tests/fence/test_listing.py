@@ -88,3 +88,9 @@ def test_rule_of_a_permissive_fence_has_the_same_name() -> None:
     (rule,) = logging_rules([LISTING.replace(":egress:", ":egress:permissive:")])
     assert (rule.name, rule.handle) == ("egress", 28)
     assert logging_rules([LISTING.replace(":egress:", ":egress:other:")]) == ()
+
+
+def test_further_log_statement_for_dns_is_no_rule_of_its_own() -> None:
+    of_dns = LISTING.replace("chain ", "chain log_dns_")
+    assert logging_rules([LISTING, of_dns]) == logging_rules([LISTING])
+    assert logging_rules([of_dns]) == ()

@@ -34,19 +34,19 @@ def rules(text: str) -> list[str]:
 
 def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
     text = ruleset.fence(SPEC, AROUND, "nflog")
-    assert re.findall(r'log prefix "ocsf-nft:\$sandbox:(\w+):" group 77 snaplen 128', text) == [
-        "egress",
-        "forward",
-        "ingress",
-        "link",
-    ]
+    for snaplen in (128, 512):
+        logs = rf'log prefix "ocsf-nft:\$sandbox:(\w+):" group 77 snaplen {snaplen}'
+        assert re.findall(logs, text) == ["egress", "forward", "ingress", "link"]
     assert 'define sandbox = "agent-7"' in text
     assert 'define links = { "eth0", "eth1" }' in text
     assert 'define uplinks = { "eth0" }' in text
 
 
 def test_kernel_log_rule_has_a_limit_and_no_group() -> None:
-    logs = [line for line in rules(ruleset.fence(SPEC, AROUND, "kmsg")) if "log prefix" in line]
+    """The kernel's text has no names, so there is no further log budget for DNS."""
+    text = ruleset.fence(SPEC, AROUND, "kmsg")
+    assert "goto log_dns" not in text
+    logs = [line for line in rules(text) if "log prefix" in line]
     assert len(logs) == 4
     for line in logs:
         assert "group" not in line

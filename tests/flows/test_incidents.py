@@ -184,7 +184,7 @@ def test_incident_total_of_forged_counters_is_limited(account: SandboxAccount) -
 def test_finding_remains_a_finding_with_any_later_record() -> None:
     asked: list[tuple[Record, int]] = []
 
-    def is_finding(record: Record, packets: int) -> bool:
+    def is_finding(record: Record, packets: int, _questions: object) -> bool:
         asked.append((record, packets))
         return record.destination_port == 443 and packets >= 10
 

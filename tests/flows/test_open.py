@@ -31,7 +31,7 @@ from tests.flows.reading import (
     tcp,
 )
 from tests.flows.stored import FILE, AccountFile
-from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, QUESTIONS, records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.flow import Key
     from ocsf_nft.process import Attribution
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import DnsQuestion, Record
 
 Found = Attempt | FanOut | IncidentEnd
 
@@ -290,11 +290,18 @@ def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -
     record=records(),
     by=st.none() | ATTRIBUTIONS,
     latest=st.lists(HOSTILE_TEXT, max_size=10).map(tuple),
+    questions=st.lists(QUESTIONS, max_size=3).map(tuple),
 )
 def test_codec_accepts_every_reported_incident(
-    record: Record, by: Attribution | None, latest: tuple[str, ...]
+    record: Record,
+    by: Attribution | None,
+    latest: tuple[str, ...],
+    questions: tuple[DnsQuestion, ...],
 ) -> None:
-    opened = OpenIncident(key(tcp()), _end(record, by, latest))
+    end = _end(record, by, latest)
+    incident = dataclasses.replace(end.incident, questions=questions)
+    end = dataclasses.replace(end, incident=incident)
+    opened = OpenIncident(key(tcp()), end, questions)
     text = codec._json_of(opened)
     taken = codec._opened(json.loads(text))
     assert codec._json_of(taken) == text

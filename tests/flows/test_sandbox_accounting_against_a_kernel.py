@@ -334,7 +334,7 @@ class Reported(RuleBasedStateMachine):
             "sb",
             begun_ns=START_NS,
             preferred=frozenset({"169.254.169.254"}),
-            is_finding=lambda _, packets: packets >= FINDING,
+            is_finding=lambda _, packets, __: packets >= FINDING,
         )
 
 

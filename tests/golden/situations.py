@@ -20,7 +20,7 @@ from ocsf_nft.ocsf.operational_events import collection_gap, fault, lifecycle, r
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.process import Process
-from ocsf_nft.record import Gap, Origin, Record
+from ocsf_nft.record import DnsQuestion, Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
 from ocsf_nft.sources.replay import Reader
 from tests.conformance import protections
@@ -39,6 +39,7 @@ from tests.conformance.corpus import (
     RECORDS,
     SAMPLE,
     TIME_NS,
+    TUNNEL,
 )
 from tests.conformance.incidents import fan_out_of
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
+_BY_A_PROCESS: Final = {finding_parts.TAMPERING, finding_parts.RESTORE_STOPPED}
 _SECOND: Final = 1_000_000_000
 #: Kernel log line of each kind of packet.
 _LINES: Final = {
@@ -183,6 +185,17 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "a-permissive-fence-allows", _activity(Attempt.of(_allowed("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
+    named = Attempt.of(replace(_record("dns"), question=DnsQuestion("files.example.org", 28)))
+    yield "a-name-lookup-with-its-name", _activity(named)
+    (query,) = _MAPPER.dns_activities(named, processed_ns=named.end_ns + 3_000_000)
+    yield "a-dns-query", query
+    tunnel = replace(
+        ATTEMPTS["counted dns"],
+        incident=replace(_incident("dns", 4, 312, found_at=4), questions=TUNNEL),
+        questions=TUNNEL[30:],
+    )
+    yield "a-dns-tunnel-goes-on", _activity(tunnel)
+    yield "a-dns-tunnel-is-found", _finding(tunnel)
     https = Attempt.of(_record("https"))
     known_program = replace(https, attribution=done_by(PROCESSES["all of it"]))
     yield "a-program-that-is-known", _activity(known_program, Mapper(CONTAINED))
@@ -200,7 +213,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     )
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     for kind in protections.KINDS:
-        by = PROCESSES["all of it"] if kind is finding_parts.TAMPERING else None
+        by = PROCESSES["all of it"] if kind in _BY_A_PROCESS else None
         series = protections.series_of(kind, process=by, is_tampering=by is not None)
         yield f"{kind.code}", protections.finding_of(CONTEXT, series)
     asked = replace(
@@ -315,7 +328,7 @@ def situations() -> dict[str, Any]:
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
         "a-program-that-is-known", "ssh-again-and-again", "a-permissive-fence-allows",
-        "credentials-are-allowed", "one-of-several-programs",
+        "credentials-are-allowed", "one-of-several-programs", "a-dns-tunnel-is-found",
     ):  # fmt: skip
         found[f"{name}-1.1.0"] = at_version(json.loads(json.dumps(found[name])), "1.1.0")
     return found

@@ -34,6 +34,7 @@ _ROOT, _NO_OWNER = 0, 0xFFFF_FFFF
 _WITH_PORTS: Final = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _WITHOUT_PORTS: Final = {1: "icmp", 47: "gre", 50: "esp", 58: "icmpv6", 253: "experiment"}
 _FLOW_BURST, _OTHER_BURST, _OVERFLOW_BURST = 4, 10, 200
+_DNS_BURST, _DNS_RATE, _DNS_SLOTS = 400, 10, 64
 _UNKNOWN: Final = 0x88B5
 _SECONDS: Final = 5.0
 #: Each packet goes to a different port, so that it has its own element.
@@ -191,6 +192,43 @@ def test_accounting_logs_the_first_packets_of_each_flow_and_counts_all(
     found = _counted(bench, reader, "link", partial(frame, _UNKNOWN, bytes(46)), times)
     assert found[0] == {_other_key(uid, _UNKNOWN, 0): times}
     assert _OTHER_BURST <= found[2] <= _OTHER_BURST + time.monotonic() - began
+
+
+@pytest.mark.parametrize("is_owned", [True, False], ids=["owned", "unowned"])
+def test_accounting_logs_hundreds_of_packets_of_a_flow_to_port_53(
+    bench: Bench, reader: Counters, is_owned: bool
+) -> None:
+    """The flow's usual budget follows, and flows without a slot have that one alone."""
+    uid = _ROOT if is_owned else _NO_OWNER
+    send = bench.owned if is_owned else bench.unowned
+    at_once, times = _DNS_BURST + _FLOW_BURST, _DNS_BURST + 3 * _FLOW_BURST
+    for version, own, to, other in (
+        (4, SANDBOX4, INTERNET4, "192.0.2.1"),
+        (6, SANDBOX6, INTERNET6, "2001:db8::1"),
+    ):
+        packet = headers.udp(own, to, 53)
+        began = time.monotonic()
+        found = _counted(bench, reader, "egress", partial(send, packet), times)
+        seconds = time.monotonic() - began
+        assert found[:2] == ({_key(uid, 17, to, 53): times}, 0)
+        assert at_once <= found[2] <= min(times, at_once + (_DNS_RATE + 1) * seconds)
+        # Another flow has its own budget.
+        packet = headers.other(
+            own, to, 6, struct.pack("!HHIIBBHHH", 4000, 53, 0, 0, 80, 2, 1, 0, 0)
+        )
+        found = _counted(bench, reader, "egress", partial(send, packet), 3 * _FLOW_BURST)
+        assert found[1:] == (0, 3 * _FLOW_BURST)
+        elements = (f"7 . udp . {ipaddress.ip_address(to) + n}" for n in range(_DNS_SLOTS))
+        name = f"inet ocsf_nft logged_dns{version}_egress"
+        conftest.nft(bench.lab.sandbox_namespace, "flush", "set", *name.split())
+        conftest.load(
+            bench.lab.sandbox_namespace, f"add element {name} {{ {', '.join(elements)} }}\n"
+        )
+        began = time.monotonic()
+        packet = headers.udp(own, other, 53)
+        found = _counted(bench, reader, "egress", partial(send, packet), 3 * _FLOW_BURST)
+        assert found[:2] == ({_key(uid, 17, other, 53): 3 * _FLOW_BURST}, 0)
+        assert _FLOW_BURST <= found[2] <= _FLOW_BURST + time.monotonic() - began
 
 
 def test_accounting_of_full_sets_counts_by_sender_and_then_in_total(

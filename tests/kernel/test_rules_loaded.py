@@ -50,6 +50,8 @@ _LONGEST_RESEND: Final = 120
 #: The ports that a client's kernel chooses from (net.ipv4.ip_local_port_range).
 _CLIENT_PORTS: Final = 60_999 - 32_768 + 1
 _FLOW_BURST, _OTHER_BURST = 4, 10
+#: Packets a second, and at once.
+_DNS_BUDGET = (10, 400)
 
 
 class Loaded:
@@ -110,6 +112,16 @@ def test_log_budgets_outlast_their_refill(
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
 
 
+def test_log_budgets_of_dns_outlast_their_refill_and_are_few(loaded: Loaded) -> None:
+    rate, burst = _DNS_BUDGET
+    found = list(loaded.named(r"logged_dns[46]_.*"))
+    assert len(found) == 2 * len(loaded.rules)
+    for _, each in found:
+        assert burst / rate < each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
+        assert each["size"] == 64
+        assert sorted(each["flags"]) == ["dynamic", "timeout"]
+
+
 def test_flow_sets_outlast_the_longest_pause_of_tcp(loaded: Loaded) -> None:
     """Their timeout is at most that of counts, and their size holds all ports of a client."""
     for name, each in loaded.named("(reported_peers|proxied|addressed|excepted)[46]"):
@@ -153,21 +165,24 @@ def test_base_chains_drop_by_policy(loaded: Loaded) -> None:
 
 
 def test_log_statements_have_the_rule_the_group_and_headers_alone(loaded: Loaded) -> None:
-    """IPv6 and TCP headers with all options have 100 bytes."""
+    """IPv6 and TCP headers with all options have 100 bytes. DNS has a statement of its own."""
     logs = re.findall(
         r'log prefix "ocsf-nft:a:([\w-]+):(?:permissive:)?" group (\d+) snaplen (\d+) '
         r'counter name "logged_([\w-]+?)(?:_permissive)?"',
         loaded.text,
     )
     assert {rule for rule, _, _, _ in logs} == loaded.rules
-    assert len(logs) == len(loaded.rules) == loaded.text.count("log prefix")
+    assert len(logs) == 2 * len(loaded.rules) == loaded.text.count("log prefix")
     for rule, group, snaplen, counter in logs:
         assert counter == rule
         assert int(group) == _GROUP
-        assert 100 <= int(snaplen) <= 128
+        assert 100 <= int(snaplen) <= 128 or int(snaplen) == 512
+    of_dns = [rule for rule, _, snaplen, _ in logs if int(snaplen) == 512]
+    assert sorted(of_dns) == sorted(loaded.rules)
+    assert all(f"chain log_dns_{rule}" in loaded.text for rule in of_dns)
 
 
-def test_log_budgets_have_a_burst_and_one_record_a_second(
+def test_log_budgets_have_a_burst_and_a_rate(
     loaded: Loaded,
 ) -> None:
     budgets = re.findall(
@@ -175,7 +190,8 @@ def test_log_budgets_have_a_burst_and_one_record_a_second(
         loaded.text,
     )
     expected = {"4": (1, _FLOW_BURST), "6": (1, _FLOW_BURST), "_others": (1, _OTHER_BURST)}
-    assert len(budgets) in {7 * len(loaded.rules), 13 * len(loaded.rules)}
+    expected |= dict.fromkeys(("_dns4", "_dns6"), _DNS_BUDGET)
+    assert len(budgets) in {9 * len(loaded.rules), 17 * len(loaded.rules)}
     for name, rate, burst in budgets:
         # Packets that fit into no set share one budget.
         assert (int(rate), int(burst)) == expected.get(name, (100, 200)), name

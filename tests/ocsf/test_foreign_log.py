@@ -16,10 +16,11 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.foreign_log import logging_host, product_of
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.templates import SIGHTINGS
-from ocsf_nft.ocsf.versions import VERSIONS, at_version
+from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.sources.replay import Reader
 from ocsf_nft.validation import EventValidator
 from tests.conformance.corpus import CONTEXT, NOW_NS
+from tests.published_versions import PUBLISHED
 from tests.strategies import LOG_HOSTS
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def test_hosts_and_firewalls_of_different_kinds_do_not_share_a_template() -> Non
     assert len(mapper._templates._stored) == len(hosts) * len(prefixes)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", PUBLISHED)
 @pytest.mark.parametrize("host", ["web-1", "192.0.2.1", "my_host"])
 def test_event_of_a_foreign_log_is_valid(version: str, host: str) -> None:
     event = at_version(_event(_syslog(host)), version)

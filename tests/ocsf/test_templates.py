@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.log_prefixes import firewall_of
-from ocsf_nft.ocsf import actors, endpoints, event_slots, templates
+from ocsf_nft.ocsf import actors, dns_queries, endpoints, event_slots, templates
 from ocsf_nft.ocsf.activity import derive
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import Context
@@ -49,6 +49,7 @@ from tests.strategies import (
     HOSTILE_TEXT,
     LOG_HOSTS,
     PORTS,
+    QUESTIONS,
     TIMESTAMPS,
     UINT16,
     UINT32,
@@ -158,6 +159,7 @@ def attempts(draw: st.DrawFn, logged: Record) -> Attempt:
         start_ns=start,
         end_ns=draw(st.sampled_from([start, start + 999_999]) | TIMESTAMPS),
         attribution=by,
+        questions=draw(st.just(()) | st.lists(QUESTIONS, max_size=3, unique=True).map(tuple)),
     )
 
 
@@ -224,9 +226,16 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
             ),
         ),
         attribution=draw(other_attributions(of.attribution, logged, uid, gid)),
+        questions=tuple(
+            replace(each, name=draw(_DNS_NAMES.filter(lambda name: len(name) <= 64)))
+            for each in of.questions
+        )
+        if all(map(dns_queries.is_usual, of.questions))
+        else of.questions,
     )
 
 
+_DNS_NAMES: Final = QUESTIONS.map(lambda question: question.name)
 _MACS: Final = st.from_regex(r"\A[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _FILLED: Final = HOSTILE_TEXT.filter(bool)
 
@@ -385,6 +394,10 @@ def is_of_several(attempt: Attempt) -> bool:
     return by is not None and bool(by.seen or by.unnamed)
 
 
+def _has_usual_questions(attempt: Attempt) -> bool:
+    return len(attempt.questions) < 2 and all(map(dns_queries.is_usual, attempt.questions))
+
+
 @pytest.mark.parametrize(
     ("context", "version"),
     [
@@ -403,6 +416,7 @@ def test_template_renders_every_known_attempt_as_model(context: str, version: st
             for name, each in _EVERY_ATTEMPT.items()
             if each.aggregation is not None or is_of_several(each)
         ),
+        *(name for name, each in _EVERY_ATTEMPT.items() if not _has_usual_questions(each)),
         "no address",
         "infiniband",
         *(name for name in _EVERY_ATTEMPT if "link arp" in name),

@@ -15,7 +15,7 @@ from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.process import Container
 from ocsf_nft.service import event_rendering as module
 from ocsf_nft.service.event_rendering import Reporter
-from tests.conformance.corpus import TCP, V4, record
+from tests.conformance.corpus import RECORDS, TCP, V4, record
 from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
@@ -65,3 +65,12 @@ async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbo
         reporter.set_severity_rules((SeverityRule(severity=severity),), FindingSettings())
         line, *_ = await reporter.lines([Attempt.of(record(**V4, **TCP))])
         assert orjson.loads(line)["severity_id"] == severity
+
+
+async def test_reporter_emits_dns_activity_only_if_it_is_on() -> None:
+    reporter = Reporter(MemoryStore().commit, Host(hostname="test"))
+    attempt = Attempt.of(RECORDS["dns query"])
+    for is_on, classes in ((False, [4001]), (True, [4001, 4003])):
+        reporter.has_dns_activity = is_on
+        lines = await reporter.lines([attempt])
+        assert [orjson.loads(line)["class_uid"] for line in lines] == classes

@@ -18,7 +18,7 @@
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_UDPLITE 136
 #define EXTENSIONS 8
-/* Number of bytes of a packet that NFLOG copies (rules/accounting.nft: snaplen). */
+/* First bytes of a packet that are compared: NFLOG copies at least these (rules/accounting.nft: snaplen). */
 #define COPIED 128
 #define ADLER 65521 /* RFC 1950 */
 
@@ -150,7 +150,7 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 		call->flags |= ANY;
 }
 
-/* Return the checksum of the bytes that NFLOG copies; 0 if they are not all readable. */
+/* Return the checksum of the packet's first bytes; 0 if they are not all readable. */
 static __always_inline __u32 sum_of(struct sk_buff *skb)
 {
 	__u32 size = BPF_CORE_READ(skb, len), a = 1, b = 0;

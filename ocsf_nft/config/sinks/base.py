@@ -17,7 +17,11 @@ from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.versions import STORED, full_version
 
 ClassName: TypeAlias = Literal[
-    "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
+    "network_activity",
+    "dns_activity",
+    "detection_finding",
+    "device_config_state_change",
+    "application_lifecycle",
 ]
 Version = Annotated[str, checked(full_version)]
 Classes = Annotated[tuple[ClassName, ...], Field(min_length=1)]
@@ -46,8 +50,8 @@ class SinkTable(Table):
     """Name of the sink in the store, in metrics and in the log."""
     ocsf_version: Version = STORED
     """OCSF version of the events, such as 1.8."""
-    classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
-                        "application_lifecycle")  # fmt: skip
+    classes: Classes = ("network_activity", "dns_activity", "detection_finding",
+                        "device_config_state_change", "application_lifecycle")  # fmt: skip
     """Event classes that the sink gets."""
     batch_events: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Maximum number of events of a batch."""

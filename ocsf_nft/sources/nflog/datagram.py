@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink
 from ocsf_nft.record import Origin
-from ocsf_nft.sources import packet
+from ocsf_nft.sources import dns, packet
 from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.base import MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ocsf_nft.record import Record, Transport
+    from ocsf_nft.record import DnsQuestion, Record, Transport
     from ocsf_nft.sources.packet_fields import Facts
 
 # Attributes (include/uapi/linux/netfilter/nfnetlink_log.h); all numbers in them are in network byte
@@ -45,6 +45,8 @@ NFULA_VLAN_PROTO: Final = 1
 NFULA_VLAN_TCI: Final = 2
 
 _NFGENMSG_BYTES: Final = 4
+#: First bytes of a packet in its checksum, as in the BPF programs (``COPIED`` in refused.h).
+_SUMMED: Final = 128
 _PACKET_HDR: Final = struct.Struct("!HBx")
 _TIMESTAMP: Final = struct.Struct("!QQ")
 #: First second of the year 10000: a stamp from then on is invalid.
@@ -243,8 +245,11 @@ def record(
     else:
         ethertype, data = _ethertype(datagram), datagram.captured
         header = datagram.hardware_header or b""
+    question = None
     if ethertype in {ETH_P_IP, ETH_P_IPV6}:
-        facts.update(packet.ip_facts(data, 4 if ethertype == ETH_P_IP else 6))
+        version = 4 if ethertype == ETH_P_IP else 6
+        facts.update(packet.ip_facts(data, version))
+        question = _question(facts, data, version)
     elif ethertype == ETH_P_ARP:
         facts.update(packet.arp_facts(data))
     # The kernel's text has the link header of an IP packet only if the packet has an input device.
@@ -275,8 +280,16 @@ def record(
         time_ns=datagram.received_ns if time_us is None else time_us * 1000,
         received_ns=datagram.received_ns,
         origin=origin,
-        captured_sum=zlib.adler32(datagram.captured) if datagram.captured else None,
+        captured_sum=zlib.adler32(datagram.captured[:_SUMMED]) if datagram.captured else None,
+        question=question,
     )
+
+
+def _question(facts: Facts, data: bytes, version: int) -> DnsQuestion | None:
+    if facts.get("destination_port") not in dns.PORTS:
+        return None
+    payload = packet.transport_payload(data, version)
+    return dns.question(payload, is_tcp=facts.get("protocol") == packet.TCP)
 
 
 def _ethertype(datagram: Datagram) -> int:

@@ -31,8 +31,9 @@ _NFULNL_CFG_CMD_BIND: Final = b"\x01"
 _NFULNL_COPY_PACKET: Final = 2
 _NFULNL_CFG_F_SEQ: Final = 1
 
-#: Bytes that the kernel copies of each packet: the headers, and the packet quoted in an ICMP error.
-COPY_BYTES: Final = 128
+#: Maximum number of bytes that the kernel copies of a packet. The rule that logs the packet may
+#: limit it further (``snaplen``), and does except for DNS: the kernel uses the smaller number.
+COPY_BYTES: Final = 512
 #: The kernel's limit of nlbufsiz (NFULNL_NLBUFSIZ_MAX), and so the longest datagram.
 DATAGRAM_BYTES: Final = 1 << 17
 _RECEIVE_BUFFER_BYTES: Final = 16 << 20
