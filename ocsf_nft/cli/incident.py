@@ -15,6 +15,7 @@ from ocsf_nft.cli.report import found_incident, view_of
 
 if TYPE_CHECKING:
     from ocsf_nft.cli.event_sources import EventReader
+    from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.view import View
 
 _BOLD: Final = "\x1b[1m{}\x1b[0m"
@@ -59,7 +60,7 @@ def incident(  # noqa: PLR0913, PLR0917 - each is an option
             return
         view = view_of(read, found_incident(read, uid))
     if as_json:
-        output.write_json(view)
+        _write_json(view)
     else:
         _show(view)
 
@@ -73,13 +74,20 @@ def _list(read: EventReader, *, as_json: bool) -> None:
     rows = text.open_findings(view)
     if as_json:
         for finding in rows:
-            output.write_json(finding)
+            _write_json(finding)
     elif rows:
         write_table(text.HEADINGS, [text.row(each) for each in rows])
     if not rows:
         output.show("no finding is open")
     if view.more_findings:
         output.show(f"at least {view.more_findings} findings are not listed")
+
+
+def _write_json(found: Finding | View) -> None:
+    """Write facts as one line of JSON; dataclasses and named tuples become objects."""
+    import orjson
+
+    output.write(orjson.dumps(found, default=lambda each: each._asdict()) + b"\n")
 
 
 def _show(view: View) -> None:

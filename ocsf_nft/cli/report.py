@@ -139,14 +139,13 @@ def view_of(read: EventReader, selected: Incident | Span) -> View:
 
 
 def _subject(selected: Incident | Span, view: View) -> str:
-    from ocsf_nft.report.clipped import clipped
     from ocsf_nft.report.selection import Incident
 
     if isinstance(selected, Incident):
         title = view.findings[0].title if view.findings else "Attempts"
-        return f"Incident {clipped(selected.uid, 8)}: {title}"
+        return f"Incident {selected.uid[:8]}: {title}"
     if selected.sandbox is not None:
-        return f"Sandbox {clipped(selected.sandbox)}"
+        return f"Sandbox {selected.sandbox}"
     names = [name for name, _ in view.identity]
     return f"Sandbox {names[0]}" if len(names) == 1 else f"{len(names)} sandboxes"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 _INT64: Final = 1 << 63
@@ -12,7 +11,7 @@ def at(value: Any, *path: str | int) -> Any:
     """Return the value at a path of keys and list indexes; None if the path does not exist."""
     for step in path:
         if isinstance(step, str):
-            value = value.get(step) if isinstance(value, Mapping) else None
+            value = value.get(step) if isinstance(value, dict) else None
         else:
             value = value[step] if isinstance(value, list) and len(value) > step else None
     return value

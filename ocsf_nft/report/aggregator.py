@@ -192,12 +192,13 @@ class Aggregator:
         self._totals["blocked"] += blocked
         self._totals["allowed"] += allowed
         self._histogram.add(time_ms, blocked, allowed)
-        found = senders(event)
+        sandbox = sandbox_or_host(event)
+        found = senders(event, sandbox)
         for each in found:
             self._processes.add(each, counts)
         if found[0].process is not None and not found[0].is_possible:
             self._totals["named"] += packets
-        sandbox, to = sandbox_or_host(event), traffic(event) or "unknown destination"
+        to = traffic(event) or "unknown destination"
         self._destinations.add(Destination(sandbox, to), counts)
         severity = number(event.get("severity_id")) or 0
         self._flows.add(

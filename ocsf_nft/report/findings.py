@@ -160,7 +160,9 @@ def _joined_processes(
 
 
 def _processes(event: Mapping[str, Any]) -> tuple[ProcessFacts, ...]:
-    return tuple(each for each in senders(event) if each.process is not None)[:_PROCESSES]
+    return tuple(
+        each for each in senders(event, sandbox_or_host(event)) if each.process is not None
+    )[:_PROCESSES]
 
 
 def _destinations(event: Mapping[str, Any]) -> tuple[str, ...]:

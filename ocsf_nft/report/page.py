@@ -7,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.report import charts, sections, wording
+from ocsf_nft.report.clipped import clipped
 from ocsf_nft.report.html import Html, element
 from ocsf_nft.report.style import STYLE
 from ocsf_nft.report.summary import summary
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ocsf_nft.report.view import View
 
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+#: Maximum number of characters of a subject.
+_SUBJECT: Final = 240
 #: The browser may load nothing, run nothing and send nothing. Only our style sheet applies.
 _POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'"
@@ -39,7 +42,7 @@ def page(view: View, *, subject: str, made_ms: int, since_ms: int | None = None)
     time, and ``since_ms`` the requested start of the time span, both in ms since the epoch.
     """
     found = summary(view, since_ms=since_ms)
-    title = f"{subject}: report"
+    subject = clipped(subject, _SUBJECT)
     chart = charts.activity(view)
     body = element(
         "body",
@@ -65,7 +68,7 @@ def page(view: View, *, subject: str, made_ms: int, since_ms: int | None = None)
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
+        element("title", f"{subject}: report"),
         element("style", Html(STYLE)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en').text}\n".encode()

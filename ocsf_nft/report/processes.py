@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.ocsf.json_values import at, items, number, text
-from ocsf_nft.ocsf.oneline import sandbox_or_host
 from ocsf_nft.report.clipped import clipped
 
 if TYPE_CHECKING:
@@ -61,13 +60,12 @@ class ProcessFacts:
         return "unknown process" if self.process is None else str(self.process)
 
 
-def senders(event: Mapping[str, Any]) -> tuple[ProcessFacts, ...]:
-    """Return the processes that an event names, the actor first; at least one.
+def senders(event: Mapping[str, Any], sandbox: str) -> tuple[ProcessFacts, ...]:
+    """Return the processes that an event of a sandbox names, the actor first; at least one.
 
     Without a process, the only item has the user. Possible senders are marked if the event does
     not say that each of them sent a packet.
     """
-    sandbox = sandbox_or_host(event)
     found: dict[int | None, ProcessFacts] = {}
     evidences = items(event.get("evidences"), _CANDIDATES)
     user = _user(at(event, "actor", "user")) or _user(at(event, "evidences", 0, "actor", "user"))

@@ -41,15 +41,22 @@ class Counts(NamedTuple):
         )
 
 
+class Row(NamedTuple, Generic[T]):
+    """Row of a table."""
+
+    facts: T
+    counts: Counts
+
+
 @dataclass(frozen=True, slots=True)
 class Top(Generic[T]):
     """Rows with the most packets, and the sum of all others."""
 
-    rows: tuple[tuple[T, Counts], ...] = ()
+    rows: tuple[Row[T], ...]
     #: Number of other rows: a lower bound if ``is_bounded``.
-    more: int = 0
-    is_bounded: bool = False
-    rest: Counts | None = None
+    more: int
+    is_bounded: bool
+    rest: Counts | None
 
 
 class TopCounts(Generic[K]):
@@ -74,7 +81,12 @@ class TopCounts(Generic[K]):
         rows, rest = self._sorted(), self._rest
         for _, small in rows[number:]:
             rest = small.plus(rest)
-        return Top(tuple(rows[:number]), max(0, len(rows) - number), self._rest is not None, rest)
+        return Top(
+            tuple(Row(*row) for row in rows[:number]),
+            max(0, len(rows) - number),
+            self._rest is not None,
+            rest,
+        )
 
     def _sorted(self) -> list[tuple[K, Counts]]:
         return sorted(self._rows.items(), key=lambda row: (-row[1].packets, row[1].first_ms))

