@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 #: Address of a page that becomes a link. Everything else stays text.
 _LINK: Final = re.compile(r"https://[A-Za-z0-9._~/%#?=&:@+-]+")
+#: Maximum number of items in a list of a finding, and of processes without children in a tree.
 _FEW: Final = 8
+_LEAVES: Final = 5
 _EVIDENCE: Final = "The command that shows an event of the evidence: "
 
 
@@ -184,7 +186,7 @@ def _children(node: ProcessNode) -> Html | None:
     nodes = list(node.children.values())
     # Those with children of their own are all shown: their number is bounded by the view's rows.
     leaves = [each for each in nodes if not each.children]
-    hidden = leaves[_FEW + 1 :] if len(leaves) > _FEW + 1 else []
+    hidden = leaves[_LEAVES:] if len(leaves) > _LEAVES + 1 else []
     found = [element("li", _node(each)) for each in nodes if each not in hidden]
     if hidden:
         names = counted(len(hidden), "process", "processes")
@@ -206,7 +208,7 @@ def _sent(facts: ProcessFacts, counts: Counts) -> Html:
         facts.container and f"container {facts.container}",
         facts.folder and f"in {facts.folder}",
         facts.started_ms is not None and f"started {wording.moment(facts.started_ms)}",
-        facts.sha256 and f"SHA-256 {facts.sha256[:16]}…",
+        facts.sha256 and f"SHA-256 {facts.sha256}",
     )
     pill = f"{wording.packets(counts)} in {counted(counts.events, 'event')}"
     possible = "possible sender of " if facts.is_possible else ""

@@ -49,7 +49,7 @@ dt { color: var(--dim); font-weight: 600; }
 dd { margin: 0; min-width: 0; }
 .answers { font-size: 1.02rem; }
 .answers ol, .answers ul, dd ul { margin: 0; padding-left: 1.15rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .6rem;
+.tiles { display: grid; grid-template-columns: repeat(6, 1fr); gap: .6rem;
   list-style: none; margin: 1rem 0 0; padding: 0; }
 .tiles li { background: var(--soft); border-radius: .5rem; padding: .6rem .8rem; }
 .tiles strong { display: block; font-size: 1.3rem; line-height: 1.25;
@@ -102,6 +102,7 @@ figcaption { font-size: .86rem; color: var(--dim); margin-bottom: .5rem; }
 .f1 { fill: var(--informational); } .f2 { fill: var(--low); } .f3 { fill: var(--medium); }
 .f4 { fill: var(--high); } .f5, .f6 { fill: var(--critical); }
 footer { padding-bottom: 2.5rem; color: var(--dim); font-size: .86rem; }
+@media (max-width: 58rem) { .tiles { grid-template-columns: repeat(3, 1fr); } }
 @media (max-width: 40rem) {
   main, header, footer { padding-left: .7rem; padding-right: .7rem; }
   section { padding: .9rem .8rem; }
