@@ -14,10 +14,14 @@ from ocsf_nft.cli import options, output
 from ocsf_nft.cli.report import found_incident, view_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ocsf_nft.cli.event_sources import EventReader
     from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.view import View
 
+#: Text in the JSON of each finding.
+_DETECTION_FINDING: Final = b"2004"
 _BOLD: Final = "\x1b[1m{}\x1b[0m"
 
 
@@ -70,7 +74,7 @@ def _list(read: EventReader, *, as_json: bool) -> None:
     from ocsf_nft.report import text
     from ocsf_nft.report.selection import Span
 
-    view = view_of(read, Span())
+    view = view_of(lambda consume: read(lambda lines: consume(_possible(lines))), Span())
     rows = text.open_findings(view)
     if as_json:
         for finding in rows:
@@ -81,6 +85,16 @@ def _list(read: EventReader, *, as_json: bool) -> None:
         output.show("no finding is open")
     if view.more_findings:
         output.show(f"at least {view.more_findings} findings are not listed")
+
+
+def _possible(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that may be findings; decoding all lines would take much longer.
+
+    The first line is always one of them: it shows if the input has events.
+    """
+    for number, line in enumerate(lines):
+        if number == 0 or _DETECTION_FINDING in line:
+            yield line
 
 
 def _write_json(found: Finding | View) -> None:

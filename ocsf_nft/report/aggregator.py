@@ -215,9 +215,9 @@ class Aggregator:
         before = self._findings.get(finding.uid)
         self._findings[finding.uid] = finding if before is None else merged(before, finding)
         if len(self._findings) > 2 * _FINDINGS:
-            kept = sorted(self._findings.values(), key=lambda each: each.urgency)[:_FINDINGS]
-            self._more_findings += len(self._findings) - len(kept)
-            self._findings = {each.uid: each for each in kept}
+            urgent = sorted(self._findings.values(), key=lambda each: each.urgency)[:_FINDINGS]
+            self._more_findings += len(self._findings) - len(urgent)
+            self._findings = {each.uid: each for each in urgent}
 
     def _add_names(self, event: Mapping[str, Any], time_ms: int) -> None:
         packets = packets_of(event)

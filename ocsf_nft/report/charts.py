@@ -35,7 +35,7 @@ class _Axis(NamedTuple):
     def labels(self) -> Html:
         middle = (self.start_ms + self.end_ms) // 2
         times = (self.start_ms, middle, self.end_ms)
-        labels = (element("span", wording.moment(each)) for each in times)
+        labels = (element("span", wording.utc(each)) for each in times)
         return element("div", *labels, class_="axis")
 
 
@@ -99,7 +99,7 @@ def _bars(histogram: Histogram, axis: _Axis, most: int) -> Iterator[Html]:
                 floor = max(0.0, floor - height)
                 yield element(
                     "rect",
-                    element("title", f"{wording.moment(start)}: {number:,} {name}"),
+                    element("title", f"{wording.utc(start)}: {number:,} {name}"),
                     class_=name,
                     x=left,
                     y=round(floor, 2),

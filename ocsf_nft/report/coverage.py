@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf.json_values import at, number, text
 from ocsf_nft.report.clipped import clipped
-from ocsf_nft.report.tables import Kept, MostSevere
+from ocsf_nft.report.tables import MostSevere, Shortlist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +100,9 @@ class ServiceEvent:
 class Coverage:
     """Facts about what is not known."""
 
-    limits: Kept[Limit]
-    fence_changes: Kept[ServiceEvent]
-    lifecycle: Kept[ServiceEvent]
+    limits: Shortlist[Limit]
+    fence_changes: Shortlist[ServiceEvent]
+    lifecycle: Shortlist[ServiceEvent]
     #: Latest state of the fence of each sandbox.
     fences: tuple[ServiceEvent, ...]
 
@@ -167,9 +167,9 @@ class CoverageBuilder:
             self._add_limit(fault)
         self._faults = {}
         return Coverage(
-            limits=self._limits.kept(),
-            fence_changes=self._changes.kept(),
-            lifecycle=self._lifecycle.kept(),
+            limits=self._limits.shortlist(),
+            fence_changes=self._changes.shortlist(),
+            lifecycle=self._lifecycle.shortlist(),
             fences=tuple(self._fences[name] for name in sorted(self._fences)),
         )
 

@@ -80,7 +80,7 @@ def _header(subject: str, when: str, made_ms: int) -> Html:
         "header",
         element("p", "ocsf-nft · report", class_="brand"),
         element("h1", subject),
-        element("p", f"{when} Report made {wording.moment(made_ms)} UTC.", class_="dim"),
+        element("p", f"{when} Report made {wording.utc(made_ms)} UTC.", class_="dim"),
         element("nav", element("ul", *links), aria_label="Sections"),
     )
 

@@ -63,8 +63,8 @@ class ProcessFacts:
 def senders(event: Mapping[str, Any], sandbox: str) -> tuple[ProcessFacts, ...]:
     """Return the processes that an event of a sandbox names, the actor first; at least one.
 
-    Without a process, the only item has the user. Possible senders are marked if the event does
-    not say that each of them sent a packet.
+    Without a process, the only item has the user. Possible senders are marked, unless the
+    event counts packets of each of them.
     """
     found: dict[int | None, ProcessFacts] = {}
     evidences = items(event.get("evidences"), _CANDIDATES)

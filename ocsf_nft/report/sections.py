@@ -56,7 +56,7 @@ def _finding(number: int, found: Finding) -> Html:
         ("Count", ", ".join((f"{found.count:,}", *totals))),
         ("First to last", f"{wording.period(found.first_ms, found.last_ms)} UTC"),
         ("State", wording.state(found)),
-        ("Created", f"{wording.moment(found.created_ms)} UTC; {counted(found.events, 'event')}"),
+        ("Created", f"{wording.utc(found.created_ms)} UTC; {counted(found.events, 'event')}"),
         ("Processes", _list(_process_lines(found))),
         ("Destinations", _list(_codes(found.destinations))),
         ("Rule", found.rule),
@@ -123,16 +123,16 @@ def _list(lines: Iterable[Html]) -> Content:
 
 def timeline_section(view: View) -> Html:
     """Return the section of the timeline."""
-    kept, is_several = timeline(view), len(view.identity) > 1
+    found, is_several = timeline(view), len(view.identity) > 1
     rows = [
         (
-            element("time", wording.moment(each.time_ms), datetime=_datetime(each.time_ms)),
+            element("time", wording.utc(each.time_ms), datetime=_datetime(each.time_ms)),
             badge(each.severity_id),
             each.kind,
             *([each.sandbox] if is_several else []),
             joined([each.text, _until(each.time_ms, each.end_ms)]),
         )
-        for each in kept.entries
+        for each in found.entries
     ]
     table = _table(
         "In order of time, UTC; the most severe entries are shown",
@@ -145,12 +145,12 @@ def timeline_section(view: View) -> Html:
         ),
         rows,
     )
-    more = _none(f"And at least {counted(kept.more, 'more entry', 'more entries')}.")
-    return _section("timeline", "Timeline", table, more if kept.more else None)
+    more = _none(f"And at least {counted(found.more, 'more entry', 'more entries')}.")
+    return _section("timeline", "Timeline", table, more if found.more else None)
 
 
 def _datetime(time_ms: int) -> str:
-    return f"{wording.moment(time_ms).replace(' ', 'T')}Z"
+    return f"{wording.utc(time_ms).replace(' ', 'T')}Z"
 
 
 def _until(start_ms: int, end_ms: int) -> Html | None:
@@ -207,7 +207,7 @@ def _sent(facts: ProcessFacts, counts: Counts) -> Html:
         facts.user,
         facts.container and f"container {facts.container}",
         facts.folder and f"in {facts.folder}",
-        facts.started_ms is not None and f"started {wording.moment(facts.started_ms)}",
+        facts.started_ms is not None and f"started {wording.utc(facts.started_ms)}",
         facts.sha256 and f"SHA-256 {facts.sha256}",
     )
     pill = f"{wording.packets(counts)} in {counted(counts.events, 'event')}"
@@ -258,7 +258,7 @@ def coverage(view: View, unknown: Sequence[str]) -> Html:
     """Return the section about what is not known."""
     rows = [
         (
-            element("time", wording.moment(each.start_ms), datetime=_datetime(each.start_ms)),
+            element("time", wording.utc(each.start_ms), datetime=_datetime(each.start_ms)),
             badge(each.severity_id),
             joined([element("strong", each.title), f". {each.message} {each.consequence}"]),
             "has ended" if each.is_cleared else _lasted(each.start_ms, each.end_ms),
@@ -269,7 +269,7 @@ def coverage(view: View, unknown: Sequence[str]) -> Html:
         (
             each.sandbox,
             joined([f"{each.state or 'unknown'}", "" if each.is_secure else " (at risk)"]),
-            wording.moment(each.time_ms),
+            wording.utc(each.time_ms),
             each.message,
         )
         for each in view.coverage.fences

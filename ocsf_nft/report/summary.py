@@ -127,7 +127,7 @@ def _unknown(view: View, since_ms: int | None) -> Iterator[str]:
     if since_ms is not None and (first is None or first > since_ms):
         begin = "The input has no event."
         if first is not None:
-            begin = f"The input begins at {wording.moment(first)} UTC, after the requested time."
+            begin = f"The input begins at {wording.utc(first)} UTC, after the requested time."
         yield begin
     totals = view.totals
     if totals.named < totals.packets:
@@ -154,7 +154,7 @@ def _fences(view: View) -> Iterator[str]:
     known = {each.sandbox for each in view.coverage.fences}
     silent = [name for name, _ in view.identity if name not in known]
     if silent:
-        yield f"No event says if the fence was active: {_named(silent)}."
+        yield f"No event has the state of the fence: {_named(silent)}."
 
 
 def _named(sandboxes: list[str]) -> str:

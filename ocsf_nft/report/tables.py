@@ -93,15 +93,15 @@ class TopCounts(Generic[K]):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[T]):
-    """Entries that were kept, in the order of their times, and the number of the others."""
+class Shortlist(Generic[T]):
+    """Entries of a list in the order of their times, and the number of omitted ones."""
 
     entries: tuple[T, ...] = ()
     more: int = 0
 
 
 class MostSevere(Generic[T]):
-    """List of the ``most`` most severe entries; of equal ones, the earliest are kept."""
+    """List of the ``most`` most severe entries; of equal ones, the earliest."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -118,7 +118,7 @@ class MostSevere(Generic[T]):
         else:
             heapq.heappushpop(self._heap, item)
 
-    def kept(self) -> Kept[T]:
+    def shortlist(self) -> Shortlist[T]:
         """Return the entries in the order of their times."""
         entries = sorted(self._heap, key=lambda item: (-item[1], -item[2]))
-        return Kept(tuple(item[3] for item in entries), self._number - len(entries))
+        return Shortlist(tuple(item[3] for item in entries), self._number - len(entries))

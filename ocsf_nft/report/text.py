@@ -32,7 +32,7 @@ def open_findings(view: View) -> list[Finding]:
 def row(finding: Finding) -> tuple[str, ...]:
     """Return the row of a finding in the list, with the columns ``HEADINGS``."""
     return (
-        wording.moment(finding.updated_ms),
+        wording.utc(finding.updated_ms),
         wording.severity(finding.severity_id),
         finding.sandbox,
         f"{finding.count:,}",
@@ -85,7 +85,7 @@ def _timeline(view: View) -> Iterator[str]:
     yield "Timeline (UTC):"
     for each in entries.entries[:_ENTRIES]:
         severity = wording.severity(each.severity_id)
-        yield f"  {wording.moment(each.time_ms)}  {severity:<13}  {each.kind:<7}  {each.text}"
+        yield f"  {wording.utc(each.time_ms)}  {severity:<13}  {each.kind:<7}  {each.text}"
     yield from _more(len(entries.entries) - _ENTRIES + entries.more)
 
 

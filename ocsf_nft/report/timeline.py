@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.report import wording
-from ocsf_nft.report.tables import Kept, MostSevere
+from ocsf_nft.report.tables import MostSevere, Shortlist
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,16 +30,16 @@ class Entry(NamedTuple):
     sandbox: str
 
 
-def timeline(view: View) -> Kept[Entry]:
+def timeline(view: View) -> Shortlist[Entry]:
     """Return the most severe entries in the order of their times, and the number of others."""
     found: MostSevere[Entry] = MostSevere(_MOST)
     for entry in _entries(view):
         found.add(entry.severity_id, entry.time_ms, entry)
-    kept, coverage = found.kept(), view.coverage
+    listed, coverage = found.shortlist(), view.coverage
     unseen = sum(each.more for each in (coverage.limits, coverage.fence_changes))
     unseen += coverage.lifecycle.more + view.more_findings
     unseen += view.flows.more + len(view.flows.rows[_FLOWS:])
-    return Kept(kept.entries, kept.more + unseen)
+    return Shortlist(listed.entries, listed.more + unseen)
 
 
 def _rank(row: tuple[Flow, Counts]) -> tuple[bool, int, int]:

@@ -29,7 +29,7 @@ def severity(severity_id: int) -> str:
     return SEVERITIES.get(severity_id, "Unknown")
 
 
-def moment(time_ms: int | None) -> str:
+def utc(time_ms: int | None) -> str:
     """Return a time in ms since the epoch as UTC text: ``2026-11-24 23:47:46``."""
     found = utc_text(time_ms)
     return "unknown time" if found is None else found[:19].replace("T", " ")
@@ -37,7 +37,7 @@ def moment(time_ms: int | None) -> str:
 
 def period(first_ms: int, last_ms: int) -> str:
     """Return a period as text: the end has its date only if that is another one."""
-    first, last = moment(first_ms), moment(last_ms)
+    first, last = utc(first_ms), utc(last_ms)
     if first == last:
         return first
     return f"{first} to {last[_DATE:] if first[:_DATE] == last[:_DATE] else last}"

@@ -168,7 +168,7 @@ def test_incident_shows_the_processes_and_what_to_do(file: Path) -> None:
     assert (found["totals"]["blocked"], found["findings"][0]["uid"]) == (18, _METADATA)
 
 
-def test_incident_without_an_open_finding_says_so(tmp_path: Path) -> None:
+def test_incident_without_an_open_finding_shows_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(_LINES[0])
     done = forked.run("incident", "--input", path)

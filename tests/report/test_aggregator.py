@@ -19,7 +19,7 @@ from ocsf_nft.report.selection import Incident, IncidentFinder, Span
 from ocsf_nft.report.summary import summary
 from ocsf_nft.report.text import incident as incident_text
 from tests.golden.situations import FOLDER
-from tests.report.day import BEGIN, MINUTE, Event, activity, events, fence, uid
+from tests.report.day import BEGIN, MINUTE, Event, activity, events, fence, finding, uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,54 +127,32 @@ def test_memory_has_a_bound_and_the_sum_stays_exact(monkeypatch: pytest.MonkeyPa
     assert (len(view.identity), view.has_more_sandboxes) == (5, True)
 
 
-_KEYS = [
-    "actor",
-    "process",
-    "user",
-    "pid",
-    "name",
-    "path",
-    "evidences",
-    "enrichments",
-    "data",
-    "processes",
-    "ancestry",
-    "unmapped",
-    "sandbox",
-    "metadata",
-    "uid",
-    "labels",
-    "type",
-    "finding_info",
-    "title",
-    "related_events",
-    "attacks",
-    "technique",
-    "container",
-]
-_ATTRIBUTES = [
-    "actor",
-    "evidences",
-    "enrichments",
-    "unmapped",
-    "metadata",
-    "finding_info",
-    "count",
-    "start_time",
-    "end_time",
-    "severity_id",
-    "device",
-    "cloud",
-    "state_id",
-    "message",
-    "dst_endpoint",
-    "src_endpoint",
-    "connection_info",
-    "resources",
-    "status_detail",
-    "observables",
-    "remediation",
-]
+def test_most_urgent_findings_are_listed_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aggregator_module, "_FINDINGS", 10)
+    monkeypatch.setattr(aggregator_module, "_SHOWN_FINDINGS", 4)
+    found = [
+        finding(str(n), n, since=0, count=1, code="", title=f"t{n}", remediation="r",
+                severity=5 if n == 3 else 3, activity_id=3 if n > 25 else 1)
+        for n in range(30)
+    ]  # fmt: skip
+    view = view_of(found)
+    assert [each.title for each in view.findings] == ["t3", "t25", "t24", "t23"]
+    assert view.more_findings == 26
+
+
+_KEYS = (
+    "actor", "process", "user", "pid", "name", "path", "evidences", "enrichments", "data",
+    "processes", "ancestry", "unmapped", "sandbox", "metadata", "uid", "labels", "type",
+    "finding_info", "title", "related_events", "attacks", "technique", "container",
+)  # fmt: skip
+_ATTRIBUTES = (
+    "actor", "evidences", "enrichments", "unmapped", "metadata", "finding_info", "count",
+    "start_time", "end_time", "severity_id", "device", "cloud", "state_id", "message",
+    "dst_endpoint", "src_endpoint", "connection_info", "resources", "status_detail",
+    "observables", "remediation",
+)  # fmt: skip
 _SCALARS = st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.text(max_size=8)
 _JSON = st.recursive(
     _SCALARS | st.floats(),
@@ -260,7 +238,7 @@ def test_summary_answers_who_what_when_how_much_and_what_to_do() -> None:
     assert found.unknown == ()
 
 
-def test_summary_says_what_is_not_known() -> None:
+def test_summary_lists_what_is_not_known() -> None:
     removed = fence(59 * MINUTE, 1, "Disabled", "removed", code="fence-removed", severity=5)
     view = view_of([*DAY, removed])
     found = summary(view, since_ms=BEGIN - 60 * MINUTE)
@@ -271,7 +249,7 @@ def test_summary_says_what_is_not_known() -> None:
         "The fence was not read: 1 time.",
         "Log records were dropped: 1 time.",
         "The last known state of the fence is not secure: sandbox agent-7.",
-        "No event says if the fence was active: sandbox trial-2.",
+        "No event has the state of the fence: sandbox trial-2.",
     )
 
 

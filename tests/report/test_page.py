@@ -34,7 +34,7 @@ _HOSTILE: Final = (
     "é" * 900_000,
 )
 #: Texts that are no free text: they select what the page shows.
-_KEPT: Final = frozenset(
+_FIXED: Final = frozenset(
     {"event_code", "type", "uid", "correlation_uid", "src_url", "pid", "value"}
 )
 _UNSAFE: Final = re.compile(
@@ -82,7 +82,7 @@ def changed(value: Any, change: Callable[[str], str], key: str = "") -> Any:
         return {name: changed(each, change, name) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(changed(each, change, key) for each in value)
-    return change(value) if isinstance(value, str) and key not in _KEPT else value
+    return change(value) if isinstance(value, str) and key not in _FIXED else value
 
 
 @pytest.mark.parametrize("hostile", _HOSTILE, ids=range(len(_HOSTILE)))
@@ -165,6 +165,18 @@ def test_page_has_the_answers_and_all_sections() -> None:
     ):  # fmt: skip
         assert part in text, part
     assert len(html) < 200_000
+
+
+def test_page_of_no_events_is_complete() -> None:
+    text = " ".join(_parsed(page(view_of([]), subject="Empty", made_ms=BEGIN)).texts)
+    for part in ("No finding.", "No process.", "No gap is known in this period.", "No sandbox."):
+        assert part in text
+
+
+def test_processes_without_children_are_listed_up_to_a_number() -> None:
+    text = " ".join(_parsed(_page(DAY)).texts)
+    assert text.count(" blocked in 1 event") <= 9
+    assert "and 20 processes like these" in text
 
 
 def test_page_is_accessible() -> None:

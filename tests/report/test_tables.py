@@ -29,7 +29,7 @@ def test_top_counts_sum_is_exact_also_when_rows_are_evicted(
     assert packets == sorted(packets, reverse=True)
 
 
-def test_top_counts_tell_how_many_rows_are_not_shown() -> None:
+def test_top_counts_has_how_many_rows_are_not_shown() -> None:
     table: TopCounts[int] = TopCounts(5)
     for key in range(8):
         table.add(key, Counts(1, key, 0, 0, 0))
@@ -60,8 +60,8 @@ def test_histogram_counts_each_packet_once_in_a_bounded_number_of_intervals(
 
 
 def test_most_severe_entries_are_kept_and_the_earliest_of_equal_ones() -> None:
-    kept: MostSevere[str] = MostSevere(3)
+    found: MostSevere[str] = MostSevere(3)
     for severity, time, name in ((1, 1, "a"), (3, 9, "b"), (2, 5, "c"), (2, 4, "d"), (5, 7, "e")):
-        kept.add(severity, time, name)
-    assert kept.kept().entries == ("d", "e", "b")
-    assert kept.kept().more == 2
+        found.add(severity, time, name)
+    assert found.shortlist().entries == ("d", "e", "b")
+    assert found.shortlist().more == 2
