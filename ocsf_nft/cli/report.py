@@ -107,7 +107,7 @@ def report(  # noqa: PLR0913, PLR0917 - each is an option
     if target is None:
         output.write(html)
     else:
-        _write_file(target, html, force=force)
+        write_file(target, html, force=force)
         output.show(f"{target}: {view.totals.events} events, {len(view.findings)} findings")
 
 
@@ -159,7 +159,7 @@ def _check_target(target: Path | None, *, force: bool) -> None:
         raise UsageError(f"{target} exists: give --force to replace it, or another --output")
 
 
-def _write_file(target: Path, content: bytes, *, force: bool) -> None:
+def write_file(target: Path, content: bytes, *, force: bool) -> None:
     """Write a file at once; raises UsageError if it exists, DeliveryError if that fails."""
     try:
         # mkstemp makes files of mode 0600.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf.json_values import at, number, text
+from ocsf_nft.ocsf.oneline import sender
 from ocsf_nft.report.clipped import clipped
 from ocsf_nft.report.tables import MostSevere, Shortlist
 
@@ -54,6 +55,9 @@ _CODES: Final = {
     "Fault": "fault",
     "Fault Cleared": "fault-cleared",
 }
+#: Values of security_level_id and of severity_id.
+_SECURE: Final = 1
+_INFORMATIONAL: Final = 1
 _STATES: Final = {1: "Disabled", 2: "Enabled"}
 
 
@@ -92,7 +96,10 @@ class ServiceEvent:
     detail: str = ""
     #: State of the fence after a change, such as "Enabled"; else empty.
     state: str = ""
-    #: Whether the fence then restricts the sandbox as it should; None if unknown.
+    #: Process that made a change; empty if unknown.
+    by: str = ""
+    #: Whether the fence then restricts the sandbox as it should; None if unknown, and after the
+    #: ordinary end of a sandbox.
     is_secure: bool | None = None
 
 
@@ -222,6 +229,7 @@ def _limit(event: Mapping[str, Any], code: str, time_ms: int) -> Limit:
 def _service_event(event: Mapping[str, Any], time_ms: int) -> ServiceEvent:
     state = text(event.get("state")) or _STATES.get(number(event.get("state_id")) or 0, "")
     level = number(event.get("security_level_id"))
+    is_ordinary_end = level != _SECURE and _severity(event) == _INFORMATIONAL
     return ServiceEvent(
         time_ms=time_ms,
         severity_id=_severity(event),
@@ -229,5 +237,6 @@ def _service_event(event: Mapping[str, Any], time_ms: int) -> ServiceEvent:
         message=clipped(event.get("message"), _SENTENCE) or clipped(event.get("activity_name")),
         detail=clipped(event.get("status_detail"), _SENTENCE),
         state=clipped(state, 64),
-        is_secure=None if level is None else level == 1,  # Secure
+        by=sender(event),
+        is_secure=None if level is None or is_ordinary_end else level == _SECURE,
     )

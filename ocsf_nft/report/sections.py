@@ -268,7 +268,7 @@ def coverage(view: View, unknown: Sequence[str]) -> Html:
     states = [
         (
             each.sandbox,
-            joined([f"{each.state or 'unknown'}", "" if each.is_secure else " (at risk)"]),
+            joined([f"{each.state or 'unknown'}", " (at risk)" if each.is_secure is False else ""]),
             wording.utc(each.time_ms),
             each.message,
         )

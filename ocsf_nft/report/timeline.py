@@ -68,7 +68,8 @@ def _entries(view: View) -> Iterator[Entry]:
             limit.sandbox,
         )  # fmt: skip
     for change in view.coverage.fence_changes.entries:
-        text = f"{change.message} {change.detail}".strip()
+        by = change.by and f"By {change.by}."
+        text = " ".join(filter(None, (change.message, change.detail, by)))
         yield Entry(
             change.time_ms, change.time_ms, change.severity_id, "Fence", text, change.sandbox
         )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from ocsf_nft.cli.report import write_file
+from ocsf_nft.errors import UsageError
 from ocsf_nft.state.state_db import FILE
 from tests.cli import forked
 from tests.delivery.stores import Store
@@ -85,6 +87,15 @@ def test_existing_file_is_replaced_only_with_force(file: Path, tmp_path: Path) -
     assert target.read_text() == "mine"
     assert forked.run("report", "--input", file, "--output", target, "--force").returncode == 0
     assert target.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_file_that_appears_while_the_events_are_read_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("mine")
+    with pytest.raises(UsageError, match="exists: give --force"):
+        write_file(target, b"page", force=False)
+    assert target.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_file_that_cannot_be_written_is_one_sentence(file: Path, tmp_path: Path) -> None:

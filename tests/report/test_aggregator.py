@@ -238,6 +238,12 @@ def test_summary_answers_who_what_when_how_much_and_what_to_do() -> None:
     assert found.unknown == ()
 
 
+def test_closed_finding_needs_no_action() -> None:
+    closed = [event | {"activity_id": 3} for event in DAY if event["class_uid"] == 2004]
+    found = summary(view_of(closed))
+    assert (found.what[:18], found.actions) == ("4 closed findings.", ())
+
+
 def test_summary_lists_what_is_not_known() -> None:
     removed = fence(59 * MINUTE, 1, "Disabled", "removed", code="fence-removed", severity=5)
     view = view_of([*DAY, removed])

@@ -111,6 +111,8 @@ def test_events_of_a_fault_are_one_limit_that_ends_when_it_is_cleared() -> None:
     for at, name, severity in ((0, "Fault", 3), (60_000, "Fault", 3), (90_000, "Fault Cleared", 1)):
         event = lifecycle(at, name, f"{name} {at}", code="", severity=severity, lasted=at)
         event["metadata"]["correlation_uid"] = "f"
+        # A service that was started again knows only its own begin of the fault.
+        event["start_time"] = BEGIN + at // 2
         builder.add(event, event["time"])
     (limit,) = builder.coverage().limits.entries
     assert (limit.code, limit.is_cleared, limit.severity_id) == ("fault", True, 3)
@@ -149,6 +151,15 @@ def test_last_state_of_a_fence_is_the_latest_one_by_time() -> None:
     coverage = builder.coverage()
     assert [(each.state, each.is_secure) for each in coverage.fences] == [("Disabled", False)]
     assert len(coverage.fence_changes.entries) == 2
+
+
+def test_ordinary_end_of_a_sandbox_is_no_risk() -> None:
+    event = fence(0, 1, "Disabled", "ended", code="sandbox-ended", severity=1)
+    event["actor"] = {"process": {"pid": 5, "name": "ip"}}
+    builder = CoverageBuilder()
+    builder.add(event, event["time"])
+    (found,) = builder.coverage().fences
+    assert (found.is_secure, found.by) == (None, "ip[5]")
 
 
 def test_state_of_a_lean_event_is_that_of_its_id() -> None:
