@@ -26,6 +26,9 @@ PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static runc shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
+# Browser of the slow tests of reports, and of their picture.
+BROWSER := chromium
+
 # Container engines of the slow tests. Where systemd runs, Debian starts the daemons of Docker and
 # containerd; the tests run their own ones, in namespaces of their own.
 ENGINES := docker.io docker-cli podman containerd containernetworking-plugins
@@ -58,7 +61,7 @@ demo: .venv/demo  ## Fence a throw-away sandbox and watch programs fail to get o
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
 	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS) $(ENGINES)
+test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS) $(ENGINES) $(BROWSER)
 test-slow: system .venv/ready  ## Run the slow tests: virtual machines, container engines, 200 kills, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n $(WORKERS))
 
@@ -112,7 +115,8 @@ reference: .venv/ready  ## Write the generated files of docs/reference again.
 detections: .venv/ready  ## Write the generated files of detections/ again.
 	$(BIN)/python -m tests.detections.conversion
 
-screenshots: .venv/ready  ## Draw the pictures of docs/images again, from real runs.
+screenshots: PACKAGES += $(BROWSER)
+screenshots: system .venv/ready  ## Draw the pictures of docs/images again, from real runs.
 	$(SUDO) $(BIN)/python -m tests.docs.screenshots
 
 clean:  ## Remove what the other targets made.

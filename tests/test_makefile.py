@@ -38,9 +38,16 @@ def test_tests_install_all_that_they_drive() -> None:
         assert needed in commands
 
 
-def test_slow_tests_install_the_container_engines() -> None:
+def test_slow_tests_install_the_container_engines_and_a_browser() -> None:
     commands = _commands("test-slow")
-    for needed in ("docker.io", "podman", "containerd", "containernetworking-plugins", "runc"):
+    for needed in (
+        "chromium",
+        "docker.io",
+        "podman",
+        "containerd",
+        "containernetworking-plugins",
+        "runc",
+    ):
         assert needed in commands
 
 

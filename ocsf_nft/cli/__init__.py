@@ -28,7 +28,9 @@ from ocsf_nft.cli.demo import demo
 from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
+from ocsf_nft.cli.incident import incident
 from ocsf_nft.cli.list_sandboxes import list_all, show
+from ocsf_nft.cli.report import report
 from ocsf_nft.cli.run import run
 from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
@@ -113,6 +115,8 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "watch": watch,
     "status": status,
     "events": events,
+    "incident": incident,
+    "report": report,
     "tail": tail,
     "convert": convert,
     "validate": validate,

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads it
@@ -14,16 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output, service_access
+from ocsf_nft.cli.event_sources import selection, store_paths
 from ocsf_nft.cli.service_access import Access
-from ocsf_nft.cli.stored_events import ServiceSelection, StoreSelection
-from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.cli.service_access import Files, RunningService
     from ocsf_nft.cli.stored_events import Selection
-    from ocsf_nft.ocsf.event_filter import EventFilter
 
 
 def events(  # noqa: PLR0913, PLR0917 - each is an option
@@ -163,13 +160,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     source = _access(control, state_dir, config, store, needs_files=dead or sinks)
     with source.reading_files():
         if retry:
-            _retry(_stores(source.files), sink, uid)
+            _retry(store_paths(source.files), sink, uid)
         elif dead:
-            _show_dead(_stores(source.files), sink, form, select)
+            _show_dead(store_paths(source.files), sink, form, select)
         elif sinks:
-            _show_sinks(_stores(source.files))
+            _show_sinks(store_paths(source.files))
         else:
-            with _selection(source, query, select, partial(_write, version, write)) as shown:
+            with selection(source, query, select, partial(_write, version, write)) as shown:
                 _show(shown, lines, follow=follow)
 
 
@@ -189,27 +186,6 @@ def _access(
     return Access(None, files if store is None else files._replace(store=store))
 
 
-@contextlib.contextmanager
-def _selection(
-    source: Access,
-    query: Mapping[str, str],
-    select: EventFilter,
-    write: Callable[[Iterable[bytes]], bool],
-) -> Iterator[Selection]:
-    """Yield the events that a service, or ``select``, selects."""
-    from ocsf_nft.state.archive import Archive
-
-    service = source.service
-    others = () if service is None else _other_stores(service)
-    if service is not None and not others:
-        yield ServiceSelection(service.control, query, write)
-        return
-    paths = _stores(source.files) if service is None else (service.store, *others)
-    with contextlib.ExitStack() as stack:
-        archives = [stack.enter_context(Archive(path)) for path in paths]
-        yield StoreSelection(archives, select, write)
-
-
 def _show(shown: Selection, lines: int, *, follow: bool) -> None:
     if not follow:
         if not shown.last(lines or None):
@@ -219,33 +195,6 @@ def _show(shown: Selection, lines: int, *, follow: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
         shown.follow(lines)
-
-
-def _stores(files: Files) -> Sequence[Path]:
-    from ocsf_nft.state.archive import stores
-
-    if files.store is None:
-        return stores(files.state_dir)
-    if not files.store.is_file():
-        raise AbsentError(
-            f"{files.store} does not exist: `--state-dir DIR` finds the stores of a run"
-        )
-    return [files.store]
-
-
-def _other_stores(service: RunningService) -> Sequence[Path]:
-    """Return the stores of other runs in the state directory of a service, if any can be read.
-
-    A service knows only its own events.
-    """
-    from ocsf_nft.state.archive import stores
-
-    try:
-        found = stores(service.state_dir)
-    except (OSError, AbsentError):  # without permission, or its store is elsewhere
-        return ()
-    own = os.path.realpath(service.store)
-    return [path for path in found if os.path.realpath(path) != own]
 
 
 def _write(

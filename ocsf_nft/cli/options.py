@@ -183,6 +183,15 @@ SourceConfig = Annotated[
         "used here."
     ),
 ]
+EventFiles = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        help="A file of events, one JSON object a line; - is standard input; repeatable. Default: "
+        "the stored events.",
+        metavar="PATH",
+    ),
+]
 EventAsJson = Annotated[
     bool, typer.Option("--json", help="Write the event of the change to standard output, as JSON.")
 ]

@@ -11,12 +11,14 @@ The event may have any version and class of OCSF. Missing and invalid values are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ocsf_nft.ocsf import actors, protocols
 from ocsf_nft.ocsf.enums import Direction, Disposition
+from ocsf_nft.ocsf.json_values import at as _at
+from ocsf_nft.ocsf.json_values import number as _number
+from ocsf_nft.ocsf.json_values import text as _text
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.protocols import service
 from ocsf_nft.ocsf.safe_text import visible
@@ -24,7 +26,7 @@ from ocsf_nft.record import split_prefix
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 #: Kind of a segment; the segment of the severity has one kind for each level.
 Style: TypeAlias = Literal[
@@ -53,7 +55,6 @@ _NAME: Final = 64
 _SENTENCE: Final = 320
 _TIME: Final = len("2026-11-24T23:47:46.123Z")
 _LABEL: Final = len("MEDIUM")
-_INT64: Final = 1 << 63
 _TIMES: Final = "\N{MULTIPLICATION SIGN}"
 #: Name that can't be mistaken for another part of the line; other names are quoted.
 _PLAIN: Final = re.compile(r'[^\s"()\[\]]+')
@@ -85,13 +86,13 @@ def plain(segments: tuple[Segment, ...]) -> str:
 
 
 def _network(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
-    traffic = _traffic(event)
-    if not traffic:
+    traffic_text = traffic(event)
+    if not traffic_text:
         yield from _other(event)
         return
     yield "sandbox", sandbox_or_host(event)
-    yield "who", _sender(event)
-    yield "what", traffic
+    yield "who", sender(event)
+    yield "what", traffic_text
     yield "outcome", _outcome(event)
     yield "count", _count(event)
     yield "rule", _rule(event)
@@ -102,11 +103,11 @@ def _network(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
 
 def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
     yield "sandbox", sandbox_or_host(event)
-    yield "who", _sender(event)
+    yield "who", sender(event)
     title = _sentence(_at(event, "finding_info", "title")) or _sentence(event.get("message"))
     yield "what", ": ".join(filter(None, (_word(event.get("activity_name")), title)))
     if _at(event, "unmapped", "flows") is None:  # one flow of many is not informative
-        yield "what", _traffic(_at(event, "evidences", 0))
+        yield "what", traffic(_at(event, "evidences", 0))
     yield "count", ", ".join(filter(None, (_count(event), *_totals(event))))
     yield "rule", _rule(event)
     yield "hint", _sentence(_at(event, "remediation", "desc"))
@@ -114,7 +115,7 @@ def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
 
 def _other(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
     yield "sandbox", sandbox_or_host(event)
-    yield "who", _sender(event)
+    yield "who", sender(event)
     message = _text(event.get("message"))
     yield "what", _sentence(message) or _kind(event)
     detail = _text(event.get("status_detail"))
@@ -148,7 +149,8 @@ def sandbox_or_host(event: Mapping[str, Any]) -> str:
     return ""
 
 
-def _sender(event: Mapping[str, Any]) -> str:
+def sender(event: Mapping[str, Any]) -> str:
+    """Return the user and the process behind an event, such as ``uid 1000 curl[4242]``."""
     evidence = _at(event, "evidences", 0)
     actor = event.get("actor") or _at(evidence, "actor")
     process = _at(actor, "process") or _at(evidence, "process")
@@ -200,7 +202,7 @@ def _process(process: Any) -> str:
     return f"{name}[{pid}]" if name else f"pid {pid}"
 
 
-def _traffic(event: Any) -> str:
+def traffic(event: Any) -> str:
     """Return protocol, endpoints and service as text, for example ``TCP 203.0.113.7:443 https``.
 
     ``event`` is an event, or the evidence in a finding.
@@ -288,24 +290,6 @@ def _kind(event: Mapping[str, Any]) -> str:
             return kind
     number = _number(event.get("class_uid"))
     return "an event of no class" if number is None else f"an event of class {number}"
-
-
-def _at(value: Any, *path: str | int) -> Any:
-    for step in path:
-        if isinstance(step, str):
-            value = value.get(step) if isinstance(value, Mapping) else None
-        else:
-            value = value[step] if isinstance(value, list) and len(value) > step else None
-    return value
-
-
-def _number(value: Any) -> int | None:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number and -_INT64 <= value < _INT64 else None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _word(value: Any) -> str:

@@ -188,7 +188,7 @@ def test_commands_with_a_state_directory_take_it_from_a_file() -> None:
         for name, command in commands.commands.items()
     }
     with_directory = {name for name, options in named.items() if "state_dir" in options}
-    readers = {"status", "events", "tail", "list"}
+    readers = {"status", "events", "incident", "report", "tail", "list"}
     assert with_directory == {"install", "verify", "remove", "run", *readers}
     assert all("config" in named[name] for name in with_directory)
 

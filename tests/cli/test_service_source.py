@@ -192,6 +192,16 @@ async def test_tail_shows_stored_events(host: Host) -> None:
     assert (refused.returncode, "PATH can't be combined" in refused.stderr) == (2, True)
 
 
+async def test_report_of_a_service_is_that_of_its_store(host: Host) -> None:
+    pages = []
+    for source in (("--control", host.control), ("--state-dir", host.state)):
+        done = await host.run("report", *source)
+        assert (done.returncode, done.stderr) == (0, "")
+        pages.append(done.stdout.partition("</header>")[2])
+    assert pages[0] == pages[1]
+    assert f"of {len(host.stored)} lines were used" in pages[0]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
 async def test_user_who_may_only_connect_sees_the_events(host: Host) -> None:
     host.folder.chmod(0o755)

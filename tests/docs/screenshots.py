@@ -1,4 +1,7 @@
-"""Draw the pictures of terminals in docs/images, from real runs: ``make screenshots``."""
+"""Draw the pictures in docs/images: ``make screenshots``.
+
+Those of terminals are from real runs. That of a report is of sample events, in chromium.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pty
 import re
 import struct
 import subprocess
+import tempfile
 import termios
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +20,21 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.text import Text
 
+from ocsf_nft.report.aggregator import Aggregator
+from ocsf_nft.report.page import page
+from ocsf_nft.report.selection import Span
 from tests.docs import machines
 from tests.docs.commands import ROOT
+from tests.report.browser import Browser
+from tests.report.day import BEGIN, MINUTE, events
 
 if TYPE_CHECKING:
     from tests.docs.machines import Machine
 
 IMAGES: Final = ROOT / "docs/images"
+#: Size of the picture of a report, in CSS pixels.
+_REPORT_WIDTH: Final = 1000
+_REPORT_HEIGHT: Final = 1240
 _COLUMNS: Final = 100
 _LINES: Final = 60
 #: The demo draws its table again with each row: from the hidden cursor to the last erased line.
@@ -137,9 +149,27 @@ def drawn(screenshot: Screenshot, text: str) -> str:
         )
 
 
+def report_page() -> bytes:
+    """Return the page of a report about the sample events."""
+    aggregator = Aggregator(Span(sandbox="agent-7"))
+    for event in events():
+        aggregator.add(event)
+    return page(aggregator.view(), subject="Sandbox agent-7", made_ms=BEGIN + 60 * MINUTE)
+
+
+def report_picture() -> bytes:
+    """Return a PNG of the upper part of a report."""
+    with tempfile.TemporaryDirectory() as folder, Browser() as browser:
+        file = Path(folder, "report.html")
+        file.write_bytes(report_page())
+        browser.load(file, width=_REPORT_WIDTH)
+        return browser.picture(_REPORT_HEIGHT)
+
+
 def main() -> None:
     """Draw all pictures."""
     IMAGES.mkdir(exist_ok=True)
+    (IMAGES / "report.png").write_bytes(report_picture())
     for screenshot in SCREENSHOTS:
         with machines.started("sandbox") as machine:
             done = machine.run(screenshot.before)

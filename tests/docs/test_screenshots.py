@@ -71,6 +71,14 @@ def test_picture_has_the_last_table_and_no_event() -> None:
     ]
 
 
+def test_picture_of_a_report_is_small_and_on_its_page() -> None:
+    picture = (screenshots.IMAGES / "report.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 200_000
+    assert "images/report.png)" in (ROOT / "docs/how-to/report.md").read_text(encoding="utf-8")
+    assert "Sandbox agent-7" in screenshots.report_page().decode()
+
+
 @pytest.mark.kernel
 def test_command_of_a_picture_runs_in_a_terminal() -> None:
     with machines.started(None) as machine:

@@ -1,0 +1,180 @@
+"""Command ``report``: a page of HTML about an incident, or about a time span."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocsf_nft.cli import options, output
+from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
+
+if TYPE_CHECKING:
+    from ocsf_nft.cli.event_sources import EventReader
+    from ocsf_nft.report.selection import Incident, Span
+    from ocsf_nft.report.view import View
+
+
+def report(  # noqa: PLR0913, PLR0917 - each is an option
+    paths: options.EventFiles = [],  # noqa: B006 - typer copies it
+    incident: Annotated[
+        str | None,
+        typer.Option(
+            "--incident",
+            help="Only this incident: the beginning of a finding's finding_info.uid, or of a "
+            "metadata.correlation_uid.",
+            metavar="ID",
+        ),
+    ] = None,
+    sandbox: Annotated[
+        str | None, typer.Option("--sandbox", help="Only events of this sandbox.", metavar="NAME")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            help="Only events since this time (ISO 8601, local time by default), or since this "
+            "long ago: 90s, 15m, 12h, 7d.",
+            metavar="TIME",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write, with mode 0600. Default: standard output, which must not be "
+            "a terminal.",
+            metavar="FILE",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    control: options.ServiceOrFiles = None,
+    state_dir: options.StateDir = None,
+    config: options.SourceConfig = None,
+) -> None:
+    """Write a report about an incident, or about a time span, as one HTML file.
+
+    The page answers who did what, when, how much, what to do, and what is not known. It has a
+    timeline, the processes with their ancestors, the destinations, and the findings. It needs no
+    network, and has no scripts. Browsers show it on phones, on screens and on paper.
+
+    Without --input, the stored events are read, as by `ocsf-nft events`. Files of events may have
+    any OCSF version from 1.1.0 on, also without captions.
+
+    Exit 2: no such incident, no events, or the file exists. Exit 3: the file can't be written. To
+    read files needs no privilege. By default, only root may read the stored events; root and the
+    socket's group may use the service.
+
+    Example: ocsf-nft report --sandbox agent --since 24h --output report.html
+    """
+    from ocsf_nft.cli.event_sources import event_reader
+    from ocsf_nft.report.page import page
+    from ocsf_nft.report.selection import Span
+    from ocsf_nft.time_text import since_ms
+
+    if incident is not None and (sandbox, since, until) != (None, None, None):
+        raise UsageError(
+            "--incident can't be combined with --sandbox, --since or --until: an incident has "
+            "its own time"
+        )
+    _check_target(target, force=force)
+    span = Span(
+        from_ms=None if since is None else since_ms("--since", since),
+        until_ms=None if until is None else since_ms("--until", until),
+        sandbox=sandbox,
+    )
+    with event_reader(paths, control, state_dir, config) as read:
+        selected = span if incident is None else found_incident(read, incident)
+        view = view_of(read, selected)
+    html = page(
+        view,
+        subject=_subject(selected, view),
+        made_ms=time.time_ns() // 1_000_000,
+        since_ms=span.from_ms,
+    )
+    if target is None:
+        output.write(html)
+    else:
+        write_file(target, html, force=force)
+        output.show(f"{target}: {view.totals.events} events, {len(view.findings)} findings")
+
+
+def found_incident(read: EventReader, prefix: str) -> Incident:
+    """Return the incident with a uid that begins with ``prefix``.
+
+    Raises AbsentError if there is none, UsageError if there are several.
+    """
+    from ocsf_nft.report.selection import IncidentFinder
+
+    finder = IncidentFinder(prefix)
+    read(finder.read)
+    return finder.incident()
+
+
+def view_of(read: EventReader, selected: Incident | Span) -> View:
+    """Return the facts of the selected events; raises AbsentError if the input has no event."""
+    from ocsf_nft.report.aggregator import Aggregator
+
+    aggregator = Aggregator(selected)
+    read(aggregator.read)
+    view = aggregator.view()
+    if view.read.first_ms is None:
+        raise AbsentError(
+            "the input has no OCSF event: name a file with one event as JSON in each line "
+            "(--input), or the state directory of a run (--state-dir)"
+        )
+    return view
+
+
+def _subject(selected: Incident | Span, view: View) -> str:
+    from ocsf_nft.report.selection import Incident
+
+    if isinstance(selected, Incident):
+        title = view.findings[0].title if view.findings else "Attempts"
+        return f"Incident {selected.uid[:8]}: {title}"
+    if selected.sandbox is not None:
+        return f"Sandbox {selected.sandbox}"
+    names = [name for name, _ in view.identity]
+    return f"Sandbox {names[0]}" if len(names) == 1 else f"{len(names)} sandboxes"
+
+
+def _check_target(target: Path | None, *, force: bool) -> None:
+    """Raise UsageError if the page can't be written; before the events are read."""
+    if target is None:
+        if sys.stdout.isatty():
+            raise UsageError("a terminal can't show a page: give --output FILE, or a pipe")
+    elif not force and os.path.lexists(target):
+        raise UsageError(f"{target} exists: give --force to replace it, or another --output")
+
+
+def write_file(target: Path, content: bytes, *, force: bool) -> None:
+    """Write a file at once; raises UsageError if it exists, DeliveryError if that fails."""
+    try:
+        # mkstemp makes files of mode 0600.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            if force:
+                Path(temporary).replace(target)
+            else:
+                os.link(temporary, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed
+                Path(temporary).unlink()
+    except FileExistsError as error:
+        raise UsageError(f"{target} exists: give --force to replace it") from error
+    except OSError as error:
+        raise DeliveryError(f"{target} can't be written: {error.strerror}") from error

@@ -1,0 +1,145 @@
+"""Page of a report: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.report import charts, sections, wording
+from ocsf_nft.report.clipped import clipped
+from ocsf_nft.report.html import Html, element
+from ocsf_nft.report.style import STYLE
+from ocsf_nft.report.summary import summary
+
+if TYPE_CHECKING:
+    from ocsf_nft.report.summary import Summary
+    from ocsf_nft.report.view import View
+
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+#: Maximum number of characters of a subject.
+_SUBJECT: Final = 240
+#: The browser may load nothing, run nothing and send nothing. Only our style sheet applies.
+_POLICY: Final = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'"
+)
+_SECTIONS: Final = (
+    ("summary", "Summary"),
+    ("activity", "Activity"),
+    ("findings", "Findings"),
+    ("timeline", "Timeline"),
+    ("processes", "Processes"),
+    ("destinations", "Destinations"),
+    ("coverage", "Coverage and gaps"),
+    ("identity", "Identity"),
+)
+
+
+def page(view: View, *, subject: str, made_ms: int, since_ms: int | None = None) -> bytes:
+    """Return the page as UTF-8.
+
+    ``subject`` is what the report is about, such as "Sandbox agent". ``made_ms`` is the present
+    time, and ``since_ms`` the requested start of the time span, both in ms since the epoch.
+    """
+    found = summary(view, since_ms=since_ms)
+    subject = clipped(subject, _SUBJECT)
+    chart = charts.activity(view)
+    body = element(
+        "body",
+        _header(subject, found.when, made_ms),
+        element(
+            "main",
+            _summary(view, found),
+            element("section", element("h2", "Activity over time", id="activity-title"), chart,
+                    id="activity", aria_labelledby="activity-title") if chart else None,
+            sections.findings(view),
+            sections.timeline_section(view),
+            sections.processes(view),
+            sections.destinations(view),
+            sections.coverage(view, found.unknown),
+            sections.identity(view),
+        ),
+        _footer(view),
+    )  # fmt: skip
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{subject}: report"),
+        element("style", Html(STYLE)),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en').text}\n".encode()
+
+
+def _header(subject: str, when: str, made_ms: int) -> Html:
+    links = (element("li", element("a", title, href=f"#{name}")) for name, title in _SECTIONS)
+    return element(
+        "header",
+        element("p", "ocsf-nft · report", class_="brand"),
+        element("h1", subject),
+        element("p", f"{when} Report made {wording.utc(made_ms)} UTC.", class_="dim"),
+        element("nav", element("ul", *links), aria_label="Sections"),
+    )
+
+
+def _summary(view: View, found: Summary) -> Html:
+    actions = [element("li", each) for each in found.actions]
+    unknown = [element("li", each) for each in found.unknown]
+    answers = (
+        ("What", found.what),
+        ("Who", found.who),
+        ("When", found.when),
+        ("How much", found.how_much),
+        ("What to do", element("ol", *actions) if actions else "Nothing: no finding is open."),
+        ("Not known", element("ul", *unknown) if unknown else "No gap is known."),
+    )
+    pairs = (each for name, text in answers for each in (element("dt", name), element("dd", text)))
+    return element(
+        "section",
+        element("h2", "Summary", id="summary-title"),
+        element("dl", *pairs, class_="answers"),
+        _tiles(view),
+        id="summary",
+        aria_labelledby="summary-title",
+    )
+
+
+def _tiles(view: View) -> Html:
+    totals, tops = view.totals, (view.destinations, view.processes)
+    destinations, processes = (len(each.rows) + each.more for each in tops)
+    tiles = (
+        ("open findings", sum(each.is_open for each in view.findings), True),
+        ("packets blocked", totals.blocked, False),
+        ("packets allowed", totals.allowed, True),
+        ("destinations", destinations, False),
+        ("senders", processes, False),
+        ("gaps and faults", len(view.coverage.limits.entries) + view.coverage.limits.more, True),
+    )
+    return element(
+        "ul",
+        *(
+            element(
+                "li",
+                element("strong", f"{number:,}"),
+                name,
+                class_="warn" if is_bad and number else None,
+            )
+            for name, number, is_bad in tiles
+        ),
+        class_="tiles",
+    )
+
+
+def _footer(view: View) -> Html:
+    counts = (
+        "Packets are the sum of count over Network Activity events (4001). Totals of findings "
+        "(2004) count the same packets again and are not added. If an event names several "
+        "processes, its packets are shown for each of them. Packets are drawn at the end of their "
+        "time window."
+    )
+    lines = wording.counted(view.read.lines, "line")
+    used = f"{wording.counted(view.totals.events, 'event')} of {lines} were used."
+    return element("footer", element("p", counts), element("p", used))
