@@ -68,6 +68,9 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     ] = "jsonl",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     config: options.MappingConfig = None,
+    no_redact: Annotated[
+        bool, typer.Option("--no-redact", help="Leave secrets, such as tokens, in the texts.")
+    ] = False,
 ) -> None:
     """Convert kernel log text to OCSF events, one event a line.
 
@@ -77,8 +80,10 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
+    from ocsf_nft import redaction
     from ocsf_nft.cli.formats import writer
     from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.ocsf.redacted import redacted_record, redacted_reject
     from ocsf_nft.ocsf.versions import full_version
     from ocsf_nft.sources import replay
 
@@ -86,6 +91,8 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     written, version = writer(form), full_version(ocsf_version)
     boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
+    if no_redact:
+        redaction.configure(redaction.Redactor(is_enabled=False))
     mapper = Mapper(context)
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
@@ -96,10 +103,10 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
                 records: Iterable[Record] = batch.records
                 if prefix is not None:
                     records = (each for each in records if each.prefix.startswith(prefix))
-                records = map(prefixes.named, records)
+                records = map(prefixes.named, map(redacted_record, records))
                 output.write(b"".join(written(_events(records, mapper, version))))
                 for line in batch.rejected:
-                    reject(line)
+                    reject(redacted_reject(line))
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"

@@ -71,7 +71,9 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         identifiers.event_uid(record.origin.identity),
         _correlation_uid(attempt),
         identifiers.community_id(record, source, destination),
-        byte_size(record.origin.raw),
+        byte_size(record.origin.raw)
+        if record.origin.raw_bytes is None
+        else record.origin.raw_bytes,
     )
 
 
