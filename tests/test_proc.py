@@ -331,3 +331,13 @@ def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
         assert not proc.shows_all(directory)
         (tmp_path / "1").mkdir()
         assert proc.shows_all(directory)
+
+
+@pytest.mark.kernel
+def test_arguments_have_no_secret() -> None:
+    words = (WAITING, "--password", "s3cr3t 'Value'", "x" * 4000, "--token=s3cr3t-Value")
+    with python(*words) as process, directory(process.pid) as descriptor:
+        read = proc.arguments(descriptor)
+    assert read is not None
+    assert read.count("[redacted:") == 1
+    assert "s3cr3t" not in read

@@ -22,6 +22,7 @@ NAMES: Final = (
 #: Shorter endings, which must be a whole word: ``bypass`` is no secret.
 _SHORT_NAMES: Final = r"pass|pwd(?!=/)|auth|psk|passin|passout"
 _NAME: Final = rf"(?:{NAMES}|(?<![A-Za-z0-9])(?:{_SHORT_NAMES}))"
+_SECRET_NAME: Final = re.compile(f".*{_NAME}", re.IGNORECASE)
 #: A name, and the start of its value: ``name=value``, ``Name: value``, ``"name": "value"``.
 _NAMED: Final = re.compile(
     rf"""{_NAME}(?:\]|%5d)?(?:\\{{0,3}}["'])?(?:\s{{0,3}}:(?!:)\s{{0,3}}|=|\s{{1,3}}=\s{{1,3}})""",
@@ -105,6 +106,11 @@ _TOKEN_HINTS: Final = (
     "sntry", "pscale_", "pul-", "key-", "atatt3", "atctt3", "atbb", "eyj", "ls0tls1",
     "hooks.slack.com", "/webhooks/", "/bot", "q~",
 )  # fmt: skip
+
+
+def is_secret_name(name: str) -> bool:
+    """Return True if the value of a header, an option or a variable with this name is a secret."""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def may_match(text: str) -> bool:
