@@ -122,7 +122,8 @@ class Activities:
                 level = max(level, Severity.MEDIUM)
         outcome = packet_outcome.outcome(record, answer)
         proxy, proxy_endpoint = self.proxy(attempt, direction)
-        unmapped = plain(record.details)
+        # One object, because an index of so many different values is large and of no use.
+        unmapped: dict[str, Any] = {"packet": plain(record.details)} if record.details else {}
         unmapped["prefix"] = visible(record.prefix)
         if record.sandbox is not None:
             unmapped["sandbox"] = visible(record.sandbox)

@@ -197,9 +197,9 @@ class NetworkActivity(Event):
     )
     raw_data_size: Long = Field(description="size of the whole record in bytes")
     unmapped: dict[str, Any] | None = optional(
-        "sandbox; fields of the record without an OCSF attribute: prefix, ttl, ip_id, window, "
-        "mark and others; aggregation of several flows: reason, flows, sample; of the process: "
-        "unit (of systemd), pod_uid, sha256"
+        "sandbox and prefix of the record; packet: header fields without an OCSF attribute, such "
+        "as ttl, ip_id, tcp_window, mark; aggregation of several flows: reason, flows, sample; of "
+        "the process: unit (of systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 
