@@ -16,12 +16,14 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import time_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
 
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.record import Batch, Record, Reject
     from ocsf_nft.sources.replay import LineTally
@@ -67,6 +69,14 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = "jsonl",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
+    detail: Annotated[
+        str,
+        typer.Option(
+            "--detail",
+            help="Detail of an event: lean has no captions, raw data and repetitions.",
+            metavar="full|lean",
+        ),
+    ] = "full",
     config: options.MappingConfig = None,
     no_redact: Annotated[
         bool, typer.Option("--no-redact", help="Leave secrets, such as tokens, in the texts.")
@@ -93,7 +103,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     prefixes, context = options.prefixes_and_context(config)
     if no_redact:
         redaction.configure(redaction.Redactor(is_enabled=False))
-    mapper = Mapper(context)
+    line_of = _line_function(detail, Mapper(context), version)
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_unparsed_file(unparsed, paths))
@@ -104,7 +114,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
                 if prefix is not None:
                     records = (each for each in records if each.prefix.startswith(prefix))
                 records = map(prefixes.named, map(redacted_record, records))
-                output.write(b"".join(written(_events(records, mapper, version))))
+                output.write(b"".join(written(_events(records, line_of))))
                 for line in batch.rejected:
                     reject(redacted_reject(line))
     output.show(
@@ -123,12 +133,27 @@ def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Ite
     yield from reader.finish()
 
 
-def _events(records: Iterable[Record], mapper: Mapper, version: str) -> Iterator[bytes]:
+def _line_function(detail: str, mapper: Mapper, version: str) -> Callable[[Attempt], bytes]:
+    """Return the function that makes the JSON line of an event with this detail.
+
+    Raises UsageError if there is no such detail.
+    """
+    from ocsf_nft.ocsf.lean import lean_line
+
+    def full(attempt: Attempt) -> bytes:
+        return mapper.line(attempt, processed_ns=time.time_ns(), version=version)
+
+    functions = {"full": full, "lean": lambda attempt: lean_line(full(attempt))}
+    if detail not in functions:
+        raise UsageError(f"{quoted(detail)} is no detail of events: give full or lean")
+    return functions[detail]
+
+
+def _events(records: Iterable[Record], line_of: Callable[[Attempt], bytes]) -> Iterator[bytes]:
     from ocsf_nft.attempt import Attempt
 
     for record in records:
-        attempt = Attempt.of(record)
-        yield mapper.line(attempt, processed_ns=time.time_ns(), version=version)
+        yield line_of(Attempt.of(record))
 
 
 def _is_same_file(path: Path, name: str) -> bool:

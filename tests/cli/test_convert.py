@@ -249,3 +249,17 @@ def test_secrets_of_a_line_are_redacted_unless_that_is_off(tmp_path: Path) -> No
     mine = f"[    1.500000] agent-42 {packet}\n"
     assert "agent-42" in convert(stdin=mine).stdout
     assert "agent-42" not in convert("--config", str(config), stdin=mine).stdout
+
+
+def test_lean_events_are_converted_on_request() -> None:
+    full, small = (
+        json.loads(convert("--detail", detail, "--ocsf-version", "1.3", stdin=MESSAGE).stdout)
+        for detail in ("full", "lean")
+    )
+    assert "raw_data" in full
+    assert "raw_data" not in small
+    assert small["metadata"]["version"] == "1.3.0"
+    assert small["dst_endpoint"]["ip"] == full["dst_endpoint"]["ip"]
+    done = convert("--detail", "small", stdin=MESSAGE)
+    assert done.returncode == 2
+    assert "give full or lean" in done.stderr
