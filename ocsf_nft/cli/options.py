@@ -214,7 +214,7 @@ def input_file(path: str) -> BufferedReader:
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
     """Read log prefixes of other firewalls, and severities of events, from a configuration file.
 
-    Secrets are redacted as its table ``[redaction]`` says.
+    Its table ``[redaction]`` is used from now on.
     The returned Context has the severities. If ``config`` is None, the defaults are returned.
     Raises AbsentError or UsageError if the file can't be used.
     """

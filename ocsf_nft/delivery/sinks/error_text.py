@@ -50,7 +50,7 @@ def printable(text: object, secrets: Iterable[str] = ()) -> str:
     """Return an untrusted text as one printable line of at most 200 characters.
 
     Each of the ``secrets`` is replaced by ``***``; upper and lower case count as equal. Other texts
-    that look like secrets are redacted.
+    with the form of a secret are redacted.
     """
     line = str(text)
     for secret in secrets:
