@@ -21,7 +21,7 @@ KEY_BYTES: Final = 32
 _HASH_DIGITS: Final = 12  # 48 bits
 _PLACEHOLDER: Final = re.compile(rf"\[redacted:[0-9a-f]{{{_HASH_DIGITS}}}\]")
 _CUT: Final = "…"
-#: With more secrets, a text is replaced from the first one to its end.
+#: A text with more secrets is replaced as a whole, so that it takes little time.
 _MOST_SECRETS: Final = 64
 
 
@@ -72,7 +72,7 @@ class Redactor:
     def _replaced(self, text: str, found: Iterator[tuple[int, int]]) -> str:
         spans = [*islice(found, _MOST_SECRETS), *islice(self._custom(text), _MOST_SECRETS)]
         if len(spans) >= _MOST_SECRETS:
-            spans = [(min(spans)[0], len(text))]
+            spans = [(0, len(text))]
         parts: list[str] = []
         done = 0
         for start, end in _merged(spans):
@@ -114,7 +114,7 @@ def configure(redactor: Redactor) -> None:
     """Use ``redactor`` for all texts of this program from now on.
 
     Until this call, a redactor with a random key is in use. There is one for the whole program, so
-    that no place at which a command line enters can lack it.
+    that no code that reads a command line can lack it.
     """
     global _current  # noqa: PLW0603 - see above
     _current = redactor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Place of the secret in a word.
+#: Stands for the secret in a word.
 SECRET: Final = "§"  # noqa: S105 - no password
 #: A secret without a known form, which only its position shows.
 PLAIN: Final = "s3cr3t-Value"
@@ -24,7 +24,7 @@ def _words(command: str) -> list[str]:
 
 
 #: Secrets that an option, a name or an address shows.
-BY_PLACE: Final = [
+BY_POSITION: Final = [
     _words(command)
     for command in (
         "mysql --password=§ db",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.redaction import Redactor
-from tests.redaction.cases import BY_PLACE, ORDINARY, PLAIN, SECRET, TOKENS
+from tests.redaction.cases import BY_POSITION, ORDINARY, PLAIN, SECRET, TOKENS
 
 KEY = bytes(32)
 REDACTOR = Redactor(KEY)
@@ -35,12 +35,12 @@ def is_one_word(words: list[str]) -> bool:
 
 
 def test_redaction_has_many_forms() -> None:
-    assert len(BY_PLACE) + len(TOKENS) >= 50
-    assert len(set(map(tuple, BY_PLACE))) == len(BY_PLACE)
+    assert len(BY_POSITION) + len(TOKENS) >= 50
+    assert len(set(map(tuple, BY_POSITION))) == len(BY_POSITION)
 
 
-@pytest.mark.parametrize("words", BY_PLACE)
-def test_command_line_has_no_secret_that_its_place_shows(words: list[str]) -> None:
+@pytest.mark.parametrize("words", BY_POSITION)
+def test_command_line_has_no_secret_that_its_position_shows(words: list[str]) -> None:
     found = REDACTOR.command_line(placed(words, PLAIN))
     assert PLAIN not in found
     assert len(PLACEHOLDER.findall(found)) == 1
@@ -53,7 +53,7 @@ def test_command_line_has_no_secret_that_its_place_shows(words: list[str]) -> No
     assert REDACTOR.command_line(found.split(" ")) == found
 
 
-@pytest.mark.parametrize("words", [each for each in BY_PLACE if is_one_word(each)])
+@pytest.mark.parametrize("words", [each for each in BY_POSITION if is_one_word(each)])
 @pytest.mark.parametrize(
     "secret",
     ['Xa"Xb', "Xa 'Xb\" Xc", "Xa\\Xb", "Xa;Xb&Xc|Xd", "Xä\u202eXb", "Xa\nXb", "Xa\udcffXb"],
@@ -84,7 +84,7 @@ def test_ordinary_command_line_is_unchanged(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "start", "rest"),
     [
-        *((words, "", "Q9" * 12) for words in BY_PLACE if len(words) > 1),
+        *((words, "", "Q9" * 12) for words in BY_POSITION if len(words) > 1),
         *((["x", SECRET], *token) for token in TOKENS),
     ],
 )
@@ -125,8 +125,7 @@ def test_secret_that_occurs_twice_is_redacted_twice() -> None:
 
 def test_more_secrets_than_the_limit_leave_nothing_of_the_rest() -> None:
     found = REDACTOR.command_line(["x", *[f"--token={PLAIN}{n}" for n in range(100)]])
-    assert PLAIN not in found
-    assert found.startswith("x --token=[redacted:")
+    assert PLACEHOLDER.fullmatch(found)
 
 
 def test_patterns_of_the_configuration_are_secrets_too() -> None:
