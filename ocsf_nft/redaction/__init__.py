@@ -6,9 +6,8 @@ have equal placeholders, and a guess can't be tested without the key.
 
 from __future__ import annotations
 
-import hmac
+import os
 import re
-import secrets
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +37,7 @@ class Redactor:
         *,
         is_enabled: bool = True,
     ) -> None:
-        self._key = secrets.token_bytes(KEY_BYTES) if key is None else key
+        self._key = os.urandom(KEY_BYTES) if key is None else key
         self._patterns = tuple(patterns)
         self._is_enabled = is_enabled
 
@@ -90,6 +89,8 @@ class Redactor:
                 yield match.span(1) if pattern.groups and match[1] is not None else match.span()
 
     def _placeholder(self, secret: str) -> str:
+        import hmac  # noqa: PLC0415 - it takes milliseconds, and most texts have no secret
+
         if len(secret) > 1 and secret[0] == secret[-1] and secret[0] in "\"'":
             secret = secret[1:-1]
         digest = hmac.digest(self._key, secret.encode("utf-8", "backslashreplace"), "sha256")

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 import string
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: The large patterns are compiled when a text needs them: most commands read no command line.
+compiled: Final = cache(re.compile)
 
 #: Name endings of secrets, such as ``DB_PASSWORD`` or ``X-Api-Key``.
 NAMES: Final = (
@@ -22,9 +26,10 @@ NAMES: Final = (
 #: Shorter endings, which must be a whole word: ``bypass`` is no secret.
 _SHORT_NAMES: Final = r"pass|pwd(?!=/)|auth|psk|passin|passout"
 _NAME: Final = rf"(?:{NAMES}|(?<![A-Za-z0-9])(?:{_SHORT_NAMES}))"
-_SECRET_NAME: Final = re.compile(f".*{_NAME}", re.IGNORECASE)
+_SECRET_NAME: Final = partial(compiled, f".*{_NAME}", re.IGNORECASE)
 #: A name, and the start of its value: ``name=value``, ``Name: value``, ``"name": "value"``.
-_NAMED: Final = re.compile(
+_NAMED: Final = partial(
+    compiled,
     rf"""{_NAME}(?:\]|%5d)?(?:\\{{0,3}}["'])?(?:\s{{0,3}}:(?!:)\s{{0,3}}|=|\s{{1,3}}=\s{{1,3}})""",
     re.IGNORECASE,
 )
@@ -79,14 +84,17 @@ _TOKENS: Final = {
     r"discord(?:app)?\.com/api/webhooks/": "[A-Za-z0-9/_-]{20,}",
     r"(?<=/bot)\d{6,12}:": "[A-Za-z0-9_-]{30,}",  # Telegram
 }
-_TOKEN: Final = re.compile(
+_TOKEN: Final = partial(
+    compiled,
     "|".join(
         f"(?<![A-Za-z0-9])(?:{start}){rest}" if start[0] != "(" else f"(?:{start}){rest}"
         for start, rest in _TOKENS.items()
-    )
+    ),
 )
 #: Start of a token, for a text that was cut inside the token, and the characters of tokens.
-_TOKEN_START: Final = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)}|eyJ|[\w~.-]{{3}}\dQ~)")
+_TOKEN_START: Final = partial(
+    compiled, rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)}|eyJ|[\w~.-]{{3}}\dQ~)"
+)
 _TOKEN_CHARACTERS: Final = f"{string.ascii_letters}{string.digits}_.+/=:~-"
 _AZURE_SECRET: Final = re.compile(r"(?<![\w~.-])[\w~.-]{3}\dQ~[\w~.-]{31,34}", re.ASCII)
 
@@ -110,7 +118,7 @@ _TOKEN_HINTS: Final = (
 
 def is_secret_name(name: str) -> bool:
     """Return True if the value of a header, an option or a variable with this name is a secret."""
-    return _SECRET_NAME.fullmatch(name) is not None
+    return _SECRET_NAME().fullmatch(name) is not None
 
 
 def may_match(text: str) -> bool:
@@ -132,10 +140,10 @@ def spans(text: str, *, is_cut: bool = False, is_script: bool = False) -> Iterat
     lower = text.lower()
     if is_cut:
         start = len(text.rstrip(_TOKEN_CHARACTERS))
-        if (token := _TOKEN_START.search(text, start)) is not None:
+        if (token := _TOKEN_START().search(text, start)) is not None:
             yield token.start(), len(text)
     if _has_one(_TOKEN_HINTS, lower):
-        for pattern in (_TOKEN, _AZURE_SECRET):
+        for pattern in (_TOKEN(), _AZURE_SECRET):
             for match in pattern.finditer(text):
                 yield match.span()
     if _has_one(_NAME_HINTS, lower):
@@ -169,7 +177,7 @@ def _named_values(text: str, *, is_script: bool) -> Iterator[tuple[int, int]]:
     if 0 <= (address := text.find("://")) < last:
         last = address
     done = 0
-    for name in _NAMED.finditer(text):
+    for name in _NAMED().finditer(text):
         if name.start() >= done:
             start, done = _value(text, name, is_first=not is_script and name.start() <= last)
             yield start, done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.redaction import forms
@@ -28,8 +29,8 @@ class _Options(NamedTuple):
     the option. If ``needs`` is given, a value with none of its characters is no secret.
     """
 
-    separate: re.Pattern[str] | None = None
-    attached: re.Pattern[str] | None = None
+    separate: str | None = None
+    attached: str | None = None
     needs: str = ""
 
     def is_secret(self, value: str) -> bool:
@@ -37,41 +38,33 @@ class _Options(NamedTuple):
         return not self.needs or not set(self.needs).isdisjoint(value)
 
 
-def _options(separate: str | None = None, attached: str | None = None, needs: str = "") -> _Options:
-    return _Options(
-        None if separate is None else re.compile(separate),
-        None if attached is None else re.compile(attached),
-        needs,
-    )
-
-
-_PASSWORD: Final = _options("-p", "-p")
-_LARGE_PASSWORD: Final = _options("-P", "-P")
+_PASSWORD: Final = _Options("-p", "-p")
+_LARGE_PASSWORD: Final = _Options("-P", "-P")
 #: Options by program. ``login`` after a name: only for this subcommand.
 _PROGRAMS: Final = {
-    "curl": _options("-[A-Za-z#]*[uUb]|--user|--proxy-user", "-[uUb]", ":="),
-    "mysql|mysqldump|mysqladmin|mysqlimport|mysqlsh|mariadb|mariadb-dump|mariadb-admin": _options(
+    "curl": _Options("-[A-Za-z#]*[uUb]|--user|--proxy-user", "-[uUb]", ":="),
+    "mysql|mysqldump|mysqladmin|mysqlimport|mysqlsh|mariadb|mariadb-dump|mariadb-admin": _Options(
         None, "-p"
     ),
     "mongo|mongosh|mongodump|mongorestore|mongoexport|mongoimport|sshpass": _PASSWORD,
     "useradd|usermod|psexec": _PASSWORD,
     "docker login|podman login|buildah login|skopeo login|nerdctl login|helm login": _PASSWORD,
     "oras login|crane login|az login|oc login|cf login": _PASSWORD,
-    "vault login": _options("login"),
-    "redis-cli|valkey-cli": _options("-a"),
-    "http|https|xh|xhs": _options("-a|--auth", "-a", ":"),
-    "ldapsearch|ldapadd|ldapmodify|ldapdelete|ldapwhoami|ldappasswd": _options("-w", "-w"),
-    "smbclient|rpcclient|smbmap|winexe": _options("-U|--user", "-U", "%"),
+    "vault login": _Options("login"),
+    "redis-cli|valkey-cli": _Options("-a"),
+    "http|https|xh|xhs": _Options("-a|--auth", "-a", ":"),
+    "ldapsearch|ldapadd|ldapmodify|ldapdelete|ldapwhoami|ldappasswd": _Options("-w", "-w"),
+    "smbclient|rpcclient|smbmap|winexe": _Options("-U|--user", "-U", "%"),
     "zip|unzip|ipmitool|sqlcmd|bcp|mosquitto_pub|mosquitto_sub": _LARGE_PASSWORD,
-    "7z|7za|7zr|rar|unrar": _options(None, "-h?p"),
-    "snmpget|snmpwalk|snmpset|snmpbulkwalk": _options("-[cAX]", "-[cAX]"),
-    "xfreerdp|xfreerdp3": _options(None, "/p:"),
-    "sqlplus|sqlldr|expdp|impdp": _options(None, r"[\w.]{1,64}/(?=[^/@]{1,256}(?:@|\Z))"),
-    "ncat|nc": _options("--proxy-auth", None, ":"),
-    "openssl": _options("-[kK]"),
-    "nmcli": _options("password|psk"),
-    "ab": _options("-[AP]", None, ":"),
-    "plink|pscp|psftp": _options("-pw"),
+    "7z|7za|7zr|rar|unrar": _Options(None, "-h?p"),
+    "snmpget|snmpwalk|snmpset|snmpbulkwalk": _Options("-[cAX]", "-[cAX]"),
+    "xfreerdp|xfreerdp3": _Options(None, "/p:"),
+    "sqlplus|sqlldr|expdp|impdp": _Options(None, r"[\w.]{1,64}/(?=[^/@]{1,256}(?:@|\Z))"),
+    "ncat|nc": _Options("--proxy-auth", None, ":"),
+    "openssl": _Options("-[kK]"),
+    "nmcli": _Options("password|psk"),
+    "ab": _Options("-[AP]", None, ":"),
+    "plink|pscp|psftp": _Options("-pw"),
 }
 _BY_PROGRAM: Final = {
     tuple(name.split(" ")): options
@@ -80,14 +73,16 @@ _BY_PROGRAM: Final = {
 }
 _FIRST_WORDS: Final = frozenset(name[0] for name in _BY_PROGRAM)
 #: Options of any program whose value is the next word.
-_OPTION: Final = re.compile(
-    rf"--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd|psk|creds))", re.IGNORECASE
+_OPTION: Final = partial(
+    forms.compiled, rf"--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd|psk|creds))", re.IGNORECASE
 )
 #: Options that mostly name a file: a value with one of these characters is a secret.
 _OF_FILES: Final = re.compile(r".*(?:private[_-]?key|credentials?|cookie|creds)", re.IGNORECASE)
 _OF_SECRETS: Final = ":="
 #: Settings: ``aws configure set aws_secret_access_key VALUE``.
-_SETTING: Final = re.compile(rf"[\w./:@-]{{0,128}}(?:{forms.NAMES}|_auth)", re.IGNORECASE)
+_SETTING: Final = partial(
+    forms.compiled, rf"[\w./:@-]{{0,128}}(?:{forms.NAMES}|_auth)", re.IGNORECASE
+)
 _SETTERS: Final = frozenset(("set", "config", "--global", "--local", "--system"))
 _NO_VALUE: Final = re.compile(
     r"--[a-z][a-z0-9-]*(?:=.*)?|-[A-Za-z]|-[a-z]+=.*|(?:id|src|source|type)=.*", re.DOTALL
@@ -150,19 +145,23 @@ def _is_value(before: str, earlier: str, text: str, options: _Options | None) ->
     if len(before) > _MOST_NAME:
         return False
     separate = None if options is None else options.separate
-    if options is not None and separate is not None and separate.fullmatch(before):
+    if options is not None and separate is not None and _fullmatch(separate, before):
         is_value = options.is_secret(text)
     elif before.startswith("-"):
-        is_value = _OPTION.fullmatch(before) is not None and (
+        is_value = _OPTION().fullmatch(before) is not None and (
             not _OF_FILES.match(before) or not set(_OF_SECRETS).isdisjoint(text)
         )
     else:
-        is_value = earlier in _SETTERS and _SETTING.fullmatch(before) is not None
+        is_value = earlier in _SETTERS and _SETTING().fullmatch(before) is not None
     return is_value and _NO_VALUE.fullmatch(text) is None
 
 
+def _fullmatch(pattern: str, text: str) -> bool:
+    return forms.compiled(pattern).fullmatch(text) is not None
+
+
 def _attached(text: str, start: int, options: _Options) -> Iterator[tuple[int, int]]:
-    found = None if options.attached is None else options.attached.match(text)
+    found = None if options.attached is None else forms.compiled(options.attached).match(text)
     if found is not None and found.end() < len(text) and options.is_secret(text[found.end() :]):
         yield start + found.end(), start + len(text)
 
