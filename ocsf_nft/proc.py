@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft import clocks
+from ocsf_nft import clocks, redaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,8 +216,11 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 def arguments(where: int) -> str | None:
     """Return a process's command line, with spaces between the arguments; None if it is empty.
 
-    Only the first 4096 bytes are read. The read may block.
+    Secrets are replaced (:mod:`ocsf_nft.redaction`). Only the first 4096 bytes are read. The read
+    may block.
     """
     # A process can hold the lock of its memory, and so block this read.
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
-    return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None
+    words = text(content.rstrip(b"\0")).split("\0")
+    is_cut = len(content) >= _MOST_ARGUMENTS
+    return redaction.current().command_line(words, is_cut=is_cut) or None

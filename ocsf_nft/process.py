@@ -1,7 +1,8 @@
 """Attribution of packets to processes, with the method and the confidence of each attribution.
 
 A process chooses its own name, arguments and paths. These texts are stored unchanged, so they may
-contain any characters, for example line ends.
+contain any characters, for example line ends. Only secrets in the arguments are replaced
+(:mod:`ocsf_nft.redaction`).
 """
 
 from __future__ import annotations

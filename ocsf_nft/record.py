@@ -58,8 +58,10 @@ class Origin:
     #: Format of ``raw``. The text alone does not show it: a log prefix may begin like another
     #: format.
     log_format: LogFormat
-    #: Text of the record, as in the source.
+    #: Text of the record, as in the source, but without the payload of the packet and secrets.
     raw: str
+    #: Size of the whole text in bytes; None if ``raw`` lacks nothing.
+    raw_bytes: int | None = None
     #: Number that the source gave the record.
     sequence: int | None = None
     #: Timestamp that the source gave the record.

@@ -225,7 +225,7 @@ def test_arguments_are_read_up_to_a_page() -> None:
     with python(WAITING, *["x" * 100_000] * 10) as process, directory(process.pid) as descriptor:
         read = proc.arguments(descriptor)
     assert read is not None
-    assert len(read) == 4096
+    assert len(read) == 4096 + len("…")
     with directory(2) as kernel_thread:
         assert proc.arguments(kernel_thread) is None
 
@@ -331,3 +331,13 @@ def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
         assert not proc.shows_all(directory)
         (tmp_path / "1").mkdir()
         assert proc.shows_all(directory)
+
+
+@pytest.mark.kernel
+def test_arguments_have_no_secret() -> None:
+    words = (WAITING, "--password", "s3cr3t 'Value'", "x" * 4000, "--token=s3cr3t-Value")
+    with python(*words) as process, directory(process.pid) as descriptor:
+        read = proc.arguments(descriptor)
+    assert read is not None
+    assert read.count("[redacted:") == 1
+    assert "s3cr3t" not in read

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ocsf_nft import clocks
+from ocsf_nft import clocks, redaction
 from ocsf_nft.attribution import containers
 from ocsf_nft.process import Process
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import Call, ProcessImage, ProcessSnapshot
     from ocsf_nft.attribution.containers import Placement
     from ocsf_nft.attribution.user_names import UserNames
+    from ocsf_nft.redaction import Redactor
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -145,7 +146,7 @@ class ProcessSnapshots:
             name=_text(snapshot.comm),
             path=path,
             is_deleted=None if path is None else snapshot.is_deleted,
-            cmd_line=_command(self._arguments(snapshot)),
+            cmd_line=_command(self._arguments(snapshot), redaction.current()),
             working_directory=_path(snapshot.directory),
             created_ns=created_ns,
             namespace_pid=snapshot.namespace_pid if snapshot.namespace_pid != image.pid else None,
@@ -187,11 +188,13 @@ def _path(names: Sequence[bytes]) -> str | None:
     return None  # it does not begin at the root
 
 
-def _command(arguments: bytes) -> str | None:
+# Cached, because children and repeated events have the same arguments.
+@lru_cache(maxsize=1024)
+def _command(arguments: bytes, redactor: Redactor) -> str | None:
     if not arguments:
         return None
-    words = _text(arguments.rstrip(b"\0").replace(b"\0", b" "))
-    return f"{words}…" if len(arguments) == _MOST_ARGUMENTS else words
+    words = _text(arguments.rstrip(b"\0")).split("\0")
+    return redactor.command_line(words, is_cut=len(arguments) == _MOST_ARGUMENTS)
 
 
 def _text(raw: bytes) -> str:

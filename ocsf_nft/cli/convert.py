@@ -16,12 +16,14 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import time_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
 
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.record import Batch, Record, Reject
     from ocsf_nft.sources.replay import LineTally
@@ -67,7 +69,18 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = "jsonl",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
+    detail: Annotated[
+        str,
+        typer.Option(
+            "--detail",
+            help="Detail of an event: lean has no captions, raw data and repetitions.",
+            metavar="full|lean",
+        ),
+    ] = "full",
     config: options.MappingConfig = None,
+    no_redact: Annotated[
+        bool, typer.Option("--no-redact", help="Leave secrets, such as tokens, in the texts.")
+    ] = False,
 ) -> None:
     """Convert kernel log text to OCSF events, one event a line.
 
@@ -77,8 +90,10 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
+    from ocsf_nft import redaction
     from ocsf_nft.cli.formats import writer
     from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.ocsf.redacted import redacted_record, redacted_reject
     from ocsf_nft.ocsf.versions import full_version
     from ocsf_nft.sources import replay
 
@@ -86,7 +101,9 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     written, version = writer(form), full_version(ocsf_version)
     boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
-    mapper = Mapper(context)
+    if no_redact:
+        redaction.configure(redaction.Redactor(is_enabled=False))
+    line_of = _line_function(detail, Mapper(context), version)
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_unparsed_file(unparsed, paths))
@@ -96,10 +113,10 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
                 records: Iterable[Record] = batch.records
                 if prefix is not None:
                     records = (each for each in records if each.prefix.startswith(prefix))
-                records = map(prefixes.named, records)
-                output.write(b"".join(written(_events(records, mapper, version))))
+                records = map(prefixes.named, map(redacted_record, records))
+                output.write(b"".join(written(_events(records, line_of))))
                 for line in batch.rejected:
-                    reject(line)
+                    reject(redacted_reject(line))
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"
@@ -116,12 +133,27 @@ def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Ite
     yield from reader.finish()
 
 
-def _events(records: Iterable[Record], mapper: Mapper, version: str) -> Iterator[bytes]:
+def _line_function(detail: str, mapper: Mapper, version: str) -> Callable[[Attempt], bytes]:
+    """Return the function that makes the JSON line of an event with this detail.
+
+    Raises UsageError if there is no such detail.
+    """
+    from ocsf_nft.ocsf.lean import lean_line
+
+    def full(attempt: Attempt) -> bytes:
+        return mapper.line(attempt, processed_ns=time.time_ns(), version=version)
+
+    functions = {"full": full, "lean": lambda attempt: lean_line(full(attempt))}
+    if detail not in functions:
+        raise UsageError(f"{quoted(detail)} is no detail of events: give full or lean")
+    return functions[detail]
+
+
+def _events(records: Iterable[Record], line_of: Callable[[Attempt], bytes]) -> Iterator[bytes]:
     from ocsf_nft.attempt import Attempt
 
     for record in records:
-        attempt = Attempt.of(record)
-        yield mapper.line(attempt, processed_ns=time.time_ns(), version=version)
+        yield line_of(Attempt.of(record))
 
 
 def _is_same_file(path: Path, name: str) -> bool:

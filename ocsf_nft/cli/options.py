@@ -202,7 +202,7 @@ MappingConfig = Annotated[
     Path | None,
     config_option(
         "A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
-        "tables set severities. Other keys are not used here."
+        "tables set severities, [redaction] is about secrets. Other keys are not used here."
     ),
 ]
 
@@ -223,6 +223,7 @@ def input_file(path: str) -> BufferedReader:
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
     """Read log prefixes of other firewalls, and severities of events, from a configuration file.
 
+    Its table ``[redaction]`` is used from now on.
     The returned Context has the severities. If ``config`` is None, the defaults are returned.
     Raises AbsentError or UsageError if the file can't be used.
     """
@@ -231,9 +232,11 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
     if config is None:
         return Prefixes(), Context()
+    from ocsf_nft import redaction
     from ocsf_nft.config import read
 
     found = read(config)
+    redaction.configure(found.redaction.redactor())
     return found.prefixes, Context(severities=found.severities)
 
 

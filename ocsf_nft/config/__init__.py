@@ -23,6 +23,7 @@ from ocsf_nft.config.events import (
     StoreConfig,
 )
 from ocsf_nft.config.identity import IdentityConfig
+from ocsf_nft.config.redaction import RedactionConfig
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
 from ocsf_nft.config.sinks import STDOUT, SinkConfig, SinkTable
@@ -89,6 +90,8 @@ class Config(Table):
     """Store of the events and of the packet counts."""
     attribution: AttributionConfig = AttributionConfig()
     """Attribution of packets to processes."""
+    redaction: RedactionConfig = RedactionConfig()
+    """Replacement of secrets in command lines and log lines."""
     listen: Annotated[Endpoint, checked(_listen_address)] | None = None
     """Address of /metrics, /healthz and /readyz, such as 127.0.0.1:9464."""
     control: Annotated[Path, checked(socket_path)] | None = None

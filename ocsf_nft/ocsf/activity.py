@@ -89,7 +89,9 @@ def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         identifiers.event_uid(record.origin.identity),
         _correlation_uid(attempt),
         identifiers.community_id(record, source, destination),
-        byte_size(record.origin.raw),
+        byte_size(record.origin.raw)
+        if record.origin.raw_bytes is None
+        else record.origin.raw_bytes,
         None if packet_outcome.is_ours(record) else firewall_of(record.prefix),
         None if record.origin.host is None else logging_host(record.origin.host),
     )
@@ -146,7 +148,8 @@ class Activities:
         device, device_observables = self._device, self._device_observables
         if device is None and derived.host is not None:
             device, device_observables = derived.host.device, derived.host.observables
-        unmapped = plain(record.details)
+        # One object, because an index of so many different values is large and of no use.
+        unmapped: dict[str, Any] = {"packet": plain(record.details)} if record.details else {}
         unmapped["prefix"] = visible(record.prefix)
         if record.sandbox is not None:
             unmapped["sandbox"] = visible(record.sandbox)

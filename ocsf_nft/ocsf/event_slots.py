@@ -44,12 +44,9 @@ _FLAGS: Final = ("fragment_offset", "more_fragments", "incomplete_bytes")
 DECISIVE: Final = _NUMBERS + _FLAGS
 #: TCP flags that affect the kind of a packet: SYN, RST and ACK (RFC 9293).
 TCP_FLAGS: Final = 0b10110
-#: Details that affect the packet and are not numbers, and names of other facts in ``unmapped``.
-_SPECIAL: Final = frozenset({
-    "arp", "prefix", "sandbox", "mac_source", "mac_destination", "source_port",
-    "destination_port", "gid", "ethertype", "unit", "pod_uid", "sha256",
-})  # fmt: skip
-_RELEVANT: Final = _SPECIAL.union(DECISIVE)
+#: A detail that affects the packet and is no number.
+_ARP: Final = "arp"
+_RELEVANT: Final = frozenset((_ARP, *DECISIVE))
 
 #: Characters that JSON does not escape. Braces are excluded: they would be of a nested object.
 _AS_IT_IS: Final = bytes(code for code in range(0x20, 0x7F) if code not in b"\\{}")
@@ -184,7 +181,7 @@ def _decisive(details: Mapping[str, Detail]) -> Shape | None:
 
     Return None if the details include one for which no template can be made, such as ``arp``.
     """
-    if not _SPECIAL.isdisjoint(details):
+    if _ARP in details:
         return None
     numbers = []
     for name in DECISIVE:
@@ -330,7 +327,7 @@ def values_of(
         None if derived.community_uid is None else derived.community_uid.encode(),
         derived.raw_bytes,
         printable(orjson.dumps(encodable(origin.raw))),
-        _members(record.details),
+        _packet(record.details),
         orjson.dumps(visible(record.prefix)),
         None if original is None else orjson.dumps(visible(original)),
         orjson.dumps(visible(origin.identity)),
@@ -349,15 +346,15 @@ def values_of(
     )
 
 
-def _members(details: Mapping[str, Detail]) -> bytes:
-    """Encode header details as JSON members, each followed by a comma: ``"ttl":64,"tos":0,``."""
+def _packet(details: Mapping[str, Detail]) -> bytes:
+    """Encode header details as a JSON member with a comma: ``"packet":{"ttl":64,"tos":0},``."""
     try:
         encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
         encoded = orjson.dumps(plain(details))
     if encoded[1:-1].translate(None, _AS_IT_IS):
         encoded = orjson.dumps(plain(details))
-    return encoded[1:-1] + b"," if details else b""
+    return b'"packet":%b,' % encoded if details else b""
 
 
 def _attribution_values(by: Attribution | None) -> Values:

@@ -205,11 +205,11 @@ class NetworkActivity(Event):
     )
     raw_data_size: Long = Field(description="size of the whole record in bytes")
     unmapped: dict[str, Any] | None = optional(
-        "sandbox; fields of the record without an OCSF attribute: prefix, ttl, ip_id, window, "
-        "mark and others; aggregation of several flows: reason, flows, sample; dns: the questions "
-        "of DNS packets (queries: hostname and type of at most 20) and the number of distinct "
-        "names, a lower bound, because the kernel logs only some packets; of the process: unit (of "
-        "systemd), pod_uid, sha256"
+        "sandbox and prefix of the record; packet: header fields without an OCSF attribute, such "
+        "as ttl, ip_id, tcp_window, mark; aggregation of several flows: reason, flows, sample; "
+        "dns: the questions of DNS packets (queries: hostname and type of at most 20) and the "
+        "number of distinct names, a lower bound, because the kernel logs only some packets; of "
+        "the process: unit (of systemd), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="facts about the event itself")
 

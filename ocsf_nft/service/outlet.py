@@ -33,6 +33,8 @@ class Outlet:
     sink: Sink
     #: OCSF version of the events that the sink gets; None for the version of the stored events.
     other_version: str | None = None
+    #: The sink gets the lean form of events.
+    is_lean: bool = False
     #: The sink gets only events with these values of ``class_uid``; None for all events.
     classes: frozenset[int] | None = None
     batch_settings: BatchSettings = field(default_factory=BatchSettings)
@@ -54,6 +56,7 @@ class Outlet:
             name=table.called,
             sink=table.sink(),
             other_version=table.other_version,
+            is_lean=table.detail == "lean",
             classes=None if table.has_all_classes else table.class_uids,
             batch_settings=table.batch_settings,
             is_local=table.file is not None,
@@ -62,17 +65,21 @@ class Outlet:
         )
 
     def convert(self, line: bytes) -> bytes | None:
-        """Convert an event (a JSON line) to the sink's OCSF version, and return it.
+        """Convert an event (a JSON line) to the sink's OCSF version and detail, and return it.
 
         Return None if the sink gets no events of this class.
         """
         if self.classes is not None and orjson.loads(line)["class_uid"] not in self.classes:
             return None
-        if self.other_version is None:
-            return line
-        from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
+        if self.other_version is not None:
+            from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
 
-        return line_at(line, self.other_version)
+            line = line_at(line, self.other_version)
+        if self.is_lean:
+            from ocsf_nft.ocsf.lean import lean_line  # noqa: PLC0415 - only where configured
+
+            line = lean_line(line)
+        return line
 
     async def deliver(self, change: Change) -> None:
         """Send events (JSON lines) directly to the open sink, without storing them first.

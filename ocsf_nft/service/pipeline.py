@@ -17,6 +17,7 @@ from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.finding_parts import COLLECTION
+from ocsf_nft.ocsf.redacted import redacted_record, redacted_reject
 from ocsf_nft.record import Batch, Gap, Reject
 from ocsf_nft.service.accounts import Accounts
 from ocsf_nft.service.event_rendering import Reporter
@@ -198,7 +199,8 @@ class Pipeline:
         if account is not None:
             await account.take(batch)
         else:
-            found = map(Attempt.of, map(self._prefixes.named, batch.records))
+            records = map(self._prefixes.named, map(redacted_record, batch.records))
+            found = map(Attempt.of, records)
             lines = await self._reporter.lines(found)
             has_position = source and batch.cursor is not None
             position = Position(None, source, batch.cursor or "") if has_position else None
@@ -224,6 +226,7 @@ class Pipeline:
         number = self.counts.rejected.get(reject.kind, 0) + 1
         self.counts.rejected[reject.kind] = number
         if _is_power_of_two(number):
+            reject = redacted_reject(reject)
             _log.warning(
                 "line rejected", kind=reject.kind, number=number, reason=reject.reason,
                 line=reject.line[:200],

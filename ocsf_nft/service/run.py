@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
+from ocsf_nft import redaction
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.guard_thread import GuardThread
@@ -296,6 +297,7 @@ class Service:
         guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
+        redaction.configure(startup.redactor(config))
         self.store = store = startup.state_store(config, self.retrier)
         self._reporter = reporter = Reporter(
             store.commit,

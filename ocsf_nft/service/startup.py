@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from ocsf_nft.attribution.fallback_chain import FallbackChain
+from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import HOST
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
-from ocsf_nft.state import state_db
+from ocsf_nft.state import redaction_key, state_db
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config
+    from ocsf_nft.redaction import Redactor
     from ocsf_nft.state.retry_until_writable import StorageRetrier
+
+_log = structlog.get_logger()
 
 #: Capabilities for attribution, by the best method to use: to load the BPF programs that read
 #: process data, and to inspect processes of other users.
@@ -41,6 +47,21 @@ def fallback_chain(config: Config) -> FallbackChain:
         wait_seconds=settings.wait_ms / 1000,
         hashed_bytes=settings.hash_max_bytes,
     )
+
+
+def redactor(config: Config) -> Redactor:
+    """Return the redactor of secrets, with the key in the state directory.
+
+    If the key can't be used, the redactor has a random key, and a warning is logged.
+    """
+    try:
+        key = redaction_key.load(config.state_dir) if config.redaction.enabled else None
+    except UnsupportedError as error:
+        key = None
+        _log.warning(
+            "placeholders of secrets are different from those of other runs", reason=str(error)
+        )
+    return config.redaction.redactor(key)
 
 
 def state_store(config: Config, retrier: StorageRetrier) -> StateStore:

@@ -53,6 +53,8 @@ _ICMP: Final = struct.Struct("!BBxxHH")
 _ARP: Final = struct.Struct("!HHBBH")
 _WORD: Final = struct.Struct("!I")
 _ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
+#: Size of an ARP packet with all values that :func:`arp_facts` decodes.
+ARP_BYTES: Final = _ARP.size + _ETHERNET_ARP.size
 
 
 class _CaptureCut(Exception):  # noqa: N818 - it ends the decoding, it is no error
@@ -66,17 +68,17 @@ class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no err
 class _Packet:
     """Captured first bytes (``data``) of a packet, and the full size of the packet (``length``).
 
-    ``in_quote`` is true while the packet inside an ICMP error is decoded. ``payload_at`` is the
-    offset after a TCP or UDP header, once this header is decoded.
+    ``in_quote`` is true while the packet inside an ICMP error is decoded. ``header_bytes`` is the
+    number of bytes up to the end of the last decoded header.
     """
 
-    __slots__ = ("data", "in_quote", "length", "payload_at")
+    __slots__ = ("data", "header_bytes", "in_quote", "length")
 
     def __init__(self, data: bytes, length: int) -> None:
         self.data = data
         self.length = length
+        self.header_bytes = 0
         self.in_quote = False
-        self.payload_at: int | None = None
 
     def require(self, at: int, size: int, facts: Facts, *, counts_bytes: bool = False) -> None:
         """Check that all ``size`` bytes of a header, which begins at ``at``, were captured.
@@ -85,6 +87,7 @@ class _Packet:
         inside the header, stores ``incomplete``, or ``incomplete_bytes``, and raises _EndOfPrint.
         """
         if at + size <= len(self.data):
+            self.header_bytes = max(self.header_bytes, at + size)
             return
         if at + size <= self.length:
             raise _CaptureCut
@@ -101,26 +104,19 @@ class _Packet:
 
 
 def ip_facts(data: bytes, version: int) -> Facts:
+    """Decode the headers of an IP packet to values by name, as :func:`ip_headers` does."""
+    return ip_headers(data, version)[0]
+
+
+def ip_headers(data: bytes, version: int) -> tuple[Facts, int]:
     """Decode the headers of an IP packet to values by name; never raises.
 
     ``data`` may have only the first bytes of the packet. ``version`` is 4 or 6, from the ethertype.
+    Return the values, and the number of bytes up to the end of the last decoded header.
     """
     # A packet may end inside a header. Where the kernel prints ``TRUNCATED`` for this, the facts
     # have ``incomplete``. For ``INCOMPLETE [n bytes]`` they have ``incomplete_bytes``, which is n.
     # If only the captured bytes end too early, they have ``truncated``.
-    return _decode(data, version)[0]
-
-
-def transport_payload(data: bytes, version: int) -> bytes:
-    """Return the captured bytes after the TCP or UDP header of an IP packet; empty without one.
-
-    The arguments are those of :func:`ip_facts`.
-    """
-    at = _decode(data, version)[1].payload_at
-    return b"" if at is None else data[at:]
-
-
-def _decode(data: bytes, version: int) -> tuple[Facts, _Packet]:
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
     try:
@@ -130,7 +126,7 @@ def _decode(data: bytes, version: int) -> tuple[Facts, _Packet]:
         facts["truncated"] = True
     except _EndOfPrint:
         pass
-    return facts, packet
+    return facts, packet.header_bytes
 
 
 def arp_facts(data: bytes) -> Facts:
@@ -143,7 +139,7 @@ def arp_facts(data: bytes) -> Facts:
     hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
     arp: Facts = {"hardware_type": hardware, "protocol_type": protocol, "operation": operation}
     if (hardware, hardware_bytes, protocol_bytes) == (1, 6, 4):
-        if len(data) < _ARP.size + _ETHERNET_ARP.size:
+        if len(data) < ARP_BYTES:
             arp["incomplete_bytes"] = len(data) - _ARP.size
         else:
             mac, address, target_mac, target = _ETHERNET_ARP.unpack_from(data, _ARP.size)
@@ -284,16 +280,12 @@ def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
     if size > _TCP.size:
         packet.require(at + _TCP.size, size - _TCP.size, facts)
         facts["tcp_options"] = packet.data[at + _TCP.size : at + size].hex()
-    if not packet.in_quote:
-        packet.payload_at = at + max(size, _TCP.size)
 
 
 def _udp(packet: _Packet, at: int, facts: Facts) -> None:
     facts["source_port"], facts["destination_port"], facts["udp_length"] = _UDP.unpack_from(
         packet.data, at
     )
-    if not packet.in_quote:
-        packet.payload_at = at + 8
 
 
 def _icmp(packet: _Packet, at: int, facts: Facts) -> None:

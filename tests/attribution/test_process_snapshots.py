@@ -281,3 +281,25 @@ def test_details_are_valid_text_for_any_bytes(names: list[bytes], text: bytes) -
     found = known(seven).process(call(7, 0, comm=text))
     for each in (found.name, found.path, found.cmd_line, found.working_directory, found.unit):
         assert each is None or each.encode("utf-8", "strict") is not None
+
+
+@pytest.mark.parametrize("end", ["", "\0"])
+def test_arguments_have_no_secret_although_they_were_cut(end: str) -> None:
+    start = f"app\0{'x' * 985}\0--password\0"
+    arguments = f"{start}{'s3cr3t' * 99}"[: 1024 - len(end)] + end
+    found = process_7(snapshot(7, arguments=arguments.encode())).cmd_line
+    assert found is not None
+    assert "s3cr3t" not in found
+    assert found.endswith("]…")
+
+
+def test_equal_secrets_of_processes_have_equal_placeholders() -> None:
+    found = [
+        process_7(snapshot(7, arguments=arguments)).cmd_line
+        for arguments in (
+            b"a\0--token=s3cr3t\0",
+            b"bash\0-c\0curl -u 's3cr3t:' x; b --token s3cr3t\0",
+        )
+    ]
+    one, other = (str(line).rpartition("[redacted:")[2] for line in found)
+    assert one == other

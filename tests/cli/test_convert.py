@@ -224,3 +224,42 @@ def test_unknown_form_or_version_is_answered_with_the_known_ones(
     assert sentence.startswith("ocsf-nft: ")
     assert f'"{value}"' in sentence
     assert known in sentence
+
+
+def test_secrets_of_a_line_are_redacted_unless_that_is_off(tmp_path: Path) -> None:
+    packet = MESSAGE.removeprefix("ocsf-nft:sb:egress:")
+    log = (
+        f"[    1.500000] proxy token=s3cr3t-Value {packet}Authorization: Bearer s3cr3t-Value\n"
+        f"[    1.500000] ocsf-nft:sb: IN= token=s3cr3t-Value\n"
+    )
+    config = tmp_path / "ocsf-nft.toml"
+    config.write_text('[redaction]\nenabled = false\npatterns = ["agent-[0-9]+"]\n')
+    rejects = tmp_path / "rejects.jsonl"
+    done = convert("--rejects", str(rejects), stdin=log)
+    assert done.returncode == 0, done.stderr
+    event = json.loads(done.stdout)
+    assert "s3cr3t" not in done.stdout + rejects.read_text() + done.stderr
+    assert event["raw_data"].count("[redacted:") == 2
+    assert event["raw_data_size"] == len(log.splitlines()[0])
+    for options in (("--no-redact",), ("--config", str(config))):
+        plain = convert("--rejects", str(rejects), *options, stdin=log).stdout
+        assert json.loads(plain)["raw_data"] == log.splitlines()[0]
+        assert "s3cr3t" in rejects.read_text()
+    config.write_text('[redaction]\npatterns = ["agent-[0-9]+"]\n')
+    mine = f"[    1.500000] agent-42 {packet}\n"
+    assert "agent-42" in convert(stdin=mine).stdout
+    assert "agent-42" not in convert("--config", str(config), stdin=mine).stdout
+
+
+def test_lean_events_are_converted_on_request() -> None:
+    full, small = (
+        json.loads(convert("--detail", detail, "--ocsf-version", "1.3", stdin=MESSAGE).stdout)
+        for detail in ("full", "lean")
+    )
+    assert "raw_data" in full
+    assert "raw_data" not in small
+    assert small["metadata"]["version"] == "1.3.0"
+    assert small["dst_endpoint"]["ip"] == full["dst_endpoint"]["ip"]
+    done = convert("--detail", "small", stdin=MESSAGE)
+    assert done.returncode == 2
+    assert "give full or lean" in done.stderr

@@ -85,7 +85,7 @@ def test_line_is_shown_as_its_event_with_the_source_of_each_value() -> None:
     assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
     assert shown["actor.user.uid"] == ("1000", "the user's id in the host's user namespace")
     assert shown["class_uid"] == ("4001", "always so")
-    assert shown["unmapped.ttl"][0] == "64"
+    assert shown["unmapped.packet.ttl"][0] == "64"
     assert shown["observables[0].value"][0] == event["observables"][0]["value"]
 
 

@@ -125,8 +125,7 @@ def test_refused_connection_has_all_attributes() -> None:
         "raw_data": "ocsf-nft:sb1:egress:IN= OUT=sb0",
         "raw_data_size": 31,
         "unmapped": {
-            "ttl": 64,
-            "ip_id": 1429,
+            "packet": {"ttl": 64, "ip_id": 1429},
             "prefix": "ocsf-nft:sb1:egress:",
             "sandbox": "sb1",
         },
@@ -219,7 +218,7 @@ def test_frame_has_its_hardware_addresses() -> None:
     event = event_of("nothing but macs")
     assert event["dst_endpoint"] == {"uid": "02:00:00:00:00:02", "mac": "02:00:00:00:00:02"}
     assert event_of("link arp")["unmapped"] == {
-        "arp": {"operation": 1, "target_ip": "10.200.0.77"},
+        "packet": {"arp": {"operation": 1, "target_ip": "10.200.0.77"}},
         "prefix": "ocsf-nft:sb1:link:",
         "sandbox": "sb1",
         "ethertype": 0x0806,

@@ -17,6 +17,7 @@ from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
+from ocsf_nft.ocsf.lean import lean
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     collection_gap,
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.record import Record, Transport
 
-#: The versions of the events for the queries: both have all attributes that the queries use.
-VERSIONS: Final = ("1.8.0", "1.1.0")
+#: The versions and the detail of the events for the queries: they have all attributes that the
+#: queries use.
+VERSIONS: Final = ("1.8.0", "1.1.0", "1.8.0 lean", "1.1.0 lean")
 #: jq counts in doubles.
 EXACT: Final = 1 << 53
 
@@ -187,9 +189,15 @@ def unique_events() -> list[dict[str, Any]]:
     return found
 
 
-def write(folder: Path, events: list[dict[str, Any]], version: str) -> None:
-    """Write ``events.jsonl``: the events in the form of a version, every third one twice."""
+def write(folder: Path, events: list[dict[str, Any]], form: str) -> None:
+    """Write ``events.jsonl``: the events in the form of a version, every third one twice.
+
+    ``form`` is one of :data:`VERSIONS`.
+    """
+    version, _, detail = form.partition(" ")
     lines = [at_version(copy.deepcopy(event), version) for event in events]
+    if detail:
+        lines = list(map(lean, lines))
     for event in lines[::3]:
         again = copy.deepcopy(event)
         again["metadata"]["processed_time"] += 60_000

@@ -83,7 +83,7 @@ def _open() -> list[Any]:
     return [
         {
             "finding": one["finding_info"]["uid"],
-            "severity": one["severity"],
+            "severity_id": one["severity_id"],
             "count": one["count"],
             "message": one["message"],
         }

@@ -74,14 +74,19 @@ async def test_sink_for_all_classes_gets_unchanged_lines(tmp_path: Path) -> None
 
 
 async def test_sink_gets_events_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
-    old, findings, new = LineReceiver(), LineReceiver(), LineReceiver()
+    old, findings, new, small = LineReceiver(), LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path,
         old=one("old", old, other_version="1.1.0"),
         findings=one("findings", findings, classes=frozenset({2004, 6002})),
         new=one("new", new),
+        small=one("small", small, other_version="1.5.0", is_lean=True),
     ) as delivery:
         await delivery.store_events([REFUSED, STARTED])
+    for line, full in zip(map(orjson.loads, small.lines), (REFUSED, STARTED), strict=True):
+        assert line["metadata"]["uid"] == orjson.loads(full)["metadata"]["uid"]
+        assert line["metadata"]["version"] == "1.5.0"
+        assert "class_name" not in line
     facts = [orjson.loads(line)["metadata"]["version"] for line in old.lines]
     assert facts == ["1.1.0", "1.1.0"]
     assert findings.lines == [STARTED]
@@ -466,7 +471,7 @@ def test_two_sinks_with_one_missing_file_are_an_error(tmp_path: Path) -> None:
 def test_outlets_follow_the_configuration(tmp_path: Path) -> None:
     sinks = [
         {"path": str(tmp_path / "a"), "ocsf_version": "1.1", "classes": ["network_activity"]},
-        {"type": "stdout", "name": "screen", "batch_events": 7},
+        {"type": "stdout", "name": "screen", "batch_events": 7, "detail": "lean"},
     ]
     found = outlets(config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test").sinks)
     assert [(each.name, each.other_version, each.classes) for each in found] == [
@@ -474,4 +479,5 @@ def test_outlets_follow_the_configuration(tmp_path: Path) -> None:
         ("screen", None, None),
     ]
     assert [each.batch_settings.events for each in found] == [500, 7]
+    assert [each.is_lean for each in found] == [False, True]
     assert all(each.is_local for each in found)

@@ -33,6 +33,8 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 class SinkTable(Table):
     """Destination of events, with its own OCSF version and its own selection of event classes.
 
+    With ``detail = "lean"``, events lack captions, raw data and repetitions.
+
     The default ``name`` is a short text for the destination, such as a path or a URL. Events are
     sent in batches. A batch has at most ``batch_events`` events and ``batch_bytes`` bytes. A batch
     below these limits waits at most ``batch_seconds`` for more events. A delivery that takes longer
@@ -50,6 +52,8 @@ class SinkTable(Table):
     """Name of the sink in the store, in metrics and in the log."""
     ocsf_version: Version = STORED
     """OCSF version of the events, such as 1.8."""
+    detail: Literal["full", "lean"] = "full"
+    """Detail of the events: lean has no captions, raw data and repetitions."""
     classes: Classes = ("network_activity", "dns_activity", "detection_finding",
                         "device_config_state_change", "application_lifecycle")  # fmt: skip
     """Event classes that the sink gets."""

@@ -10,6 +10,7 @@ import re
 import ssl
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft import redaction
 from ocsf_nft.errors import reason_of
 
 if TYPE_CHECKING:
@@ -48,11 +49,13 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
 def printable(text: object, secrets: Iterable[str] = ()) -> str:
     """Return an untrusted text as one printable line of at most 200 characters.
 
-    Each of the ``secrets`` is replaced by ``***``; upper and lower case count as equal.
+    Each of the ``secrets`` is replaced by ``***``; upper and lower case count as equal. Other texts
+    with the form of a secret are redacted.
     """
     line = str(text)
     for secret in secrets:
         # A library may have changed it to lower case.
         line = re.sub(re.escape(secret), "***", line, flags=re.IGNORECASE)
-    line = _WHITE_SPACE.sub(" ", line[: _LENGTH * 4]).strip()
+    line = redaction.current().text(line[: _LENGTH * 4])
+    line = _WHITE_SPACE.sub(" ", line).strip()
     return "".join(c if c.isprintable() else "?" for c in line[:_LENGTH])

@@ -22,6 +22,7 @@ from ocsf_nft.delivery.receiver_settings import Receiver, Secret, Tls
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.json_access import decoded
 from ocsf_nft.errors import DeliveryError, RefusedError, reason_of
+from ocsf_nft.redaction.forms import is_secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,7 +191,7 @@ class HttpSession:
         secrets = []
         for name, value in receiver.headers.items():
             headers[name] = value if isinstance(value, str) else value.read()
-            if isinstance(value, Secret):
+            if isinstance(value, Secret) or is_secret_name(name):
                 secrets.append(headers[name])
         if receiver.credentials is not None:
             secret = receiver.credentials.secret.read()

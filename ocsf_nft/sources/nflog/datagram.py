@@ -14,6 +14,7 @@ from ocsf_nft.record import Origin
 from ocsf_nft.sources import dns, packet
 from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.nflog.payload import without_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -235,7 +236,8 @@ def record(
     """Convert an NFLOG message to a Record.
 
     The record's time is the kernel's timestamp, or the time of receipt if the message has no
-    timestamp. The other arguments are fields of the record's :class:`Origin`.
+    timestamp. The other arguments are fields of the record's :class:`Origin`. ``raw`` is a line
+    (``line.py``); the record's has no payload.
     """
     facts = _interface_facts(datagram)
     if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
@@ -245,13 +247,15 @@ def record(
     else:
         ethertype, data = _ethertype(datagram), datagram.captured
         header = datagram.hardware_header or b""
-    question = None
+    question, header_bytes = None, 0
     if ethertype in {ETH_P_IP, ETH_P_IPV6}:
-        version = 4 if ethertype == ETH_P_IP else 6
-        facts.update(packet.ip_facts(data, version))
-        question = _question(facts, data, version)
+        found, header_bytes = packet.ip_headers(data, 4 if ethertype == ETH_P_IP else 6)
+        facts.update(found)
+        question = _question(facts, data[header_bytes:])
     elif ethertype == ETH_P_ARP:
         facts.update(packet.arp_facts(data))
+        header_bytes = packet.ARP_BYTES
+    raw, raw_bytes = without_payload(raw, max(0, len(data) - header_bytes))
     # The kernel's text has the link header of an IP packet only if the packet has an input device.
     if datagram.input is not None or ethertype not in {ETH_P_IP, ETH_P_IPV6}:
         facts.update(fact.link_facts(header))
@@ -271,6 +275,7 @@ def record(
         log_source=log_source,
         log_format="nfnetlink_log",
         raw=raw,
+        raw_bytes=raw_bytes,
         sequence=datagram.sequence,
         original_time=None if time_us is None else stamp(time_us),
     )
@@ -285,10 +290,9 @@ def record(
     )
 
 
-def _question(facts: Facts, data: bytes, version: int) -> DnsQuestion | None:
+def _question(facts: Facts, payload: bytes) -> DnsQuestion | None:
     if facts.get("destination_port") not in dns.PORTS:
         return None
-    payload = packet.transport_payload(data, version)
     return dns.question(payload, is_tcp=facts.get("protocol") == packet.TCP)
 
 

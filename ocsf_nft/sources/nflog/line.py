@@ -6,7 +6,8 @@ An example, which is one line in reality::
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
 Names, ids and log prefixes are JSON strings in ASCII. The number after ``#`` is the interface's
-index. Bytes, such as those of the packet, are hexadecimal. Absent fields are left out.
+index. Bytes, such as those of the packet, are hexadecimal. Absent fields are left out. At the end
+of the line, ``omitted=37`` means that 37 captured bytes of the packet are not in it (payload.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.log_prefixes import PREFIX_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface, stamp
+from ocsf_nft.sources.nflog.payload import OMITTED
 from ocsf_nft.sources.packet_fields import DEVICE_CHARACTERS
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ _STRING: Final = r'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*"'
 _HEX: Final = r"(?:[0-9a-f]{2})*"
 _hexadecimal: Final = partial(int, base=16)
 _SECONDS_LIMIT: Final = 253_402_300_799  # the end of the year 9999
+_PACKET_BYTES: Final = 0xFFFF
 #: Half a surrogate pair.
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -134,7 +137,8 @@ _LINE: Final = re.compile(
         if field.name in _REQUIRED
         else f"(?: {field.name}=({field.form}))?"
         for field in _FIELDS
-    ).removeprefix(" "),
+    ).removeprefix(" ")
+    + rf"(?:{OMITTED}(\d{{1,5}}))?",
     re.ASCII,
 )
 
@@ -153,15 +157,18 @@ def parse(line: str) -> tuple[Datagram, str | None] | None:
     """Parse a line that :func:`render` wrote; return ``None`` if the line has any other format.
 
     Return the logged packet, and the unique id of its record; ``None`` if the line has no ``id``.
+    The packet has zeros in place of omitted bytes.
     """
     match = _LINE.fullmatch(line)
     if match is None:
         return None
+    *texts, omitted = match.groups()
     try:
-        values = [
+        values: list[Any] = [
             None if text is None else field.from_text(text)
-            for field, text in zip(_FIELDS, match.groups(), strict=True)
+            for field, text in zip(_FIELDS, texts, strict=True)
         ]
+        values[-1] += bytes(_number_up_to(_PACKET_BYTES, omitted or "0"))
     except ValueError:
         return None
     identity: str | None = values.pop(_ID)

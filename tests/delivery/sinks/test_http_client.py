@@ -367,3 +367,15 @@ def test_compressed_body_is_always_the_same() -> None:
     body = b"".join(message.line for message in attempts(10))
     assert gzip.decompress(_gzip(body)) == body
     assert _gzip(body) == _gzip(body)
+
+
+async def test_web_sink_masks_secrets_of_plain_headers_and_of_answers(
+    kind: Kind, token: Secret
+) -> None:
+    server = kind.server()
+    server.then(answering(403, "the key k3y-value is unknown; use ?token=s3cr3t-Value or 42"))
+    async with serving(server) as url:
+        error = await fault(kind.sink(url, token, headers={"X-Api-Key": "k3y-value", "X-A": "42"}))
+    assert "the key *** is unknown; use ?token=[redacted:" in str(error)
+    assert "s3cr3t-Value" not in str(error)
+    assert "or 42" in str(error)

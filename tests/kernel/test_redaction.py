@@ -1,0 +1,106 @@
+"""Secrets of processes and packets are in nothing that a run writes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.state import redaction_key
+from tests.kernel import command, conftest, written
+from tests.kernel.attempts import INTERNET4
+from tests.kernel.test_delivery import wait_for
+from tests.kernel.test_service import get, settings, write
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_SECRET = "s3cr3t-Value"  # noqa: S105 - of the test
+_TOKEN = "glpat-" + "Ab3De6Gh9Jk2Mn5Pq8St"
+_ARGUMENTS = (
+    f"--password={_SECRET}", "--token", _SECRET, f"Authorization: Bearer {_SECRET}",
+    f"https://user:{_SECRET}@host/?sig={_SECRET}", f"x={_TOKEN}", f"mysql -p{_SECRET} db",
+)  # fmt: skip
+_SEND = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for port in (53, 443):
+        try:
+            sender.sendto(b"token={_SECRET}" * 20, ("{INTERNET4}", port))
+        except OSError:
+            pass
+    input()
+"""
+#: A program that changes nftables while its arguments have a secret.
+_TAMPER = f'exec -a "--token={_SECRET}" nft delete table inet ocsf_nft'
+
+
+@pytest.mark.parametrize("method", ["capture", "socket"])
+def test_secrets_of_a_process_are_in_nothing_that_a_run_writes(
+    lab: Lab, state: StateDirectory, tmp_path: Path, method: str
+) -> None:
+    output, port = tmp_path / "events.jsonl", free_port()
+    more: dict[str, Any] = {"sink": [{"path": str(output)}], "attribution": {"method": method}}
+    found = settings(lab, state, listen=f"127.0.0.1:{port}", **more)
+    config = write(tmp_path / "config.toml", found)
+    with command.running("--config", str(config)) as running:
+        with _started(lab, sys.executable, "-c", _SEND, *_ARGUMENTS):  # has its sockets till then
+            wait_for(lambda: _packets(written.so_far(output)) >= 2)
+        with _started(lab, "bash", "-c", _TAMPER):
+            pass
+        wait_for(
+            lambda: any(
+                each["class_uid"] == 5019 and "actor" in each for each in written.so_far(output)
+            )
+        )
+        metrics = get(port, "/metrics")[1]
+        status = command.run("status", "--state-dir", str(state.path))
+        code, log = running.stop(signal.SIGTERM)
+    assert code == 0, log
+    files = [path for path in state.path.rglob("*") if path.is_file()]
+    key_file = state.path / redaction_key.FILE
+    files.remove(key_file)
+    content = b"\n".join(
+        [*(path.read_bytes() for path in (*files, output)), log.encode(), metrics.encode(),
+         status.stdout.encode(), status.stderr.encode()]
+    )  # fmt: skip
+    key = key_file.read_text().strip()
+    for hidden in (_SECRET, _TOKEN, _SECRET.encode().hex(), key):
+        assert hidden.encode() not in content
+    assert bytes.fromhex(key) not in content
+    # All of them were seen: the placeholders of equal secrets are equal.
+    lines = set(_command_lines(written.events(output)))
+    placeholders = {each[:12] for line in lines for each in line.split("[redacted:")[1:]}
+    assert any(line.count("[redacted:") == len(_ARGUMENTS) + 1 for line in lines), lines
+    assert len(placeholders) == 3  # the secret, with its user, and the token
+
+
+def _command_lines(found: Any) -> Iterator[str]:
+    if isinstance(found, dict):
+        yield from (text for name, text in found.items() if name == "cmd_line")
+        found = list(found.values())
+    if isinstance(found, list):
+        for each in found:
+            yield from _command_lines(each)
+
+
+def _started(lab: Lab, *words: str) -> subprocess.Popen[bytes]:
+    return lab.sandbox_namespace.call(lambda: subprocess.Popen(words, stdin=subprocess.PIPE))
+
+
+def _packets(events: list[dict[str, Any]]) -> int:
+    return sum(
+        event["count"]
+        for event in events
+        if event["class_uid"] == 4001 and event["unmapped"]["sandbox"] == conftest.SANDBOX
+    )
