@@ -214,7 +214,7 @@ def test_help_is_quick_and_shows_an_example_for_each_command() -> None:
     ).stdout
     commands = [line.split()[0] for line in overview.partition("Commands:")[2].splitlines()[1:] if (
         line.startswith("  ") and line.strip() and not line.startswith("  Try"))]  # fmt: skip
-    assert len(commands) == 19
+    assert len(commands) == 21
     assert "..." not in overview.partition("Commands:")[2], "a summary does not fit 80 columns"
     helped = {each: forked.run(each, "--help", check=True).stdout for each in commands}
     examples = "Example: ocsf-nft ", "Example: dmesg | ocsf-nft"

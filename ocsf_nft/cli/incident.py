@@ -43,9 +43,9 @@ def incident(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: options.SourceConfig = None,
 ) -> None:
-    """Show all facts about an incident, or list the open findings, the latest update first.
+    """Show all facts about an incident, or list the open findings.
 
-    Shows who did what, when, how much, what to do, and what is not known; a timeline, the
+    The list has the latest update first. Shows who did what, when, how much, what to do, and what is not known; a timeline, the
     processes with their ancestors, and the destinations. --json writes one object, or one for each
     finding of the list.
 

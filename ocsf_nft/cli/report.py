@@ -64,9 +64,9 @@ def report(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: options.SourceConfig = None,
 ) -> None:
-    """Write a report about an incident, or about a time span, as one HTML file.
+    """Write a report about an incident or a time span as HTML.
 
-    The page answers who did what, when, how much, what to do, and what is not known. It has a
+    The page is one file. It answers who did what, when, how much, what to do, and what is not known. It has a
     timeline, the processes with their ancestors, the destinations, and the findings. It needs no
     network, and has no scripts. Browsers show it on phones, on screens and on paper.
 

@@ -122,6 +122,8 @@ def _drop_repeated_actors(event: dict[str, Any]) -> None:
             del evidence["process"]
         if inner is not None and inner == actor:
             del evidence["actor"]
+    if "evidences" in event:
+        event["evidences"] = list(filter(None, event["evidences"]))
     for holder in (event, *event.get("evidences", ())):
         inner = holder.get("actor", {})
         process = inner.get("process", {})

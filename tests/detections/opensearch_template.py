@@ -44,9 +44,9 @@ _BY_NAME: Final[Mapping[str, Mapping[str, Any]]] = {
 _FLAT_DEPTH: Final = 3
 #: Objects that repeat others, or whose attributes vary.
 _ALWAYS_FLAT: Final = frozenset({
-    "app", "attacks", "device.os", "dst_endpoint.container", "enrichments", "evidences",
-    "finding_info.attacks", "finding_info.related_events", "metadata.loggers", "observables",
-    "src_endpoint.container",
+    "app", "attacks", "device.container", "device.os", "dst_endpoint.container", "enrichments",
+    "evidences", "finding_info.attacks", "finding_info.related_events", "metadata.loggers",
+    "metadata.tags", "observables", "src_endpoint.container",
 })  # fmt: skip
 
 
