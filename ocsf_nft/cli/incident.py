@@ -45,9 +45,9 @@ def incident(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Show all facts about an incident, or list the open findings.
 
-    The list has the latest update first. Shows who did what, when, how much, what to do, and what is not known; a timeline, the
-    processes with their ancestors, and the destinations. --json writes one object, or one for each
-    finding of the list.
+    The list has the latest update first. Shows who did what, when, how much, what to do, and what
+    is not known; a timeline, the processes with their ancestors, and the destinations. --json
+    writes one object, or one for each finding of the list.
 
     Without --input, the stored events are read, as by `ocsf-nft events`.
 

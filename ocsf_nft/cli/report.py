@@ -66,9 +66,10 @@ def report(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Write a report about an incident or a time span as HTML.
 
-    The page is one file. It answers who did what, when, how much, what to do, and what is not known. It has a
-    timeline, the processes with their ancestors, the destinations, and the findings. It needs no
-    network, and has no scripts. Browsers show it on phones, on screens and on paper.
+    The page is one file. It answers who did what, when, how much, what to do, and what is not
+    known. It has a timeline, the processes with their ancestors, the destinations, and the
+    findings. It needs no network, and has no scripts. Browsers show it on phones, on screens and on
+    paper.
 
     Without --input, the stored events are read, as by `ocsf-nft events`. Files of events may have
     any OCSF version from 1.1.0 on, also without captions.
