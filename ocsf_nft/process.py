@@ -110,10 +110,15 @@ class Attribution:
 def limit_to_one_packet(known: Attribution) -> Attribution:
     """Weaken the attribution of one packet, to use it for a whole group of packets.
 
-    The result names the process of ``known`` with medium confidence at most: no other process was
-    seen to send. If ``known`` names no process as the sender, it is returned unchanged.
+    The result names the process of ``known`` only as a possible sender, with low confidence.
+    If ``known`` names no process as the sender, it is returned unchanged.
     """
     if known.process is None:
         return known
-    level: ConfidenceLevel = "low" if known.confidence == "low" else "medium"
-    return replace(known, confidence=level, reason=_ONE_SENDER_SEEN)
+    return replace(
+        known,
+        confidence="low",
+        reason=_ONE_SENDER_SEEN,
+        process=None,
+        seen=(Seen(process=known.process),),
+    )

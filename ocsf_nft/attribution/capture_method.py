@@ -229,6 +229,7 @@ class CaptureMethod:
                 confidence="high" if is_all else "medium",
                 reason=_SENT_ALL if is_all else _SENT_ALONE,
                 process=seen[0].process,
+                seen=() if is_all else seen,
             )
         return Attribution(
             method="capture",

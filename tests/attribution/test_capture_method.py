@@ -213,7 +213,8 @@ def test_different_numbers_of_packets_and_calls_give_medium_confidence(
     found = captured.since_last(NETNS, record_now(), packets, time.time_ns())
     assert found is not None
     assert found.process is not None
-    assert (found.process.pid, found.seen, found.confidence) == (7, (), "medium")
+    calls = {each.process.pid: each.calls for each in found.seen}
+    assert (found.process.pid, calls, found.confidence) == (7, {7: 5}, "medium")
 
 
 def test_several_callers_are_named_with_their_numbers_of_calls(captured: CaptureMethod) -> None:

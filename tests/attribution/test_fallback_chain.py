@@ -15,7 +15,7 @@ from ocsf_nft.attribution import fallback_chain, socket_lookups
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Dropped
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import UnsupportedError
-from ocsf_nft.process import ConfidenceLevel, Process, Seen, limit_to_one_packet
+from ocsf_nft.process import Process, Seen, limit_to_one_packet
 from tests.attribution.calling import SYN, TCP
 from tests.attribution.fallback_host import Host, Reasons, Sockets, by_socket
 from tests.attribution.programs import Programs, call_now, record_now
@@ -222,16 +222,7 @@ async def test_chain_falls_back_if_events_cannot_be_read(host: Host, *, readable
         assert host.sockets.is_late, "it was opened after the start"
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [("high", "medium"), ("medium", "medium"), ("low", "low")]
-)
-def test_sole_known_sender_of_many_packets_has_medium_confidence(
-    before: ConfidenceLevel, after: ConfidenceLevel
-) -> None:
-    one = limit_to_one_packet(replace(by_socket(7), confidence=before))
-    assert (one.process, one.seen, one.confidence) == (Process(pid=7), (), after)
-
-
-def test_possible_senders_of_one_packet_are_those_of_many() -> None:
-    several = replace(by_socket(7), process=None, seen=(Seen(process=Process(pid=7)),))
-    assert limit_to_one_packet(several) is several
+def test_sender_of_one_packet_is_only_a_possible_sender_of_many() -> None:
+    one = limit_to_one_packet(by_socket(7))
+    assert (one.process, one.seen, one.confidence) == (None, (Seen(process=Process(pid=7)),), "low")
+    assert limit_to_one_packet(one) is one

@@ -212,7 +212,8 @@ def _run(lab: Lab, program: str) -> Counter[tuple[int, int]]:
 def _named(event: dict[str, Any]) -> tuple[bool, dict[int, int]]:
     """Return True for high confidence, and the number of an event's packets by process."""
     (how,) = event["enrichments"]
-    if how["value"] != "unknown":
-        return how["data"]["confidence"] == "High", {int(how["value"]): event["count"]}
-    seen = how["data"].get("processes", [])
-    return how["data"]["confidence"] == "High", {each["pid"]: each.get("calls", 0) for each in seen}
+    is_sure, seen = how["data"]["confidence"] == "High", how["data"].get("processes")
+    if how["value"] != "unknown" and seen is None:
+        return is_sure, {int(how["value"]): event["count"]}
+    # Below high confidence, a process sent so many of the packets, or more.
+    return is_sure, {each["pid"]: each.get("calls", 0) for each in seen or ()}

@@ -62,7 +62,7 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
     await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
-    (event,) = sink.events
+    (event,) = sink.of_class(5019)
     assert "was restored" in event["status_detail"]
     assert event["severity"] == "High"
 

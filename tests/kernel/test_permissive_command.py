@@ -110,7 +110,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     assert done.code == 0
     (event,) = done.events
     assert (event["state"], event["security_level"]) == ("Permissive", "At Risk")
-    assert (event["severity"], event["status"]) == ("Medium", "Success")
+    assert (event["severity"], event["status"]) == ("Low", "Success")
     assert event["unmapped"]["previous_state"] == "Absent"
     assert "permissive fence: it refuses nothing" in done.stderr
     assert command.run("verify", "--sandbox", conftest.SANDBOX, *where).code == 0

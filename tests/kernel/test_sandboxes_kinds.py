@@ -93,7 +93,7 @@ async def test_policy_of_an_exclusive_sandbox_is_changed_by_its_owner_only(
         await asyncio.to_thread(namespaces.delete, name)
         await served.wait_for(lambda each: "has ended" in each["message"])
     assert {each["severity"] for each in served.events if each["class_uid"] == 5019} <= {
-        "Informational", "Medium",
+        "Informational", "Low",
     }  # fmt: skip
 
 

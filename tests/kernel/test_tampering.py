@@ -318,7 +318,11 @@ def test_fence_removed_in_the_regular_way_is_not_restored(
         time.sleep(0.5)
         assert running.stop(signal.SIGTERM)[0] == 0
     (event,) = output.of_fence()
-    assert (event["state"], event["severity"], event["status"]) == ("Disabled", "Medium", "Success")
+    assert (event["state"], event["severity"], event["status"]) == (
+        "Disabled",
+        "Informational",
+        "Success",
+    )
     assert "removed" in event["status_detail"]
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
 

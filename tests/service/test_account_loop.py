@@ -536,7 +536,7 @@ async def test_aggregated_attempt_has_only_its_user(tmp_path: Path) -> None:
         assert event["enrichments"][0]["data"]["method"] == "user"
 
 
-async def test_sole_seen_sender_is_named_with_medium_confidence(
+async def test_sender_of_one_packet_is_not_named_as_sender_of_all(
     tmp_path: Path,
 ) -> None:
     counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
@@ -547,10 +547,10 @@ async def test_sole_seen_sender_is_named_with_medium_confidence(
     first, window = sink.of_class(4001)
     assert first["actor"]["process"]["pid"] == 1
     assert window["count"] == 8
-    assert window["actor"]["process"]["pid"] == 1
+    assert "process" not in window["actor"]
     (how,) = window["enrichments"]
-    assert (how["value"], how["data"]["confidence"]) == ("1", "Medium")
-    assert "processes" not in how["data"]
+    assert (how["value"], how["data"]["confidence"]) == ("unknown", "Low")
+    assert [each["pid"] for each in how["data"]["processes"]] == [1]
 
 
 async def test_numbers_while_a_reading_is_processed_are_those_before_it(
