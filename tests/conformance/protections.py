@@ -32,6 +32,47 @@ SEVERITIES: Final = {
     finding_parts.FENCE_REMOVED: Severity.CRITICAL,
     finding_parts.RESTORE_STOPPED: Severity.CRITICAL,
 }
+#: Message and detail of the latest event.
+_TEXTS: Final = {
+    finding_parts.TAMPERING: (
+        (
+            "The fence of sandbox sb1 is active, and logs what it blocks; another process altered "
+            "it, and it has been restored."
+        ),
+        "table inet ocsf_nft was deleted, by curl (pid 4242); restored 14.2 ms later",
+    ),
+    finding_parts.FENCE_REMOVED: (
+        "The fence of sandbox sb1 is removed: nothing restricts the sandbox (before: active).",
+        "table inet ocsf_nft does not exist",
+    ),
+    finding_parts.RESTORE_STOPPED: (
+        (
+            "The fence of sandbox sb1 differs from the installed one, or can't be read: it may "
+            "block nothing (before: active)."
+        ),
+        (
+            "given up: restored 10 times in 60 s and changed again each time, last by curl (pid "
+            "4242): table inet ocsf_nft was deleted; the next restore is in 60 s"
+        ),
+    ),
+    finding_parts.COLLECTION: (
+        (
+            "ocsf-nft did not read the fence of sandbox sb1 for 7.0 s. Meanwhile 31 packets were "
+            "blocked; later events count them."
+        ),
+        "ocsf-nft was not running, or was delayed",
+    ),
+    finding_parts.COUNTER_MISMATCH: (
+        (
+            "ocsf-nft has a fault: the counts of sandbox sb1 don't match: counted, but in no event "
+            "(negative: in more events than counted): +3 packets of rule egress."
+        ),
+        (
+            "counted, but in no event (negative: in more events than counted): +3 packets of rule "
+            "egress"
+        ),
+    ),
+}
 _RELATED: Final = RelatedFact(
     "7a1f7c52-0a5e-5f0b-9a35-0c5f7e0d4b61", 501901, "Device Config State Change: Log"
 )
@@ -53,10 +94,11 @@ def series_of(kind: FindingKind = finding_parts.TAMPERING, **facts: Any) -> Prot
 
 def finding_of(context: Context, series: ProtectionSeries, **facts: Any) -> DetectionFinding:
     """Return the finding about a series of events."""
+    message, detail = _TEXTS[series.kind]
     defaults: dict[str, Any] = {
         "stage": "begun",
-        "message": "The fence of sandbox sb1 is active, and logs what it blocks.",
-        "detail": "table inet ocsf_nft was deleted, by nft (pid 4711)",
+        "message": message,
+        "detail": detail,
         "processed_ns": NOW_NS,
     }
     return protection_finding(context, series, **defaults | facts)
