@@ -112,3 +112,12 @@ async def test_ended_sandbox_leaves_15_minutes_after_its_last_finding(
     assert {key.sandbox for key in reporter.finding_counts()} == {None, "sb1"}
     reporter.drop_context("sb1")
     assert {key.sandbox for key in reporter.finding_counts()} == {None}
+
+
+async def test_ends_of_sandboxes_limit_the_memory_without_a_scrape(
+    reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_MS", 0)
+    await reporter.lines([_attempt(incident())])
+    reporter.drop_context("sb1")
+    assert reporter._finding_counts.counts() == {}
