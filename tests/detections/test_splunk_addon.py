@@ -16,12 +16,13 @@ import pytest
 
 from ocsf_nft.ocsf.enums import Action, Direction, Disposition, Severity, Status
 from ocsf_nft.ocsf.event_codes import EventCode
+from ocsf_nft.ocsf.lean import lean
 from ocsf_nft.ocsf.versions import STORED
 from tests.delivery import sample_events
 from tests.detections import conversion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _ADDON: Final = conversion.FOLDER / "splunk/TA-ocsf-nft"
@@ -90,19 +91,19 @@ def _conf(name: str) -> dict[str, dict[str, str]]:
 def _fields() -> frozenset[str]:
     """Return the fields that Splunk extracts from events; an item of a list has braces."""
     return frozenset(
-        path for message in sample_events.messages(STORED) for path in _paths(message.event())
+        path for message in sample_events.messages(STORED) for path, _ in _values(message.event())
     )
 
 
-def _paths(value: Any, path: str = "") -> Iterator[str]:
+def _values(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, each in value.items():
-            yield from _paths(each, f"{path}.{name}" if path else name)
+            yield from _values(each, f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for each in value:
-            yield from _paths(each, f"{path}{{}}")
+            yield from _values(each, f"{path}{{}}")
     else:
-        yield path
+        yield path, value
 
 
 def _unknown(expression: str, known: frozenset[str] = frozenset()) -> set[str]:
@@ -130,6 +131,47 @@ def _derived() -> dict[str, str]:
 
 def _xml(name: str) -> ET.Element:
     return ET.parse(_ADDON / "default/data/ui" / name).getroot()  # noqa: S314 - our own file
+
+
+def _cim(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the derived fields of an event, with Splunk's functions by their documentation."""
+    fields: dict[str, list[Any]] = {}
+    for path, value in _values(event):
+        fields.setdefault(path, []).append(value)
+
+    def field(name: str) -> Any:
+        found = fields.get(name, [None])
+        return found[0] if len(found) == 1 else found
+
+    functions = {
+        "case": lambda *each: next((y for x, y in zip(each[::2], each[1::2]) if x), None),  # noqa: B905 - pairs
+        "coalesce": lambda *each: next((x for x in each if x is not None), None),
+        "if_": lambda x, y, z: y if x else z,
+        "in_": lambda x, *each: x in each,
+        "match": lambda x, pattern: x is not None and re.search(pattern, x) is not None,
+        "mvindex": lambda x, index: x[index] if isinstance(x, list) else x,
+        "null": lambda: None,
+        "true": lambda: True,
+        "field": field,
+    }
+
+    def result(expression: str) -> Any:
+        if expression in _fields():
+            return field(expression)
+        parts = re.split(r'("[^"]*")', expression)
+        for number in range(0, len(parts), 2):
+            part = re.sub(r"\b(if|in)\(", r"\1_(", parts[number])
+            part = part.replace(" AND ", " and ").replace(" OR ", " or ")
+            part = re.sub(r"'([^']+)'", r"field('\1')", part)
+            parts[number] = re.sub(
+                r"(?<![\w'.])([a-z]+(?:_[a-z]+)*)(?=[=,)])(?!')",
+                r"field('\1')",
+                part,
+            )
+        return eval("".join(parts), functions)  # noqa: S307 - our own file
+
+    found = {name: result(expression) for name, expression in _derived().items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _searches() -> Iterator[str]:
@@ -189,6 +231,41 @@ def test_derived_fields_are_those_of_cim_and_made_of_fields_of_events() -> None:
         assert expression in _fields() or "." not in bare, name
         for left, right in ("()", "''", '""'):
             assert expression.count(left) == expression.count(right)
+
+
+@pytest.mark.parametrize("shorten", [lambda event: event, lean], ids=["full", "lean"])
+def test_derived_fields_have_the_values_of_cim(shorten: Callable[[Any], Any]) -> None:
+    severities = {int(each): each.caption.lower() for each in Severity}
+    for message in sample_events.messages(STORED):
+        event = shorten(message.event())
+        found, code = _cim(event), event["metadata"]["event_code"]
+        assert found["severity"] == severities[event["severity_id"]]
+        assert found["signature_id"] == code
+        assert found.get("dvc") == event.get("device", {}).get("hostname")
+        if event["class_uid"] == 4001:
+            if code.endswith(("-blocked", "-rejected", "-dropped")):
+                assert found["action"] == "blocked"
+            elif code.endswith("-allowed"):
+                assert found["action"] == "allowed"
+            endpoint = event.get("dst_endpoint", {})
+            assert found.get("dest_ip") == endpoint.get("ip")
+            assert found.get("dest_port") == endpoint.get("port")
+            assert found["vendor_product"] == event["metadata"]["product"]["name"]
+        if event["class_uid"] == 2004:
+            assert (found["type"], found["ids_type"]) == ("alert", "network")
+            assert "dest" in found or "dvc" not in found
+            assert (found["id"], found["subject"]) == (
+                event["finding_info"]["uid"],
+                event["finding_info"]["title"],
+            )
+        if event["class_uid"] == 2004 and "evidences" in event:
+            endpoint = event["evidences"][0].get("dst_endpoint", {})
+            assert found.get("dest_ip") == endpoint.get("ip")
+        if event["class_uid"] == 5019:
+            expected = {"fence-active": "created", "fence-removed-by-other": "deleted"}
+            assert found["action"] == expected.get(code, "modified")
+            assert found["status"] in {"success", "failure"}
+            assert found["object"] == event["unmapped"]["sandbox"]
 
 
 def test_numbers_in_props_are_the_values_of_ocsf() -> None:
