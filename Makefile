@@ -29,6 +29,9 @@ PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
 # Browser of the slow tests of reports, and of their picture.
 BROWSER := chromium
 
+# Prometheus of a slow test. Where systemd runs, Debian starts its daemon; the test runs its own one.
+MONITORING := prometheus
+
 # Container engines of the slow tests. Where systemd runs, Debian starts the daemons of Docker and
 # containerd; the tests run their own ones, in namespaces of their own.
 ENGINES := docker.io docker-cli podman containerd containernetworking-plugins
@@ -61,7 +64,7 @@ demo: .venv/demo  ## Fence a throw-away sandbox and watch programs fail to get o
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
 	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS) $(ENGINES) $(BROWSER)
+test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS) $(ENGINES) $(BROWSER) $(MONITORING)
 test-slow: system .venv/ready  ## Run the slow tests: virtual machines, container engines, 200 kills, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n $(WORKERS))
 

@@ -16,11 +16,12 @@ from ocsf_nft.attribution.fallback_chain import TopMethod
 from ocsf_nft.ocsf.context import product
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from ocsf_nft.service.delivery_answers import SinkStatus
+    from ocsf_nft.service.finding_counts import FindingCount, FindingKey
     from ocsf_nft.service.run import Service
     from ocsf_nft.service.status import Status
 
@@ -71,7 +72,14 @@ async def exposition_of(service: Service) -> bytes:
     Raises DeliveryError if the state of a sandbox can't be read.
     """
     found = await service.statuses()
-    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.sinks)))
+    return _text(
+        (
+            *_of_sandboxes(found),
+            *_of_findings(service.findings),
+            *_of_run(service),
+            *_of_sinks(service.delivery.sinks),
+        )
+    )
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:
@@ -132,6 +140,26 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
     active = [((each.sandbox,), each.verdict == "as installed") for each in found if each.verdict]
     text = "1 if the fence is as installed, else 0; absent if nft can't be run."
     yield _metric(Gauge, "fence_active", text, active, "sandbox")
+
+
+def _of_findings(found: Mapping[FindingKey, FindingCount]) -> Iterator[Metric]:
+    counts = [
+        (
+            (key.sandbox or "", key.code, key.severity.caption.lower(), str(key.is_alert).lower()),
+            each,
+        )
+        for key, each in found.items()
+    ]
+    labels = "sandbox", "code", "severity", "alert"
+    yield _metric(
+        Counter, "findings", "Findings created in this run.",
+        [(values, each.created) for values, each in counts], *labels,
+    )  # fmt: skip
+    yield _metric(
+        Gauge, "finding_timestamp_seconds",
+        "Unix time of the last creation or update of such a finding in this run.",
+        [(values, each.latest_ms / 1000) for values, each in counts], *labels,
+    )  # fmt: skip
 
 
 def _of_run(service: Service) -> Iterator[Metric]:

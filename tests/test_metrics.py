@@ -90,3 +90,10 @@ def test_only_the_active_attribution_method_has_the_value_1(tmp_path: Path, meth
         for each in ("capture", "socket", "user")
     }
     assert "ocsf_nft_capture_dropped_events_total 12.0" in shown
+
+
+def test_findings_have_labels_with_few_values(tmp_path: Path) -> None:
+    shown = exposed.exposition(tmp_path).splitlines()
+    labels = '{alert="true",code="bypass-finding",sandbox="agent",severity="high"}'
+    assert f"ocsf_nft_findings_total{labels} 2.0" in shown
+    assert f"ocsf_nft_finding_timestamp_seconds{labels} 1.7645e+09" in shown

@@ -14,17 +14,19 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.packet_outcome import is_ours
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.templates import Templates
+from ocsf_nft.service.finding_counts import FindingCounts
 from ocsf_nft.service.protection_findings import ProtectionFindings
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.record import DnsQuestion, Record
+    from ocsf_nft.service.finding_counts import FindingCount, FindingKey
 
 #: Events rendered before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
@@ -61,7 +63,8 @@ class Reporter:
         # Events of different sandboxes differ only in copied values.
         self._templates = Templates(host, is_limited=True)
         self._unknown = Mapper(self._host_context, self._templates)
-        self.findings = ProtectionFindings(self.context)
+        self._finding_counts = FindingCounts()
+        self.findings = ProtectionFindings(self.context, self._finding_counts.add)
 
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
@@ -85,6 +88,15 @@ class Reporter:
         for facts in (self._given, self._contexts, self._mappers):
             facts.pop(sandbox, None)
         self.findings.drop(sandbox)
+        self._drop_expired_counts()
+
+    def finding_counts(self) -> Mapping[FindingKey, FindingCount]:
+        """Return the numbers of findings; those of an ended sandbox remain for 15 minutes."""
+        self._drop_expired_counts()
+        return self._finding_counts.counts()
+
+    def _drop_expired_counts(self) -> None:
+        self._finding_counts.drop_expired(self._contexts, time.time_ns() // 1_000_000)
 
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], findings: FindingSettings
@@ -136,7 +148,10 @@ class Reporter:
         now_ns = time.time_ns()
         if not isinstance(found, Attempt | IncidentEnd):
             context = self.context(found.sandbox)
-            yield fan_out(context, found, processed_ns=now_ns).to_json()
+            scan = fan_out(context, found, processed_ns=now_ns)
+            if found.stage != "ended":
+                self._finding_counts.add(scan, found.sandbox)
+            yield scan.to_json()
             return
         mapper = self._mapper(found.record)
         if isinstance(found, Attempt):
@@ -146,4 +161,6 @@ class Reporter:
                     yield event.to_json()
         finding = mapper.finding(found, processed_ns=now_ns)
         if finding is not None:
+            if isinstance(found, Attempt):
+                self._finding_counts.add(finding, found.record.sandbox)
             yield finding.to_json()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.enums import Severity
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.events import DetectionFinding, Event
     from ocsf_nft.ocsf.fence_state_events import Tampering
     from ocsf_nft.ocsf.finding_parts import FindingKind
 
@@ -34,11 +34,17 @@ class ProtectionFindings:
     """Open findings about the protection of all sandboxes of a service.
 
     ``context`` returns the facts about a sandbox by its name, and those about the host for None. A
-    finding without a sandbox is about all that share the host's log.
+    finding without a sandbox is about all that share the host's log. ``count`` is called for each
+    created or updated finding, with its sandbox.
     """
 
-    def __init__(self, context: Callable[[str | None], Context]) -> None:
+    def __init__(
+        self,
+        context: Callable[[str | None], Context],
+        count: Callable[[DetectionFinding, str | None], None],
+    ) -> None:
         self._context = context
+        self._count = count
         self._open: dict[_Key, ProtectionSeries] = {}
         #: Times of the latest event of each finding (ms since the epoch, UTC).
         self._reported_ms: dict[_Key, int] = {}
@@ -102,6 +108,7 @@ class ProtectionFindings:
                 detail=values["status_detail"],
                 processed_ns=time.time_ns(),
             )
+            self._count(finding, sandbox)
             lines.append(finding.to_json())
         return lines
 

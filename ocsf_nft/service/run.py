@@ -38,12 +38,13 @@ from ocsf_nft.service.task_errors import first_error
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from types import TracebackType
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.process import Process
+    from ocsf_nft.service.finding_counts import FindingCount, FindingKey
     from ocsf_nft.service.sandbox import Sandbox
     from ocsf_nft.service.sandbox_view import Condition, PutResult, SandboxView
     from ocsf_nft.service.status import Status
@@ -170,6 +171,11 @@ class Service:
     def events(self) -> int:
         """Return how many events the service has stored since its start."""
         return self._reporter.events
+
+    @property
+    def findings(self) -> Mapping[FindingKey, FindingCount]:
+        """Return the numbers of findings of this run by sandbox and situation."""
+        return self._reporter.finding_counts()
 
     def stop(self) -> None:
         """Begin to stop the service, and return at once.

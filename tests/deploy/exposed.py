@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from ocsf_nft.flows.sandbox_account import Balance
 from ocsf_nft.metrics import exposition_of
+from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.service.delivery_answers import SinkStatus
+from ocsf_nft.service.finding_counts import FindingCount, FindingKey
 from ocsf_nft.service.status import Status
 from ocsf_nft.state.change import DroppedRecords
 from ocsf_nft.state.state_db import FILE
@@ -18,6 +20,9 @@ from tests.delivery.stores import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_COUNT: Final = FindingCount(created=2, latest_ms=1_764_500_000_000)
 
 
 class Exposed(NamedTuple):
@@ -57,6 +62,7 @@ def exposition(folder: Path, *, method: str = "capture") -> str:
             statuses=statuses,
             counts=SimpleNamespace(records=90, rejected={"forged": 1}),
             events=85,
+            findings={FindingKey("agent", "bypass-finding", Severity.HIGH, True): _COUNT},
             retrier=store.retrier,
             store=store.state,
             delivery=SimpleNamespace(sinks=(sink,)),

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts, held to the metrics that there are, by Prometheus' own engine."""
+"""The dashboards and the alerts, held to the metrics that there are, by Prometheus' own engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 
+from ocsf_nft.ocsf.event_codes import EventCode
 from tests.deploy.exposed import Exposed, exposed, exposition
 from tests.deploy.manifests import ROOT
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FOLDER = ROOT / "deploy/grafana"
-_DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
-_ALERTS: list[dict[str, Any]] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["groups"][0][
-    "rules"
+_DASHBOARDS: dict[str, dict[str, Any]] = {
+    path.name: json.loads(path.read_text()) for path in sorted(_FOLDER.glob("*.json"))
+}
+_ALERTS: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
 ]
 #: Labels that Prometheus adds to each series, and its own metric of a target.
 _SCRAPED = {"job": "ocsf-nft", "instance": "host-1.example:9464"}
@@ -34,13 +39,18 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exposed]:
     return exposed(tmp_path_factory.mktemp("exposed"))
 
 
-def _panels() -> list[dict[str, Any]]:
-    return [panel for panel in _DASHBOARD["panels"] if panel["type"] != "row"]
+def _panels(*names: str) -> list[dict[str, Any]]:
+    return [
+        panel
+        for name in names or _DASHBOARDS
+        for panel in _DASHBOARDS[name]["panels"]
+        if panel["type"] != "row"
+    ]
 
 
-def _shown() -> Iterator[str]:
-    """Yield each expression of the dashboard, with its variables replaced."""
-    for panel in _panels():
+def _shown(*names: str) -> Iterator[str]:
+    """Yield each expression of the dashboards, with its variables replaced."""
+    for panel in _panels(*names):
         for target in panel["targets"]:
             found = target["expr"]
             for variable, value in _VARIABLES.items():
@@ -104,7 +114,7 @@ def test_expressions_use_known_metrics_and_labels(
             assert used <= known | _SCRAPED.keys()
 
 
-def test_dashboard_shows_each_metric(metrics: dict[str, Exposed]) -> None:
+def test_dashboards_show_each_metric(metrics: dict[str, Exposed]) -> None:
     shown = " ".join(_shown())
     assert {name for name in metrics if not re.search(rf"\b{name}\b", shown)} == set()
 
@@ -129,8 +139,9 @@ def _labels(expression: str, metrics: dict[str, Exposed]) -> set[str]:
     return {label for name in names for label in metrics[name].labels} | _SCRAPED.keys()
 
 
+@pytest.mark.parametrize("dashboard", _DASHBOARDS)
 def test_each_panel_shows_data_of_a_scraped_run(
-    metrics: dict[str, Exposed], tmp_path: Path
+    metrics: dict[str, Exposed], tmp_path: Path, dashboard: str
 ) -> None:
     series = [_series("up", "1x20")] + [
         _series(each.name, "5+1x20", **each.sample) for each in metrics.values()
@@ -141,9 +152,9 @@ def test_each_panel_shows_data_of_a_scraped_run(
             "eval_time": "10m",
             "exp_samples": [{"labels": "{}", "value": 1}],
         }
-        for expression in _shown()
+        for expression in _shown(dashboard)
     ]
-    assert len(found) > len(metrics)
+    assert len(found) > 15
     _tested(tmp_path, {"interval": "30s", "input_series": series, "promql_expr_test": found})
 
 
@@ -154,6 +165,25 @@ class _Case(NamedTuple):
     healthy: list[dict[str, str]]
     pending_at: str
     firing_at: str
+
+
+def _finding(code: str, values: str, *, alert: str = "true") -> dict[str, str]:
+    labels = {"sandbox": "agent", "code": code, "severity": "high", "alert": alert}
+    return _series("ocsf_nft_finding_timestamp_seconds", values, **labels)
+
+
+def _of_finding(code: str, other: str, *, alert: str = "true") -> _Case:
+    """Return the case of a finding after two minutes, and of a finding that is another alert's.
+
+    The test's clock begins at 0, so the finding of a time before is one with a negative time.
+    """
+    long_ago = _finding(code, "-1000x60", alert=alert)
+    return _Case(
+        [_finding(code, "_x4 120x60", alert=alert)],
+        [long_ago, _finding(other, "60x60", alert=alert)],
+        "1m30s",
+        "2m30s",
+    )
 
 
 _GAPS = {"sandbox": "agent", "source": "nflog"}
@@ -225,7 +255,17 @@ _CASES = {
     ),
     "OcsfNftDown": _Case([_series("up", "1 0x20")], [_series("up", "1 0x5 1x20")], "4m", "7m"),
     "OcsfNftAbsent": _Case([], [_series("up", "0x20")], "4m", "6m"),
+    "OcsfNftCloudMetadata": _of_finding("cloud-metadata-finding", "bypass-finding"),
+    "OcsfNftDnsTunnel": _of_finding("dns-tunnel-finding", "scan-finding"),
+    "OcsfNftTampering": _of_finding("tampering-finding", "fence-removed-finding"),
+    "OcsfNftFenceRemoved": _of_finding("restore-stopped-finding", "tampering-finding"),
+    "OcsfNftScan": _of_finding("scan-finding", "bypass-finding"),
+    "OcsfNftBypass": _of_finding("inbound-finding", "permissive-finding"),
+    "OcsfNftPermissive": _of_finding("permissive-finding", "bypass-finding", alert="false"),
+    "OcsfNftCollection": _of_finding("collection-finding", "tampering-finding", alert="false"),
 }
+#: Its packets have an alert of their own, which ends when the numbers match again.
+_WITHOUT_ALERT = {EventCode.COUNTER_MISMATCH_FINDING}
 
 
 def _firing(alert: str, at: str, times: int) -> dict[str, Any]:
@@ -252,6 +292,48 @@ def test_alert_fires_after_its_time_and_not_before(alert: str, tmp_path: Path) -
     )
     healthy = _case(case.healthy, *(_firing(alert, at, 0) for at in ("0", "5m", "10m")))
     _tested(tmp_path, faulty, healthy)
+
+
+def test_each_finding_has_exactly_one_alert(tmp_path: Path) -> None:
+    codes = [code for code in EventCode if code.class_uid == 2004]
+    tests = [
+        _case(
+            [_finding(code, "0x40")],
+            {
+                "expr": 'count(ALERTS{alertname!="OcsfNftAbsent"})',
+                "eval_time": "10m",
+                "exp_samples": [] if code in _WITHOUT_ALERT else [{"labels": "{}", "value": 1}],
+            },
+        )
+        for code in codes
+    ]
+    assert len(tests) == 11
+    _tested(tmp_path, *tests)
+
+
+def test_alert_on_findings_ends_15_minutes_after_the_last_update(tmp_path: Path) -> None:
+    alert = "OcsfNftScan"
+    # Updated at 10 minutes, and a second series of another severity that began before.
+    series = [_finding("scan-finding", "0x19 600x60"), _finding("scan-finding", "0x79", alert="no")]
+    _tested(
+        tmp_path,
+        _case(series, _firing(alert, "24m", 1), _firing(alert, "26m", 0)),
+    )
+
+
+def test_low_findings_of_bypasses_are_no_alert(tmp_path: Path) -> None:
+    series = [
+        _finding(code, "0x40", alert="false") for code in ("bypass-finding", "inbound-finding")
+    ]
+    _tested(tmp_path, _case(series, _firing("OcsfNftBypass", "5m", 0)))
+
+
+def test_each_alert_has_a_page_of_the_runbook_that_names_it() -> None:
+    for rule in _ALERTS:
+        page = ROOT / rule["annotations"]["runbook"]
+        assert rule["alert"] in page.read_text()
+        index = (page.parent / "index.md").read_text()
+        assert re.search(rf"`{rule['alert']}`.*\({page.name}\)", index), rule["alert"]
 
 
 def test_alert_on_gaps_ends_after_their_report(tmp_path: Path) -> None:
@@ -284,27 +366,35 @@ def test_prometheus_accepts_the_rules_and_the_scrape_configuration() -> None:
     assert found["scrape_configs"][0]["job_name"] == _SCRAPED["job"]
 
 
-def test_dashboard_meets_the_import_rules_of_grafana() -> None:
-    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", _DASHBOARD["uid"])
-    assert _DASHBOARD["schemaVersion"] >= 36  # the first with a data source as type and uid
-    assert "id" not in _DASHBOARD  # assigned by Grafana's database
-    names = [variable["name"] for variable in _DASHBOARD["templating"]["list"]]
+def test_dashboards_have_their_own_uids_and_titles() -> None:
+    for key in ("uid", "title"):
+        assert len({each[key] for each in _DASHBOARDS.values()}) == len(_DASHBOARDS) == 2
+
+
+@pytest.mark.parametrize("name", _DASHBOARDS)
+def test_dashboard_meets_the_import_rules_of_grafana(name: str) -> None:
+    dashboard = _DASHBOARDS[name]
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", dashboard["uid"])
+    assert dashboard["schemaVersion"] >= 36  # the first with a data source as type and uid
+    assert "id" not in dashboard  # assigned by Grafana's database
+    names = [variable["name"] for variable in dashboard["templating"]["list"]]
     assert names == ["datasource", "instance", "sandbox"]
     chosen = {"type": "prometheus", "uid": "${datasource}"}
-    for panel in _panels():
+    for panel in _panels(name):
         assert panel["title"]
         assert panel["description"]
         assert panel["datasource"] == chosen
         assert all(target["datasource"] == chosen for target in panel["targets"])
         references = [target["refId"] for target in panel["targets"]]
         assert len(set(references)) == len(references) > 0
-    ids = [panel["id"] for panel in _DASHBOARD["panels"]]
+    ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
 
 
-def test_panels_of_the_dashboard_do_not_overlap() -> None:
+@pytest.mark.parametrize("name", _DASHBOARDS)
+def test_panels_of_a_dashboard_do_not_overlap(name: str) -> None:
     occupied: set[tuple[int, int]] = set()
-    for panel in _DASHBOARD["panels"]:
+    for panel in _DASHBOARDS[name]["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
         cells = {

@@ -89,7 +89,7 @@ def files() -> dict[str, str]:
         ),
         "opensearch/ingest-pipeline.json": _json(opensearch_template.PIPELINE),
         "opensearch/queries.json": _opensearch(found),
-        "splunk/savedsearches.conf": _splunk(found),
+        "splunk/TA-ocsf-nft/default/savedsearches.conf": _splunk(found),
     } | {f"samples/{name}.jsonl": _samples(name) for name in SAMPLES}
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kernel
 METADATA = "169.254.169.254"
 
 
-def _ask_for_credentials() -> None:
+def ask_for_credentials() -> None:
     for _ in range(3):
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.connect((METADATA, 80))
@@ -107,7 +107,7 @@ def test_significant_attempts_are_findings_and_each_sink_gets_its_version(
         """
     )
     with command.running("--config", str(config)) as running:
-        lab.sandbox_namespace.call(_ask_for_credentials)
+        lab.sandbox_namespace.call(ask_for_credentials)
         attempts.attempt(lab.sandbox_namespace, 1000, 20, "udp4")
         attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp6")
         attempts.attempt(lab.sandbox_namespace, 0, 1, "raw4")
@@ -145,11 +145,11 @@ def test_finding_continues_and_ends_after_its_first_run_was_killed(
     )  # fmt: skip
     assert installed.transport == "nflog"
     with command.running(*options) as running:
-        lab.sandbox_namespace.call(_ask_for_credentials)
+        lab.sandbox_namespace.call(ask_for_credentials)
         _wait_for(output, lambda events: bool(_findings(events)))
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
-    lab.sandbox_namespace.call(_ask_for_credentials)
+    lab.sandbox_namespace.call(ask_for_credentials)
     with command.running(*options) as running:
         _wait_for(
             output,

@@ -32,7 +32,7 @@ def event_at(seconds: float) -> Event:
 
 @pytest.fixture
 def findings() -> ProtectionFindings:
-    return ProtectionFindings(lambda _: Context())
+    return ProtectionFindings(lambda _: Context(), lambda *_: None)
 
 
 def emit(
