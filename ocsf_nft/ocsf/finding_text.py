@@ -198,12 +198,13 @@ def scan_sender(found: FanOut) -> str:
     user = "" if found.uid is None else f"uid {found.uid}"
     number = len(found.senders) + found.unnamed
     sandbox = messages.sender_text(found.sandbox, None, rule=found.rule)
-    if number == 0:
+    sole = found.sole_sender
+    if sole is None and number <= 1:
         return messages.sender_text(found.sandbox, found.uid, rule=found.rule)
-    if number == 1:
-        one = _name(found.senders[0].process)
+    if sole is not None:
+        one = _name(sole)
         return f"{one} ({user}) in {sandbox}" if user else f"{one} in {sandbox}"
-    least = "at least " if found.unnamed else ""
+    least = "at least " if found.unnamed or found.unknown else ""
     several = f"{least}{number} processes"
     return f"{several} of {user} in {sandbox}" if user else f"{several} in {sandbox}"
 
@@ -211,11 +212,14 @@ def scan_sender(found: FanOut) -> str:
 def scan_description(found: FanOut, context: Context, direction: Direction, message: str) -> str:
     """Return all that is known of a scan, as sentences; ``message`` is the event's sentence."""
     processes = [each.process for each in found.senders]
-    senders: list[str] = []
+    senders = list(process_sentences(found.sole_sender))
     if len(processes) == 1 and not found.unnamed:
-        senders.extend(process_sentences(processes[0]))
+        one = found.senders[0]
+        senders.append(
+            f"{_name(one.process)} made {one.attempts} of {found.windows} reported attempts."
+        )
     elif processes:
-        senders.append(f"Processes: {_names(processes, found.unnamed)}.")
+        senders.append(f"Processes seen to send: {_names(processes, found.unnamed)}.")
         parents = sorted({_name(each.ancestors[0]) for each in processes if each.ancestors})
         if parents:
             senders.append(f"Started by: {', '.join(parents[:_MAX_NAMED])}.")
@@ -243,12 +247,11 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
         proxies = context.proxies
         proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
         instead = f"Intended traffic must use {proxy}."
-    process = found.senders[0].process if len(found.senders) == 1 and not found.unnamed else None
     return steps(
         _ENFORCE if found.verdict == "permit" else "",
-        _check_sentence(sandbox, found.uid, found.rule, process),
+        _check_sentence(sandbox, found.uid, found.rule, found.sole_sender),
         instead,
-        _stop_sentence(sandbox, process),
+        _stop_sentence(sandbox, found.sole_sender),
         "Search for the same program in other sandboxes.",
         _KEEP.format(sandbox=sandbox),
     )
@@ -305,6 +308,8 @@ def _sender_sentences(by: Attribution | None) -> Iterator[str]:
         return
     if by.process is not None and not count_others(by):
         yield from process_sentences(by.process)
+        if by.confidence != "high":
+            yield f"Confidence {by.confidence}: {visible(by.reason)}."
     elif by.seen:
         processes = [each.process for each in by.seen]
         yield f"Possible senders: {_names(processes, by.unnamed)}."

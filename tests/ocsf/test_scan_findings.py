@@ -49,6 +49,17 @@ def test_sole_process_is_the_actor_of_a_scan() -> None:
     assert "Process ID" in {each["type"] for each in event["observables"]}
 
 
+def test_process_of_few_attempts_of_a_scan_is_not_its_actor() -> None:
+    found = fan_out_of(senders=_senders(1), unknown=2, windows=3)
+    event = rendered(found)
+    assert "process" not in event["actor"]
+    assert event["evidences"][0]["process"]["pid"] == 5000
+    info = event["finding_info"]
+    assert info["title"] == "Scan blocked: uid 1000 in sandbox sb1"
+    assert "nc[5000] made 1 of 3 reported attempts." in info["desc"]
+    assert "stop process" not in event["remediation"]["desc"]
+
+
 def test_each_process_of_a_scan_is_an_evidence() -> None:
     event = rendered(fan_out_of(senders=_senders(25)))
     pids = [each["process"]["pid"] for each in event["evidences"] if "process" in each]
@@ -58,8 +69,8 @@ def test_each_process_of_a_scan_is_an_evidence() -> None:
     title = "Scan blocked: 25 processes of uid 1000 in sandbox sb1"
     assert event["finding_info"]["title"] == title
     assert (
-        "Processes: nc[5000], nc[5001], nc[5002], nc[5003], nc[5004], nc[5005], nc[5006], "
-        "nc[5007] and 17 more. Started by: bash[4100]."
+        "Processes seen to send: nc[5000], nc[5001], nc[5002], nc[5003], nc[5004], nc[5005], "
+        "nc[5006], nc[5007] and 17 more. Started by: bash[4100]."
     ) in event["finding_info"]["desc"]
     assert event["unmapped"]["processes"] == 25
 
