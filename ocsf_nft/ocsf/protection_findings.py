@@ -44,8 +44,8 @@ _WORDS: Final = {
     finding_parts.TAMPERING: _Words(
         "Fence changed",
         "change",
-        "The fence was changed, or can't be inspected. Only a process with the privilege to change "
-        "the sandbox's network can do that.",
+        "The fence was changed, or can't be read. Only a process with CAP_NET_ADMIN over the "
+        "sandbox's network namespace can change it.",
         (_STOP, "Take CAP_NET_ADMIN from the sandbox.", _VERIFY),
     ),
     finding_parts.FENCE_REMOVED: _Words(
@@ -56,7 +56,7 @@ _WORDS: Final = {
     ),
     finding_parts.RESTORE_STOPPED: _Words(
         "Fence not restored",
-        "stop of restoring",
+        "pause",
         "Another process changes the fence again and again, and restoring it pauses: packets may "
         "leave the sandbox now.",
         ("Stop the sandbox's workload.", _STOP, _VERIFY),
@@ -64,8 +64,8 @@ _WORDS: Final = {
     finding_parts.COLLECTION: _Words(
         "Refused packets not read",
         "gap",
-        "Refused packets were not read or counted for a time. The fence blocked them all the same, "
-        "but their events may lack processes, or be missing.",
+        "Refused packets were not read or counted for a time. An active fence blocks them all the "
+        "same, but their events may lack processes, or be missing.",
         (
             "Check if the service was stopped, and by whom.",
             "Check the load of the machine.",
@@ -117,6 +117,8 @@ class ProtectionSeries:
     process: Process | None = None
     #: Whether another process has changed something.
     is_tampering: bool = False
+    #: Whether the fault lasts until an event reports its end.
+    lasts: bool = False
 
     @property
     def words(self) -> _Words:
@@ -178,7 +180,7 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
             desc=finding_text.joined(
                 words.meaning,
                 message,
-                "" if detail is None else f"{visible(detail)}.",
+                "" if detail is None or visible(detail) in message else f"{visible(detail)}.",
                 *finding_text.process_sentences(series.process),
                 finding_text.labels_sentence(context),
             ),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.flows.incidents import LATEST
+from ocsf_nft.flows.report_schedule import Schedule
 from ocsf_nft.ocsf.protection_findings import (
     ProtectionSeries,
     protection_finding,
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
 
 #: An event so long after the one before begins another finding.
 _QUIET_MS: Final = 600_000
-#: Shortest time between two updates of a finding. Its events themselves are never delayed.
-_PAUSE_MS: Final = 10_000
+_STOPPED: Final = "the watch over it ended"
 _Key: TypeAlias = "tuple[str | None, FindingKind]"
+
+
+class _Open(NamedTuple):
+    """Open finding, and when its next update is due (by the times of its events)."""
+
+    series: ProtectionSeries
+    schedule: Schedule
 
 
 class ProtectionFindings:
@@ -39,11 +46,9 @@ class ProtectionFindings:
 
     def __init__(self, context: Callable[[str | None], Context]) -> None:
         self._context = context
-        self._open: dict[_Key, ProtectionSeries] = {}
-        #: Times of the latest event of each finding (ms since the epoch, UTC).
-        self._reported_ms: dict[_Key, int] = {}
+        self._open: dict[_Key, _Open] = {}
 
-    def lines(
+    def lines(  # noqa: PLR0913 - facts about the event, named at the call
         self,
         event: Event,
         kind: FindingKind,
@@ -51,22 +56,22 @@ class ProtectionFindings:
         *,
         severity: Severity,
         tampering: Tampering | None = None,
+        lasts: bool | None = None,
     ) -> list[bytes]:
         """Return the JSON lines of an event and of the finding that it belongs to.
 
-        The event gets the finding's correlation uid. The finding is created, or updated if its last
-        event is some seconds old. ``tampering`` is the change by another process that the event is
-        about.
+        The event gets the finding's correlation uid. The finding is created, or updated if that is
+        due. ``tampering`` is the change by another process that the event is about. With ``lasts``,
+        the fault lasts until :meth:`end`; None leaves that as it was.
         """
         key = sandbox, kind
-        before = self._open.get(key)
         values = event.__dict__
         time_ms = values["time"]
-        if before is not None and time_ms - before.end_ms > _QUIET_MS:
-            before = None
+        lines = self._end_if_quiet(key, time_ms)
         fact = related_fact(event)
         process = None if tampering is None else tampering.process
-        if before is None:
+        known = self._open.get(key)
+        if known is None:
             series = ProtectionSeries(
                 kind=kind,
                 sandbox=sandbox,
@@ -78,8 +83,12 @@ class ProtectionFindings:
                 severity=severity,
                 process=process,
                 is_tampering=tampering is not None,
+                lasts=bool(lasts),
             )
+            schedule = Schedule(time_ms * 1_000_000)
+            is_due = True
         else:
+            before, schedule = known
             series = replace(
                 before,
                 count=before.count + 1,
@@ -88,16 +97,18 @@ class ProtectionFindings:
                 severity=max(before.severity, severity),
                 process=process or before.process,
                 is_tampering=before.is_tampering or tampering is not None,
+                lasts=before.lasts if lasts is None else lasts,
             )
-        self._open[key] = series
-        lines = [_correlated(event, series.uid).to_json()]
-        is_late = time_ms - self._reported_ms.get(key, time_ms) >= _PAUSE_MS
-        if before is None or series.severity > before.severity or is_late:
-            self._reported_ms[key] = time_ms
+            is_due = time_ms * 1_000_000 >= schedule.due_ns or severity > before.severity
+            if is_due:
+                schedule.mark_reported(time_ms * 1_000_000)
+        self._open[key] = _Open(series, schedule)
+        lines.append(_correlated(event, series.uid).to_json())
+        if is_due:
             finding = protection_finding(
                 self._context(sandbox),
                 series,
-                stage="begun" if before is None else "goes on",
+                stage="begun" if known is None else "goes on",
                 message=values["message"],
                 detail=values["status_detail"],
                 processed_ns=time.time_ns(),
@@ -113,28 +124,47 @@ class ProtectionFindings:
         ``reason`` is why, without an end of the sentence. ``time_ns`` is the time of the end (ns
         since the epoch, UTC). Return an empty list if there is no open finding of this kind.
         """
-        key = sandbox, kind
-        self._reported_ms.pop(key, None)
-        series = self._open.pop(key, None)
-        if series is None:
+        return self._end((sandbox, kind), reason, time_ns // 1_000_000)
+
+    def end_quiet(self, now_ns: int, *, closing: bool = False) -> list[bytes]:
+        """Return the last events of findings without an event for ten minutes, as JSON lines.
+
+        Faults that last are left open. ``now_ns`` is the time (ns since the epoch, UTC). With
+        ``closing``, the service stops, and all others end.
+        """
+        now_ms = now_ns // 1_000_000 + _QUIET_MS * closing
+        return [line for key in list(self._open) for line in self._end_if_quiet(key, now_ms)]
+
+    def end_sandbox(self, sandbox: str, *, time_ns: int) -> list[bytes]:
+        """Return the last events of all findings of a sandbox that has ended, as JSON lines."""
+        kinds = [kind for name, kind in self._open if name == sandbox]
+        return [
+            line for kind in kinds for line in self.end(kind, sandbox, _STOPPED, time_ns=time_ns)
+        ]
+
+    def _end_if_quiet(self, key: _Key, now_ms: int) -> list[bytes]:
+        known = self._open.get(key)
+        if known is None or known.series.lasts or now_ms - known.series.end_ms <= _QUIET_MS:
             return []
-        ended = replace(series, end_ms=max(series.end_ms, time_ns // 1_000_000))
+        return self._end(key, None, known.series.end_ms)
+
+    def _end(self, key: _Key, reason: str | None, end_ms: int) -> list[bytes]:
+        known = self._open.pop(key, None)
+        if known is None:
+            return []
+        sandbox, _ = key
+        ended = replace(known.series, end_ms=max(known.series.end_ms, end_ms))
+        subject = f"{ended.words.title}: {subject_text(sandbox)}"
         finding = protection_finding(
             self._context(sandbox),
             ended,
             stage="ended",
-            message=f"{ended.words.title}: {subject_text(sandbox)}: {reason}.",
+            message=f"{subject}: {reason or 'it has not happened again'}.",
             detail=None,
             processed_ns=time.time_ns(),
             end_reason=reason,
         )
         return [finding.to_json()]
-
-    def drop(self, sandbox: str) -> None:
-        """Forget the findings of a sandbox that has ended."""
-        for key in [each for each in self._open if each[0] == sandbox]:
-            del self._open[key]
-            self._reported_ms.pop(key, None)
 
 
 def _correlated(event: Event, uid: str) -> Event:

@@ -32,6 +32,29 @@ SEVERITIES: Final = {
     finding_parts.FENCE_REMOVED: Severity.CRITICAL,
     finding_parts.RESTORE_STOPPED: Severity.CRITICAL,
 }
+#: Message and detail of the latest event.
+_FACTS: Final = {
+    finding_parts.TAMPERING: (
+        "The fence of sandbox sb1 is active; another process altered it, and it has been restored.",
+        "table inet ocsf_nft was deleted, by curl (pid 4242); restored 2.1 ms later",
+    ),
+    finding_parts.FENCE_REMOVED: (
+        "The fence of sandbox sb1 is removed: nothing restricts the sandbox (before: active).",
+        "table inet ocsf_nft was deleted, by an unknown process: there is no table inet ocsf_nft",
+    ),
+    finding_parts.RESTORE_STOPPED: (
+        "The fence of sandbox sb1 is removed: nothing restricts the sandbox (before: active).",
+        "given up: restored 10 times in 10 s and changed again each time, last by curl (pid 4242)",
+    ),
+    finding_parts.COLLECTION: (
+        "At least 12 log records were dropped: the socket buffer was full.",
+        "the socket buffer was full",
+    ),
+    finding_parts.COUNTER_MISMATCH: (
+        "ocsf-nft has a fault: the counts of sandbox sb1 don't match: +3 packets of rule egress.",
+        "+3 packets of rule egress",
+    ),
+}
 _RELATED: Final = RelatedFact(
     "7a1f7c52-0a5e-5f0b-9a35-0c5f7e0d4b61", 501901, "Device Config State Change: Log"
 )
@@ -55,8 +78,8 @@ def finding_of(context: Context, series: ProtectionSeries, **facts: Any) -> Dete
     """Return the finding about a series of events."""
     defaults: dict[str, Any] = {
         "stage": "begun",
-        "message": "The fence of sandbox sb1 is active, and logs what it blocks.",
-        "detail": "table inet ocsf_nft was deleted, by nft (pid 4711)",
+        "message": _FACTS[series.kind][0],
+        "detail": _FACTS[series.kind][1],
         "processed_ns": NOW_NS,
     }
     return protection_finding(context, series, **defaults | facts)
