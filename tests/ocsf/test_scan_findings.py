@@ -21,7 +21,7 @@ def rendered(found: FanOut) -> Any:
     return json.loads(fan_out(CONTEXT, found, processed_ns=NOW_NS).to_json())
 
 
-def _senders(number: int) -> tuple[ScanSender, ...]:
+def senders(number: int) -> tuple[ScanSender, ...]:
     bash = Process(pid=4100, name="bash", path="/usr/bin/bash")
     return tuple(
         ScanSender(
@@ -50,7 +50,7 @@ def test_sole_process_is_the_actor_of_a_scan() -> None:
 
 
 def test_process_of_few_attempts_of_a_scan_is_not_its_actor() -> None:
-    found = fan_out_of(senders=_senders(1), unknown=2, windows=3)
+    found = fan_out_of(senders=senders(1), unknown=2, windows=3)
     event = rendered(found)
     assert "process" not in event["actor"]
     assert event["evidences"][0]["process"]["pid"] == 5000
@@ -61,7 +61,7 @@ def test_process_of_few_attempts_of_a_scan_is_not_its_actor() -> None:
 
 
 def test_each_process_of_a_scan_is_an_evidence() -> None:
-    event = rendered(fan_out_of(senders=_senders(25)))
+    event = rendered(fan_out_of(senders=senders(25)))
     pids = [each["process"]["pid"] for each in event["evidences"] if "process" in each]
     assert pids == list(range(5000, 5025))
     assert len(event["evidences"]) == 25 + len(SAMPLE)
@@ -76,7 +76,7 @@ def test_each_process_of_a_scan_is_an_evidence() -> None:
 
 
 def test_scan_with_processes_that_are_not_listed_names_no_actor() -> None:
-    event = rendered(fan_out_of(senders=_senders(1), unnamed=3))
+    event = rendered(fan_out_of(senders=senders(1), unnamed=3))
     assert "process" not in event["actor"]
     title = "Scan blocked: at least 4 processes of uid 1000 in sandbox sb1"
     assert event["finding_info"]["title"] == title
