@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.report import charts, sections, wording
 from ocsf_nft.report.clipped import clipped
-from ocsf_nft.report.html import Html, element
+from ocsf_nft.report.html import Html, element, joined
 from ocsf_nft.report.style import STYLE
 from ocsf_nft.report.summary import summary
 
@@ -116,7 +116,8 @@ def _actions(view: View, found: Summary) -> Content:
     links = (
         element("a", each.title, href=f"#finding-{numbers[each.uid]}") for each in found.actions
     )
-    return element("ol", *(element("li", each) for each in links))
+    order = element("ol", *(element("li", each) for each in links))
+    return joined(["In this order; each finding has its steps:", order])
 
 
 def _tiles(view: View) -> Html:

@@ -85,8 +85,17 @@ def test_steps_have_one_number_each() -> None:
 def test_summary_of_several_findings_links_to_what_to_do() -> None:
     names = ("tampering-finding", "fence-removed-finding", "a-bypass-is-found")
     html = page(view_of(map(_golden, names)), subject="All", made_ms=BEGIN).decode()
+    assert "each finding has its steps:" in html
     assert '<li><a href="#finding-1">Fence removed: sandbox sb1</a></li>' in html
     assert '<article class="finding s5" id="finding-1">' in html
+
+
+def test_event_without_a_sandbox_and_a_host_is_of_no_sandbox() -> None:
+    event = _golden("a-bypass-is-found")
+    del event["unmapped"], event["device"]
+    event["evidences"] = event["metadata"]["tags"] = event["resources"] = []
+    view = view_of([event])
+    assert (view.identity, summary(view).unknown) == ((), ())
 
 
 def test_message_is_shown_once() -> None:
