@@ -55,9 +55,9 @@ _SenderKey: TypeAlias = tuple[int, str | None]
 
 
 class OpenIncident(NamedTuple):
-    """Incident of the flow ``key`` with a Create event and no Close event yet.
+    """Incident of the flow ``key`` with a Create event and no last event yet.
 
-    ``end`` is the content of the Close event, unless more packets follow. ``questions`` are the DNS
+    ``end`` is the content of the last event, unless more packets follow. ``questions`` are the DNS
     questions that no attempt has yet.
     """
 
@@ -67,7 +67,7 @@ class OpenIncident(NamedTuple):
 
 
 #: Changes of a rule's open incidents and scans since the last commit, by identity. An open scan has
-#: the content of its Close event; None marks an end.
+#: the content of its last event; None marks an end.
 Opened: TypeAlias = dict[str, OpenIncident | FanOut | None]
 
 

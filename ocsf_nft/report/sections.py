@@ -97,7 +97,7 @@ def steps(found: Finding) -> Html | None:
 
 
 def _where(found: Finding) -> str:
-    # Without a sandbox, the name of the host is in its place.
+    # Without a sandbox, it is the name of the host.
     if found.sandbox == found.host:
         return f"host {found.host}" if found.host else ""
     return ", ".join(filter(None, (found.sandbox and f"sandbox {found.sandbox}", found.host)))

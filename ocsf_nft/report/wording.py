@@ -70,7 +70,7 @@ def packets(counts: Counts) -> str:
 
 
 def steps(advice: str) -> tuple[str, ...]:
-    """Return the steps of an advice such as "1. Look. 2. Act."; one step if it has no numbers."""
+    """Return the steps of an advice such as "1. Check. 2. Act."; one step if it has no numbers."""
     if not advice.startswith("1. "):
         return (advice,)
     found: list[str] = []
