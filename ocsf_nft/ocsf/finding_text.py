@@ -17,7 +17,7 @@ from ocsf_nft.record import VM_RULES
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attempt import FanOut, Incident
     from ocsf_nft.ocsf.addresses import AddressKind
@@ -268,12 +268,33 @@ def steps(*sentences: str) -> str:
     return " ".join(f"{number}. {sentence}" for number, sentence in found)
 
 
-def process_title(process: Process | None) -> str:
-    """Return a process for a title, such as "nft[42] (uid 0), "; empty if it is unknown."""
-    if process is None:
+def changed_by(processes: Sequence[Process], unknown: int) -> str:
+    """Return who changed a fence, for a title: "nft[42] (uid 0), "; empty if unknown.
+
+    ``unknown`` is the number of changes by unknown processes.
+    """
+    if not processes:
         return ""
-    user = "" if process.uid is None else f" (uid {process.uid})"
-    return f"{_name(process)}{user}, "
+    if unknown:
+        return f"{_several(processes)} and an unknown process, "
+    one = processes[0]
+    if len(processes) > 1 or one.uid is None:
+        return f"{_several(processes)}, "
+    return f"{_name(one)} (uid {one.uid}), "
+
+
+def changed_by_sentences(processes: Sequence[Process], unknown: int) -> Iterator[str]:
+    """Yield sentences about the processes that changed a fence; see :func:`changed_by`."""
+    if len(processes) == 1:
+        yield from process_sentences(processes[0])
+    elif processes:
+        yield f"Processes: {_names(processes, 0)}."
+    if processes and unknown:
+        yield f"{messages.counted(unknown, 'change')} by an unknown process."
+
+
+def _several(processes: Sequence[Process]) -> str:
+    return _name(processes[0]) if len(processes) == 1 else f"{len(processes)} processes"
 
 
 def _outcome_sentence(direction: Direction, *, is_allowed: bool) -> str:

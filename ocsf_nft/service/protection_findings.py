@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from ocsf_nft.flows.incidents import LATEST
 from ocsf_nft.flows.report_schedule import Schedule
 from ocsf_nft.ocsf.protection_findings import (
+    PROCESSES,
     ProtectionSeries,
     protection_finding,
     related_fact,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.fence_state_events import Tampering
     from ocsf_nft.ocsf.finding_parts import FindingKind
+    from ocsf_nft.process import Process
 
 #: An event so long after the one before begins another finding.
 _QUIET_MS: Final = 600_000
@@ -69,7 +71,6 @@ class ProtectionFindings:
         time_ms = values["time"]
         lines = self._end_if_quiet(key, time_ms)
         fact = related_fact(event)
-        process = None if tampering is None else tampering.process
         known = self._open.get(key)
         if known is None:
             series = ProtectionSeries(
@@ -81,7 +82,8 @@ class ProtectionFindings:
                 end_ms=time_ms,
                 latest=(fact,),
                 severity=severity,
-                process=process,
+                processes=_processes((), tampering),
+                unknown=_unknown(tampering),
                 is_tampering=tampering is not None,
                 lasts=bool(lasts),
             )
@@ -95,7 +97,8 @@ class ProtectionFindings:
                 end_ms=max(before.end_ms, time_ms),
                 latest=(*before.latest, fact)[-LATEST:],
                 severity=max(before.severity, severity),
-                process=process or before.process,
+                processes=_processes(before.processes, tampering),
+                unknown=before.unknown + _unknown(tampering),
                 is_tampering=before.is_tampering or tampering is not None,
                 lasts=before.lasts if lasts is None else lasts,
             )
@@ -165,6 +168,18 @@ class ProtectionFindings:
             end_reason=reason,
         )
         return [finding.to_json()]
+
+
+def _processes(before: tuple[Process, ...], tampering: Tampering | None) -> tuple[Process, ...]:
+    if tampering is None or tampering.process is None:
+        return before
+    one = tampering.process
+    others = (each for each in before if (each.pid, each.path) != (one.pid, one.path))
+    return (*others, one)[-PROCESSES:]
+
+
+def _unknown(tampering: Tampering | None) -> int:
+    return int(tampering is not None and tampering.process is None)
 
 
 def _correlated(event: Event, uid: str) -> Event:

@@ -107,8 +107,34 @@ def test_tampering_has_its_process_and_technique(findings: ProtectionFindings) -
     assert finding["evidences"][0]["process"]["pid"] == 7
     assert finding["attacks"][0]["sub_technique"]["uid"] == "T1562.004"
     assert finding["finding_info"]["title"] == "Fence changed: nft[7], sandbox sb"
-    _, finding = emit(findings, 10, TAMPERING, tampering=Tampering(changes=""))
-    assert finding["actor"]["process"]["pid"] == 7, "the last known process stays"
+    _, finding = emit(findings, 10, TAMPERING, tampering=_NFT)
+    assert finding["actor"]["process"]["pid"] == 7
+
+
+@pytest.mark.parametrize(
+    ("process", "title", "sentence"),
+    [
+        (None, "nft[7] and an unknown process", "1 change by an unknown process."),
+        (Process(pid=8, name="sh"), "2 processes", "Processes: nft[7], sh[8]."),
+    ],
+)
+def test_process_is_not_the_actor_of_changes_by_others(
+    findings: ProtectionFindings, process: Process | None, title: str, sentence: str
+) -> None:
+    emit(findings, 0, TAMPERING, tampering=_NFT)
+    _, finding = emit(findings, 10, TAMPERING, tampering=Tampering(changes="", process=process))
+    assert "actor" not in finding
+    assert finding["evidences"][0]["process"]["pid"] == 7
+    assert finding["finding_info"]["title"] == f"Fence changed: {title}, sandbox sb"
+    assert sentence in finding["finding_info"]["desc"]
+
+
+def test_processes_of_a_finding_are_limited(findings: ProtectionFindings) -> None:
+    for pid in range(100):
+        tampering = Tampering(changes="", process=Process(pid=pid, name="nft"))
+        emit(findings, pid / 100, TAMPERING, tampering=tampering)
+    *_, finding = emit(findings, 60, TAMPERING, tampering=_NFT)
+    assert [each["process"]["pid"] for each in finding["evidences"]] == [*range(93, 100), 7]
 
 
 def test_ended_finding_says_since_when(findings: ProtectionFindings) -> None:
