@@ -203,7 +203,6 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
             first_seen_time=series.start_ms,
             last_seen_time=series.end_ms,
             related_events=finding_parts.related(series.latest),
-            related_events_count=series.count,
             src_url=finding_parts.runbook_link(kind, settings),
         ),
         remediation=finding_parts.remediation(kind, settings, finding_text.steps(*steps)),

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from ocsf_nft.attempt import FanOut, ScanSender
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.identifiers import event_uid
+from ocsf_nft.ocsf.lean import lean
+from ocsf_nft.ocsf.oneline import sender
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.process import Process
 from tests.conformance.attributed import PROCESSES
@@ -58,6 +62,22 @@ def test_process_of_few_attempts_of_a_scan_is_not_its_actor() -> None:
     assert info["title"] == "Scan blocked: uid 1000 in sandbox sb1"
     assert "nc[5000] made 1 of 3 reported attempts." in info["desc"]
     assert "stop process" not in event["remediation"]["desc"]
+
+
+@pytest.mark.parametrize("shorten", [dict, lean])
+@pytest.mark.parametrize(
+    ("number", "unknown", "expected"),
+    [
+        (1, 0, "uid 1000 nc[5000]"),
+        (1, 2, "uid 1000"),
+        (25, 0, "25 processes of uid 1000"),
+    ],
+)
+def test_line_of_a_scan_names_a_process_only_if_it_is_the_sole_one(
+    shorten: Any, number: int, unknown: int, expected: str
+) -> None:
+    event = shorten(rendered(fan_out_of(senders=senders(number), unknown=unknown)))
+    assert sender(event) == expected
 
 
 def test_each_process_of_a_scan_is_an_evidence() -> None:
