@@ -156,5 +156,17 @@ class FanOut:
     senders: tuple[ScanSender, ...] = ()
     #: Minimum number of further processes.
     unnamed: int = 0
+    #: Number of reported attempts of single flows that no process was seen to make.
+    unknown: int = 0
     #: True if the scan has ended because nothing watches the sandbox any more.
     is_stopped: bool = False
+
+    @property
+    def sole_sender(self) -> Process | None:
+        """Return the only process that was seen to send; None if most attempts have no sender.
+
+        Another process may have made those, and this one must not be named in its place.
+        """
+        if len(self.senders) != 1 or self.unnamed or self.senders[0].attempts < self.unknown:
+            return None
+        return self.senders[0].process

@@ -55,9 +55,9 @@ _SenderKey: TypeAlias = tuple[int, str | None]
 
 
 class OpenIncident(NamedTuple):
-    """Incident of the flow ``key`` with a Create event and no Close event yet.
+    """Incident of the flow ``key`` with a Create event and no last event yet.
 
-    ``end`` is the content of the Close event, unless more packets follow. ``questions`` are the DNS
+    ``end`` is the content of the last event, unless more packets follow. ``questions`` are the DNS
     questions that no attempt has yet.
     """
 
@@ -67,7 +67,7 @@ class OpenIncident(NamedTuple):
 
 
 #: Changes of a rule's open incidents and scans since the last commit, by identity. An open scan has
-#: the content of its Close event; None marks an end.
+#: the content of its last event; None marks an end.
 Opened: TypeAlias = dict[str, OpenIncident | FanOut | None]
 
 
@@ -213,6 +213,7 @@ class _UserActivity:
     senders: dict[_SenderKey, ScanSender] = field(default_factory=dict)
     #: Processes beside ``senders``.
     others: set[_SenderKey] = field(default_factory=set)
+    unknown: int = 0
     schedule: Schedule | None = None
     is_reported: bool = True
     #: Totals reported before a restart. The addresses and ports themselves are not stored.
@@ -275,7 +276,7 @@ class FanOuts:
         found.flows, found.packets, found.windows = found.stored = (
             before.flows, before.packets, before.windows,
         )  # fmt: skip
-        found.latest = before.latest
+        found.latest, found.unknown = before.latest, before.unknown
         found.senders = {(each.process.pid, each.process.path): each for each in before.senders}
         found.sample = list(before.sample)
         found.before = before
@@ -299,16 +300,16 @@ class FanOuts:
             return
         found.windows += 1
         found.latest = (*found.latest, record.origin.identity)[-LATEST:]
-        if by is None:
-            return
         sent = Flow(
             uid=record.uid, protocol=record.protocol,
             destination=record.destination, port=record.destination_port,
         )  # fmt: skip
         # With low confidence, a process only had a socket that may have sent a packet.
-        seen = () if by.confidence == "low" else by.seen
-        for process in filter(None, (by.process, *(each.process for each in seen))):
-            found.add_sender(process, sent)
+        seen = () if by is None or by.confidence == "low" else _named(by)
+        for each in seen:
+            found.add_sender(each.process, sent)
+        if not seen and attempt.aggregation is None:
+            found.unknown += 1
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
         """Yield each scan for which an event is due now.
@@ -366,6 +367,7 @@ class FanOuts:
             latest=found.latest,
             senders=tuple(found.senders.values()),
             unnamed=max(len(found.others), 0 if before is None else before.unnamed),
+            unknown=found.unknown,
         )
 
 

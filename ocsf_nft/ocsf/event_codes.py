@@ -70,7 +70,7 @@ class EventCode(StrEnum):
     FIREWALL_REJECTED = (
         "firewall-rejected",
         4001,
-        "Another firewall refused a packet with an answer.",
+        "Another firewall blocked a packet, with or without an answer.",
     )
     FIREWALL_DROPPED = "firewall-dropped", 4001, "Another firewall dropped a packet."
     FIREWALL_ALLOWED = "firewall-allowed", 4001, "Another firewall allowed a packet."

@@ -17,7 +17,7 @@ from ocsf_nft.record import VM_RULES
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attempt import FanOut, Incident
     from ocsf_nft.ocsf.addresses import AddressKind
@@ -198,12 +198,13 @@ def scan_sender(found: FanOut) -> str:
     user = "" if found.uid is None else f"uid {found.uid}"
     number = len(found.senders) + found.unnamed
     sandbox = messages.sender_text(found.sandbox, None, rule=found.rule)
-    if number == 0:
+    sole = found.sole_sender
+    if sole is None and number <= 1:
         return messages.sender_text(found.sandbox, found.uid, rule=found.rule)
-    if number == 1:
-        one = _name(found.senders[0].process)
+    if sole is not None:
+        one = _name(sole)
         return f"{one} ({user}) in {sandbox}" if user else f"{one} in {sandbox}"
-    least = "at least " if found.unnamed else ""
+    least = "at least " if found.unnamed or found.unknown else ""
     several = f"{least}{number} processes"
     return f"{several} of {user} in {sandbox}" if user else f"{several} in {sandbox}"
 
@@ -211,11 +212,14 @@ def scan_sender(found: FanOut) -> str:
 def scan_description(found: FanOut, context: Context, direction: Direction, message: str) -> str:
     """Return all that is known of a scan, as sentences; ``message`` is the event's sentence."""
     processes = [each.process for each in found.senders]
-    senders: list[str] = []
+    senders = list(process_sentences(found.sole_sender))
     if len(processes) == 1 and not found.unnamed:
-        senders.extend(process_sentences(processes[0]))
+        one = found.senders[0]
+        senders.append(
+            f"{_name(one.process)} made {one.attempts} of {found.windows} reported attempts."
+        )
     elif processes:
-        senders.append(f"Processes: {_names(processes, found.unnamed)}.")
+        senders.append(f"Processes seen to send: {_names(processes, found.unnamed)}.")
         parents = sorted({_name(each.ancestors[0]) for each in processes if each.ancestors})
         if parents:
             senders.append(f"Started by: {', '.join(parents[:_MAX_NAMED])}.")
@@ -243,12 +247,11 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
         proxies = context.proxies
         proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
         instead = f"Intended traffic must use {proxy}."
-    process = found.senders[0].process if len(found.senders) == 1 and not found.unnamed else None
     return steps(
         _ENFORCE if found.verdict == "permit" else "",
-        _check_sentence(sandbox, found.uid, found.rule, process),
+        _check_sentence(sandbox, found.uid, found.rule, found.sole_sender),
         instead,
-        _stop_sentence(sandbox, process),
+        _stop_sentence(sandbox, found.sole_sender),
         "Search for the same program in other sandboxes.",
         _KEEP.format(sandbox=sandbox),
     )
@@ -265,12 +268,33 @@ def steps(*sentences: str) -> str:
     return " ".join(f"{number}. {sentence}" for number, sentence in found)
 
 
-def process_title(process: Process | None) -> str:
-    """Return a process for a title, such as "nft[42] (uid 0), "; empty if it is unknown."""
-    if process is None:
+def changed_by(processes: Sequence[Process], unknown: int) -> str:
+    """Return who changed a fence, for a title: "nft[42] (uid 0), "; empty if unknown.
+
+    ``unknown`` is the number of changes by unknown processes.
+    """
+    if not processes:
         return ""
-    user = "" if process.uid is None else f" (uid {process.uid})"
-    return f"{_name(process)}{user}, "
+    if unknown:
+        return f"{_several(processes)} and an unknown process, "
+    one = processes[0]
+    if len(processes) > 1 or one.uid is None:
+        return f"{_several(processes)}, "
+    return f"{_name(one)} (uid {one.uid}), "
+
+
+def changed_by_sentences(processes: Sequence[Process], unknown: int) -> Iterator[str]:
+    """Yield sentences about the processes that changed a fence; see :func:`changed_by`."""
+    if len(processes) == 1:
+        yield from process_sentences(processes[0])
+    elif processes:
+        yield f"Processes: {_names(processes, 0)}."
+    if processes and unknown:
+        yield f"{messages.counted(unknown, 'change')} by an unknown process."
+
+
+def _several(processes: Sequence[Process]) -> str:
+    return _name(processes[0]) if len(processes) == 1 else f"{len(processes)} processes"
 
 
 def _outcome_sentence(direction: Direction, *, is_allowed: bool) -> str:
@@ -305,6 +329,8 @@ def _sender_sentences(by: Attribution | None) -> Iterator[str]:
         return
     if by.process is not None and not count_others(by):
         yield from process_sentences(by.process)
+        if by.confidence != "high":
+            yield f"Confidence {by.confidence}: {visible(by.reason)}."
     elif by.seen:
         processes = [each.process for each in by.seen]
         yield f"Possible senders: {_names(processes, by.unnamed)}."

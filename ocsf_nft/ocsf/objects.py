@@ -142,7 +142,7 @@ class Analytic(Model):
 
     uid: str = Field(
         description="ocsf-nft/ and the kind: bypass, cloud-metadata, inbound, permissive, scan, "
-        "tampering, fence-removed, restore-stopped, collection or counter-mismatch"
+        "dns-tunnel, tampering, fence-removed, restore-stopped, collection or counter-mismatch"
     )
     name: str = Field(description="the same as finding_info.types")
     type_id: AnalyticType = Field(description="1")
@@ -165,8 +165,8 @@ class FindingInfo(Model):
     desc: str = Field(description="all known facts as sentences")
     types: tuple[str, ...] = Field(
         description="Proxy Bypass, Cloud Metadata Access, Inbound Attempt, Traffic Allowed by a "
-        "Permissive Fence, Network Scan, Fence Tampering, Fence Removed, Restores Stopped, "
-        "Collection Gap or Counter Mismatch"
+        "Permissive Fence, Network Scan, DNS Tunnel, Fence Tampering, Fence Removed, "
+        "Restores Stopped, Collection Gap or Counter Mismatch"
     )
     src_url: str | None = optional("the page of the runbook, if runbook_url is configured")
     analytic: Analytic = Field(description="the detection that made the finding")

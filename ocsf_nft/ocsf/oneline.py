@@ -153,9 +153,13 @@ def sender(event: Mapping[str, Any]) -> str:
     """Return the user and the process behind an event, such as ``uid 1000 curl[4242]``."""
     evidence = _at(event, "evidences", 0)
     actor = event.get("actor") or _at(evidence, "actor")
-    process = _at(actor, "process") or _at(evidence, "process")
+    # An actor without a process: the evidences have the processes, and none of them sent all.
+    process = _at(actor, "process") or (not event.get("actor") and _at(evidence, "process"))
     user, one = _user(_at(actor, "user")), _process(process)
     others, was_each = _others(event, _at(process, "pid"))
+    number = 0 if _at(event, "actor", "process") else _in_evidences(event)
+    if number > 1:
+        one, others = "", number
     if one:
         more = f"and {others} more" if others else ""
         return " ".join(filter(None, (user, one, more)))
@@ -163,6 +167,16 @@ def sender(event: Mapping[str, Any]) -> str:
         return user
     several = actors.count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
+
+
+def _in_evidences(event: Mapping[str, Any]) -> int:
+    """Return the number of different processes in the evidences of a finding."""
+    found = event.get("evidences")
+    processes = (
+        _at(each, "process") or _at(each, "actor", "process")
+        for each in (found if isinstance(found, list) else ())
+    )
+    return len({_number(_at(each, "pid")) for each in processes if each} - {None})
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:

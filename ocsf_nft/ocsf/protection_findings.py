@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
 
+#: Maximum number of processes that a finding names.
+PROCESSES: Final = 8
+
+
 class _Words(NamedTuple):
     """Texts of one kind of finding."""
 
@@ -44,8 +48,8 @@ _WORDS: Final = {
     finding_parts.TAMPERING: _Words(
         "Fence changed",
         "change",
-        "The fence was changed, or can't be inspected. Only a process with the privilege to change "
-        "the sandbox's network can do that.",
+        "The fence was changed, or can't be read. Only a process with CAP_NET_ADMIN over the "
+        "sandbox's network namespace can change it.",
         (_STOP, "Take CAP_NET_ADMIN from the sandbox.", _VERIFY),
     ),
     finding_parts.FENCE_REMOVED: _Words(
@@ -56,7 +60,7 @@ _WORDS: Final = {
     ),
     finding_parts.RESTORE_STOPPED: _Words(
         "Fence not restored",
-        "stop of restoring",
+        "pause",
         "Another process changes the fence again and again, and restoring it pauses: packets may "
         "leave the sandbox now.",
         ("Stop the sandbox's workload.", _STOP, _VERIFY),
@@ -64,8 +68,8 @@ _WORDS: Final = {
     finding_parts.COLLECTION: _Words(
         "Refused packets not read",
         "gap",
-        "Refused packets were not read or counted for a time. The fence blocked them all the same, "
-        "but their events may lack processes, or be missing.",
+        "Refused packets were not read or counted for a time. An active fence blocks them all the "
+        "same, but their events may lack processes, or be missing.",
         (
             "Check if the service was stopped, and by whom.",
             "Check the load of the machine.",
@@ -113,15 +117,24 @@ class ProtectionSeries:
     #: The latest events, oldest first.
     latest: tuple[RelatedFact, ...]
     severity: Severity
-    #: Process that changed the fence by the last event that names one.
-    process: Process | None = None
+    #: Processes that changed the fence, the latest last.
+    processes: tuple[Process, ...] = ()
+    #: Number of changes by unknown processes.
+    unknown: int = 0
     #: Whether another process has changed something.
     is_tampering: bool = False
+    #: Whether the fault lasts until an event reports its end.
+    lasts: bool = False
 
     @property
     def words(self) -> _Words:
         """Return the texts of the finding."""
         return _WORDS[self.kind]
+
+    @property
+    def sole_process(self) -> Process | None:
+        """Return the process that made all changes; None if there are several, or unknown ones."""
+        return self.processes[0] if len(self.processes) == 1 and not self.unknown else None
 
     @property
     def uid(self) -> str:
@@ -150,7 +163,9 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         stage, settings, end_ms=series.end_ms, total=total, end_reason=end_reason
     )
     sandbox = None if series.sandbox is None else visible(series.sandbox)
-    actor = None if series.process is None else actor_of_process(series.process)
+    sole = series.sole_process
+    actors = [actor_of_process(each) for each in series.processes]
+    actor = None if sole is None else actors[0]
     # A fence does not end by itself: a process has removed it.
     is_tampering = series.is_tampering or kind is finding_parts.FENCE_REMOVED
     attacks = attack.TAMPERING if is_tampering else None
@@ -172,14 +187,14 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         finding_info=objects.FindingInfo(
             uid=series.uid,
             title=(
-                f"{words.title}: {finding_text.process_title(series.process)}"
+                f"{words.title}: {finding_text.changed_by(series.processes, series.unknown)}"
                 f"{subject_text(series.sandbox)}"
             ),
             desc=finding_text.joined(
                 words.meaning,
                 message,
-                "" if detail is None else f"{visible(detail)}.",
-                *finding_text.process_sentences(series.process),
+                "" if detail is None or visible(detail) in message else f"{visible(detail)}.",
+                *finding_text.changed_by_sentences(series.processes, series.unknown),
                 finding_text.labels_sentence(context),
             ),
             types=(kind.type,),
@@ -192,16 +207,14 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         ),
         remediation=finding_parts.remediation(kind, settings, finding_text.steps(*steps)),
         attacks=attacks,
-        evidences=(
-            None if actor is None else (objects.Evidences(actor=actor, process=actor.process),)
-        ),
+        evidences=tuple(objects.Evidences(actor=each, process=each.process) for each in actors)
+        or None,
         resources=None if series.sandbox is None else resources_of(context, series.sandbox),
         actor=actor,
         device=device,
         cloud=cloud_of(context),
         observables=(*observables_of(actor), *observables) or None,
-        unmapped=unmapped_of(series.process) | ({} if sandbox is None else {"sandbox": sandbox})
-        or None,
+        unmapped=unmapped_of(sole) | ({} if sandbox is None else {"sandbox": sandbox}) or None,
         metadata=own_metadata(
             stable_uid("protection", series.uid, stage, series.count),
             processed_ns,

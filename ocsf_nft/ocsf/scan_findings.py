@@ -65,7 +65,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         f"{messages.counted(found.flows, 'flow')}",
         is_stopped=found.is_stopped,
     )
-    sole = _sole_sender(found)
+    sole = found.sole_sender
     actor = _actor(found.uid, sole)
     evidences = tuple(_evidences(found, direction, actor))
     device, observables = device_of(context)
@@ -136,11 +136,6 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             sandbox=found.sandbox,
         ),
     )
-
-
-def _sole_sender(found: FanOut) -> Process | None:
-    is_sole = len(found.senders) == 1 and not found.unnamed
-    return found.senders[0].process if is_sole else None
 
 
 def _actor(uid: int | None, process: Process | None) -> objects.Actor | None:

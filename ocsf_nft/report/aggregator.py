@@ -232,7 +232,8 @@ class Aggregator:
 
     def _add_identity(self, event: Mapping[str, Any]) -> None:
         sandbox = sandbox_or_host(event)
-        if event["class_uid"] == APPLICATION_LIFECYCLE and not at(event, "unmapped", "sandbox"):
+        is_of_service = event["class_uid"] == APPLICATION_LIFECYCLE
+        if not sandbox or (is_of_service and not at(event, "unmapped", "sandbox")):
             return
         facts = self._identity.get(sandbox)
         if facts is None:

@@ -56,6 +56,8 @@ class Finding:
     last_ms: int
     #: Running total of packets or of other things that the finding counts.
     count: int = 0
+    #: Whether it counts packets; else it counts events, such as changes of a fence.
+    is_of_packets: bool = True
     remediation: str = ""
     #: Address of the page about this kind of finding.
     runbook: str = ""
@@ -66,6 +68,8 @@ class Finding:
     #: ATT&CK techniques.
     techniques: tuple[str, ...] = ()
     totals: tuple[tuple[str, int], ...] = ()
+    #: User that sent the packets, if known.
+    user: str = ""
     processes: tuple[ProcessFacts, ...] = ()
     destinations: tuple[str, ...] = ()
     #: Values of ``metadata.uid`` of the latest events behind the finding, and their total number.
@@ -73,6 +77,12 @@ class Finding:
     related_count: int = 0
     #: Number of events that were merged.
     events: int = 1
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Return the message and the description, which often has the message too."""
+        message = "" if self.message in self.desc else self.message
+        return tuple(filter(None, (message, self.desc)))
 
     @property
     def urgency(self) -> tuple[bool, int, int]:
@@ -97,6 +107,7 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
     last = number(at(info, "last_seen_time")) or number(event.get("end_time"))
     message = clipped(event.get("message"), _SENTENCE)
     related = at(info, "related_events")
+    found = senders(event, sandbox_or_host(event))
     return Finding(
         uid=finding_uid(event),
         correlation_uid=clipped(at(event, "metadata", "correlation_uid")),
@@ -113,6 +124,7 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
         first_ms=time_ms if first is None else first,
         last_ms=time_ms if last is None else last,
         count=max(0, number(event.get("count")) or 0),
+        is_of_packets=number(event.get("disposition_id")) is not None,
         remediation=clipped(at(event, "remediation", "desc"), _SENTENCE),
         runbook=clipped(at(info, "src_url")),
         sandbox=sandbox_or_host(event),
@@ -125,7 +137,8 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
             for name in _TOTALS
             if (total := number(at(event, "unmapped", name))) is not None
         ),
-        processes=_processes(event),
+        user=found[0].user,
+        processes=tuple(each for each in found if each.process is not None)[:_PROCESSES],
         destinations=_destinations(event),
         related=tuple(clipped(at(each, "uid"), 64) for each in items(related, _RELATED)),
         related_count=number(at(info, "related_events_count")) or len(items(related, 10_000)),
@@ -157,12 +170,6 @@ def _joined_processes(
     for each in (*new, *old):
         found.setdefault(each.process, each)
     return tuple(found.values())[:_PROCESSES]
-
-
-def _processes(event: Mapping[str, Any]) -> tuple[ProcessFacts, ...]:
-    return tuple(
-        each for each in senders(event, sandbox_or_host(event)) if each.process is not None
-    )[:_PROCESSES]
 
 
 def _destinations(event: Mapping[str, Any]) -> tuple[str, ...]:

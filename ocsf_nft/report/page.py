@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.report import charts, sections, wording
 from ocsf_nft.report.clipped import clipped
-from ocsf_nft.report.html import Html, element
+from ocsf_nft.report.html import Html, element, joined
 from ocsf_nft.report.style import STYLE
 from ocsf_nft.report.summary import summary
 
 if TYPE_CHECKING:
+    from ocsf_nft.report.html import Content
     from ocsf_nft.report.summary import Summary
     from ocsf_nft.report.view import View
 
@@ -86,14 +87,13 @@ def _header(subject: str, when: str, made_ms: int) -> Html:
 
 
 def _summary(view: View, found: Summary) -> Html:
-    actions = [element("li", each) for each in found.actions]
     unknown = [element("li", each) for each in found.unknown]
     answers = (
         ("What", found.what),
         ("Who", found.who),
         ("When", found.when),
         ("How much", found.how_much),
-        ("What to do", element("ol", *actions) if actions else "Nothing: no finding is open."),
+        ("What to do", _actions(view, found)),
         ("Not known", element("ul", *unknown) if unknown else "No gap is known."),
     )
     pairs = (each for name, text in answers for each in (element("dt", name), element("dd", text)))
@@ -105,6 +105,19 @@ def _summary(view: View, found: Summary) -> Html:
         id="summary",
         aria_labelledby="summary-title",
     )
+
+
+def _actions(view: View, found: Summary) -> Content:
+    if not found.actions:
+        return "Nothing: no finding is open."
+    if len(found.actions) == 1:
+        return sections.steps(found.actions[0])
+    numbers = {each.uid: number for number, each in enumerate(view.findings, 1)}
+    links = (
+        element("a", each.title, href=f"#finding-{numbers[each.uid]}") for each in found.actions
+    )
+    order = element("ol", *(element("li", each) for each in links))
+    return joined(["In this order; each finding has its steps:", order])
 
 
 def _tiles(view: View) -> Html:

@@ -51,8 +51,8 @@ def findings(view: View) -> Html:
 def _finding(number: int, found: Finding) -> Html:
     totals = [counted(total, name.removesuffix("s")) for name, total in found.totals]
     facts = (
-        ("What happened", " ".join(map(_sentence, filter(None, (found.message, found.desc))))),
-        ("Where", _words((found.sandbox and f"sandbox {found.sandbox}", found.host))),
+        ("What happened", " ".join(map(_sentence, found.facts))),
+        ("Where", _where(found)),
         ("Count", ", ".join((f"{found.count:,}", *totals))),
         ("First to last", f"{wording.period(found.first_ms, found.last_ms)} UTC"),
         ("State", wording.state(found)),
@@ -80,10 +80,27 @@ def _what_to_do(found: Finding) -> Html | None:
     return element(
         "div",
         element("strong", "What to do"),
-        element("span", found.remediation),
+        steps(found),
         element("p", "Runbook: ", _link(found.runbook)) if found.runbook else None,
         class_="do",
     )
+
+
+def steps(found: Finding) -> Html | None:
+    """Return what to do about a finding, as a list if it has several steps."""
+    if not found.remediation:
+        return None
+    several = wording.steps(found.remediation)
+    if len(several) == 1:
+        return element("span", *several)
+    return element("ol", *(element("li", each) for each in several))
+
+
+def _where(found: Finding) -> str:
+    # Without a sandbox, it is the name of the host.
+    if found.sandbox == found.host:
+        return f"host {found.host}" if found.host else ""
+    return ", ".join(filter(None, (found.sandbox and f"sandbox {found.sandbox}", found.host)))
 
 
 def _link(address: str) -> Html:
@@ -170,9 +187,12 @@ def processes(view: View) -> Html:
             element("strong", f"Sandbox {name}" if name else "Unknown sandbox"),
             _children(node),
         )
-        for name, node in tree(view.processes.rows).items()
+        for name, node in tree(view.process_rows).items()
     ]
-    note = "A process with a grey background sent packets; the others are its ancestors."
+    note = (
+        "A process with a grey background sent packets, or a finding names it; the others are its "
+        "ancestors."
+    )
     return _section(
         "processes",
         "Processes",
@@ -210,7 +230,9 @@ def _sent(facts: ProcessFacts, counts: Counts) -> Html:
         facts.started_ms is not None and f"started {wording.utc(facts.started_ms)}",
         facts.sha256 and f"SHA-256 {facts.sha256}",
     )
-    pill = f"{wording.packets(counts)} in {counted(counts.events, 'event')}"
+    pill = wording.packets(counts)
+    if counts.events:
+        pill += f" in {counted(counts.events, 'event')}"
     possible = "possible sender of " if facts.is_possible else ""
     return element(
         "span",
@@ -343,7 +365,3 @@ def _sentence(text: str) -> str:
 
 def _none(text: str) -> Html:
     return element("p", text, class_="dim small")
-
-
-def _words(words: Iterable[str]) -> str:
-    return ", ".join(filter(None, words))

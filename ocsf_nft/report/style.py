@@ -66,6 +66,7 @@ dd { margin: 0; min-width: 0; }
 .b2 { color: var(--low); } .b3 { color: var(--medium); } .b4 { color: var(--high); }
 .b5, .b6 { color: var(--critical); }
 .do { background: var(--soft); border-radius: .4rem; padding: .6rem .8rem; margin: .7rem 0 0; }
+.do ol { margin: 0; padding-left: 1.15rem; }
 .do strong { display: block; font-size: .86rem; color: var(--dim); }
 .scroll { overflow-x: auto; margin-top: .9rem; }
 section > h3 { margin: 1.1rem 0 .4rem; }

@@ -12,6 +12,7 @@ from ocsf_nft.report.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.view import View
 
 #: Maximum numbers of senders and of actions in a summary.
@@ -26,7 +27,8 @@ class Summary(NamedTuple):
     who: str
     when: str
     how_much: str
-    actions: tuple[str, ...]
+    #: Open findings with different advice, the most urgent first.
+    actions: tuple[Finding, ...]
     unknown: tuple[str, ...]
 
 
@@ -72,8 +74,9 @@ def _who(view: View) -> str:
     rows += [facts for facts, _ in view.processes.rows if facts.process]
     senders = list(dict.fromkeys(wording.sender(each) for each in rows if not each.is_possible))
     if not senders:
-        users = dict.fromkeys(facts.user for facts, _ in view.processes.rows if facts.user)
-        senders = [f"an unknown process of {user}" for user in users]
+        users = [each.user for each in view.findings]
+        users += [facts.user for facts, _ in view.processes.rows]
+        senders = [f"An unknown process of {user}" for user in dict.fromkeys(filter(None, users))]
     if not senders:
         return "Unknown: no event names a process or a user."
     number = len(senders) - _SENDERS + (view.processes.more if len(senders) > _SENDERS else 0)
@@ -100,12 +103,14 @@ def _when(view: View) -> str:
 def _how_much(view: View) -> str:
     totals = view.totals
     if not totals.packets:
-        most = max((each.count for each in view.findings), default=0)
-        if not most:
-            return "No packet."
-        return (
-            f"The findings count up to {counted(most, 'packet')} each; their events are not here."
-        )
+        packets = max((each.count for each in view.findings if each.is_of_packets), default=0)
+        others = sum(each.count for each in view.findings if not each.is_of_packets)
+        if packets:
+            up_to = counted(packets, "packet")
+            return f"The findings count up to {up_to} each; their events are not here."
+        if others:
+            return f"No packet. {counted(others, 'event')} about the protection of the sandbox."
+        return "No packet."
     number = len(view.destinations.rows) + view.destinations.more
     least = "at least " if view.destinations.is_bounded or totals.aggregated else ""
     allowed = f" and {counted(totals.allowed, 'packet')} allowed" if totals.allowed else ""
@@ -115,11 +120,12 @@ def _how_much(view: View) -> str:
     )
 
 
-def _actions(view: View) -> tuple[str, ...]:
-    found = dict.fromkeys(
-        each.remediation for each in view.findings if each.is_open and each.remediation
-    )
-    return tuple(found)[:_ACTIONS]
+def _actions(view: View) -> tuple[Finding, ...]:
+    found: dict[str, Finding] = {}
+    for each in view.findings:
+        if each.is_open and each.remediation:
+            found.setdefault(each.remediation, each)
+    return tuple(found.values())[:_ACTIONS]
 
 
 def _unknown(view: View, since_ms: int | None) -> Iterator[str]:
@@ -136,15 +142,15 @@ def _unknown(view: View, since_ms: int | None) -> Iterator[str]:
             f"{counted(totals.packets, 'packet')}."
         )
     if totals.aggregated:
-        yield f"{counted(totals.aggregated, 'packet')} are reported without their destinations."
+        yield f"Packets that are reported without their destinations: {totals.aggregated:,}."
     kinds = Counter(each.code for each in view.coverage.limits.entries if not each.is_cleared)
     for code, number in kinds.items():
         yield f"{LIMITS[code][0]}: {counted(number, 'time')}."
     yield from _fences(view)
     if view.read.others:
-        yield f"{counted(view.read.others, 'line')} of the input are no OCSF event."
+        yield f"Lines of the input that are no OCSF event: {view.read.others:,}."
     if view.read.repeated:
-        yield f"{counted(view.read.repeated, 'repeated event')} were not counted again."
+        yield f"Repeated events, which are not counted again: {view.read.repeated:,}."
 
 
 def _fences(view: View) -> Iterator[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.processes import ProcessNode
+    from ocsf_nft.report.summary import Summary
     from ocsf_nft.report.view import View
 
 HEADINGS: Final = ("UPDATED", "SEVERITY", "SANDBOX", "COUNT", "TITLE", "ID")
@@ -43,27 +44,19 @@ def row(finding: Finding) -> tuple[str, ...]:
 
 def incident(view: View) -> Iterator[str]:
     """Yield the lines about an incident; lines without indent are headings."""
-    found = summary(view)
     for finding in view.findings:
         yield from _finding(finding)
-    yield "Summary:"
-    yield f"  What      {found.what}"
-    yield f"  Who       {found.who}"
-    yield f"  When      {found.when}"
-    yield f"  How much  {found.how_much}"
-    for number, action in enumerate(found.actions, 1):
-        yield f"  Do        {number}. {action}"
-    for limit in found.unknown or ("No gap is known.",):
-        yield f"  Not known {limit}"
+    yield from _summary(summary(view))
     yield from _timeline(view)
     yield "Processes:"
-    for name, root in tree(view.processes.rows).items():
+    for name, root in tree(view.process_rows).items():
         yield f"  sandbox {name}"
         yield from _tree(root, "  ")
     yield "Destinations:"
     for (_, traffic), counts in view.destinations.rows[:_DESTINATIONS]:
         yield f"  {traffic}  {wording.packets(counts)}"
     yield from _more(len(view.destinations.rows) - _DESTINATIONS + view.destinations.more)
+    yield from _names(view)
     yield "Identity:"
     for name, facts in view.identity:
         yield f"  sandbox {name}"
@@ -71,13 +64,36 @@ def incident(view: View) -> Iterator[str]:
             yield f"    {kind}: {value}"
 
 
+def _summary(found: Summary) -> Iterator[str]:
+    yield "Summary:"
+    yield f"  What      {found.what}"
+    yield f"  Who       {found.who}"
+    yield f"  When      {found.when}"
+    yield f"  How much  {found.how_much}"
+    for finding in found.actions:
+        if len(found.actions) > 1:
+            yield f"  Do        {finding.title}:"
+        for number, step in enumerate(wording.steps(finding.remediation), 1):
+            yield f"  Do        {number}. {step}"
+    for limit in found.unknown or ("No gap is known.",):
+        yield f"  Not known {limit}"
+
+
 def _finding(finding: Finding) -> Iterator[str]:
     yield f"{finding.title}"
     yield f"  {wording.severity(finding.severity_id)}, {wording.state(finding)}"
     yield f"  {finding.uid}"
-    for text in (finding.message, finding.desc, finding.runbook):
+    for text in (*finding.facts, finding.runbook):
         if text:
             yield f"  {text}"
+
+
+def _names(view: View) -> Iterator[str]:
+    if view.names.rows:
+        yield "Names that programs asked for:"
+        for name, _ in view.names.rows[:_DESTINATIONS]:
+            yield f"  {name}"
+        yield from _more(len(view.names.rows) - _DESTINATIONS + view.names.more)
 
 
 def _timeline(view: View) -> Iterator[str]:

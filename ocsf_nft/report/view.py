@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ocsf_nft.report.tables import Counts
+
 if TYPE_CHECKING:
     from ocsf_nft.report.coverage import Coverage
     from ocsf_nft.report.findings import Finding
@@ -85,3 +87,15 @@ class View:
     #: Facts about each sandbox, as pairs such as ("Host", "host-1").
     identity: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     has_more_sandboxes: bool
+
+    @property
+    def process_rows(self) -> list[tuple[ProcessFacts, Counts]]:
+        """Return the processes with their packets, then those that only a finding names."""
+        rows: list[tuple[ProcessFacts, Counts]] = list(self.processes.rows)
+        known = {(facts.sandbox, facts.process) for facts, _ in rows}
+        for finding in self.findings:
+            for each in finding.processes:
+                if (each.sandbox, each.process) not in known:
+                    known.add((each.sandbox, each.process))
+                    rows.append((each, Counts(0, 0, 0, finding.first_ms, finding.last_ms)))
+        return rows

@@ -61,10 +61,24 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def packets(counts: Counts) -> str:
     """Return numbers of packets by outcome: "40 blocked", or "40 blocked, 2 allowed"."""
+    if not counts.events:
+        return "named by a finding"
     if not counts.allowed:
         return f"{counts.blocked:,} blocked"
     allowed = f"{counts.allowed:,} allowed"
     return f"{counts.blocked:,} blocked, {allowed}" if counts.blocked else allowed
+
+
+def steps(advice: str) -> tuple[str, ...]:
+    """Return the steps of an advice such as "1. Check. 2. Act."; one step if it has no numbers."""
+    if not advice.startswith("1. "):
+        return (advice,)
+    found: list[str] = []
+    rest = advice.removeprefix("1. ")
+    while rest:
+        step, _, rest = rest.partition(f" {len(found) + 2}. ")
+        found.append(step)
+    return tuple(found)
 
 
 def sender(facts: ProcessFacts) -> str:

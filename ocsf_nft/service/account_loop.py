@@ -322,7 +322,7 @@ class AccountLoop:
             self.schedule.note_failure()
             before, self.fault = self.fault, str(error)
             if self.fault != before:
-                await self.gaps.report(self.fault)
+                await self.gaps.report(self.fault, lasts=True)
             return
         if self.fault is not None:
             self.fault = None

@@ -83,11 +83,11 @@ class Reporter:
         self._contexts[sandbox] = merged
         self._mappers[sandbox] = Mapper(merged, self._templates)
 
-    def drop_context(self, sandbox: str) -> None:
-        """Remove the facts about a sandbox that has ended."""
+    async def drop_context(self, sandbox: str) -> None:
+        """Remove the facts about a sandbox that has ended, and end its findings."""
+        await self._commit_lines(self.findings.end_sandbox(sandbox, time_ns=time.time_ns()))
         for facts in (self._given, self._contexts, self._mappers):
             facts.pop(sandbox, None)
-        self.findings.drop(sandbox)
         self._drop_expired_counts()
 
     def finding_counts(self) -> Mapping[FindingKey, FindingCount]:
@@ -124,6 +124,17 @@ class Reporter:
         """Store events, and the changes of the state that belong to them; raises DeliveryError."""
         await self._commit(change)
         self.events += len(change.events)
+
+    async def end_quiet_findings(self, *, closing: bool = False) -> None:
+        """Emit the last event of each finding about the protection that is over.
+
+        With ``closing``, the service stops.
+        """
+        await self._commit_lines(self.findings.end_quiet(time.time_ns(), closing=closing))
+
+    async def _commit_lines(self, lines: list[bytes]) -> None:
+        if lines:
+            await self.commit(Change(events=lines))
 
     async def emit(self, event: Event) -> None:
         """Store one event about this service or a fence; raises DeliveryError."""

@@ -225,7 +225,7 @@ class FenceReports:
         """Emit an event about the end of the watch; ``is_removed`` if the fence ended with it."""
         state = FenceState.ABSENT if is_removed else self._reported[0]
         await self._emit(state, None, end=end)
-        self._reporter.drop_context(self._sandbox.name)
+        await self._reporter.drop_context(self._sandbox.name)
 
     async def report_removed_before(self) -> None:
         """Emit an event that another process had removed the fence, unless that is reported."""
@@ -307,6 +307,7 @@ class FenceReports:
                 name,
                 severity=Severity.HIGH if kind is TAMPERING else Severity.CRITICAL,
                 tampering=tampering,
+                lasts=kind is RESTORE_STOPPED or after not in ACTIVE_STATES,
             )
         await self._reporter.commit(Change(events=lines))
 

@@ -82,8 +82,11 @@ class GapReports:
             allowed=allowed,
         )  # fmt: skip
 
-    async def report(self, reason: str) -> None:
-        """Emit an event that counts of the sandbox may be incomplete, and why."""
+    async def report(self, reason: str, *, lasts: bool | None = None) -> None:
+        """Emit an event that counts of the sandbox may be incomplete, and why.
+
+        With ``lasts``, that is so until :meth:`report_end`.
+        """
         sandbox, now_ns = self._account.sandbox, time.time_ns()
         gap = Gap(
             transport="counters",
@@ -94,7 +97,7 @@ class GapReports:
         )
         context = self._reporter.context(sandbox)
         event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        await self._emit(event, gap.transport, Severity.HIGH)
+        await self._emit(event, gap.transport, Severity.HIGH, lasts=lasts)
         _log.warning("counts may be incomplete", sandbox=sandbox, reason=reason)
 
     async def report_end(self) -> None:
@@ -105,11 +108,20 @@ class GapReports:
         if lines:
             await self._reporter.commit(Change(events=lines))
 
-    async def _emit(self, event: Event, transport: str, severity: Severity | None) -> None:
+    async def _emit(
+        self,
+        event: Event,
+        transport: str,
+        severity: Severity | None,
+        *,
+        lasts: bool | None = None,
+    ) -> None:
         """Store an event, with a finding of ``severity`` unless it is None."""
         sandbox = self._account.sandbox
         lines = [event.to_json()]
         if severity is not None:
-            lines = self._reporter.findings.lines(event, COLLECTION, sandbox, severity=severity)
+            lines = self._reporter.findings.lines(
+                event, COLLECTION, sandbox, severity=severity, lasts=lasts
+            )
         dropped = [(sandbox, DroppedRecords(transport, 1, 0))]
         await self._reporter.commit(Change(events=lines, dropped=dropped))

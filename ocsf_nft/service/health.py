@@ -215,7 +215,7 @@ class FaultEvents:
         if kind is not None and is_cleared:
             lines += findings.end(kind, sandbox, _CLEARED, time_ns=now_ns)
         elif kind is not None:
-            lines = findings.lines(event, kind, sandbox, severity=Severity.HIGH)
+            lines = findings.lines(event, kind, sandbox, severity=Severity.HIGH, lasts=True)
         await self._reporter.commit(Change(events=lines))
         lasting.has_event = True
         seconds = max(0, now_ns - lasting.since_ns) // 10**9

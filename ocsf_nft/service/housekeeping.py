@@ -77,6 +77,7 @@ async def _report_faults(reporter: Reporter, faults: Callable[[], Sequence[Fault
     while True:
         await asyncio.sleep(_SECONDS)
         await run_shielded(events.update(faults(), time.time_ns(), time.monotonic_ns()))
+        await run_shielded(reporter.end_quiet_findings())
 
 
 async def _trim_memory() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.flows.incidents import LATEST
+from ocsf_nft.flows.report_schedule import Schedule
 from ocsf_nft.ocsf.protection_findings import (
+    PROCESSES,
     ProtectionSeries,
     protection_finding,
     related_fact,
@@ -22,12 +24,19 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import DetectionFinding, Event
     from ocsf_nft.ocsf.fence_state_events import Tampering
     from ocsf_nft.ocsf.finding_parts import FindingKind
+    from ocsf_nft.process import Process
 
 #: An event so long after the one before begins another finding.
 _QUIET_MS: Final = 600_000
-#: Shortest time between two updates of a finding. Its events themselves are never delayed.
-_PAUSE_MS: Final = 10_000
+_STOPPED: Final = "the watch over it ended"
 _Key: TypeAlias = "tuple[str | None, FindingKind]"
+
+
+class _Open(NamedTuple):
+    """Open finding, and when its next update is due (by the times of its events)."""
+
+    series: ProtectionSeries
+    schedule: Schedule
 
 
 class ProtectionFindings:
@@ -45,11 +54,9 @@ class ProtectionFindings:
     ) -> None:
         self._context = context
         self._count = count
-        self._open: dict[_Key, ProtectionSeries] = {}
-        #: Times of the latest event of each finding (ms since the epoch, UTC).
-        self._reported_ms: dict[_Key, int] = {}
+        self._open: dict[_Key, _Open] = {}
 
-    def lines(
+    def lines(  # noqa: PLR0913 - facts about the event, named at the call
         self,
         event: Event,
         kind: FindingKind,
@@ -57,22 +64,21 @@ class ProtectionFindings:
         *,
         severity: Severity,
         tampering: Tampering | None = None,
+        lasts: bool | None = None,
     ) -> list[bytes]:
         """Return the JSON lines of an event and of the finding that it belongs to.
 
-        The event gets the finding's correlation uid. The finding is created, or updated if its last
-        event is some seconds old. ``tampering`` is the change by another process that the event is
-        about.
+        The event gets the finding's correlation uid. The finding is created, or updated if that is
+        due. ``tampering`` is the change by another process that the event is about. With ``lasts``,
+        the fault lasts until :meth:`end`; None leaves that as it was.
         """
         key = sandbox, kind
-        before = self._open.get(key)
         values = event.__dict__
         time_ms = values["time"]
-        if before is not None and time_ms - before.end_ms > _QUIET_MS:
-            before = None
+        lines = self._end_if_quiet(key, time_ms)
         fact = related_fact(event)
-        process = None if tampering is None else tampering.process
-        if before is None:
+        known = self._open.get(key)
+        if known is None:
             series = ProtectionSeries(
                 kind=kind,
                 sandbox=sandbox,
@@ -82,28 +88,36 @@ class ProtectionFindings:
                 end_ms=time_ms,
                 latest=(fact,),
                 severity=severity,
-                process=process,
+                processes=_processes((), tampering),
+                unknown=_unknown(tampering),
                 is_tampering=tampering is not None,
+                lasts=bool(lasts),
             )
+            schedule = Schedule(time_ms * 1_000_000)
+            is_due = True
         else:
+            before, schedule = known
             series = replace(
                 before,
                 count=before.count + 1,
                 end_ms=max(before.end_ms, time_ms),
                 latest=(*before.latest, fact)[-LATEST:],
                 severity=max(before.severity, severity),
-                process=process or before.process,
+                processes=_processes(before.processes, tampering),
+                unknown=before.unknown + _unknown(tampering),
                 is_tampering=before.is_tampering or tampering is not None,
+                lasts=before.lasts if lasts is None else lasts,
             )
-        self._open[key] = series
-        lines = [_correlated(event, series.uid).to_json()]
-        is_late = time_ms - self._reported_ms.get(key, time_ms) >= _PAUSE_MS
-        if before is None or series.severity > before.severity or is_late:
-            self._reported_ms[key] = time_ms
+            is_due = time_ms * 1_000_000 >= schedule.due_ns or severity > before.severity
+            if is_due:
+                schedule.mark_reported(time_ms * 1_000_000)
+        self._open[key] = _Open(series, schedule)
+        lines.append(_correlated(event, series.uid).to_json())
+        if is_due:
             finding = protection_finding(
                 self._context(sandbox),
                 series,
-                stage="begun" if before is None else "goes on",
+                stage="begun" if known is None else "goes on",
                 message=values["message"],
                 detail=values["status_detail"],
                 processed_ns=time.time_ns(),
@@ -120,28 +134,59 @@ class ProtectionFindings:
         ``reason`` is why, without an end of the sentence. ``time_ns`` is the time of the end (ns
         since the epoch, UTC). Return an empty list if there is no open finding of this kind.
         """
-        key = sandbox, kind
-        self._reported_ms.pop(key, None)
-        series = self._open.pop(key, None)
-        if series is None:
+        return self._end((sandbox, kind), reason, time_ns // 1_000_000)
+
+    def end_quiet(self, now_ns: int, *, closing: bool = False) -> list[bytes]:
+        """Return the last events of findings without an event for ten minutes, as JSON lines.
+
+        Faults that last are left open. ``now_ns`` is the time (ns since the epoch, UTC). With
+        ``closing``, the service stops, and all others end.
+        """
+        now_ms = now_ns // 1_000_000 + _QUIET_MS * closing
+        return [line for key in list(self._open) for line in self._end_if_quiet(key, now_ms)]
+
+    def end_sandbox(self, sandbox: str, *, time_ns: int) -> list[bytes]:
+        """Return the last events of all findings of a sandbox that has ended, as JSON lines."""
+        kinds = [kind for name, kind in self._open if name == sandbox]
+        return [
+            line for kind in kinds for line in self.end(kind, sandbox, _STOPPED, time_ns=time_ns)
+        ]
+
+    def _end_if_quiet(self, key: _Key, now_ms: int) -> list[bytes]:
+        known = self._open.get(key)
+        if known is None or known.series.lasts or now_ms - known.series.end_ms <= _QUIET_MS:
             return []
-        ended = replace(series, end_ms=max(series.end_ms, time_ns // 1_000_000))
+        return self._end(key, None, known.series.end_ms)
+
+    def _end(self, key: _Key, reason: str | None, end_ms: int) -> list[bytes]:
+        known = self._open.pop(key, None)
+        if known is None:
+            return []
+        sandbox, _ = key
+        ended = replace(known.series, end_ms=max(known.series.end_ms, end_ms))
+        subject = f"{ended.words.title}: {subject_text(sandbox)}"
         finding = protection_finding(
             self._context(sandbox),
             ended,
             stage="ended",
-            message=f"{ended.words.title}: {subject_text(sandbox)}: {reason}.",
+            message=f"{subject}: {reason or 'it has not happened again'}.",
             detail=None,
             processed_ns=time.time_ns(),
             end_reason=reason,
         )
         return [finding.to_json()]
 
-    def drop(self, sandbox: str) -> None:
-        """Forget the findings of a sandbox that has ended."""
-        for key in [each for each in self._open if each[0] == sandbox]:
-            del self._open[key]
-            self._reported_ms.pop(key, None)
+
+def _processes(before: tuple[Process, ...], tampering: Tampering | None) -> tuple[Process, ...]:
+    if tampering is None or tampering.process is None:
+        return before
+    one = tampering.process
+    others = (each for each in before if (each.pid, each.path) != (one.pid, one.path))
+    return (*others, one)[-PROCESSES:]
+
+
+def _unknown(tampering: Tampering | None) -> int:
+    return int(tampering is not None and tampering.process is None)
 
 
 def _correlated(event: Event, uid: str) -> Event:

@@ -382,6 +382,7 @@ class Service:
             for other in others:
                 other.cancel()
         await report_dropped_events(store, self.delivery, reporter, time.time_ns())
+        await reporter.end_quiet_findings(closing=True)
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
 

@@ -316,7 +316,8 @@ class Sandbox:
             except* OF_A_SANDBOX as group:
                 self.failure = str(first_of(group))
                 await self._on_failure(first_of(group))
-            await watched.account.gaps.report(f"it is no longer watched: {self.failure}")
+            failure = f"it is no longer watched: {self.failure}"
+            await watched.account.gaps.report(failure, lasts=True)
             _log.error("sandbox no longer watched", sandbox=self.name, reason=self.failure)
         return await until_stop(self._stop, watched.wait_until_ended())
 

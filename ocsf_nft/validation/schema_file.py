@@ -121,7 +121,7 @@ def read_schema(path: Path) -> Schema:
         found.build_tables()  # so that no event meets a missing part later
     except KeyError as error:
         raise _not_compiled(name, f"it has no {describe(error.args[0])}") from error
-    except (ValueError, re.error) as error:
+    except (ValueError, re.error, RecursionError, OverflowError) as error:  # the last two: patterns
         raise _not_compiled(name, _shown(str(error))) from error
     return found
 

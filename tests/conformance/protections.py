@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.protection_findings import (
+    PROCESSES as PROCESSES_OF_A_FINDING,
+)
+from ocsf_nft.ocsf.protection_findings import (
     ProtectionSeries,
     RelatedFact,
     protection_finding,
@@ -115,8 +118,11 @@ def findings(context: Context) -> Iterator[tuple[str, DetectionFinding]]:
                 f"{kind.code}, medium",
                 finding_of(context, series_of(kind, severity=Severity.MEDIUM)),
             )
-        by = series_of(kind, process=PROCESSES["all of it"], is_tampering=True)
+        by = series_of(kind, processes=(PROCESSES["all of it"],), is_tampering=True)
         yield f"{kind.code}, by a process", finding_of(context, by, stage="goes on")
+        several = tuple(PROCESSES.values())[:PROCESSES_OF_A_FINDING]
+        many = series_of(kind, processes=several, unknown=3, is_tampering=True)
+        yield f"{kind.code}, by several", finding_of(context, many, stage="goes on")
         hostile = series_of(kind, sandbox=None)
         yield (
             f"{kind.code}, hostile",

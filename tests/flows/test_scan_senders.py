@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from ocsf_nft.attempt import Attempt, FanOut, ScanSender
+from ocsf_nft.attempt import Aggregation, Attempt, FanOut, ScanSender
 from ocsf_nft.flow import CounterId, Flow
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.incidents import LATEST, SENDERS, FanOuts
@@ -59,6 +59,23 @@ def test_scan_has_each_process_that_was_seen_to_send() -> None:
 def test_process_that_only_had_a_socket_took_no_part_in_a_scan() -> None:
     found = _scan(_scanned(_attempt(1, replace(_by(8, 9), confidence="low"))))
     assert found.senders == ()
+
+
+def test_process_that_is_named_and_listed_made_one_attempt() -> None:
+    by = replace(_by(7), confidence="medium", seen=(Seen(process=_process(7)),))
+    found = _scan(_scanned(_attempt(1, by)))
+    assert [(each.process.pid, each.attempts) for each in found.senders] == [(7, 1)]
+
+
+def test_process_of_few_attempts_is_not_the_sole_sender() -> None:
+    low = replace(_by(8, 9), confidence="low")
+    attempts = [_attempt(1, _by(7)), _attempt(2, None)]
+    found = _scan(_scanned(*attempts))
+    assert (found.unknown, found.sole_sender) == (1, _process(7))
+    found = _scan(_scanned(*attempts, _attempt(3, low)))
+    assert (len(found.senders), found.unknown, found.sole_sender) == (1, 2, None)
+    several = replace(_attempt(4, None), aggregation=Aggregation(reason="many"))
+    assert _scan(_scanned(*attempts, several)).unknown == 1
 
 
 def test_another_program_of_a_process_is_another_sender() -> None:

@@ -214,7 +214,9 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     for kind in protections.KINDS:
         by = PROCESSES["all of it"] if kind in _BY_A_PROCESS else None
-        series = protections.series_of(kind, process=by, is_tampering=by is not None)
+        series = protections.series_of(
+            kind, processes=() if by is None else (by,), is_tampering=by is not None
+        )
         yield f"{kind.code}", protections.finding_of(CONTEXT, series)
     asked = replace(
         Attempt.of(_record("credentials")), incident=_incident("credentials", 1, 1, found_at=1)

@@ -229,6 +229,12 @@ def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> Non
     assert rendered(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
 
 
+def test_finding_states_the_confidence_of_its_process_if_it_is_not_high() -> None:
+    by = replace(done_by(PROCESSES["all of it"]), confidence="medium", reason="it may be another")
+    finding = rendered(attempt_of("tcp4", incident(3, 40, 2, by)))
+    assert "Confidence medium: it may be another." in finding["finding_info"]["desc"]
+
+
 def test_finding_has_process_attempt_and_remediation() -> None:
     finding = rendered(attempt_of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from ocsf_nft.attempt import FanOut, ScanSender
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.identifiers import event_uid
+from ocsf_nft.ocsf.lean import lean
+from ocsf_nft.ocsf.oneline import sender
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.process import Process
 from tests.conformance.attributed import PROCESSES
@@ -21,7 +25,7 @@ def rendered(found: FanOut) -> Any:
     return json.loads(fan_out(CONTEXT, found, processed_ns=NOW_NS).to_json())
 
 
-def _senders(number: int) -> tuple[ScanSender, ...]:
+def senders(number: int) -> tuple[ScanSender, ...]:
     bash = Process(pid=4100, name="bash", path="/usr/bin/bash")
     return tuple(
         ScanSender(
@@ -49,8 +53,35 @@ def test_sole_process_is_the_actor_of_a_scan() -> None:
     assert "Process ID" in {each["type"] for each in event["observables"]}
 
 
+def test_process_of_few_attempts_of_a_scan_is_not_its_actor() -> None:
+    found = fan_out_of(senders=senders(1), unknown=2, windows=3)
+    event = rendered(found)
+    assert "process" not in event["actor"]
+    assert event["evidences"][0]["process"]["pid"] == 5000
+    info = event["finding_info"]
+    assert info["title"] == "Scan blocked: uid 1000 in sandbox sb1"
+    assert "nc[5000] made 1 of 3 reported attempts." in info["desc"]
+    assert "stop process" not in event["remediation"]["desc"]
+
+
+@pytest.mark.parametrize("shorten", [dict, lean])
+@pytest.mark.parametrize(
+    ("number", "unknown", "expected"),
+    [
+        (1, 0, "uid 1000 nc[5000]"),
+        (1, 2, "uid 1000"),
+        (25, 0, "25 processes of uid 1000"),
+    ],
+)
+def test_line_of_a_scan_names_a_process_only_if_it_is_the_sole_one(
+    shorten: Any, number: int, unknown: int, expected: str
+) -> None:
+    event = shorten(rendered(fan_out_of(senders=senders(number), unknown=unknown)))
+    assert sender(event) == expected
+
+
 def test_each_process_of_a_scan_is_an_evidence() -> None:
-    event = rendered(fan_out_of(senders=_senders(25)))
+    event = rendered(fan_out_of(senders=senders(25)))
     pids = [each["process"]["pid"] for each in event["evidences"] if "process" in each]
     assert pids == list(range(5000, 5025))
     assert len(event["evidences"]) == 25 + len(SAMPLE)
@@ -58,14 +89,14 @@ def test_each_process_of_a_scan_is_an_evidence() -> None:
     title = "Scan blocked: 25 processes of uid 1000 in sandbox sb1"
     assert event["finding_info"]["title"] == title
     assert (
-        "Processes: nc[5000], nc[5001], nc[5002], nc[5003], nc[5004], nc[5005], nc[5006], "
-        "nc[5007] and 17 more. Started by: bash[4100]."
+        "Processes seen to send: nc[5000], nc[5001], nc[5002], nc[5003], nc[5004], nc[5005], "
+        "nc[5006], nc[5007] and 17 more. Started by: bash[4100]."
     ) in event["finding_info"]["desc"]
     assert event["unmapped"]["processes"] == 25
 
 
 def test_scan_with_processes_that_are_not_listed_names_no_actor() -> None:
-    event = rendered(fan_out_of(senders=_senders(1), unnamed=3))
+    event = rendered(fan_out_of(senders=senders(1), unnamed=3))
     assert "process" not in event["actor"]
     title = "Scan blocked: at least 4 processes of uid 1000 in sandbox sb1"
     assert event["finding_info"]["title"] == title

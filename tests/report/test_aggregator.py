@@ -234,7 +234,7 @@ def test_summary_answers_who_what_when_how_much_and_what_to_do() -> None:
         "2026-11-24 09:12:00 to 09:14:00 UTC (2 min). No open finding is active any more."
     )
     assert found.how_much == "18 packets blocked, to 1 destination."
-    assert found.actions[0].startswith("Rotate nothing")
+    assert found.actions[0].remediation.startswith("Rotate nothing")
     assert found.unknown == ()
 
 
@@ -251,7 +251,7 @@ def test_summary_lists_what_is_not_known() -> None:
     assert found.unknown == (
         "The input begins at 2026-11-24 08:58:00 UTC, after the requested time.",
         "The process is unknown for 41,203 of 42,640 packets.",
-        "41,200 packets are reported without their destinations.",
+        "Packets that are reported without their destinations: 41,200.",
         "The fence was not read: 1 time.",
         "Log records were dropped: 1 time.",
         "The last known state of the fence is not secure: sandbox agent-7.",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -352,6 +354,19 @@ async def test_restored_fence_is_a_tampering_finding_with_its_process(
     assert finding["actor"]["process"]["pid"] == 4711
     assert finding["attacks"][0]["sub_technique"]["uid"] == "T1562.004"
     assert "restored 2.3 ms later" in finding["finding_info"]["desc"]
+
+
+async def test_tampering_finding_is_inactive_ten_minutes_after_the_restore(
+    make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL, altered("+accept"))
+    fence = make(self_heal=True)
+    await fence._inspect((TAMPERED,))
+    later_ns = time.time_ns() + 601 * 1_000_000_000
+    (line,) = fence.reports._reporter.findings.end_quiet(later_ns)
+    assert json.loads(line)["status_detail"].startswith("Inactive since")
+    await fence._inspect()
+    assert fence.reports._reporter.findings.end_quiet(later_ns + 1, closing=True) == [], "it lasts"
 
 
 async def test_altered_fence_is_a_finding_until_it_is_as_installed(

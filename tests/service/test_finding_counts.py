@@ -105,12 +105,12 @@ async def test_ended_sandbox_leaves_15_minutes_after_its_last_finding(
 ) -> None:
     reporter.findings.lines(event_at(0), COLLECTION, None, severity=Severity.HIGH)
     await reporter.lines([_attempt(incident()), fan_out_of()])
-    reporter.drop_context("sb1")
+    await reporter.drop_context("sb1")
     assert {key.sandbox for key in reporter.finding_counts()} == {None, "sb1"}
     monkeypatch.setattr(module, "_KEPT_MS", 0)
     reporter.set_context("sb1", Context())
     assert {key.sandbox for key in reporter.finding_counts()} == {None, "sb1"}
-    reporter.drop_context("sb1")
+    await reporter.drop_context("sb1")
     assert {key.sandbox for key in reporter.finding_counts()} == {None}
 
 
@@ -119,5 +119,5 @@ async def test_ends_of_sandboxes_limit_the_memory_without_a_scrape(
 ) -> None:
     monkeypatch.setattr(module, "_KEPT_MS", 0)
     await reporter.lines([_attempt(incident())])
-    reporter.drop_context("sb1")
+    await reporter.drop_context("sb1")
     assert reporter._finding_counts.counts() == {}

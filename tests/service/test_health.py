@@ -118,7 +118,8 @@ class _Faults:
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.seconds = 0
-        self._events = FaultEvents(Reporter(self.store.commit, host=None))
+        self.reporter = Reporter(self.store.commit, host=None)
+        self._events = FaultEvents(self.reporter)
 
     async def pass_seconds(self, seconds: int, *faults: Fault) -> list[tuple[int, str]]:
         """Return the events of a time in which the service has some faults."""
@@ -144,6 +145,22 @@ async def test_fault_has_events_at_its_begin_at_its_end_and_in_growing_pauses() 
     assert await faults.pass_seconds(50, _DOWN) == [], "it has just been reported"
     assert await faults.pass_seconds(610) == []
     assert [text for _, text in await faults.pass_seconds(10, _DOWN)] == [lasting[0][1]]
+
+
+async def test_fault_that_lasts_is_one_finding_that_ends_once() -> None:
+    faults = _Faults()
+    await faults.pass_seconds(20_000, Fault("it", "why", "sb", kind=finding_parts.COLLECTION))
+    assert faults.reporter.findings.end_quiet(20_000 * _SECOND) == []
+    await faults.pass_seconds(10)
+    stages = [
+        (event["activity_name"], event["status_detail"].split()[0].rstrip(":"))
+        for event in faults.store.of_class(2004)
+    ]
+    assert stages[0] == ("Create", "New")
+    assert stages[-1] == ("Update", "Inactive")
+    assert set(stages[1:-1]) == {("Update", "Active")}
+    uids = {event["finding_info"]["uid"] for event in faults.store.of_class(2004)}
+    assert len(uids) == 1
 
 
 async def test_fault_with_another_cause_is_the_same_fault() -> None:

@@ -22,8 +22,12 @@ _SECOND = 1_000_000_000
 _NFT = Tampering(changes="", process=Process(pid=7, name="nft"))
 
 
+def at(seconds: float) -> int:
+    return round(1_767_225_600 * _SECOND + seconds * _SECOND)
+
+
 def event_at(seconds: float) -> Event:
-    now_ns = round(1_767_225_600 * _SECOND + seconds * _SECOND)
+    now_ns = at(seconds)
     return fault(
         Context(), subject="it", cause="why", sandbox="sb", since_ns=now_ns, now_ns=now_ns,
         is_cleared=False,
@@ -58,13 +62,13 @@ def test_first_event_creates_a_finding_that_refers_to_it(findings: ProtectionFin
     assert "attacks" not in finding
 
 
-def test_finding_is_updated_at_most_every_ten_seconds(findings: ProtectionFindings) -> None:
-    numbers = [len(emit(findings, seconds)) for seconds in (0, 1, 9.9, 10, 11, 20)]
-    assert numbers == [2, 1, 1, 2, 1, 2]
-    _, finding = emit(findings, 30)
-    assert (finding["activity_name"], finding["count"]) == ("Update", 7)
-    assert (
-        finding["status_detail"] == "Active: 7 gaps so far, the last at 2026-01-01T00:00:30.000Z."
+def test_updates_come_after_growing_pauses(findings: ProtectionFindings) -> None:
+    updates = [tenth for tenth in range(6_000) if len(emit(findings, tenth / 10)) == 2]
+    assert updates == [0, 10, 30, 70, 150, 310, 630, *range(1_230, 6_000, 600)]
+    _, finding = emit(findings, 660)
+    assert (finding["activity_name"], finding["count"]) == ("Update", 6_001)
+    assert finding["status_detail"] == (
+        "Active: 6001 gaps so far, the last at 2026-01-01T00:11:00.000Z."
     )
 
 
@@ -82,7 +86,7 @@ def test_event_after_a_long_pause_begins_another_finding(
     findings: ProtectionFindings, pause: float, activity: str
 ) -> None:
     _, first = emit(findings, 0)
-    _, later = emit(findings, pause)
+    *_, later = emit(findings, pause)
     assert later["activity_name"] == activity
     is_same = later["finding_info"]["uid"] == first["finding_info"]["uid"]
     assert is_same == (activity == "Update")
@@ -103,14 +107,40 @@ def test_tampering_has_its_process_and_technique(findings: ProtectionFindings) -
     assert finding["evidences"][0]["process"]["pid"] == 7
     assert finding["attacks"][0]["sub_technique"]["uid"] == "T1562.004"
     assert finding["finding_info"]["title"] == "Fence changed: nft[7], sandbox sb"
-    _, finding = emit(findings, 10, TAMPERING, tampering=Tampering(changes=""))
-    assert finding["actor"]["process"]["pid"] == 7, "the last known process stays"
+    _, finding = emit(findings, 10, TAMPERING, tampering=_NFT)
+    assert finding["actor"]["process"]["pid"] == 7
+
+
+@pytest.mark.parametrize(
+    ("process", "title", "sentence"),
+    [
+        (None, "nft[7] and an unknown process", "1 change by an unknown process."),
+        (Process(pid=8, name="sh"), "2 processes", "Processes: nft[7], sh[8]."),
+    ],
+)
+def test_process_is_not_the_actor_of_changes_by_others(
+    findings: ProtectionFindings, process: Process | None, title: str, sentence: str
+) -> None:
+    emit(findings, 0, TAMPERING, tampering=_NFT)
+    _, finding = emit(findings, 10, TAMPERING, tampering=Tampering(changes="", process=process))
+    assert "actor" not in finding
+    assert finding["evidences"][0]["process"]["pid"] == 7
+    assert finding["finding_info"]["title"] == f"Fence changed: {title}, sandbox sb"
+    assert sentence in finding["finding_info"]["desc"]
+
+
+def test_processes_of_a_finding_are_limited(findings: ProtectionFindings) -> None:
+    for pid in range(100):
+        tampering = Tampering(changes="", process=Process(pid=pid, name="nft"))
+        emit(findings, pid / 100, TAMPERING, tampering=tampering)
+    *_, finding = emit(findings, 60, TAMPERING, tampering=_NFT)
+    assert [each["process"]["pid"] for each in finding["evidences"]] == [*range(93, 100), 7]
 
 
 def test_ended_finding_says_since_when(findings: ProtectionFindings) -> None:
     _, created = emit(findings, 0)
     emit(findings, 1)
-    end_ns = round(1_767_225_607 * _SECOND)
+    end_ns = at(7)
     (line,) = findings.end(COLLECTION, "sb", "the counters are read again", time_ns=end_ns)
     finding = json.loads(line)
     assert finding["status_detail"] == (
@@ -123,9 +153,48 @@ def test_ended_finding_says_since_when(findings: ProtectionFindings) -> None:
     assert finding["activity_name"] == "Create"
 
 
-def test_findings_of_an_ended_sandbox_are_removed(findings: ProtectionFindings) -> None:
+def test_quiet_finding_ends_once_with_all_its_events(findings: ProtectionFindings) -> None:
+    for seconds in (0, 0.1, 0.2):
+        emit(findings, seconds, TAMPERING, tampering=_NFT)
+    assert findings.end_quiet(at(600)) == []
+    (line,) = findings.end_quiet(at(600.3))
+    finding = json.loads(line)
+    assert finding["status_detail"] == (
+        "Inactive since 2026-01-01T00:00:00.200Z: 3 changes, and no more since then."
+    )
+    assert finding["count"] == 3
+    assert findings.end_quiet(at(9_000)) == []
+
+
+def test_event_after_a_long_pause_ends_the_finding_before(findings: ProtectionFindings) -> None:
     emit(findings, 0)
+    ended, event, created = emit(findings, 700)
+    assert ended["status_detail"].startswith("Inactive since 2026-01-01T00:00:00.000Z: 1 gap")
+    assert event["metadata"]["correlation_uid"] == created["finding_info"]["uid"]
+    assert created["finding_info"]["uid"] != ended["finding_info"]["uid"]
+
+
+def test_fault_that_lasts_is_one_finding_until_its_end(findings: ProtectionFindings) -> None:
+    _, created = emit(findings, 0, COUNTER_MISMATCH, lasts=True)
+    assert findings.end_quiet(at(3_000), closing=True) == []
+    _, later = emit(findings, 3_600, COUNTER_MISMATCH)
+    assert later["activity_name"] == "Update"
+    assert later["finding_info"]["uid"] == created["finding_info"]["uid"]
+    emit(findings, 3_601, COUNTER_MISMATCH, lasts=False)
+    assert len(findings.end_quiet(at(9_000))) == 1
+
+
+def test_findings_end_when_the_service_stops(findings: ProtectionFindings) -> None:
+    emit(findings, 0)
+    assert len(findings.end_quiet(at(1), closing=True)) == 1
+
+
+def test_findings_of_an_ended_sandbox_end(findings: ProtectionFindings) -> None:
+    emit(findings, 0, lasts=True)
     emit(findings, 0, sandbox="other")
-    findings.drop("sb")
+    (line,) = findings.end_sandbox("sb", time_ns=at(5))
+    assert json.loads(line)["status_detail"] == (
+        "Inactive since 2026-01-01T00:00:05.000Z: 1 gap; the watch over it ended."
+    )
     assert findings.end(COLLECTION, "sb", "over", time_ns=0) == []
     assert findings.end(COLLECTION, "other", "over", time_ns=0)

@@ -187,6 +187,8 @@ def _of_class(**attributes: Any) -> Any:
         (_of_class(activity_id={"type": "integer_t", "enum": {"x": {"caption": "X"}}}), "'x'"),
         (_of_class(device={"type": "object_t"}), 'it has no "object_type"'),
         (SCHEMA | {"types": {"string_t": {"regex": "("}}}, "missing ), unterminated subpattern"),
+        (SCHEMA | {"types": {"string_t": {"regex": "(" * 5000}}}, "maximum recursion depth"),
+        (SCHEMA | {"types": {"string_t": {"regex": f"a{{{10**20}}}"}}}, "repetition number is too"),
     ],
 )
 def test_file_that_is_no_schema_is_one_sentence(
