@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 #: Maximum number of distinct questions of one flow.
 MAX_OF_FLOW: Final = 512
-#: The same for all flows of a rule together, which need about 3 MB.
-_MAX_OF_RULE: Final = 16_384
+#: Maximum size of the questions of all flows of a rule together: 16,384 with names of 64 characters.
+#: The size is that of the names, in characters, and a fixed one for each question. It also bounds
+#: what each commit stores, because a stored incident has all its questions.
+_MAX_OF_RULE: Final = 1 << 21
+_FIXED: Final = 64
 
 
 class _OfFlow:
@@ -36,7 +39,8 @@ class DnsQuestions:
 
     def __init__(self) -> None:
         self._flows: dict[Key, _OfFlow] = {}
-        self._known = 0
+        #: Size of all known questions.
+        self._size = 0
 
     def add(self, key: Key, question: DnsQuestion | None) -> bool:
         """Add the question of a record of the flow ``key``.
@@ -49,10 +53,11 @@ class DnsQuestions:
         if question in found.unreported:
             return False
         if question not in found.known:
-            if len(found.known) >= MAX_OF_FLOW or self._known >= _MAX_OF_RULE:
+            size = self._size + _size(question)
+            if len(found.known) >= MAX_OF_FLOW or size > _MAX_OF_RULE:
                 return False
             found.known.add(question)
-            self._known += 1
+            self._size = size
             self._flows[key] = found
         found.unreported[question] = None
         return True
@@ -91,4 +96,8 @@ class DnsQuestions:
     def remove(self, key: Key) -> None:
         """Remove the questions of a flow that is over."""
         if found := self._flows.pop(key, None):
-            self._known -= len(found.known)
+            self._size -= sum(map(_size, found.known))
+
+
+def _size(question: DnsQuestion) -> int:
+    return len(question.name) + _FIXED

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Attributes that a lean event lacks, by the path of their object; ``*`` is each item of a list.
 DROPPED: Final = {
-    (): ("raw_data", "raw_data_size", "timezone_offset", "observation_point_id"),
+    (): ("raw_data", "raw_data_size", "timezone_offset", "observation_point_id", "duration"),
     ("src_endpoint",): ("network_scope_id",),
     ("dst_endpoint",): ("network_scope_id",),
     ("connection_info",): ("protocol_ver_id",),
@@ -30,7 +30,7 @@ DROPPED: Final = {
         "log_name", "log_provider", "log_source", "log_format", "original_time",
         "original_event_uid", "logged_time",
     ),
-    ("firewall_rule",): ("desc",),
+    ("firewall_rule",): ("desc", "condition"),
     ("device",): ("boot_time", "boot_uid"),
     ("device", "os"): ("kernel_release",),
     # The attacks of the event itself are the same.
@@ -51,6 +51,8 @@ _FREE: Final = frozenset(("unmapped", "data"))
 #: Names of captions: of ``activity_id`` and ``class_uid`` it ends with ``_name``.
 _UIDS: Final = ("class_uid", "category_uid", "type_uid")
 _FILE_PATH: Final = ".file.path"
+#: Starts of paths to the names in DNS queries.
+_QUERIED: Final = ("query.hostname", "enrichments[")
 
 
 def lean_line(line: bytes) -> bytes:
@@ -153,7 +155,9 @@ def _shorten(process: dict[str, Any]) -> None:
 def _filter_observables(event: dict[str, Any]) -> None:
     found = []
     for each in event.get("observables", ()):
-        if each["type_id"] not in OBSERVABLES:
+        # Only findings have an attribute for the names in DNS queries, in their evidences.
+        is_queried = each["name"].startswith(_QUERIED)
+        if each["type_id"] not in OBSERVABLES and not is_queried:
             continue
         if each["name"].endswith(_FILE_PATH) and not _has_file_path(event, each["name"]):
             each["name"] = f"{each['name'].removesuffix(_FILE_PATH)}.path"

@@ -11,13 +11,15 @@ from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import byte_size
 
 if TYPE_CHECKING:
-    from ocsf_nft.record import Record, Reject
+    from ocsf_nft.record import Origin, Record, Reject
     from ocsf_nft.redaction import Redactor
 
 #: Detail of a record with the words of its line that are no field of a packet.
 _UNPARSED: Final = "unparsed"
 #: Start of a line of `journalctl -o json`, which has other fields of the journal.
 _JSON: Final = "{"
+#: First field of the kernel's text about a packet.
+_FIRST_FIELD: Final = "IN="
 
 
 def redacted_record(record: Record) -> Record:
@@ -28,8 +30,7 @@ def redacted_record(record: Record) -> Record:
     redactor = redaction.current()
     prefix = _prefix(record.prefix, redactor)
     origin = record.origin
-    is_plain = _UNPARSED not in record.details and not origin.raw.startswith(_JSON)
-    if is_plain and prefix == record.prefix:
+    if _UNPARSED not in record.details and prefix == record.prefix and not _has_more(origin):
         return record
     raw = redactor.text(origin.raw)
     size = byte_size(origin.raw) if origin.raw_bytes is None else origin.raw_bytes
@@ -49,6 +50,13 @@ def redacted_reject(reject: Reject) -> Reject:
     """Return a line that is no valid record, without secrets."""
     redactor = redaction.current()
     return replace(reject, reason=redactor.text(reject.reason), line=redactor.text(reject.line))
+
+
+def _has_more(origin: Origin) -> bool:
+    """Return True if a line has other values before the packet, such as RFC 5424's parameters."""
+    if origin.log_format != "nf_log_syslog":
+        return False
+    return origin.raw.startswith(_JSON) or "=" in origin.raw.partition(_FIRST_FIELD)[0]
 
 
 @lru_cache(maxsize=CACHED)

@@ -41,6 +41,10 @@ class Redactor:
         self._patterns = tuple(patterns)
         self._is_enabled = is_enabled
 
+    def with_random_key(self) -> Redactor:
+        """Return a redactor of the same secrets for a process that must not know the key."""
+        return Redactor(None, self._patterns, is_enabled=self._is_enabled)
+
     def command_line(self, arguments: Sequence[str], *, is_cut: bool = False) -> str:
         """Return the arguments of a process, with spaces between them and without secrets.
 

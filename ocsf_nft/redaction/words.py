@@ -42,7 +42,9 @@ _PASSWORD: Final = _Options("-p", "-p")
 _LARGE_PASSWORD: Final = _Options("-P", "-P")
 #: Options by program. ``login`` after a name: only for this subcommand.
 _PROGRAMS: Final = {
-    "curl": _Options("-[A-Za-z#]*[uUb]|--user|--proxy-user", "-[uUb]", ":="),
+    "curl": _Options(
+        "-[A-Za-z#]*[uUb]|--user|--proxy-user", r"-[uUb]|[\w.-]{1,64}:(?=[^/@]{1,256}@)", ":=@"
+    ),
     "mysql|mysqldump|mysqladmin|mysqlimport|mysqlsh|mariadb|mariadb-dump|mariadb-admin": _Options(
         None, "-p"
     ),
@@ -51,6 +53,8 @@ _PROGRAMS: Final = {
     "docker login|podman login|buildah login|skopeo login|nerdctl login|helm login": _PASSWORD,
     "oras login|crane login|az login|oc login|cf login": _PASSWORD,
     "vault login": _Options("login"),
+    "vault put": _Options(None, r"[\w.-]{1,64}="),
+    "kubectl secret": _Options(None, "--from-literal=[^=]{1,256}="),
     "redis-cli|valkey-cli": _Options("-a"),
     "http|https|xh|xhs": _Options("-a|--auth", "-a", ":"),
     "ldapsearch|ldapadd|ldapmodify|ldapdelete|ldapwhoami|ldappasswd": _Options("-w", "-w"),
@@ -74,18 +78,23 @@ _BY_PROGRAM: Final = {
 _FIRST_WORDS: Final = frozenset(name[0] for name in _BY_PROGRAM)
 #: Options of any program whose value is the next word.
 _OPTION: Final = partial(
-    forms.compiled, rf"--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd|psk|creds))", re.IGNORECASE
+    forms.compiled,
+    rf"(?!--?no-)--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd|psk|creds|auth|jwt|bearer))",
+    re.IGNORECASE,
 )
-#: Options that mostly name a file: a value with one of these characters is a secret.
-_OF_FILES: Final = re.compile(r".*(?:private[_-]?key|credentials?|cookie|creds)", re.IGNORECASE)
+#: Options that mostly name a file or a method: a value with one of these characters is a secret.
+_OF_FILES: Final = re.compile(
+    r".*(?:(?:private|encryption|signing)[_-]?key|credentials?|cookie|creds|(?<![a-z])auth)",
+    re.IGNORECASE,
+)
 _OF_SECRETS: Final = ":="
 #: Settings: ``aws configure set aws_secret_access_key VALUE``.
 _SETTING: Final = partial(
-    forms.compiled, rf"[\w./:@-]{{0,128}}(?:{forms.NAMES}|_auth)", re.IGNORECASE
+    forms.compiled, rf"(?!set-)[\w./:@-]{{0,128}}(?:{forms.NAMES}|_auth)", re.IGNORECASE
 )
 _SETTERS: Final = frozenset(("set", "config", "--global", "--local", "--system"))
 _NO_VALUE: Final = re.compile(
-    r"--[a-z][a-z0-9-]*(?:=.*)?|-[A-Za-z]|-[a-z]+=.*|(?:id|src|source|type)=.*", re.DOTALL
+    r"--[a-z][a-z0-9-]*(?:=.*)?|-[A-Za-z]|-[a-z]+=.*|\d|(?:id|src|source|type)=.*", re.DOTALL
 )
 _SHELLS: Final = frozenset(("sh", "bash", "dash", "ash", "zsh", "ksh", "su", "runuser", "busybox"))
 _SHELL_COMMAND: Final = re.compile("-[a-z]*c")
@@ -114,11 +123,12 @@ def spans(words: Sequence[Word], *, end: int = -1, depth: int = 0) -> Iterator[t
     for text, start in words:
         stop = start + len(text)
         # The forms in a plain word were found in the text around it.
-        if depth == 0 or _SPECIAL.search(text) is not None:
+        is_short = len(text) < forms.SHORTEST and stop != end
+        if not is_short and (depth == 0 or _SPECIAL.search(text) is not None):
             is_script = _is_script(before, earlier, len(words))
             for first, last in forms.spans(text, is_cut=stop == end, is_script=is_script):
                 yield start + first, start + last
-        if depth < _MOST_DEPTH and _SPECIAL.search(text) is not None:
+        if not is_short and depth < _MOST_DEPTH and _SPECIAL.search(text) is not None:
             yield from spans(_inner(text, start), end=end, depth=depth + 1)
         if _is_value(before, earlier, text, options):
             yield start, stop
@@ -149,7 +159,7 @@ def _is_value(before: str, earlier: str, text: str, options: _Options | None) ->
         is_value = options.is_secret(text)
     elif before.startswith("-"):
         is_value = _OPTION().fullmatch(before) is not None and (
-            not _OF_FILES.match(before) or not set(_OF_SECRETS).isdisjoint(text)
+            not _OF_FILES.fullmatch(before) or not set(_OF_SECRETS).isdisjoint(text)
         )
     else:
         is_value = earlier in _SETTERS and _SETTING().fullmatch(before) is not None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 
-from ocsf_nft import library_log, malloc_trim, privileges, seccomp
+from ocsf_nft import library_log, malloc_trim, privileges, redaction, seccomp
 from ocsf_nft.delivery.event_stream import EventStream
 from ocsf_nft.delivery.name_resolver import NameResolver
 from ocsf_nft.delivery.sink_db import SinkDatabase
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
     from ocsf_nft.delivery.name_resolver import ResolverFiles
+    from ocsf_nft.redaction import Redactor
     from ocsf_nft.service.delivery_link import Frame
     from ocsf_nft.service.outlet import Outlet
 
@@ -79,6 +80,8 @@ class Start:
     log_level: int
     #: Files that configure the resolver of host names.
     resolver: ResolverFiles
+    #: Redactor of the answers of receivers.
+    redactor: Redactor
 
 
 class DeliveryChild:
@@ -347,6 +350,7 @@ async def _run(link: Link, code: str) -> int:
     if frame is None or frame.kind is not Kind.START:  # the service has ended
         return 0
     start: Start = frame.unpickled()
+    redaction.configure(start.redactor)
     _log_over(link, start.log_level)
     _close_stderr()
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
+from ocsf_nft import redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.errors import OcsfNftError
@@ -300,6 +301,7 @@ class DeliveryProcess:
                     drain_seconds=sink_delivery.DRAIN_SECONDS,
                     log_level=_log_level(),
                     resolver=self._resolver,
+                    redactor=redaction.current().with_random_key(),
                 )
             )
         except BaseException:

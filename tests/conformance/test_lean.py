@@ -26,14 +26,18 @@ from tests.conformance.corpus import CONTAINED, NOW_NS
 from tests.conformance.lean_sizes import saved
 from tests.conformance.shapes import of_each_shape
 from tests.conformance.test_conformance import attempt_events, fence_events, service_events
+from tests.detections.conversion import rules
+from tests.detections.samples import events
+from tests.detections.test_detections import is_selected
 from tests.published_versions import PUBLISHED
 from tests.strategies import records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ocsf_nft.record import Record
 
+RULES: Final = rules()
 _GOLDEN: Final = Path(__file__).parents[1] / "golden/events"
 #: Our validator reports each missing caption.
 _CAPTION: Final = ("warning", "is missing: ")
@@ -125,6 +129,31 @@ def test_lean_event_names_the_process_of_each_evidence_once() -> None:
     assert evidence["process"]["pid"] == full["actor"]["process"]["pid"] + 1
 
 
+def test_lean_observables_refer_to_attributes(full_events: dict[str, Any]) -> None:
+    for version in PUBLISHED:
+        for name, _, small in _lean_events(full_events, version):
+            for each in small.get("observables", ()):
+                path = each["name"].replace("[", ".").replace("]", "").split(".")
+                assert _value(small, path) == each["value"], (version, name, each)
+
+
+def test_lean_event_has_the_names_in_dns_queries_as_observables() -> None:
+    full = json.loads((_GOLDEN / "a-name-lookup-with-its-name.json").read_text("utf-8"))
+    (found,) = [each for each in lean(full)["observables"] if each["type_id"] == 1]
+    assert found["name"] == "enrichments[0].value"
+
+
+def test_lean_findings_are_forty_percent_smaller() -> None:
+    assert saved()["golden, 2004"] >= 0.4
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_detection_rule_selects_the_same_lean_events(name: str) -> None:
+    for event in events().values():
+        small = lean(copy.deepcopy(event))
+        assert is_selected(small, RULES[name]) == is_selected(event, RULES[name])
+
+
 def test_dropped_attributes_exist(full_events: dict[str, Any]) -> None:
     """A renamed attribute must not stay in the lean form unnoticed."""
     paths = {path for event in full_events.values() for path in _paths(event, ())}
@@ -144,6 +173,12 @@ def test_lean_events_are_forty_percent_smaller() -> None:
     found = saved()
     assert found["all"] >= 0.4
     assert found["golden"] >= 0.4
+
+
+def _value(found: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        found = found[int(part)] if isinstance(found, list) else found[part]
+    return str(found)
 
 
 def _leaves(found: Any) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def _selection(rule: SigmaRule) -> dict[str, Any]:
     return found
 
 
-def _is_selected(event: dict[str, Any], rule: SigmaRule) -> bool:
+def is_selected(event: dict[str, Any], rule: SigmaRule) -> bool:
     """Compare an event with a rule, without a converter."""
     for name, expected in _selection(rule).items():
         path, _, modifier = name.partition("|")
@@ -109,7 +109,7 @@ def test_rule_matches_the_events_of_its_situations(
     database: duckdb.DuckDBPyConnection, name: str
 ) -> None:
     expected = {
-        event["metadata"]["uid"] for event in EVENTS.values() if _is_selected(event, RULES[name])
+        event["metadata"]["uid"] for event in EVENTS.values() if is_selected(event, RULES[name])
     }
     assert _matching(database, name) == expected
 

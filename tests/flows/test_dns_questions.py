@@ -96,7 +96,7 @@ def test_questions_of_one_flow_are_limited(account: SandboxAccount) -> None:
 
 
 def test_questions_of_all_flows_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dns_questions, "_MAX_OF_RULE", 3)
+    monkeypatch.setattr(dns_questions, "_MAX_OF_RULE", 3 * dns_questions._size(asked(1)))
     found = DnsQuestions()
     flows = [key(replace(DNS, destination=f"192.0.2.{number}")) for number in range(3)]
     assert [found.add(flow, asked(n)) for flow in flows for n in (1, 2)] == [
@@ -114,12 +114,24 @@ def test_questions_of_all_flows_are_limited(monkeypatch: pytest.MonkeyPatch) -> 
     assert not found.add(flows[2], asked(3))
 
 
+def test_long_names_of_all_flows_are_limited(account: SandboxAccount) -> None:
+    """Each byte of a hostile name can take four characters."""
+    for flow in range(8):
+        for number in range(MAX_OF_FLOW):
+            name = f"{number:04}{'\\255' * 240}"
+            packet = replace(DNS, destination=f"192.0.2.{flow}")
+            account.record(replace(record(packet), question=DnsQuestion(name, 1)), SECOND)
+    stored = changes(account).parts.values()
+    # In JSON, a backslash takes two characters.
+    assert sum(len(value or b"") for value in stored) < 1.5 * dns_questions._MAX_OF_RULE
+
+
 def test_ended_flow_frees_its_questions(account: SandboxAccount) -> None:
     _send(account, [1, 2], 1)
     assert _report(account, 2, 3)
     assert ended(account.due(60 * SECOND))
     assert account.rules[RULE]._questions._flows == {}
-    assert account.rules[RULE]._questions._known == 0
+    assert account.rules[RULE]._questions._size == 0
 
 
 def test_questions_survive_a_kill(account: SandboxAccount, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -132,6 +133,62 @@ _ORDINARY: Final = {
     "hashes in few names": [f"{_data(20).hex()}.avqs.example.com" for _ in range(20)],
     "padding": [f"{'a' * (30 + number)}.example.com" for number in range(33)] * 9,
 }
+
+
+#: Names in other sandboxes, in the order of time.
+_APT: Final = [
+    f"{service}{host}{end}"
+    for host in (
+        "archive.example.org", "security.example.org", "download.example.com", "apt.example.net",
+        "packages.cloud.example.com", "ppa.example.net", "packages.example.com",
+    )
+    for service in ("", "_http._tcp.", "_https._tcp.")
+    for end in ("", ".eu-central-1.compute.internal", ".ec2.internal")
+]  # fmt: skip
+_BROWSER: Final = [
+    *(f"r{n}---sn-{_data(4).hex()}.googlevideo.com" for n in range(100)),
+    *(f"{_data(8).hex()}.fls.doubleclick.net" for _ in range(60)),
+    *(f"e{_RANDOM.randrange(99999)}.dsc{n % 9}.akamaiedge.net" for n in range(100)),
+    *(f"scontent-fra{n}-{n % 5}.xx.fbcdn.net" for n in range(60)),
+    *(f"{_data(16).hex()}.safeframe.googlesyndication.com" for _ in range(40)),
+]
+_SEARCH: Final = (
+    ".production-workloads.svc.cluster.local", ".svc.cluster.local", ".cluster.local",
+    ".eu-central-1.compute.internal", "",
+)  # fmt: skip
+_POD: Final = [
+    f"{host}{end}"
+    for host in (
+        *(f"{one}.eu-central-1.amazonaws.com" for one in ("s3", "logs", "sqs", "monitoring")),
+        *(f"{_data(6).hex()}.eu-central-1.rds.amazonaws.com" for _ in range(20)),
+        *(f"{one}-service-{number}.payments" for one in _WORDS[:20] for number in range(6)),
+    )
+    for end in _SEARCH
+]
+
+
+@pytest.mark.parametrize("names", [_APT, _BROWSER, _POD], ids=["apt", "browser", "pod"])
+def test_names_of_a_session_are_no_tunnel(names: list[str]) -> None:
+    assert len(names) > DEFAULT.names
+    for number in range(DEFAULT.names, len(names)):
+        assert find_tunnel(asked(names[:number]), DEFAULT) is None
+
+
+def test_tunnel_through_a_search_list_is_found() -> None:
+    tunnel = [f"{_data(20).hex()}.t.example.com{_SEARCH[0]}" for _ in range(60)]
+    found = find_tunnel(asked([*_POD, *tunnel]), DEFAULT)
+    assert found is not None
+    assert (found.domain, found.names) == (f"t.example.com{_SEARCH[0]}", 60)
+
+
+def test_decision_on_hostile_names_is_quick() -> None:
+    escaped = [f"{_binary(bytes([0, 1]) * 60 + _data(2))}.{n}.example.com" for n in range(512)]
+    deep = [f"{n}.{'a.' * 120}com" for n in range(512)]
+    for names in (escaped, deep):
+        started = time.thread_time()
+        find_tunnel(asked(names), DEFAULT)
+        # Usually below 25 ms.
+        assert time.thread_time() - started < 0.25
 
 
 @pytest.mark.parametrize("kind", _ORDINARY)

@@ -51,3 +51,11 @@ def test_rejected_line_has_no_secret() -> None:
     line = f"ocsf-nft:sb IN= https://u:{_SECRET}@host/"
     found = redacted_reject(Reject(kind="malformed", reason=f"it has {line}", line=line))
     assert _SECRET not in found.line + found.reason
+
+
+def test_record_has_no_secret_in_the_header_of_its_line() -> None:
+    raw = f'<4>1 - host kernel - - [a@1 token="{_SECRET}"] [UFW BLOCK] IN= OUT=eth0 SRC=10.0.0.1'
+    record = replace(_FOREIGN, origin=replace(_FOREIGN.origin, raw=raw))
+    found = redacted_record(record)
+    assert _SECRET not in found.origin.raw
+    assert found.origin.raw_bytes == len(raw)

@@ -160,3 +160,23 @@ def test_redaction_of_a_hostile_command_line_is_quick(
         REDACTOR.command_line(words, is_cut=is_cut)
         # Usually below 5 ms; a pattern that backtracks takes minutes.
         assert time.thread_time() - started < 0.25
+
+
+def test_proxy_of_curl_without_a_scheme_has_no_password() -> None:
+    found = REDACTOR.command_line(["curl", "-x", f"me:{PLAIN}@proxy:3128", "https://host/"])
+    assert PLACEHOLDER.sub("*", found) == "curl -x me:* https://host/"
+
+
+@pytest.mark.parametrize("part", ["https://a:b", "eyJ--tokenglpat-", "://", "eyJ", "<a password "])
+def test_redaction_takes_time_in_proportion_to_the_length(part: str) -> None:
+    short, long = (f"@ {part * 100_000}"[:size] for size in (20_000, 160_000))
+    assert _seconds(long) < 30 * max(_seconds(short), 0.002)
+
+
+def _seconds(text: str) -> float:
+    found = []
+    for _ in range(3):
+        started = time.thread_time()
+        REDACTOR.text(text)
+        found.append(time.thread_time() - started)
+    return min(found)

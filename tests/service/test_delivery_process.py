@@ -19,9 +19,10 @@ import orjson
 import pytest
 import structlog
 
-from ocsf_nft import config
+from ocsf_nft import config, redaction
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.redaction import Redactor
 from ocsf_nft.service import (
     delivery_link,
     delivery_process,
@@ -452,6 +453,28 @@ async def test_log_of_the_process_is_in_the_service_s_log(
         await until(lambda: any("sink down" in each["event"] for each in log))
     (down,) = [each for each in log if "sink down" in each["event"]]
     assert (down["level"], down["sink"]) == ("error", f"unix:{tmp_path / 'nobody'}")
+
+
+async def test_answers_of_receivers_have_no_configured_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1 << 16):
+            writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 13\r\n\r\ntry corp-4711")
+        writer.close()
+
+    redactor = Redactor(bytes(32), [re.compile("corp-[0-9]+")])
+    monkeypatch.setattr(redaction, "_current", redactor)
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        table = {"type": "http", "url": f"http://127.0.0.1:{port}/", "retry_seconds": 0.01}
+        async with delivering(tmp_path, sinks(table)) as (store, _):
+            await store.commit(Change(events=events(range(1))))
+            await until(lambda: any("sink down" in each["event"] for each in log))
+    (reason,) = [each["reason"] for each in log if "sink down" in each["event"]]
+    assert "try [redacted:" in reason
+    assert redactor.text("corp-4711") not in reason  # the process does not know the key
 
 
 async def test_dead_letters_and_faults_of_the_database_are_reported(tmp_path: Path) -> None:
