@@ -243,10 +243,14 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
         proxies = context.proxies
         proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
         instead = f"Intended traffic must use {proxy}."
-    process = found.senders[0].process if len(found.senders) == 1 and not found.unnamed else None
+    senders = [each.process for each in found.senders]
+    process = senders[0] if len(senders) == 1 and not found.unnamed else None
+    check = _check_sentence(sandbox, found.uid, found.rule, process)
+    if senders and process is None:
+        check = f"Check if {_names(senders, found.unnamed)} should do this, and what started them."
     return steps(
         _ENFORCE if found.verdict == "permit" else "",
-        _check_sentence(sandbox, found.uid, found.rule, process),
+        check,
         instead,
         _stop_sentence(sandbox, process),
         "Search for the same program in other sandboxes.",

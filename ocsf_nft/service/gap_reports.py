@@ -82,8 +82,16 @@ class GapReports:
             allowed=allowed,
         )  # fmt: skip
 
-    async def report(self, reason: str) -> None:
-        """Emit an event that counts of the sandbox may be incomplete, and why."""
+    @property
+    def is_first(self) -> bool:
+        """Return True before the first reading of this run."""
+        return self._is_first
+
+    async def report(self, reason: str, *, is_finding: bool = True) -> None:
+        """Emit an event that counts of the sandbox may be incomplete, and why.
+
+        Without ``is_finding``, another finding has the same cause.
+        """
         sandbox, now_ns = self._account.sandbox, time.time_ns()
         gap = Gap(
             transport="counters",
@@ -94,7 +102,7 @@ class GapReports:
         )
         context = self._reporter.context(sandbox)
         event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        await self._emit(event, gap.transport, Severity.HIGH)
+        await self._emit(event, gap.transport, Severity.HIGH if is_finding else None)
         _log.warning("counts may be incomplete", sandbox=sandbox, reason=reason)
 
     async def report_end(self) -> None:
