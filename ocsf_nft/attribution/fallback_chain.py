@@ -240,6 +240,13 @@ class FallbackChain:
         if self._capture is not None and netns is not None and self._capture.is_watched(netns):
             self._capture.mark_reported(netns, record, process)
 
+    async def described(self, process: Process, at_ns: int) -> Process:
+        """Do the same as :meth:`ProcessSnapshots.described`, if the capture works."""
+        await self.read_events()
+        if self._capture is None:
+            return process
+        return self._capture.snapshots.described(process, at_ns)
+
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
 

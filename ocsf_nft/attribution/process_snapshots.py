@@ -32,6 +32,10 @@ _MOST_IMAGES: Final = 4096
 _MOST_ANCESTORS: Final = 16
 #: Maximum number of bytes of arguments (``process.h``): a text of this length was cut.
 _MOST_ARGUMENTS: Final = 1024
+#: Another process or thread can't have the same id so soon.
+_ID_REUSE_NS: Final = 2_000_000_000
+#: Start times of one process differ less: one of them is counted in ticks of the kernel's clock.
+_TICKS_NS: Final = 100_000_000
 _ROOT: Final = b"/"
 _IN_MEMORY: Final = b"memfd:"
 
@@ -82,6 +86,26 @@ class ProcessSnapshots:
             if not self._names.missing:
                 _store(self._made, by, found)
         return found
+
+    def described(self, process: Process, at_ns: int) -> Process:
+        """Return a process of which little is known, with its stored details and its ancestors.
+
+        ``at_ns`` is a time at which it existed (ns since the epoch, UTC). Return it unchanged if
+        the details may be those of another process or program.
+        """
+        image = self._latest.get(process.pid)
+        snapshot = None if image is None else self._known.get(image)
+        if image is None or snapshot is None:
+            return process
+        found = self._facts(image, snapshot)
+        started_ns = found.created_ns or 0
+        if process.created_ns is None:
+            is_same = started_ns <= at_ns < started_ns + _ID_REUSE_NS
+        else:
+            is_same = abs(process.created_ns - started_ns) < _TICKS_NS
+        if not is_same or found.name != process.name or process.path not in {None, found.path}:
+            return process
+        return replace(found, ancestors=self._ancestors(snapshot))
 
     def _process(self, call: Call) -> Process:
         snapshot = self._look_up(call.image)

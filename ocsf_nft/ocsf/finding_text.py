@@ -247,9 +247,13 @@ def scan_advice(found: FanOut, context: Context, direction: Direction) -> str:
         proxies = context.proxies
         proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
         instead = f"Intended traffic must use {proxy}."
+    senders, sole = [each.process for each in found.senders], found.sole_sender
+    check = _check_sentence(sandbox, found.uid, found.rule, sole)
+    if senders and sole is None:
+        check = f"Check if {_names(senders, found.unnamed)} should do this, and what started them."
     return steps(
         _ENFORCE if found.verdict == "permit" else "",
-        _check_sentence(sandbox, found.uid, found.rule, found.sole_sender),
+        check,
         instead,
         _stop_sentence(sandbox, found.sole_sender),
         "Search for the same program in other sandboxes.",

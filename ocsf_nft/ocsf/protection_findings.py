@@ -55,14 +55,15 @@ _WORDS: Final = {
     finding_parts.FENCE_REMOVED: _Words(
         "Fence removed",
         "removal",
-        "The fence is absent, and no operator removed it: packets may leave the sandbox now.",
+        "The fence was removed, and not by an operator. Packets may leave the sandbox until it is "
+        "active again.",
         ("Stop the sandbox's workload.", _STOP, "Install the fence again.", _VERIFY),
     ),
     finding_parts.RESTORE_STOPPED: _Words(
         "Fence not restored",
         "pause",
-        "Another process changes the fence again and again, and restoring it pauses: packets may "
-        "leave the sandbox now.",
+        "Another process changed the fence again and again, so restoring it paused. Packets may "
+        "leave the sandbox until it is active again.",
         ("Stop the sandbox's workload.", _STOP, _VERIFY),
     ),
     finding_parts.COLLECTION: _Words(

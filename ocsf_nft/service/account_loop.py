@@ -327,9 +327,12 @@ class AccountLoop:
         if self.fault is not None:
             self.fault = None
             await self.gaps.report_end()
+        is_first = self.gaps.is_first
         await self.gaps.report_pause(reading, self.schedule.unread_seconds)
         if rules := self._account.renewed_rules(reading):
-            await self.gaps.report(f"the counters of {', '.join(rules)} were created again")
+            # While the fence is watched, its change is a finding already.
+            reason = f"the counters of {', '.join(rules)} were created again"
+            await self.gaps.report(reason, is_finding=is_first)
         async with self._lock:
             self._before = self._account.balances()
             try:

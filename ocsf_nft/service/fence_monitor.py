@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
     from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.fence_reports import Describe
     from ocsf_nft.service.fences import Fence, Inspection
 
 #: Pause between an inspection that found a change and the next one.
@@ -59,9 +60,11 @@ class FenceMonitor:
         reporter: Reporter,
         thread: GuardThread,
         preparing: asyncio.Semaphore,
+        describe: Describe | None = None,
     ) -> None:
         """Create the monitor of a fence; nothing is watched before :meth:`start`.
 
+        ``describe`` is for the events: see :class:`FenceReports`.
         All monitors of a service share ``thread``, and ``preparing``, which limits how many of them
         prepare a restore at the same time.
         """
@@ -71,7 +74,7 @@ class FenceMonitor:
         self._heals = sandbox.self_heal
         self._fence = fence
         self._state = state
-        self.reports = FenceReports(sandbox, fence, reporter)
+        self.reports = FenceReports(sandbox, fence, reporter, describe)
         self.removal = FenceRemoval(self.reports, state, self._has_ended)
         self._watch: FenceEvents | None = None
         #: Version of the record that the guard restores, and whether its messages are prepared.

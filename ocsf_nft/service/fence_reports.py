@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
@@ -15,6 +16,8 @@ from ocsf_nft.service import fences
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.installer import Verdict
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.fence_state_events import PolicyChange, SandboxEnd
     from ocsf_nft.ocsf.finding_parts import FindingKind
+    from ocsf_nft.process import Process
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Inspection
 
@@ -38,16 +42,30 @@ ACTIVE_STATES: Final = frozenset(
 )
 
 
+#: Function that adds what is known to a process that existed at a time (ns since the epoch, UTC).
+Describe: TypeAlias = "Callable[[Process, int], Awaitable[Process]]"
+
+
 class FenceReports:
     """Reports about one sandbox's fence, and its state by the last report."""
 
-    def __init__(self, sandbox: SandboxConfig, fence: Fence, reporter: Reporter) -> None:
-        """Create the reports; ``fence`` is the fence at the start of the service."""
+    def __init__(
+        self,
+        sandbox: SandboxConfig,
+        fence: Fence,
+        reporter: Reporter,
+        describe: Describe | None = None,
+    ) -> None:
+        """Create the reports; ``fence`` is the fence at the start of the service.
+
+        ``describe`` is for the processes that change the fence.
+        """
         #: Record of the fence by the latest inspection.
         self.installed = fence.installed
         self._fence = fence
         self._sandbox = sandbox
         self._reporter = reporter
+        self._describe = describe
         self._reported = (fence.state, fence.reason)
         #: Whether it was reported that the fence is not restored for a while.
         self._given_up = False
@@ -137,6 +155,7 @@ class FenceReports:
         ``alterations`` are the detected changes by other processes, which may be undone already.
         ``has_new_links`` is true if interfaces were fenced since the last inspection.
         """
+        alterations = await self._described(alterations)
         fence = inspection.fence
         has_other_links = has_new_links or fence.installed.around != self.installed.around
         is_repair = inspection.was_renewed and not has_other_links
@@ -199,6 +218,7 @@ class FenceReports:
         Earlier changes that were undone get their own events. ``before`` is the fence's state after
         such a change was undone.
         """
+        alterations = await self._described(alterations)
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
@@ -231,6 +251,19 @@ class FenceReports:
         """Emit an event that another process had removed the fence, unless that is reported."""
         if self._reported[0] is not FenceState.ABSENT:
             await self._emit(FenceState.ABSENT, _REMOVED_BEFORE)
+
+    async def _described(self, changes: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
+        describe = self._describe
+        if describe is None:
+            return changes
+        return tuple(
+            [
+                each
+                if each.process is None
+                else replace(each, process=await describe(each.process, each.arrived_ns))
+                for each in changes
+            ]
+        )
 
     async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (

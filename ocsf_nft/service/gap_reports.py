@@ -82,10 +82,18 @@ class GapReports:
             allowed=allowed,
         )  # fmt: skip
 
-    async def report(self, reason: str, *, lasts: bool | None = None) -> None:
+    @property
+    def is_first(self) -> bool:
+        """Return True before the first reading of this run."""
+        return self._is_first
+
+    async def report(
+        self, reason: str, *, is_finding: bool = True, lasts: bool | None = None
+    ) -> None:
         """Emit an event that counts of the sandbox may be incomplete, and why.
 
-        With ``lasts``, that is so until :meth:`report_end`.
+        Without ``is_finding``, another finding has the same cause. With ``lasts``, that is so until
+        :meth:`report_end`.
         """
         sandbox, now_ns = self._account.sandbox, time.time_ns()
         gap = Gap(
@@ -97,7 +105,8 @@ class GapReports:
         )
         context = self._reporter.context(sandbox)
         event = operational_events.records_dropped(context, gap, processed_ns=now_ns)
-        await self._emit(event, gap.transport, Severity.HIGH, lasts=lasts)
+        severity = Severity.HIGH if is_finding else None
+        await self._emit(event, gap.transport, severity, lasts=lasts)
         _log.warning("counts may be incomplete", sandbox=sandbox, reason=reason)
 
     async def report_end(self) -> None:

@@ -173,7 +173,13 @@ async def watch(
             logs.append(log_feeds.of_sandbox(config, account.position))
             await stack.enter_async_context(logs[0].source)
         monitor = FenceMonitor(
-            config, fence, parts.fences.state, parts.reporter, parts.guards, parts.preparing
+            config,
+            fence,
+            parts.fences.state,
+            parts.reporter,
+            parts.guards,
+            parts.preparing,
+            parts.fences.chain.described,
         )
         names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
         stack.callback(names.close)

@@ -303,3 +303,38 @@ def test_equal_secrets_of_processes_have_equal_placeholders() -> None:
     ]
     one, other = (str(line).rpartition("[redacted:")[2] for line in found)
     assert one == other
+
+
+def test_process_of_a_notice_gets_its_details() -> None:
+    found = known(
+        snapshot(7, 1, comm=b"nft", arguments=b"nft\0flush\0"), snapshot(1, comm=b"sh", inode=2)
+    )
+    started_ns = found._booted_ns + image(7).started_ns
+    for little in (
+        Process(pid=7, name="nft"),
+        Process(pid=7, name="nft", created_ns=started_ns + 9_000_000),
+        Process(pid=7, name="nft", path="/usr/bin/curl", created_ns=started_ns),
+    ):
+        whole = found.described(little, started_ns + SECOND)
+        assert (whole.name, whole.path, whole.uid) == ("nft", "/usr/bin/curl", 1000)
+        assert whole.cmd_line == "nft flush"
+        assert [each.name for each in whole.ancestors] == ["sh"]
+
+
+def test_process_of_a_notice_gets_no_details_of_another_process() -> None:
+    found = known(snapshot(7, comm=b"nft"))
+    started_ns = found._booted_ns + image(7).started_ns
+    for little, at_ns in (
+        (Process(pid=8, name="nft"), started_ns + SECOND),
+        (Process(pid=7, name="ip"), started_ns + SECOND),
+        # The id may belong to another one: the process started later, or long before.
+        (Process(pid=7, name="nft"), started_ns - 1),
+        (Process(pid=7, name="nft"), started_ns + 2 * SECOND),
+        (Process(pid=7, name="nft", created_ns=started_ns + SECOND), started_ns + SECOND),
+        # It ran another program.
+        (Process(pid=7, name="nft", path="/x", created_ns=started_ns), started_ns + SECOND),
+    ):
+        assert found.described(little, at_ns) is little
+    found.note_dropped()
+    gone = Process(pid=7, name="nft")
+    assert found.described(gone, started_ns + SECOND) is gone

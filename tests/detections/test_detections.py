@@ -12,22 +12,18 @@ import duckdb
 import pytest
 from sigma.rule import SigmaStatus
 
-from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.object_storage import Directory
-from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.ocsf.versions import STORED
-from tests.delivery.sample_events import message_of
 from tests.detections import conversion
-from tests.detections.samples import SAMPLES, code_of, events
+from tests.detections.samples import SAMPLES, code_of
+from tests.detections.samples import events as sample_events
 from tests.queries.expected import at
+from tests.queries.siem_events import write_parquet
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sigma.rule import SigmaRule
 
 RULES: Final = conversion.rules()
-EVENTS: Final = events()
+EVENTS: Final = sample_events()
 _UIDS: Final = {name: event["metadata"]["uid"] for name, event in EVENTS.items()}
 _SPLUNK: Final = re.compile(r'[a-z_.]+(?:=(?:"[a-z0-9:-]+"|[0-9]+)|>=[0-9]+| IN \([^()]+\))')
 _TERM: Final = r"(?:[a-z0-9]|\\-)+"
@@ -64,30 +60,13 @@ def database(
         lines = (json.dumps(event) + "\n" for event in EVENTS.values())
         (folder / "events.jsonl").write_text("".join(lines))
     else:
-        _write_parquet(folder)
+        events = (json.dumps(event).encode() for event in EVENTS.values())
+        asyncio.run(write_parquet(folder, events, STORED))
     connection = duckdb.connect()
     connection.execute(f"SET file_search_path = '{folder}'")
     connection.execute((conversion.FOLDER / f"duckdb/{request.param}.sql").read_text())
     connection.execute((conversion.FOLDER / "duckdb/rules.sql").read_text())
     return connection
-
-
-def _write_parquet(folder: Path) -> None:
-    async def deliver() -> None:
-        sink = Parquet(
-            storage=Directory(path=folder),
-            columns=columns(STORED),
-            source="ocsf-nft",
-            source_version="1.8.0",
-            region="eu-west-1",
-            account="external",
-        )
-        async with sink:
-            await sink.deliver(
-                [message_of(json.dumps(event).encode()) for event in EVENTS.values()]
-            )
-
-    asyncio.run(deliver())
 
 
 def _matching(database: duckdb.DuckDBPyConnection, name: str) -> set[str]:

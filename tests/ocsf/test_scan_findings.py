@@ -93,6 +93,10 @@ def test_each_process_of_a_scan_is_an_evidence() -> None:
         "nc[5006], nc[5007] and 17 more. Started by: bash[4100]."
     ) in event["finding_info"]["desc"]
     assert event["unmapped"]["processes"] == 25
+    assert event["remediation"]["desc"].startswith(
+        "1. Check if nc[5000], nc[5001], nc[5002], nc[5003], nc[5004], nc[5005], nc[5006], "
+        "nc[5007] and 17 more should do this, and what started them. 2. "
+    )
 
 
 def test_scan_with_processes_that_are_not_listed_names_no_actor() -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     Event: TypeAlias = dict[str, Any]
 
+_ENDS: Final = {"sandbox-ended", "sandbox-released"}
 _OURS: Final = re.compile(r"ocsf-nft:([^:]+):")
 
 
@@ -70,7 +71,12 @@ def reached_for_metadata(event: Event) -> bool:
 def findings(events: Iterable[Event]) -> Iterator[Event]:
     """Yield the latest event of each finding."""
     for stages in grouped(of_class(events, 2004), lambda one: one["finding_info"]["uid"]).values():
-        yield max(stages, key=lambda one: (one["status_id"], one["count"]))
+        yield max(
+            stages,
+            key=lambda one: (
+                one["activity_id"], one["count"], one["metadata"]["processed_time"],
+            ),
+        )  # fmt: skip
 
 
 def open_findings(events: Iterable[Event]) -> list[Event]:
@@ -86,4 +92,8 @@ def inactive_fences(events: Iterable[Event]) -> Iterator[Event]:
     for changes in grouped(changed, lambda one: (host(one), one["unmapped"]["sandbox"])).values():
         latest = max(change["time"] for change in changes)
         at_last = [change for change in changes if change["time"] == latest]
-        yield from [change for change in at_last if change["state"] != "Enabled"][:1]
+        yield from [
+            change
+            for change in at_last
+            if change["state"] != "Enabled" and at(change, "metadata.event_code") not in _ENDS
+        ][:1]

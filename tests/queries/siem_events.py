@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import json
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
+from ocsf_nft.config.sinks.columns import columns
+from ocsf_nft.delivery.object_storage import Directory
+from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
+from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd, fence_state
 from ocsf_nft.ocsf.lean import lean
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
@@ -39,17 +43,19 @@ from tests.conformance.corpus import (
     TIME_NS,
 )
 from tests.conformance.incidents import FAN_OUTS
+from tests.delivery.sample_events import message_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.record import Record, Transport
 
-#: The versions and the detail of the events for the queries: they have all attributes that the
+#: The versions and the forms of the events for the queries: they have all attributes that the
 #: queries use.
 VERSIONS: Final = ("1.8.0", "1.1.0", "1.8.0 lean", "1.1.0 lean")
+PARQUET: Final = ("1.8.0 parquet", "1.4.0 parquet")
 #: jq counts in doubles.
 EXACT: Final = 1 << 53
 
@@ -152,6 +158,19 @@ def _operational_events() -> Iterator[Event]:
                 transport="nflog",
                 reason=None if after is FenceState.ACTIVE else "why",
             )
+    for is_requested in (False, True):
+        yield fence_state(
+            CONTEXT,
+            sandbox=f"ended {is_requested}",
+            before=FenceState.ACTIVE,
+            after=FenceState.ABSENT,
+            time_ns=NOW_NS,
+            tables=["inet ocsf_nft"],
+            transport="nflog",
+            end=SandboxEnd(
+                description="has ended", refused=1, allowed=0, is_requested=is_requested
+            ),
+        )
     for number, context in enumerate(_CONTEXTS):
         yield lifecycle(context, activity="start", time_ns=TIME_NS + number)
         yield lifecycle(context, activity="stop", time_ns=NOW_NS + number)
@@ -190,17 +209,35 @@ def unique_events() -> list[dict[str, Any]]:
 
 
 def write(folder: Path, events: list[dict[str, Any]], form: str) -> None:
-    """Write ``events.jsonl``: the events in the form of a version, every third one twice.
+    """Write the events in the form of a version, every third one twice.
 
-    ``form`` is one of :data:`VERSIONS`.
+    ``form`` is one of :data:`VERSIONS`, for ``events.jsonl``, or of :data:`PARQUET`.
     """
     version, _, detail = form.partition(" ")
-    lines = [at_version(copy.deepcopy(event), version) for event in events]
-    if detail:
-        lines = list(map(lean, lines))
-    for event in lines[::3]:
+    found = [at_version(copy.deepcopy(event), version) for event in events]
+    if detail == "lean":
+        found = list(map(lean, found))
+    for event in found[::3]:
         again = copy.deepcopy(event)
         again["metadata"]["processed_time"] += 60_000
-        lines.append(again)
-    random.Random(7).shuffle(lines)
-    (folder / "events.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        found.append(again)
+    random.Random(7).shuffle(found)
+    lines = list(map(orjson.dumps, found))
+    if detail == "parquet":
+        asyncio.run(write_parquet(folder, lines, version))
+    else:
+        (folder / "events.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+async def write_parquet(folder: Path, lines: Iterable[bytes], version: str) -> None:
+    """Write events as the sink ``parquet`` does."""
+    sink = Parquet(
+        storage=Directory(path=folder),
+        columns=columns(version),
+        source="ocsf-nft",
+        source_version=version,
+        region="eu-west-1",
+        account="external",
+    )
+    async with sink:
+        await sink.deliver(list(map(message_of, lines)))

@@ -369,6 +369,24 @@ async def test_tampering_finding_is_inactive_ten_minutes_after_the_restore(
     assert fence.reports._reporter.findings.end_quiet(later_ns + 1, closing=True) == [], "it lasts"
 
 
+async def test_finding_has_all_that_is_known_of_the_process_that_changed_the_fence(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    async def describe(process: Process, at_ns: int) -> Process:
+        assert at_ns == TAMPERED.arrived_ns
+        return replace(process, uid=0, cmd_line="nft flush ruleset")
+
+    set_inspections(WELL)
+    fence = make(self_heal=True)
+    fence.reports._describe = describe
+    await fence._inspect((TAMPERED, replace(TAMPERED, process=None)))
+    named, unnamed = sink.of_class(5019)
+    assert named["actor"]["process"]["cmd_line"] == "nft flush ruleset"
+    assert "actor" not in unnamed
+    (finding,) = sink.of_class(2004)
+    assert finding["finding_info"]["title"] == "Fence changed: nft[4711] (uid 0), sandbox sb1"
+
+
 async def test_altered_fence_is_a_finding_until_it_is_as_installed(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:

@@ -85,3 +85,29 @@ async def test_rule_that_is_gone_causes_no_gap_at_each_start(tmp_path: Path) -> 
             await account.close()
         counters.at_ns += 60 * SECOND
     assert sink.of_class(6002) == []
+
+
+async def test_new_counters_are_a_finding_only_if_no_one_watched_their_creation(
+    tmp_path: Path,
+) -> None:
+    class Renewed(Counters):
+        epoch = "boot:2"
+
+        def read(self, settled: frozenset[str]) -> Reading:
+            found = super().read(settled)
+            return replace(found, epochs=dict.fromkeys(found.epochs, self.epoch))
+
+    counters, sink = Renewed(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        counters.epoch = "boot:3"
+        await account._observe()
+        await account.close()
+        assert len(sink.of_class(6002)) == 1
+        # The change of the fence is a finding.
+        assert sink.of_class(2004) == []
+    counters.epoch = "boot:4"
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        await account.close()
+    assert len(sink.of_class(6002)) == 2
+    (finding,) = sink.of_class(2004)
+    assert finding["metadata"]["event_code"] == "collection-finding"
