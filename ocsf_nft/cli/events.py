@@ -43,18 +43,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
             metavar="informational|low|medium|high|critical",
         ),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            help="Only events since this time (ISO 8601, local time by default), or since this "
-            "long ago: 90s, 15m, 12h, 7d.",
-            metavar="TIME",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
-    ] = None,
+    since: options.Since = None,
+    until: options.Until = None,
     uid: Annotated[
         str | None,
         typer.Option("--uid", help="Only the event with this metadata.uid.", metavar="UID"),

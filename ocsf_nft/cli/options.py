@@ -183,6 +183,18 @@ SourceConfig = Annotated[
         "used here."
     ),
 ]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        help="Only events since this time (ISO 8601, local time by default), or since this "
+        "long ago: 90s, 15m, 12h, 7d.",
+        metavar="TIME",
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
+]
 EventFiles = Annotated[
     list[str],
     typer.Option(

@@ -37,18 +37,8 @@ def report(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="Only events of this sandbox.", metavar="NAME")
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            help="Only events since this time (ISO 8601, local time by default), or since this "
-            "long ago: 90s, 15m, 12h, 7d.",
-            metavar="TIME",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
-    ] = None,
+    since: options.Since = None,
+    until: options.Until = None,
     target: Annotated[
         Path | None,
         typer.Option(
