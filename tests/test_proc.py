@@ -335,7 +335,7 @@ def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
 
 @pytest.mark.kernel
 def test_arguments_have_no_secret() -> None:
-    words = (WAITING, "--password", "s3cr3t 'Value'", "x" * 4000, "--token=s3cr3t-Value")
+    words = (WAITING, "--password", "s3cr3t 'Value'", "x" * 4100, "--token=s3cr3t-Value")
     with python(*words) as process, directory(process.pid) as descriptor:
         read = proc.arguments(descriptor)
     assert read is not None

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 #: Maximum number of distinct questions of one flow.
 MAX_OF_FLOW: Final = 512
-#: Maximum size of the questions of all flows of a rule together: 16,384 with names of 64
-#: characters. The size is that of the names, in characters, and a fixed one for each question. It
-#: also bounds what each commit stores, because a stored incident has all its questions.
+#: Maximum size of the questions of all flows of a rule together. The size is that of the names, in
+#: characters, and a fixed one for each question: 16,384 names of 64 characters. It also bounds what
+#: each commit stores, because a stored incident has all its questions.
 _MAX_OF_RULE: Final = 1 << 21
 _FIXED: Final = 64
 

@@ -118,9 +118,9 @@ def test_long_names_of_all_flows_are_limited(account: SandboxAccount) -> None:
     """Each byte of a hostile name can take four characters."""
     for flow in range(8):
         for number in range(MAX_OF_FLOW):
-            name = f"{number:04}" + "\\255" * 240
+            question = DnsQuestion(f"{number:04}" + "\\255" * 240, 1)
             packet = replace(DNS, destination=f"192.0.2.{flow}")
-            account.record(replace(record(packet), question=DnsQuestion(name, 1)), SECOND)
+            account.record(replace(record(packet), question=question), SECOND)
     stored = changes(account).parts.values()
     # In JSON, a backslash takes two characters.
     assert sum(len(value or b"") for value in stored) < 1.5 * dns_questions._MAX_OF_RULE
