@@ -312,7 +312,9 @@ class FenceMonitor:
             # blocks it.
             await asyncio.sleep(_RETRY_SECONDS)
         renew = self._renew if may_heal else None
-        return await asyncio.to_thread(fences.inspect, self.name, self._state, renew)
+        # Nothing is restored now that the lock of an installation could hold up.
+        inspect = partial(fences.inspect, self.name, self._state, renew, waits=not may_heal)
+        return await asyncio.to_thread(inspect)
 
     def _renew(self) -> InstalledFence | None:
         if self._watch is None:

@@ -159,14 +159,22 @@ class Inspection:
 
 
 def inspect(
-    sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
+    sandbox: str,
+    state: StateDirectory,
+    renew: Callable[[], InstalledFence | None] | None = None,
+    *,
+    waits: bool = False,
 ) -> Inspection | None:
     """Compare a sandbox's fence in the kernel with its record; if they differ, call ``renew``.
 
-    ``renew`` restores the fence and returns its record. Return None if the fence has no record.
+    ``renew`` restores the fence and returns its record. With ``waits``, an installation that
+    another process has begun is first waited for. Return None if the fence has no record.
     Blocks. Raises AbsentError if a missing fence is not restored, and the errors of ``renew``.
     """
     found = installer.verify(sandbox, state)
+    if waits and found.verdict != "as installed":
+        with state.locked():  # an installation stores its record last
+            found = installer.verify(sandbox, state)
     if found.installed is None:
         return None
     if found.verdict == "as installed":

@@ -9,6 +9,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError
+from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.ocsf.context import Host
@@ -53,6 +54,33 @@ def test_inspection_of_a_fence_removed_during_its_restore_finds_none(
     found = fences.inspect("sb1", state, lambda: INSTALLED)
     assert found is not None
     assert (found.was_renewed, found.difference) == (True, "+accept")
+
+
+def test_inspection_waits_for_an_installation_by_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = StateDirectory(tmp_path)
+    held = threading.Event()
+    begun = threading.Event()
+
+    def install() -> None:
+        with state.locked():
+            held.set()
+            begun.wait(10)
+            verified(monkeypatch, "as installed")  # its record comes after its rules
+
+    def verify(*_: object) -> installer.Verification:
+        begun.set()
+        return installer.Verification(verdict="differs", installed=INSTALLED)
+
+    monkeypatch.setattr(installer, "verify", verify)
+    other = threading.Thread(target=install)
+    other.start()
+    assert held.wait(10)
+    found = fences.inspect("sb1", state, waits=True)
+    other.join()
+    assert found is not None
+    assert found.fence.state is FenceState.ACTIVE
 
 
 def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
