@@ -12,7 +12,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import INTERNET4
 from ocsf_nft.netns import named
-from tests.kernel import command, conftest, namespaces
+from tests.kernel import accounts, command, conftest, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,8 @@ def test_run_with_options_takes_names_from_the_hosts_file(made: str, tmp_path: P
     policy = ("--proxy", "proxy.test:3128", "--allow", "tcp:api.test:443", "--install")
     output = tmp_path / "events"
     with command.running(*options, *policy, "--output", str(output), under=under) as running:
-        running.wait_for_message("addresses of host names changed")
+        # The addresses may be in the fence before the run is ready.
+        accounts.until(lambda: b"added 10.250.0.1" in output.read_bytes())
         found = installer.verify(name, StateDirectory(state), named(name))
         assert found.installed is not None
         assert list(map(str, found.installed.spec.allowed)) == [
