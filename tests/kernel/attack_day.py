@@ -274,7 +274,10 @@ class _Host:
                 await asyncio.sleep(0.2)
 
     def _all_are_inactive(self, events: list[dict[str, Any]]) -> bool:
-        """Return True if each finding is there, and those with packets are inactive."""
+        """Return True if each finding is there and inactive.
+
+        A restored fence becomes inactive after ten minutes, or when the service stops.
+        """
         found = {_subject(event): event for event in events if event["class_uid"] == 2004}
         return all(
             (attack.sandbox, attack.code) in found
