@@ -165,7 +165,7 @@ class FanOut:
     def sole_sender(self) -> Process | None:
         """Return the only process that was seen to send; None if most attempts have no sender.
 
-        Another process may have made those, and this one must not be named in its place.
+        Another process may have made those, and this one must not be named for them.
         """
         if len(self.senders) != 1 or self.unnamed or self.senders[0].attempts < self.unknown:
             return None

@@ -88,7 +88,7 @@ class ProcessSnapshots:
         return found
 
     def described(self, process: Process, at_ns: int) -> Process:
-        """Return a process of which little is known, with its stored details and its ancestors.
+        """Return a process with its stored details and its ancestors.
 
         ``at_ns`` is a time at which it existed (ns since the epoch, UTC). Return it unchanged if
         the details may be those of another process or program.
@@ -105,7 +105,9 @@ class ProcessSnapshots:
             is_same = abs(process.created_ns - started_ns) < _TICKS_NS
         if not is_same or found.name != process.name or process.path not in {None, found.path}:
             return process
-        return replace(found, ancestors=self._ancestors(snapshot))
+        return replace(
+            found, cmd_line=self._cmd_line(snapshot), ancestors=self._ancestors(snapshot)
+        )
 
     def _process(self, call: Call) -> Process:
         snapshot = self._look_up(call.image)
@@ -118,6 +120,7 @@ class ProcessSnapshots:
             user_name=self._names.cached("user", call.uid),
             gid=call.gid,
             group_name=self._names.cached("group", call.gid),
+            cmd_line=None if snapshot is None else self._cmd_line(snapshot),
             ancestors=() if snapshot is None else self._ancestors(snapshot),
         )
 
@@ -128,7 +131,10 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the nearest ancestors of a process (at most 16), beginning with its parent."""
+        """Return the nearest ancestors of a process (at most 16), beginning with its parent.
+
+        They have no command line: no event has it, and each would have to be redacted.
+        """
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS:
             image = snapshot.parent
@@ -159,6 +165,9 @@ class ProcessSnapshots:
             snapshot = above
         return snapshot.arguments
 
+    def _cmd_line(self, snapshot: ProcessSnapshot) -> str | None:
+        return _command(self._arguments(snapshot), redaction.current())
+
     def _facts(self, image: ProcessImage, snapshot: ProcessSnapshot | None) -> Process:
         created_ns = self._booted_ns + image.started_ns if image.started_ns else None
         if snapshot is None:
@@ -170,7 +179,6 @@ class ProcessSnapshots:
             name=_text(snapshot.comm),
             path=path,
             is_deleted=None if path is None else snapshot.is_deleted,
-            cmd_line=_command(self._arguments(snapshot), redaction.current()),
             working_directory=_path(snapshot.directory),
             created_ns=created_ns,
             namespace_pid=snapshot.namespace_pid if snapshot.namespace_pid != image.pid else None,

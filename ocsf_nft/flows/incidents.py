@@ -40,6 +40,10 @@ _REASON: Final = "not all packets were attributed to one process"
 _SOLE: Final = "it sent some of the packets, and no other process was seen to send"
 _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
+#: Maximum length of a command line of a process that a scan lists, and number of its ancestors.
+_MAX_SENDER_TEXT: Final = 400
+_SENDER_ANCESTORS: Final = 4
+
 #: Number of distinct flows within ``WITHIN_NS`` that no ordinary program causes.
 FLOWS: Final = 20
 WITHIN_NS: Final = 60 * 1_000_000_000
@@ -211,8 +215,8 @@ class _UserActivity:
     windows: int = 0
     latest: tuple[str, ...] = ()
     senders: dict[_SenderKey, ScanSender] = field(default_factory=dict)
-    #: Processes beside ``senders``.
-    others: set[_SenderKey] = field(default_factory=set)
+    #: Hashes of the keys of further processes: a program may have a path of 4 kB.
+    others: set[int] = field(default_factory=set)
     unknown: int = 0
     schedule: Schedule | None = None
     is_reported: bool = True
@@ -227,10 +231,18 @@ class _UserActivity:
         if known is not None:
             self.senders[key] = replace(known, attempts=known.attempts + 1)
         elif len(self.senders) < SENDERS:
-            self.senders[key] = ScanSender(process=process, attempts=1, flow=flow)
+            self.senders[key] = ScanSender(process=_brief(process), attempts=1, flow=flow)
             self.is_reported = False
         elif len(self.others) < _MAX_DISTINCT:
-            self.others.add(key)
+            self.others.add(hash(key))
+
+
+def _brief(process: Process) -> Process:
+    """Return a process with bounded texts: each change of a scan stores all its senders again."""
+    line = process.cmd_line
+    if line is not None and len(line) > _MAX_SENDER_TEXT:
+        line = f"{line[: _MAX_SENDER_TEXT - 1]}…"
+    return replace(process, cmd_line=line, ancestors=process.ancestors[:_SENDER_ANCESTORS])
 
 
 class FanOuts:

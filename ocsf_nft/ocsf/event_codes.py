@@ -60,7 +60,7 @@ class EventCode(StrEnum):
     KERNEL_TRAFFIC = (
         "kernel-traffic",
         4001,
-        "A packet that a kernel sends by itself, without a program.",
+        "A packet that a kernel sends without a program.",
     )
     AGGREGATED = (
         "aggregated",

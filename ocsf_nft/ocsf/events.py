@@ -193,7 +193,7 @@ class NetworkActivity(Event):
     connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
     traffic: NetworkTraffic = Field(description="numbers of packets and bytes")
     actor: Actor | None = optional("process and user of the sender")
-    device: Device | None = optional("the machine whose kernel enforces the fence")
+    device: Device | None = optional("the machine that enforces the fence")
     cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
@@ -262,7 +262,7 @@ class DnsActivity(Event):
     dst_endpoint: NetworkEndpoint | None = optional("the name server")
     connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
     actor: Actor | None = optional("process and user of the sender")
-    device: Device | None = optional("the machine whose kernel enforces the fence")
+    device: Device | None = optional("the machine that enforces the fence")
     cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
@@ -341,7 +341,7 @@ class DetectionFinding(Event):
         "the sandbox; its container and its pod, if it has them"
     )
     actor: Actor | None = optional("process and user of the sender")
-    device: Device | None = optional("the machine whose kernel enforces the fence")
+    device: Device | None = optional("the machine that enforces the fence")
     cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     enrichments: tuple[Enrichment, ...] | None = optional(
@@ -396,7 +396,7 @@ class DeviceConfigStateChange(Event):
     prev_security_level_id: SecurityLevel = Field(description="security level before")
     prev_security_level: Caption = caption_of("prev_security_level_id")
     actor: Actor | None = optional("the process that altered the fence")
-    device: Device = Field(description="the machine whose kernel enforces the fence")
+    device: Device = Field(description="the machine that enforces the fence")
     cloud: Cloud | None = optional("the cloud in which the machine runs")
     observables: tuple[Observable, ...] | None = optional("values to search for in other sources")
     unmapped: dict[str, Any] = Field(

@@ -1,6 +1,6 @@
 """Parts that all Detection Findings share: kind, stage, times, links and advice.
 
-A finding stays New: only people review it. Its last event is an Update that says since when it is
+A finding stays New: only people review it. Its last event is an Update that states since when it is
 inactive, unless the configuration closes findings.
 """
 

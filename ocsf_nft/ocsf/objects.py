@@ -447,7 +447,7 @@ class Cloud(Model):
 
 
 class Device(Model):
-    """OCSF object ``device``: the machine whose kernel enforces the fence, or logged the packet."""
+    """OCSF object ``device``: the machine that enforces the fence, or logged the packet."""
 
     profile_attributes: ClassVar = {"container": ("container",)}
 

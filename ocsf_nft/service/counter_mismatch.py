@@ -1,4 +1,4 @@
-"""Counts of one sandbox that differ for longer than a moment."""
+"""Counts of one sandbox that differ and do not match again."""
 
 from __future__ import annotations
 

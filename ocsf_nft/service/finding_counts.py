@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import DetectionFinding
 
 #: The alerts in deploy/grafana are about findings of the last 15 minutes. A sandbox may end sooner.
-_KEPT_MS: Final = 900_000
+_RETENTION_MS: Final = 900_000
 
 
 class FindingKey(NamedTuple):
@@ -50,7 +50,7 @@ class FindingCounts:
         self._counts[key] = FindingCount(created, metadata.processed_time or 0)
 
     def drop_expired(self, sandboxes: Container[str | None], now_ms: int) -> None:
-        """Forget sandboxes that are not in ``sandboxes`` and had no finding for 15 minutes.
+        """Drop sandboxes that are not in ``sandboxes`` and had no finding for 15 minutes.
 
         ``now_ms`` is the current time (ms since the epoch, UTC).
         """
@@ -59,7 +59,7 @@ class FindingCounts:
             for key, count in self._counts.items()
             if key.sandbox is None
             or key.sandbox in sandboxes
-            or now_ms - count.latest_ms < _KEPT_MS
+            or now_ms - count.latest_ms < _RETENTION_MS
         }
 
     def counts(self) -> Mapping[FindingKey, FindingCount]:

@@ -197,6 +197,8 @@ def test_ancestors_do_not_end_with_the_init_of_a_pid_namespace() -> None:
         (1, "systemd", "/usr/bin/curl"),
     ]
     assert {each.ancestors for each in found.ancestors} == {()}
+    assert found.cmd_line is not None
+    assert {each.cmd_line for each in found.ancestors} == {None}
 
 
 def test_ancestor_without_a_snapshot_has_only_a_number_and_no_parent() -> None:

@@ -96,6 +96,19 @@ def test_processes_and_attempts_of_a_scan_are_limited_and_counted() -> None:
     assert (found.unnamed, found.windows, len(found.latest)) == (5, len(pids), LATEST)
 
 
+def test_stored_size_of_a_scan_is_limited() -> None:
+    above = tuple(_process(pid, "/" + "p" * 30) for pid in range(16))
+    long = replace(_process(7), cmd_line="x" * 5000, ancestors=above)
+    by = replace(_by(7), process=long)
+    fan_outs = _scanned(
+        *(_attempt(1, replace(by, process=replace(long, pid=pid))) for pid in range(1, 80))
+    )
+    found = _scan(fan_outs)
+    assert len(codec._json_of(found)) < 64 * 1024
+    assert found.senders[0].process.ancestors == above[:4]
+    assert str(found.senders[0].process.cmd_line).endswith("x…")
+
+
 def test_new_process_of_a_scan_is_reported_with_the_next_update() -> None:
     fan_outs = _scanned(_attempt(1, _by(7)))
     assert _scan(fan_outs).stage == "begun"

@@ -56,7 +56,7 @@ region = "eu-west-1"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a program did: its pid, the number of its packets, and when (ns since the epoch)."""
+    """Actions of a program: its pid, its packets, and their times (ns since the epoch)."""
 
     pid: int
     packets: int
@@ -84,7 +84,7 @@ class Day:
     attacks: list[Attack] = field(default_factory=list)
     #: Packets of ordinary programs, by sandbox.
     ordinary: dict[str, int] = field(default_factory=dict)
-    #: The kernel's counts by sandbox and rule, of fences that nobody has changed.
+    #: The kernel's counts by sandbox and rule, of fences without a change by a program.
     counted: dict[str, Counter[str]] = field(default_factory=dict)
     #: The last counts of the service, by sandbox.
     final: dict[str, int] = field(default_factory=dict)

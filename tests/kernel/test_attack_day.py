@@ -79,7 +79,7 @@ _DETECTIONS: Final = Path(__file__).parents[2] / "detections/duckdb"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What a reader learns from the events of one finding."""
+    """Facts that a reader learns from the events of one finding."""
 
     #: Who: the sandbox and its team, the user ids, and the programs by pid.
     sandbox: str
@@ -102,7 +102,7 @@ class Answers:
 
 
 def answers(stages: list[Event]) -> Answers:
-    """Return what the events of a finding say, and nothing that is known otherwise."""
+    """Return the facts in the events of a finding, and nothing that is known otherwise."""
     last = stages[-1]
     info, evidences = last["finding_info"], last.get("evidences", [])
     processes = [each["process"] for each in evidences if "process" in each]

@@ -102,7 +102,7 @@ def test_a_finding_is_created_once_and_then_updated(
         ),
     ],
 )
-def test_end_of_a_finding_is_an_update_that_says_so(is_stopped: bool, detail: str) -> None:
+def test_end_of_a_finding_is_an_update_with_its_time(is_stopped: bool, detail: str) -> None:
     assert rendered(incident_end_of("tcp4", incident(3, 900, None))) is None
     end = replace(incident_end_of("tcp4", incident(3, 40, 2)), is_stopped=is_stopped)
     event = rendered(end)

@@ -1,4 +1,4 @@
-"""Counts that differ, for a moment or for longer."""
+"""Counts that differ for a short or a long time."""
 
 from __future__ import annotations
 

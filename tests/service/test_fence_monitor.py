@@ -334,7 +334,7 @@ async def test_fence_that_is_removed_and_comes_back_is_a_finding(
     created, ended = sink.of_class(2004)
     assert created["severity"] == "Critical"
     assert created["attacks"][0]["sub_technique"]["uid"] == "T1562.004"
-    assert "actor" not in created, "nobody is known to have removed it"
+    assert "actor" not in created, "the process that removed it is unknown"
     (removed, active) = sink.of_class(5019)
     assert removed["metadata"]["correlation_uid"] == created["finding_info"]["uid"]
     assert "correlation_uid" not in active["metadata"]

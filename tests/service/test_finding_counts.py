@@ -107,7 +107,7 @@ async def test_ended_sandbox_leaves_15_minutes_after_its_last_finding(
     await reporter.lines([_attempt(incident()), fan_out_of()])
     await reporter.drop_context("sb1")
     assert {key.sandbox for key in reporter.finding_counts()} == {None, "sb1"}
-    monkeypatch.setattr(module, "_KEPT_MS", 0)
+    monkeypatch.setattr(module, "_RETENTION_MS", 0)
     reporter.set_context("sb1", Context())
     assert {key.sandbox for key in reporter.finding_counts()} == {None, "sb1"}
     await reporter.drop_context("sb1")
@@ -117,7 +117,7 @@ async def test_ended_sandbox_leaves_15_minutes_after_its_last_finding(
 async def test_ends_of_sandboxes_limit_the_memory_without_a_scrape(
     reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_KEPT_MS", 0)
+    monkeypatch.setattr(module, "_RETENTION_MS", 0)
     await reporter.lines([_attempt(incident())])
     await reporter.drop_context("sb1")
     assert reporter._finding_counts.counts() == {}

@@ -137,7 +137,7 @@ def test_processes_of_a_finding_are_limited(findings: ProtectionFindings) -> Non
     assert [each["process"]["pid"] for each in finding["evidences"]] == [*range(93, 100), 7]
 
 
-def test_ended_finding_says_since_when(findings: ProtectionFindings) -> None:
+def test_ended_finding_has_the_time_of_its_end(findings: ProtectionFindings) -> None:
     _, created = emit(findings, 0)
     emit(findings, 1)
     end_ns = at(7)
