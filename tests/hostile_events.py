@@ -23,7 +23,7 @@ from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 #: Text that controls a terminal, forges a line or a field, is not UTF-8, or is very long.
 NAMES = HOSTILE_TEXT | st.sampled_from(

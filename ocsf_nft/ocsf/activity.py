@@ -15,6 +15,7 @@ from ocsf_nft.ocsf import (
     actors,
     attack,
     dns_queries,
+    finding_objects,
     identifiers,
     messages,
     objects,
@@ -41,7 +42,8 @@ from ocsf_nft.ocsf.enums import (
     ObservationPoint,
     Severity,
 )
-from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
+from ocsf_nft.ocsf.event_base import SCHEMA_VERSION
+from ocsf_nft.ocsf.events import NetworkActivity
 from ocsf_nft.ocsf.foreign_log import logging_host, product_of
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, shown, visible
@@ -285,7 +287,7 @@ _OBSERVATION_POINTS: Final = {
 
 def _attacks(
     attempt: Attempt, direction: Direction, destination: AddressKind | None
-) -> tuple[objects.Attack, ...] | None:
+) -> tuple[finding_objects.Attack, ...] | None:
     record = attempt.record
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         return None

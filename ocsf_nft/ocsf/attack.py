@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.ocsf.objects import Attack, Tactic, Technique
+from ocsf_nft.ocsf.finding_objects import Attack, Tactic, Technique
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Record

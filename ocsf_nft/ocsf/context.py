@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
-from ocsf_nft.ocsf.events import SCHEMA_VERSION
+from ocsf_nft.ocsf.event_base import SCHEMA_VERSION
 from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.model import CACHED
 from ocsf_nft.ocsf.objects import (

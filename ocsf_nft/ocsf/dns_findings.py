@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.ocsf import dns_queries
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import ObservableType
-from ocsf_nft.ocsf.objects import DnsQuery, Evidences
+from ocsf_nft.ocsf.finding_objects import Evidences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.ocsf.dns_tunnel import Tunnel
     from ocsf_nft.ocsf.events import NetworkActivity
-    from ocsf_nft.ocsf.objects import Observable
+    from ocsf_nft.ocsf.objects import DnsQuery, Observable
     from ocsf_nft.record import DnsQuestion
 
 #: Maximum number of evidences: one for each question.

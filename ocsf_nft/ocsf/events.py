@@ -1,17 +1,15 @@
-"""OCSF 1.8.0 event classes that we emit, and their serialization.
+"""OCSF 1.8.0 event classes that we emit.
 
 Some fields are computed from other fields: class and type names, ``type_uid``, every caption, and
 ``metadata.profiles``.
 """
 
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, Self
 
-import orjson
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from ocsf_nft.ocsf.enums import (
     Action,
-    Captioned,
     Confidence,
     ConfigActivityId,
     ConfigState,
@@ -26,16 +24,31 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived_field, optional
+from ocsf_nft.ocsf.event_base import (
+    SECURITY_CONTROL,
+    TYPE_NAME,
+    TYPE_UID,
+    Event,
+    TypeName,
+    TypeUid,
+    duration_of,
+    type_name_of,
+    type_uid_of,
+)
+from ocsf_nft.ocsf.finding_objects import (
+    Attack,
+    Evidences,
+    FindingInfo,
+    Remediation,
+    ResourceDetails,
+)
+from ocsf_nft.ocsf.model import Caption, Long, caption_of, derived_field, optional
 from ocsf_nft.ocsf.objects import (
     Actor,
-    Attack,
     Cloud,
     Device,
     DnsQuery,
     Enrichment,
-    Evidences,
-    FindingInfo,
     FirewallRule,
     Metadata,
     NetworkConnectionInfo,
@@ -44,78 +57,7 @@ from ocsf_nft.ocsf.objects import (
     NetworkTraffic,
     Observable,
     Product,
-    Remediation,
-    ResourceDetails,
 )
-from ocsf_nft.ocsf.safe_text import printable
-
-SCHEMA_VERSION: Final = "1.8.0"
-
-#: Attributes of the profile security_control in every class except findings, which have the last
-#: two without a profile.
-SECURITY_CONTROL: Final = (
-    "action_id",
-    "disposition_id",
-    "firewall_rule",
-    "attacks",
-    "is_alert",
-    "confidence_id",
-)
-
-
-def _type_uid(data: dict[str, Any]) -> int:
-    return int(data["class_uid"] * 100 + data["activity_id"])
-
-
-def _type_name(data: dict[str, Any]) -> str:
-    activity: Captioned = data["activity_id"]
-    return f"{data['class_name']}: {activity.caption}"
-
-
-def _duration(data: dict[str, Any]) -> int | None:
-    """Return the time from the event's start to its end in ms; None if unknown or zero."""
-    start, end = data["start_time"], data["end_time"]
-    return None if start is None or end is None else (end - start or None)
-
-
-def _is_type_uid(value: int, info: ValidationInfo) -> int:
-    if value != _type_uid(info.data):
-        raise ValueError("type_uid is class_uid * 100 + activity_id")
-    return value
-
-
-def _is_type_name(value: str, info: ValidationInfo) -> str:
-    if value != _type_name(info.data):
-        raise ValueError("type_name is the class's name and the activity's caption")
-    return value
-
-
-_TYPE_UID: Final = "class_uid * 100 + activity_id"
-_TYPE_NAME: Final = "the class's name and the activity's"
-TypeUid: TypeAlias = Annotated[int, AfterValidator(_is_type_uid)]
-TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
-
-
-class Event(Model):
-    """Base of the OCSF event classes: sets ``metadata.profiles``, and encodes an event as JSON."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _derive_profiles(cls, data: dict[str, Any]) -> dict[str, Any]:
-        profiles = tuple(sorted(set(cls.profiles_of(data)))) or None
-        metadata = data.get("metadata")
-        if isinstance(metadata, Metadata):
-            return {**data, "metadata": metadata.model_copy(update={"profiles": profiles})}
-        return data
-
-    def to_json(self) -> bytes:
-        """Return the event as one line of printable JSON, without a line end and null values."""
-        return printable(
-            orjson.dumps(
-                {name: value for name, value in self.__dict__.items() if value is not None},
-                default=Model.fragment,
-            )
-        )
 
 
 class NetworkActivity(Event):
@@ -140,14 +82,14 @@ class NetworkActivity(Event):
         "the log of another firewall has no verdict"
     )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
-    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    type_uid: TypeUid = derived_field(type_uid_of, TYPE_UID)
+    type_name: TypeName = derived_field(type_name_of, TYPE_NAME)
     time: Long = Field(
         description="time of the packet; of several packets, the end of the time window"
     )
     start_time: Long = Field(description="no earlier packet is counted")
     end_time: Long = Field(description="no later packet is counted")
-    duration: Long | None = derived_field(_duration, "end_time minus start_time")
+    duration: Long | None = derived_field(duration_of, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
         description="exact number of packets; no other Network Activity event counts them"
@@ -239,8 +181,8 @@ class DnsActivity(Event):
     category_name: Literal["Network Activity"] = "Network Activity"
     activity_id: DnsActivityId = Field(description="1")
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
-    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    type_uid: TypeUid = derived_field(type_uid_of, TYPE_UID)
+    type_name: TypeName = derived_field(type_name_of, TYPE_NAME)
     time: Long = Field(description="as in the Network Activity event")
     start_time: Long = Field(description="the query is not older")
     end_time: Long = Field(description="the first query for the name is not newer")
@@ -296,12 +238,12 @@ class DetectionFinding(Event):
         "closed as configured"
     )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
-    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    type_uid: TypeUid = derived_field(type_uid_of, TYPE_UID)
+    type_name: TypeName = derived_field(type_name_of, TYPE_NAME)
     time: Long = Field(description="time of the last packet so far")
     start_time: Long = Field(description="time of the first packet")
     end_time: Long = Field(description="time of the last packet so far")
-    duration: Long | None = derived_field(_duration, "end_time minus start_time")
+    duration: Long | None = derived_field(duration_of, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
         description="packets so far: a running total. Network Activity events count them too. Of "
@@ -368,12 +310,12 @@ class DeviceConfigStateChange(Event):
     category_name: Literal["Discovery"] = "Discovery"
     activity_id: ConfigActivityId = Field(description="1")
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
-    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    type_uid: TypeUid = derived_field(type_uid_of, TYPE_UID)
+    type_name: TypeName = derived_field(type_name_of, TYPE_NAME)
     time: Long = Field(description="time of the detection")
     start_time: Long | None = optional("time when a change by another process was detected")
     end_time: Long | None = optional("time of the restore")
-    duration: Long | None = derived_field(_duration, "end_time minus start_time")
+    duration: Long | None = derived_field(duration_of, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
         description="1 if active, or removed as requested, 2 if permissive, 4 if degraded, altered "
@@ -429,14 +371,14 @@ class ApplicationLifecycle(Event):
         "Dropped, Attribution Degraded, Fault or Fault Cleared"
     )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
-    type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
+    type_uid: TypeUid = derived_field(type_uid_of, TYPE_UID)
+    type_name: TypeName = derived_field(type_name_of, TYPE_NAME)
     time: Long = Field(
         description="time of the start or stop, end of the gap, or time of the report"
     )
     start_time: Long | None = optional("start of the gap or of the fault")
     end_time: Long | None = optional("end of the gap; of a fault: the time")
-    duration: Long | None = derived_field(_duration, "end_time minus start_time")
+    duration: Long | None = derived_field(duration_of, "end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = optional(
         "of Records Dropped and Events Dropped: their number, if known; of Collection Gap: packets "

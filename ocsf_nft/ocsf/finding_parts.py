@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.ocsf import objects
 from ocsf_nft.ocsf.enums import AnalyticType, FindingActivityId, FindingStatus
 from ocsf_nft.ocsf.event_codes import EventCode
+from ocsf_nft.ocsf.finding_objects import Analytic, RelatedEvent, Remediation
 from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class FindingKind(NamedTuple):
     page: str
 
     @property
-    def analytic(self) -> objects.Analytic:
+    def analytic(self) -> Analytic:
         """Return the detection that makes findings of this kind."""
-        return objects.Analytic(
+        return Analytic(
             uid=f"ocsf-nft/{self.code.removesuffix('-finding')}",
             name=self.type,
             type_id=AnalyticType.RULE,
@@ -116,14 +116,14 @@ def runbook_link(kind: FindingKind, settings: FindingSettings) -> str | None:
     return None if base is None else f"{base}{kind.page}.html"
 
 
-def remediation(kind: FindingKind, settings: FindingSettings, advice: str) -> objects.Remediation:
+def remediation(kind: FindingKind, settings: FindingSettings, advice: str) -> Remediation:
     """Return ``advice``, with a reference to the page of the runbook."""
     link = runbook_link(kind, settings)
-    return objects.Remediation(desc=advice, references=(link or f"{_RUNBOOK}{kind.page}.md",))
+    return Remediation(desc=advice, references=(link or f"{_RUNBOOK}{kind.page}.md",))
 
 
 def related(
     events: Iterable[tuple[str, int, str]],
-) -> tuple[objects.RelatedEvent, ...] | None:
+) -> tuple[RelatedEvent, ...] | None:
     """Return references to ``events``, each with its uid, type uid and type name."""
-    return tuple(objects.RelatedEvent(uid=u, type_uid=t, type_name=n) for u, t, n in events) or None
+    return tuple(RelatedEvent(uid=u, type_uid=t, type_name=n) for u, t, n in events) or None

@@ -12,9 +12,9 @@ from ocsf_nft.ocsf import (
     attack,
     dns_findings,
     dns_queries,
+    finding_objects,
     finding_parts,
     finding_text,
-    objects,
 )
 from ocsf_nft.ocsf.actors import unmapped_of
 from ocsf_nft.ocsf.addresses import address_kind
@@ -95,7 +95,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         disposition_id=event.disposition_id,
         is_alert=severity >= settings.alert_severity,
         confidence_id=Confidence.HIGH,
-        finding_info=objects.FindingInfo(
+        finding_info=finding_objects.FindingInfo(
             uid=incident_uid(incident.identity),
             title=finding_text.incident_title(words[0], record, incident, direction),
             desc=finding_text.incident_description(
@@ -135,7 +135,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
         firewall_rule=event.firewall_rule,
         attacks=attacks,
         evidences=(
-            objects.Evidences(
+            finding_objects.Evidences(
                 actor=event.actor,
                 process=None if event.actor is None else event.actor.process,
                 src_endpoint=event.src_endpoint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.ocsf import attack, finding_parts, finding_text, objects
+from ocsf_nft.ocsf import attack, finding_objects, finding_parts, finding_text
 from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
 from ocsf_nft.ocsf.context import cloud_of, device_of, own_metadata
 from ocsf_nft.ocsf.enums import Action, Confidence, Severity
@@ -21,7 +21,7 @@ from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.finding_parts import FindingKind, StageName
     from ocsf_nft.process import Process
 
@@ -185,7 +185,7 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         action_id=Action.OBSERVED,
         is_alert=series.severity >= settings.alert_severity,
         confidence_id=Confidence.HIGH,
-        finding_info=objects.FindingInfo(
+        finding_info=finding_objects.FindingInfo(
             uid=series.uid,
             title=(
                 f"{words.title}: {finding_text.changed_by(series.processes, series.unknown)}"
@@ -208,7 +208,9 @@ def protection_finding(  # noqa: PLR0913 - facts about the stage, named at the c
         ),
         remediation=finding_parts.remediation(kind, settings, finding_text.steps(*steps)),
         attacks=attacks,
-        evidences=tuple(objects.Evidences(actor=each, process=each.process) for each in actors)
+        evidences=tuple(
+            finding_objects.Evidences(actor=each, process=each.process) for each in actors
+        )
         or None,
         resources=None if series.sandbox is None else resources_of(context, series.sandbox),
         actor=actor,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf.actors import container_of
 from ocsf_nft.ocsf.context import labels_of
-from ocsf_nft.ocsf.objects import ResourceDetails
+from ocsf_nft.ocsf.finding_objects import ResourceDetails
 from ocsf_nft.ocsf.safe_text import shown, visible
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf import (
     attack,
+    finding_objects,
     finding_parts,
     finding_text,
     messages,
@@ -85,7 +86,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         disposition_id=outcome.disposition,
         is_alert=settings.alert_severity <= Severity.HIGH,
         confidence_id=Confidence.HIGH,
-        finding_info=objects.FindingInfo(
+        finding_info=finding_objects.FindingInfo(
             uid=stable_uid("fan-out", found.identity),  # the same in all findings of the scan
             title=finding_text.scan_title(found, direction),
             desc=finding_text.scan_description(found, context, direction, message),
@@ -166,7 +167,7 @@ def _message(found: FanOut, direction: Direction, answer: Answer | None) -> str:
 
 def _evidences(
     found: FanOut, direction: Direction, actor: objects.Actor | None
-) -> Iterator[objects.Evidences]:
+) -> Iterator[finding_objects.Evidences]:
     """Yield an evidence for each known process, and then for each flow of the sample."""
     for each in found.senders:
         yield _evidence(found, direction, _actor(found.uid, each.process), each.flow)
@@ -180,10 +181,10 @@ def _evidences(
 
 def _evidence(
     found: FanOut, direction: Direction, actor: objects.Actor | None, flow: Flow
-) -> objects.Evidences:
+) -> finding_objects.Evidences:
     is_inbound = direction is Direction.INBOUND
     destination = address_kind(flow.destination)
-    return objects.Evidences(
+    return finding_objects.Evidences(
         actor=actor,
         process=None if actor is None else actor.process,
         src_endpoint=None if is_inbound else endpoint(found.sandbox),
@@ -199,7 +200,7 @@ def _evidence(
     )
 
 
-def _observables(evidences: Iterable[objects.Evidences]) -> Iterator[Observable]:
+def _observables(evidences: Iterable[finding_objects.Evidences]) -> Iterator[Observable]:
     addresses: dict[str, str] = {}
     for number, evidence in enumerate(evidences):
         ip = None if evidence.dst_endpoint is None else evidence.dst_endpoint.ip

@@ -15,27 +15,21 @@ import orjson
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.ai_agents import agent_of
 from ocsf_nft.ocsf.enums import Action, Direction, NetworkActivityId, ObservableType
-from ocsf_nft.ocsf.events import (
-    CLASSES,
-    SCHEMA_VERSION,
-    DetectionFinding,
-    DeviceConfigStateChange,
-    NetworkActivity,
-)
+from ocsf_nft.ocsf.event_base import SCHEMA_VERSION
+from ocsf_nft.ocsf.events import CLASSES, DetectionFinding, DeviceConfigStateChange, NetworkActivity
+from ocsf_nft.ocsf.finding_objects import FindingInfo, RelatedEvent
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.objects import (
     Container,
     Device,
     File,
-    FindingInfo,
     Metadata,
     NetworkConnectionInfo,
     NetworkEndpoint,
     Os,
     ParentProcess,
     Process,
-    RelatedEvent,
 )
 from ocsf_nft.ocsf.safe_text import printable
 from ocsf_nft.quoted import quoted
@@ -43,7 +37,7 @@ from ocsf_nft.quoted import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.model import Model
 
 #: Supported versions, oldest first. For a version after ``STORED``, also add its new forms to

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.ocsf.context import Host
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.record import DnsQuestion, Record
     from ocsf_nft.service.finding_counts import FindingCount, FindingKey

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.flow import Mode
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.fence_state_events import PolicyChange, SandboxEnd
     from ocsf_nft.ocsf.finding_parts import FindingKind
     from ocsf_nft.process import Process

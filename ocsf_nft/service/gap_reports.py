@@ -20,7 +20,7 @@ from ocsf_nft.state.change import Change, DroppedRecords
 if TYPE_CHECKING:
     from ocsf_nft.flow import Reading
     from ocsf_nft.flows.sandbox_account import SandboxAccount
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.service.event_rendering import Reporter
 
 _log = structlog.get_logger()

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.enums import Severity
-    from ocsf_nft.ocsf.events import DetectionFinding, Event
+    from ocsf_nft.ocsf.event_base import Event
+    from ocsf_nft.ocsf.events import DetectionFinding
     from ocsf_nft.ocsf.fence_state_events import Tampering
     from ocsf_nft.ocsf.finding_parts import FindingKind
     from ocsf_nft.process import Process

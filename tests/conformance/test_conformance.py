@@ -58,7 +58,7 @@ from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, TIMESTAMPS, records
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.process import Attribution, Method
     from ocsf_nft.record import Record
 

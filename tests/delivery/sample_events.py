@@ -33,7 +33,7 @@ from tests.golden.situations import FOLDER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 #: Classes of OCSF: Network Activity, and Detection Finding.
 REFUSED = 4001

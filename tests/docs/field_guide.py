@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_arg
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.enums import Captioned, ObservableType
-from ocsf_nft.ocsf.events import CLASSES, Event
+from ocsf_nft.ocsf.event_base import Event
+from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.model import Model, children
 from ocsf_nft.ocsf.versions import (
     ADDITIONS,

@@ -46,7 +46,7 @@ from tests.conformance.incidents import fan_out_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 FOLDER: Final = Path(__file__).with_name("events")
 

@@ -29,7 +29,7 @@ from tests.ocsf.test_fence_state_events import state_event
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 _PAGE: Final = ROOT / "docs/reference/event-codes.md"
 _ROW: Final = re.compile(r"\| `([a-z-]+)` \| (.+?) \| (.+?) \| (.+?) \|")

@@ -21,7 +21,7 @@ from tests.conformance.corpus import CONTEXT, IDENTIFIED, NOW_NS, RECORDS, TIME_
 from tests.conformance.incidents import FAN_OUTS, GOING_ON
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 CLOUD = {
     "provider": "aws",

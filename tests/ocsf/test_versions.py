@@ -23,7 +23,7 @@ from tests.published_versions import PUBLISHED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.model import Model
 
 MAPPER = Mapper(CONTAINED)

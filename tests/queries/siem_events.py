@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.record import Record, Transport
 
 #: The versions and the forms of the events for the queries: they have all attributes that the

@@ -16,7 +16,7 @@ from ocsf_nft.process import Process
 from ocsf_nft.service.protection_findings import ProtectionFindings
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.event_base import Event
 
 _SECOND = 1_000_000_000
 _NFT = Tampering(changes="", process=Process(pid=7, name="nft"))

@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 
 from ocsf_nft.delivery.parquet_columns import Column, ListOf, Scalar, Struct
 from ocsf_nft.ocsf.events import CLASSES, NetworkActivity
+from ocsf_nft.ocsf.finding_objects import Evidences, RelatedEvent
 from ocsf_nft.ocsf.model import Model
-from ocsf_nft.ocsf.objects import Evidences, Process, RelatedEvent
+from ocsf_nft.ocsf.objects import Process
 from ocsf_nft.ocsf.versions import SINCE, UNTIL, is_before
 
 _UNIONS: Final = frozenset({Union, UnionType})
