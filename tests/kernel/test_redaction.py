@@ -15,6 +15,7 @@ from tests.kernel.attempts import INTERNET4
 from tests.kernel.test_delivery import wait_for
 from tests.kernel.test_service import get, settings, write
 from tests.ports import free_port
+from tests.redaction import cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,40 @@ def test_secrets_of_a_process_are_in_nothing_that_a_run_writes(
     placeholders = {each[:12] for line in lines for each in line.split("[redacted:")[1:]}
     assert any(line.count("[redacted:") == len(_ARGUMENTS) + 1 for line in lines), lines
     assert len(placeholders) == 3  # the secret, with its user, and the token
+
+
+def test_no_form_of_a_secret_is_in_an_event_a_log_the_state_or_a_report(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    forms = [
+        [word.replace(cases.SECRET, cases.PLAIN) for word in each] for each in cases.BY_POSITION
+    ]
+    assert len(forms) > 50
+    output = tmp_path / "events.jsonl"
+    found = settings(lab, state, sink=[{"path": str(output)}])
+    config = write(tmp_path / "config.toml", found)
+    with command.running("--config", str(config)) as running:
+        for port, words in enumerate(forms, 1001):
+            send = f"echo >/dev/udp/{INTERNET4}/{port} 2>/dev/null; :"
+            with _started(lab, "bash", "-c", send, *words):
+                pass
+        wait_for(lambda: len(set(_redacted_ports(written.so_far(output)))) == len(forms))
+        code, log = running.stop(signal.SIGTERM)
+    assert code == 0, log
+    where = ("--state-dir", str(state.path))
+    shown = [command.run(*each, *where).stdout for each in (("report",), ("incident", "--json"))]
+    assert all("[redacted:" in text for text in shown)
+    files = [path for path in state.path.rglob("*") if path.is_file()]
+    content = b"\n".join([*(path.read_bytes() for path in (*files, output)), log.encode()])
+    assert cases.PLAIN.encode() not in content
+    assert not any(cases.PLAIN in text for text in shown)
+
+
+def _redacted_ports(events: list[dict[str, Any]]) -> Iterator[int]:
+    for event in events:
+        line = event.get("actor", {}).get("process", {}).get("cmd_line", "")
+        if event["class_uid"] == 4001 and "[redacted:" in line:
+            yield event["dst_endpoint"]["port"]
 
 
 def _command_lines(found: Any) -> Iterator[str]:
