@@ -5,9 +5,10 @@ Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
@@ -15,19 +16,33 @@ from ocsf_nft.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
+
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
+RTM_GETADDR: Final = 22
 
+_IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
+_IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
+_IFLA_LINK_NETNSID: Final = 37
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+_ETHERNET_BYTES: Final = 6
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
 _RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 
+_INT: Final = struct.Struct("=i")
+_IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_ADDRESS_BYTES: Final = {4, 16}
+
 #: Payload of the request for all links.
 ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+_ALL_ADDRESSES: Final = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class Link(NamedTuple):
@@ -40,6 +55,12 @@ class Link(NamedTuple):
     is_loopback: bool
     #: Whether the interface belongs to a bridge, a bond or a VRF.
     is_port: bool = False
+    #: Ethernet address, such as ``02:00:00:00:00:01``; None if the interface has none.
+    mac: str | None = None
+    #: Index of the other end of a veth pair, or of the lower interface of a stacked one.
+    peer_ifindex: int | None = None
+    #: Number of the namespace of ``peer_ifindex``, as this namespace numbers it. None: this one.
+    peer_nsid: int | None = None
 
 
 def link(body: memoryview) -> Link | None:
@@ -54,7 +75,28 @@ def link(body: memoryview) -> Link | None:
     if _IFLA_IFNAME not in found:
         return None
     name = bytes(found[_IFLA_IFNAME]).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    return Link(index, name, bool(flags & _IFF_LOOPBACK), _IFLA_MASTER in found)
+    return Link(
+        ifindex=index,
+        name=name,
+        is_loopback=bool(flags & _IFF_LOOPBACK),
+        is_port=_IFLA_MASTER in found,
+        mac=_mac(found.get(_IFLA_ADDRESS)),
+        peer_ifindex=_number(found.get(_IFLA_LINK)),
+        peer_nsid=_number(found.get(_IFLA_LINK_NETNSID)),
+    )
+
+
+def _mac(value: memoryview | None) -> str | None:
+    if value is None or len(value) != _ETHERNET_BYTES:
+        return None
+    return bytes(value).hex(":")
+
+
+def _number(value: memoryview | None) -> int | None:
+    if value is None or len(value) != _INT.size:
+        return None
+    (number,) = _INT.unpack(value)
+    return int(number)
 
 
 def links() -> Iterator[Link]:
@@ -66,6 +108,33 @@ def links() -> Iterator[Link]:
         found = link(memoryview(reply))
         if found is not None:
             yield found
+
+
+def addresses() -> Iterator[tuple[int, Address]]:
+    """Yield the interface index and the address of each address of the calling thread's namespace.
+
+    Blocks until the kernel has answered. Raises OSError if the request fails.
+    """
+    for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETADDR, _ALL_ADDRESSES, dump=True):
+        found = address(memoryview(reply))
+        if found is not None:
+            yield found
+
+
+def address(body: memoryview) -> tuple[int, Address] | None:
+    """Return interface index and address that the payload of an RTM_NEWADDR message describes.
+
+    Return None if the message has no address, or is truncated.
+    """
+    if len(body) < _IFADDRMSG.size:
+        return None
+    _family, _length, _flags, _scope, index = _IFADDRMSG.unpack_from(body)
+    found = dict(netlink.attributes(body[_IFADDRMSG.size :]))
+    # On a point-to-point interface, IFA_ADDRESS is the address of the peer.
+    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    if packed is None or len(packed) not in _ADDRESS_BYTES:
+        return None
+    return index, ipaddress.ip_address(bytes(packed))
 
 
 def subscribe() -> socket.socket:

@@ -86,9 +86,22 @@ def _survey(requested: tuple[Address, ...], networks: tuple[Network, ...]) -> Su
         for destination, hop in zip(requested, found, strict=True)
         if hop.neighbour is not None
     }
-    all_links = tuple(link.name for link in links)
+    uplinks = [link for link in links if link.ifindex in used] or links
+    indexes = {link.ifindex for link in links}
+    # The kernel makes link-local addresses by itself, some time after a link is up.
+    own = {
+        address
+        for index, address in rtnetlink.addresses()
+        if index in indexes and not address.is_link_local
+    }
     return Surroundings(
-        links=all_links,
-        uplinks=tuple(link.name for link in links if link.ifindex in used) or all_links,
-        neighbours=tuple(sorted(neighbours, key=lambda hop: (hop.version, int(hop)))),
+        links=tuple(link.name for link in links),
+        uplinks=tuple(link.name for link in uplinks),
+        neighbours=_sorted(neighbours),
+        addresses=_sorted(own),
+        macs=tuple(sorted({link.mac for link in uplinks if link.mac is not None})),
     )
+
+
+def _sorted(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    return tuple(sorted(addresses, key=lambda each: (each.version, int(each))))

@@ -152,6 +152,11 @@ class Surroundings:
     #: and the next hops towards all allowed destinations. The fence also allows both to the
     #: networks of its exceptions.
     neighbours: tuple[Address, ...] = ()
+    #: Addresses of the namespace, except loopback's and link-local ones: the sources that its
+    #: packets may have.
+    addresses: tuple[Address, ...] = ()
+    #: Ethernet addresses of the uplinks.
+    macs: tuple[str, ...] = ()
     #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
     #: name.
     ifindex: int | None = None
