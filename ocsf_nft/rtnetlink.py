@@ -22,27 +22,44 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_GETADDR: Final = 22
+RTM_GETSTATS: Final = 94
 
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
+_IFLA_LINKINFO: Final = 18
 _IFLA_LINK_NETNSID: Final = 37
+_IFLA_INFO_KIND: Final = 1
+_IFLA_STATS_LINK_64: Final = 1
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _ETHERNET_BYTES: Final = 6
+_RECEIVE_BYTES: Final = 1 << 16
+_TIMEOUT_SECONDS: Final = 5.0
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
 _RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 
 _INT: Final = struct.Struct("=i")
+_IF_STATS_MSG: Final = struct.Struct("=BxxxII")  # family, index, filter mask
+_STATS64: Final = struct.Struct("=QQQQ")  # rx and tx packets, rx and tx bytes
 _IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ADDRESS_BYTES: Final = {4, 16}
 
 #: Payload of the request for all links.
 ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 _ALL_ADDRESSES: Final = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+
+
+class LinkStatistics(NamedTuple):
+    """Packets and bytes that an interface has received (``rx``) and sent (``tx``)."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
 
 
 class Link(NamedTuple):
@@ -61,6 +78,8 @@ class Link(NamedTuple):
     peer_ifindex: int | None = None
     #: Number of the namespace of ``peer_ifindex``, as this namespace numbers it. None: this one.
     peer_nsid: int | None = None
+    #: Type of a virtual interface, such as ``veth``; None for hardware.
+    kind: str | None = None
 
 
 def link(body: memoryview) -> Link | None:
@@ -83,7 +102,14 @@ def link(body: memoryview) -> Link | None:
         mac=_mac(found.get(_IFLA_ADDRESS)),
         peer_ifindex=_number(found.get(_IFLA_LINK)),
         peer_nsid=_number(found.get(_IFLA_LINK_NETNSID)),
+        kind=_kind(found.get(_IFLA_LINKINFO)),
     )
+
+
+def _kind(value: memoryview | None) -> str | None:
+    nested = {} if value is None else dict(netlink.attributes(value))
+    kind = nested.get(_IFLA_INFO_KIND)
+    return None if kind is None else bytes(kind).split(b"\0", 1)[0].decode("ascii", "replace")
 
 
 def _mac(value: memoryview | None) -> str | None:
@@ -108,6 +134,49 @@ def links() -> Iterator[Link]:
         found = link(memoryview(reply))
         if found is not None:
             yield found
+
+
+class RouteSocket:
+    """Socket for rtnetlink requests in the network namespace of the thread that creates it.
+
+    Not thread-safe. Raises OSError if it can't be opened.
+    """
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+        try:
+            # Connected, so that no other process can send to it.
+            self.socket.connect((0, 0))
+            self.socket.settimeout(_TIMEOUT_SECONDS)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def close(self) -> None:
+        """Close the socket; may be called several times."""
+        self.socket.close()
+
+    def statistics(self, ifindex: int) -> LinkStatistics:
+        """Return the statistics of an interface.
+
+        Raises OSError with ENODEV if there is no such interface, and TimeoutError.
+        """
+        mask = 1 << _IFLA_STATS_LINK_64 - 1
+        body = self._request(RTM_GETSTATS, _IF_STATS_MSG.pack(socket.AF_UNSPEC, ifindex, mask))
+        found = dict(netlink.attributes(body[_IF_STATS_MSG.size :]))
+        return LinkStatistics(*_STATS64.unpack_from(found[_IFLA_STATS_LINK_64]))
+
+    def _request(self, kind: int, payload: bytes) -> memoryview:
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        self.socket.send(netlink.message(kind, netlink.NLM_F_REQUEST, payload, self._sequence))
+        while True:
+            datagram = memoryview(self.socket.recv(_RECEIVE_BYTES))
+            for answer in netlink.messages_with_headers(datagram):
+                if answer.sequence == self._sequence:
+                    if answer.kind == netlink.NLMSG_ERROR:
+                        netlink.raise_for_error(answer.payload)
+                    return answer.payload
 
 
 def addresses() -> Iterator[tuple[int, Address]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import table_changes
+from ocsf_nft.fence import rule_counters, table_changes
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
 from ocsf_nft.nfnetlink import Nftables
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from ocsf_nft.fence.rule_counters import NamedCounter
     from ocsf_nft.fence.spec import TableId
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Statement
@@ -143,6 +144,21 @@ class NftMonitor:
         try:
             return self._nftables.generation()
         except OSError:
+            return None
+        finally:
+            self._lock.release()
+
+    def counters_now(self, table: TableId, names: Sequence[str]) -> list[NamedCounter] | None:
+        """Return counters of a table in this order without a wait; None if that is not possible.
+
+        Raises FileNotFoundError if one is missing.
+        """
+        if not self._lock.acquire(blocking=False):  # a change may take any time
+            return None
+        try:
+            return rule_counters.read_counters(self._nftables, *table, names)
+        except TimeoutError:
+            self._reopen()
             return None
         finally:
             self._lock.release()

@@ -17,7 +17,7 @@ from ocsf_nft.flow import KINDS, Count, Element, Kind, RuleReading
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # include/uapi/linux/netfilter/nf_tables.h
 _NFT_MSG_GETTABLE: Final = 1
@@ -80,6 +80,35 @@ class ReplacedError(Exception):
 
 class CrowdedError(Exception):
     """Error: a table has far more counters than a fence's table."""
+
+
+class NamedCounter(NamedTuple):
+    """Counter of a table, with the kernel's number of it."""
+
+    handle: int
+    total: Count
+
+
+def read_counters(
+    nftables: Nftables, family: str, table: str, names: Sequence[str]
+) -> list[NamedCounter]:
+    """Return counters of a table by their names, read one after another in this order.
+
+    Raises FileNotFoundError if one is missing.
+    """
+    kind = netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER))
+    queries = [
+        Query(
+            _NFT_MSG_GETOBJ,
+            nfnetlink.FAMILIES[family],
+            _name(_NFTA_TABLE, table) + _name(_NFTA_NAME, name) + kind,
+        )
+        for name in names
+    ]
+    return [
+        NamedCounter(_number(found, _NFTA_OBJ_HANDLE), _count(found))
+        for found in nftables.queries(queries)
+    ]
 
 
 def read_totals(

@@ -21,10 +21,11 @@ from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ruleset_error
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.rule_counters import NamedCounter
     from ocsf_nft.fence.ruleset_changes import Transaction
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
@@ -91,6 +92,10 @@ class TamperGuard:
     def namespace_socket(self) -> socket.socket:
         """Return a socket in the sandbox's network namespace; it is open until :meth:`stop`."""
         return self._monitors[0].notices
+
+    def counters_now(self, table: TableId, names: Sequence[str]) -> list[NamedCounter] | None:
+        """Return counters in the sandbox's namespace: see :meth:`NftMonitor.counters_now`."""
+        return self._monitors[0].counters_now(table, names)
 
     @property
     def is_paused(self) -> bool:

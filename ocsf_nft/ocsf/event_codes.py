@@ -121,6 +121,11 @@ class EventCode(StrEnum):
         2004,
         "Counted and reported packets of a fence differ.",
     )
+    FENCE_BYPASSED_FINDING = (
+        "fence-bypassed-finding",
+        2004,
+        "Frames left a sandbox by a way that its fence did not see.",
+    )
 
     FENCE_ACTIVE = "fence-active", 5019, "A fence blocks packets and logs what it blocks."
     FENCE_PERMISSIVE = "fence-permissive", 5019, "A fence blocks nothing, as requested."
@@ -141,6 +146,11 @@ class EventCode(StrEnum):
         "restore-stopped",
         5019,
         "A fence is not restored for a while: it was changed each time.",
+    )
+    FENCE_BYPASSED = (
+        "fence-bypassed",
+        5019,
+        "Frames left a sandbox by a way that its fence did not see.",
     )
     POLICY_CHANGED = "policy-changed", 5019, "A call or the configuration changed a policy."
     NAMES_RESOLVED = (

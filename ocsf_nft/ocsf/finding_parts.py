@@ -62,6 +62,9 @@ FENCE_REMOVED: Final = FindingKind(
 RESTORE_STOPPED: Final = FindingKind(
     EventCode.RESTORE_STOPPED_FINDING, "Restores Stopped", "policy-removed"
 )
+FENCE_BYPASSED: Final = FindingKind(
+    EventCode.FENCE_BYPASSED_FINDING, "Fence Bypassed", "fence-bypassed"
+)
 COLLECTION: Final = FindingKind(EventCode.COLLECTION_FINDING, "Collection Gap", "collection-gap")
 COUNTER_MISMATCH: Final = FindingKind(
     EventCode.COUNTER_MISMATCH_FINDING, "Counter Mismatch", "counter-mismatch"

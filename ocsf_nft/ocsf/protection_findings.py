@@ -66,6 +66,19 @@ _WORDS: Final = {
         "leave the sandbox until it is active again.",
         ("Stop the sandbox's workload.", _STOP, _VERIFY),
     ),
+    finding_parts.FENCE_BYPASSED: _Words(
+        "Fence bypassed",
+        "report",
+        "The sandbox has sent frames that did not pass its fence, for example through an AF_XDP "
+        "socket or a rule that redirects packets. What they contain is not known, unless a guard "
+        "on the host has refused them.",
+        (
+            "Stop the sandbox's workload.",
+            "Check what the guard refused: ocsf-nft events --sandbox {sandbox} --lines 0",
+            "Take CAP_NET_ADMIN and CAP_NET_RAW from the sandbox.",
+            _VERIFY,
+        ),
+    ),
     finding_parts.COLLECTION: _Words(
         "Refused packets not read",
         "gap",

@@ -25,14 +25,15 @@ from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.fence_change import FenceChange
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.host_names import Addresses
     from ocsf_nft.fence.listing import RulesetVersion
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport
+    from ocsf_nft.fence.rule_counters import NamedCounter
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.tamper_guard import TamperGuard
     from ocsf_nft.netns import Namespace
@@ -131,6 +132,14 @@ class FenceMonitor:
         if self._watch is None:
             raise RuntimeError("call start first")
         return self._watch.tamper_guard.namespace_socket
+
+    def counters_now(self, table: TableId, names: Sequence[str]) -> list[NamedCounter] | None:
+        """Return counters in the sandbox's namespace: see :meth:`NftMonitor.counters_now`.
+
+        Return None before :meth:`start` and after :meth:`stop`.
+        """
+        watch = self._watch
+        return None if watch is None else watch.tamper_guard.counters_now(table, names)
 
     async def watch(self) -> None:
         """Restore the fence after each change, and emit an event about the change, until cancelled.

@@ -14,6 +14,7 @@ from ocsf_nft.fence.counters import Counters
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences, log_feeds
 from ocsf_nft.service.account_loop import AccountLoop
+from ocsf_nft.service.bypass_watch import BypassWatch
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.sandbox_names import SandboxNames
 from ocsf_nft.service.shielded import run_in_pool
@@ -190,6 +191,9 @@ async def watch(
             monitor=monitor,
             account=account,
             names=names,
+            bypass=None
+            if fence.installed.spec.tap is not None
+            else BypassWatch(monitor, parts.reporter, parts.fences.pool),
             attached=fenced.attached,
             nflog=fenced.feeds,
             logs=logs,

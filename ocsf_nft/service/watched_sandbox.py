@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.netns import Namespace
     from ocsf_nft.service.account_loop import AccountLoop
+    from ocsf_nft.service.bypass_watch import BypassWatch
     from ocsf_nft.service.fence_monitor import FenceMonitor
     from ocsf_nft.service.log_feeds import LogFeed
     from ocsf_nft.service.nflog_feeds import NflogFeed
@@ -51,6 +52,8 @@ class WatchedSandbox:
     monitor: FenceMonitor
     account: AccountLoop
     names: SandboxNames
+    #: None for a VM: its host's fence judges each frame that arrives.
+    bypass: BypassWatch | None
     attached: AttachedNamespace | None
     #: Log sources with its records. Others may share those of NFLOG.
     nflog: Sequence[NflogFeed]
@@ -80,6 +83,7 @@ class WatchedSandbox:
                 group.create_task(self.monitor.prepare()),
                 group.create_task(self.account.run()),
                 group.create_task(self.names.run(replace)),
+                *(() if self.bypass is None else (group.create_task(self.bypass.run()),)),
                 *(group.create_task(feed.wait_until_failed()) for feed in self.nflog),
             ]
             # A fence that can't log has no source, and still has to be watched.

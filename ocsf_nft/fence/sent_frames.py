@@ -1,0 +1,152 @@
+"""Reader of the frames that have passed a fence, and of those that its uplinks have sent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import struct
+from array import array
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ocsf_nft import rtnetlink
+from ocsf_nft.errors import SourceError
+from ocsf_nft.fence.frame_balance import FrameReading
+from ocsf_nft.fence.spec import TABLE, TableId
+from ocsf_nft.flow import Count
+from ocsf_nft.netns import call_beside
+from ocsf_nft.rtnetlink import RouteSocket
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from ocsf_nft.fence.rule_counters import NamedCounter
+    from ocsf_nft.rtnetlink import Link
+
+    CountersNow: TypeAlias = Callable[[TableId, Sequence[str]], list[NamedCounter] | None]
+
+#: Interfaces that count a frame as sent once for each frame that the netdev egress hook has seen.
+#: Hardware counts the segments of a large packet.
+_EXACT_KINDS: Final = frozenset({"veth", "macvlan", "ipvlan"})
+_TABLE: Final = TableId("netdev", TABLE)
+# include/uapi/linux/sockios.h, include/uapi/linux/ethtool.h, include/uapi/linux/if.h
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GTSO: Final = 0x1E
+_IFREQ: Final = struct.Struct("@16sP16x")
+
+
+class NotComparableError(Exception):
+    """Error: the sent frames can't be compared with those that the fence let through.
+
+    The text is the reason.
+    """
+
+
+class SentFrames:
+    """Reader of the counters of one fence's uplinks. All methods block; one thread at a time.
+
+    Needs CAP_NET_ADMIN over the sandbox's namespace, and CAP_SYS_ADMIN to enter it.
+    """
+
+    def __init__(
+        self, beside: socket.socket, uplinks: Iterable[str], counters_now: CountersNow
+    ) -> None:
+        """Open a socket in the network namespace of the socket ``beside``.
+
+        ``uplinks`` are the names of the fence's uplinks. ``counters_now`` is
+        :meth:`NftMonitor.counters_now` there. Raises NotComparableError if an uplink is missing, or
+        counts frames in another way. Raises SourceError if the kernel does not answer.
+        """
+        self._counters_now = counters_now
+        try:
+            self._routes, links = call_beside(beside, _open)
+        except OSError as error:
+            raise _unreadable(error) from error
+        try:
+            self._links = _comparable(links, set(uplinks))
+        except BaseException:
+            self._routes.close()
+            raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._routes.close()
+
+    def read(self, *, is_permissive: bool) -> FrameReading | None:
+        """Return a reading of all counters; None if the fence is being changed.
+
+        A permissive fence lets all frames pass. Raises NotComparableError if the fence or an uplink
+        is missing, and SourceError.
+        """
+        try:
+            before = self._counters_now(_TABLE, ("seen_link", "stopped_link"))
+            sent = self._sent()
+            # In the reverse order, so that no frame counts as stopped but not as seen.
+            later = self._counters_now(_TABLE, ("stopped_link", "seen_link"))
+        except FileNotFoundError as error:
+            raise NotComparableError("the fence's counters are missing") from error
+        except OSError as error:
+            raise _unreadable(error) from error
+        if before is None or later is None:
+            return None
+        seen, stopped = before
+        stopped_later, seen_later = later
+        indexes = (link.ifindex for link in self._links)
+        return FrameReading(
+            epoch=(int(is_permissive), seen.handle, stopped.handle, *indexes),
+            passed_before=seen.total if is_permissive else _passed(seen, stopped),
+            sent=sent,
+            passed_after=seen_later.total if is_permissive else _passed(seen_later, stopped_later),
+        )
+
+    def segmenting(self) -> str | None:
+        """Return the name of an uplink that counts the segments of a large packet; None if none.
+
+        That is so if its segmentation offload is off.
+        """
+        for link in self._links:
+            value = array("I", [_ETHTOOL_GTSO, 0])
+            address, _ = value.buffer_info()
+            request = _IFREQ.pack(link.name.encode("utf-8", "surrogateescape"), address)
+            with contextlib.suppress(OSError):  # renamed, or removed
+                fcntl.ioctl(self._routes.socket, _SIOCETHTOOL, request)
+                if not value[1]:
+                    return link.name
+        return None
+
+    def _sent(self) -> Count:
+        total = Count()
+        for link in self._links:
+            try:
+                found = self._routes.statistics(link.ifindex)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    raise NotComparableError(f"the interface {link.name} is missing") from error
+                raise
+            total = Count(total.packets + found.tx_packets, total.bytes + found.tx_bytes)
+        return total
+
+
+def _open() -> tuple[RouteSocket, list[Link]]:
+    return RouteSocket(), list(rtnetlink.links())
+
+
+def _comparable(links: Iterable[Link], uplinks: AbstractSet[str]) -> list[Link]:
+    found = [link for link in links if link.name in uplinks]
+    if missing := uplinks - {link.name for link in found}:
+        raise NotComparableError(f"the interface {min(missing)} is missing")
+    for link in found:
+        if link.kind not in _EXACT_KINDS:
+            kind = "hardware" if link.kind is None else f"of the type {link.kind}"
+            raise NotComparableError(f"the interface {link.name} is {kind}")
+    return found
+
+
+def _passed(seen: NamedCounter, stopped: NamedCounter) -> Count:
+    return Count(seen.total.packets - stopped.total.packets, seen.total.bytes - stopped.total.bytes)
+
+
+def _unreadable(error: OSError) -> SourceError:
+    return SourceError(f"the frames of interfaces can't be counted: {error.strerror or error}")

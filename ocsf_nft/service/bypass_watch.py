@@ -1,0 +1,130 @@
+"""Watch over frames that left a sandbox by a way that its fence did not see."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from ocsf_nft.errors import SourceError, UnsupportedError
+from ocsf_nft.fence.frame_balance import FrameBalance
+from ocsf_nft.fence.sent_frames import NotComparableError, SentFrames
+from ocsf_nft.flow import Count
+from ocsf_nft.ocsf.bypass_events import fence_bypassed
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_parts import FENCE_BYPASSED
+from ocsf_nft.service.shielded import run_in_pool
+from ocsf_nft.state.change import Change
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.fence_monitor import FenceMonitor
+
+_log = structlog.get_logger()
+
+#: Pause between two readings. Frames that bypass the fence are reported after two of them.
+_PAUSE_SECONDS: Final = 2.0
+
+
+class BypassWatch:
+    """Task that compares the frames which a sandbox has sent with those that passed its fence."""
+
+    def __init__(
+        self, monitor: FenceMonitor, reporter: Reporter, pool: Executor | None = None
+    ) -> None:
+        """Create the watch; nothing is read before :meth:`run`.
+
+        ``monitor`` is the started monitor of the fence. ``pool`` has the threads that read
+        counters; None for asyncio's.
+        """
+        self._monitor = monitor
+        self._reporter = reporter
+        self._pool = pool
+        self._frames: SentFrames | None = None
+        self._balance = FrameBalance()
+        self._read_ns = time.time_ns()
+        #: Frames that have bypassed the fence since the watch began.
+        self.unseen = Count()
+        #: Reason why the frames can't be compared now; None if they are compared.
+        self.not_compared: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Return True if each further frame that bypasses the fence will be reported.
+
+        Until there is a reading without traffic, up to 256 of them may not be.
+        """
+        return self._balance.is_exact
+
+    async def run(self) -> None:
+        """Compare the frames until cancelled, and emit an event about those that differ.
+
+        Raises DeliveryError if an event can't be stored.
+        """
+        try:
+            while True:
+                await self._compare()
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            self._close()
+
+    async def _compare(self) -> None:
+        since_ns, now_ns = self._read_ns, time.time_ns()
+        try:
+            unseen, segmenting = await run_in_pool(self._pool, self._read)
+        except (NotComparableError, SourceError, UnsupportedError) as error:
+            self._close()
+            self._note(str(error))
+            return
+        self._read_ns = now_ns
+        if segmenting is not None:
+            self._note(f"segmentation offload of the interface {segmenting} is off")
+        elif unseen is None:
+            self._note(None)
+        else:
+            await self._report(unseen, since_ns, time.time_ns())
+
+    def _read(self) -> tuple[Count | None, str | None]:
+        monitor = self._monitor
+        installed = monitor.reports.installed
+        if self._frames is None:
+            self._frames = SentFrames(
+                monitor.namespace_socket, installed.around.uplinks, monitor.counters_now
+            )
+        reading = self._frames.read(is_permissive=installed.spec.is_permissive)
+        unseen = None if reading is None else self._balance.observe(reading)
+        return unseen, None if unseen is None else self._frames.segmenting()
+
+    def _close(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None
+
+    def _note(self, reason: str | None) -> None:
+        if reason is not None and reason != self.not_compared:
+            _log.warning(
+                "sent frames can't be compared with the fence's counters",
+                sandbox=self._monitor.name, reason=reason,
+            )  # fmt: skip
+        self.not_compared = reason
+
+    async def _report(self, unseen: Count, since_ns: int, until_ns: int) -> None:
+        total = self.unseen
+        self.unseen = Count(total.packets + unseen.packets, total.bytes + unseen.bytes)
+        name, reporter = self._monitor.name, self._reporter
+        event = fence_bypassed(
+            reporter.context(name),
+            sandbox=name,
+            uplinks=self._monitor.reports.installed.around.uplinks,
+            frames=unseen,
+            total=self.unseen,
+            since_ns=since_ns,
+            until_ns=until_ns,
+        )
+        lines = reporter.findings.lines(event, FENCE_BYPASSED, name, severity=Severity.HIGH)
+        await reporter.commit(Change(events=lines))
+        _log.error("frames bypassed the fence", sandbox=name, frames=unseen.packets)

@@ -1,0 +1,207 @@
+"""Frames that leave a sandbox by a way that its fence does not see: each is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, ip
+from ocsf_nft.service import bypass_watch
+from tests.kernel import conftest, ethtool, packets, xdp
+from tests.kernel.conftest import nft
+from tests.kernel.serving import Served, sandbox, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_NAME: Final = "agent"
+_PROXIES: Final = (f"{GATEWAY4}:{PROXY_PORT}", f"[{GATEWAY6}]:{PROXY_PORT}")
+_FRAME: Final = packets.frame(
+    bytes.fromhex(GATEWAY_MAC.replace(":", "")), b"\x02\0\0\0\0\x02", 0x88B5, bytes(46)
+)
+
+
+@pytest.fixture(autouse=True)
+def _frequent_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bypass_watch, "_PAUSE_SECONDS", 0.05)
+
+
+@pytest.fixture
+def proxy(lab: Lab) -> Iterator[None]:
+    """Accept connections at the proxy's addresses, read all and close them after the client."""
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed at the end of the test
+            while True:
+                threading.Thread(target=_read_all, args=(listener.accept()[0],)).start()
+
+    with contextlib.ExitStack() as stack:
+        for family, address in ((socket.AF_INET, GATEWAY4), (socket.AF_INET6, GATEWAY6)):
+            listener = stack.enter_context(
+                lab.gateway_namespace.call(
+                    lambda where=(address, PROXY_PORT), family=family: socket.create_server(
+                        where, family=family
+                    )
+                )
+            )
+            stack.callback(listener.shutdown, socket.SHUT_RDWR)
+            threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield
+
+
+def _read_all(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(ConnectionError):
+        while sock.recv(1 << 20):
+            pass
+
+
+def _connect(lab: Lab, address: str = GATEWAY4) -> socket.socket:
+    return lab.sandbox_namespace.call(
+        lambda: socket.create_connection((address, PROXY_PORT), timeout=30)
+    )
+
+
+def _send(lab: Lab, size: int, times: int = 1, address: str = GATEWAY4) -> None:
+    with _connect(lab, address) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(times):
+            sock.sendall(bytes(size))
+
+
+def _reset(lab: Lab, address: str = GATEWAY4) -> None:
+    with _connect(lab, address) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _bypassed(served: Served) -> list[dict[str, Any]]:
+    return [event for event in served.events if event["metadata"]["event_code"] == "fence-bypassed"]
+
+
+def _passed(lab: Lab) -> int:
+    listed = nft(lab.sandbox_namespace, "list", "counter", "netdev", "ocsf_nft", "seen_link")
+    return int(listed.partition("packets ")[2].split()[0])
+
+
+async def _until_compared(served: Served) -> bypass_watch.BypassWatch:
+    """Wait until a reading without traffic has shown what was sent before the watch."""
+
+    def is_exact() -> bool:
+        (one,) = served.service.sandboxes
+        watch = None if one.watched is None else one.watched.bypass
+        return watch is not None and watch.is_exact
+
+    await until(is_exact)
+    (one,) = served.service.sandboxes
+    assert one.watched is not None
+    assert one.watched.bypass is not None
+    return one.watched.bypass
+
+
+@pytest.mark.usefixtures("proxy")
+async def test_one_frame_beside_100000_allowed_ones_is_reported(lab: Lab, tmp_path: Path) -> None:
+    config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
+    async with serving(tmp_path, config) as served:
+        await _until_compared(served)
+        sending = asyncio.create_task(asyncio.to_thread(_send, lab, 64, 120_000))
+        before = _passed(lab)
+        await until(lambda: _passed(lab) - before > 50_000)
+        lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, _FRAME))
+        await sending
+        assert _passed(lab) - before > 100_000
+        event = await served.wait_for(
+            lambda event: event["metadata"]["event_code"] == "fence-bypassed-finding"
+        )
+        assert (event["severity"], event["activity_name"]) == ("High", "Create")
+        await _until_compared(served)
+    assert [each["unmapped"]["frames"] for each in _bypassed(served)] == [1]
+
+
+def _udp(lab: Lab, size: int, segment: int = 0) -> None:
+    """Send a datagram to the UDP exception; with ``segment``, the kernel divides it (UDP GSO)."""
+    with lab.sandbox_namespace.call(lambda: socket.socket(type=socket.SOCK_DGRAM)) as sock:
+        if segment:
+            sock.setsockopt(socket.IPPROTO_UDP, 103, segment)  # UDP_SEGMENT
+        with contextlib.suppress(OSError):  # fragments are refused
+            sock.sendto(bytes(size), (GATEWAY4, PROXY_PORT))
+
+
+def _refused(lab: Lab) -> None:
+    with contextlib.suppress(OSError):
+        lab.sandbox_namespace.call(lambda: socket.create_connection(("203.0.113.9", 443)))
+
+
+#: Drops some packets at the proxy's end, so that they are sent again.
+_LOSSY: Final = """
+table inet lossy {
+    chain input {
+        type filter hook input priority 0
+        tcp dport 3128 numgen random mod 97 == 0 drop
+    }
+}
+"""
+
+
+def _day(lab: Lab, rounds: int) -> None:
+    """Make the ordinary traffic of a sandbox: of every size and kind, with errors."""
+    for number in range(rounds):
+        address = (GATEWAY4, GATEWAY6)[number % 2]
+        _send(lab, 1 << number % 20, address=address)
+        _reset(lab, address)
+        _udp(lab, 1 << number % 16)
+        _udp(lab, 12_000, segment=1200)
+        _refused(lab)
+        if number % 7 == 0:
+            ip("-n", lab.sandbox, "neighbour", "flush", "dev", lab.sandbox_device)
+        if number % 11 == 0:
+            ip("-n", lab.gateway, "link", "set", lab.gateway_device, "down")
+            ip("-n", lab.gateway, "link", "set", lab.gateway_device, "up")
+            ip("-n", lab.gateway, "address", "replace", f"{GATEWAY6}/64", "dev", lab.gateway_device)
+
+
+@pytest.mark.usefixtures("proxy")
+async def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
+    conftest.load(lab.gateway_namespace, _LOSSY)
+    config = sandbox(
+        _NAME, netns=lab.sandbox, proxy=_PROXIES, allow=[f"udp:{GATEWAY4}:{PROXY_PORT}"]
+    )
+    found = []
+    for is_merged in (False, True):
+        lab.gateway_namespace.call(
+            lambda on=is_merged: ethtool.switch(lab.gateway_device, ethtool.GRO, on=on)
+        )
+        async with serving(tmp_path) as served:
+            await served.service.put(config)
+            day = asyncio.create_task(asyncio.to_thread(_day, lab, 22))
+            for number in range(6):
+                changed = config.model_copy(update={"permissive": number % 2 == 0})
+                await served.service.put(changed)
+                await asyncio.sleep(0.2)
+            await day
+            watch = await _until_compared(served)
+            assert watch.not_compared is None
+            await served.service.release(_NAME)
+        found += _bypassed(served)
+    assert not found
+
+
+@pytest.mark.usefixtures("proxy")
+async def test_frames_that_the_interface_divides_are_not_compared(lab: Lab, tmp_path: Path) -> None:
+    lab.sandbox_namespace.call(lambda: ethtool.switch(lab.sandbox_device, ethtool.TSO, on=False))
+    config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
+    async with serving(tmp_path, config) as served:
+        watch = await _until_compared(served)
+        await asyncio.to_thread(_send, lab, 1 << 20)
+        await until(lambda: watch.not_compared is not None)
+        assert watch.not_compared == "segmentation offload of the interface sb0 is off"
+    assert not _bypassed(served)
