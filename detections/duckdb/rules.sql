@@ -28,6 +28,10 @@ SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='dns-
 CREATE OR REPLACE VIEW "dns_tunnel" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='dns-tunnel-finding';
 
+-- Frames Bypassed a Fence (high)
+CREATE OR REPLACE VIEW "fence_bypassed" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='fence-bypassed-finding';
+
 -- Removal of a Fence (critical)
 CREATE OR REPLACE VIEW "fence_removed" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='fence-removed-finding';

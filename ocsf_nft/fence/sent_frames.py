@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Interfaces that count a frame as sent once for each frame that the netdev egress hook has seen.
 #: Hardware counts the segments of a large packet.
-_EXACT_KINDS: Final = frozenset({"veth", "macvlan", "ipvlan"})
+_EXACT_KINDS: Final = frozenset({"veth", "macvlan"})
 _TABLE: Final = TableId("netdev", TABLE)
 # include/uapi/linux/sockios.h, include/uapi/linux/ethtool.h, include/uapi/linux/if.h
 _SIOCETHTOOL: Final = 0x8946

@@ -28,6 +28,7 @@ KINDS: Final = (
     finding_parts.TAMPERING,
     finding_parts.FENCE_REMOVED,
     finding_parts.RESTORE_STOPPED,
+    finding_parts.FENCE_BYPASSED,
     finding_parts.COLLECTION,
     finding_parts.COUNTER_MISMATCH,
 )
@@ -56,6 +57,13 @@ _TEXTS: Final = {
         (
             "given up: restored 10 times in 60 s and changed again each time, last by curl (pid "
             "4242): table inet ocsf_nft was deleted; the next restore is in 60 s"
+        ),
+    ),
+    finding_parts.FENCE_BYPASSED: (
+        "3 frames (180 bytes) left sandbox sb1 on eth0 by a way that its fence did not see.",
+        (
+            "The interface has sent more frames than have passed the fence. Only a process with "
+            "CAP_NET_ADMIN or CAP_NET_RAW in the network namespace can send such frames"
         ),
     ),
     finding_parts.COLLECTION: (

@@ -27,6 +27,7 @@ SAMPLES: Final = {
     "counter_mismatch": Sample("counter-mismatch-finding", "a-collection-gap"),
     "dns_in_the_open": Sample("a-name-lookup", "http3"),
     "dns_tunnel": Sample("a-dns-tunnel-is-found", "a-name-lookup"),
+    "fence_bypassed": Sample("fence-bypassed-finding", "the-fence-is-bypassed"),
     "fence_removed": Sample("fence-removed-finding", "the-fence-is-permissive"),
     "fence_tampering": Sample("tampering-finding", "the-fence-is-active"),
     "forged_frames": Sample("a-raw-frame", "a-connection-from-outside"),

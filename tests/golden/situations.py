@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.attempt import Attempt, Incident, IncidentEnd, ScanSender
+from ocsf_nft.flow import Count
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import finding_parts
+from ocsf_nft.ocsf.bypass_events import fence_bypassed
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
@@ -280,6 +282,18 @@ def _situations() -> Iterator[tuple[str, Event]]:
             FenceState.ACTIVE,
             FenceState.ABSENT,
             "another process had removed it before this run did",
+        ),
+    )
+    yield (
+        "the-fence-is-bypassed",
+        fence_bypassed(
+            CONTEXT,
+            sandbox="sb1",
+            uplinks=("eth0",),
+            frames=Count(3, 180),
+            total=Count(4, 240),
+            since_ns=TIME_NS - 2_000_000_000,
+            until_ns=TIME_NS,
         ),
     )
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
