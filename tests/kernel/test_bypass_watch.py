@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -48,13 +49,8 @@ def proxy(lab: Lab) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for family, address in ((socket.AF_INET, GATEWAY4), (socket.AF_INET6, GATEWAY6)):
-            listener = stack.enter_context(
-                lab.gateway_namespace.call(
-                    lambda where=(address, PROXY_PORT), family=family: socket.create_server(
-                        where, family=family
-                    )
-                )
-            )
+            listen = partial(socket.create_server, (address, PROXY_PORT), family=family)
+            listener = stack.enter_context(lab.gateway_namespace.call(listen))
             stack.callback(listener.shutdown, socket.SHUT_RDWR)
             threading.Thread(target=serve, args=(listener,), daemon=True).start()
         yield
@@ -177,9 +173,8 @@ async def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> Non
     )
     found = []
     for is_merged in (False, True):
-        lab.gateway_namespace.call(
-            lambda on=is_merged: ethtool.switch(lab.gateway_device, ethtool.GRO, on=on)
-        )
+        switch = partial(ethtool.switch, lab.gateway_device, ethtool.GRO, on=is_merged)
+        lab.gateway_namespace.call(switch)
         async with serving(tmp_path) as served:
             await served.service.put(config)
             day = asyncio.create_task(asyncio.to_thread(_day, lab, 22))
