@@ -71,10 +71,7 @@ def are_allowed(needed: Iterable[Rule], granted: Iterable[Rule]) -> bool:
     """Return True if a process with the rules ``granted`` has all access of ``needed``."""
     access = {each.path: each.access for each in granted}
     return all(
-        any(
-            each.access in access.get(path, Access(0))
-            for path in (each.path, *each.path.parents)
-        )
+        any(each.access in access.get(path, Access(0)) for path in (each.path, *each.path.parents))
         for each in needed
     )
 
@@ -105,9 +102,10 @@ def _program_folders() -> Iterator[Path]:
 
 def _folders(path: Path) -> Iterator[Path]:
     """Yield the directories in which the file or directory at ``path`` is made, also for a link."""
-    for each in (path.absolute(), path.resolve()):
+    if any(path.is_relative_to(kernel) for kernel in _OF_KERNEL):  # /dev/stdout
+        return
+    for each in (path.absolute(), Path(os.path.realpath(path))):
         folder = each.parent
         while not folder.exists():  # a sink creates its own directory
             folder = folder.parent
-        if not any(folder.is_relative_to(kernel) for kernel in _OF_KERNEL):
-            yield folder
+        yield folder

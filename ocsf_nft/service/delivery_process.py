@@ -229,13 +229,13 @@ class DeliveryProcess:
         Return True if it has come. A process that does not answer for a minute is killed, so that
         another one is started.
         """
+        await self._renew_files()
         run = self._run
         if run is None:
             return False
         if run.is_late:  # the caller must not wait for it again and again
             run.kill_if_hung()
             return False
-        await self._renew_files(run)
         dropped, self._reported = self._reported, []
         faults, self._reported_faults = self._reported_faults, []
         return await run.synchronize(self._store.database.end, dropped, faults)
@@ -272,17 +272,18 @@ class DeliveryProcess:
 
     def _can_open(self, outlets: Sequence[Outlet]) -> bool:
         """Return True if the present process may open the files of these sinks."""
-        return landlock.abi() == 0 or delivery_files.are_allowed(
-            self._rules(outlets), self._files
-        )
+        return landlock.abi() == 0 or delivery_files.are_allowed(self._rules(outlets), self._files)
 
     def _rules(self, outlets: Sequence[Outlet]) -> frozenset[Rule]:
         databases = (self._store.database.path, self._sinks)
         return delivery_files.rules(outlets, databases=databases, resolver=self._resolver)
 
-    async def _renew_files(self, run: DeliveryRun) -> None:
+    async def _renew_files(self) -> None:
         """Start another process if a file that this one reads was replaced, such as a secret."""
-        if landlock.abi() == 0 or delivery_files.identities(self._files) == self._identities:
+        run = self._run
+        if run is None or run.is_late or landlock.abi() == 0:
+            return
+        if delivery_files.identities(self._files) == self._identities:
             return
         async with self._replacing:
             if run is self._run and not self._is_ending:

@@ -40,7 +40,6 @@ _DIFFERENT_SETTINGS = frozenset(
         "RestrictNamespaces",
         # systemd-analyze rates it only for a unit that does not start early.
         "RootDirectory",
-        "TemporaryFileSystem",
         "MountAPIVFS",
         "BindReadOnlyPaths",
         # Only the unit with a file has a control socket. A directory of both would be removed with
@@ -322,3 +321,17 @@ def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
     parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
     return parsed
+
+
+def test_tmpfiles_makes_the_root_directory_of_the_hosts_unit(tmp_path: Path) -> None:
+    subprocess.run(
+        ["systemd-tmpfiles", "--create", f"--root={tmp_path}", _FOLDER / "ocsf-nft.tmpfiles.conf"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (path,) = _settings(_HOST)["RootDirectory"]
+    made = tmp_path / path.lstrip("/")
+    assert made.is_dir()
+    assert made.stat().st_mode & 0o777 == 0o755
+    # The settings of a configuration and the programs are there.
+    seen = _settings(_HOST)["BindReadOnlyPaths"][0].split()
+    assert {"/usr", "/etc", "/run"} <= set(seen)

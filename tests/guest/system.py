@@ -151,6 +151,7 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
         CONFIG[1:]: HOST_CONFIG,
         "etc/credstore/ocsf-nft.receiver": f"{TOKEN}\n",
         "usr/lib/sysusers.d/ocsf-nft.conf": _deployed("ocsf-nft.sysusers.conf"),
+        "usr/lib/tmpfiles.d/ocsf-nft.conf": _deployed("ocsf-nft.tmpfiles.conf"),
         f"{units}/ocsf-nft.service.d/journal.conf": _JOURNAL,
         f"{units}/ocsf-nft.service.d/python.conf": _PYTHON,
         f"{units}/ocsf-nft-host.service.d/python.conf": _PYTHON,
