@@ -1,4 +1,4 @@
-"""Files that a process can open after Landlock has restricted it, and the requests to the kernel."""
+"""Files that a process restricted by Landlock can open, and the requests to the kernel."""
 
 from __future__ import annotations
 

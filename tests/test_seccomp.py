@@ -108,8 +108,8 @@ def test_numbers_of_calls_are_the_kernel_s(tmp_path: Path, machine: str, header:
     column = seccomp._MACHINES[machine].column
     assert not seccomp._NEVER_NEEDED.keys() & seccomp._NEVER_NEEDED_FOR_DELIVERY.keys()
     named = {**seccomp._NEVER_NEEDED, **seccomp._NEVER_NEEDED_FOR_DELIVERY} | {
-        "seccomp": seccomp._SECCOMP, "clone": seccomp._CLONE, "clone3": seccomp._CLONE3, "tgkill": seccomp._TGKILL,
-        "prlimit64": seccomp._PRLIMIT64,
+        "seccomp": seccomp._SECCOMP, "clone": seccomp._CLONE, "clone3": seccomp._CLONE3,
+        "tgkill": seccomp._TGKILL, "prlimit64": seccomp._PRLIMIT64,
     } | {name: numbers for name, (numbers, _) in seccomp._FORBIDDEN_COMMANDS.items()}  # fmt: skip
     prints = "".join(
         f'#ifdef __NR_{name}\nprintf("{name} %d\\n", __NR_{name});\n#endif\n' for name in named
@@ -168,8 +168,8 @@ except PermissionError:
     print("no input for a terminal")
 subprocess.run(["nft", "--version"], check=True, stdout=subprocess.DEVNULL)
 child = subprocess.Popen([sys.executable, "-c", "import ctypes, os;"
-    "print(ctypes.CDLL(None, use_errno=True).ptrace(0, 0, 0, 0), flush=True); os.kill(os.getppid(), 0);"
-    "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    "print(ctypes.CDLL(None, use_errno=True).ptrace(0, 0, 0, 0), flush=True);"
+    "os.kill(os.getppid(), 0); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 print(child.stdout.readline().strip())
 child.send_signal(signal.SIGTERM)
 print(child.wait())

@@ -391,7 +391,7 @@ def _restrict_files(start: Start) -> None:
     if version == 0:
         _log.info(
             "the delivery process can open all files of its user",
-            reason="the kernel has no Landlock, or does not use it",
+            reason="the kernel has no Landlock, or a filter of system calls forbids it",
         )
 
 

@@ -115,7 +115,7 @@ def test_net_admin_suffices_to_read_the_counters_after_a_pause(
 
 @pytest.mark.parametrize(
     ("attribution", "needed"),
-    # CAP_NET_ADMIN; CAP_SYS_PTRACE to inspect processes. The programs that capture are loaded before.
+    # CAP_NET_ADMIN; CAP_SYS_PTRACE to inspect processes. The capture is loaded before.
     [
         ("user", 1 << 12),
         ("socket", 1 << 12 | 1 << 19),
