@@ -102,6 +102,23 @@ async def test_sinks_with_other_files_are_replaced_by_another_process(tmp_path: 
     assert found == uids(range(8)), "each event is delivered once"
 
 
+async def test_process_can_use_the_library_and_the_directory_of_parquet_files(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "state").mkdir()
+    lake = tmp_path / "lake"
+    table = {"type": "parquet", "directory": str(lake), "region": "eu"}
+    async with (
+        delivering(tmp_path / "state", sinks(table)) as (store, delivery),
+        asyncio.timeout(60),
+    ):
+        await store.commit(Change(events=events(range(3))))
+        # The opened sink has written a file, and looked for the columns of the events.
+        await until(lambda: delivery.sinks[0].dead == 3)
+    assert lake.is_dir()
+
+
 async def test_renewed_secret_is_read_by_another_process(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     token = tmp_path / "token"
