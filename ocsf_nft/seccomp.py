@@ -1,7 +1,8 @@
-"""Filter of system calls (seccomp) for a process that talks to the network.
+"""Filters of system calls (seccomp): for the service, and for the process that delivers events.
 
-The filter is a program of classic BPF; its input is ``struct seccomp_data`` (seccomp(2)). The
-constants are from ``include/uapi/linux/{seccomp,filter,bpf_common,audit,sched,fcntl}.h``,
+A process inherits its parent's filters, so the delivery process has both. A filter is a program of
+classic BPF; its input is ``struct seccomp_data`` (seccomp(2)). The constants are from
+``include/uapi/linux/{seccomp,filter,bpf_common,bpf,audit,sched,fcntl}.h``,
 ``asm-generic/{ioctls,sockios}.h`` and ``unistd.h``.
 """
 
@@ -12,15 +13,18 @@ import errno
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
+_SET_MODE_FILTER: Final = 1
+#: Without it, older kernels slow down each process with a filter (Linux 4.17 to 5.15).
+_SPEC_ALLOW: Final = 1 << 2
 _LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _JUMP_IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
@@ -44,24 +48,45 @@ class _Machine(NamedTuple):
 
 
 _MACHINES: Final = {"x86_64": _Machine(0, 0xC000003E), "aarch64": _Machine(1, 0xC00000B7)}
-#: Numbers of the forbidden calls, on x86-64 and on arm64; None if there is no such call. No process
-#: may be made: it would outlive this one, and keep its locks.
-_FORBIDDEN: Final[dict[str, tuple[int, int | None]]] = {
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
-    "kill": (62, 129), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "ptrace": (101, 117),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
-    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
-    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274), "ioprio_set": (251, 30),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+#: Number of seccomp(2).
+_SECCOMP: Final = (317, 277)
+#: Reason if there is no filter.
+UNKNOWN: Final = "no filter is known for this machine, or its kernel has none"
+_Calls: TypeAlias = "Mapping[str, tuple[int, int | None]]"
+#: Calls that the service and its child processes never need; numbers on x86-64 and on arm64, None
+#: if there is no such call. They change or read other processes, or change the system.
+_NEVER_NEEDED: Final[_Calls] = {
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440), "kcmp": (312, 272), "pidfd_getfd": (438, 438),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    "setns": (308, 268), "unshare": (272, 97), "mount": (165, 40), "umount2": (166, 39),
-    "pivot_root": (155, 41), "chroot": (161, 51), "open_by_handle_at": (304, 265),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
+    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
     "kexec_load": (246, 104), "kexec_file_load": (320, 294), "swapon": (167, 224),
-    "swapoff": (168, 225), "reboot": (169, 142), "acct": (163, 89),
+    "swapoff": (168, 225), "reboot": (169, 142), "acct": (163, 89), "quotactl": (179, 60),
+    "syslog": (103, 116), "vhangup": (153, 58), "sethostname": (170, 161),
+    "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "adjtimex": (159, 171), "clock_adjtime": (305, 266),
+    "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
 }  # fmt: skip
+#: More calls that the delivery process never needs. No process may be made: it would outlive this
+#: one, and keep its locks.
+_NEVER_NEEDED_FOR_DELIVERY: Final[_Calls] = {
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "kill": (62, 129), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
+    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274), "ioprio_set": (251, 30),
+    "bpf": (321, 280), "setns": (308, 268), "unshare": (272, 97),
+}  # fmt: skip
+#: Calls of bpf(2) that bring code or maps into the kernel: BPF_MAP_CREATE, BPF_PROG_LOAD,
+#: BPF_RAW_TRACEPOINT_OPEN, BPF_BTF_LOAD.
+_BPF: Final = (321, 280)
+_BPF_LOADS: Final = (0, 5, 17, 18)
 #: Only threads may be made.
 _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
@@ -69,11 +94,14 @@ _CLONE_THREAD: Final = 0x00010000
 #: Signal to a thread, and limits of a process: allowed for this process only.
 _TGKILL: Final = (234, 131)
 _PRLIMIT64: Final = (302, 261)
-#: Calls with forbidden second arguments. With F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN or
-#: SIOCSPGRP, the kernel sends a signal to another process; TIOCSTI types into a terminal.
+#: Calls of the delivery process with forbidden second arguments. With F_SETOWN, F_SETSIG,
+#: F_SETOWN_EX, FIOSETOWN or SIOCSPGRP, the kernel sends a signal to another process; TIOCSTI types
+#: into a terminal.
+_TIOCSTI: Final = 0x5412
+_IOCTL: Final = (16, 29)
 _FORBIDDEN_COMMANDS: Final = {
     "fcntl": ((72, 25), (8, 10, 15)),
-    "ioctl": ((16, 29), (0x8901, 0x8902, 0x5412)),
+    "ioctl": (_IOCTL, (0x8901, 0x8902, _TIOCSTI)),
 }
 
 
@@ -90,6 +118,16 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("filters", ctypes.POINTER(_Filter)))
 
 
+def forbid_unneeded_calls(*, loads_bpf: bool) -> bool:
+    """Forbid calls that a service and its child processes never need, for good.
+
+    These calls change or read other processes, or change the system. They fail with EPERM, in this
+    thread, and in all threads and processes that it starts. Without ``loads_bpf``, calls that load
+    BPF programs are among them. Return and raise as :func:`forbid_privileged_calls`.
+    """
+    return _apply(lambda machine: _service_blocks(machine.column, loads_bpf=loads_bpf))
+
+
 def forbid_privileged_calls() -> bool:
     """Forbid calls that a process which only delivers events never needs, for good.
 
@@ -98,31 +136,50 @@ def forbid_privileged_calls() -> bool:
     Return False on a machine for which no filter is known, and if the kernel has no filters. The
     process must have ``no_new_privs``. Raises UnsupportedError if the kernel refuses the filter.
     """
+    return _apply(lambda machine: _delivery_blocks(machine.column, os.getpid()))
+
+
+def _apply(blocks: Callable[[_Machine], Iterator[_Filter]]) -> bool:
     machine = _MACHINES.get(platform.machine())
     if machine is None or sys.maxsize < 1 << 32:  # a 32-bit program makes other calls
         return False
-    filters = list(_filters(machine, os.getpid()))
+    filters = [*_beginning(machine), *blocks(machine), _return(_ALLOW)]
     program = _Program(len(filters), (_Filter * len(filters))(*filters))
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0:
+    number, address = _SECCOMP[machine.column], ctypes.byref(program)
+    if libc.syscall(number, _SET_MODE_FILTER, _SPEC_ALLOW, address) == 0:
         return True
-    if (number := ctypes.get_errno()) == errno.EINVAL:  # it was built without them
+    # The filter of a container engine or of a unit may forbid the newer call.
+    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address, 0, 0) == 0:
+        return True
+    if (error := ctypes.get_errno()) == errno.EINVAL:  # the kernel was built without filters
         return False
-    raise UnsupportedError(f"the filter of system calls was refused: {os.strerror(number)}")
+    raise UnsupportedError(f"the filter of system calls was refused: {os.strerror(error)}")
 
 
-def _filters(machine: _Machine, process: int) -> Iterator[_Filter]:
-    """Yield the program. It ends at the first return; each block jumps over itself, or returns."""
-    column, architecture = machine
+def _beginning(machine: _Machine) -> Iterator[_Filter]:
+    """Yield the begin of a program: it refuses calls of other architectures, and of x32.
+
+    A program ends at the first return; each later block jumps over itself, or returns.
+    """
     yield _load(_ARCHITECTURE)
-    yield _Filter(_JUMP_IF_EQUAL, 1, 0, architecture)
+    yield _Filter(_JUMP_IF_EQUAL, 1, 0, machine.architecture)
     yield _return(_FORBID)
     yield _load(_NUMBER)
     yield _Filter(_JUMP_IF_AT_LEAST, 0, 1, _X32)
     yield _return(_FORBID)
-    for numbers in _FORBIDDEN.values():
-        if (number := numbers[column]) is not None:
-            yield from _block(number, [_return(_FORBID)])
+
+
+def _service_blocks(column: int, *, loads_bpf: bool) -> Iterator[_Filter]:
+    yield from _forbidden(_NEVER_NEEDED, column)
+    if not loads_bpf:
+        yield from _forbidden_values(_BPF[column], _FIRST, _BPF_LOADS)
+    yield from _forbidden_values(_IOCTL[column], _SECOND, (_TIOCSTI,))
+
+
+def _delivery_blocks(column: int, process: int) -> Iterator[_Filter]:
+    yield from _forbidden(_NEVER_NEEDED, column)
+    yield from _forbidden(_NEVER_NEEDED_FOR_DELIVERY, column)
     # The C library then uses the other call.
     yield from _block(_CLONE3[column], [_return(_ERROR | errno.ENOSYS)])
     for numbers, check in (
@@ -139,13 +196,20 @@ def _filters(machine: _Machine, process: int) -> Iterator[_Filter]:
     ):
         yield from _block(numbers[column], [*check, _return(_FORBID), _return(_ALLOW)])
     for numbers, commands in _FORBIDDEN_COMMANDS.values():
-        last = len(commands)
-        checks = [
-            _Filter(_JUMP_IF_EQUAL, last - at, 0, command) for at, command in enumerate(commands)
-        ]
-        block = [_load(_SECOND), *checks, _return(_ALLOW), _return(_FORBID)]
-        yield from _block(numbers[column], block)
-    yield _return(_ALLOW)
+        yield from _forbidden_values(numbers[column], _SECOND, commands)
+
+
+def _forbidden(calls: _Calls, column: int) -> Iterator[_Filter]:
+    for numbers in calls.values():
+        if (number := numbers[column]) is not None:
+            yield from _block(number, [_return(_FORBID)])
+
+
+def _forbidden_values(number: int, argument: int, values: Sequence[int]) -> Iterator[_Filter]:
+    """Yield the block of a call that must not have one of ``values`` as an argument."""
+    last = len(values)
+    checks = [_Filter(_JUMP_IF_EQUAL, last - at, 0, value) for at, value in enumerate(values)]
+    yield from _block(number, [_load(argument), *checks, _return(_ALLOW), _return(_FORBID)])
 
 
 def _load(offset: int) -> _Filter:

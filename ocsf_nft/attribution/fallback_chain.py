@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 import structlog
 
@@ -51,17 +51,47 @@ _SLICE: Final = 16
 _NOT_SEEN: Final = "no process was seen to attempt this since the last report"
 
 
+class LoadedCapture(NamedTuple):
+    """Capture that is loaded into the kernel, if any, and the reason for its limits."""
+
+    capture: Capture | None
+    #: Reason why the capture is missing, or sees only system calls.
+    reason: str | None = None
+
+
+def load_capture() -> LoadedCapture:
+    """Load the BPF programs of the capture; needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN."""
+    reason = None
+    try:
+        try:
+            return LoadedCapture(Capture())
+        except UnsupportedError as error:
+            reason = str(error)
+            # A kernel that does not describe its types (BTF): capture only system calls, without
+            # process details.
+            return LoadedCapture(Capture(knows_types=False), reason)
+    except OcsfNftError as error:
+        return LoadedCapture(None, str(error))
+
+
 class FallbackChain:
     """Finder of the process that sent each logged packet, by the best method that this host allows.
 
     A lookup takes at most ``wait_seconds``. Program files of at most ``hashed_bytes`` bytes are
-    hashed; 0 disables hashes.
+    hashed; 0 disables hashes. ``loaded`` is the result of an earlier :func:`load_capture`; without
+    it, the start loads the capture.
     """
 
     def __init__(
-        self, *, top: TopMethod = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
+        self,
+        *,
+        top: TopMethod = "capture",
+        wait_seconds: float = 0.05,
+        hashed_bytes: int = 0,
+        loaded: LoadedCapture | None = None,
     ) -> None:
         self._top = top
+        self._loaded = loaded
         #: Attached namespaces.
         self._attached: set[AttachedNamespace] = set()
         self._starting: asyncio.Future[None] | None = None
@@ -274,24 +304,18 @@ class FallbackChain:
         self._is_started.set()
 
     def _open_capture(self) -> None:
+        capture, self.reason = self._loaded or load_capture()
+        self._loaded = None
+        if capture is None:
+            return
         try:
-            capture = self._load_capture()
-            try:
-                self._capture = CaptureMethod(capture, self._names)
-            except BaseException:
-                capture.close()
-                raise
+            self._capture = CaptureMethod(capture, self._names)
         except OcsfNftError as error:
+            capture.close()
             self.reason = str(error)
-
-    def _load_capture(self) -> Capture:
-        try:
-            return Capture()
-        except UnsupportedError as error:
-            self.reason = str(error)
-            # A kernel that does not describe its types (BTF): capture only system calls, without
-            # process details.
-            return Capture(knows_types=False)
+        except BaseException:
+            capture.close()
+            raise
 
     def _read(self) -> bool:
         """Read some of the new events of the BPF programs; return True if there may be more."""

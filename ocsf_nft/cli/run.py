@@ -189,12 +189,14 @@ def run(  # noqa: PLR0913 - each is an option
     # Before capabilities are dropped: the socket's group may be any, and a client that is early
     # waits until the service is ready.
     with _control_socket(requested) as control:
-        privileges.keep_only(startup.capabilities(requested))
+        # The only work that needs the capabilities for BPF.
+        loaded = startup.load_capture(requested)
+        startup.drop_privileges(requested)
         # A service with a file waits for the sandboxes in it.
         counts = asyncio.run(
             _until_signal(
                 lambda stop: _watch(
-                    Service(requested, stop=stop, must_exist=config is None),
+                    Service(requested, stop=stop, must_exist=config is None, loaded=loaded),
                     config,
                     stop,
                     log_settings,

@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 
-from ocsf_nft import library_log, malloc_trim, privileges, redaction, seccomp
+from ocsf_nft import landlock, library_log, malloc_trim, privileges, redaction, seccomp
 from ocsf_nft.delivery.event_stream import EventStream
 from ocsf_nft.delivery.name_resolver import NameResolver
 from ocsf_nft.delivery.sink_db import SinkDatabase
 from ocsf_nft.delivery.sinks.stdout import Stdout
-from ocsf_nft.errors import DeliveryError, OcsfNftError, UsageError, reason_of
+from ocsf_nft.errors import (
+    DeliveryError,
+    OcsfNftError,
+    UnsupportedError,
+    UsageError,
+    reason_of,
+)
 from ocsf_nft.service.delivery_link import Kind, Link, clean
 from ocsf_nft.service.sink_delivery import SinkDelivery
 from ocsf_nft.state.dropped_events import DroppedEvents
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
 
     from ocsf_nft.delivery.name_resolver import ResolverFiles
+    from ocsf_nft.landlock import Rule
     from ocsf_nft.redaction import Redactor
     from ocsf_nft.service.delivery_link import Frame
     from ocsf_nft.service.outlet import Outlet
@@ -82,6 +89,8 @@ class Start:
     resolver: ResolverFiles
     #: Redactor of the answers of receivers.
     redactor: Redactor
+    #: Files that the process may open.
+    files: frozenset[Rule]
 
 
 class DeliveryChild:
@@ -332,16 +341,16 @@ def _with_error(_: object, __: str, values: MutableMapping[str, Any]) -> Mutable
     return values
 
 
-async def _main(descriptor: int, code: str) -> NoReturn:
+async def _main(descriptor: int, code: str, *, is_filtered: bool) -> NoReturn:
     link = await Link.open(socket.socket(fileno=descriptor))
-    status = await _run(link, code)
+    status = await _run(link, code, is_filtered=is_filtered)
     await link.close(_CLOSE_SECONDS)
     # Without a wait for threads: a write to a pipe without a reader, or a name server, may block
     # one for ever.
     os._exit(status)
 
 
-async def _run(link: Link, code: str) -> int:
+async def _run(link: Link, code: str, *, is_filtered: bool) -> int:
     if code != CODE:
         error = UsageError("another version of ocsf-nft was installed: restart the service")
         link.send_json(Kind.OPENED, [0, _as_json(error)])
@@ -353,6 +362,9 @@ async def _run(link: Link, code: str) -> int:
     redaction.configure(start.redactor)
     _log_over(link, start.log_level)
     _close_stderr()
+    if not is_filtered:
+        _log.info("the delivery process has no filter of system calls", reason=seccomp.UNKNOWN)
+    _restrict_files(start)
     try:
         await DeliveryChild(link, start).run()
     except Exception:  # noqa: BLE001 - it is reported, and ends the process
@@ -366,6 +378,21 @@ def _close_stderr() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, _STDERR)
     os.close(nothing)
+
+
+def _restrict_files(start: Start) -> None:
+    # SQLite makes temporary files where it may.
+    os.environ["SQLITE_TMPDIR"] = str(start.sinks.parent)
+    try:
+        version = landlock.restrict(start.files)
+    except UnsupportedError as error:
+        _log.warning("the delivery process can open all files of its user", reason=str(error))
+        return
+    if version == 0:
+        _log.info(
+            "the delivery process can open all files of its user",
+            reason="the kernel has no Landlock, or a filter of system calls forbids it",
+        )
 
 
 def _use_own_priority() -> None:
@@ -388,6 +415,6 @@ def main(descriptor: str, service: str, code: str) -> None:
     _use_own_priority()
     privileges.end_with_parent(int(service))
     privileges.keep_only(frozenset())
-    seccomp.forbid_privileged_calls()
+    is_filtered = seccomp.forbid_privileged_calls()
     malloc_trim.use_one_heap()
-    asyncio.run(_main(int(descriptor), code))
+    asyncio.run(_main(int(descriptor), code, is_filtered=is_filtered))

@@ -7,15 +7,15 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import structlog
 
-from ocsf_nft import redaction
+from ocsf_nft import landlock, redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.service import sink_delivery
+from ocsf_nft.service import delivery_files, sink_delivery
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from ocsf_nft.landlock import Rule
     from ocsf_nft.service.iteration import Iteration
     from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.state.dropped_events import DroppedEvents
@@ -42,6 +43,13 @@ _MAX_PAUSE_SECONDS: Final = 30.0
 _WORKED_SECONDS: Final = 60.0
 #: Time for reading the last frames of a process that has ended.
 _LAST_SECONDS: Final = 1.0
+
+
+class _Plan(NamedTuple):
+    """Sinks of the next process, and the future that gets the error of its start, or None."""
+
+    outlets: tuple[Outlet, ...]
+    answer: asyncio.Future[OcsfNftError | None]
 
 
 class DeliveryProcess:
@@ -91,6 +99,11 @@ class DeliveryProcess:
         #: Number of the latest request that the present process has answered.
         self._answered = 0
         self._handshake: bytes | None = None
+        #: Files that the present process may open, and what they were at its start.
+        self._files: frozenset[Rule] = frozenset()
+        self._identities: dict[Path, tuple[int, int] | None] = {}
+        #: Sinks of the next process, and the future that its start resolves; None: no such plan.
+        self._planned: _Plan | None = None
         self._run: DeliveryRun | None = None
         self._replacing = asyncio.Lock()
         self._is_ending = False
@@ -132,6 +145,8 @@ class DeliveryProcess:
         is_cancelled = isinstance(error, asyncio.CancelledError)
         self._supervision.cancel()  # it starts no other process any more
         await asyncio.wait([self._supervision])
+        if self._planned is not None:  # nothing starts its process any more
+            self._planned.answer.set_result(None)
         run = self._run
         try:
             draining = [] if run is None else [self._drain(run, is_cancelled=is_cancelled)]
@@ -203,8 +218,10 @@ class DeliveryProcess:
                 return
             if self._run is None:
                 self._outlets = tuple(outlets)
-            else:
+            elif self._can_open(outlets):
                 await self._run.replace(outlets)
+            else:
+                await self._start_next(self._run, outlets)
 
     async def synchronize(self) -> bool:
         """Let the process remove old dead letters, and wait for a report of the sinks' progress.
@@ -212,6 +229,7 @@ class DeliveryProcess:
         Return True if it has come. A process that does not answer for a minute is killed, so that
         another one is started.
         """
+        await self._renew_files()
         run = self._run
         if run is None:
             return False
@@ -252,6 +270,50 @@ class DeliveryProcess:
         if self._iteration is not None:
             self._iteration.wake()
 
+    def _can_open(self, outlets: Sequence[Outlet]) -> bool:
+        """Return True if the present process may open the files of these sinks."""
+        return landlock.abi() == 0 or delivery_files.are_allowed(self._rules(outlets), self._files)
+
+    def _rules(self, outlets: Sequence[Outlet]) -> frozenset[Rule]:
+        databases = (self._store.database.path, self._sinks)
+        return delivery_files.rules(outlets, databases=databases, resolver=self._resolver)
+
+    async def _renew_files(self) -> None:
+        """Start another process if a file that this one reads was replaced, such as a secret."""
+        run = self._run
+        if run is None or run.is_late or landlock.abi() == 0:
+            return
+        if delivery_files.identities(self._files) == self._identities:
+            return
+        async with self._replacing:
+            if run is self._run and not self._is_ending:
+                await self._start_next(run, self._outlets)
+
+    async def _start_next(self, run: DeliveryRun, outlets: Sequence[Outlet]) -> None:
+        """Let a process with the files of ``outlets`` take over: no process can gain access.
+
+        Raises as :meth:`replace`; then a process with the old sinks is started.
+        """
+        _log.info("another delivery process takes over", reason="the files of its sinks differ")
+        answer: asyncio.Future[OcsfNftError | None] = asyncio.get_running_loop().create_future()
+        self._planned = _Plan(tuple(outlets), answer)
+        await self._drain(run, is_cancelled=False)
+        if not run.ended.is_set():
+            run.kill("it has not ended in time")
+        if (error := await answer) is not None:
+            raise error
+
+    async def _take_over(self, plan: _Plan, backoff: Backoff) -> DeliveryRun:
+        before, self._outlets = self._outlets, plan.outlets
+        error: OcsfNftError | None = None
+        try:
+            return await self._start(is_again=False)
+        except OcsfNftError as failure:
+            error, self._outlets = failure, before
+        finally:
+            plan.answer.set_result(error)
+        return await self._start_again(backoff, is_again=False)
+
     async def _supervise(self, run: DeliveryRun) -> None:
         """Start another process whenever the running one ends."""
         backoff = Backoff(max_seconds=_MAX_PAUSE_SECONDS)
@@ -263,6 +325,11 @@ class DeliveryProcess:
             await run.close()
             self._run = None
             self.names.use(None)
+            if self._planned is not None:
+                plan, self._planned = self._planned, None
+                run = await self._take_over(plan, backoff)
+                self.fault = None
+                continue
             self.fault = f"the delivery process has ended with {run.describe_end()}"
             _log.error("the delivery process is started again", reason=self.fault)
             if time.monotonic() - run.began_at > _WORKED_SECONDS:
@@ -271,10 +338,10 @@ class DeliveryProcess:
             run = await self._start_again(backoff)
             self.fault = None
 
-    async def _start_again(self, backoff: Backoff) -> DeliveryRun:
+    async def _start_again(self, backoff: Backoff, *, is_again: bool = True) -> DeliveryRun:
         while True:
             try:
-                return await self._start(is_again=True)
+                return await self._start(is_again=is_again)
             except OcsfNftError as error:
                 self.fault = str(error)
                 _log.error("the delivery process can't be started", reason=self.fault)
@@ -284,6 +351,8 @@ class DeliveryProcess:
         """Start a process, and return when its local sinks are open."""
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._answered = 0
+        self._files = self._rules(self._outlets)
+        self._identities = delivery_files.identities(self._files)
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on
         try:
@@ -302,6 +371,7 @@ class DeliveryProcess:
                     log_level=_log_level(),
                     resolver=self._resolver,
                     redactor=redaction.current().with_random_key(),
+                    files=self._files,
                 )
             )
         except BaseException:

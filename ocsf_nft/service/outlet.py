@@ -45,6 +45,9 @@ class Outlet:
     needs_handshake: bool = False
     #: File that the sink writes, if any. Only this service may write to it.
     file: Path | None = None
+    #: Files that the sink reads, and the file or directory that it writes.
+    reads: frozenset[Path] = frozenset()
+    writes: Path | None = None
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
@@ -62,6 +65,8 @@ class Outlet:
             is_local=table.file is not None,
             needs_handshake=getattr(table, "handshake", False),
             file=table.file,
+            reads=table.reads,
+            writes=table.writes,
         )
 
     def convert(self, line: bytes) -> bytes | None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from types import TracebackType
 
-    from ocsf_nft.attribution.fallback_chain import FallbackChain
+    from ocsf_nft.attribution.fallback_chain import FallbackChain, LoadedCapture
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.process import Process
     from ocsf_nft.service.finding_counts import FindingCount, FindingKey
@@ -92,12 +92,14 @@ class Service:
         iterates: bool = False,
         must_exist: bool = True,
         stop: asyncio.Event | None = None,
+        loaded: LoadedCapture | None = None,
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
         output is no default sink. Without ``must_exist``, a network namespace that is missing at
-        the start is waited for. Setting ``stop`` stops the service.
+        the start is waited for. Setting ``stop`` stops the service. ``loaded`` has the BPF programs
+        of :func:`startup.load_capture`; without it, the start loads them.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -121,6 +123,7 @@ class Service:
         self._slots = asyncio.Semaphore(_READERS)
         self._refreshing: set[asyncio.Task[None]] = set()
         self._stop = stop or asyncio.Event()
+        self._loaded = loaded
         self._is_ready = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
         self._run: asyncio.Task[None]
@@ -314,7 +317,9 @@ class Service:
         reporter.has_dns_activity = config.events.dns_activity
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.fallback_chain = await stack.enter_async_context(startup.fallback_chain(config))
+        self.fallback_chain = await stack.enter_async_context(
+            startup.attribution_chain(config, self._loaded)
+        )
         if config.control is not None:  # so that the first sandbox is added at once
             await self.fallback_chain.start()
         namespaces = await stack.enter_async_context(NamespaceWatch())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from ocsf_nft import privileges, seccomp
+from ocsf_nft.attribution import fallback_chain
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence.state import StateDirectory
@@ -16,6 +19,7 @@ from ocsf_nft.state import redaction_key, state_db
 from ocsf_nft.state.state_store import StateStore
 
 if TYPE_CHECKING:
+    from ocsf_nft.attribution.fallback_chain import LoadedCapture
     from ocsf_nft.config import Config
     from ocsf_nft.redaction import Redactor
     from ocsf_nft.state.retry_until_writable import StorageRetrier
@@ -35,17 +39,36 @@ _CONTROL_CAPABILITIES: Final = frozenset(
 )
 
 
+#: Only to load BPF programs, since the Linux version below: before, to write their maps too
+#: (bpf_prog_load and bpf_map_update in kernel/bpf/syscall.c; kernel.unprivileged_bpf_disabled).
+_LOADING_CAPABILITIES: Final = frozenset((Capability.BPF, Capability.PERFMON))
+_MAPS_WITHOUT_PRIVILEGE: Final = (5, 19)
 #: Part of the store's size for dead letters: events that a sink refused.
 _DEAD_LETTER_PART: Final = 8
 
 
-def fallback_chain(config: Config) -> FallbackChain:
-    """Return the chain of methods that find the process that sent a packet."""
+def load_capture(config: Config) -> LoadedCapture | None:
+    """Load the BPF programs that capture senders; None if the configuration needs none.
+
+    Then a service needs no privilege for BPF any more, unless the kernel is older than Linux 5.19.
+    """
+    captures = config.control is not None or any(each.profile != "tap" for each in config.sandbox)
+    if config.attribution.method != "capture" or not captures:
+        return None
+    return fallback_chain.load_capture()
+
+
+def attribution_chain(config: Config, loaded: LoadedCapture | None = None) -> FallbackChain:
+    """Return the chain of methods that find the process that sent a packet.
+
+    ``loaded`` is the result of :func:`load_capture`, if it was called.
+    """
     settings = config.attribution
     return FallbackChain(
         top=settings.method,
         wait_seconds=settings.wait_ms / 1000,
         hashed_bytes=settings.hash_max_bytes,
+        loaded=loaded,
     )
 
 
@@ -81,6 +104,38 @@ def dead_letter_bytes(config: Config) -> int:
     return config.store.max_bytes // _DEAD_LETTER_PART
 
 
+def running_capabilities(config: Config) -> frozenset[Capability]:
+    """Return the capabilities that a service needs after :func:`load_capture` was called.
+
+    Raises as :func:`capabilities`.
+    """
+    needed = capabilities(config)
+    return needed - _LOADING_CAPABILITIES if _are_maps_open(os.uname().release) else needed
+
+
+def drop_privileges(config: Config) -> None:
+    """Drop all privileges that a service does not need after :func:`load_capture`, for good.
+
+    Call this before the first thread starts. Raises UnsupportedError if the kernel refuses to drop
+    capabilities. A filter of system calls that the kernel refuses is only logged.
+    """
+    needed = running_capabilities(config)
+    privileges.keep_only(needed)
+    try:
+        is_filtered = seccomp.forbid_unneeded_calls(loads_bpf=Capability.BPF in needed)
+    except UnsupportedError as error:
+        _log.warning("the service runs without a filter of system calls", reason=str(error))
+    else:
+        if not is_filtered:
+            _log.info("the service runs without a filter of system calls", reason=seccomp.UNKNOWN)
+
+
+def _are_maps_open(release: str) -> bool:
+    """Return True if this kernel lets a process without CAP_BPF use the BPF maps that it has."""
+    numbers = [int(each) for each in release.replace("-", ".").split(".")[:2] if each.isdecimal()]
+    return tuple(numbers) >= _MAPS_WITHOUT_PRIVILEGE
+
+
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` with this configuration needs.
 
@@ -105,6 +160,6 @@ def capabilities(config: Config) -> frozenset[Capability]:
             # /proc/PID/ns of another user's process: the namespace, and its user id map
             needed.add(Capability.SYS_PTRACE)
         transport = found.transport if found else fences.requested_transport(sandbox)
-        if transport != "nflog":
+        if transport != "nflog" and sandbox.source != "journal":
             needed.add(Capability.SYSLOG)
     return frozenset(needed)

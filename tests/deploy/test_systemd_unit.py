@@ -37,10 +37,11 @@ _DIFFERENT_SETTINGS = frozenset(
         "CapabilityBoundingSet",
         "AmbientCapabilities",
         "ImportCredential",
-        "ProtectKernelTunables",
-        "RestrictAddressFamilies",
-        "IPAddressDeny",
         "RestrictNamespaces",
+        # systemd-analyze rates it only for a unit that does not start early.
+        "RootDirectory",
+        "MountAPIVFS",
+        "BindReadOnlyPaths",
         # Only the unit with a file has a control socket. A directory of both would be removed with
         # the first one that stops.
         "RuntimeDirectory",
@@ -88,6 +89,15 @@ def _blocks(language: str) -> list[tuple[str, str]]:
 _DROP_INS = [
     (_CHAPTERS[heading], block) for heading, block in _blocks("ini") if "Requires=" not in block
 ]
+
+
+#: The drop-ins for more privileges: the unit, and the file.
+_EXTENSIONS = [
+    (f"{path.parent.name.removesuffix('.d')}", path)
+    for path in sorted((_FOLDER / "examples").glob("*.service.d/*.conf"))
+]
+#: Largest exposure of a unit without drop-ins.
+_MAX_EXPOSURE = 1.5
 
 
 def _write_unit(folder: Path, unit: str, drop_in: str = "") -> Path:
@@ -161,6 +171,38 @@ def test_exposure_of_a_unit_is_at_most_the_documented_one(tmp_path: Path, unit: 
     assert _exposure(_write_unit(tmp_path, unit)) <= float(documented)
 
 
+@pytest.mark.parametrize("unit", _UNITS)
+def test_exposure_of_a_unit_is_at_most_1_5(tmp_path: Path, unit: str) -> None:
+    assert _exposure(_write_unit(tmp_path, unit)) <= _MAX_EXPOSURE
+
+
+def test_lost_restriction_raises_the_exposure_above_the_limit(tmp_path: Path) -> None:
+    path = _write_unit(tmp_path, _HOST, "[Service]\nProtectKernelLogs=no\n")
+    assert _exposure(path) > _MAX_EXPOSURE
+
+
+@pytest.mark.parametrize(("unit", "path"), _EXTENSIONS, ids=lambda each: getattr(each, "name", ""))
+def test_drop_in_for_more_privileges_is_verified_and_has_the_documented_exposure(
+    tmp_path: Path, unit: str, path: Path
+) -> None:
+    extended = _write_unit(tmp_path, unit, path.read_text(encoding="utf-8"))
+    assert _findings(extended) == ""
+    (documented,) = re.findall(
+        rf"^\| `{path.name}` \|.*\| ([0-9.]+) \|$"
+        if unit == _HOST
+        else rf"`examples/{unit}.d/{path.name}` is for the other unit \(([0-9.]+)\)",
+        _GUIDE,
+        re.MULTILINE,
+    )
+    assert _exposure(extended) == float(documented)
+
+
+def test_exposure_with_all_drop_ins_is_the_documented_one(tmp_path: Path) -> None:
+    texts = [path.read_text(encoding="utf-8") for unit, path in _EXTENSIONS if unit == _HOST]
+    assert len(texts) == 4
+    assert f"exposure is {_exposure(_write_unit(tmp_path, _HOST, ''.join(texts)))}." in _GUIDE
+
+
 def test_hosts_unit_is_less_exposed_without_sandboxes_in_other_namespaces(tmp_path: Path) -> None:
     (drop_in,) = (block for unit, block in _DROP_INS if unit == _HOST)
     (documented,) = re.findall(r"\(exposure ([0-9.]+)\)", _GUIDE)
@@ -181,9 +223,14 @@ def test_unit_allows_a_run_to_capture_calls(unit: str) -> None:
     assert {"CAP_BPF", "CAP_PERFMON"} <= set(service["AmbientCapabilities"][0].split())
     # @privileged, which an earlier line removes, includes this call.
     assert "bpf" in service["SystemCallFilter"][-1].split()
-    # Equivalent to root. The host's unit, which finds other processes' namespaces, is so already.
-    ptrace = "CAP_SYS_PTRACE" in service["AmbientCapabilities"][0].split()
-    assert ptrace is (unit == _HOST)
+    # Equivalent to root: only with a drop-in.
+    assert "CAP_SYS_PTRACE" not in service["AmbientCapabilities"][0].split()
+
+
+@pytest.mark.parametrize("unit", _UNITS)
+def test_unit_allows_a_run_to_restrict_itself(unit: str) -> None:
+    # seccomp(2) and Landlock's calls are in no other group.
+    assert "@sandbox" in _settings(unit)["SystemCallFilter"][-1].split()
 
 
 def test_libbpf_callback_works_without_writable_executable_memory() -> None:
@@ -213,8 +260,9 @@ def test_units_differ_only_in_settings_of_their_tasks() -> None:
     assert machine == host
 
 
-def test_machines_unit_has_no_network_access() -> None:
-    service = _settings(_MACHINE)
+@pytest.mark.parametrize("unit", _UNITS)
+def test_unit_has_no_network_access(unit: str) -> None:
+    service = _settings(unit)
     assert service["RestrictAddressFamilies"] == ["AF_NETLINK AF_UNIX"]
     assert service["IPAddressDeny"] == ["any"]
 
@@ -273,3 +321,17 @@ def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
     parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
     return parsed
+
+
+def test_tmpfiles_makes_the_root_directory_of_the_hosts_unit(tmp_path: Path) -> None:
+    subprocess.run(
+        ["systemd-tmpfiles", "--create", f"--root={tmp_path}", _FOLDER / "ocsf-nft.tmpfiles.conf"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (path,) = _settings(_HOST)["RootDirectory"]
+    made = tmp_path / path.lstrip("/")
+    assert made.is_dir()
+    assert made.stat().st_mode & 0o777 == 0o755
+    # The settings of a configuration and the programs are there.
+    seen = _settings(_HOST)["BindReadOnlyPaths"][0].split()
+    assert {"/usr", "/etc", "/run"} <= set(seen)

@@ -62,6 +62,20 @@ proxy = ["10.9.0.2:3128"]
 transport = "nflog"
 install = true
 """
+LOCAL_EVENTS: Final = "/var/log/ocsf-nft/local.jsonl"
+#: Configuration that the host's unit can use without a drop-in.
+LOCAL_CONFIG: Final = f"""
+sink = [{{ path = "{LOCAL_EVENTS}" }}]
+
+[attribution]
+wait_ms = 10000
+
+[[sandbox]]
+name = "{AGENT}"
+netns = "{AGENT}"
+proxy = ["10.9.0.2:3128"]
+install = true
+"""
 #: Drop-in of the host's unit for a user and directories that systemd creates.
 DYNAMIC: Final = """[Service]
 User=
@@ -79,7 +93,12 @@ path = "{DYNAMIC_EVENTS}"
 """
 _JOURNAL: Final = "[Service]\nSupplementaryGroups=systemd-journal\n"
 #: Python has the same path as on this machine, which may be below a home directory.
-_PYTHON: Final = "[Service]\nProtectHome=read-only\n"
+_PYTHON: Final = f"""[Service]
+ProtectHome=read-only
+BindReadOnlyPaths=-{sys.base_prefix}
+"""
+#: Drop-ins of the host's unit for its sink on the network, and for hashes of programs.
+HOST_DROP_INS: Final = ("network.conf", "processes.conf")
 #: Shorter than the timeout of a test, and longer than a busy machine holds up the run.
 _WATCHDOG: Final = "[Service]\nWatchdogSec=40\n"
 #: A unit starts slowly in an emulated machine, and this machine may be busy.
@@ -132,6 +151,7 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
         CONFIG[1:]: HOST_CONFIG,
         "etc/credstore/ocsf-nft.receiver": f"{TOKEN}\n",
         "usr/lib/sysusers.d/ocsf-nft.conf": _deployed("ocsf-nft.sysusers.conf"),
+        "usr/lib/tmpfiles.d/ocsf-nft.conf": _deployed("ocsf-nft.tmpfiles.conf"),
         f"{units}/ocsf-nft.service.d/journal.conf": _JOURNAL,
         f"{units}/ocsf-nft.service.d/python.conf": _PYTHON,
         f"{units}/ocsf-nft-host.service.d/python.conf": _PYTHON,
@@ -142,6 +162,9 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
     }
     for unit in ("ocsf-nft.service", "ocsf-nft-host.service"):
         files[f"{units}/{unit}"] = files[f"{units}/{_UNCHANGED}{unit}"] = _deployed(unit)
+    for name in HOST_DROP_INS:
+        drop_in = f"ocsf-nft-host.service.d/{name}"
+        files[f"{units}/{drop_in}"] = _deployed(f"examples/{drop_in}")
     # As `systemctl enable` creates them.
     links = {
         f"{units}/sysinit.target.wants/ocsf-nft.service": "../ocsf-nft.service",

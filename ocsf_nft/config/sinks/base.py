@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
@@ -75,6 +77,16 @@ class SinkTable(Table):
         Only this process may write to that file, and it must be available when the run starts.
         """
         return None
+
+    @property
+    def reads(self) -> frozenset[Path]:
+        """Return the files that the sink reads: secrets, certificates and keys."""
+        return frozenset(_files_of(self))
+
+    @property
+    def writes(self) -> Path | None:
+        """Return the file or the directory that the sink writes; None if it writes neither."""
+        return self.file
 
     @property
     def class_uids(self) -> frozenset[int]:
@@ -162,6 +174,14 @@ class SecretTable(Table):
             return Secret("environment", self.env)
         return Secret("credential", self.credential or "")
 
+    @property
+    def path(self) -> Path | None:
+        """Return the path of the secret's file; None if the secret is in no file."""
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if self.credential is not None and folder is not None:
+            return Path(folder, self.credential)
+        return self.file
+
 
 class TlsTable(Table):
     """TLS settings for the connection to a receiver.
@@ -187,3 +207,23 @@ class TlsTable(Table):
     def tls(self) -> Tls:
         """Return the paths of the certificates and the key, as an object for a sink."""
         return Tls(ca=self.ca, certificate=self.certificate, key=self.key)
+
+
+def _files_of(value: object) -> Iterator[Path]:
+    """Yield the files of all secrets and TLS settings in a table."""
+    match value:
+        case SecretTable():
+            found: tuple[Path | None, ...] = (value.path,)
+        case TlsTable():
+            found = (value.ca, value.certificate, value.key)
+        case Table():
+            for name in type(value).model_fields:
+                yield from _files_of(getattr(value, name))
+            return
+        case Mapping():
+            for each in value.values():
+                yield from _files_of(each)
+            return
+        case _:
+            return
+    yield from (each for each in found if each is not None)

@@ -208,6 +208,11 @@ class NatsSink(SinkTable):
         return self
 
     @property
+    def reads(self) -> frozenset[Path]:
+        """Return the files that the sink reads, among them the file of credentials."""
+        return super().reads | ({self.credentials} if self.credentials is not None else set())
+
+    @property
     def _target(self) -> str:
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"

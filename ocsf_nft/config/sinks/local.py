@@ -135,6 +135,10 @@ class StdoutSink(SinkTable):
         return Path("/dev/stdout")
 
     @property
+    def writes(self) -> None:
+        """Return None: the sink opens no file."""
+
+    @property
     def _target(self) -> str:
         return "-"
 

@@ -123,6 +123,11 @@ class ParquetSink(SinkTable):
         return self
 
     @property
+    def writes(self) -> Path | None:
+        """Return the directory of the files; None for a bucket."""
+        return self.directory
+
+    @property
     def _target(self) -> str:
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
