@@ -146,7 +146,7 @@ def _sockets(parse: Callable[[bytes], Socket], lines: Iterable[bytes]) -> Iterat
     """Parse the lines of a table with sockets; raises OSError for an invalid line."""
     try:
         yield from map(parse, lines)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise OSError(errno.EBADMSG, "a line of a socket table in /proc/net is invalid") from error
 
 

@@ -25,6 +25,7 @@ def test_line_of_a_socket_table_is_parsed() -> None:
         _LINE.replace(b"1000", b"root"),
         _LINE.replace(b"050000C0:", b"050000C0"),
         _LINE.replace(b":1092", b":"),
+        _LINE.replace(b"050000C0", b"-50000C0"),
     ],
 )
 def test_invalid_line_of_a_socket_table_is_an_os_error(line: bytes) -> None:
