@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import cache
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -155,6 +156,8 @@ def _name_server(data: bytes) -> None:
         async def resolve(self, name: str, kind: str, **_options: object) -> Any:
             await asyncio.sleep(0)
             message = dns.message.from_wire(data)
+            if message.rcode() == dns.rcode.NXDOMAIN:
+                raise dns.resolver.NXDOMAIN(qnames=[name], responses={name: message})
             rdtype = dns.rdatatype.from_text(kind)
             return dns.resolver.Answer(dns.name.from_text(name), rdtype, dns.rdataclass.IN, message)  # type: ignore[arg-type] # maybe no answer
 
@@ -171,8 +174,15 @@ def _wires() -> list[bytes]:
     for kind, text in (("A", "192.0.2.1"), ("AAAA", "2001:db8::1"), ("CNAME", "other.test.")):
         query = dns.message.make_query(f"{_NAME}.", "AAAA" if kind == "AAAA" else "A")
         answer = dns.message.make_response(query)
-        answer.answer.append(dns.rrset.from_text(f"{_NAME}.", 60, "IN", kind, text, *[text][:0]))
+        answer.answer.append(dns.rrset.from_text(f"{_NAME}.", 60, "IN", kind, text))
         found.append(answer.to_wire())
+    names = [f"{_NAME}.", *(f"{number}.test." for number in range(20))]
+    chain = dns.message.make_response(dns.message.make_query(names[0], "A"))
+    for name, other in pairwise(names):
+        chain.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", other))
+    found.append(chain.to_wire())
+    chain.set_rcode(dns.rcode.NXDOMAIN)
+    found.append(chain.to_wire())
     return found
 
 
