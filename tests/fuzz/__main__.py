@@ -4,11 +4,10 @@ Each input is a mutation of a real record, and a function of target, seed and nu
 campaign is reproducible, and a fault has one line: target, seed, number, bytes. Exits with 1 if
 there is one.
 
-The mutator is our own. Atheris (libFuzzer for Python) can be installed from PyPI for CPython 3.13,
-on x86_64 only. Its inputs depend on the coverage of earlier ones, so that the n-th input can't be
-made again by its number, nor a campaign divided among processes. It instruments the bytecode of all
-parsers, and knows no attributes of netlink. With seeds of real records for each form, our mutator
-reaches the same lines.
+The mutator is our own. Atheris 3.1 (libFuzzer for Python) has a wheel for CPython 3.13 on x86_64, and
+none on aarch64. There, an input depends on the coverage of all inputs before it: the n-th one can't
+be made again by its number, nor a campaign be divided among processes. It ran about as many inputs
+a second in a trial with three targets, and found nothing that this mutator had missed.
 """
 
 from __future__ import annotations
