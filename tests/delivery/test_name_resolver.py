@@ -33,6 +33,10 @@ fe80::1%lo scoped.test
 """
 
 
+#: The library has no types for it.
+_absent: Any = dns.resolver.NXDOMAIN
+
+
 def _found(*addresses: str, ttl: int = 1) -> dict[str, Any]:
     return {"addresses": list(addresses), "ttl": ttl}
 
@@ -150,7 +154,8 @@ async def test_absent_name_with_an_endless_chain_of_aliases_is_a_failure(
 
     class Stub:
         async def resolve(self, *_: object, **__: object) -> NoReturn:
-            raise dns.resolver.NXDOMAIN(qnames=["a.test."], responses={"a.test.": _answers(*chain)})
+            responses = {"a.test.": _answers(*chain)}
+            raise _absent(qnames=["a.test."], responses=responses)
 
     resolver = NameResolver(ResolverFiles(tmp_path / "none", tmp_path / "none"))
     monkeypatch.setattr(resolver, "_present", Stub)

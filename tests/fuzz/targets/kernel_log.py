@@ -11,7 +11,7 @@ from ocsf_nft.record import Origin, Record, Reject
 from ocsf_nft.sources import kmsg, text
 from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.journal import command
-from ocsf_nft.sources.journal.kernel import KernelEntryParser, message_filter
+from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
 from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.packet_fields import readable
 from ocsf_nft.sources.replay.source import Reader
@@ -99,6 +99,30 @@ def _journal_entry(data: bytes) -> None:
         _check(KernelEntryParser(_FILTER).parse(entry, _NOW_NS))
 
 
+def _journal_fields(data: bytes) -> None:
+    """Parse an entry as libsystemd gives it: its fields are any bytes, its times 64-bit numbers."""
+    message, transport, facility, source_us, times, *_ = [
+        *data.split(b"\0", 4),
+        b"",
+        b"",
+        b"",
+        b"",
+        b"",
+    ]
+    entry = KernelEntry(
+        cursor="s=1;i=2",
+        boot="0" * 32,
+        realtime_us=int.from_bytes(times[:8], "little"),
+        monotonic_us=int.from_bytes(times[8:16], "little"),
+        message=message,
+        transport=transport or None,
+        facility=facility or None,
+        source_us=source_us or None,
+    )
+    message_filter(_FILTER)(message)
+    _check(KernelEntryParser(_FILTER).parse(entry, _NOW_NS))
+
+
 def _log_file(data: bytes) -> None:
     whole = _read(data, len(data) + 1)
     cut = _read(data, max(1, len(data) // 3))
@@ -149,6 +173,12 @@ _EXPORT: Final = (
     + (len(_MESSAGE)).to_bytes(8, "little")
     + _MESSAGE
     + b"\n\n"
+)
+_TIMES: Final = (1_764_000_000_000_000).to_bytes(8, "little") + (5_000_000).to_bytes(8, "little")
+_FIELDS: Final = (
+    b"\0".join((_MESSAGE, b"kernel", b"0", b"4999999", _TIMES)),
+    b"\0".join((_MESSAGE, b"kernel", b"1", b"", _TIMES)),
+    b"\0".join((b"Missed 12 kernel messages", b"driver", b"", b"", _TIMES)),
 )
 _HEADERS: Final = (
     b"",
@@ -204,6 +234,15 @@ TARGETS: Final = (
         hostile=(*HOSTILE_JSON, *_WORDS),
         limit=32_768,
         share=4,
+    ),
+    Target(
+        name="journal-fields",
+        parse=_journal_fields,
+        seeds=lambda: _FIELDS,
+        parts=parts.words,
+        hostile=(*_WORDS, b"Missed ", b"\0kernel\0"),
+        limit=16_384,
+        share=3,
     ),
     Target(
         name="log-file",

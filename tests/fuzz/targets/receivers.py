@@ -77,6 +77,8 @@ _HOSTS: Final = (
     ),
 )
 _NAME: Final = "proxy.test"
+#: The library has no types for it.
+_ABSENT: Final[Any] = dns.resolver.NXDOMAIN
 _MOST_TEXT: Final = 2000
 
 
@@ -157,7 +159,7 @@ def _name_server(data: bytes) -> None:
             await asyncio.sleep(0)
             message = dns.message.from_wire(data)
             if message.rcode() == dns.rcode.NXDOMAIN:
-                raise dns.resolver.NXDOMAIN(qnames=[name], responses={name: message})
+                raise _ABSENT(qnames=[name], responses={name: message})
             rdtype = dns.rdatatype.from_text(kind)
             return dns.resolver.Answer(dns.name.from_text(name), rdtype, dns.rdataclass.IN, message)  # type: ignore[arg-type] # maybe no answer
 
