@@ -174,12 +174,12 @@ def _name_server(data: bytes) -> None:
 def _wires() -> list[bytes]:
     found = []
     for kind, text in (("A", "192.0.2.1"), ("AAAA", "2001:db8::1"), ("CNAME", "other.test.")):
-        query = dns.message.make_query(f"{_NAME}.", "AAAA" if kind == "AAAA" else "A")
+        query = dns.message.make_query(f"{_NAME}.", "AAAA" if kind == "AAAA" else "A", id=1)
         answer = dns.message.make_response(query)
         answer.answer.append(dns.rrset.from_text(f"{_NAME}.", 60, "IN", kind, text))
         found.append(answer.to_wire())
     names = [f"{_NAME}.", *(f"{number}.test." for number in range(20))]
-    chain = dns.message.make_response(dns.message.make_query(names[0], "A"))
+    chain = dns.message.make_response(dns.message.make_query(names[0], "A", id=1))
     for name, other in pairwise(names):
         chain.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", other))
     found.append(chain.to_wire())
