@@ -52,7 +52,7 @@ DIST ?= dist
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench soak package docs \
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules fuzz lint bench soak package docs \
         reference detections screenshots clean system system-demo
 
 help:  ## List the targets.
@@ -89,6 +89,9 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.plain_english
 	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
+
+fuzz: .venv/ready  ## Fuzz all parsers of hostile bytes, 100 million inputs: make fuzz INPUTS=1000000 SEED=2.
+	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),100000000) --seed $(or $(SEED),1) $(ARGS)
 
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.

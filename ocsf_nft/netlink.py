@@ -6,6 +6,7 @@ A message has a header and a payload: a fixed part, and then attributes.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -32,6 +33,8 @@ _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _RECEIVE_BYTES: Final = 1 << 17
+#: Limit of the kernel's error numbers (include/linux/err.h).
+_MAX_ERRNO: Final = 4096
 # include/uapi/asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
@@ -107,6 +110,8 @@ def error_of(payload: memoryview) -> OSError | None:
     Return None for the code 0, which is an acknowledgement, and for a payload without a code.
     """
     code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
+    if code <= -_MAX_ERRNO:
+        return OSError(errno.EBADMSG, f"the kernel's answer has the invalid error {code}")
     return OSError(-code, os.strerror(-code)) if code else None
 
 

@@ -6,6 +6,7 @@ CAP_NET_ADMIN over the network namespace in which the socket was opened.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import time
@@ -215,7 +216,10 @@ class Nftables:
 
     def generation(self) -> int:
         """Return the ruleset's generation: a number that each transaction increments."""
-        return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
+        found = self.query(_NFT_MSG_GETGEN, 0, b"").get(_NFTA_GEN_ID)
+        if found is None:
+            raise OSError(errno.EBADMSG, "the kernel's answer has no generation of the ruleset")
+        return int.from_bytes(found, "big")
 
     def table(self, family: str, name: str) -> Table | None:
         """Return the properties of an nftables table; None if there is no table with that name."""

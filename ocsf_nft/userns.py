@@ -65,10 +65,15 @@ def user_id_map() -> UserIdMap | None:
         if process.name.isdecimal():
             text = _read_map(process, there)
             if text:
-                lines = [tuple(map(int, line.split())) for line in text.splitlines()]
-                return UserIdMap(tuple((there, here, count) for there, here, count in lines))
+                return parsed_map(text)
     # No map can be read. This map converts each id to 65534, which is better than a wrong id.
     return UserIdMap(())
+
+
+def parsed_map(text: str) -> UserIdMap:
+    """Parse the content of a /proc/PID/uid_map; raises ValueError if it is invalid."""
+    lines = [tuple(map(int, line.split())) for line in text.splitlines()]
+    return UserIdMap(tuple((there, here, count) for there, here, count in lines))
 
 
 def _owner() -> int:

@@ -277,3 +277,18 @@ def test_subscribe_without_the_privilege_leaves_no_socket() -> None:
 
     before, after = netns.in_scratch(without)
     assert after == before
+
+
+def test_error_with_an_impossible_number_is_an_os_error() -> None:
+    lowest = memoryview(struct.pack("=i", -(1 << 31)))  # os.strerror() would raise OverflowError
+    error = netlink.error_of(lowest)
+    assert error is not None
+    assert error.errno == errno.EBADMSG
+
+
+def test_answer_without_a_generation_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    nftables = Nftables.__new__(Nftables)
+    monkeypatch.setattr(nftables, "query", lambda *_: {})
+    with pytest.raises(OSError, match="no generation") as raised:
+        nftables.generation()
+    assert raised.value.errno == errno.EBADMSG

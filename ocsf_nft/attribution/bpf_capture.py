@@ -294,7 +294,7 @@ def _cgroup_mount(mounts: str) -> Path:
     for line in mounts.split("\n"):
         # proc(5): ID, parent, device, root, mount point, options, optional fields, "-", type, …
         words = line.split(" ")
-        if "-" in words and words[words.index("-") + 1 :][:1] == ["cgroup2"]:
+        if "-" in words[6:] and words[words.index("-", 6) + 1 :][:1] == ["cgroup2"]:
             found.append((words[3], Path(_unescaped(words[4]))))
     if not found:
         raise UnsupportedError(

@@ -6,6 +6,7 @@ Raw, ping and packet sockets are always read here.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -16,6 +17,8 @@ from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.ip_text import text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from ocsf_nft.netns import Namespace
 
 #: Maximum number of sockets with one port; with more, the lookup fails.
@@ -87,7 +90,7 @@ class ProcNetFiles:
         found: list[Socket] = []
         for suffix in ("6",) if version == 6 else ("", "6"):
             lines = self._lines(f"{INET[protocol]}{suffix}", deadline_ns)
-            found += [sock for sock in map(_inet_socket, lines) if sock.local_port == port]
+            found += [sock for sock in _sockets(_inet_socket, lines) if sock.local_port == port]
         if len(found) > MOST_SOCKETS:
             raise TooManySocketsError
         return tuple(found)
@@ -100,17 +103,18 @@ class ProcNetFiles:
         ``deadline_ns`` (time.monotonic_ns).
         """
         # Not by netlink: that needs the kernel module raw_diag, which many kernels lack.
-        return tuple(map(_inet_socket, self._lines("raw" if version == 4 else "raw6", deadline_ns)))
+        lines = self._lines("raw" if version == 4 else "raw6", deadline_ns)
+        return tuple(_sockets(_inet_socket, lines))
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
         """Return the ping sockets (``net/ipv4/ping.c``) that send with the ICMP id ``identity``."""
         # Netlink does not list ping sockets.
         lines = self._lines("icmp" if version == 4 else "icmp6", deadline_ns)
-        return tuple(sock for sock in map(_inet_socket, lines) if sock.local_port == identity)
+        return tuple(sock for sock in _sockets(_inet_socket, lines) if sock.local_port == identity)
 
     def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
         """Return all packet sockets."""
-        return tuple(map(_packet_socket, self._lines("packet", deadline_ns)))
+        return tuple(_sockets(_packet_socket, self._lines("packet", deadline_ns)))
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
         """Return the lines of a table in /proc/net, without the header line.
@@ -136,6 +140,14 @@ def address(packed: bytes) -> str:
     An IPv6 address that contains an IPv4 address (``::ffff:192.0.2.1``) becomes the IPv4 address.
     """
     return text_of(packed[12:] if packed.startswith(_MAPPED) else packed)
+
+
+def _sockets(parse: Callable[[bytes], Socket], lines: Iterable[bytes]) -> Iterator[Socket]:
+    """Parse the lines of a table with sockets; raises OSError for an invalid line."""
+    try:
+        yield from map(parse, lines)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise OSError(errno.EBADMSG, "a line of a socket table in /proc/net is invalid") from error
 
 
 def _inet_socket(line: bytes) -> Socket:

@@ -326,7 +326,7 @@ class ClosedSockets:
                 continue
             protocol = socket.IPPROTO_TCP if groups & _TCP_GROUPS else socket.IPPROTO_UDP
             for kind, payload in netlink.messages(memoryview(datagram)):
-                if kind == _SOCK_DIAG_BY_FAMILY:
+                if kind == _SOCK_DIAG_BY_FAMILY and len(payload) >= _PORT_OFFSET + _PORT.size:
                     closed.append((protocol, _PORT.unpack_from(payload, _PORT_OFFSET)[0]))
         # Read the clock after all: no socket was closed later than its stored time.
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -370,7 +370,12 @@ def _index(sock: socket.socket, device: str) -> int:
 
 
 def _inet_socket(payload: memoryview) -> Socket:
-    """Decode a socket that the kernel describes by struct inet_diag_msg and its attributes."""
+    """Decode a socket that the kernel describes by struct inet_diag_msg and its attributes.
+
+    Raises OSError if the description is cut.
+    """
+    if len(payload) < _MESSAGE_BYTES:
+        raise OSError(errno.EBADMSG, "the kernel's description of a socket is cut")
     local_port, remote_port, _, remote = _IDENTITY.unpack_from(payload, 4)
     uid, inode = _OWNER.unpack_from(payload, 64)
     only = dict(netlink.attributes(payload[_MESSAGE_BYTES:])).get(_SKV6ONLY)
@@ -380,5 +385,5 @@ def _inet_socket(payload: memoryview) -> Socket:
         local_port=local_port,
         remote=proc_net_sockets.address(remote[:4] if payload[0] == socket.AF_INET else remote),
         remote_port=remote_port,
-        is_only_ipv6=None if only is None else bool(only[0]),
+        is_only_ipv6=any(only) if only else None,
     )

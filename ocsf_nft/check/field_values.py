@@ -115,6 +115,8 @@ def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
 
 def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
     protocol, name = body.get("protocol"), body.get("field")
+    if not isinstance(protocol, str) or not isinstance(name, str):
+        return None
     if protocol == f"ip{'' if packet.version == 4 else 6}":
         return _ip_header(name, packet)
     if protocol in {"ip", "ip6"} or protocol in _OTHER_HEADERS:
@@ -164,15 +166,18 @@ def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
 
 
 def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
-    flags = body.get("flags")
-    selectors = frozenset(flags if isinstance(flags, list) else [flags]) - {"mark"}
-    if body.get("result") == "type":
+    flags, result = body.get("flags"), body.get("result")
+    known = flags if isinstance(flags, list) else [flags]
+    if not all(isinstance(each, str) for each in known):
+        return None
+    selectors = frozenset(known) - {"mark"}
+    if result == "type":
         if "saddr" in selectors:
             is_narrowed = bool(selectors - {"saddr"})
             return partial(_address_type_matches, packet.is_source_local, is_narrowed)
         is_narrowed = bool(selectors - {"daddr"})
         return partial(_address_type_matches, packet.is_destination_local, is_narrowed)
-    if body.get("result") in {"oif", "oifname"} and selectors == {"saddr", "iif"}:
+    if result in ("oif", "oifname") and selectors == {"saddr", "iif"}:
         return partial(_exists, packet.has_reverse_route)
     return None
 
@@ -197,7 +202,8 @@ def _exists(known: Truth, item: Any) -> Truth:
 
 
 def _extension_header(body: dict[str, Any], packet: Packet) -> Value | Absent:
-    if body.get("name") not in _EXTENSION_HEADERS:
+    name = body.get("name")
+    if not isinstance(name, str) or name not in _EXTENSION_HEADERS:
         return None
     # For IPv4, even a test for a missing header doesn't match (nft_exthdr_ipv6_eval).
     if "field" in body or packet.version == 4:

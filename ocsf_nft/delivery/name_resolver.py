@@ -95,7 +95,19 @@ class NameResolver:
 
     async def _ask(self, name: str, kind: str) -> dict[str, Any]:
         import dns.exception  # noqa: PLC0415 - an extra
-        import dns.resolver  # noqa: PLC0415 - the same
+
+        try:
+            return await self._addresses(name, kind)
+        except dns.exception.Timeout:
+            return {"error": f"no name server has answered within {_SECONDS:.0f} s"}
+        except (dns.exception.DNSException, OSError) as error:
+            return {"error": f"the name servers can't be asked: {reason_of(error)}"}
+        except Exception as error:  # noqa: BLE001 - a server's answer must not end the deliveries
+            return {"error": f"an answer can't be used: {type(error).__name__}"}
+
+    async def _addresses(self, name: str, kind: str) -> dict[str, Any]:
+        """Return the answer of the name servers; raises any error for an invalid answer."""
+        import dns.resolver  # noqa: PLC0415 - an extra
 
         try:
             answer = await self._present().resolve(
@@ -105,12 +117,6 @@ class NameResolver:
             chains = [each.resolve_chaining() for each in error.kwargs["responses"].values()]
             ttl = min((each.minimum_ttl for each in chains), default=0)
             return _answer([], ttl) | {"is_absent": True}
-        except dns.exception.Timeout:
-            return {"error": f"no name server has answered within {_SECONDS:.0f} s"}
-        except (dns.exception.DNSException, OSError) as error:
-            return {"error": f"the name servers can't be asked: {reason_of(error)}"}
-        except Exception as error:  # noqa: BLE001 - a server's answer must not end the deliveries
-            return {"error": f"an answer can't be used: {type(error).__name__}"}
         addresses = [ipaddress.ip_address(each.address) for each in answer.rrset or ()]
         return _answer(addresses, answer.chaining_result.minimum_ttl)
 

@@ -252,7 +252,7 @@ def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]
     try:
         found, values = json.loads(content)
         well_formed = all(_KEY.fullmatch(key) and _VALUE.fullmatch(values[key]) for key in values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(state) from error
     if not well_formed:
         raise _damaged(state)

@@ -11,6 +11,7 @@ import ipaddress
 import itertools
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink
@@ -72,9 +73,17 @@ def to_address(destination: Address) -> Route:
             # Right for the usual sandbox, whose proxy is on the same link.
             return Route(destination, None)
         raise
-    if _RTMSG.unpack_from(reply)[7] != _RTN_UNICAST:
+    return _route(reply, destination)
+
+
+def _route(reply: bytes, destination: Address) -> Route:
+    """Decode the kernel's answer about the route to an address; raises OSError if it is invalid."""
+    if _header(reply)[7] != _RTN_UNICAST:
         return Route(None, None)
-    (hop,) = _hops(dict(netlink.attributes(memoryview(reply)[_RTMSG.size :])))
+    hops = tuple(_hops(dict(netlink.attributes(memoryview(reply)[_RTMSG.size :]))))
+    if len(hops) != 1:
+        raise _invalid()
+    (hop,) = hops
     return hop if hop.neighbour is not None else hop._replace(neighbour=destination)
 
 
@@ -124,16 +133,47 @@ def _entries(version: int) -> Iterator[_Entry]:
                 f"the namespace has more than {_MOST_ROUTES} routes, too many to find the next "
                 "hops towards networks: remove some, or allow single addresses"
             )
-        family, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(reply)
-        if kind != _RTN_UNICAST or family != _family(version):
-            continue
-        found = dict(netlink.attributes(memoryview(reply)[_RTMSG.size :]))
-        if _RTA_TABLE in found:
-            (table,) = struct.unpack("=I", found[_RTA_TABLE])
-        # A default route has no destination.
-        address = bytes(found.get(_RTA_DST, bytes(4 if version == 4 else 16)))
+        entry = _entry(reply, version)
+        if entry is not None:
+            yield entry
+
+
+def _entry(reply: bytes, version: int) -> _Entry | None:
+    """Decode a route of a routing table; None if it is no unicast route of this IP version.
+
+    Raises OSError if the reply is invalid.
+    """
+    family, length, _, _, table, _, _, kind, _ = _header(reply)
+    if kind != _RTN_UNICAST or family != _family(version):
+        return None
+    found = dict(netlink.attributes(memoryview(reply)[_RTMSG.size :]))
+    if _RTA_TABLE in found:
+        table = _number(found[_RTA_TABLE])
+    # A default route has no destination.
+    address = bytes(found.get(_RTA_DST, bytes(4 if version == 4 else 16)))
+    try:
         network = ipaddress.ip_network((address, length), strict=False)
-        yield _Entry(table, network, tuple(_hops(found)))
+    except ValueError as error:
+        raise _invalid() from error
+    if network.version != version:
+        raise _invalid()
+    return _Entry(table, network, tuple(_hops(found)))
+
+
+def _header(reply: bytes) -> tuple[int, ...]:
+    if len(reply) < _RTMSG.size:
+        raise _invalid()
+    return _RTMSG.unpack_from(reply)
+
+
+def _number(value: memoryview) -> int:
+    if len(value) != 4:
+        raise _invalid()
+    return int.from_bytes(value, sys.byteorder)
+
+
+def _invalid() -> OSError:
+    return OSError(errno.EBADMSG, "a route in an answer of the kernel is invalid")
 
 
 def _hops(found: dict[int, memoryview]) -> Iterator[Route]:
@@ -144,19 +184,23 @@ def _hops(found: dict[int, memoryview]) -> Iterator[Route]:
         rest = found[_RTA_MULTIPATH]
         while len(rest) >= _RTNEXTHOP.size:
             length, _, _, ifindex = _RTNEXTHOP.unpack_from(rest)
+            if length < _RTNEXTHOP.size:  # otherwise the loop would not end
+                raise _invalid()
             attributes = dict(netlink.attributes(rest[_RTNEXTHOP.size : length]))
             yield Route(_gateway(attributes), ifindex)
             rest = rest[length + (-length % 4) :]
     elif _RTA_OIF in found:
-        (ifindex,) = struct.unpack("=I", found[_RTA_OIF])
-        yield Route(_gateway(found), ifindex)
+        yield Route(_gateway(found), _number(found[_RTA_OIF]))
 
 
 def _gateway(found: dict[int, memoryview]) -> Address | None:
-    if _RTA_GATEWAY in found:
-        return ipaddress.ip_address(bytes(found[_RTA_GATEWAY]))
-    if _RTA_VIA in found:  # a gateway of the other family, after its 16-bit family
-        return ipaddress.ip_address(bytes(found[_RTA_VIA][2:]))
+    try:
+        if _RTA_GATEWAY in found:
+            return ipaddress.ip_address(bytes(found[_RTA_GATEWAY]))
+        if _RTA_VIA in found:  # a gateway of the other family, after its 16-bit family
+            return ipaddress.ip_address(bytes(found[_RTA_VIA][2:]))
+    except ValueError as error:
+        raise _invalid() from error
     return None
 
 

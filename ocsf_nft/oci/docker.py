@@ -13,7 +13,7 @@ from typing import Any, Final
 
 _FILE: Final = "config.v2.json"
 #: Files that Docker mounts into a container from the folder of the container.
-_MOUNTED: Final = frozenset(("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"))
+_MOUNTED: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 
 def facts(config: dict[str, Any], container: str) -> dict[str, Any] | None:
@@ -21,9 +21,11 @@ def facts(config: dict[str, Any], container: str) -> dict[str, Any] | None:
 
     ``container`` is its id. The keys are ``name``, ``image``, ``image_id`` and ``labels``.
     """
-    for each in config.get("mounts") or ():
-        if each.get("destination") in _MOUNTED:
-            folder = os.path.dirname(each.get("source") or "")
+    mounts = config.get("mounts")
+    for each in mounts if isinstance(mounts, list) else ():
+        source = each.get("source") if isinstance(each, dict) else None
+        if isinstance(source, str) and each.get("destination") in _MOUNTED:
+            folder = os.path.dirname(source)
             # A user may mount a file from another folder, with a config.v2.json of the user's own.
             # The user can't name that folder as the id, which Docker chooses later.
             if os.path.basename(folder) == container and (found := _read(folder)) is not None:

@@ -46,6 +46,7 @@ def _facts(container: dict[str, Any]) -> dict[str, Any]:
             "image_id": metadata["image-id"],
         }
     except (ValueError, LookupError, TypeError):
-        names = container.get("names") or [None]
-        pairs = {"name": names[0], "image_id": container.get("image")}
+        names = container.get("names")
+        name = names[0] if isinstance(names, list) and names else None
+        pairs = {"name": name, "image_id": container.get("image")}
     return {fact: value for fact, value in pairs.items() if isinstance(value, str) and value}

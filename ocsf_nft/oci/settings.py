@@ -71,7 +71,7 @@ def _read(path: str, *, is_required: bool) -> dict[str, Any]:
 
     try:
         return tomllib.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the settings file {path} is not TOML: {error}") from error
 
 
@@ -85,7 +85,7 @@ def _text(found: dict[str, Any], name: str, default: str) -> str:
 def _seconds(value: object) -> float:
     try:
         seconds = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = math.nan
     if not 0 < seconds <= _MOST_SECONDS:
         raise UsageError(

@@ -101,6 +101,10 @@ def test_mount_point_is_that_of_cgroup_v2(optional: str) -> None:
     assert mount_point("", _V1, mounted(optional=optional)) == Path("/sys/fs/cgroup")
 
 
+def test_line_of_mountinfo_that_is_cut_is_ignored() -> None:
+    assert mount_point("29 - cgroup2", "- cgroup2", mounted()) == Path("/sys/fs/cgroup")
+
+
 def test_mount_point_beside_cgroup_v1_is_found() -> None:
     tmpfs = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755"
     found = mount_point(tmpfs, _V1, mounted(at="/sys/fs/cgroup/unified"))

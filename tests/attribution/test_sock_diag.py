@@ -384,3 +384,18 @@ def test_address_has_the_form_of_a_record(address: str, shown: str) -> None:
     raw = packed(address)
     assert raw is not None
     assert proc_net_sockets.address(raw) == shown
+
+
+def test_cut_description_of_a_socket_is_an_os_error() -> None:
+    whole = bytes([socket.AF_INET]) + bytes(71)
+    assert sock_diag._inet_socket(memoryview(whole)).remote == "0.0.0.0"
+    for length in (0, 12, 71):
+        with pytest.raises(OSError, match="description of a socket is cut"):
+            sock_diag._inet_socket(memoryview(whole[:length]))
+
+
+def test_empty_attribute_of_a_socket_is_unknown() -> None:
+    described = bytes([socket.AF_INET]) + bytes(71)
+    for value, expected in ((b"", None), (b"\0", False), (b"\1", True)):
+        payload = memoryview(described + netlink.attribute(sock_diag._SKV6ONLY, value))
+        assert sock_diag._inet_socket(payload).is_only_ipv6 is expected

@@ -163,3 +163,21 @@ def test_closed_listener_can_not_be_read() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         watch.read()
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - shorter
+
+
+def test_notice_without_a_port_is_ignored(
+    watch: ClosedSockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = netlink.message(20, 0, b"\2\7\x10")  # SOCK_DIAG_BY_FAMILY
+    received = [(cut, (0, 1))]
+
+    class Socket:
+        def recvfrom(self, _size: int) -> tuple[bytes, tuple[int, int]]:
+            if not received:
+                raise BlockingIOError
+            return received.pop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "_socket", Socket())
+        watch.read()
+    assert not received

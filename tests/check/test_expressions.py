@@ -238,7 +238,11 @@ def test_match_of_an_unknown_form_is_undecided() -> None:
         for left, operator, right in (
             (_DPORT, "~", 443), ("443", "==", 443), ({"meta": "mark"}, "==", 6),
             ({"socket": {"key": "mark"}}, "==", 6), ({"exthdr": {"name": "new"}}, "==", True),
-            ({**_MARK, **_DPORT}, "==", 6),
+            ({**_MARK, **_DPORT}, "==", 6), ({"exthdr": {"name": []}}, "==", True),
+            ({"payload": {"protocol": [], "field": "dport"}}, "==", 443),
+            ({"payload": {"protocol": "tcp", "field": {}}}, "==", 443),
+            ({"fib": {"flags": [[]], "result": "type"}}, "==", "local"),
+            ({"fib": {"flags": ["saddr", "iif"], "result": []}}, "==", True),
         )
     )  # fmt: skip
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import dns.message
+import dns.resolver
+import dns.rrset
 import pytest
 
 from ocsf_nft.delivery import name_resolver
@@ -26,6 +31,10 @@ nonsense listed.test
 fd00::5 listed.test
 fe80::1%lo scoped.test
 """
+
+
+#: The library has no types for it.
+_absent: Any = dns.resolver.NXDOMAIN
 
 
 def _found(*addresses: str, ttl: int = 1) -> dict[str, Any]:
@@ -127,6 +136,46 @@ async def test_second_server_answers_if_the_first_is_silent(
         first.mode = "silent"
         found = await NameResolver(resolver_files(tmp_path, first, second)).resolve("a.test")
     assert found["4"] == _found("192.0.2.1")
+
+
+def _answers(*records: tuple[str, str, str]) -> dns.message.Message:
+    """Return an answer about ``a.test`` with records: their names, types and values."""
+    answer = dns.message.make_response(dns.message.make_query("a.test.", "A"))
+    for name, kind, value in records:
+        answer.answer.append(dns.rrset.from_text(name, 60, "IN", kind, value))
+    return dns.message.from_wire(answer.to_wire())
+
+
+async def test_absent_name_with_an_endless_chain_of_aliases_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a.test.", *(f"{number}.test." for number in range(30))]
+    chain = [(name, "CNAME", other) for name, other in pairwise(names)]
+
+    class Stub:
+        async def resolve(self, *_: object, **__: object) -> NoReturn:
+            responses = {"a.test.": _answers(*chain)}
+            raise _absent(qnames=["a.test."], responses=responses)
+
+    resolver = NameResolver(ResolverFiles(tmp_path / "none", tmp_path / "none"))
+    monkeypatch.setattr(resolver, "_present", Stub)
+    found = await resolver.resolve("a.test")
+    assert [set(each) for each in found.values()] == [{"error"}, {"error"}]
+
+
+async def test_answer_with_a_record_of_another_type_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = _answers(("a.test.", "CNAME", "b.test.")).answer[0]
+
+    class Stub:
+        async def resolve(self, *_: object, **__: object) -> Any:
+            return SimpleNamespace(rrset=records)
+
+    resolver = NameResolver(ResolverFiles(tmp_path / "none", tmp_path / "none"))
+    monkeypatch.setattr(resolver, "_present", Stub)
+    found = await resolver.resolve("a.test")
+    assert found["4"] == {"error": "an answer can't be used: AttributeError"}
 
 
 def test_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

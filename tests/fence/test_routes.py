@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import subprocess
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netns
+from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import links, routes
 from ocsf_nft.netns import Namespace
@@ -112,3 +114,39 @@ def test_too_many_routes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         survey(Namespace(), [])
 
     _inside(check, batch)
+
+
+def _route(*attributes: bytes, family: int = socket.AF_INET, length: int = 16) -> bytes:
+    header = routes._RTMSG.pack(family, length, 0, 0, 254, 0, 0, routes._RTN_UNICAST, 0)
+    return header + b"".join(attributes)
+
+
+_TO = netlink.attribute(routes._RTA_DST, bytes((10, 9, 0, 0)))
+_OUT = netlink.attribute(routes._RTA_OIF, struct.pack("=I", 2))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        _route(_TO, _OUT)[:11],
+        _route(_TO[:-2], _OUT, length=33),
+        _route(netlink.attribute(routes._RTA_DST, b"abc"), _OUT),
+        _route(_TO, netlink.attribute(routes._RTA_OIF, b"\2")),
+        _route(_TO, _OUT, netlink.attribute(routes._RTA_GATEWAY, b"\1\2")),
+        _route(_TO, _OUT, netlink.attribute(routes._RTA_VIA, b"\2\0\1")),
+        _route(_TO, _OUT, netlink.attribute(routes._RTA_TABLE, b"")),
+        # A next hop of length 0: a loop over the next hops would not end.
+        _route(_TO, netlink.attribute(routes._RTA_MULTIPATH, bytes(8))),
+        _route(netlink.attribute(routes._RTA_DST, bytes(16)), _OUT),
+    ],
+)
+def test_route_that_no_kernel_sends_is_an_os_error(reply: bytes) -> None:
+    with pytest.raises(OSError, match="a route in an answer of the kernel is invalid"):
+        routes._entry(reply, 4)
+
+
+def test_route_to_an_address_has_one_next_hop() -> None:
+    address = ip_address("10.9.0.1")
+    assert routes._route(_route(_TO, _OUT), address) == routes.Route(address, 2)
+    with pytest.raises(OSError, match="a route in an answer of the kernel is invalid"):
+        routes._route(_route(_TO), address)

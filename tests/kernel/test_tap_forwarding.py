@@ -222,6 +222,7 @@ def test_damaged_settings_are_not_written(site: tap.Site, state: StateDirectory)
         whole.replace("ipv4/conf/all/forwarding", "ipv4/conf/../../kernel/panic"),
         whole.replace('"0"', '"0\\n1"'),
         whole.replace('"0"', "0"),
+        "[" * 100_000,
     ):
         assert damaged != whole
         stored.write_text(damaged)

@@ -179,3 +179,28 @@ def test_bundle_without_a_configuration_is_an_error(tmp_path: Path, content: str
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(SourceError, match=r"config\.json"):
         read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        5,
+        "/etc/hosts",
+        ["/etc/hosts", None, 7],
+        [{"destination": "/etc/hosts", "source": 5}],
+        [{"destination": ["/etc/hosts"], "source": "/a/b"}],
+    ],
+)
+def test_mounts_of_another_form_are_no_facts(mounts: Any) -> None:
+    assert facts({"mounts": mounts}, "/b", "3f") == {"annotations": {}, "labels": {}}
+
+
+@pytest.mark.parametrize("names", [0.5, {"a": 1}, [], "", True])
+def test_names_of_podman_of_another_form_are_left_out(tmp_path: Path, names: Any) -> None:
+    bundle = tmp_path / "3f" / "userdata"
+    bundle.mkdir(parents=True)
+    containers = [{"id": "3f", "names": names, "image": "77af"}]
+    (tmp_path / "containers.json").write_text(json.dumps(containers), encoding="ascii")
+    found = facts({"annotations": {"io.container.manager": "libpod"}}, str(bundle), "3f")
+    assert found["image_id"] == "77af"
+    assert "name" not in found

@@ -55,6 +55,8 @@ def test_another_file_must_exist(tmp_path: Path) -> None:
         ('timeout = "x"', "number of seconds"),
         ("timeout = []", "number of seconds"),
         ("timeout = nan", "number of seconds"),
+        pytest.param(f"timeout = {'9' * 400}", "number of seconds", id="too large for a float"),
+        pytest.param(f"x = {'[' * 10_000}", "is not TOML", id="nested too deeply"),
     ],
 )
 def test_wrong_file_is_an_error(tmp_path: Path, content: str, sentence: str) -> None:

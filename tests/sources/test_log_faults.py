@@ -151,7 +151,9 @@ async def test_journalctl_that_is_absent_or_fails_raises_with_the_cause(
 
 
 def test_journalctl_line_without_an_entry_is_quoted_in_the_error() -> None:
-    for line in (b"no json", b"[]", b"{}", b'{"__CURSOR":"c","__REALTIME_TIMESTAMP":"x"}'):
+    no_text = b'{"__CURSOR":6,"__REALTIME_TIMESTAMP":"1","__MONOTONIC_TIMESTAMP":"1"}'
+    no_time = b'{"__CURSOR":"c","__REALTIME_TIMESTAMP":"x"}'
+    for line in (b"no json", b"[]", b"{}", no_time, no_text):
         with pytest.raises(
             SourceError, match='journalctl wrote a line that is not a journal entry: "'
         ):

@@ -171,8 +171,11 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 def _entry(line: bytes) -> KernelEntry:
     try:
         fields = orjson.loads(line)
+        cursor = fields["__CURSOR"]
+        if not isinstance(cursor, str):
+            raise TypeError("the cursor is no text")  # noqa: TRY301 - as for a missing field
         return KernelEntry(
-            cursor=fields["__CURSOR"],
+            cursor=cursor,
             boot=str(fields.get("_BOOT_ID", "")),
             realtime_us=int(fields["__REALTIME_TIMESTAMP"]),
             monotonic_us=int(fields["__MONOTONIC_TIMESTAMP"]),
