@@ -31,6 +31,11 @@ _PERMISSIVE: Final = {
     "sidecar.nft": "permissive.nft",
     "tap.nft": "permissive_tap.nft",
 }
+#: Policy file of a strict fence, and the chains of tap.nft that it replaces.
+_STRICT: Final = "strict_tap.nft"
+_NOT_STRICT: Final = re.compile(
+    r"^\tchain unlisted \{\n\t\taccept\n\t\}\n\tchain answers \{\n\t\taccept\n\t\}\n", re.MULTILINE
+)
 #: A table with these flags can be changed only by the process that opened it this way, while its
 #: socket is open (Linux 6.9). nft closes its socket at once, and the table that it created
 #: persists.
@@ -158,6 +163,8 @@ def _render(
     file: str, spec: FenceSpec, defines: Mapping[str, str], table: str, transport: LogTransport
 ) -> str:
     text = _policy(file)
+    if spec.tap is not None and spec.tap.is_strict:
+        text = _make_strict(text)
     if spec.is_permissive:
         more = _PERMISSIVE.get(file)
         text = permissive.make_permissive(text, "" if more is None else _policy(more))
@@ -171,6 +178,16 @@ def _render(
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _set_log_transport(text, spec.group, transport)
+
+
+def _make_strict(text: str) -> str:
+    """Return a VM's policy with the chains of a strict fence."""
+    opened = _OPENING.search(_policy(_STRICT))
+    chains = "" if opened is None else _policy(_STRICT)[opened.end() + 1 :].removesuffix("}\n")
+    text, count = _NOT_STRICT.subn(lambda _: chains, text)
+    if count != 1 or not chains:
+        raise AssertionError("the policy file must have the chains that a strict fence replaces")
+    return text
 
 
 def _repeat_for_exceptions(text: str, ranges: tuple[Destination, ...]) -> str:
