@@ -33,6 +33,7 @@ _EXCEPTIONS: Final = tuple(
         (
             f"udp:{GATEWAY4}:{DNS}", f"udp:[{GATEWAY6}]:{DNS}",
             f"tcp:{_SERVICE4}:443", f"tcp:[{_SERVICE6}]:443",
+            f"udp:{_SERVICE4}:6000", f"udp:[{_SERVICE6}]:6000",
             f"udp:{_SERVICE4}:5000-5010", f"udp:[{_SERVICE6}]:5000-5010",
             "tcp:203.0.112.64/27:8000", "tcp:[2001:db8:9:8000::/49]:8000",
         ),
@@ -97,6 +98,7 @@ def test_strict_vm_reaches_the_gateways_port_and_exceptions_alone(bench: VmBench
             "an answer": ("vm-forward", headers.tcp(own, to, 444, SYN | ACK)),
             "another port of an exception": ("vm-forward", headers.tcp(own, service, 444)),
             "another protocol of an exception": ("vm-forward", headers.udp(own, service, 443)),
+            "another protocol of a range": ("vm-forward", headers.tcp(own, service, 5000)),
             "after a range of ports": ("vm-forward", headers.udp(own, service, 5011)),
             "beside a network": ("vm-forward", headers.tcp(own, outside, 8000)),
             "redirected from elsewhere": (
@@ -128,16 +130,18 @@ def test_strict_vm_sends_errors_about_allowed_flows_alone(bench: VmBench) -> Non
     ):
         port = next(_SOURCE_PORTS)
         assert bench.routed(headers.udp(own, gateway, DNS, port)) == "host"
-        assert bench.routed(headers.udp(own, service, 5000, port)) == "through"
+        for number in (5000, 6000):
+            assert bench.routed(headers.udp(own, service, number, port)) == "through"
         for kind in kinds:
-            error = partial(headers.icmp, own, kind=kind)
-            about = bytes(4) + headers.udp(gateway, own, port, DNS)
-            assert bench.routed(error(gateway, body=about)) == "host", kind
-            about = bytes(4) + headers.udp(service, own, port, 5000)
-            assert bench.routed(error(service, body=about)) == "through", kind
-            assert bench.routed(error(to, body=about)) == "vm-forward", kind
-            about = bytes(4) + headers.udp(to, own, port, 5000)
-            assert bench.routed(error(to, body=about)) == "vm-forward", kind
+            for source, number, receiver, expected in (
+                (gateway, DNS, gateway, "host"), (gateway, DNS, to, "vm-forward"),
+                (service, 5000, service, "through"), (service, 6000, service, "through"),
+                (service, 5000, to, "vm-forward"), (service, 5001, service, "vm-forward"),
+                (to, 5000, to, "vm-forward"),
+            ):  # fmt: skip
+                about = headers.udp(source, own, port, number)
+                error = headers.icmp(own, receiver, kind, body=bytes(4) + about)
+                assert bench.routed(error) == expected, (kind, source, number, receiver)
 
 
 def test_strict_vm_resolves_the_gateway(bench: VmBench) -> None:
@@ -145,6 +149,8 @@ def test_strict_vm_resolves_the_gateway(bench: VmBench) -> None:
     assert bench.routed(asked(GATEWAY6)) == "host"
     found = bench.sent(packets.ETH_IP6, asked("ff02::1:ff00:1"), to=b"33\xff\0\0\1")
     assert found == "link host"
+    advert = headers.neighbour(VM6, "ff02::1", 136, target=VM6)
+    assert bench.sent(packets.ETH_IP6, advert, to=b"33\0\0\0\1") == "link host"
 
 
 def test_strict_permissive_fence_counts_each_packet_once(tmp_path: Path) -> None:
@@ -165,14 +171,20 @@ def test_change_to_a_strict_fence_ends_open_flows(tmp_path: Path) -> None:
     with vm_bench.bench(state, exceptions=_EXCEPTIONS) as bench:
         bench.sent(ETH_ARP, packets.arp(VM4, GATEWAY4, tap.VM_MAC))
         opened = [
-            (headers.udp(own, to, port, 7000), headers.udp(to, uplink, 0, port), expected)
+            (
+                headers.udp(own, to, port, 7000),
+                headers.udp(to, uplink, 0, port),
+                expected,
+                _error(own, to, headers.udp(to, own, 7000, port)),
+            )
             for own, uplink, to, port, expected in (
                 (VM4, UPLINK4, INTERNET4, 53, False), (VM6, UPLINK6, INTERNET6, 53, False),
                 (VM4, UPLINK4, _SERVICE4, 5000, True), (VM6, UPLINK6, _SERVICE6, 5000, True),
+                (VM4, UPLINK4, _SERVICE4, 6000, True), (VM6, UPLINK6, _SERVICE6, 6000, True),
             )
         ]  # fmt: skip
         translated = []
-        for packet, _, _ in opened:
+        for packet, *_ in opened:
             bench.left()
             assert bench.routed(packet) == "through"
             translated.append(_translated_port(bench.left()))
@@ -184,12 +196,17 @@ def test_change_to_a_strict_fence_ends_open_flows(tmp_path: Path) -> None:
             spec = dataclasses.replace(strict if is_strict else before.spec, exceptions=_EXCEPTIONS)
             installer.install(spec, bench.site.host, state, "nflog")
             assert bench.counts()["vm-forward"] == refused, "counters continue"
-            for (packet, answer, is_allowed), port in zip(opened, translated, strict=True):
+            for (packet, answer, is_allowed, error), port in zip(opened, translated, strict=True):
                 passes = is_allowed or not is_strict
                 assert bench.routed(packet) == ("through" if passes else "vm-forward")
                 answered = _to_port(answer, port)
                 assert bench.arrives(answered) == ("vm" if passes else "vm-ingress")
+                assert bench.routed(error) == ("through" if passes else "vm-forward")
             refused = bench.counts()["vm-forward"]
+
+
+def _error(own: str, to: str, about: bytes) -> bytes:
+    return headers.icmp(own, to, 1 if ":" in own else 3, body=bytes(4) + about)
 
 
 def _translated_port(frames: list[bytes]) -> int:
@@ -209,5 +226,5 @@ def _to_port(packet: bytes, port: int) -> bytes:
     address = packet[8:24], packet[24:40]
     source, to = (packet[12:16], packet[16:20]) if header == 20 else address
     family = socket.AF_INET if header == 20 else socket.AF_INET6
-    names = [socket.inet_ntop(family, each) for each in (source, to)]
-    return headers.udp(*names, port, int.from_bytes(packet[header : header + 2], "big"))
+    texts = socket.inet_ntop(family, source), socket.inet_ntop(family, to)
+    return headers.udp(*texts, port, int.from_bytes(packet[header : header + 2], "big"))
