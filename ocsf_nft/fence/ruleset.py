@@ -13,9 +13,11 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.fence import permissive
 from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
+from ocsf_nft.ip_text import text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ _COUNTING_OBJECTS: Final = re.compile(
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
 #: limit are still counted.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
+_IPV4_BYTES: Final = 4
 #: Number of conntrack zones for VMs.
 _ZONES: Final = 0xFFFF
 #: Values of an exception that is a network or has a range of ports, in a rule of a policy file.
@@ -106,6 +109,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         # A new device has another index, so a new VM can't use the tracked connections of an
         # earlier VM. The numbers repeat after 65535 indexes.
         defines |= vm_addresses(spec.tap) | {"ct_zone": str((around.ifindex or 0) % _ZONES + 1)}
+        defines |= _metadata()
     (name,) = {name for _, name in spec.tables}
     text = _render(f"{spec.profile}.nft", spec, defines, name, transport)
     if spec.tap is not None:
@@ -146,6 +150,26 @@ def vm_addresses(tap: Tap) -> dict[str, str]:
         found[f"vm{subnet.version}"] = _set_literal(_vm_ranges(subnet))
         found[f"subnet{subnet.version}"] = str(subnet.network)
     return found
+
+
+def _metadata() -> dict[str, str]:
+    """Return the values of the ruleset's variables for metadata services of clouds.
+
+    They are without the addresses in 169.254.0.0/16, which the rules refuse as a network.
+    """
+    addresses = [each.packed for each in cloud_metadata.SERVICES if not each.is_link_local]
+    of_ipv4 = [each for each in addresses if len(each) == _IPV4_BYTES]
+
+    def literal(values: Iterable[bytes]) -> str:
+        return _set_literal(map(text_of, values))
+
+    found = {
+        f"metadata_{name}": literal(map(form.address_of, of_ipv4))
+        for name, form in cloud_metadata.FREE_FORMS.items()
+    }
+    exact = [form.address_of(each) for form in cloud_metadata.EXACT_FORMS for each in of_ipv4]
+    of_ipv6 = [each for each in addresses if len(each) != _IPV4_BYTES]
+    return found | {"metadata4": literal(of_ipv4), "metadata6": literal((*of_ipv6, *exact))}
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:

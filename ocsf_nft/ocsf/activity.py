@@ -297,9 +297,8 @@ def _attacks(
         # A full set, or a late read, can be caused by other users.
         is_of_one_user = attempt.aggregation.reason == "many" and record.uid is not None
         return attack.SCAN if is_of_one_user else None
-    return attack.attacks(
-        record, is_cloud_metadata=destination is not None and destination.is_cloud_metadata
-    )
+    is_metadata = packet_outcome.is_metadata_access(record, direction, destination)
+    return attack.attacks(record, is_cloud_metadata=is_metadata)
 
 
 @lru_cache(maxsize=CACHED)

@@ -11,11 +11,12 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.state import AccountPlace
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.ip_text import text_of
 from ocsf_nft.process import limit_to_one_packet
 from ocsf_nft.service import stored_account
 from ocsf_nft.service.counter_mismatch import CounterMismatch
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ocsf_nft.state.state_store import StateStore
 
 #: Destinations that are reported separately also beyond a user's limits.
-_PREFERRED: Final = frozenset(map(str, METADATA))
+_PREFERRED: Final = frozenset(map(text_of, cloud_metadata.exact_addresses()))
 #: Longest pause between two readings of a fence that logs nothing.
 _UNLOGGED_SECONDS: Final = 1.0
 #: Records of packets that a reading has shown may come later, by some tenths of a second through a
