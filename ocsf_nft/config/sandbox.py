@@ -153,7 +153,7 @@ class SandboxConfig(Table):
     exclusive: _Flag = False
     """Let no other process change the tables while a run watches (Linux 6.9)."""
     group: Annotated[int, Field(strict=True, ge=1, le=65535)] = DEFAULT_GROUP
-    """NFLOG group of the fence."""
+    """NFLOG group of the fence. If another program holds it, a run uses another one, at random."""
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     """Log transport of the fence; auto selects the best one."""
     source: SourceName = "auto"

@@ -183,7 +183,7 @@ class Activities:
             message=messages.message(attempt, direction, answer),
             action_id=outcome.action,
             disposition_id=outcome.disposition,
-            confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
+            confidence_id=_confidence(attempt),
             firewall_rule=(
                 firewall_rule(self._context, record.rule)
                 if packet_outcome.is_ours(record)
@@ -283,6 +283,13 @@ _OBSERVATION_POINTS: Final = {
     Direction.OUTBOUND: ObservationPoint.SOURCE,
     Direction.INBOUND: ObservationPoint.DESTINATION,
 }
+
+
+def _confidence(attempt: Attempt) -> Confidence | None:
+    if not packet_outcome.is_ours(attempt.record):
+        return None
+    by = attempt.attribution
+    return Confidence.LOW if by is not None and by.is_doubted else Confidence.HIGH
 
 
 def _attacks(

@@ -142,7 +142,7 @@ def records_not_counted(
         reason=reason,
         message=(
             f"{_were(number, 'log record')} not logged by the fence of sandbox {name} "
-            f"(rule {by_rule}): {reason}. Events from its records have a Low confidence now."
+            f"(rule {by_rule}): {reason}. Events from its records alone have a Low confidence now."
         ),
         since_ns=since_ns,
         until_ns=until_ns,
