@@ -100,6 +100,8 @@ class Attribution:
     #: Time at which BPF programs saw the process send the packet of the kernel's log record (ns
     #: since the epoch). None if they did not see that.
     sent_ns: int | None = field(default=None, compare=False)
+    #: True if the log record itself may be forged. Then ``reason`` says so.
+    is_doubted: bool = False
 
     @property
     def names_no_process(self) -> bool:

@@ -52,6 +52,10 @@ SELECT * FROM "events" WHERE "class_uid"=4001 AND "metadata"."event_code"='ingre
 CREATE OR REPLACE VIEW "inbound_finding" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='inbound-finding';
 
+-- Log Group of a Fence Taken (high)
+CREATE OR REPLACE VIEW "log_group_taken" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='log-group-taken-finding';
+
 -- Permissive Fence Allowed Attempts (medium)
 CREATE OR REPLACE VIEW "permissive_leak" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='permissive-finding';
@@ -59,6 +63,10 @@ SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"
 -- Collection of Log Records Was Stopped (high)
 CREATE OR REPLACE VIEW "reader_stopped" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='collection-finding';
+
+-- Forged Log Records of a Fence (high)
+CREATE OR REPLACE VIEW "records_not_counted" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='records-not-counted-finding';
 
 -- Restores of a Fence Have Stopped (critical)
 CREATE OR REPLACE VIEW "restores_stopped" AS

@@ -41,18 +41,20 @@ __all__ = [
 ]
 
 
-def check_scope(
+def check_scope(  # noqa: PLR0913 - each is one value of the scope
     namespace: Namespace,
     *,
     device: str | None,
     subnets: tuple[Subnet, ...] = (),
     port: int,
+    is_strict: bool = False,
     proxies: tuple[Endpoint, ...] = (),
 ) -> CheckScope:
     """Return the scope of a check: a VM or a sandbox in a network namespace.
 
     For a VM, pass its TAP ``device`` (or a pattern such as ``vmtap-*``) and its ``subnets``.
-    ``port`` is the port of the proxy at the VM's gateway. For a sandbox, pass None as ``device``,
+    ``port`` is the port of the proxy at the VM's gateway. With ``is_strict``, the VM may reach only
+    that port. For a sandbox, pass None as ``device``,
     and the addresses and ports of its ``proxies``. ``port`` is not used for a sandbox.
     """
     internet = {version: ipaddress.ip_address(number) for version, number in INTERNET.items()}
@@ -61,6 +63,7 @@ def check_scope(
         device=device,
         subnets=subnets,
         port=port,
+        is_strict=is_strict,
         proxies=proxies,
         uplinks=devices.uplinks(namespace, internet),
         links=devices.uplinks(namespace, {proxy: proxy.address for proxy in proxies}),
@@ -89,6 +92,14 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         yield from blocking_rules.judge(ruleset, scope)
         yield from bypass_paths.findings(ruleset, present, scope)
         yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
+    if scope.device is not None and not scope.is_strict:
+        yield Finding(
+            name="strict",
+            severity="info",
+            meaning="a VM's fence without --strict lets the VM reach the internet and the host's "
+            "networks, also without the proxy",
+            remedy="fence the guest too, or install with --strict",
+        )
     yield from host_settings.service_findings()
     yield from host_settings.sysctl_findings(scope)
 

@@ -113,6 +113,8 @@ class CheckScope:
     subnets: tuple[Subnet, ...] = ()
     #: TCP port that the VM may reach at its gateway.
     port: int
+    #: If true, the VM may reach nothing else.
+    is_strict: bool = False
     #: Proxies of the sandbox.
     proxies: tuple[Endpoint, ...] = ()
     #: Interfaces that lead to the internet, by IP version (4 or 6).
@@ -140,7 +142,7 @@ class CheckScope:
         device = interface(name)
         uplink = _link(self.uplinks.get(version), name.rstrip("*"), "lo")
         internet, port = exactly(INTERNET[version]), exactly(self.port)
-        for protocol, number in _PORTS:
+        for protocol, number in () if self.is_strict else _PORTS:
             ports = exactly(number)
             out = _packet(version, protocol, (hosts, internet), (_EPHEMERAL, ports))
             yield from _first_and_later(FlowDirection.OUT, out, _forwarded(device, uplink))

@@ -82,6 +82,15 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
             show_default=False,
         ),
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict/--no-strict",
+            help="Let a VM reach the gateway's port, the exceptions, and nothing else; or also the "
+            "internet and the host's networks.",
+            show_default=False,
+        ),
+    ] = None,
     label: Labels = [],  # noqa: B006 - the same
     tenant_uid: TenantUid = None,
     unset: Annotated[
@@ -123,6 +132,8 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
     changed = {key: value for key, value in changed.items() if value}
     if permissive is not None:
         changed["permissive"] = permissive
+    if strict is not None:
+        changed["strict"] = strict
     labels = _labels(label)
     if not changed and not labels and not unset:
         raise UsageError("nothing would change: give --proxy, --allow, --label or another option")

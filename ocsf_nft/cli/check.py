@@ -55,6 +55,12 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         int,
         typer.Option("--gateway-port", help="The host's port that the VM uses.", metavar="PORT"),
     ] = 3128,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Check the rules for a VM that reaches the gateway's port alone."
+        ),
+    ] = False,
     proxies: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +91,12 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.check import exit_code, findings
 
     scope = _scope(
-        _namespace(netns, pid), device, subnets or [], port=gateway_port, proxies=proxies or []
+        _namespace(netns, pid),
+        device,
+        subnets or [],
+        port=gateway_port,
+        is_strict=strict,
+        proxies=proxies or [],
     )
     if remove_leftovers:
         raise typer.Exit(_remove(scope, as_json=as_json))
@@ -109,8 +120,14 @@ def _namespace(netns: str | None, pid: int | None) -> Namespace:
     return Namespace() if netns is None else named(netns)
 
 
-def _scope(
-    namespace: Namespace, device: str | None, subnets: list[str], *, port: int, proxies: list[str]
+def _scope(  # noqa: PLR0913 - each is an option
+    namespace: Namespace,
+    device: str | None,
+    subnets: list[str],
+    *,
+    port: int,
+    is_strict: bool,
+    proxies: list[str],
 ) -> CheckScope:
     from ocsf_nft import check
     from ocsf_nft.fence import values
@@ -126,6 +143,7 @@ def _scope(
         device=device,
         subnets=tuple(map(values.subnet, subnets)),
         port=port,
+        is_strict=is_strict,
         proxies=tuple(map(values.endpoint, proxies)),
     )
 

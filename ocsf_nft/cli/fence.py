@@ -39,6 +39,10 @@ def install(  # noqa: PLR0913 - each is an option
     ends, no other process can change the tables, not even `remove` or `nft flush ruleset`. This
     needs Linux 6.9 or later.
 
+    Without --strict, the fence of a VM lets it reach the internet and the host's networks, also
+    without the proxy. The fence in the guest is the boundary then. With --strict, the VM reaches
+    the gateway's port, the exceptions, and nothing else.
+
     Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
     log refused packets.
 
@@ -100,6 +104,13 @@ def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]
     yield f"  tables: {', '.join(map(visible, installed.listings))}"
     if spec.tap is not None:
         yield f"  VM behind: {spec.tap.device}"
+        if spec.tap.is_strict:
+            yield "  strict: the VM reaches the proxy, the exceptions, and nothing else"
+        else:
+            yield (
+                "  not strict: the VM also reaches the internet and the host's networks, without "
+                "the proxy; --strict closes them"
+            )
     if spec.proxies:
         yield f"  proxy: {', '.join(map(str, spec.proxies))}"
     if spec.proxy_uids:
@@ -188,6 +199,7 @@ def _show_blocking_rules(installed: InstalledFence) -> None:
         device=spec.tap.device,
         subnets=spec.tap.subnets,
         port=spec.proxies[0].port,
+        is_strict=spec.tap.is_strict,
     )
     for finding in check.blocking(scope):
         remedy = "" if finding.remedy is None else f" ({visible(finding.remedy)})"

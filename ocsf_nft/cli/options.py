@@ -145,6 +145,14 @@ Mac = Annotated[
         metavar="MAC",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="tap: the VM reaches the gateway's port, the exceptions, and nothing else. Default: "
+        "it also reaches the internet and the host's networks, without the proxy.",
+    ),
+]
 Permissive = Annotated[
     bool, typer.Option("--permissive", help="Report packets that would be refused, and allow them.")
 ]

@@ -27,6 +27,7 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "subnet": (options.Subnets, []),
     "gateway_port": (options.GatewayPort, None),
     "mac": (options.Mac, None),
+    "strict": (options.Strict, False),
     "permissive": (options.Permissive, False),
     "exclusive": (options.Exclusive, False),
     "transport": (options.Transport, "auto"),

@@ -33,8 +33,8 @@ _NEEDED: Final[dict[Profile, tuple[str, ...]]] = {
     "tap": ("device", "subnet", "gateway_port"),
 }
 _OTHERS: Final[dict[Profile, tuple[str, ...]]] = {
-    "sandbox": ("proxy_uid", "device", "subnet", "gateway_port", "mac"),
-    "sidecar": ("device", "subnet", "gateway_port", "mac", "host_guard"),
+    "sandbox": ("proxy_uid", "device", "subnet", "gateway_port", "mac", "strict"),
+    "sidecar": ("device", "subnet", "gateway_port", "mac", "strict", "host_guard"),
     "tap": ("proxy", "proxy_uid", "host_guard"),
 }
 #: Most host names of a sandbox: each has up to 32 addresses.
@@ -104,9 +104,11 @@ class SandboxConfig(Table):
     ``proxy_uid`` is for the profile ``sidecar``. It has the ids of the users that run the proxy.
     The fence allows all packets of these users.
 
-    Four keys are for the profile ``tap``. ``device`` is the VM's TAP device on the host, and
+    Five keys are for the profile ``tap``. ``device`` is the VM's TAP device on the host, and
     ``mac`` the VM's MAC address. ``subnet`` is the gateway's address with the prefix length, and
-    ``gateway_port`` the proxy's port on this address.
+    ``gateway_port`` the proxy's port on this address. With ``strict``, the VM reaches this port,
+    the destinations in ``allow``, and nothing else. Without ``strict`` (the default), the VM also
+    reaches the internet and the networks of its host without the proxy.
 
     If another process changes the fence, `ocsf-nft run` reports that. With ``self_heal`` (the
     default), it also restores the fence. With ``exclusive``, no other process can change the tables
@@ -143,12 +145,15 @@ class SandboxConfig(Table):
     """Port of the proxy on the gateway's address. Profile tap only."""
     mac: Annotated[str, checked(values.mac)] | None = None
     """Link address of the VM; by default the first one that it sends from."""
+    strict: _Flag = False
+    """Let the VM reach the gateway's port, the exceptions, and nothing else. If false, it also
+    reaches the internet and the host's networks, without the proxy. Profile tap only."""
     permissive: _Flag = False
     """Refuse nothing, and report the packets that would be refused."""
     exclusive: _Flag = False
     """Let no other process change the tables while a run watches (Linux 6.9)."""
     group: Annotated[int, Field(strict=True, ge=1, le=65535)] = DEFAULT_GROUP
-    """NFLOG group of the fence."""
+    """NFLOG group of the fence. If another program holds it, a run uses another one, at random."""
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     """Log transport of the fence; auto selects the best one."""
     source: SourceName = "auto"
@@ -244,7 +249,7 @@ class SandboxConfig(Table):
             gateways = tuple(Endpoint("tcp", each.ip, self.gateway_port) for each in self.subnet)
         tap = None
         if self.device is not None:
-            tap = Tap(device=self.device, subnets=self.subnet, mac=self.mac)
+            tap = Tap(device=self.device, subnets=self.subnet, mac=self.mac, is_strict=self.strict)
         return FenceSpec(
             sandbox=self.name,
             proxies=(*_proxies(self.proxy, known), *gateways),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.values import Address, Destination, Endpoint, Network, Protocol
@@ -46,8 +47,9 @@ _REFUSED: Final[tuple[tuple[Network, str], ...]] = tuple(
         ("ff00::/8", "it is a multicast address"),
     )
 )
-#: IPv6 addresses that a gateway translates to IPv4 (RFC 6052).
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+#: IPv6 addresses that a gateway translates to one IPv4 address: NAT64 (RFC 6052), IPv4-translated
+#: (RFC 2765), 6to4 (RFC 3056).
+_TRANSLATED: Final = (*cloud_metadata.EXACT_FORMS[2:], cloud_metadata.FREE_FORMS["6to4"])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -160,16 +162,19 @@ def refusal_of(address: Address) -> str | None:
     """
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         return "it has a zone"
-    if address in _NAT64:
-        return refusal_of(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return next(
-        (
-            reason
-            for network, reason in _REFUSED
-            if network.version == address.version and address in network
-        ),
-        None,
-    )
+    for network, reason in _REFUSED:
+        if network.version == address.version and address in network:
+            return reason
+    if cloud_metadata.is_metadata(address.packed):
+        return "a cloud serves credentials there"
+    for form in _TRANSLATED:
+        if (translated := form.ipv4(address.packed)) is not None:
+            return refusal_of(ipaddress.IPv4Address(translated))
+    # Each of several forms gives another IPv4 address, and most of these mean nothing.
+    possible = map(ipaddress.IPv4Address, cloud_metadata.ipv4_addresses(address.packed))
+    if any(each.is_link_local or each.is_loopback for each in possible):
+        return "it may mean a link-local or loopback address of IPv4"
+    return None
 
 
 def _is_name(host: str) -> bool:

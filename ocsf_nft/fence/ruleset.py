@@ -13,9 +13,11 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.fence import permissive
 from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
+from ocsf_nft.ip_text import text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ _PERMISSIVE: Final = {
     "sidecar.nft": "permissive.nft",
     "tap.nft": "permissive_tap.nft",
 }
+#: Policy file of a strict fence, and the chains of tap.nft that it replaces.
+_STRICT: Final = "strict_tap.nft"
+_NOT_STRICT: Final = re.compile(
+    r"^\tchain unlisted \{\n\t\taccept\n\t\}\n\tchain answers \{\n\t\taccept\n\t\}\n", re.MULTILINE
+)
 #: A table with these flags can be changed only by the process that opened it this way, while its
 #: socket is open (Linux 6.9). nft closes its socket at once, and the table that it created
 #: persists.
@@ -66,6 +73,7 @@ _COUNTING_OBJECTS: Final = re.compile(
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
 #: limit are still counted.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
+_IPV4_BYTES: Final = 4
 #: Number of conntrack zones for VMs.
 _ZONES: Final = 0xFFFF
 #: Values of an exception that is a network or has a range of ports, in a rule of a policy file.
@@ -101,6 +109,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         # A new device has another index, so a new VM can't use the tracked connections of an
         # earlier VM. The numbers repeat after 65535 indexes.
         defines |= vm_addresses(spec.tap) | {"ct_zone": str((around.ifindex or 0) % _ZONES + 1)}
+        defines |= _metadata()
     (name,) = {name for _, name in spec.tables}
     text = _render(f"{spec.profile}.nft", spec, defines, name, transport)
     if spec.tap is not None:
@@ -143,6 +152,26 @@ def vm_addresses(tap: Tap) -> dict[str, str]:
     return found
 
 
+def _metadata() -> dict[str, str]:
+    """Return the values of the ruleset's variables for metadata services of clouds.
+
+    They are without the addresses in 169.254.0.0/16, which the rules refuse as a network.
+    """
+    addresses = [each.packed for each in cloud_metadata.SERVICES if not each.is_link_local]
+    of_ipv4 = [each for each in addresses if len(each) == _IPV4_BYTES]
+
+    def literal(values: Iterable[bytes]) -> str:
+        return _set_literal(map(text_of, values))
+
+    found = {
+        f"metadata_{name}": literal(map(form.address_of, of_ipv4))
+        for name, form in cloud_metadata.FREE_FORMS.items()
+    }
+    exact = [form.address_of(each) for form in cloud_metadata.EXACT_FORMS for each in of_ipv4]
+    of_ipv6 = [each for each in addresses if len(each) != _IPV4_BYTES]
+    return found | {"metadata4": literal(of_ipv4), "metadata6": literal((*of_ipv6, *exact))}
+
+
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
@@ -158,6 +187,8 @@ def _render(
     file: str, spec: FenceSpec, defines: Mapping[str, str], table: str, transport: LogTransport
 ) -> str:
     text = _policy(file)
+    if spec.tap is not None and spec.tap.is_strict:
+        text = _make_strict(text)
     if spec.is_permissive:
         more = _PERMISSIVE.get(file)
         text = permissive.make_permissive(text, "" if more is None else _policy(more))
@@ -171,6 +202,16 @@ def _render(
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _set_log_transport(text, spec.group, transport)
+
+
+def _make_strict(text: str) -> str:
+    """Return a VM's policy with the chains of a strict fence."""
+    opened = _OPENING.search(_policy(_STRICT))
+    chains = "" if opened is None else _policy(_STRICT)[opened.end() + 1 :].removesuffix("}\n")
+    text, count = _NOT_STRICT.subn(lambda _: chains, text)
+    if count != 1 or not chains:
+        raise AssertionError("the policy file must have the chains that a strict fence replaces")
+    return text
 
 
 def _repeat_for_exceptions(text: str, ranges: tuple[Destination, ...]) -> str:

@@ -48,6 +48,9 @@ class Tap:
     subnets: tuple[Subnet, ...]
     #: If None, the fence learns the MAC address from the machine's first packet.
     mac: str | None = None
+    #: If true, the machine reaches nothing but the proxies and the exceptions. If false, it also
+    #: reaches all other destinations beyond the host that the fence does not refuse.
+    is_strict: bool = False
 
     def __post_init__(self) -> None:
         """Check the device name, the MAC address and the subnets; raises UsageError."""

@@ -75,6 +75,8 @@ class RuleAccount:
         self.received = 0
         #: Until this time a record of a packet in an aggregated report may come.
         self.late_records_until_ns = 0
+        #: Until this time records may be forged.
+        self.doubted_until_ns = 0
         self.by_user = Aggregates()
         #: Changes of open incidents and scans since the last commit.
         self.opened: Opened = {}
@@ -124,8 +126,8 @@ class RuleAccount:
         report = self._begin(key, FlowReport(key, now_ns, record, attribution))
         self._questions.add(key, record.question)
         if counter is None:
-            if now_ns < self.late_records_until_ns:
-                # The packet may be in a report without its flow.
+            if now_ns < max(self.late_records_until_ns, self.doubted_until_ns):
+                # The packet may be in a report without its flow, or the record may be forged.
                 self._waiting[key] = self.counters.readings
                 return None
             counter = self.counters.add_unread(key, record.time_ns)

@@ -98,6 +98,11 @@ class SandboxAccount:
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
 
+    def doubt_records(self, until_ns: int) -> None:
+        """Report no new flow from its log record before its counter is read; see RuleAccount."""
+        for account in self.rules.values():
+            account.doubted_until_ns = until_ns
+
     def observe(self, reading: Reading) -> Iterator[None]:
         """Process a reading of the fence's counters in steps.
 

@@ -183,7 +183,7 @@ class Activities:
             message=messages.message(attempt, direction, answer),
             action_id=outcome.action,
             disposition_id=outcome.disposition,
-            confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
+            confidence_id=_confidence(attempt),
             firewall_rule=(
                 firewall_rule(self._context, record.rule)
                 if packet_outcome.is_ours(record)
@@ -285,6 +285,13 @@ _OBSERVATION_POINTS: Final = {
 }
 
 
+def _confidence(attempt: Attempt) -> Confidence | None:
+    if not packet_outcome.is_ours(attempt.record):
+        return None
+    by = attempt.attribution
+    return Confidence.LOW if by is not None and by.is_doubted else Confidence.HIGH
+
+
 def _attacks(
     attempt: Attempt, direction: Direction, destination: AddressKind | None
 ) -> tuple[finding_objects.Attack, ...] | None:
@@ -297,9 +304,8 @@ def _attacks(
         # A full set, or a late read, can be caused by other users.
         is_of_one_user = attempt.aggregation.reason == "many" and record.uid is not None
         return attack.SCAN if is_of_one_user else None
-    return attack.attacks(
-        record, is_cloud_metadata=destination is not None and destination.is_cloud_metadata
-    )
+    is_metadata = packet_outcome.is_metadata_access(record, direction, destination)
+    return attack.attacks(record, is_cloud_metadata=is_metadata)
 
 
 @lru_cache(maxsize=CACHED)

@@ -6,10 +6,12 @@ A binary search in a table of address ranges finds the kind of an address.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from dataclasses import dataclass, replace
+from functools import cache
+from ipaddress import ip_network
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf.enums import NetworkScope
 
@@ -29,9 +31,7 @@ def _networks(*names: str) -> tuple[_Network, ...]:
     )
 
 
-#: Addresses at which clouds serve a machine's credentials.
-METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
-_METADATA: Final = _networks(*map(str, METADATA))
+_METADATA: Final = _networks(*map(str, cloud_metadata.SERVICES))
 #: Addresses that a site assigns itself, or that never leave a link or a host (IANA's
 #: special-purpose registries; multicast by its scope: RFC 2365, RFC 4291).
 _INTERNAL: Final = _networks(
@@ -70,7 +70,15 @@ def packed_address_kind(address: bytes) -> AddressKind:
     ``address`` has 4 bytes for IPv4 and 16 bytes for IPv6, in network order.
     """
     starts, kinds = _TABLES[len(address)]
-    return kinds[bisect_right(starts, address) - 1]
+    kind = kinds[bisect_right(starts, address) - 1]
+    if cloud_metadata.has_ipv4_form(address) and cloud_metadata.is_metadata(address):
+        return _metadata_kind(kind)
+    return kind
+
+
+@cache
+def _metadata_kind(kind: AddressKind) -> AddressKind:
+    return replace(kind, is_cloud_metadata=True)
 
 
 def address_kind(text: str | None) -> AddressKind | None:

@@ -119,6 +119,7 @@ class Disposition(Captioned):
 class Confidence(Captioned):
     """Values of ``confidence_id`` of the OCSF profile security_control, and of a finding."""
 
+    LOW = 1, "Low"
     HIGH = 3, "High"
 
 

@@ -126,6 +126,16 @@ class EventCode(StrEnum):
         2004,
         "Frames left a sandbox by a way that its fence did not see.",
     )
+    LOG_GROUP_TAKEN_FINDING = (
+        "log-group-taken-finding",
+        2004,
+        "Another program held the NFLOG group of a fence.",
+    )
+    RECORDS_NOT_COUNTED_FINDING = (
+        "records-not-counted-finding",
+        2004,
+        "A sandbox has log records that its fence did not log.",
+    )
 
     FENCE_ACTIVE = "fence-active", 5019, "A fence blocks packets and logs what it blocks."
     FENCE_PERMISSIVE = "fence-permissive", 5019, "A fence blocks nothing, as requested."
@@ -170,6 +180,16 @@ class EventCode(StrEnum):
         "collection-gap",
         6002,
         "The counters of a fence were not read for some time.",
+    )
+    LOG_GROUP_TAKEN = (
+        "log-group-taken",
+        6002,
+        "Another program held the NFLOG group of a fence, which logs to another one now.",
+    )
+    RECORDS_NOT_COUNTED = (
+        "records-not-counted",
+        6002,
+        "There are log records of a fence that it did not log.",
     )
     ATTRIBUTION_DEGRADED = (
         "attribution-degraded",

@@ -118,7 +118,9 @@ class NetworkActivity(Event):
     )
     disposition: Caption = caption_of("disposition_id")
     is_alert: Literal[False] = Field(default=False, description="false: only findings are alerts")
-    confidence_id: Confidence | None = optional("3 if the rule belongs to a fence")
+    confidence_id: Confidence | None = optional(
+        "3 if the rule belongs to a fence; 1 if its log record may be forged"
+    )
     confidence: Caption | None = caption_of("confidence_id")
     firewall_rule: FirewallRule | None = optional("the rule that logged the packet")
     attacks: tuple[Attack, ...] | None = optional(

@@ -51,7 +51,8 @@ class Analytic(Model):
 
     uid: str = Field(
         description="ocsf-nft/ and the kind: bypass, cloud-metadata, inbound, permissive, scan, "
-        "dns-tunnel, tampering, fence-removed, restore-stopped, collection or counter-mismatch"
+        "dns-tunnel, tampering, fence-removed, restore-stopped, collection, counter-mismatch, "
+        "log-group-taken or records-not-counted"
     )
     name: str = Field(description="the same as finding_info.types")
     type_id: AnalyticType = Field(description="1")

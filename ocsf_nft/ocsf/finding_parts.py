@@ -69,6 +69,12 @@ COLLECTION: Final = FindingKind(EventCode.COLLECTION_FINDING, "Collection Gap", 
 COUNTER_MISMATCH: Final = FindingKind(
     EventCode.COUNTER_MISMATCH_FINDING, "Counter Mismatch", "counter-mismatch"
 )
+LOG_GROUP_TAKEN: Final = FindingKind(
+    EventCode.LOG_GROUP_TAKEN_FINDING, "Log Group Taken", "log-group-taken"
+)
+RECORDS_NOT_COUNTED: Final = FindingKind(
+    EventCode.RECORDS_NOT_COUNTED_FINDING, "Records Not Counted", "records-not-counted"
+)
 
 
 class Stage(NamedTuple):

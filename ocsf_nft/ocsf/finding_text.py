@@ -93,12 +93,6 @@ _ENFORCE: Final = (
 )
 
 
-def is_of_metadata(direction: Direction, destination: AddressKind | None) -> bool:
-    """Return True if packets go out of a sandbox to the cloud's metadata service."""
-    is_metadata = destination is not None and destination.is_cloud_metadata
-    return is_metadata and direction is Direction.OUTBOUND
-
-
 def incident_words(record: Record, direction: Direction, *, is_metadata: bool) -> tuple[str, str]:
     """Return the beginnings of the title and of the description of an incident.
 
@@ -165,7 +159,7 @@ def incident_advice(  # noqa: PLR0913 - facts about the incident, named at the c
     sandbox = visible(record.sandbox or "")
     if direction is not Direction.OUTBOUND:
         return joined(_FIND_SENDER, general_advice(record.rule, direction, None))
-    is_metadata = is_of_metadata(direction, destination)
+    is_metadata = packet_outcome.is_metadata_access(record, direction, destination)
     is_allowed = record.verdict == "permit"
     consequence = ""
     if is_metadata:

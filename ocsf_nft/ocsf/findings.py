@@ -15,6 +15,7 @@ from ocsf_nft.ocsf import (
     finding_objects,
     finding_parts,
     finding_text,
+    packet_outcome,
 )
 from ocsf_nft.ocsf.actors import unmapped_of
 from ocsf_nft.ocsf.addresses import address_kind
@@ -74,7 +75,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     )
     destination = address_kind(record.destination)
     direction = event.connection_info.direction_id
-    is_metadata = finding_text.is_of_metadata(direction, destination)
+    is_metadata = packet_outcome.is_metadata_access(record, direction, destination)
     words = finding_text.incident_words(record, direction, is_metadata=is_metadata)
     kind, attacks = _kind(record, direction, is_metadata=is_metadata), event.attacks
     if tunnel is not None:

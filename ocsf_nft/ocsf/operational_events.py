@@ -14,9 +14,11 @@ from ocsf_nft.ocsf.identifiers import stable_uid
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.objects import Metadata
-    from ocsf_nft.process import Method
+    from ocsf_nft.process import Method, Process
     from ocsf_nft.record import Gap
 
 
@@ -74,6 +76,79 @@ _FALLBACKS: Final[dict[Method, str]] = {
     "socket": "Events now name the process that has the socket when the record is read.",
     "user": "Events now name only the user.",
 }
+
+
+def log_group_taken(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    taken: int,
+    group: int,
+    process: Process | None,
+    time_ns: int,
+) -> ApplicationLifecycle:
+    """Return the event about an NFLOG group that another program held.
+
+    ``taken`` is that group, and ``group`` the one to which the fence logs from ``time_ns`` on (ns
+    since the epoch, UTC). ``process`` holds ``taken``; None if unknown.
+    """
+    holder = "another program"
+    if process is not None:
+        holder = f"{visible(process.name or 'a process')} (pid {process.pid})"
+    name = visible(sandbox)
+    return _fault_event(
+        context,
+        "Log Group Taken",
+        own_metadata(
+            stable_uid("log group taken", sandbox, taken, group, time_ns),
+            time_ns,
+            code=EventCode.LOG_GROUP_TAKEN,
+            context=context,
+            sandbox=sandbox,
+        ),
+        severity=Severity.HIGH,
+        reason=f"{holder} holds NFLOG group {taken}",
+        message=(
+            f"NFLOG group {taken} of sandbox {name} is held by {holder}. Its fence logs to group "
+            f"{group} now. Packets that it blocked before are counted, but may lack a record."
+        ),
+        until_ns=time_ns,
+        unmapped={"sandbox": name},
+    )
+
+
+def records_not_counted(
+    context: Context, *, sandbox: str, rules: Mapping[str, int], since_ns: int, until_ns: int
+) -> ApplicationLifecycle:
+    """Return the event about log records that the fence of a sandbox did not log.
+
+    ``rules`` has the number of these records by rule. They came between ``since_ns`` and
+    ``until_ns``, the present time (both in ns since the epoch, UTC).
+    """
+    number, name = sum(rules.values()), visible(sandbox)
+    by_rule = ", ".join(f"{visible(rule)} {count}" for rule, count in sorted(rules.items()))
+    reason = "another program makes log records with the prefix of the fence"
+    return _fault_event(
+        context,
+        "Records Not Counted",
+        own_metadata(
+            stable_uid("records not counted", sandbox, by_rule, since_ns, until_ns),
+            until_ns,
+            code=EventCode.RECORDS_NOT_COUNTED,
+            context=context,
+            sandbox=sandbox,
+        ),
+        severity=Severity.HIGH,
+        reason=reason,
+        message=(
+            f"{_were(number, 'log record')} not logged by the fence of sandbox {name} "
+            f"(rule {by_rule}): {reason}. Events from its records alone have a Low confidence now."
+        ),
+        since_ns=since_ns,
+        until_ns=until_ns,
+        count=number,
+        unmapped={"sandbox": name},
+    )
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:

@@ -277,6 +277,22 @@ def _is_answer(record: Record) -> bool:
     return _PROHIBITED.get(record.protocol) == type_and_code
 
 
+def is_metadata_access(
+    record: Record, direction: Direction, destination: AddressKind | None
+) -> bool:
+    """Return True if a packet goes out of a sandbox to a cloud's metadata service.
+
+    Some of these addresses also resolve names: 169.254.169.254 in Google Cloud, 168.63.129.16 in
+    Azure. A DNS query there asks for no credentials.
+    """
+    return (
+        direction is Direction.OUTBOUND
+        and destination is not None
+        and destination.is_cloud_metadata
+        and not is_name_resolution(record, direction)
+    )
+
+
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
     """Return the default severity of a packet, for use if no configured severity rule matches.
 
@@ -285,11 +301,7 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
     """
     if not is_attempt(record):  # a packet that a permissive fence allowed is an attempt too
         return Severity.INFORMATIONAL
-    if (
-        direction is Direction.OUTBOUND
-        and destination is not None
-        and destination.is_cloud_metadata
-    ):
+    if is_metadata_access(record, direction, destination):
         return Severity.HIGH
     if is_housekeeping(record, destination):
         return Severity.INFORMATIONAL
@@ -312,11 +324,10 @@ def code(attempt: Attempt, direction: Direction, destination: AddressKind | None
     if is_housekeeping(record, destination):
         return EventCode.KERNEL_TRAFFIC
     blocked, allowed = _CODES.get(record.rule, _EGRESS_CODES)
-    if direction is Direction.OUTBOUND:
-        if destination is not None and destination.is_cloud_metadata:
-            blocked, allowed = EventCode.CLOUD_METADATA_BLOCKED, EventCode.CLOUD_METADATA_ALLOWED
-        elif is_name_resolution(record, direction):
-            blocked, allowed = EventCode.DNS_BLOCKED, EventCode.DNS_ALLOWED
+    if is_metadata_access(record, direction, destination):
+        blocked, allowed = EventCode.CLOUD_METADATA_BLOCKED, EventCode.CLOUD_METADATA_ALLOWED
+    elif direction is Direction.OUTBOUND and is_name_resolution(record, direction):
+        blocked, allowed = EventCode.DNS_BLOCKED, EventCode.DNS_ALLOWED
     return allowed if record.verdict == "permit" else blocked
 
 

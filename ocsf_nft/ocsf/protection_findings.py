@@ -90,6 +90,31 @@ _WORDS: Final = {
             "Check the counts: ocsf-nft status --sandbox {sandbox}",
         ),
     ),
+    finding_parts.LOG_GROUP_TAKEN: _Words(
+        "Log group taken",
+        "replacement",
+        "Another program held the NFLOG group of the fence, and may have read its records. The "
+        "fence logs to another group now. It blocked and counted packets all the time.",
+        (
+            "Stop the program. If it runs inside the sandbox, stop the sandbox.",
+            "Take CAP_NET_ADMIN from the sandbox.",
+            "Check why the service did not run: only then is the group free.",
+            "Check the counts: ocsf-nft status --sandbox {sandbox}",
+        ),
+    ),
+    finding_parts.RECORDS_NOT_COUNTED: _Words(
+        "Forged log records",
+        "report",
+        "There are more log records than the fence has logged. A program with CAP_NET_ADMIN over "
+        "the network namespace makes them, for example by a log rule with the fence's prefix. "
+        "Events may be about packets that the fence did not block, and about wrong processes.",
+        (
+            "List all log rules: nft list ruleset in the network namespace of {sandbox}.",
+            "Stop the program. If it runs inside the sandbox, stop the sandbox.",
+            "Take CAP_NET_ADMIN from the sandbox.",
+            "Do not rely on a single event of {sandbox} that has a Low confidence.",
+        ),
+    ),
     finding_parts.COUNTER_MISMATCH: _Words(
         "Counts do not match",
         "report",

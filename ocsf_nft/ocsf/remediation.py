@@ -102,7 +102,7 @@ def advice(
     """Return the advice for the sender of a refused packet: what to do instead."""
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)
-    if destination is not None and destination.is_cloud_metadata:
+    if packet_outcome.is_metadata_access(record, direction, destination):
         return _METADATA
     if record.rule not in VM_RULES and record.details.keys() & packet_outcome.FRAGMENTED:
         return _FRAGMENT

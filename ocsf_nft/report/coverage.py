@@ -44,6 +44,14 @@ LIMITS: Final = {
         "Counters do not match",
         "Some packets may be missing, or be counted twice.",
     ),
+    "log-group-taken-finding": (
+        "Another program held the log group of a fence",
+        "Records of this time may be missing. Counts are complete.",
+    ),
+    "records-not-counted-finding": (
+        "Log records were forged",
+        "Some events are about packets that the fence did not block, or name a wrong process.",
+    ),
     "collection-finding": ("The collection was stopped or blinded", "Events may be missing."),
 }
 #: The same codes by ``activity_name``, for events without ``event_code``.

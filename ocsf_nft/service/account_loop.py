@@ -11,16 +11,19 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self
 
+from ocsf_nft import cloud_metadata
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.state import AccountPlace
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.flows.uncounted_records import received_records
+from ocsf_nft.ip_text import text_of
 from ocsf_nft.process import limit_to_one_packet
 from ocsf_nft.service import stored_account
 from ocsf_nft.service.counter_mismatch import CounterMismatch
 from ocsf_nft.service.gap_reports import GapReports
 from ocsf_nft.service.reading_schedule import IDLE_SECONDS, ReadingSchedule
+from ocsf_nft.service.record_doubts import RecordDoubts
 from ocsf_nft.service.shielded import run_in_pool, run_shielded
 from ocsf_nft.service.stored_account import StoredAccount
 from ocsf_nft.state.change import Account, AccountChange, Change, Position
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from ocsf_nft.state.state_store import StateStore
 
 #: Destinations that are reported separately also beyond a user's limits.
-_PREFERRED: Final = frozenset(map(str, METADATA))
+_PREFERRED: Final = frozenset(map(text_of, cloud_metadata.exact_addresses()))
 #: Longest pause between two readings of a fence that logs nothing.
 _UNLOGGED_SECONDS: Final = 1.0
 #: Records of packets that a reading has shown may come later, by some tenths of a second through a
@@ -116,6 +119,7 @@ class AccountLoop:
         #: Reason why the last reading of the counters failed; None if it succeeded.
         self.fault: str | None = None
         self.mismatch = CounterMismatch()
+        self._doubts = RecordDoubts(sandbox, reporter)
         #: Numbers before a reading that is being processed, else None.
         self._before: tuple[Balance, ...] | None = None
         #: Set by log records: the counters must be read soon.
@@ -231,6 +235,7 @@ class AccountLoop:
         attributions = await self._fallback_chain.attributions(
             self._attached, records, batch.since_ns
         )
+        attributions = list(map(self._doubts.weakened, attributions))
         taken = list(map(_with_send_time, records, attributions))
         if taken:
             await self._read_new_counters(taken)
@@ -269,6 +274,7 @@ class AccountLoop:
         await self._observe(is_complete=True)
         await self._observe(is_complete=True)
         await self._report_due(closing=True)
+        await self._doubts.close()
         return self._account.balances()
 
     async def remove(self) -> None:
@@ -284,7 +290,7 @@ class AccountLoop:
 
     async def _report_and_plan(self) -> None:
         await self._report_due()
-        self.mismatch.observe(self.balances())
+        self.mismatch.observe(self.balances(), self._doubts.forged)
         expiry_ms = self._account.expiry_ms
         self.schedule.plan(
             is_active=self._account.is_active(),
@@ -314,6 +320,7 @@ class AccountLoop:
     async def _read(self, explained: Mapping[str, int]) -> None:
         """Read the counters; ``explained`` is the argument of :meth:`Counters.read`."""
         began = time.monotonic()
+        received = received_records(self._account.rules, is_settled=not self._running)
         try:
             reading = await run_in_pool(self._pool, partial(self.counters.read, explained))
         except OcsfNftError as error:
@@ -342,6 +349,9 @@ class AccountLoop:
                 self._before = None
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
+        if not self._source:  # records of a log with positions come late, and again
+            await self._doubts.observe(received, reading)
+            self._account.doubt_records(self._doubts.until_ns)
         self.schedule.note_reading(time.monotonic() - began)
 
     async def _report_due(self, *, closing: bool = False) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ocsf_nft.flows.sandbox_account import Balance
 
 #: Time within which counts that differ match again, for example after a late record.
 _SETTLE_SECONDS: Final = 60.0
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class CounterMismatch:
@@ -22,12 +24,16 @@ class CounterMismatch:
         self._since: float | None = None
         self._text = ""
 
-    def observe(self, balances: Iterable[Balance]) -> None:
-        """Note the numbers after a reading of the counters."""
+    def observe(self, balances: Iterable[Balance], forged: Mapping[str, int] = _NONE) -> None:
+        """Note the numbers after a reading of the counters.
+
+        ``forged`` is the number of forged log records by rule. A finding of its own is about them,
+        so as many packets may be in events and not counted.
+        """
         found = [
             f"{each.counter_mismatch:+d} packets of rule {each.rule}"
             for each in balances
-            if each.counter_mismatch
+            if each.counter_mismatch > 0 or each.counter_mismatch < -forged.get(each.rule, 0)
         ]
         if not found:
             self._since = None

@@ -220,6 +220,8 @@ class FenceMonitor:
     async def _replace(self, sandbox: SandboxConfig, spec: FenceSpec, change: PolicyChange) -> None:
         if self._watch is None:
             raise AbsentError(f"the network namespace of sandbox {self.name} has ended")
+        # The records of the present group are read: it may differ from the configured one.
+        spec = dataclasses.replace(spec, group=self.reports.installed.spec.group)
         guard = self._watch.tamper_guard
         replace = partial(_replace, guard, spec, fences.requested_transport(sandbox))
         try:

@@ -50,13 +50,26 @@ class Fence:
     version: RulesetVersion | None = None
 
 
-def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+def activate(sandbox: SandboxConfig, state: StateDirectory, group: int | None = None) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
-    With ``sandbox.self_heal``, a changed or deleted fence is restored. The call blocks. Raises
+    With ``sandbox.self_heal``, a changed or deleted fence is restored. ``group`` is an NFLOG group
+    in place of the fence's own one, which another program holds. The call blocks. Raises
     AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
     ``state``. Also raises the errors of :func:`installer.install`.
     """
+    fence = _activate(sandbox, state)
+    # Changes by other processes are found with the former group.
+    if group is None or fence.state in {FenceState.ALTERED, FenceState.ABSENT}:
+        return fence
+    was = fence.installed
+    spec = dataclasses.replace(was.spec, group=group)
+    transport = was.transport if was.degraded is None else requested_transport(sandbox)
+    installed = installer.install(spec, was.namespace, state, transport)
+    return dataclasses.replace(fence, installed=installed, version=_version(installed))
+
+
+def _activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
         was_active = installer.is_installed(namespace, sandbox.device)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ocsf_nft.delivery.name_resolver import require_library
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.netns import HOST
-from ocsf_nft.service import fences, log_feeds
+from ocsf_nft.service import fences, log_feeds, log_groups
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.bypass_watch import BypassWatch
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.sandbox_names import SandboxNames
 from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
+from ocsf_nft.sources.nflog import GroupTakenError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from concurrent.futures import Executor
 
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
     from ocsf_nft.service.accounts import Accounts
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence
+    from ocsf_nft.service.log_groups import ReplacedGroup
     from ocsf_nft.service.nflog_feeds import NflogFeed, NflogFeeds
     from ocsf_nft.service.pipeline import Pipeline
     from ocsf_nft.service.shared_names import SharedNames
     from ocsf_nft.state.state_store import StateStore
+
+
+#: Open NFLOG sources, or errors, by namespace and group.
+_Feeds: TypeAlias = "dict[tuple[str, int], NflogFeed | OcsfNftError]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +84,8 @@ class FencedSandbox:
     #: Namespace with the senders to find; None for a VM.
     attached: AttachedNamespace | None
     feeds: tuple[NflogFeed, ...]
+    #: NFLOG group that another program held; None normally.
+    replaced_group: ReplacedGroup | None
     #: Closes all of it.
     stack: contextlib.AsyncExitStack
 
@@ -105,8 +113,10 @@ async def activate(
         group = sandbox.group if record is None else record.spec.group
         parts.accounts.expect(sandbox.name)
         stack.callback(parts.accounts.drop, sandbox.name)
-        early = await _open_nflog(parts, sandbox, namespace, group, stack)
-        fence = await run_in_pool(parts.pool, partial(fences.activate, sandbox, parts.state))
+        early, replaced = await _open_free_group(parts, sandbox, namespace, group, stack)
+        other_group = None if replaced is None else replaced.group
+        activate_fence = partial(fences.activate, sandbox, parts.state, other_group)
+        fence = await run_in_pool(parts.pool, activate_fence)
         on_active(fence)
         feeds = []
         if fence.installed.transport == "nflog":
@@ -127,25 +137,57 @@ async def activate(
             fence=fence,
             attached=attached,
             feeds=tuple(feeds),
+            replaced_group=replaced,
             stack=stack.pop_all(),
         )
 
 
-async def _open_nflog(
+async def _open_free_group(
     parts: FenceParts,
     sandbox: SandboxConfig,
     namespace: Namespace,
     group: int,
     stack: contextlib.AsyncExitStack,
-) -> dict[tuple[str, int], NflogFeed | OcsfNftError]:
-    """Open the NFLOG sources of a fence before it is active, if its configuration allows NFLOG.
+) -> tuple[_Feeds, ReplacedGroup | None]:
+    """Open the NFLOG sources of a fence as :func:`_open_nflog`, of another group if it is taken.
+
+    If all groups that are tried are taken, the result has the error.
+    """
+    if fences.requested_transport(sandbox) not in {None, "nflog"}:
+        return {}, None
+    namespaces = (namespace,) if sandbox.host_guard is None else (namespace, HOST)
+    first = found = await _open_nflog(parts, sandbox, namespaces, group, stack)
+    taken = _first_taken(found)
+    if taken is None or not (sandbox.install or sandbox.self_heal):
+        return first, None
+    process = await asyncio.to_thread(log_groups.holder_of, namespace, taken)
+    for _ in range(log_groups.ATTEMPTS):
+        other = await asyncio.to_thread(log_groups.other_group, namespaces)
+        found = await _open_nflog(parts, sandbox, namespaces, other, stack)
+        if _first_taken(found) is None:
+            replaced = log_groups.ReplacedGroup(taken=group, group=other, process=process)
+            return found, replaced
+    return first, None
+
+
+def _first_taken(found: _Feeds) -> GroupTakenError | None:
+    errors = (each for each in found.values() if isinstance(each, GroupTakenError))
+    return next(errors, None)
+
+
+async def _open_nflog(
+    parts: FenceParts,
+    sandbox: SandboxConfig,
+    namespaces: tuple[Namespace, ...],
+    group: int,
+    stack: contextlib.AsyncExitStack,
+) -> _Feeds:
+    """Open the NFLOG sources of a fence before it is active.
 
     An error counts only if the fence uses the source.
     """
-    found: dict[tuple[str, int], NflogFeed | OcsfNftError] = {}
-    if fences.requested_transport(sandbox) not in {None, "nflog"}:
-        return found
-    for each in (namespace,) if sandbox.host_guard is None else (namespace, HOST):
+    found: _Feeds = {}
+    for each in namespaces:
         key = each.identity(), group
         try:
             joined = parts.nflog.joined(sandbox.name, each, group)
@@ -200,6 +242,8 @@ async def watch(
             parts=parts,
         )
         await monitor.reports.announce(added)
+        if fenced.replaced_group is not None:
+            await log_groups.report(parts.reporter, config.name, fenced.replaced_group)
         stack.push_async_callback(monitor.stop)
         await monitor.start()
         account.counters.enter_beside(monitor.namespace_socket)

@@ -51,6 +51,31 @@ def test_summary_of_a_profile_has_its_values(spec: FenceSpec, line: str) -> None
     assert line in list(_summary(replace(INSTALLED, spec=spec), []))
 
 
+@pytest.mark.parametrize(
+    ("is_strict", "line"),
+    [
+        (True, "  strict: the VM reaches the proxy, the exceptions, and nothing else"),
+        (False, "  not strict: the VM also reaches the internet and the host's networks"),
+    ],
+)
+def test_summary_of_a_vm_names_what_it_reaches(is_strict: bool, line: str) -> None:
+    tap = Tap(device="tap0", subnets=(subnet("172.16.0.1/30"),), is_strict=is_strict)
+    spec = FenceSpec(sandbox="vm", proxies=(endpoint("172.16.0.1:3128"),), tap=tap)
+    (found,) = (each for each in _summary(replace(INSTALLED, spec=spec), []) if "strict:" in each)
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize("profile", ["sandbox", "sidecar"])
+def test_strict_is_for_a_vm_alone(profile: str) -> None:
+    given = ("--proxy-uid", "7") if profile == "sidecar" else ("--proxy", "10.0.0.1:3128")
+    done = forked.run("install", "--sandbox", "a", "--profile", profile, *given, "--strict")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "ocsf-nft: options: --strict has no meaning for a fence of profile "
+        f"{profile}: leave it out\n"
+    )
+
+
 def test_permissive_fence_is_called_permissive() -> None:
     installed = replace(INSTALLED, spec=replace(INSTALLED.spec, is_permissive=True))
     assert _sentence(installed).startswith("sandbox sb1 has a permissive fence: it refuses nothing")

@@ -31,6 +31,7 @@ def test_options_with_their_defaults_are_left_out() -> None:
         "profile": "sandbox",
         "proxy": [],
         "netns": None,
+        "strict": False,
         "permissive": False,
         "group": 4001,
     }

@@ -86,14 +86,19 @@ async def test_added_sandbox_has_the_given_policy_and_no_defaults(commands: Comm
 async def test_all_options_of_other_profiles_are_sent(commands: Commands) -> None:
     await commands.shown(
         "add", "vm", "--profile", "tap", "--device", "tap0", "--subnet", "172.16.0.1/30",
-        "--gateway-port", "3128", "--mac", "02:00:00:00:00:02", "--permissive",
+        "--gateway-port", "3128", "--mac", "02:00:00:00:00:02", "--strict", "--permissive",
         "--transport", "nflog", "--group", "7",
     )  # fmt: skip
     assert commands.policy("vm") == {
         "profile": "tap", "device": "tap0", "subnet": ["172.16.0.1/30"], "gateway_port": 3128,
-        "mac": "02:00:00:00:00:02", "permissive": True, "transport": "nflog", "group": 7,
+        "mac": "02:00:00:00:00:02", "strict": True, "permissive": True,
+        "transport": "nflog", "group": 7,
         "install": True,
     }  # fmt: skip
+    await commands.shown("set", "vm", "--no-strict")
+    assert commands.policy("vm")["strict"] is False
+    await commands.shown("set", "vm", "--strict")
+    assert commands.policy("vm")["strict"] is True
     await commands.shown("add", "pod", "--profile", "sidecar", "--pid", "1", "--proxy-uid", "0")
     assert commands.policy("pod") == {
         "profile": "sidecar", "pid": 1, "proxy_uid": [0], "install": True,

@@ -31,6 +31,8 @@ KINDS: Final = (
     finding_parts.FENCE_BYPASSED,
     finding_parts.COLLECTION,
     finding_parts.COUNTER_MISMATCH,
+    finding_parts.LOG_GROUP_TAKEN,
+    finding_parts.RECORDS_NOT_COUNTED,
 )
 SEVERITIES: Final = {
     finding_parts.FENCE_REMOVED: Severity.CRITICAL,
@@ -82,6 +84,21 @@ _TEXTS: Final = {
             "counted, but in no event (negative: in more events than counted): +3 packets of rule "
             "egress"
         ),
+    ),
+    finding_parts.LOG_GROUP_TAKEN: (
+        (
+            "NFLOG group 4001 of sandbox sb1 is held by curl (pid 4242). Its fence logs to group "
+            "40713 now. Packets that it blocked before are counted, but may lack a record."
+        ),
+        "curl (pid 4242) holds NFLOG group 4001",
+    ),
+    finding_parts.RECORDS_NOT_COUNTED: (
+        (
+            "10 log records were not logged by the fence of sandbox sb1 (rule egress 10): another "
+            "program makes log records with the prefix of the fence. Events from its records alone "
+            "have a Low confidence now."
+        ),
+        "another program makes log records with the prefix of the fence",
     ),
 }
 _RELATED: Final = RelatedFact(

@@ -29,7 +29,9 @@ from ocsf_nft.ocsf.operational_events import (
     events_dropped,
     fault,
     lifecycle,
+    log_group_taken,
     records_dropped,
+    records_not_counted,
 )
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version, line_at
@@ -170,6 +172,20 @@ def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, E
             reason=text, processed_ns=NOW_NS,
         )  # fmt: skip
         yield f"{packets} not read", event_of_a_pause
+    for process in (None, Process(pid=42, name=text)):
+        yield (
+            "log group taken",
+            log_group_taken(
+                context, sandbox=text, taken=4001, group=7, process=process, time_ns=NOW_NS
+            ),
+        )
+    for rules in ({text: 1}, {"egress": 2, "link": 7}):
+        yield (
+            "records not counted",
+            records_not_counted(
+                context, sandbox=text, rules=rules, since_ns=TIME_NS, until_ns=NOW_NS
+            ),
+        )
     for sandbox in (None, text):
         for is_cleared in (False, True):
             event_of_a_fault = fault(

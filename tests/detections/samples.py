@@ -33,8 +33,10 @@ SAMPLES: Final = {
     "forged_frames": Sample("a-raw-frame", "a-connection-from-outside"),
     "inbound_attempt": Sample("a-connection-from-outside", "another-firewall"),
     "inbound_finding": Sample("an-inbound-attempt-is-found", "a-connection-from-outside"),
+    "log_group_taken": Sample("log-group-taken-finding", "a-collection-gap"),
     "permissive_leak": Sample("a-permissive-fence-leaks", "ssh-has-ended"),
     "reader_stopped": Sample("collection-finding", "a-collection-gap"),
+    "records_not_counted": Sample("records-not-counted-finding", "a-collection-gap"),
     "restores_stopped": Sample("restore-stopped-finding", "the-fence-is-removed"),
     "scan": Sample("a-scan-is-found", "a-scan-is-aggregated"),
 }

@@ -184,7 +184,21 @@ def test_wrong_exception_is_refused_with_a_sentence(text: str, sentence: str) ->
         ("fd00::1%eth0", "zone"),
         ("ff02::fb", "multicast"),
         ("64:ff9b::7f00:1", "loopback"),
-        ("64:ff9b::a9fe:a9fe", "link-local"),
+        ("64:ff9b::a9fe:a9fe", "credentials"),
+        ("64:ff9b::a9fe:1", "link-local"),
+        ("64:ff9b:1::a9fe:1", "link-local"),
+        ("64:ff9b:1:a9fe:0:100::", "link-local"),
+        ("64:ff9b:1::7f00:1", "loopback"),
+        ("::ffff:0:a9fe:1", "link-local"),
+        ("2002:a9fe:1::9", "link-local"),
+        ("2002:7f00:1::9", "loopback"),
+        ("2001::5601:1", "link-local"),
+        ("100.100.100.200", "credentials"),
+        ("168.63.129.16", "credentials"),
+        ("fd00:ec2::23", "credentials"),
+        ("fd20:ce::254", "credentials"),
+        ("64:ff9b:1::6464:64c8", "credentials"),
+        ("2002:6464:64c8::1", "credentials"),
     ],
 )
 def test_name_must_not_allow_an_address(address: str, reason: str) -> None:
@@ -194,7 +208,8 @@ def test_name_must_not_allow_an_address(address: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "address",
     ["10.0.0.1", "172.16.0.1", "192.168.1.1", "192.0.2.1", "1.1.1.1", "223.255.255.255",
-     "fd00::1", "2001:db8::1", "64:ff9b::a00:1"],
+     "fd00::1", "2001:db8::1", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "64:ff9b:1:a00:0:100::",
+     "2002:a00:1::1", "2001::1", "100.100.100.201", "fd00:ec2::1"],
 )  # fmt: skip
 def test_name_may_allow_other_addresses(address: str) -> None:
     assert refusal_of(ipaddress.ip_address(address)) is None

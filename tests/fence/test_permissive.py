@@ -24,6 +24,15 @@ SPECS: Final = {
         proxies=_PROXIES,
         tap=Tap(device="drop", subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/64"))),
     ),
+    "strict tap": FenceSpec(
+        sandbox="drop",
+        proxies=_PROXIES,
+        tap=Tap(
+            device="drop",
+            subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/64")),
+            is_strict=True,
+        ),
+    ),
     "tap over IPv4": FenceSpec(
         sandbox="drop",
         proxies=_PROXIES,

@@ -53,7 +53,11 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
-_BY_A_PROCESS: Final = {finding_parts.TAMPERING, finding_parts.RESTORE_STOPPED}
+_BY_A_PROCESS: Final = {
+    finding_parts.TAMPERING,
+    finding_parts.RESTORE_STOPPED,
+    finding_parts.LOG_GROUP_TAKEN,
+}
 _SECOND: Final = 1_000_000_000
 #: Kernel log line of each kind of packet.
 _LINES: Final = {

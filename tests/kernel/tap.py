@@ -51,14 +51,20 @@ _ROUTES6 = Path("/proc/thread-self/net/ipv6_route")
 _RTF_LOCAL = 0x80000000  # include/uapi/linux/ipv6_route.h
 
 
-def spec(sandbox: str, device: str = DEVICE, *subnets: str, mac: str | None = None) -> FenceSpec:
+def spec(
+    sandbox: str,
+    device: str = DEVICE,
+    *subnets: str,
+    mac: str | None = None,
+    is_strict: bool = False,
+) -> FenceSpec:
     """Return the specification of a VM's fence, with one gateway port for each subnet."""
     parsed = tuple(map(subnet, subnets or SUBNETS))
     ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in parsed)
     return FenceSpec(
         sandbox=sandbox,
         proxies=tuple(endpoint(f"{end}:{PORT}") for end in ends),
-        tap=Tap(device=device, subnets=parsed, mac=mac),
+        tap=Tap(device=device, subnets=parsed, mac=mac, is_strict=is_strict),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import socket
 import struct
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from ocsf_nft.cloud_metadata import EXACT_FORMS, FREE_FORMS, SERVICES
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.ip_text import text_of
 from ocsf_nft.lab import INTERNET4, INTERNET6
 from tests.kernel import headers, packets, vm_bench
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, RST, SYN
@@ -240,6 +243,32 @@ def test_prerouting_refuses_metadata_destinations(bench: VmBench) -> None:
     for own, to in ((VM4, METADATA4), (VM6, METADATA6)):
         assert bench.routed(headers.tcp(own, to, METADATA_PORT)) == "through"
         assert bench.routed(headers.udp(own, to, METADATA_PORT)) == "vm-forward"
+
+
+def test_prerouting_refuses_each_form_of_a_metadata_address(bench: VmBench) -> None:
+    services = [each.packed for each in SERVICES if not each.is_link_local]
+    link_local = ipaddress.ip_address("169.254.9.9").packed
+    embedded = [link_local, *(each for each in services if len(each) == 4)]
+    for address in services:
+        packet = headers.tcp(VM4 if len(address) == 4 else VM6, text_of(address), 80)
+        assert bench.routed(packet) == "vm-forward", text_of(address)
+    for form in (*EXACT_FORMS, *FREE_FORMS.values()):
+        is_refused_on_link = form in EXACT_FORMS[:2]
+        for ipv4, is_refused in (
+            *((each, True) for each in embedded),
+            (ipaddress.ip_address("100.101.102.103").packed, False),
+        ):
+            # All bits that the form leaves free are set.
+            address = form.address_of(ipv4)
+            filled = bytes(a | (~b & 0xFF) for a, b in zip(address, form.mask, strict=True))
+            for each in {address, filled}:
+                packet = headers.tcp(VM6, text_of(each), 80)
+                found = bench.sent(ETH_IP6, packet)
+                if is_refused_on_link:
+                    assert found == "vm-link", text_of(each)
+                else:
+                    expected = "link vm-forward" if is_refused else "link through"
+                    assert found == expected, text_of(each)
 
 
 def test_prerouting_refuses_a_routing_header_in_a_later_fragment(bench: VmBench) -> None:

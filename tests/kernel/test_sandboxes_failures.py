@@ -22,8 +22,8 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
 from ocsf_nft.netns import named
+from ocsf_nft.service import log_groups, sandboxes, watched_sandbox
 from ocsf_nft.service import sandbox as sandbox_module
-from ocsf_nft.service import sandboxes, watched_sandbox
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
@@ -176,8 +176,9 @@ async def test_record_that_cannot_be_stored_ends_nothing_and_blocks_no_call(
 
 
 async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
-    made: tuple[str, ...], tmp_path: Path
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(log_groups, "ATTEMPTS", 0)  # as if all groups were taken
     name = made[0]
     async with serving(tmp_path) as served:
         await served.service.put(sandbox(name))
@@ -200,8 +201,9 @@ async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
 
 
 async def test_sandbox_without_a_free_nflog_group_leaves_nothing(
-    made: tuple[str, ...], tmp_path: Path
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(log_groups, "ATTEMPTS", 0)  # as if all groups were taken
     name = made[0]
     async with serving(tmp_path) as served:
         async with Nflog(named(name), 4001):

@@ -136,11 +136,12 @@ def bench(
     state: StateDirectory,
     *,
     is_permissive: bool = False,
+    is_strict: bool = False,
     exceptions: tuple[Destination, ...] = _EXCEPTIONS,
 ) -> Iterator[VmBench]:
     """Fence a VM on a host; nothing answers on its uplink."""
     spec = dataclasses.replace(
-        tap.spec(SANDBOX),
+        tap.spec(SANDBOX, is_strict=is_strict),
         is_permissive=is_permissive,
         exceptions=exceptions,
     )

@@ -38,6 +38,7 @@ _PRIORITIES: Final = {
     "raw": ("filter", "-500"),
     "-500": ("0", "500", "-499"),
     "-20": ("20", "filter", "-500"),
+    "mangle": ("raw", "-90"),
     "srcnat": ("filter", "300"),
 }
 _NUMBER: Final = re.compile(r"(?<![\w.:$-])(?:0x[0-9a-f]+|\d+)(?![\w.:])")

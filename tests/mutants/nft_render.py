@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import subprocess
 from typing import TYPE_CHECKING, Final
@@ -35,6 +36,12 @@ _SPECS: Final = {
     "sandbox.nft": _SANDBOX,
     "sidecar.nft": FenceSpec(
         sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS, proxy_uids=(3128,)
+    ),
+    "strict_tap.nft": FenceSpec(
+        sandbox="a",
+        proxies=_PROXIES,
+        exceptions=_EXCEPTIONS,
+        tap=dataclasses.replace(_TAP, is_strict=True),
     ),
     "tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS, tap=_TAP),
 }

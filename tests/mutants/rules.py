@@ -63,6 +63,7 @@ _TESTS: Final = {
         ("sidecar_unowned", "sidecar_links", "sidecar_answers"),
         ("sidecar", "sidecar_escapes"),
     ),
+    "strict_tap.nft": (("rules_strict_tap",),),
     "tap.nft": (
         ("rules_tap", "rules_vm_rivals", "rules_loaded", "rules_exceptions_tap"),
         ("tap_refused", "tap_host"),

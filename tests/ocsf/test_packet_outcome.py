@@ -163,6 +163,21 @@ def test_packet_of_a_program_is_no_housekeeping(uid: int | None, severity: str) 
     assert MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).severity == severity
 
 
+@pytest.mark.parametrize(
+    ("port", "severity", "code"),
+    [(80, "High", "cloud-metadata-blocked"), (53, "Low", "dns-blocked")],
+)
+@pytest.mark.parametrize("address", ["168.63.129.16", "169.254.169.254"])
+def test_dns_query_to_cloud_metadata_asks_for_no_credentials(
+    address: str, port: int, severity: str, code: str
+) -> None:
+    facts = V4 | {"destination": address}
+    sent = record(**facts, **OUT, protocol=17, source_port=4000, destination_port=port, uid=0)
+    event = MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS)
+    assert (event.severity, event.metadata.event_code) == (severity, code)
+    assert (event.attacks is not None) is (severity == "High")
+
+
 def test_packet_from_cloud_metadata_is_not_an_attempt_to_reach_it() -> None:
     facts = V4 | {"destination": "169.254.169.254"}
     sent = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")

@@ -40,6 +40,20 @@ _RECEIVE_BUFFER_BYTES: Final = 16 << 20
 _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 
 
+class GroupTakenError(SourceError):
+    """NFLOG group that another program holds.
+
+    ``port_id`` is the netlink port of its socket: often its process id, but it can choose it.
+    """
+
+    def __init__(self, group: int, port_id: int) -> None:
+        super().__init__(
+            f"another program holds NFLOG group {group}: stop it, or choose another group"
+        )
+        self.group = group
+        self.port_id = port_id
+
+
 @dataclass(frozen=True, slots=True)
 class Batching:
     """Settings by which the kernel puts several log records into one datagram.
@@ -129,8 +143,8 @@ def bind(group: int, batching: Batching) -> tuple[socket.socket, list[bytes]]:
     Return the non-blocking socket, which receives the group's log records, and the datagrams that
     arrived before the kernel acknowledged the binding.
 
-    Raises UnsupportedError if the kernel has no NFLOG, or if CAP_NET_ADMIN is missing. Raises
-    SourceError for any other failure.
+    Raises GroupTakenError if another program holds the group. Raises UnsupportedError if the kernel
+    has no NFLOG, or if CAP_NET_ADMIN is missing. Raises SourceError for any other failure.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
@@ -172,10 +186,9 @@ def _configure(sock: socket.socket, group: int, batching: Batching) -> list[byte
 
 def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
     if error.errno == errno.EPERM:
-        if group in _held_groups():
-            return SourceError(
-                f"another program holds NFLOG group {group}: stop it, or choose another group"
-            )
+        port_id = held_groups().get(group)
+        if port_id is not None:
+            return GroupTakenError(group, port_id)
         return UnsupportedError(
             f"binding NFLOG group {group} is not permitted: "
             "it needs CAP_NET_ADMIN in the network namespace"
@@ -190,9 +203,14 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
     )
 
 
-def _held_groups() -> frozenset[int]:
+def held_groups() -> dict[int, int]:
+    """Return the netlink ports that hold the NFLOG groups of the calling thread's namespace.
+
+    Return an empty dict if they can't be read.
+    """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
     except OSError:  # no privilege to bind a group either
-        return frozenset()
-    return frozenset(int(line.split()[0]) for line in lines if line.strip())
+        return {}
+    rows = (line.split() for line in lines)
+    return {int(row[0]): int(row[1]) for row in rows if row}
