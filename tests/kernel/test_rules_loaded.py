@@ -52,6 +52,16 @@ _CLIENT_PORTS: Final = 60_999 - 32_768 + 1
 _FLOW_BURST, _OTHER_BURST = 4, 10
 #: Packets a second, and at once.
 _DNS_BUDGET = (10, 400)
+#: Log budgets by their set: whether the rule is for packets beyond the budget; rate; and burst.
+_BUDGETS: Final = {
+    "logged4": (True, 1, _FLOW_BURST),
+    "logged6": (True, 1, _FLOW_BURST),
+    "logged_others": (False, 1, _OTHER_BURST),
+    "logged_dns4": (False, *_DNS_BUDGET),
+    "logged_dns6": (False, *_DNS_BUDGET),
+}
+#: The sets of the quotas of new flows, and their rules.
+_QUOTA_SETS: Final = "(shared4|shared6|new_flows|first_flows)_(.*)"
 
 
 class Loaded:
@@ -186,15 +196,43 @@ def test_log_budgets_have_a_burst_and_a_rate(
     loaded: Loaded,
 ) -> None:
     budgets = re.findall(
-        r"(?:update @logged(_?\w+?)_\S+ \{.*? )?limit rate (\d+)/second burst (\d+) packets",
-        loaded.text,
+        rf"(?:update @({'|'.join(_BUDGETS)})_\S+ \{{[^{{}}]* )?"
+        r"limit rate (over )?(\d+)/second burst (\d+) packets",
+        re.sub(r"update @new_flows_\S+ \{.*? \}", "", loaded.text),
     )
-    expected = {"4": (1, _FLOW_BURST), "6": (1, _FLOW_BURST), "_others": (1, _OTHER_BURST)}
-    expected |= dict.fromkeys(("_dns4", "_dns6"), _DNS_BUDGET)
-    assert len(budgets) in {9 * len(loaded.rules), 17 * len(loaded.rules)}
-    for name, rate, burst in budgets:
+    assert len(budgets) == (17 if "account_owned" in loaded.text else 9) * len(loaded.rules)
+    for name, is_over, rate, burst in budgets:
         # Packets that fit into no set share one budget.
-        assert (int(rate), int(burst)) == expected.get(name, (100, 200)), name
+        assert (bool(is_over), int(rate), int(burst)) == _BUDGETS.get(name, (False, 100, 200)), name
+
+
+def test_quotas_of_new_flows_leave_a_reserve_of_slots(loaded: Loaded) -> None:
+    quotas = set(
+        re.findall(
+            r"update @(new_flows|first_flows)_\S+ \{ (?:meta skuid|4294967295)"
+            r" limit rate (\d+/\w+) burst (\d+) packets \}",
+            loaded.text,
+        )
+    )
+    sets = {f"{name[1]} {name[2]}": each for name, each in loaded.named(_QUOTA_SETS)}
+    limited = loaded.rules & {"egress", "link"}
+    assert {name.split()[1] for name in sets} == limited
+    assert len(sets) == 4 * len(limited)
+    if not limited:
+        assert not quotas
+        return
+    assert quotas == {("new_flows", "10/second", "4096"), ("first_flows", "12/hour", "4")}
+    slots, seconds = rule_counters.SIZES["flows4"], flow_counter.ELEMENT_TIMEOUT_MS / 1000
+    for rule in limited:
+        shared4, shared6, usual, first = (
+            sets[f"{name} {rule}"] for name in ("shared4", "shared6", "new_flows", "first_flows")
+        )
+        assert shared4["size"] == shared6["size"] >= 2 * (4096 + 10 * seconds)
+        assert shared4["size"] + 4 * first["size"] == slots
+        assert shared4["timeout"] == shared6["timeout"] > seconds
+        assert usual["timeout"] >= 4096 / 10
+        assert first["timeout"] >= 4 * 3600 / 12
+        assert usual["size"] >= first["size"]
 
 
 @pytest.mark.parametrize("name", ["sandbox", "sidecar"])
