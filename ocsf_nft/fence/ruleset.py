@@ -82,11 +82,15 @@ _OWNER_CHAIN: Final = re.compile(
 _OWNER_CHAINS: Final = 12
 #: In accounting.nft, the sets, chains and single statements that limit each user's new flows.
 _QUOTAS: Final = re.compile(
-    r"^(?:\t#.*\n)*(?:\tset (?:new_flows|first_flows|shared[46])_egress \{\n(?:\t\t.*\n)+\t\}\n)+\n?"
+    r"^(?:\t#.*\n)*"
+    r"(?:\tset (?:new_flows|first_flows|shared[46])_egress \{\n(?:\t\t.*\n)+\t\}\n)+\n?"
     r"|^\tchain new_\w+_egress \{\n(?:\t\t.*\n)+\t\}\n\n"
     r"|^\t+[^#\n]* (?:goto new_\w+_egress|@shared[46]_egress .*)\n",
     re.MULTILINE,
 )
+#: Size of the sets of flows in accounting.nft; and without the reserve.
+_SLOTS: Final = "\t\tsize 32768\n"
+_SLOTS_WITHOUT_RESERVE: Final = "\t\tsize 16384\n"
 #: Rules for packets that users of the sandbox send. All other rules see one sender, or have no
 #: packets with a user.
 _RULES_OF_USERS: Final = frozenset({"egress", "link"})
@@ -244,7 +248,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
     def of_rule(match: re.Match[str]) -> str:
         family, rule = match.groups()
-        limited = body if rule in _RULES_OF_USERS else _QUOTAS.sub("", body)
+        limited = body if rule in _RULES_OF_USERS else _without_quotas(body)
         renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", limited).replace(":egress:", f":{rule}:")
         return f"table {family} {table} {{\n{renamed}\n"
 
@@ -271,6 +275,10 @@ def _without_owners(accounting: str) -> str:
     if count != _OWNER_CHAINS:
         raise AssertionError("accounting.nft must count packets with an owner in known chains")
     return remaining
+
+
+def _without_quotas(accounting: str) -> str:
+    return _QUOTAS.sub("", accounting).replace(_SLOTS, _SLOTS_WITHOUT_RESERVE)
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:

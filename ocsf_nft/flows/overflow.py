@@ -123,12 +123,12 @@ class Admission:
             self._in_reserve[key] = uid
             return True
         # A user who has used up the usual quota takes nothing from the reserve.
-        is_crowded_out = not has_room or not self._quota.has_room(uid)
-        if is_crowded_out and len(self._first) < _MAX_FIRST:
-            if self._first_quota.grants(uid, now_ns):
-                self._first.add(key)
-                return True
-        return False
+        if (has_room and self._quota.has_room(uid)) or len(self._first) >= _MAX_FIRST:
+            return False
+        if not self._first_quota.grants(uid, now_ns):
+            return False
+        self._first.add(key)
+        return True
 
     def _has_preferred_slot(self, uid: int | None) -> bool:
         users = self._in_reserve.values()
