@@ -42,9 +42,9 @@ _NFT_OBJECT_COUNTER: Final = 1
 _COUNTERS: Final = ("logged", "overflow", "refused")
 #: Far more counters than a table of a fence has.
 _MAX_COUNTERS: Final = 1000
-#: Length of the keys (ocsf_nft.flow) and size of the sets (accounting.nft).
+#: Length of the keys (ocsf_nft.flow) and maximum size of the sets (accounting.nft).
 _KEY_BYTES: Final[Mapping[Kind, int]] = {"flows4": 16, "flows6": 28, "others": 12}
-SIZES: Final[Mapping[Kind, int]] = {"flows4": 16_384, "flows6": 16_384, "others": 1_024}
+SIZES: Final[Mapping[Kind, int]] = {"flows4": 32_768, "flows6": 32_768, "others": 1_024}
 #: The kernel continues a list by position, so it sends at most as many elements as the set can
 #: have, with repetitions. A list of more than twice that size is not from a set of ours.
 _MAX_FACTOR: Final = 2

@@ -81,12 +81,27 @@ _EXCEPTION_VALUE: Final = re.compile(r"\$exception(4|6|_protocol|_ports)\b")
 _EXCEPTION_DEFINE: Final = re.compile(
     r"^(?:#.*\n)*(?:define exception(?:4|6|_protocol|_ports) = .*\n)+", re.MULTILINE
 )
-#: In accounting.nft, the jump to the chain for packets with an owner, and that chain.
+#: In accounting.nft, the jump to the first chain for packets with an owner, and these chains.
 _OWNER_CHAIN: Final = re.compile(
     r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
-    r"|^\tchain account_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
+    r"|^\tchain \w+_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
     re.MULTILINE,
 )
+_OWNER_CHAINS: Final = 12
+#: In accounting.nft, the sets, chains and single statements that limit each user's new flows.
+_QUOTAS: Final = re.compile(
+    r"^(?:\t#.*\n)*"
+    r"(?:\tset (?:new_flows|first_flows|shared[46])_egress \{\n(?:\t\t.*\n)+\t\}\n)+\n?"
+    r"|^\tchain new_\w+_egress \{\n(?:\t\t.*\n)+\t\}\n\n"
+    r"|^\t+[^#\n]* (?:goto new_\w+_egress|@shared[46]_egress .*)\n",
+    re.MULTILINE,
+)
+#: Size of the sets of flows in accounting.nft; and without the reserve.
+_SLOTS: Final = "\t\tsize 32768\n"
+_SLOTS_WITHOUT_RESERVE: Final = "\t\tsize 16384\n"
+#: Rules for packets that users of the sandbox send. All other rules see one sender, or have no
+#: packets with a user.
+_RULES_OF_USERS: Final = frozenset({"egress", "link"})
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
@@ -274,7 +289,8 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
     def of_rule(match: re.Match[str]) -> str:
         family, rule = match.groups()
-        renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", body).replace(":egress:", f":{rule}:")
+        limited = body if rule in _RULES_OF_USERS else _without_quotas(body)
+        renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", limited).replace(":egress:", f":{rule}:")
         return f"table {family} {table} {{\n{renamed}\n"
 
     first = _ACCOUNTING.search(text)
@@ -297,9 +313,13 @@ def _without_owners(accounting: str) -> str:
     # Of a VM's packet, the kernel reports a process on the host as the owner, for example the
     # hypervisor.
     remaining, count = _OWNER_CHAIN.subn("", accounting)
-    if count != 2:
-        raise AssertionError("accounting.nft must count packets with an owner in one chain")
+    if count != _OWNER_CHAINS:
+        raise AssertionError("accounting.nft must count packets with an owner in known chains")
     return remaining
+
+
+def _without_quotas(accounting: str) -> str:
+    return _QUOTAS.sub("", accounting).replace(_SLOTS, _SLOTS_WITHOUT_RESERVE)
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:

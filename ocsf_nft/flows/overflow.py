@@ -1,12 +1,13 @@
 """Limits on separate events for flows: flows beyond the limits share the events of their user.
 
-Without a limit for each user, one user with many flows could use up all separate events.
+Without a limit for each user, one user with many flows could use up all separate events. The
+kernel's sets have similar quotas (accounting.nft): what is an event here has a slot there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attempt import Aggregation
 from ocsf_nft.flow import Count, flow, user_of
@@ -17,62 +18,96 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Flow, Key
     from ocsf_nft.record import Record
 
-_BURST: Final = 1000
-_NS_PER_FLOW: Final = 100_000_000  # ten a second after the burst
-#: Users with a quota, and users with an aggregate of their own. A process with a namespace may have
-#: thousands of user ids.
+_SECOND_NS: Final = 1_000_000_000
+#: Users with an aggregate of their own. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 256
 #: Maximum number of flows with separate events at the same time.
 _MAX_REPORTS: Final = 4000
 #: The same for flows to preferred destinations beyond the other limits.
 _MAX_PREFERRED: Final = 256
 _MAX_PREFERRED_PER_USER: Final = 16
+#: The same for the first flows of users: the reserve of the kernel's sets, of both IP versions.
+_MAX_FIRST: Final = 12_288
+#: Shortest time between two searches for users who need no quota.
+_EVICTION_NS: Final = _SECOND_NS
 _MAX_SAMPLE: Final = 10
 
 
-class Quota:
-    """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
+class _Rate(NamedTuple):
+    """Number of flows that a user may have at once, and the time after which one more may come.
 
-    The limit has room for 256 users at a time. Flows of further users are not reported separately.
+    ``users`` is the maximum number of users with a quota at a time.
     """
 
-    def __init__(self) -> None:
+    burst: int
+    ns_per_flow: int
+    users: int
+
+
+_USUAL: Final = _Rate(burst=1000, ns_per_flow=_SECOND_NS // 10, users=4096)
+#: The first flows of a user while other users have all separate events: as the reserve of the
+#: kernel's sets.
+_FIRST: Final = _Rate(burst=4, ns_per_flow=300 * _SECOND_NS, users=3072)
+
+
+class Quota:
+    """Limit of separately reported flows per user: by default 1,000 at once, then ten a second.
+
+    The limit has room for a number of users at a time. Flows of further users are not granted.
+    """
+
+    def __init__(self, rate: _Rate = _USUAL) -> None:
         # A token bucket for each user: the time at which all granted flows will have been earned.
         self._earned_ns: dict[int | None, int] = {}
+        self._rate = rate
+        self._all_ns = rate.burst * rate.ns_per_flow
+        #: Time of the last search for unused entries: with thousands of users it takes long.
+        self._evicted_ns: int | None = None
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
         """Return True if one more flow of a user may be reported separately, and count it.
 
         ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic clock.
         """
-        if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
+        if not self.has_room(uid):
             self._evict_unused(now_ns)
-            if len(self._earned_ns) >= _MAX_USERS:
+            if not self.has_room(uid):
                 return False
-        full = now_ns - _BURST * _NS_PER_FLOW
+        full = now_ns - self._all_ns
         earned_ns = max(self._earned_ns.get(uid, full), full)
-        if earned_ns + _NS_PER_FLOW > now_ns:
+        if earned_ns + self._rate.ns_per_flow > now_ns:
             return False
-        self._earned_ns[uid] = earned_ns + _NS_PER_FLOW
+        self._earned_ns[uid] = earned_ns + self._rate.ns_per_flow
         return True
 
+    def has_room(self, uid: int | None) -> bool:
+        """Return True if the user has a quota, or may get one."""
+        return uid in self._earned_ns or len(self._earned_ns) < self._rate.users
+
     def _evict_unused(self, now_ns: int) -> None:
+        if self._evicted_ns is not None and now_ns < self._evicted_ns + _EVICTION_NS:
+            return
+        self._evicted_ns = now_ns
         # A user needs no entry when the user's bucket is full again.
-        full = now_ns - _BURST * _NS_PER_FLOW
+        full = now_ns - self._all_ns
         self._earned_ns = {uid: at for uid, at in self._earned_ns.items() if at > full}
 
 
 class Admission:
     """Limits on the flows that have separate events at the same time.
 
-    There is a reserve for flows to ``preferred`` IP addresses, such as a cloud's metadata service.
+    There are two reserves: for flows to ``preferred`` IP addresses, such as a cloud's metadata
+    service; and for the first flows of each user, while other users have all separate events.
     """
 
     def __init__(self, preferred: frozenset[str]) -> None:
         self._preferred = preferred
         self._quota = Quota()
-        #: Users of the flows in the reserve.
+        self._first_quota = Quota(_FIRST)
+        #: Users of the flows to preferred addresses in the reserve.
         self._in_reserve: dict[Key, int | None] = {}
+        #: First flows in the reserve.
+        self._first: set[Key] = set()
 
     def admit(self, key: Key, flow: Flow | Record, reports: int, now_ns: int) -> bool:
         """Return True if the new flow ``key`` may have its own events, and count it.
@@ -81,20 +116,28 @@ class Admission:
         events. ``now_ns`` is of a monotonic clock.
         """
         uid = flow.uid
-        if reports - len(self._in_reserve) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
+        has_room = reports - len(self._in_reserve) - len(self._first) < _MAX_REPORTS
+        if has_room and self._quota.grants(uid, now_ns):
             return True
-        if (
-            flow.destination not in self._preferred
-            or len(self._in_reserve) >= _MAX_PREFERRED
-            or list(self._in_reserve.values()).count(uid) >= _MAX_PREFERRED_PER_USER
-        ):
+        if flow.destination in self._preferred and self._has_preferred_slot(uid):
+            self._in_reserve[key] = uid
+            return True
+        # A user who has used up the usual quota takes nothing from the reserve.
+        if (has_room and self._quota.has_room(uid)) or len(self._first) >= _MAX_FIRST:
             return False
-        self._in_reserve[key] = uid
+        if not self._first_quota.grants(uid, now_ns):
+            return False
+        self._first.add(key)
         return True
+
+    def _has_preferred_slot(self, uid: int | None) -> bool:
+        users = self._in_reserve.values()
+        return len(users) < _MAX_PREFERRED and list(users).count(uid) < _MAX_PREFERRED_PER_USER
 
     def release(self, key: Key) -> None:
         """Stop counting the ended flow ``key``."""
         self._in_reserve.pop(key, None)
+        self._first.discard(key)
 
 
 @dataclass(slots=True, eq=False)

@@ -224,13 +224,13 @@ def test_list_that_is_always_interrupted_is_used_as_it_is() -> None:
 
 def test_list_without_an_end_is_an_error() -> None:
     kernel = Kernel([[element(b"%016d" % number) for number in range(500)]] * 140)
-    with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
+    with pytest.raises(FenceError, match="flows4_egress has more than 65536 elements"):
         flows4(kernel)
 
 
 def test_foreign_elements_count_towards_the_limit() -> None:
     kernel = Kernel([[element(b"short")] * 500] * 140)
-    with pytest.raises(FenceError, match="more than 32768 elements"):
+    with pytest.raises(FenceError, match="more than 65536 elements"):
         flows4(kernel)
 
 

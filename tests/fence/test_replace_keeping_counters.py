@@ -16,7 +16,7 @@ DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
 INET, NETDEV = (TableId(family, TABLE) for family in ("inet", "netdev"))
 FLOWS = """\tset flows4_egress { # handle 7
 \t\ttypeof meta skuid . meta l4proto . ip daddr . th dport
-\t\tsize 16384
+\t\tsize 32768
 \t\tflags dynamic,timeout
 \t\tcounter
 \t\ttimeout 10m
@@ -222,7 +222,7 @@ def test_link_address_of_a_vm_is_learned_again() -> None:
 @pytest.mark.parametrize(
     "listing",
     [
-        inet(FLOWS.replace("16384", "16")),
+        inet(FLOWS.replace("32768", "16")),
         inet(FLOWS.replace("\t\tcounter\n", "")),
         inet(FLOWS.replace("\t\tcounter\n", '\t\tcomment "x"\n\t\tcounter\n')),
         inet(COUNTER.replace("\n\t}", '\n\t\tcomment "x"\n\t}')),

@@ -26,6 +26,9 @@ RULE: Final = "egress"
 START_NS: Final = 1_767_225_600_000_000_000
 ELEMENT_TIMEOUT_MS: Final = 600_000
 SIZES: Final[Mapping[Kind, int]] = {"flows4": 4, "flows6": 2, "others": 2}
+#: New flows of a user: so many at once, and one more after each of these times.
+QUOTA: Final = 3
+_REFILL_MS: Final = 60_000
 
 
 def keys(record: Record) -> tuple[Key, ...]:
@@ -92,6 +95,8 @@ class Kernel:
     log: deque[Record] = field(default_factory=deque)
     packets: list[Packet] = field(default_factory=list)
     _logged: int = 0
+    #: The time at which all granted flows of a user will have been earned.
+    _earned_ms: dict[int | None, int] = field(default_factory=dict)
 
     @property
     def now_ns(self) -> int:
@@ -99,20 +104,32 @@ class Kernel:
         return START_NS + self.now_ms * 1_000_000 + self.clock_offset_ns
 
     def refuse(self, packet: Packet, *, is_logged: bool) -> None:
-        """Count a packet in the first set with a free slot."""
+        """Count a packet in the first set with a free slot; a new flow also needs a quota."""
         self.now_ms += 1
         self.packets.append(packet)
         self.refused = _plus(self.refused, packet)
         if is_logged:
             self._logged += 1
             self.log.append(packet.record(self._logged, self.now_ns))
-        for key in keys(packet.record(0, 0)):
+        for key in self._places(packet):
             if (counter := self._element(key)) is not None:
                 counter.packets += 1
                 counter.bytes += packet.bytes
                 counter.last_ms = self.now_ms
                 return
         self.overflow = _plus(self.overflow, packet)
+
+    def _places(self, packet: Packet) -> tuple[Key, ...]:
+        exact, *rest = keys(packet.record(0, 0))
+        self._evict(exact.kind)
+        if exact.kind == "others" or exact.data in self.sets[exact.kind]:
+            return exact, *rest
+        full = self.now_ms - QUOTA * _REFILL_MS
+        earned_ms = max(self._earned_ms.get(packet.uid, full), full) + _REFILL_MS
+        if earned_ms > self.now_ms:
+            return tuple(each for each in rest if each.kind == "others")
+        self._earned_ms[packet.uid] = earned_ms
+        return exact, *rest
 
     def read(
         self,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.attempt import FanOut
-from ocsf_nft.flow import Count, CounterId
+from ocsf_nft.flow import Count, CounterId, flow
 from ocsf_nft.flows.flow_counter import FlowCounter
 from ocsf_nft.flows.incidents import FanOuts
-from ocsf_nft.flows.overflow import Aggregates, Quota
+from ocsf_nft.flows.overflow import Admission, Aggregates, Quota
 from ocsf_nft.flows.sandbox_account import Balance
 from tests.flows.kernel_model import Packet
 from tests.flows.reading import NOW, SECOND, key, tcp
@@ -180,11 +180,53 @@ def test_aggregated_flow_that_grows_keeps_its_sum_from_ending() -> None:
 
 def test_quota_of_an_idle_user_is_evicted_first() -> None:
     quota = Quota()
-    for uid in range(256):
+    for uid in range(4096):
         assert quota.grants(uid, NOW)
     assert quota.grants(3, NOW + SECOND // 20)  # a known user needs no new slot
     assert quota.grants(9999, NOW + SECOND // 10)
     assert quota._earned_ns.keys() == {3, 9999}
+
+
+def test_quota_searches_idle_users_once_a_second() -> None:
+    quota = Quota()
+    for uid in range(4096):
+        assert quota.grants(uid, NOW)
+    assert not quota.grants(9999, NOW)
+    assert not quota.grants(9999, NOW + SECOND - 1)
+    assert quota.grants(9999, NOW + SECOND)
+
+
+def _admitted(admission: Admission, uid: int, flows: int, reports: int, now_ns: int) -> int:
+    """Return how many new flows of a user have events of their own."""
+    admitted = 0
+    for port in range(1, flows + 1):
+        new = key(tcp(port, uid=uid))
+        admitted += admission.admit(new, flow(new), reports + admitted, now_ns)
+    return admitted
+
+
+def test_first_flows_of_a_user_have_events_while_others_have_all() -> None:
+    admission = Admission(frozenset())
+    assert _admitted(admission, 7, 10, 4000, NOW) == 4
+    assert _admitted(admission, 8, 10, 4004, NOW) == 4
+    # One more every five minutes.
+    assert _admitted(admission, 7, 10, 4008, NOW + 300 * SECOND - 1) == 0
+    assert _admitted(admission, 7, 10, 4008, NOW + 300 * SECOND) == 1
+    admission.release(key(tcp(1, uid=8)))
+    assert len(admission._first) == 7  # the last one had the key of an earlier one
+
+
+def test_user_beyond_the_usual_quota_takes_no_first_flows() -> None:
+    admission = Admission(frozenset())
+    assert _admitted(admission, 7, 1100, 0, NOW) == 1000
+    assert not admission._first
+
+
+def test_first_flows_of_3072_users_have_events() -> None:
+    admission = Admission(frozenset())
+    found = [_admitted(admission, uid, 5, 4000 + 4 * uid, NOW) for uid in range(3073)]
+    assert found == [*[4] * 3072, 0]
+    assert len(admission._first) == 4 * 3072
 
 
 def test_balance_of_a_mode_excludes_the_other_mode() -> None:

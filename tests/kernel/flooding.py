@@ -1,9 +1,11 @@
 """Programs that run inside a sandbox: two floods, and one that makes rare attempts.
 
-``same ADDRESS TIMES [PAUSE]``: TIMES datagrams to one address. ``distinct OCTET TIMES [PAUSE]``:
-TIMES datagrams, each to another pair of address and port. PAUSE is in seconds, after each
-thousand. ``users FIRST TIMES``: one datagram from each of TIMES users. ``rare TIMES``: attempts at
-random times, each of a unique kind; prints them as JSON.
+``same ADDRESS TIMES [PAUSE]``: TIMES datagrams to one address. ``distinct OCTET TIMES [PAUSE
+[UID]]``: TIMES datagrams of a user, each to another pair of address and port. PAUSE is in seconds,
+after each thousand. ``users FIRST TIMES [FLOWS]``: FLOWS datagrams, each to another port, from each
+of TIMES users. ``rare TIMES``: attempts at random times, each of a unique kind; prints them as
+JSON. ``quiet UID FIRST TIMES``: the same by one user, each to another address and port; FIRST is
+the first port.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def flood_one(address: str, times: int, pause: float = 0) -> None:
                 send(b"flood", target)
 
 
-def flood_all(octet: int, times: int, pause: float = 0) -> None:
+def flood_all(octet: int, times: int, pause: float = 0, uid: int = 0) -> None:
+    os.seteuid(uid)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         send = sock.sendto
         for number in _paced(times, pause):
@@ -77,14 +80,15 @@ def _paced(times: int, pause: float) -> Iterator[int]:
         time.sleep(pause)
 
 
-def flood_as_users(first: int, number: int) -> None:
-    """Send one datagram from each of a number of users."""
+def flood_as_users(first: int, number: int, flows: int = 1) -> None:
+    """Send a datagram from each of a number of users to each of some ports."""
     for uid in range(first, first + number):
         os.seteuid(uid)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             os.seteuid(0)
-            with contextlib.suppress(OSError):
-                sock.sendto(b"flood", (FLOODED[0], PORT))
+            for port in range(PORT, PORT + flows):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"flood", (FLOODED[0], port))
 
 
 def try_rare(times: int) -> list[Rare]:
@@ -120,6 +124,25 @@ def try_rare(times: int) -> list[Rare]:
     return made
 
 
+def try_as(uid: int, first: int, times: int) -> list[Rare]:
+    """Make attempts of one user, by UDP and TCP in turn, each with a flow of its own."""
+    made: list[Rare] = []
+    for number in range(times):
+        time.sleep(random.uniform(0, 0.2))
+        protocol = socket.IPPROTO_TCP if number % 2 else socket.IPPROTO_UDP
+        made.append(
+            Rare(
+                time=time.time_ns() // 1_000_000,
+                uid=uid,
+                protocol=protocol,
+                destination=f"198.51.100.{1 + number}",
+                port=first + number,
+            )
+        )
+        _make(made[-1])
+    return made
+
+
 def _make(rare: Rare) -> None:
     kinds = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
     kind = kinds.get(rare["protocol"], socket.SOCK_RAW)
@@ -136,7 +159,7 @@ def _make(rare: Rare) -> None:
 def start(namespace: Namespace, *arguments: str) -> subprocess.Popen[bytes]:
     """Run one of these programs inside a sandbox; the caller waits for its end."""
     command = [sys.executable, __file__, *arguments]
-    output = subprocess.PIPE if arguments[0] == "rare" else subprocess.DEVNULL
+    output = subprocess.PIPE if arguments[0] in {"rare", "quiet"} else subprocess.DEVNULL
     return namespace.call(lambda: subprocess.Popen(command, stdout=output))
 
 
@@ -152,8 +175,10 @@ if __name__ == "__main__":
     if what == "same":
         flood_one(argument, int(more[0]), *map(float, more[1:]))
     elif what == "distinct":
-        flood_all(int(argument), int(more[0]), *map(float, more[1:]))
+        flood_all(int(argument), int(more[0]), *map(float, more[1:2]), *map(int, more[2:]))
     elif what == "users":
-        flood_as_users(int(argument), int(more[0]))
+        flood_as_users(int(argument), *map(int, more))
+    elif what == "quiet":
+        sys.stdout.buffer.write(orjson.dumps(try_as(int(argument), *map(int, more))))
     else:
         sys.stdout.buffer.write(orjson.dumps(try_rare(int(argument))))

@@ -49,7 +49,7 @@ _STOPS = 4
 #: The number of packets that one flow of a flood may have logged at once.
 _BURST = 100
 #: The size of a rule's sets of flows, in rules/accounting.nft.
-_SET_SIZE = 16_384
+_SET_SIZE = 32_768
 
 
 @pytest.fixture

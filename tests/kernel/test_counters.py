@@ -21,7 +21,7 @@ from ocsf_nft.fence.counters import Counters
 from ocsf_nft.flow import KINDS, Count, Flow, Key, flow
 from ocsf_nft.lab import GATEWAY_MAC, INTERNET4, INTERNET6, SANDBOX4
 from ocsf_nft.privileges import Capability
-from tests.kernel import accounts, attempts, flooding, packets
+from tests.kernel import accounts, attempts, flooding, full_sets, packets
 from tests.kernel.conftest import SANDBOX, nft, without_ipv6
 
 if TYPE_CHECKING:
@@ -37,11 +37,15 @@ pytestmark = pytest.mark.kernel
 _UID = 4242
 _FLOOD = Path(__file__).with_name("flood.py")
 _MANY_FLOWS = """
-import contextlib, socket
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+import contextlib, os, socket
+socks = []
+for uid in (1001, 1002, 1003):  # each with less than its quota
+    os.seteuid(uid)
+    socks.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    os.seteuid(0)
 for number in range(12_000):
     with contextlib.suppress(OSError):
-        sock.sendto(b"flood", (f"203.0.{number // 250}.{number % 250 + 1}", 9))
+        socks[number // 4000].sendto(b"flood", (f"203.0.{number // 250}.{number % 250 + 1}", 9))
 """
 
 
@@ -380,11 +384,12 @@ def test_without_the_privilege_nothing_is_opened_or_read(
 def test_packets_without_a_free_element_are_counted_and_share_one_log_limit(
     fenced: Lab, installed: InstalledFence
 ) -> None:
-    """16,384 flows and 1,024 users fill the sets of a rule."""
+    """Several floods of thousands of users fill the sets of a rule."""
     fenced.sandbox_namespace.call(without_ipv6)
+    full_sets.fill_shared(fenced.sandbox_namespace)
+    full_sets.fill_reserve(fenced.sandbox_namespace)
+    full_sets.fill_others(fenced.sandbox_namespace)
     with Counters(installed) as counters:
-        for arguments in (("distinct", "20", "16500"), ("users", "2000", "1100")):
-            assert flooding.start(fenced.sandbox_namespace, *arguments).wait(60) == 0
         began = counters.read().rules["egress"]
         before = time.monotonic()
         assert flooding.start(fenced.sandbox_namespace, "users", "5000", "1000").wait(60) == 0

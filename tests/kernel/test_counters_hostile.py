@@ -87,7 +87,7 @@ def test_too_large_set_is_an_error_and_the_next_reading_is_correct(
     lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
 ) -> None:
     _swap(lab, 35_000)
-    with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
+    with pytest.raises(FenceError, match="flows4_egress has more than 65536 elements"):
         reader.read()
     assert reader._namespaces[0].nftables is None, "the rest of the list may still arrive"
     nft(lab.sandbox_namespace, "delete table inet ocsf_nft")

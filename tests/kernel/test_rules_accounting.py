@@ -241,7 +241,7 @@ def test_accounting_of_full_sets_counts_by_sender_and_then_in_total(
     ):
         conftest.nft(bench.lab.sandbox_namespace, "flush set inet ocsf_nft flows6_egress")
         make = type(ipaddress.ip_address(to))
-        _fill(bench, kind, (f"7 . udp . {make(number)} . 9" for number in range(1 << 14)))
+        _fill(bench, kind, (f"7 . udp . {make(number)} . 9" for number in range(1 << 15)))
         packet = headers.udp(own, to, 7000)
         for send, uid in ((bench.owned, _ROOT), (bench.unowned, _NO_OWNER)):
             began = time.monotonic()

@@ -52,6 +52,16 @@ _CLIENT_PORTS: Final = 60_999 - 32_768 + 1
 _FLOW_BURST, _OTHER_BURST = 4, 10
 #: Packets a second, and at once.
 _DNS_BUDGET = (10, 400)
+#: Log budgets by their set: whether the rule is for packets beyond the budget; rate; and burst.
+_BUDGETS: Final = {
+    "logged4": (True, 1, _FLOW_BURST),
+    "logged6": (True, 1, _FLOW_BURST),
+    "logged_others": (False, 1, _OTHER_BURST),
+    "logged_dns4": (False, *_DNS_BUDGET),
+    "logged_dns6": (False, *_DNS_BUDGET),
+}
+#: The sets of the quotas of new flows, and their rules.
+_QUOTA_SETS: Final = "(shared4|shared6|new_flows|first_flows)_(.*)"
 
 
 class Loaded:
@@ -90,25 +100,32 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
 def test_counting_sets_have_the_size_and_timeout_of_their_readers(
     loaded: Loaded,
 ) -> None:
-    found = list(loaded.named(rf"({'|'.join(KINDS)})_.*"))
+    found = list(loaded.named(rf"({'|'.join(KINDS)})_(.*)"))
     assert len(found) == len(KINDS) * len(loaded.rules)
     for name, each in found:
-        assert each["size"] == rule_counters.SIZES[cast("Kind", name[1])], each["name"]
+        assert each["size"] == _size(name[1], name[2]), each["name"]
         assert each["timeout"] * 1000 == flow_counter.ELEMENT_TIMEOUT_MS, each["name"]
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
         assert each["stmt"] == [{"counter": None}]
+
+
+def _size(kind: str, rule: str) -> int:
+    """Return the size of a rule's set: a rule without quotas has no reserve."""
+    size = rule_counters.SIZES[cast("Kind", kind)]
+    has_reserve = rule.removesuffix("_permissive") in {"egress", "link"}
+    return size if kind == "others" or has_reserve else size // 2
 
 
 def test_log_budgets_outlast_their_refill(
     loaded: Loaded,
 ) -> None:
     sizes = {"4": "flows4", "6": "flows6", "_others": "others"}
-    found = list(loaded.named(r"logged(4|6|_others)_.*"))
+    found = list(loaded.named(r"logged(4|6|_others)_(.*)"))
     assert len(found) == len(sizes) * len(loaded.rules)
     for name, each in found:
         burst = _OTHER_BURST if name[1] == "_others" else _FLOW_BURST
         assert 2 * burst <= each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
-        assert each["size"] == rule_counters.SIZES[sizes[name[1]]]  # type: ignore[index]
+        assert each["size"] == _size(sizes[name[1]], name[2])
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
 
 
@@ -186,15 +203,43 @@ def test_log_budgets_have_a_burst_and_a_rate(
     loaded: Loaded,
 ) -> None:
     budgets = re.findall(
-        r"(?:update @logged(_?\w+?)_\S+ \{.*? )?limit rate (\d+)/second burst (\d+) packets",
-        loaded.text,
+        rf"(?:update @({'|'.join(_BUDGETS)})_\S+ \{{[^{{}}]* )?"
+        r"limit rate (over )?(\d+)/second burst (\d+) packets",
+        re.sub(r"update @new_flows_\S+ \{.*? \}", "", loaded.text),
     )
-    expected = {"4": (1, _FLOW_BURST), "6": (1, _FLOW_BURST), "_others": (1, _OTHER_BURST)}
-    expected |= dict.fromkeys(("_dns4", "_dns6"), _DNS_BUDGET)
-    assert len(budgets) in {9 * len(loaded.rules), 17 * len(loaded.rules)}
-    for name, rate, burst in budgets:
+    assert len(budgets) == (17 if "account_owned" in loaded.text else 9) * len(loaded.rules)
+    for name, is_over, rate, burst in budgets:
         # Packets that fit into no set share one budget.
-        assert (int(rate), int(burst)) == expected.get(name, (100, 200)), name
+        assert (bool(is_over), int(rate), int(burst)) == _BUDGETS.get(name, (False, 100, 200)), name
+
+
+def test_quotas_of_new_flows_leave_a_reserve_of_slots(loaded: Loaded) -> None:
+    quotas = set(
+        re.findall(
+            r"update @(new_flows|first_flows)_\S+ \{ (?:meta skuid|4294967295)"
+            r" limit rate (\d+/\w+) burst (\d+) packets \}",
+            loaded.text,
+        )
+    )
+    sets = {f"{name[1]} {name[2]}": each for name, each in loaded.named(_QUOTA_SETS)}
+    limited = loaded.rules & {"egress", "link"}
+    assert {name.split()[1] for name in sets} == limited
+    assert len(sets) == 4 * len(limited)
+    if not limited:
+        assert not quotas
+        return
+    assert quotas == {("new_flows", "10/second", "4096"), ("first_flows", "12/hour", "4")}
+    slots, seconds = rule_counters.SIZES["flows4"], flow_counter.ELEMENT_TIMEOUT_MS / 1000
+    for rule in limited:
+        shared4, shared6, usual, first = (
+            sets[f"{name} {rule}"] for name in ("shared4", "shared6", "new_flows", "first_flows")
+        )
+        assert shared4["size"] == shared6["size"] >= 2 * (4096 + 10 * seconds)
+        assert shared4["size"] + 4 * first["size"] == slots
+        assert shared4["timeout"] == shared6["timeout"] > seconds
+        assert usual["timeout"] >= 4096 / 10
+        assert first["timeout"] >= 4 * 3600 / 12
+        assert usual["size"] >= first["size"]
 
 
 @pytest.mark.parametrize("name", ["sandbox", "sidecar"])
