@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing
+from ocsf_nft.fence import installer, listing, pinned_survey
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -62,8 +62,13 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         was_active = installer.is_installed(namespace, sandbox.device)
         before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
+        # What runs in the sandbox may have changed routes since an earlier installation.
         installed = installer.install(
-            _spec(sandbox, state), namespace, state, requested_transport(sandbox)
+            _spec(sandbox, state),
+            namespace,
+            state,
+            requested_transport(sandbox),
+            keeps_uplinks=True,
         )
         return Fence(
             installed=installed,
@@ -352,7 +357,9 @@ def describe_change(
     if now.spec != seen.spec:
         return "it was installed again"
     if now.around != seen.around or (inspection.was_renewed and has_new_links):
-        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}"
+        missing = now.around.missing
+        more = f"; {pinned_survey.missing_text([*missing])}" if missing else ""
+        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}{more}"
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"
     return None if now == seen else "it was installed again"
