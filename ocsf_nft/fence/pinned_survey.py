@@ -45,10 +45,10 @@ def survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
     known = {endpoint.address for endpoint in before.spec.allowed}
     allowed = {endpoint.address for endpoint in spec.allowed}
     networks = {each.network for each in spec.ranges}
-    kept = [each for each in around.neighbours if each in allowed or each not in known]
+    neighbours = [each for each in around.neighbours if each in allowed or each not in known]
     return links.survey_pinned(
         before.namespace,
-        dataclasses.replace(around, neighbours=tuple(kept)),
+        dataclasses.replace(around, neighbours=tuple(neighbours)),
         allowed - known,
         networks - {each.network for each in before.spec.ranges},
         {*(each.version for each in allowed), *(each.version for each in networks)},

@@ -10,7 +10,7 @@ from ocsf_nft.lab import GATEWAY6, INTERNET6, SANDBOX4, SANDBOX6
 from tests.kernel import headers, packets
 from tests.kernel.outcomes import Case
 from tests.kernel.packets import ETH_ARP
-from tests.kernel.verdicts import BROADCAST_MAC, GROUP_MAC
+from tests.kernel.verdicts import BROADCAST_MAC, GROUP_MAC, HOST6, NESTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +92,41 @@ def wrong_neighbours(
         if verdict != case.expected:
             found[case.name] = f"{verdict or 'nothing'}, not {case.expected}"
     return found
+
+
+def wrong_nested_neighbours(bench: Bench, rule: str, *, past_output: bool) -> dict[str, str]:
+    """Return the wrong verdicts on neighbour discovery without an owner to a nested namespace.
+
+    The kernel may look up any address there. ``rule`` refuses messages of other kinds.
+    """
+    send = partial(bench.unowned, device=NESTED, past_output=past_output)
+    about = partial(headers.neighbour, HOST6)
+    passing = (
+        *(about(to) for to in (GATEWAY6, "fe80::7", "fe80::8000:0:0:7", "ff02::1")),
+        *(about(to) for to in ("ff02::1:ff00:7", "ff02::1:ff80:7")),
+        about("fe80::7", 136),
+        about("fe80::7", options=bytes(16)),
+    )
+    refused = (
+        *(about(to) for to in (INTERNET6, "fe80:0:0:1::7", "ff02::2", "ff02::1:fe00:7")),
+        *(about("fe80::7", kind) for kind in (133, 134, 137)),
+        about("fe80::7", code=1),
+        about("fe80::7", hop_limit=254),
+        about("fe80::7", options=bytes(17)),
+        headers.with_extension6(about("fe80::7")),
+    )
+    long = about("fe80::7", options=bytes(17))
+    cases = [
+        *(Case(packet.hex(), partial(send, packet), "out") for packet in passing),
+        *(Case(packet.hex(), partial(send, packet), rule) for packet in refused),
+        Case("longer than its length field", partial(send, long, is_length_too_small=True), rule),
+    ]
+    # The fence may answer, and may refuse its answer.
+    return {
+        case.name: verdict
+        for case in cases
+        if (verdict := bench.outcome(case.send)).split()[0] != case.expected
+    }
 
 
 def _solicitation(

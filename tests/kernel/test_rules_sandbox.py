@@ -31,12 +31,6 @@ _PROXIED: Final = (
     headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT),
     headers.tcp(SANDBOX6, GATEWAY6, PROXY_PORT),
 )
-#: The neighbours that the kernel may look up on the link, and their neighbour discovery groups.
-_FOUND: Final = (
-    *(GATEWAY6, "fe80::7", "fe80::8000:0:0:7", "ff02::1"),
-    *("ff02::1:ff00:7", "ff02::1:ff80:7"),
-)
-_NOT_FOUND: Final = (INTERNET6, "fe80:0:0:1::7", "ff02::2", "ff02::1:fe00:7")
 
 
 @pytest.fixture(scope="module")
@@ -147,19 +141,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
     assert not link_cases.wrong_neighbours(bench, rule, past_output=past_output)
-    nested = partial(bench.unowned, device=NESTED, past_output=past_output)
-    to_nested = partial(headers.neighbour, HOST6)
-    assert not bench.wrong(
-        (
-            *(Case(f"nested: {to}", partial(nested, to_nested(to)), "out") for to in _FOUND),
-            Case(
-                "nested: longest", partial(nested, to_nested("fe80::7", options=bytes(16))), "out"
-            ),
-        )
-    )
-    for to in _NOT_FOUND:
-        refused = bench.outcome(partial(nested, to_nested(to))).split()
-        assert refused[0] == rule, (to, refused)
+    assert not link_cases.wrong_nested_neighbours(bench, rule, past_output=past_output)
 
 
 def test_link_rules_check_routed_packets(bench: Bench) -> None:
