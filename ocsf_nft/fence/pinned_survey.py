@@ -71,6 +71,18 @@ def differences(before: Surroundings, now: Surroundings) -> list[str]:
     return lines
 
 
+def uplinks_text(installed: InstalledFence) -> str:
+    """Return a text about a fence's uplinks; empty for a VM, and for a pod without exceptions."""
+    around, profile = installed.around, installed.spec.profile
+    if around.missing:
+        return f"missing: {', '.join(around.missing)}; install the fence again"
+    if around.pins:
+        return ", ".join(around.uplinks)
+    if profile == "tap" or (profile == "sidecar" and not installed.spec.exceptions):
+        return ""
+    return "not known, for no route leads to an allowed destination: a later check pins them"
+
+
 def missing_text(names: list[str]) -> str:
     """Return a text about pinned uplinks that do not exist any more, and the remedy."""
     return (

@@ -50,9 +50,11 @@ class Fence:
     version: RulesetVersion | None = None
 
 
-def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+def activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: bool = True) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
+    A new installation keeps the uplinks of the recorded fence: what runs in the sandbox may have
+    changed routes since then. Without ``keeps_uplinks``, the present routes decide.
     With ``sandbox.self_heal``, a changed or deleted fence is restored. The call blocks. Raises
     AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
     ``state``. Also raises the errors of :func:`installer.install`.
@@ -62,13 +64,12 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         was_active = installer.is_installed(namespace, sandbox.device)
         before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
-        # What runs in the sandbox may have changed routes since an earlier installation.
         installed = installer.install(
             _spec(sandbox, state),
             namespace,
             state,
             requested_transport(sandbox),
-            keeps_uplinks=True,
+            keeps_uplinks=keeps_uplinks,
         )
         return Fence(
             installed=installed,

@@ -84,7 +84,12 @@ def test_only_an_installation_by_the_operator_surveys_again(
         changed = installer.install_locked(more, namespace, state, "nflog", nft.load)
     assert changed.around.uplinks == ("sb0",)
     assert {*map(str, changed.around.neighbours)} == {GATEWAY4, GATEWAY6, "10.200.0.77"}
-    assert installer.install(spec, namespace, state, "nflog").around.uplinks == ("v0",)
+    install = ("install", "--sandbox", conftest.SANDBOX, "--netns", fenced.sandbox, *_PROXIES)
+    done = command.run(*install, "--state-dir", str(state.path))
+    assert (done.code, "  uplinks: v0\n" in done.stderr) == (0, True), done.stderr
+    assert _record(state).around.uplinks == ("v0",)
+    done = command.run("verify", "--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    assert "uplinks: v0\n" in done.stderr
 
 
 def test_fence_that_was_installed_before_the_network_pins_it_at_a_check(
