@@ -39,6 +39,8 @@ _SIDECAR: Final = FenceSpec(
 _TURNED, _DROPPED, _TRANSLATED, _STOPPED = 6001, 6002, 6003, 6004
 #: The ports of packets that a rival gives another source, another link address, or that of a group.
 _FORGED, _FROM_OTHER, _TO_GROUP = 6005, 6006, 6007
+#: The port of packets that a rival rewrites late.
+_LATE: Final = 6008
 _RIVALS: Final = f"""
 table inet rival {{
     chain output_before {{
@@ -89,6 +91,10 @@ table netdev rival {{
         ether type ip6 udp sport {_FORGED} ip6 saddr set fd00:200::9
         udp sport {_FROM_OTHER} ether saddr set 02:00:00:00:bb:01
         udp sport {_TO_GROUP} ether daddr set 03:00:00:00:00:01
+    }}
+    chain late {{
+        type filter hook egress device {verdicts.UPLINK} priority 2147483646
+        udp sport {_LATE} udp dport set 54
     }}
     chain after {{
         type filter hook egress device {verdicts.UPLINK} priority 2147483647
@@ -187,6 +193,7 @@ def test_rivals_on_a_link_neither_hide_nor_change_a_packet(bench: Bench) -> None
                         ("forged", _FORGED),
                         ("from another machine", _FROM_OTHER),
                         ("to a group", _TO_GROUP),
+                        ("turned late", _LATE),
                     )
                 ),
                 Case(
