@@ -19,6 +19,8 @@ _MATCHES: Final = {
     "own_macs": re.compile(r"(?:ether saddr|arp saddr ether) @own_macs "),
     "outer": re.compile(r"[io]if @outer "),
 }
+#: A match that a match on own addresses implies; it takes a lookup of the routes.
+_LOCAL_SOURCE: Final = re.compile(r"fib saddr type local (?=ip6? saddr @own[46] )")
 #: A jump to the rules for neighbour discovery from own addresses.
 _STRICT_DISCOVERY: Final = re.compile(
     r"^(\t\t)oif @uplinks (?:ether saddr @own_macs )?(.*) jump neighbour_discovery$", re.MULTILINE
@@ -48,7 +50,8 @@ def adapt(text: str, spec: FenceSpec, around: Surroundings) -> str:
     for name, match in _MATCHES.items():
         if name not in known:
             text = match.sub("", text)
-    return text
+    # What remains has both matches.
+    return _LOCAL_SOURCE.sub("", text)
 
 
 def options(around: Surroundings) -> list[str]:

@@ -74,6 +74,14 @@ def test_fence_with_a_route_matches_all_own_values() -> None:
     assert f"solicited6 {{ {groups} }}" in ruleset.fence(_SANDBOX, _AROUND, "nflog")
 
 
+def test_fence_with_a_route_looks_up_no_source() -> None:
+    """An own address was local when it was pinned."""
+    local = re.compile(r"fib saddr type local (?:ip6? [sd]addr|fib daddr)")
+    for spec in (_SANDBOX, _POD):
+        assert not local.search(ruleset.fence(spec, _AROUND, "nflog"))
+        assert len(local.findall(ruleset.fence(spec, _UNPINNED, "nflog"))) == 2
+
+
 @pytest.mark.parametrize("spec", [_SANDBOX, _POD], ids=["sandbox", "pod"])
 def test_fence_without_a_route_matches_no_own_value(spec: FenceSpec) -> None:
     assert _matches(spec, _UNPINNED) <= {"outer"}
