@@ -43,8 +43,9 @@ def install(  # noqa: PLR0913 - each is an option
     without the proxy. The fence in the guest is the boundary then. With --strict, the VM reaches
     the gateway's port, the exceptions, and nothing else.
 
-    Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
-    log refused packets.
+    The present routes decide which interfaces lead to the proxies, also if the sandbox has a fence
+    already. Shows what was installed, and what to do next. Exit 1: the fence is active, but the
+    kernel can't log refused packets.
 
     Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
     another namespace.
@@ -68,7 +69,7 @@ def install(  # noqa: PLR0913 - each is an option
         output.write(plan.encode())
         return
     directory = options.state_directory(state_dir, config)
-    fence = fences.activate(requested, StateDirectory(directory))
+    fence = fences.activate(requested, StateDirectory(directory), keeps_uplinks=False)
     if as_json:
         _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
@@ -98,6 +99,8 @@ def _sentence(installed: InstalledFence) -> str:
 
 def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
     """Yield lines for people about a fence, and commands to run next with the ``options``."""
+    from ocsf_nft.fence import pinned_survey
+
     yield _sentence(installed)
     spec = installed.spec
     yield f"  namespace: {visible(str(installed.namespace))}"
@@ -113,6 +116,8 @@ def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]
             )
     if spec.proxies:
         yield f"  proxy: {', '.join(map(str, spec.proxies))}"
+    if uplinks := pinned_survey.uplinks_text(installed):
+        yield f"  uplinks: {visible(uplinks)}"
     if spec.proxy_uids:
         yield f"  users of the proxy: {', '.join(map(str, spec.proxy_uids))}"
     if spec.exceptions:
@@ -141,7 +146,7 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
 
     Example: ocsf-nft verify --sandbox agent
     """
-    from ocsf_nft.fence import installer
+    from ocsf_nft.fence import installer, pinned_survey
     from ocsf_nft.fence.state import StateDirectory
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
@@ -150,6 +155,8 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
     output.show(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
         output.show(found.difference)
+    elif found.installed is not None and (uplinks := pinned_survey.uplinks_text(found.installed)):
+        output.show(f"uplinks: {visible(uplinks)}")
     raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
 
 

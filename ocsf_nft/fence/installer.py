@@ -18,6 +18,7 @@ from ocsf_nft.fence import (
     listing,
     load_ruleset,
     nft,
+    pinned_survey,
     ruleset,
     table_changes,
     table_query,
@@ -61,14 +62,21 @@ def install(
     namespace: Namespace,
     state: StateDirectory,
     transport: LogTransport | None = None,
+    *,
+    keeps_uplinks: bool = False,
 ) -> InstalledFence:
     """Install or replace a network namespace's fence, and store its record.
 
+    The routes of the namespace decide which interfaces lead out. With ``keeps_uplinks``, those of
+    the recorded fence of this namespace stay, if there is one.
     ``transport`` is the way to log packets; UnsupportedError is raised if it does not work. None
     selects the first way that works. If no way works, ``degraded`` of the result has the reason.
     Also raises AbsentError, FenceError, DeliveryError. After an error, the previous fence normally
     stays active; a FenceError states if that fence was replaced.
     """
+    if keeps_uplinks:
+        with state.locked():
+            return install_locked(spec, namespace, state, transport, nft.load)
     around = _survey(spec, namespace)
     with state.locked():
         return _install(spec, around, namespace, state, transport, nft.load)
@@ -81,11 +89,19 @@ def install_locked(
     transport: LogTransport | None,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Do the same as :func:`install` in the lock ``state.locked()``, which the caller must hold.
+    """Install or replace a fence in the lock ``state.locked()``, which the caller must hold.
 
-    ``load_text`` loads the ruleset, like :func:`nft.load`.
+    It has the uplinks of the recorded fence of this namespace, if there is one. ``load_text`` loads
+    the ruleset, like :func:`nft.load`. Otherwise the same as :func:`install`.
     """
-    around = _survey(spec, namespace)
+    before = state.read_or_none(spec.sandbox)
+    if before is not None and (before.identity, before.spec.profile) == (
+        namespace.identity(),
+        spec.profile,
+    ):
+        around = _survey_again(spec, before)
+    else:
+        around = _survey(spec, namespace)
     return _install(spec, around, namespace, state, transport, load_text)
 
 
@@ -111,7 +127,7 @@ def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> In
         return None
     # If no log transport worked for the recorded fence, try all transports again.
     transport = before.transport if before.degraded is None else None
-    around = _survey(before.spec, before.namespace)
+    around = _survey_again(before.spec, before)
     return _install(before.spec, around, before.namespace, state, transport, load_text)
 
 
@@ -262,22 +278,32 @@ def remove(
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(namespace, spec.tap.device)
-    around = links.survey(
-        namespace,
-        (endpoint.address for endpoint in spec.allowed),
-        (destination.network for destination in spec.ranges),
-    )
+    around = pinned_survey.survey(spec, namespace)
+    _check_guarded_device(spec)
+    return around
+
+
+def _survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
+    if spec.tap is not None:
+        return links.survey_device(before.namespace, spec.tap.device)
+    around = pinned_survey.survey_again(spec, before)
+    _check_guarded_device(spec)
+    return around
+
+
+def _check_guarded_device(spec: FenceSpec) -> None:
     # nft loads a chain on a missing device without an error, and the chain has no effect.
     if spec.guard_device is not None and spec.guard_device not in links.names():
         raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
-    return around
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
     tap = installed.spec.tap
     if tap is None:
-        more = set(where.call(links.names)) - set(installed.around.links)
-        return [f"not fenced at the link layer: {', '.join(sorted(more))}"] if more else []
+        now = pinned_survey.survey_again(
+            installed.spec, dataclasses.replace(installed, namespace=where)
+        )
+        return pinned_survey.differences(installed.around, now)
     try:
         around = links.survey_device(where, tap.device)
     except (AbsentError, FenceError) as error:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import dataclasses
+import ipaddress
+import itertools
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, UsageError
 from ocsf_nft.fence import routes
-from ocsf_nft.fence.spec import Surroundings
+from ocsf_nft.fence.spec import Surroundings, Uplink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ocsf_nft.fence.values import Address, Network
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.rtnetlink import Link
+
+#: A process with CAP_NET_ADMIN in the namespace may add millions.
+_MOST_ADDRESSES: Final = 500
 
 
 def survey(
@@ -23,12 +30,35 @@ def survey(
     """Return the interfaces of a namespace, and the addresses to which its fence must allow ARP.
 
     The sandbox may reach ``destinations`` and ``networks``. The fence allows ARP to the
-    networks anyway: for them, the result has only the gateways. Raises AbsentError,
-    UnsupportedError, FenceError.
+    networks anyway: for them, the result has only the gateways. If a route leads to one of them,
+    the result has ``pins``. Raises AbsentError, UnsupportedError, FenceError.
     """
     requested, requested_networks = tuple(destinations), tuple(networks)
     with _report_errors():
         return namespace.call(lambda: _survey(requested, requested_networks))
+
+
+def survey_pinned(
+    namespace: Namespace,
+    before: Surroundings,
+    destinations: Iterable[Address] = (),
+    networks: Iterable[Network] = (),
+    versions: Collection[int] = (),
+) -> Surroundings:
+    """Return the present interfaces of a namespace, with the uplinks and addresses of ``before``.
+
+    ``before`` is the result of an earlier survey, with ``pins``. Routes and addresses that a
+    process in the namespace has changed since then have no effect. ``destinations`` and
+    ``networks`` are new ones: their next hops are added if they are on a pinned uplink. For each IP
+    version in ``versions`` without an address in ``before``, the present addresses are added.
+    Raises AbsentError, UnsupportedError, FenceError.
+    """
+    requested, requested_networks = tuple(destinations), tuple(networks)
+    unknown = set(versions) - {each.version for each in before.addresses}
+    with _report_errors():
+        return namespace.call(
+            lambda: _survey_pinned(before, requested, requested_networks, unknown)
+        )
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
@@ -86,21 +116,94 @@ def _survey(requested: tuple[Address, ...], networks: tuple[Network, ...]) -> Su
         for destination, hop in zip(requested, found, strict=True)
         if hop.neighbour is not None
     }
-    uplinks = [link for link in links if link.ifindex in used] or links
-    indexes = {link.ifindex for link in links}
-    # The kernel makes link-local addresses by itself, some time after a link is up.
-    own = {
-        address
-        for index, address in rtnetlink.addresses()
-        if index in indexes and not address.is_link_local
-    }
+    routed = [link for link in links if link.ifindex in used]
+    uplinks = routed or links
+    indexes = tuple(link.ifindex for link in uplinks)
+    addresses = _addresses()
     return Surroundings(
         links=tuple(link.name for link in links),
         uplinks=tuple(link.name for link in uplinks),
         neighbours=_sorted(neighbours),
-        addresses=_sorted(own),
+        addresses=_own(address for _, address in addresses),
         macs=tuple(sorted({link.mac for link in uplinks if link.mac is not None})),
+        pins=tuple(map(_identity, routed)),
+        link_locals=_link_locals(routed, addresses),
+        uplink_indexes=indexes,
+        outer_indexes=indexes,
     )
+
+
+def _survey_pinned(
+    before: Surroundings,
+    requested: tuple[Address, ...],
+    networks: tuple[Network, ...],
+    unknown: Collection[int],
+) -> Surroundings:
+    links = [link for link in rtnetlink.links() if not link.is_loopback]
+    present = tuple(map(_identity, links))
+    found = {destination: routes.to_address(destination) for destination in requested}
+    added = {each for each, hop in found.items() if hop.neighbour is not None} | {
+        hop.neighbour
+        for hop in (*found.values(), *routes.to_networks(networks))
+        if hop.neighbour is not None and hop.ifindex in before.uplink_indexes
+    }
+    addresses = before.addresses
+    if unknown:
+        own = _own(address for _, address in _addresses())
+        addresses += tuple(each for each in own if each.version in unknown)
+    return dataclasses.replace(
+        before,
+        links=tuple(link.name for link in links),
+        neighbours=_sorted({*before.neighbours, *added}),
+        addresses=_sorted(addresses),
+        missing=tuple(pin.name for pin in before.pins if not any(map(pin.is_same, present))),
+    )
+
+
+def _addresses() -> list[tuple[int, Address]]:
+    # The kernel lists the oldest ones of a link first.
+    return list(itertools.islice(rtnetlink.addresses(), _MOST_ADDRESSES))
+
+
+def _identity(link: Link) -> Uplink:
+    return Uplink(
+        name=link.name,
+        ifindex=link.ifindex,
+        mac=link.mac,
+        peer_ifindex=link.peer_ifindex,
+        peer_nsid=link.peer_nsid,
+    )
+
+
+def _own(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    # Each link has IPv6 link-local addresses of its own, which the kernel makes by itself.
+    return _sorted(
+        {
+            each
+            for each in addresses
+            if not each.is_loopback and not (each.version == 6 and each.is_link_local)
+        }
+    )
+
+
+def _link_locals(
+    links: Sequence[Link], addresses: Iterable[tuple[int, Address]]
+) -> tuple[Address, ...]:
+    """Return the IPv6 link-local addresses of ``links``, also those that are made later."""
+    indexes = {link.ifindex for link in links}
+    found = {
+        address
+        for index, address in addresses
+        if index in indexes and address.version == 6 and address.is_link_local
+    }
+    return _sorted(found | {_link_local_of(link.mac) for link in links if link.mac is not None})
+
+
+def _link_local_of(mac: str) -> Address:
+    """Return the link-local address that the kernel makes of an Ethernet address (RFC 4291)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ipaddress.ip_address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 def _sorted(addresses: Iterable[Address]) -> tuple[Address, ...]:

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import cloud_metadata
-from ocsf_nft.fence import permissive
+from ocsf_nft.fence import permissive, pinned_rules
 from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
 from ocsf_nft.ip_text import text_of
@@ -116,8 +116,8 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     """Return the ruleset of a fence without its guard, as text for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
-    if spec.tap is None:
-        defines["uplinks"] = _names(around.uplinks or links)
+    if spec.tap is None and (options := pinned_rules.options(around)):
+        defines["own_options"] = _set_literal(options)
     if spec.profile == "sidecar":
         defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
@@ -129,6 +129,8 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     text = _render(f"{spec.profile}.nft", spec, defines, name, transport)
     if spec.tap is not None:
         text = _without_families(text, spec.tap)
+    else:
+        text = pinned_rules.adapt(text, spec, around)
     return _complete(text, spec, around)
 
 
@@ -373,7 +375,9 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
         found[f"neighbours{version}"] = [
             str(address) for address in around.neighbours if address.version == version
         ]
-    if spec.tap is not None and spec.tap.mac is not None:
+    if spec.tap is None:
+        found |= pinned_rules.elements(around)
+    elif spec.tap.mac is not None:
         found["macs"] = [spec.tap.mac]
     return found
 

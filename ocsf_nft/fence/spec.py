@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import UsageError
@@ -144,6 +144,23 @@ class FenceSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uplink:
+    """Identity of an interface that leads to the allowed destinations."""
+
+    name: str
+    ifindex: int
+    #: Ethernet address; None if the interface has none.
+    mac: str | None = None
+    #: Index and namespace number of the other end, as in :class:`ocsf_nft.rtnetlink.Link`.
+    peer_ifindex: int | None = None
+    peer_nsid: int | None = None
+
+    def is_same(self, other: Uplink) -> bool:
+        """Return True if ``other`` is this interface, whatever its name is."""
+        return other == replace(self, name=other.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Network interfaces and next hops of a namespace, as found when the fence is installed."""
 
@@ -155,11 +172,21 @@ class Surroundings:
     #: and the next hops towards all allowed destinations. The fence also allows both to the
     #: networks of its exceptions.
     neighbours: tuple[Address, ...] = ()
-    #: Addresses of the namespace, except loopback's and link-local ones: the sources that its
+    #: Addresses of the namespace, except loopback's and IPv6 link-local ones: the sources that its
     #: packets may have.
     addresses: tuple[Address, ...] = ()
     #: Ethernet addresses of the uplinks.
     macs: tuple[str, ...] = ()
+    #: The uplinks, if a route has shown them: later surveys do not change them. Empty otherwise.
+    pins: tuple[Uplink, ...] = ()
+    #: IPv6 link-local addresses of the uplinks; only with ``pins``.
+    link_locals: tuple[Address, ...] = ()
+    #: Indexes of the interfaces of ``uplinks``.
+    uplink_indexes: tuple[int, ...] = ()
+    #: Indexes of the interfaces that never lead to a nested namespace.
+    outer_indexes: tuple[int, ...] = ()
+    #: Names of ``pins`` that do not exist any more.
+    missing: tuple[str, ...] = ()
     #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
     #: name.
     ifindex: int | None = None

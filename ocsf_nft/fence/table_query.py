@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import itertools
 import re
+import sys
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft import netlink, nfnetlink
@@ -45,6 +46,8 @@ _MISSING: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPO
 #: Lengths of the keys of allowed4 and allowed6; a field takes a multiple of four bytes.
 _ENDPOINT_BYTES: Final = frozenset({12, 24})
 _ADDRESS_BYTES: Final = frozenset({4, 16})
+#: Sets of interfaces, by their index.
+_INTERFACE_SETS: Final = frozenset({"uplinks", "outer"})
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
 #: Attempts to read a set, if another process loads a ruleset meanwhile.
 _TRIES: Final = 3
@@ -218,6 +221,8 @@ def _lines(family: str, table: str, name: str, most: int) -> list[str]:
             keys = list(itertools.islice(_keys(nftables, family, table, name), most + 1))
             if len(keys) > most:
                 return [f"{name}: more than {most} elements"]
+            if name in _INTERFACE_SETS:
+                return sorted(f"{name}: {int.from_bytes(key, sys.byteorder)}" for key in keys)
             return sorted(f"{name}: {_key_text(key)}" for key in keys)
     return [f"{name}: altered again and again while it was read"]
 

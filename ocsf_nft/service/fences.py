@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing
+from ocsf_nft.fence import installer, listing, pinned_survey
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -50,33 +50,45 @@ class Fence:
     version: RulesetVersion | None = None
 
 
-def activate(sandbox: SandboxConfig, state: StateDirectory, group: int | None = None) -> Fence:
+def activate(
+    sandbox: SandboxConfig,
+    state: StateDirectory,
+    group: int | None = None,
+    *,
+    keeps_uplinks: bool = True,
+) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
+    A new installation keeps the uplinks of the recorded fence: what runs in the sandbox may have
+    changed routes since then. Without ``keeps_uplinks``, the present routes decide.
     With ``sandbox.self_heal``, a changed or deleted fence is restored. ``group`` is an NFLOG group
     in place of the fence's own one, which another program holds. The call blocks. Raises
     AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
     ``state``. Also raises the errors of :func:`installer.install`.
     """
-    fence = _activate(sandbox, state)
+    fence = _activate(sandbox, state, keeps_uplinks=keeps_uplinks)
     # Changes by other processes are found with the former group.
     if group is None or fence.state in {FenceState.ALTERED, FenceState.ABSENT}:
         return fence
     was = fence.installed
     spec = dataclasses.replace(was.spec, group=group)
     transport = was.transport if was.degraded is None else requested_transport(sandbox)
-    installed = installer.install(spec, was.namespace, state, transport)
+    installed = installer.install(spec, was.namespace, state, transport, keeps_uplinks=True)
     return dataclasses.replace(fence, installed=installed, version=_version(installed))
 
 
-def _activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+def _activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: bool) -> Fence:
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
         was_active = installer.is_installed(namespace, sandbox.device)
         before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
         installed = installer.install(
-            _spec(sandbox, state), namespace, state, requested_transport(sandbox)
+            _spec(sandbox, state),
+            namespace,
+            state,
+            requested_transport(sandbox),
+            keeps_uplinks=keeps_uplinks,
         )
         return Fence(
             installed=installed,
@@ -365,7 +377,9 @@ def describe_change(
     if now.spec != seen.spec:
         return "it was installed again"
     if now.around != seen.around or (inspection.was_renewed and has_new_links):
-        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}"
+        missing = now.around.missing
+        more = f"; {pinned_survey.missing_text([*missing])}" if missing else ""
+        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}{more}"
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"
     return None if now == seen else "it was installed again"

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from ocsf_nft.cli.fence import _sentence, _summary
-from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.spec import FenceSpec, Tap, Uplink
 from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.netns import Namespace
 from tests.cli import forked
 from tests.standing import INSTALLED
+
+_PINNED = replace(
+    INSTALLED.around, uplinks=("sb0",), pins=(Uplink(name="sb0", ifindex=2),), uplink_indexes=(2,)
+)
 
 
 def test_summary_names_the_sandbox_its_tables_its_proxy_and_the_next_commands() -> None:
@@ -21,12 +25,14 @@ def test_summary_names_the_sandbox_its_tables_its_proxy_and_the_next_commands() 
         namespace=Namespace(Path("/run/netns/agent")),
         listings={"inet ocsf_nft": "", "netdev ocsf_nft": ""},
         spec=replace(INSTALLED.spec, exceptions=(exception("udp:10.0.0.53:53"),)),
+        around=_PINNED,
     )
     assert list(_summary(installed, ["--state-dir", "/a b"])) == [
         "sandbox sb1 is fenced; refused packets are logged to nflog",
         "  namespace: /run/netns/agent",
         "  tables: inet ocsf_nft, netdev ocsf_nft",
         "  proxy: 10.200.0.1:3128",
+        "  uplinks: sb0",
         "  also allowed: udp:10.0.0.53:53",
         "  next: ocsf-nft run --sandbox sb1 --state-dir '/a b'     reports each refused packet",
         "        ocsf-nft remove --sandbox sb1 --state-dir '/a b'  removes the fence",
@@ -74,6 +80,15 @@ def test_strict_is_for_a_vm_alone(profile: str) -> None:
         "ocsf-nft: options: --strict has no meaning for a fence of profile "
         f"{profile}: leave it out\n"
     )
+
+
+def test_summary_names_missing_and_unknown_uplinks() -> None:
+    missing = replace(INSTALLED, around=replace(_PINNED, missing=("sb0",)))
+    assert "  uplinks: missing: sb0; install the fence again" in list(_summary(missing, []))
+    unknown = "not known, for no route leads to an allowed destination: a later check pins them"
+    assert f"  uplinks: {unknown}" in list(_summary(INSTALLED, []))
+    pod = replace(INSTALLED, spec=FenceSpec(sandbox="pod", proxy_uids=(7,)))
+    assert not [line for line in _summary(pod, []) if "uplinks" in line]
 
 
 def test_permissive_fence_is_called_permissive() -> None:

@@ -14,6 +14,8 @@ from ocsf_nft.fence.values import endpoint, subnet
 SPEC = FenceSpec(sandbox="lab", proxies=(endpoint("10.0.0.1:3128"),), guard_device="veth7")
 DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
 INET, NETDEV = (TableId(family, TABLE) for family in ("inet", "netdev"))
+#: Sets of interfaces and own addresses.
+_PINNED = ("uplinks", "outer", "own4", "own6", "solicited6")
 FLOWS = """\tset flows4_egress { # handle 7
 \t\ttypeof meta skuid . meta l4proto . ip daddr . th dport
 \t\tsize 32768
@@ -27,7 +29,7 @@ ACCOUNT = (
     '\tchain account_egress { # handle 9\n\t\tcounter name "refused_egress" # handle 14\n\t}\n'
 )
 EGRESS = """\tchain egress { # handle 70
-\t\ttype filter hook egress devices = { eth0, old0 } priority filter; policy drop;
+\t\ttype filter hook egress devices = { eth0, old0 } priority 2147483647; policy drop;
 \t\tgoto refuse_link # handle 71
 \t}
 """
@@ -59,6 +61,7 @@ def test_replacement_preserves_counters_and_deletes_rules() -> None:
         "delete set inet ocsf_nft allowed4",
         "delete set inet ocsf_nft allowed6",
         "delete set inet ocsf_nft neighbours6",
+        *(f"delete set inet ocsf_nft {name}" for name in _PINNED),
         "delete table netdev ocsf_nft",
     ]
 
@@ -99,9 +102,8 @@ def test_replacement_deletes_foreign_parts_after_the_parts_that_refer_to_them() 
         "\tmap jumps { # handle 92\n\t\ttype ipv4_addr : verdict\n\t}\n",
         "\tcounter their-counter { # handle 93\n\t}\n",
     )
-    assert statements(replace_keeping_counters.replacement_text(DEFINITION, {INET: found}))[
-        4:-1
-    ] == [
+    made = statements(replace_keeping_counters.replacement_text(DEFINITION, {INET: found}))
+    assert made[4 + len(_PINNED) : -1] == [
         "delete map inet ocsf_nft jumps",
         "delete set inet ocsf_nft theirs",
         "delete counter inet ocsf_nft their-counter",
@@ -145,7 +147,7 @@ def test_base_chain_stays_on_existing_links_and_is_removed_from_deleted_ones() -
     )
     assert made[-1] == (
         "delete chain netdev ocsf_nft egress "
-        '{ type filter hook egress devices = { "old0" } priority filter; }'
+        '{ type filter hook egress devices = { "old0" } priority 2147483647; }'
     )
     one = EGRESS.replace("devices = { eth0, old0 }", 'device "eth0"')
     assert "chain" not in " ".join(
@@ -164,7 +166,7 @@ def test_base_chain_with_another_policy_is_preserved() -> None:
     ("ours", "theirs"),
     [
         ("hook egress", "hook ingress"),
-        ("priority filter", "priority -5"),
+        ("priority 2147483647", "priority -5"),
         ("devices = { eth0, old0 } ", ""),
         ("\t\ttype filter", '\t\tcomment "x"\n\t\ttype filter'),
         ("old0", 'a"b'),

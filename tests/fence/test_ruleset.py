@@ -24,6 +24,8 @@ AROUND = Surroundings(
     links=("eth0", "eth1"),
     uplinks=("eth0",),
     neighbours=(ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")),
+    uplink_indexes=(3,),
+    outer_indexes=(3, 5),
 )
 BOTH = ("172.16.7.1/29", "fd00:7::1/64")
 
@@ -39,7 +41,7 @@ def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
         assert re.findall(logs, text) == ["egress", "forward", "ingress", "link"]
     assert 'define sandbox = "agent-7"' in text
     assert 'define links = { "eth0", "eth1" }' in text
-    assert 'define uplinks = { "eth0" }' in text
+    assert "add element inet ocsf_nft uplinks { 3 }" in text
 
 
 def test_kernel_log_rule_has_a_limit_and_no_group() -> None:

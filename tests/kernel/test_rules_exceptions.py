@@ -227,16 +227,23 @@ def test_kernel_may_resolve_the_addresses_of_an_exception_alone(bench: Bench) ->
         return
     first, last, before, after = bounds(_ON_LINK4)
     for to, expected in ((first, "out"), (last, "out"), (before, "link"), (after, "link")):
-        request = packets.arp(SANDBOX4, to, b"\x02\0\0\0\xbb\1")
+        request = packets.arp(SANDBOX4, to, bench.mac())
         assert bench.outcome(partial(bench.unowned_frame, ETH_ARP, request)) == expected, to
         longer = request[:5] + b"\5" + request[6:]
         assert bench.outcome(partial(bench.unowned_frame, ETH_ARP, longer)) == "link", to
     first, last, before, after = bounds(_ON_LINK6)
     for past_output, rule in ((False, "egress"), (True, "link")):
         for to, is_found in ((first, True), (last, True), (before, False), (after, False)):
-            probe = headers.neighbour(SANDBOX6, to)
-            found = bench.outcome(partial(bench.unowned, probe, past_output=past_output))
-            assert found.split()[0] == ("out" if is_found else rule), to
+            for probe in (
+                headers.neighbour(SANDBOX6, to, target=to),
+                headers.neighbour(SANDBOX6, "ff02::1:ff00:77", target=to),
+                headers.neighbour(SANDBOX6, to, 136, target=SANDBOX6),
+            ):
+                found = bench.outcome(partial(bench.unowned, probe, past_output=past_output))
+                assert found.split()[0] == ("out" if is_found else rule), (to, probe)
+        stranger = headers.neighbour(SANDBOX6, first, target=before)
+        found = bench.outcome(partial(bench.unowned, stranger, past_output=past_output))
+        assert found.split()[0] == rule
 
 
 def test_guard_accepts_frames_to_exceptions_alone() -> None:

@@ -1,7 +1,8 @@
 """Chains of other tables do not change what a fence refuses and counts.
 
 An earlier chain may change the destination of a packet: the fence checks the packet that leaves.
-A later chain may drop or forward a packet: the fence has already refused and counted it.
+A later chain may drop or forward a packet: the fence has already refused and counted it. On a link,
+no chain is later: :mod:`tests.kernel.test_rules_last`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _SIDECAR: Final = FenceSpec(
 )
 #: The ports of packets that a rival rewrites, drops later, redirects by NAT, or drops before.
 _TURNED, _DROPPED, _TRANSLATED, _STOPPED = 6001, 6002, 6003, 6004
+#: The ports of packets that a rival gives another source, another link address, or that of a group.
+_FORGED, _FROM_OTHER, _TO_GROUP = 6005, 6006, 6007
+#: The port of packets that a rival rewrites late.
+_LATE: Final = 6008
 _RIVALS: Final = f"""
 table inet rival {{
     chain output_before {{
@@ -51,6 +56,11 @@ table inet rival {{
         type nat hook output priority -100
         meta nfproto ipv4 tcp sport {_TRANSLATED} dnat ip to {INTERNET4}
         meta nfproto ipv6 tcp sport {_TRANSLATED} dnat ip6 to {INTERNET6}
+    }}
+    chain source_nat {{
+        type nat hook postrouting priority 100
+        meta nfproto ipv4 tcp sport {_FORGED} snat ip to 10.200.0.9
+        meta nfproto ipv6 tcp sport {_FORGED} snat ip6 to fd00:200::9
     }}
     chain forward_before {{
         type filter hook forward priority -1
@@ -77,9 +87,17 @@ table netdev rival {{
         type filter hook egress device {verdicts.UPLINK} priority -1
         ether type ip udp sport {_TURNED} ip daddr set {INTERNET4}
         ether type ip6 udp sport {_TURNED} ip6 daddr set {INTERNET6}
+        ether type ip udp sport {_FORGED} ip saddr set 10.200.0.9
+        ether type ip6 udp sport {_FORGED} ip6 saddr set fd00:200::9
+        udp sport {_FROM_OTHER} ether saddr set 02:00:00:00:bb:01
+        udp sport {_TO_GROUP} ether daddr set 03:00:00:00:00:01
+    }}
+    chain late {{
+        type filter hook egress device {verdicts.UPLINK} priority 2147483646
+        udp sport {_LATE} udp dport set 54
     }}
     chain after {{
-        type filter hook egress device {verdicts.UPLINK} priority 1
+        type filter hook egress device {verdicts.UPLINK} priority 2147483647
         ether type ip udp sport {_DROPPED} fwd to x0
         ether type ip6 udp sport {_DROPPED} fwd to x0
     }}
@@ -99,6 +117,10 @@ def bench(
     spec = dataclasses.replace(request.param, exceptions=request.param.exceptions + allowed)
     with verdicts.bench(spec, StateDirectory(tmp_path_factory.mktemp("rules"))) as made:
         conftest.load(made.lab.sandbox_namespace, _RIVALS)
+        # As the service does with each new link.
+        attach = "{ type filter hook egress device x0 priority 2147483647; }"
+        conftest.nft(made.lab.sandbox_namespace, f"add chain netdev ocsf_nft egress {attach}")
+        made.quiet()
         yield made
 
 
@@ -110,6 +132,7 @@ def test_rivals_in_output_neither_hide_nor_change_a_packet(bench: Bench) -> None
                 Case("as it is", partial(bench.owned, tcp()), "out"),
                 Case("turned", partial(bench.owned, tcp(source_port=_TURNED)), "egress reset"),
                 Case("by NAT", partial(bench.owned, tcp(source_port=_TRANSLATED)), "egress reset"),
+                Case("by NAT later", partial(bench.owned, tcp(source_port=_FORGED)), "link"),
                 Case(
                     "dropped afterwards",
                     partial(bench.owned, headers.udp(own, internet, 53, _DROPPED)),
@@ -163,9 +186,18 @@ def test_rivals_on_a_link_neither_hide_nor_change_a_packet(bench: Bench) -> None
         assert not bench.wrong(
             (
                 Case("as it is", partial(past, headers.udp(own, proxy, 53)), "out"),
-                Case("turned", partial(past, headers.udp(own, proxy, 53, _TURNED)), "link"),
+                *(
+                    Case(name, partial(past, headers.udp(own, proxy, 53, port)), "link")
+                    for name, port in (
+                        ("turned", _TURNED),
+                        ("forged", _FORGED),
+                        ("from another machine", _FROM_OTHER),
+                        ("to a group", _TO_GROUP),
+                        ("turned late", _LATE),
+                    )
+                ),
                 Case(
-                    "sent elsewhere afterwards",
+                    "sent elsewhere",
                     partial(bench.frame, kind, headers.udp(own, internet, 53, _DROPPED)),
                     "link",
                 ),

@@ -144,7 +144,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
     assert not link_cases.wrong_neighbours(
-        bench, rule, past_output=past_output, found=(GATEWAY6, "ff02::1", INTERNET6)
+        bench, rule, past_output=past_output, is_any_neighbour=True
     )
     about = partial(headers.neighbour, SANDBOX6)
     for packet in (about(GATEWAY6), about(GATEWAY6, 136)):

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 UPLINK: Final = "sb0"
 #: A link to a nested namespace.
 NESTED: Final = "n0"
+#: Link addresses of groups, which :meth:`Bench.unowned_frame` may send to.
+GROUP_MAC, BROADCAST_MAC = b"\x03\0\0\0\xaa\0", b"\xff" * 6
 NESTED4, NESTED6 = "10.201.0.2", "fd00:201::2"
 HOST4, HOST6 = "10.201.0.1", "fd00:201::1"
 #: The options in a packet's mark: no owner, bypass the chain `output`, and the IPv6 header length.
@@ -79,10 +81,13 @@ table inet observer {
         icmpv6 type 1 icmpv6 code 1 counter name answered_icmp
     }
 }
+"""
+#: The fence's chain has the last priority. Of two chains with it, the first one runs last.
+_LINK_OBSERVER: Final = """
 table netdev observer {
     counter got_out { }
     chain egress {
-        type filter hook egress devices = { sb0, n0 } priority 1000
+        type filter hook egress devices = { sb0, n0 } priority 2147483647
         counter name got_out
     }
 }
@@ -113,7 +118,7 @@ class Bench(Outcomes):
     ) -> None:
         """Send an IP packet by a user's raw socket that is bound to a device."""
         mark |= _PAST_OUTPUT * past_output
-        self._as_user(uid, lambda: _send_raw(packet, device, mark))
+        self._as_user(uid, lambda: send_raw(packet, device, mark))
 
     def unowned(
         self,
@@ -127,7 +132,7 @@ class Bench(Outcomes):
         """Send an IP packet without an owning socket."""
         mark = _UNOWNED | _PAST_OUTPUT * past_output
         mark |= _SMALL_LENGTH * is_length_too_small | _LARGE_LENGTH * is_length_too_large
-        self._sandbox.call(lambda: _send_raw(packet, device, mark))
+        self._sandbox.call(lambda: send_raw(packet, device, mark))
 
     def frame(
         self, kind: int, payload: bytes, device: str = UPLINK, *, uid: int = 0, mark: int = 0
@@ -136,9 +141,13 @@ class Bench(Outcomes):
         frame = packets.frame(_gateway(), self._macs[device], kind, payload)
         self._as_user(uid, lambda: send_frame(frame, device, mark))
 
+    def mac(self, device: str = UPLINK) -> bytes:
+        """Return the link address of a device of the sandbox."""
+        return self._macs[device]
+
     def looped(self, packet: bytes, *, uid: int = 0, mark: int = 0) -> None:
         """Send an IP packet on loopback, by a user's raw socket."""
-        self._as_user(uid, lambda: _send_raw(_seen_on_loopback(packet), "lo", mark))
+        self._as_user(uid, lambda: send_raw(_seen_on_loopback(packet), "lo", mark))
 
     def unowned_frame(
         self,
@@ -146,15 +155,19 @@ class Bench(Outcomes):
         payload: bytes,
         device: str = UPLINK,
         *,
-        pad: bool = True,
+        pad: bool = False,
         tag: bytes = b"",
+        source: bytes | None = None,
+        to: bytes | None = None,
     ) -> None:
-        """Send a frame without an owner and without a route.
+        """Send a frame without an owner and without a route, by default from the device's address.
 
-        The kernel moves a VLAN tag from the frame to its metadata (packet(7)).
+        The kernel moves a VLAN tag from the frame to its metadata (packet(7)). On the link out,
+        ``to`` may be :data:`GROUP_MAC` or the broadcast address.
         """
-        to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
-        frame = to + b"\x02\0\0\0\xbb\1" + tag + struct.pack("!H", kind) + payload
+        if to is None:
+            to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
+        frame = to + (source or self.mac(device)) + tag + struct.pack("!H", kind) + payload
         frame = frame.ljust(60 if pad else 0, b"\0")
         self.lab.gateway_namespace.call(lambda: send_frame(frame, "x1"))
 
@@ -183,6 +196,7 @@ def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
     with laboratory.throwaway() as lab, _nested(lab) as nested:
         lab.sandbox_namespace.call(_forward)
         lab.sandbox_namespace.call(take_any_source)
+        conftest.load(lab.sandbox_namespace, _LINK_OBSERVER)
         installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
         _more_links(lab)
         conftest.load(lab.sandbox_namespace, _OBSERVER + _craft())
@@ -262,6 +276,10 @@ def _craft() -> str:
         f'ether daddr 02:00:00:00:aa:{number:02x} fwd to "{device}"\n'
         for number, device in enumerate(_DEVICES)
     )
+    forward += "".join(
+        f'ether daddr {to.hex(":")} ether type != ip6 fwd to "{UPLINK}"\n'
+        for to in (GROUP_MAC, BROADCAST_MAC)
+    )
     chains = "".join(
         f"""
         table {family} craft {{
@@ -302,7 +320,8 @@ def _sink(device: str) -> str:
     )
 
 
-def _send_raw(packet: bytes, device: str, mark: int) -> None:
+def send_raw(packet: bytes, device: str, mark: int = 0) -> None:
+    """Send an IP packet by a raw socket of the calling thread's namespace."""
     is_ip4 = packet[0] >> 4 == 4
     family = socket.AF_INET if is_ip4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:

@@ -14,6 +14,7 @@ _TOKEN: Final = re.compile(r'"[^"]*"|\{[^}]*\}|\([^)]*\)|\S+')
 #: Words that begin a match.
 _MATCHES: Final = re.compile(
     "arp|ct|ether|exthdr|fib|frag|icmp|icmpv6|iif|iifname|ip|ip6|meta|oif|oifname|tcp|udp|vlan"
+    r"|@th,[\d,]+"
 )
 #: Words that begin a statement.
 _STATEMENTS: Final = re.compile(
@@ -40,6 +41,7 @@ _PRIORITIES: Final = {
     "-20": ("20", "filter", "-500"),
     "mangle": ("raw", "-90"),
     "srcnat": ("filter", "300"),
+    "2147483647": ("filter", "1000", "-500"),
 }
 _NUMBER: Final = re.compile(r"(?<![\w.:$-])(?:0x[0-9a-f]+|\d+)(?![\w.:])")
 _PREFIX: Final = re.compile(r"(?<=[\da-f:]/)\d+\b")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import subprocess
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, Uplink
 from ocsf_nft.fence.values import endpoint, exception, subnet
 
 if TYPE_CHECKING:
@@ -19,8 +20,18 @@ if TYPE_CHECKING:
 
 _PROXIES: Final = (endpoint("10.0.0.1:3128"), endpoint("[fd00::1]:3128"))
 _TAP: Final = Tap(device="lo", subnets=(subnet("10.0.0.1/29"), subnet("fd00::1/64")))
+_MAC: Final = "02:00:00:00:00:07"
 _AROUND: Final = Surroundings(
-    links=("lo",), uplinks=("lo",), neighbours=tuple(end.address for end in _PROXIES), ifindex=1
+    links=("lo",),
+    uplinks=("lo",),
+    neighbours=tuple(end.address for end in _PROXIES),
+    addresses=(ip_address("10.0.0.2"), ip_address("fd00::2")),
+    macs=(_MAC,),
+    pins=(Uplink(name="lo", ifindex=1, mac=_MAC),),
+    link_locals=(ip_address("fe80::ff:fe00:7"),),
+    uplink_indexes=(1,),
+    outer_indexes=(1,),
+    ifindex=1,
 )
 _EXCEPTIONS: Final = (exception("tcp:10.2.0.0/16:80"), exception("udp:[fd00:2::/32]:5-9"))
 _SANDBOX: Final = FenceSpec(sandbox="a", proxies=_PROXIES, exceptions=_EXCEPTIONS)
