@@ -5,6 +5,7 @@ Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -22,6 +23,8 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_GETADDR: Final = 22
+_RTM_GETNEIGH: Final = 30
+_RTM_GETNSID: Final = 90
 
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
@@ -30,6 +33,10 @@ _IFLA_MASTER: Final = 10
 _IFLA_LINK_NETNSID: Final = 37
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
+_NETNSA_NSID: Final = 1  # include/uapi/linux/net_namespace.h
+_NETNSA_FD: Final = 3
+_NDA_DST: Final = 1  # include/uapi/linux/neighbour.h
+_NDA_LLADDR: Final = 2
 _ETHERNET_BYTES: Final = 6
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
@@ -38,6 +45,8 @@ _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, chan
 
 _INT: Final = struct.Struct("=i")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_RTGENMSG: Final = struct.Struct("=Bxxx")  # family
 _ADDRESS_BYTES: Final = {4, 16}
 
 #: Payload of the request for all links.
@@ -61,6 +70,8 @@ class Link(NamedTuple):
     peer_ifindex: int | None = None
     #: Number of the namespace of ``peer_ifindex``, as this namespace numbers it. None: this one.
     peer_nsid: int | None = None
+    #: Index of the bridge, the bond or the VRF that the interface belongs to.
+    master: int | None = None
 
 
 def link(body: memoryview) -> Link | None:
@@ -83,6 +94,7 @@ def link(body: memoryview) -> Link | None:
         mac=_mac(found.get(_IFLA_ADDRESS)),
         peer_ifindex=_number(found.get(_IFLA_LINK)),
         peer_nsid=_number(found.get(_IFLA_LINK_NETNSID)),
+        master=_number(found.get(_IFLA_MASTER)),
     )
 
 
@@ -108,6 +120,54 @@ def links() -> Iterator[Link]:
         found = link(memoryview(reply))
         if found is not None:
             yield found
+
+
+def link_at(ifindex: int) -> Link | None:
+    """Return the interface with an index, in the calling thread's namespace; None if there is none.
+
+    Blocks until the kernel has answered. Raises OSError if the request fails.
+    """
+    question = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    try:
+        replies = netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, question)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return next((each for each in map(link, map(memoryview, replies)) if each is not None), None)
+
+
+def namespace_number(descriptor: int) -> int | None:
+    """Return the calling thread's namespace's number of another namespace; None without a number.
+
+    ``descriptor`` is an open file of that namespace. The kernel assigns no number for this request.
+    Raises OSError if the request fails.
+    """
+    question = _RTGENMSG.pack(socket.AF_UNSPEC) + netlink.attribute(
+        _NETNSA_FD, struct.pack("=I", descriptor)
+    )
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETNSID, question):
+        found = dict(netlink.attributes(memoryview(reply)[_RTGENMSG.size :]))
+        number = _number(found.get(_NETNSA_NSID))
+        if number is not None and number >= 0:
+            return number
+    return None
+
+
+def neighbours() -> Iterator[tuple[int, Address, str]]:
+    """Yield interface index, address and Ethernet address of the calling thread's neighbours.
+
+    These are the entries of the kernel's neighbour tables that have an Ethernet address. Raises
+    OSError if the request fails.
+    """
+    question = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETNEIGH, question, dump=True):
+        if len(reply) < _NDMSG.size:
+            continue
+        found = dict(netlink.attributes(memoryview(reply)[_NDMSG.size :]))
+        packed, mac = found.get(_NDA_DST), _mac(found.get(_NDA_LLADDR))
+        if packed is not None and len(packed) in _ADDRESS_BYTES and mac is not None:
+            yield _NDMSG.unpack_from(reply)[1], ipaddress.ip_address(bytes(packed)), mac
 
 
 def addresses() -> Iterator[tuple[int, Address]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
+    host_end,
     ip_forwarding,
     kernel_log_sysctl,
     links,
@@ -53,7 +54,8 @@ class Verification:
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
     """Return the ruleset text that :func:`install` would load now; change nothing."""
-    return ruleset.fence_and_guard(spec, _survey(spec, namespace), transport)
+    spec, around = host_end.resolve(spec, _survey(spec, namespace), namespace)
+    return ruleset.fence_and_guard(spec, around, transport)
 
 
 def install(
@@ -125,6 +127,10 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
 ) -> InstalledFence:
     identity = namespace.identity()
     before = state.read_or_none(spec.sandbox)
+    known = before if before is not None and before.identity == identity else None
+    # A process that watches the fence, and loads it itself, can't watch a table that is new.
+    begins = load_text is nft.load
+    spec, around = host_end.resolve(spec, around, namespace, known, begins=begins)
     replaced = None
     if before is None or (before.identity, before.spec.tables) != (identity, spec.tables):
         # If our fence is on record, another name in the table's comment is forged.
@@ -262,22 +268,19 @@ def remove(
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(namespace, spec.tap.device)
-    around = links.survey(
+    return links.survey(
         namespace,
         (endpoint.address for endpoint in spec.allowed),
         (destination.network for destination in spec.ranges),
     )
-    # nft loads a chain on a missing device without an error, and the chain has no effect.
-    if spec.guard_device is not None and spec.guard_device not in links.names():
-        raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
-    return around
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
-        return [f"not fenced at the link layer: {', '.join(sorted(more))}"] if more else []
+        lines = [f"not fenced at the link layer: {', '.join(sorted(more))}"] if more else []
+        return lines + host_end.differences(installed, where)
     try:
         around = links.survey_device(where, tap.device)
     except (AbsentError, FenceError) as error:

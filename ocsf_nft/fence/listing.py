@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import nft, ruleset, table_query
+from ocsf_nft.fence import host_end, nft, ruleset, table_query
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class RulesetVersion(NamedTuple):
 
     generations: tuple[Generation, ...]
     interfaces: frozenset[tuple[int, str]]
+    #: Result of :func:`host_end.state`.
+    ends: tuple[object, ...] = ()
 
 
 class LoggingRule(NamedTuple):
@@ -91,12 +93,13 @@ def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetV
     interfaces: set[tuple[int, str]] = set()
     try:
         generations = tuple(map(table_query.generation, namespaces))
-        for each in namespaces:
-            found = each.call(lambda: tuple(rtnetlink.links()))
-            interfaces.update((link.ifindex, link.name) for link in found)
+        found = namespace.call(lambda: tuple(rtnetlink.links()))
+        interfaces.update((link.ifindex, link.name) for link in found)
+        # Of the host's interfaces, only the guarded ones count: a host may have thousands.
+        ends = HOST.call(lambda: host_end.state(installed.around.host))
     except (OcsfNftError, OSError):  # the listing that follows reports it
         return None
-    return RulesetVersion(generations, frozenset(interfaces))
+    return RulesetVersion(generations, frozenset(interfaces), ends)
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

@@ -78,6 +78,7 @@ def _load_and_compare(
         before is not None
         and recorded.keys() == {*spec.tables, *spec.guard_tables}
         and before.around.links == intended.around.links
+        and before.around.host.ends == intended.around.host.ends
         and before.generations == generations
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing
+from ocsf_nft.fence import guard_conditions, installer, listing
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -44,6 +44,8 @@ class Fence:
     before: FenceState = FenceState.ACTIVE
     #: Explanation of a degraded or altered state, else None.
     reason: str | None = None
+    #: Limitation of the guard on the host, else empty.
+    guard_note: str = ""
     #: Change by another process, which the service has undone.
     tampering: Tampering | None = None
     #: Version of a ruleset that was found as installed; None if it is not known.
@@ -307,6 +309,9 @@ def first_event(
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
         reason = restored if reason is None else f"{restored}; {reason}"
+    note = fence.guard_note or guard_note(fence.installed)
+    if note:
+        reason = note if reason is None else f"{reason}; {note}"
     return state_event(
         fence.installed,
         host,
@@ -317,6 +322,17 @@ def first_event(
         change=change,
         sandbox=sandbox,
     )
+
+
+def guard_note(installed: InstalledFence) -> str:
+    """Return why a fence has no guard on the host, or what its guard can't check; else empty."""
+    spec, around = installed.spec, installed.around
+    if spec.finds_guard and around.host.absence:
+        return around.host.absence
+    if spec.finds_guard and spec.guard_device is not None and spec.is_permissive:
+        return "its guard on the host allows all packets too"
+    unknown = guard_conditions.unknown(spec, around) if spec.guard_device is not None else ""
+    return f"its guard does not check the sandbox's {unknown}, which are not known" if unknown else ""
 
 
 def state_of(installed: InstalledFence) -> FenceState:

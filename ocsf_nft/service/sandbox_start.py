@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.name_resolver import require_library
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import host_end
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences, log_feeds
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.guard_thread import GuardThread
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.namespace_watch import NamespaceWatch
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
@@ -104,7 +105,9 @@ async def activate(
         group = sandbox.group if record is None else record.spec.group
         parts.accounts.expect(sandbox.name)
         stack.callback(parts.accounts.drop, sandbox.name)
-        early = await _open_nflog(parts, sandbox, namespace, group, stack)
+        guarded = await run_in_pool(parts.pool, partial(_is_guarded, sandbox, namespace, record))
+        places = (namespace, HOST) if guarded else (namespace,)
+        early = await _open_nflog(parts, sandbox, places, group, stack)
         fence = await run_in_pool(parts.pool, partial(fences.activate, sandbox, parts.state))
         on_active(fence)
         feeds = []
@@ -116,6 +119,11 @@ async def activate(
                 key = each.identity(), fence.installed.spec.group
                 found = early.get(key)
                 if isinstance(found, OcsfNftError):
+                    if each is HOST and fence.installed.spec.finds_guard:
+                        # The guard was not asked for: its counters have the packets.
+                        note = f"the packets of its guard are counted and not logged: {found}"
+                        fence = replace(fence, guard_note=note)
+                        continue
                     raise found
                 if found is None:  # the fence is in another namespace than was configured
                     joined = parts.nflog.joined(sandbox.name, each, key[1])
@@ -130,10 +138,24 @@ async def activate(
         )
 
 
+def _is_guarded(
+    sandbox: SandboxConfig, namespace: Namespace, record: InstalledFence | None
+) -> bool:
+    """Return whether the fence of a sandbox has, or will probably have, a guard on the host."""
+    if record is not None:
+        return record.spec.guard_device is not None
+    if not sandbox.finds_guard:
+        return sandbox.guard_device is not None
+    try:
+        return host_end.has_end(namespace)
+    except OcsfNftError:  # the installation that follows reports it
+        return False
+
+
 async def _open_nflog(
     parts: FenceParts,
     sandbox: SandboxConfig,
-    namespace: Namespace,
+    namespaces: tuple[Namespace, ...],
     group: int,
     stack: contextlib.AsyncExitStack,
 ) -> dict[tuple[str, int], NflogFeed | OcsfNftError]:
@@ -144,7 +166,7 @@ async def _open_nflog(
     found: dict[tuple[str, int], NflogFeed | OcsfNftError] = {}
     if fences.requested_transport(sandbox) not in {None, "nflog"}:
         return found
-    for each in (namespace,) if sandbox.host_guard is None else (namespace, HOST):
+    for each in namespaces:
         key = each.identity(), group
         try:
             joined = parts.nflog.joined(sandbox.name, each, group)
