@@ -269,6 +269,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
     sandbox: SandboxConfig | None = None,
+    guard: str = "",
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
@@ -291,6 +292,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
         change=change,
         end=end,
         addresses={each.name: [*map(str, each.addresses)] for each in installed.spec.resolved},
+        guard=guard or guard_note(installed),
         is_regular=is_regular,
     )
 
@@ -309,9 +311,6 @@ def first_event(
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
         reason = restored if reason is None else f"{restored}; {reason}"
-    note = fence.guard_note or guard_note(fence.installed)
-    if note:
-        reason = note if reason is None else f"{reason}; {note}"
     return state_event(
         fence.installed,
         host,
@@ -321,18 +320,27 @@ def first_event(
         tampering=fence.tampering,
         change=change,
         sandbox=sandbox,
+        guard=fence.guard_note,
     )
 
 
 def guard_note(installed: InstalledFence) -> str:
     """Return why a fence has no guard on the host, or what its guard can't check; else empty."""
     spec, around = installed.spec, installed.around
+    if spec.profile == "sidecar":
+        return "no guard: it can't recognise the users of a sidecar proxy"
     if spec.finds_guard and around.host.absence:
         return around.host.absence
     if spec.finds_guard and spec.guard_device is not None and spec.is_permissive:
         return "its guard on the host allows all packets too"
     unknown = guard_conditions.unknown(spec, around) if spec.guard_device is not None else ""
-    return f"its guard does not check the sandbox's {unknown}, which are not known" if unknown else ""
+    return f"its guard does not know, and check, the sandbox's {unknown}" if unknown else ""
+
+
+def guard_text(installed: InstalledFence) -> str | None:
+    """Return the guarded devices and the limits of the guard, or why there is none; None if off."""
+    devices = ", ".join(end.name for end in installed.around.host.ends)
+    return "; ".join(filter(None, (devices, guard_note(installed)))) or None
 
 
 def state_of(installed: InstalledFence) -> FenceState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,9 @@ _SPECS = {
 }
 
 
+_AROUND = Surroundings(
+    ifindex=1, addresses=(IPv4Address("192.0.2.7"), IPv6Address("2001:db8::7"))
+)
 #: Ends of rules for exceptions, and the rules that learn the link address of one.
 _ENDS = (" accept", *(f" goto {chain}" for chain in (
     "excepted", "to_neighbour", "discovery_to_gateway", "resolution_of_gateway", "learn_neighbour",
@@ -36,7 +40,7 @@ _LEARNS = "ip6 saddr"
 def _text(profile: str, *exceptions: str | Destination) -> str:
     found = tuple(each if isinstance(each, Destination) else exception(each) for each in exceptions)
     spec = replace(_SPECS[profile], exceptions=found)
-    return ruleset.fence_and_guard(spec, Surroundings(ifindex=1), "nflog")
+    return ruleset.fence_and_guard(spec, _AROUND, "nflog")
 
 
 def _rules(text: str) -> list[str]:
