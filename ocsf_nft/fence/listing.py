@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import rtnetlink
@@ -70,8 +71,11 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     """
     most = len(spec.allowed) + _ELEMENTS
     found = {}
-    for where, tables in ((namespace, spec.tables), (HOST, spec.guard_tables)):
-        listings = nft.list_tables(where, tables)
+    with ThreadPoolExecutor(1) as pool:  # at the same time
+        guard = pool.submit(nft.list_tables, HOST, spec.guard_tables) if spec.guard_tables else None
+        own = nft.list_tables(namespace, spec.tables)
+        guards = {} if guard is None else guard.result()
+    for where, listings in ((namespace, own), (HOST, guards)):
         for table_id, listing in listings.items():
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)

@@ -160,7 +160,7 @@ class FenceMonitor:
         """Return a value that changes with the rules, the record and the namespace, or None."""
         if self._watch is None:
             return None
-        generations = self._watch.tamper_guard.generations_now()
+        generations = self._watch.tamper_guard.versions_now()
         try:
             namespace = self.reports.installed.namespace.identity()
             ends = host_end.state(self.reports.installed.around.host)

@@ -27,9 +27,7 @@ _SPECS = {
 }
 
 
-_AROUND = Surroundings(
-    ifindex=1, addresses=(IPv4Address("192.0.2.7"), IPv6Address("2001:db8::7"))
-)
+_AROUND = Surroundings(ifindex=1, addresses=(IPv4Address("192.0.2.7"), IPv6Address("2001:db8::7")))
 #: Ends of rules for exceptions, and the rules that learn the link address of one.
 _ENDS = (" accept", *(f" goto {chain}" for chain in (
     "excepted", "to_neighbour", "discovery_to_gateway", "resolution_of_gateway", "learn_neighbour",

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_SPEC = FenceSpec(
-    sandbox="lab", proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"),), finds_guard=True
-)
+_SPEC = FenceSpec(sandbox="lab", proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"),), finds_guard=True)
 _GUARD = "netdev ocsf_nft_gw0"
 
 

@@ -148,9 +148,7 @@ def _to_sandbox(lab: Lab, frame: _Frame) -> Callable[[], None]:
     return partial(lab.gateway_namespace.call, work)
 
 
-def _bytes(
-    to: bytes, source: bytes, kind: int, payload: bytes, more: dict[str, bytes]
-) -> bytes:
+def _bytes(to: bytes, source: bytes, kind: int, payload: bytes, more: dict[str, bytes]) -> bytes:
     head = more.get("to", to) + more.get("source", source) + more.get("tag", b"")
     return head + kind.to_bytes(2, "big") + payload
 
