@@ -134,7 +134,8 @@ def link_at(ifindex: int) -> Link | None:
         if error.errno == errno.ENODEV:
             return None
         raise
-    return next((each for each in map(link, map(memoryview, replies)) if each is not None), None)
+    found = (link(memoryview(reply)) for reply in replies)
+    return next((each for each in found if each is not None), None)
 
 
 def namespace_number(descriptor: int) -> int | None:

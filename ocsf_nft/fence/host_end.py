@@ -1,9 +1,9 @@
 """Search for the host's ends of a sandbox's links, and for the link addresses of its gateways.
 
-The host is the network namespace of this process, and of the calling thread. An end is found only if three facts of the kernel
-agree: the sandbox's link names the index of the end; the end names the index of the link; and the
-end's number for the namespace of the link is the host's number for the sandbox's namespace. So the
-owner of the sandbox's namespace can't make us guard another device.
+The host is the network namespace of this process, and of the calling thread. An end is found only
+if three facts of the kernel agree: the sandbox's link names the index of the end; the end names the
+index of the link; and the end's number for the namespace of the link is the host's number for the
+sandbox's namespace. So the owner of the sandbox's namespace can't make us guard another device.
 """
 
 from __future__ import annotations
@@ -192,7 +192,10 @@ def _host_links(
     device: str | None,
     known: HostLinks | None,
 ) -> HostLinks:
-    """Return the facts about ``device``, or about the ends that are found; ``known`` is recorded."""
+    """Return the facts about ``device``, or about the ends that are found.
+
+    ``known`` are those in the fence's record.
+    """
     uplinks = [link for link in inside.links if link.name in around.uplinks]
     if device is not None:
         ends = [_named(device)]

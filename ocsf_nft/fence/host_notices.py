@@ -1,7 +1,7 @@
 """Notices about the host's nftables ruleset, read once for the guards of all sandboxes.
 
-Each sandbox has a guard in the same namespace. With a socket for each of them, a change of one guard
-would be read and decoded as often as there are guards.
+Each sandbox has a guard in the same namespace. With a socket for each of them, a change of one
+guard would be read and decoded as often as there are guards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final

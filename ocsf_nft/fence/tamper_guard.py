@@ -99,7 +99,7 @@ class TamperGuard:
         """Return a socket in the sandbox's network namespace; it is open until :meth:`stop`."""
         found = self._monitors[0].notices
         if isinstance(found, QueuedNotices):
-            raise AssertionError("the first monitor is that of the sandbox's namespace")
+            raise TypeError("the first monitor is that of the sandbox's namespace")
         return found
 
     @property

@@ -163,8 +163,8 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
     as ``nflog``, or ``none`` for a fence that logs nothing. ``change`` is the request that led to
     the new state. ``end`` is the sandbox's ordinary end. ``addresses`` are those that the fence
-    allows for host names, by name. ``guard`` says why there is no guard on the host, or what it does
-    not check. ``is_regular`` means that a removal was requested. Equal
+    allows for host names, by name. ``guard`` says why there is no guard on the host, or what it
+    does not check. ``is_regular`` means that a removal was requested. Equal
     arguments give the same event uid.
     """
     state = _CONFIG_STATES.get(after, ConfigState.OTHER)

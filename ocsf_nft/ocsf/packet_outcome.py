@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ocsf_nft.record import ForeignVerdict, Record, Verdict
 
 #: Rules of a fence, as named in a record's prefix. ``link`` is the last hook before the wire.
-#: ``guard`` and ``guard-ingress`` are at the host's end of the sandbox's link. The rules ``vm-*`` are on a VM's host.
+#: ``guard`` and ``guard-ingress`` are at the host's end of the sandbox's link. The rules ``vm-*``
+#: are on a VM's host.
 EGRESS: Final = "egress"
 FORWARD: Final = "forward"
 INGRESS: Final = "ingress"

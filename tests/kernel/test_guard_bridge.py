@@ -9,7 +9,6 @@ import socket
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -26,6 +25,7 @@ from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace

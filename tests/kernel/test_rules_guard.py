@@ -22,7 +22,7 @@ from ocsf_nft.lab import (
     SANDBOX4,
     SANDBOX6,
 )
-from tests.kernel import conftest, headers, packets
+from tests.kernel import conftest, headers
 from tests.kernel.outcomes import Case, Outcomes, send_frame
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, SYN
 
@@ -153,7 +153,7 @@ def _bytes(to: bytes, source: bytes, kind: int, payload: bytes, more: dict[str, 
     return head + kind.to_bytes(2, "big") + payload
 
 
-def _arp(  # noqa: PLR0913, PLR0917 - the fields of an ARP message
+def _arp(
     operation: int, from_mac: bytes, from4: str, to_mac: bytes, to4: str, extra: bytes = b""
 ) -> bytes:
     head = b"\0\1\x08\0\6\4" + operation.to_bytes(2, "big")
