@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ocsf_nft.rtnetlink import Link
 
 _OWN_NAMESPACE: Final = "/proc/thread-self/ns/net"
-_LATER: Final = "no guard: its link was connected to the host later; add the sandbox again"
+#: Reason why a fence without a guard gets none while a run watches it.
+LATER: Final = "no guard yet: its link was connected to the host later"
 #: Bit of a link address that addresses a group (IEEE 802).
 _GROUP: Final = 1
 
@@ -85,7 +86,7 @@ def resolve(
         device = before.spec.guard_device if before is not None and is_same else None
         if device is None and host.ends:
             if is_same and not begins:
-                host = HostLinks(absence=_LATER)
+                host = HostLinks(absence=LATER)
             else:
                 device = next(end.name for end in host.ends if end.is_uplink)
         spec = dataclasses.replace(spec, guard_device=device)
@@ -99,6 +100,8 @@ def differences(installed: InstalledFence, namespace: Namespace) -> list[str]:
     except AbsentError as error:
         return [str(error)]
     before, host = installed.around.host, now.host
+    if host.absence == LATER != before.absence:
+        return ["its link was connected to the host later: install the fence again"]
     if host.ends != before.ends:
         names = ", ".join(end.name for end in host.ends) or "none"
         return [f"the host's end of its link is another device now ({names}): install it again"]
