@@ -5,6 +5,7 @@ Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -23,6 +24,8 @@ RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_GETADDR: Final = 22
 RTM_GETSTATS: Final = 94
+_RTM_GETNEIGH: Final = 30
+_RTM_GETNSID: Final = 90
 
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
@@ -34,6 +37,10 @@ _IFLA_INFO_KIND: Final = 1
 _IFLA_STATS_LINK_64: Final = 1
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
+_NETNSA_NSID: Final = 1  # include/uapi/linux/net_namespace.h
+_NETNSA_FD: Final = 3
+_NDA_DST: Final = 1  # include/uapi/linux/neighbour.h
+_NDA_LLADDR: Final = 2
 _ETHERNET_BYTES: Final = 6
 _RECEIVE_BYTES: Final = 1 << 16
 _TIMEOUT_SECONDS: Final = 5.0
@@ -46,6 +53,8 @@ _INT: Final = struct.Struct("=i")
 _IF_STATS_MSG: Final = struct.Struct("=BxxxII")  # family, index, filter mask
 _STATS64: Final = struct.Struct("=QQQQ")  # rx and tx packets, rx and tx bytes
 _IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_RTGENMSG: Final = struct.Struct("=Bxxx")  # family
 _ADDRESS_BYTES: Final = {4, 16}
 
 #: Payload of the request for all links.
@@ -80,6 +89,8 @@ class Link(NamedTuple):
     peer_nsid: int | None = None
     #: Type of a virtual interface, such as ``veth``; None for hardware.
     kind: str | None = None
+    #: Index of the bridge, the bond or the VRF that the interface belongs to.
+    master: int | None = None
 
 
 def link(body: memoryview) -> Link | None:
@@ -103,6 +114,7 @@ def link(body: memoryview) -> Link | None:
         peer_ifindex=_number(found.get(_IFLA_LINK)),
         peer_nsid=_number(found.get(_IFLA_LINK_NETNSID)),
         kind=_kind(found.get(_IFLA_LINKINFO)),
+        master=_number(found.get(_IFLA_MASTER)),
     )
 
 
@@ -177,6 +189,55 @@ class RouteSocket:
                     if answer.kind == netlink.NLMSG_ERROR:
                         netlink.raise_for_error(answer.payload)
                     return answer.payload
+
+
+def link_at(ifindex: int) -> Link | None:
+    """Return the interface with an index, in the calling thread's namespace; None if there is none.
+
+    Blocks until the kernel has answered. Raises OSError if the request fails.
+    """
+    question = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    try:
+        replies = netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, question)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    found = (link(memoryview(reply)) for reply in replies)
+    return next((each for each in found if each is not None), None)
+
+
+def namespace_number(descriptor: int) -> int | None:
+    """Return the calling thread's namespace's number of another namespace; None without a number.
+
+    ``descriptor`` is an open file of that namespace. The kernel assigns no number for this request.
+    Raises OSError if the request fails.
+    """
+    question = _RTGENMSG.pack(socket.AF_UNSPEC) + netlink.attribute(
+        _NETNSA_FD, struct.pack("=I", descriptor)
+    )
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETNSID, question):
+        found = dict(netlink.attributes(memoryview(reply)[_RTGENMSG.size :]))
+        number = _number(found.get(_NETNSA_NSID))
+        if number is not None and number >= 0:
+            return number
+    return None
+
+
+def neighbours() -> Iterator[tuple[int, Address, str]]:
+    """Yield interface index, address and Ethernet address of the calling thread's neighbours.
+
+    These are the entries of the kernel's neighbour tables that have an Ethernet address. Raises
+    OSError if the request fails.
+    """
+    question = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETNEIGH, question, dump=True):
+        if len(reply) < _NDMSG.size:
+            continue
+        found = dict(netlink.attributes(memoryview(reply)[_NDMSG.size :]))
+        packed, mac = found.get(_NDA_DST), _mac(found.get(_NDA_LLADDR))
+        if packed is not None and len(packed) in _ADDRESS_BYTES and mac is not None:
+            yield _NDMSG.unpack_from(reply)[1], ipaddress.ip_address(bytes(packed)), mac
 
 
 def addresses() -> Iterator[tuple[int, Address]]:

@@ -100,11 +100,14 @@ def _sentence(installed: InstalledFence) -> str:
 def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
     """Yield lines for people about a fence, and commands to run next with the ``options``."""
     from ocsf_nft.fence import pinned_survey
+    from ocsf_nft.service.fences import guard_text
 
     yield _sentence(installed)
     spec = installed.spec
     yield f"  namespace: {visible(str(installed.namespace))}"
     yield f"  tables: {', '.join(map(visible, installed.listings))}"
+    if guard := guard_text(installed):
+        yield f"  guard on the host: {visible(guard)}"
     if spec.tap is not None:
         yield f"  VM behind: {spec.tap.device}"
         if spec.tap.is_strict:

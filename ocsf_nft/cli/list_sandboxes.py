@@ -130,6 +130,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if found["fault"] is not None:
         yield f"  fault: {found['fault']}"
+    if found["guard"] is not None:
+        yield f"  guard on the host: {found['guard']}"
     for key, value in found["policy"].items():
         yield f"  {key}: {_text(value)}"
     for each in found["dropped_records"]:

@@ -97,11 +97,11 @@ Exceptions = Annotated[
     ),
 ]
 HostGuard = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--host-guard",
-        help="The host's end of the sandbox's veth pair: also guard it, against AF_XDP.",
-        metavar="DEV",
+        help="Also guard the host's end of the sandbox's veth pair: find it, or name it.",
+        metavar="auto|off|DEV",
     ),
 ]
 Profile = Annotated[

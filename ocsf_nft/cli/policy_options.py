@@ -21,7 +21,7 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "netns": (options.Netns, None),
     "pid": (options.Pid, None),
     "allow": (options.Exceptions, []),
-    "host_guard": (options.HostGuard, None),
+    "host_guard": (options.HostGuard, "auto"),
     "proxy_uid": (options.ProxyUids, []),
     "device": (options.Device, None),
     "subnet": (options.Subnets, []),

@@ -176,6 +176,8 @@ def _explain(status: Status) -> None:
             "so it is removed, changed or of an older version: run `ocsf-nft verify`, then "
             "install it again"
         )
+    if status.guard_note:
+        output.show(f"sandbox {name}: {status.guard_note}")
     if status.verdict == "differs" and not status.absent:
         output.show(
             f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` shows the "

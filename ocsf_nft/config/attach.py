@@ -18,7 +18,7 @@ Action: TypeAlias = Literal["fence", "allow", "refuse"]
 _Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 #: Keys of ``[[sandbox]]`` that the container itself determines, or that are for a VM.
 _NOT_HERE: Final = (
-    "netns", "pid", "container", "install", "host_guard", "device", "subnet", "gateway_port", "mac",
+    "netns", "pid", "container", "install", "device", "subnet", "gateway_port", "mac",
 )  # fmt: skip
 _OWN: Final = frozenset(("name", "action", "match"))
 
@@ -78,6 +78,8 @@ class AttachConfig(SandboxConfig):
                 raise ValueError(f"has {key}, which is not for containers: leave it out")
         if self.profile == "tap":
             raise ValueError("has the profile tap, which is not for containers: leave it out")
+        if self.guard_device is not None:
+            raise ValueError("names a device in host_guard: give auto or off, or leave it out")
         given = self.model_fields_set - _OWN
         if self.action != "fence" and given:
             raise ValueError(

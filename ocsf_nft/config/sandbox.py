@@ -37,6 +37,8 @@ _OTHERS: Final[dict[Profile, tuple[str, ...]]] = {
     "sidecar": ("device", "subnet", "gateway_port", "mac", "strict", "host_guard"),
     "tap": ("proxy", "proxy_uid", "host_guard"),
 }
+#: Values of ``host_guard`` that name no device.
+_NO_DEVICE: Final = frozenset({"auto", "off"})
 #: Most host names of a sandbox: each has up to 32 addresses.
 _MAX_NAMES: Final = 32
 _Text = Annotated[str, Field(min_length=1, max_length=256)]
@@ -110,6 +112,11 @@ class SandboxConfig(Table):
     the destinations in ``allow``, and nothing else. Without ``strict`` (the default), the VM also
     reaches the internet and the networks of its host without the proxy.
 
+    ``host_guard`` is for the profile ``sandbox``: a further table on the host, on the host's end of
+    the sandbox's veth pair, blocks what bypasses the fence inside. With ``auto`` (the default) the
+    device is found if it is in the network namespace of `ocsf-nft run`. With ``off`` there is no
+    such table.
+
     If another process changes the fence, `ocsf-nft run` reports that. With ``self_heal`` (the
     default), it also restores the fence. With ``exclusive``, no other process can change the tables
     of the fence while `ocsf-nft run` watches the fence.
@@ -133,8 +140,8 @@ class SandboxConfig(Table):
     ] = ()
     """Other destinations that the sandbox may reach, such as tcp:10.0.0.0/8:443,
     udp:[fd00::1]:5000-5010 or tcp:api.example.com:443."""
-    host_guard: Annotated[str, checked(values.device_name)] | None = None
-    """The host's end of the veth pair: also guard it, against AF_XDP."""
+    host_guard: Annotated[str, checked(values.device_name)] = "auto"
+    """Guard on the host's end of the veth pair: auto (find it), off, or the device."""
     proxy_uid: tuple[Annotated[int, Field(strict=True, ge=0, lt=0xFFFFFFFF)], ...] = ()
     """Users of the proxy, whose traffic may leave. Profile sidecar only."""
     device: Annotated[str, checked(values.device_name)] | None = None
@@ -177,6 +184,16 @@ class SandboxConfig(Table):
         if self.netns is not None:
             return named(self.netns)
         return None if self.pid is None else of_process(self.pid)
+
+    @property
+    def guard_device(self) -> str | None:
+        """Return the configured device to guard on the host; None if none is named."""
+        return None if self.host_guard in _NO_DEVICE else self.host_guard
+
+    @property
+    def finds_guard(self) -> bool:
+        """Return True if the installer looks for the device to guard on the host."""
+        return self.host_guard == "auto" and self.profile == "sandbox"
 
     @property
     def log_transport(self) -> LogTransport | None:
@@ -239,7 +256,7 @@ class SandboxConfig(Table):
                 missing = option.get(name, f"--{name.replace('_', '-')}")
                 raise UsageError(f"a fence of profile {self.profile} needs {missing}")
         for name in _OTHERS[self.profile]:
-            if getattr(self, name):
+            if getattr(self, name) not in {None, (), *_NO_DEVICE}:
                 raise UsageError(
                     f"--{name.replace('_', '-')} has no meaning for a fence of profile "
                     f"{self.profile}: leave it out"
@@ -258,7 +275,8 @@ class SandboxConfig(Table):
             proxy_uids=self.proxy_uid,
             tap=tap,
             group=self.group,
-            guard_device=self.host_guard,
+            guard_device=self.guard_device,
+            finds_guard=self.finds_guard,
             is_permissive=self.permissive,
             is_owned=self.exclusive,
         )

@@ -46,6 +46,8 @@ class SandboxView(Answer):
     """Whether the fence refuses packets, or only reports those that it would refuse."""
     fault: str | None
     """Cause of the state, or why a host name is not resolved; null if there is none."""
+    guard: str | None
+    """Devices with the guard on the host, or why there is none; null if it is off."""
     since: str
     """Time when the sandbox was added (RFC 3339)."""
     policy: dict[str, Any]
@@ -270,6 +272,7 @@ def _view_keys(view: sandbox_view.SandboxView) -> dict[str, Any]:
         "state": view.state,
         "mode": view.mode,
         "fault": view.fault,
+        "guard": view.guard,
         "since": utc_text(view.since_ns // 1_000_000) or "",
         "policy": policy,
         "etag": etag_of(view),

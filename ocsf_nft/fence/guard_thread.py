@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence.host_notices import HostNotices
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,6 +40,8 @@ class GuardThread:
     """
 
     def __init__(self) -> None:
+        #: Notices about the guards of all sandboxes.
+        self.host_notices = HostNotices(self)
         self._changed = threading.Condition()
         #: What is watched, and the owner of each descriptor that is waited for now.
         self._watched: set[Watched] = set()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
+    host_end,
     ip_forwarding,
     kernel_log_sysctl,
     links,
@@ -54,7 +55,8 @@ class Verification:
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
     """Return the ruleset text that :func:`install` would load now; change nothing."""
-    return ruleset.fence_and_guard(spec, _survey(spec, namespace), transport)
+    spec, around = host_end.resolve(spec, _survey(spec, namespace), namespace)
+    return ruleset.fence_and_guard(spec, around, transport)
 
 
 def install(
@@ -141,6 +143,10 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
 ) -> InstalledFence:
     identity = namespace.identity()
     before = state.read_or_none(spec.sandbox)
+    known = before if before is not None and before.identity == identity else None
+    # A process that watches the fence, and loads it itself, can't watch a table that is new.
+    begins = load_text is nft.load
+    spec, around = host_end.resolve(spec, around, namespace, known, begins=begins)
     replaced = None
     if before is None or (before.identity, before.spec.tables) != (identity, spec.tables):
         # If our fence is on record, another name in the table's comment is forged.
@@ -278,23 +284,13 @@ def remove(
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(namespace, spec.tap.device)
-    around = pinned_survey.survey(spec, namespace)
-    _check_guarded_device(spec)
-    return around
+    return pinned_survey.survey(spec, namespace)
 
 
 def _survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(before.namespace, spec.tap.device)
-    around = pinned_survey.survey_again(spec, before)
-    _check_guarded_device(spec)
-    return around
-
-
-def _check_guarded_device(spec: FenceSpec) -> None:
-    # nft loads a chain on a missing device without an error, and the chain has no effect.
-    if spec.guard_device is not None and spec.guard_device not in links.names():
-        raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
+    return pinned_survey.survey_again(spec, before)
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
@@ -303,7 +299,8 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
         now = pinned_survey.survey_again(
             installed.spec, dataclasses.replace(installed, namespace=where)
         )
-        return pinned_survey.differences(installed.around, now)
+        lines = pinned_survey.differences(installed.around, now)
+        return lines + host_end.differences(installed, where)
     try:
         around = links.survey_device(where, tap.device)
     except (AbsentError, FenceError) as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import nft, ruleset, table_query
+from ocsf_nft.fence import host_end, nft, ruleset, table_query
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class RulesetVersion(NamedTuple):
 
     generations: tuple[Generation, ...]
     interfaces: frozenset[tuple[int, str]]
+    #: Result of :func:`host_end.state`.
+    ends: tuple[object, ...] = ()
 
 
 class LoggingRule(NamedTuple):
@@ -68,8 +71,11 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     """
     most = len(spec.allowed) + _ELEMENTS
     found = {}
-    for where, tables in ((namespace, spec.tables), (HOST, spec.guard_tables)):
-        listings = nft.list_tables(where, tables)
+    with ThreadPoolExecutor(1) as pool:  # at the same time
+        guard = pool.submit(nft.list_tables, HOST, spec.guard_tables) if spec.guard_tables else None
+        own = nft.list_tables(namespace, spec.tables)
+        guards = {} if guard is None else guard.result()
+    for where, listings in ((namespace, own), (HOST, guards)):
         for table_id, listing in listings.items():
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
@@ -91,12 +97,13 @@ def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetV
     interfaces: set[tuple[int, str]] = set()
     try:
         generations = tuple(map(table_query.generation, namespaces))
-        for each in namespaces:
-            found = each.call(lambda: tuple(rtnetlink.links()))
-            interfaces.update((link.ifindex, link.name) for link in found)
+        found = namespace.call(lambda: tuple(rtnetlink.links()))
+        interfaces.update((link.ifindex, link.name) for link in found)
+        # Of the host's interfaces, only the guarded ones count: a host may have thousands.
+        ends = HOST.call(lambda: host_end.state(installed.around.host))
     except (OcsfNftError, OSError):  # the listing that follows reports it
         return None
-    return RulesetVersion(generations, frozenset(interfaces))
+    return RulesetVersion(generations, frozenset(interfaces), ends)
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import FenceError, SourceError, UnsupportedError
 from ocsf_nft.fence import rule_counters, table_changes
+from ocsf_nft.fence.host_notices import QueuedNotices
 from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
 from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from ocsf_nft.fence.host_notices import HostNotices
     from ocsf_nft.fence.rule_counters import NamedCounter
     from ocsf_nft.fence.spec import TableId
     from ocsf_nft.netns import Namespace
@@ -50,9 +52,15 @@ class NftMonitor:
     that change tables. Methods raise OSError if a socket fails.
     """
 
-    def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        tables: tuple[TableId, ...],
+        shared: HostNotices | None = None,
+    ) -> None:
         """Open two netlink sockets in a namespace: one to monitor ``tables``, one to restore them.
 
+        With ``shared``, the namespace is the host's, and these notices replace the first socket.
         Raises SourceError if a socket can't be opened, AbsentError if the namespace does not exist,
         and UnsupportedError if the namespace can't be entered.
         """
@@ -73,7 +81,10 @@ class NftMonitor:
         # Changes up to ``restored_generation`` were reverted, accepted, or made before this. It is
         # never below ``regular_generation``, which restore() leaves: a revert is no acceptance.
         try:
-            self.notices, self._nftables, self.restored_generation = namespace.call(_open_sockets)
+            self.notices: socket.socket | QueuedNotices
+            subscribe = nfnetlink.subscribe if shared is None else lambda: shared.subscribe(tables)
+            opened = namespace.call(lambda: _open_sockets(subscribe))
+            self.notices, self._nftables, self.restored_generation = opened
         except OSError as error:
             raise SourceError(
                 f"the fence in {namespace} can't be watched: {error.strerror}"
@@ -163,6 +174,19 @@ class NftMonitor:
         finally:
             self._lock.release()
 
+    def version_now(self) -> int | None:
+        """Return a number that changes with the tables, without a wait; None if it is not known.
+
+        It also changes with other tables of the namespace, unless the notices are shared.
+        """
+        if not isinstance(self.notices, QueuedNotices):
+            return self.generation_now()
+        try:
+            self.notices.refresh()
+        except OSError:
+            return None
+        return self.notices.transactions
+
     def accept(self, generation: int) -> None:
         """Accept all nftables changes up to the ruleset with the number ``generation``.
 
@@ -244,12 +268,14 @@ class NftMonitor:
                 self.take_ownership()
 
 
-def _open_sockets() -> tuple[socket.socket, Nftables, int]:
+def _open_sockets(
+    subscribe: Callable[[], socket.socket | QueuedNotices],
+) -> tuple[socket.socket | QueuedNotices, Nftables, int]:
     nftables = Nftables()
     try:
         # Read first, so that the notices cover the changes after it.
         generation = nftables.generation()
-        return nfnetlink.subscribe(), nftables, generation
+        return subscribe(), nftables, generation
     except BaseException:
         nftables.close()
         raise

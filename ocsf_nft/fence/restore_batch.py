@@ -171,11 +171,12 @@ class RestoreBatch:
     def is_valid_for(self, installed: InstalledFence) -> bool:
         """Return True if these messages, made for ``self.installed``, also restore ``installed``.
 
-        The two fences must have the same specification, log transport, namespace and TAP device.
+        The two fences must have the same specification, log transport, namespace, TAP device, and
+        links of the host.
         Their routes may differ, and so may their other interfaces.
         """
         own, other = (
-            (each.spec, each.transport, each.identity, each.around.ifindex)
+            (each.spec, each.transport, each.identity, each.around.ifindex, each.around.host)
             for each in (self.installed, installed)
         )
         return own == other

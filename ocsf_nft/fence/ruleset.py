@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import cloud_metadata
-from ocsf_nft.fence import permissive, pinned_rules
+from ocsf_nft.fence import guard_conditions, permissive, pinned_rules
 from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
 from ocsf_nft.flow import counter_suffix
 from ocsf_nft.ip_text import text_of
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.values import Destination, Subnet
 
 LOOPBACK: Final = "lo"
+#: Placeholder in conditions that are omitted.
+_NO_MACS: Final = ("00:00:00:00:00:00",)
 #: Additional rules of a permissive fence, by the policy file that they are inserted into.
 _PERMISSIVE: Final = {
     "sandbox.nft": "permissive.nft",
@@ -137,9 +139,20 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the ruleset of a fence's guard, as text for ``nft -f``."""
     device = spec.guard_device or LOOPBACK
-    defines = {"links": _names((device,))}
+    ends = around.host.ends
+    uplinks = tuple(end.name for end in ends if end.is_uplink)
+    defines = {
+        "links": _names(tuple(end.name for end in ends) or (device,)),
+        "uplinks": _names(uplinks or (device,)),
+        "own_options": _set_literal(f"0x{mac.replace(':', '')}" for mac in around.macs or _NO_MACS),
+    }
+    for version in (4, 6):
+        own = [each for each in around.addresses if each.version == version]
+        defines[f"own{version}_quoted"] = _set_literal(f"{int(each):#x}" for each in own or (0,))
     text = _render("guard.nft", spec, defines, device_table(device), transport)
-    return _complete(text, spec, around)
+    if spec.finds_guard and (not ends or spec.is_permissive):
+        text = guard_conditions.without_hooks(text)
+    return _complete(guard_conditions.without_unknown(text, spec, around), spec, around)
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -265,7 +278,8 @@ def _rule_for(destination: Destination, line: str) -> str | None:
 
 
 def _complete(text: str, spec: FenceSpec, around: Surroundings) -> str:
-    text += _fill_sets(text, _static_elements(spec, around))
+    more = guard_conditions.learned_elements(around)
+    text += _fill_sets(text, _static_elements(spec, around) | more)
     if not spec.is_owned:
         return text
     text = _ENSURE_TABLE.sub(rf"\1 {{ {EXCLUSIVE_FLAGS} }}", text)
@@ -379,7 +393,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
         found |= pinned_rules.elements(around)
     elif spec.tap.mac is not None:
         found["macs"] = [spec.tap.mac]
-    return found
+    return found | guard_conditions.elements(spec, around)
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:

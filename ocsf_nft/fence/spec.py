@@ -81,6 +81,8 @@ class FenceSpec:
     #: Interface at the host's end of the sandbox's link. If it is set, an additional table on the
     #: host (the guard) filters the packets of this interface.
     guard_device: str | None = None
+    #: If true, the installer looks for the host's end, and sets ``guard_device``.
+    finds_guard: bool = False
     #: If true, the fence logs the packets that it would refuse, and allows them.
     is_permissive: bool = False
     #: True if the fence has switched between enforcing and permissive. Then the tables have the
@@ -99,6 +101,8 @@ class FenceSpec:
             values.device_name(self.guard_device)
             if self.tap is not None:
                 raise UsageError("a VM's TAP device is guarded anyway: leave --host-guard out")
+        if self.finds_guard and self.profile != "sandbox":
+            raise UsageError(f"a fence of profile {self.profile} has no guard on the host")
         if self.proxy_uids and self.tap is not None:
             raise UsageError("a fence is a sidecar's or a VM's: give --proxy-uid or --device")
         if not self.proxies and not self.proxy_uids and not self.resolved:
@@ -140,7 +144,43 @@ class FenceSpec:
         """
         if self.guard_device is None:
             return {}
-        return {TableId("netdev", device_table(self.guard_device)): ("guard",)}
+        return {TableId("netdev", device_table(self.guard_device)): ("guard", "guard-ingress")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostEnd:
+    """Host's end of a veth pair, which leads to a sandbox."""
+
+    name: str
+    #: Shows that a device was deleted and created again with the same name.
+    ifindex: int
+    #: True if the link leads to the proxies. The guard allows nothing on the others.
+    is_uplink: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLinks:
+    """Host's ends of a sandbox's links, and the link addresses at which its gateways are found."""
+
+    #: The ends that the guard filters; empty without a guard.
+    ends: tuple[HostEnd, ...] = ()
+    #: Link addresses that lead to the host's own IP stack: those of the ends, and of the bridge
+    #: with the address of a gateway.
+    gateway_macs: tuple[str, ...] = ()
+    #: Link addresses of the ends that are no port of a bridge.
+    direct_macs: tuple[str, ...] = ()
+    #: Gateways that are other machines on the bridge, and their link addresses, as far as known.
+    next_hops: tuple[Address, ...] = ()
+    next_hop_macs: tuple[str, ...] = ()
+    #: Link-local addresses of the sandbox.
+    link_locals: tuple[Address, ...] = ()
+    #: Reason why there is no guard although one was looked for; else empty.
+    absence: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that each name can be written in a ruleset; raises UsageError."""
+        for end in self.ends:
+            values.device_name(end.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +227,8 @@ class Surroundings:
     outer_indexes: tuple[int, ...] = ()
     #: Names of ``pins`` that do not exist any more.
     missing: tuple[str, ...] = ()
+    #: Host's ends of the links, and the link addresses of the gateways, for the guard.
+    host: HostLinks = HostLinks()
     #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
     #: name.
     ifindex: int | None = None

@@ -88,6 +88,16 @@ def delete(namespace: Namespace, table_ids: Sequence[TableId]) -> bool:
     return table_query.call(namespace, inside)
 
 
+def commit(namespace: Namespace, statements: Sequence[Statement]) -> None:
+    """Execute statements in one transaction; raises the errors of :func:`turn_off`."""
+
+    def inside() -> None:
+        with Nftables() as nftables:
+            _commit(nftables, statements)
+
+    table_query.call(namespace, inside)
+
+
 def ownership_statement(table_id: TableId) -> Statement:
     """Return the netlink statement that makes the sending socket the exclusive owner of a table.
 

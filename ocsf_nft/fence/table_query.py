@@ -33,6 +33,7 @@ T = TypeVar("T")
 _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 # include/uapi/linux/netfilter/nf_tables.h
+_NFT_MSG_GETTABLE: Final = 1
 _NFT_MSG_GETSETELEM: Final = 13
 _NFTA_SET_ELEM_LIST_TABLE: Final = 1
 _NFTA_SET_ELEM_LIST_SET: Final = 2
@@ -69,6 +70,15 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
     Raises the errors of :func:`comment`.
     """
     return _query(namespace, lambda nftables: nftables.table(family, name))
+
+
+def count(namespace: Namespace, family: str) -> int:
+    """Return the number of tables of a family, such as ``netdev``.
+
+    Raises the errors of :func:`comment`.
+    """
+    kind = nfnetlink.FAMILIES[family]
+    return _query(namespace, lambda each: sum(1 for _ in each.dump(_NFT_MSG_GETTABLE, kind, b"")))
 
 
 def generation(namespace: Namespace) -> Generation:

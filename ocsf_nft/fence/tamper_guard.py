@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, nft, restore_batch, table_changes
 from ocsf_nft.fence.fence_change import FenceChange
+from ocsf_nft.fence.host_notices import QueuedNotices
 from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ruleset_error
 
@@ -80,9 +81,15 @@ class TamperGuard:
         self._paused_until: float | None = None
         self._overruns_from = 0.0
         with contextlib.ExitStack() as stack:
+            (namespace, tables), *guards = installed.tables_by_namespace()
             self._monitors = [
-                stack.enter_context(contextlib.closing(NftMonitor(*each)))
-                for each in installed.tables_by_namespace()
+                stack.enter_context(contextlib.closing(NftMonitor(namespace, tables)))
+            ]
+            self._monitors += [
+                stack.enter_context(
+                    contextlib.closing(NftMonitor(*each, shared=thread.host_notices))
+                )
+                for each in guards
             ]
             self._links = LinkMonitor(self._monitors[0], installed.spec.tap)
             stack.enter_context(self._links.notices)
@@ -91,7 +98,10 @@ class TamperGuard:
     @property
     def namespace_socket(self) -> socket.socket:
         """Return a socket in the sandbox's network namespace; it is open until :meth:`stop`."""
-        return self._monitors[0].notices
+        found = self._monitors[0].notices
+        if isinstance(found, QueuedNotices):
+            raise TypeError("the first monitor is that of the sandbox's namespace")
+        return found
 
     def counters_now(self, table: TableId, names: Sequence[str]) -> list[NamedCounter] | None:
         """Return counters in the sandbox's namespace: see :meth:`NftMonitor.counters_now`."""
@@ -154,6 +164,12 @@ class TamperGuard:
     def generations_now(self) -> tuple[int, ...] | None:
         """Return the generations without a wait; None if one is not known."""
         found = [monitor.generation_now() for monitor in self._monitors]
+        known = tuple(each for each in found if each is not None)
+        return known if len(known) == len(found) else None
+
+    def versions_now(self) -> tuple[int, ...] | None:
+        """Return numbers that change with the fence's tables; None if one is not known."""
+        found = [monitor.version_now() for monitor in self._monitors]
         known = tuple(each for each in found if each is not None)
         return known if len(known) == len(found) else None
 

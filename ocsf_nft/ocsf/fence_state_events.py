@@ -120,6 +120,10 @@ _STATES: Final = {
         "differs from the installed one, or can't be read: it may block nothing",
     ),
 }
+#: States of a fence that is present.
+_PRESENT: Final = frozenset(
+    {FenceState.ACTIVE, FenceState.DEGRADED, FenceState.PERMISSIVE, FenceState.PERMISSIVE_DEGRADED}
+)
 #: Codes of the states without a request and without a restore.
 _CODES: Final = {
     FenceState.ACTIVE: EventCode.FENCE_ACTIVE,
@@ -151,6 +155,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
     addresses: Mapping[str, Sequence[str]] | None = None,
+    guard: str = "",
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
@@ -158,7 +163,8 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     ``time_ns`` is the event's time (ns since the epoch). ``transport`` is the log transport, such
     as ``nflog``, or ``none`` for a fence that logs nothing. ``change`` is the request that led to
     the new state. ``end`` is the sandbox's ordinary end. ``addresses`` are those that the fence
-    allows for host names, by name. ``is_regular`` means that a removal was requested. Equal
+    allows for host names, by name. ``guard`` says why there is no guard on the host, or what it
+    does not check. ``is_regular`` means that a removal was requested. Equal
     arguments give the same event uid.
     """
     state = _CONFIG_STATES.get(after, ConfigState.OTHER)
@@ -193,6 +199,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             unmapped |= unmapped_of(tampering.process)
         if after in _AS_INSTALLED and not tampering.given_up:
             sentence += "; another process altered it, and it has been restored"
+    if guard and end is None and after in _PRESENT:
+        sentence += f"; {guard}"
+        unmapped["guard"] = guard
     earlier = "" if before is after or end else f" (before: {before.value.lower()})"
     cause = None if is_regular or end else reason
     start_time, end_time = _span(tampering)

@@ -96,8 +96,8 @@ class FirewallRule(Model):
     """OCSF object ``firewall_rule``: the firewall's rule that logged the packet."""
 
     name: str = Field(
-        description="the rule in the log prefix: egress, forward, ingress, link, guard; for a VM "
-        "vm-forward, vm-input, vm-ingress, vm-link"
+        description="the rule in the log prefix: egress, forward, ingress, link, guard, "
+        "guard-ingress; for a VM vm-forward, vm-input, vm-ingress, vm-link"
     )
     uid: str | None = optional("family/table/chain/handle of the rule in the kernel")
     type: str | None = optional(

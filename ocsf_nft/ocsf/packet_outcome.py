@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.record import ForeignVerdict, Record, Verdict
 
-#: Rules of a fence, as named in a record's prefix. ``link`` is the last hook before the wire, and
-#: ``guard`` is at the host's end of the sandbox's link. The rules ``vm-*`` are on a VM's host.
+#: Rules of a fence, as named in a record's prefix. ``link`` is the last hook before the wire.
+#: ``guard`` and ``guard-ingress`` are at the host's end of the sandbox's link. The rules ``vm-*``
+#: are on a VM's host.
 EGRESS: Final = "egress"
 FORWARD: Final = "forward"
 INGRESS: Final = "ingress"
 LINK: Final = "link"
 GUARD: Final = "guard"
+GUARD_INGRESS: Final = "guard-ingress"
 VM_FORWARD: Final = "vm-forward"
 VM_INPUT: Final = "vm-input"
 VM_INGRESS: Final = "vm-ingress"
@@ -43,10 +45,10 @@ VM_LINK: Final = "vm-link"
 #: Rules with packets of one direction only.
 _DIRECTIONS: Final = {
     **dict.fromkeys((EGRESS, LINK, GUARD, VM_FORWARD, VM_INPUT, VM_LINK), Direction.OUTBOUND),
-    **dict.fromkeys((INGRESS, VM_INGRESS), Direction.INBOUND),
+    **dict.fromkeys((INGRESS, GUARD_INGRESS, VM_INGRESS), Direction.INBOUND),
 }
 #: Rules that drop packets without an answer.
-_SILENT: Final = frozenset({INGRESS, LINK, GUARD, *VM_RULES})
+_SILENT: Final = frozenset({INGRESS, LINK, GUARD, GUARD_INGRESS, *VM_RULES})
 
 #: Details that only records of fragments have.
 FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
@@ -126,6 +128,7 @@ _LINK_CODES: Final = EventCode.LINK_BLOCKED, EventCode.LINK_ALLOWED
 _CODES: Final = {
     FORWARD: (EventCode.FORWARD_BLOCKED, EventCode.FORWARD_ALLOWED),
     INGRESS: _INGRESS_CODES,
+    GUARD_INGRESS: _INGRESS_CODES,
     VM_INGRESS: _INGRESS_CODES,
     LINK: _LINK_CODES,
     VM_LINK: _LINK_CODES,

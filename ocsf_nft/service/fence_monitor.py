@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, OcsfNftError
-from ocsf_nft.fence import ended_namespaces, installer, listing
+from ocsf_nft.fence import ended_namespaces, host_end, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
 from ocsf_nft.service import fences
@@ -157,9 +157,9 @@ class FenceMonitor:
 
     def _is_unchanged(self) -> bool:
         spec = self.reports.installed.spec
-        # The kernel gives no notice of a changed sysctl, of the host's links, and of a lost owner.
+        # The kernel gives no notice of a changed sysctl, and of a lost owner.
         is_kmsg = self.reports.installed.transport == "kmsg"
-        has_more = is_kmsg or spec.tap or spec.guard_device or spec.is_owned
+        has_more = is_kmsg or spec.tap or spec.is_owned
         is_recent = time.monotonic() < self._checked_at + _FULL_CHECK_SECONDS
         if has_more or not is_recent or self._checked is None:
             return False
@@ -169,13 +169,14 @@ class FenceMonitor:
         """Return a value that changes with the rules, the record and the namespace, or None."""
         if self._watch is None:
             return None
-        generations = self._watch.tamper_guard.generations_now()
+        generations = self._watch.tamper_guard.versions_now()
         try:
             namespace = self.reports.installed.namespace.identity()
-        except OcsfNftError:
+            ends = host_end.state(self.reports.installed.around.host)
+        except (OcsfNftError, OSError):
             return None
         record = self._state.version(self.name)
-        return None if generations is None else (generations, namespace, record)
+        return None if generations is None else (generations, namespace, record, ends)
 
     async def stop(self) -> None:
         """Stop monitoring the fence, and emit events about changes that are not reported yet.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import installer, listing, pinned_survey
+from ocsf_nft.fence import guard_conditions, installer, listing, pinned_survey
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -44,6 +44,8 @@ class Fence:
     before: FenceState = FenceState.ACTIVE
     #: Explanation of a degraded or altered state, else None.
     reason: str | None = None
+    #: Limitation of the guard on the host, else empty.
+    guard_note: str = ""
     #: Change by another process, which the service has undone.
     tampering: Tampering | None = None
     #: Version of a ruleset that was found as installed; None if it is not known.
@@ -292,6 +294,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     change: PolicyChange | None = None,
     end: SandboxEnd | None = None,
     sandbox: SandboxConfig | None = None,
+    guard: str = "",
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
@@ -314,6 +317,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
         change=change,
         end=end,
         addresses={each.name: [*map(str, each.addresses)] for each in installed.spec.resolved},
+        guard=guard or guard_note(installed),
         is_regular=is_regular,
     )
 
@@ -341,7 +345,27 @@ def first_event(
         tampering=fence.tampering,
         change=change,
         sandbox=sandbox,
+        guard=fence.guard_note,
     )
+
+
+def guard_note(installed: InstalledFence) -> str:
+    """Return why a fence has no guard on the host, or what its guard can't check; else empty."""
+    spec, around = installed.spec, installed.around
+    if spec.profile == "sidecar":
+        return "no guard: it can't recognise the users of a sidecar proxy"
+    if spec.finds_guard and around.host.absence:
+        return around.host.absence
+    if spec.finds_guard and spec.guard_device is not None and spec.is_permissive:
+        return "its guard on the host allows all packets too"
+    unknown = guard_conditions.unknown(spec, around) if spec.guard_device is not None else ""
+    return f"its guard does not know, and check, the sandbox's {unknown}" if unknown else ""
+
+
+def guard_text(installed: InstalledFence) -> str | None:
+    """Return the guarded devices and the limits of the guard, or why there is none; None if off."""
+    devices = ", ".join(end.name for end in installed.around.host.ends)
+    return "; ".join(filter(None, (devices, guard_note(installed)))) or None
 
 
 def state_of(installed: InstalledFence) -> FenceState:

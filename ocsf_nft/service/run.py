@@ -367,6 +367,7 @@ class Service:
                     )
                 ),
                 group.create_task(reap(self._state, store, reporter)),
+                group.create_task(self._sandboxes.guard_later_links()),
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end)),
             ]
             pumps = []

@@ -18,7 +18,7 @@ from ocsf_nft.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import host_end, installer
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import sandbox_start
@@ -113,6 +113,14 @@ class Sandbox:
     def is_watched(self) -> bool:
         """Return True if the sandbox is watched, as far as is known."""
         return self.watched is not None and self.failure is None
+
+    @property
+    def lacks_guard(self) -> bool:
+        """Return True if it must be watched again to get a guard: its link came after its fence."""
+        watched = self.watched
+        if watched is None or self.failure is not None:
+            return False
+        return watched.monitor.reports.installed.around.host.absence == host_end.LATER
 
     @property
     def identity(self) -> str | None:

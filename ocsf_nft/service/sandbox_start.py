@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocsf_nft.delivery.name_resolver import require_library
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import host_end
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.netns import HOST
 from ocsf_nft.service import fences, log_feeds, log_groups
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.guard_thread import GuardThread
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.namespace_watch import NamespaceWatch
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.fence_state_events import PolicyChange
@@ -113,7 +114,9 @@ async def activate(
         group = sandbox.group if record is None else record.spec.group
         parts.accounts.expect(sandbox.name)
         stack.callback(parts.accounts.drop, sandbox.name)
-        early, replaced = await _open_free_group(parts, sandbox, namespace, group, stack)
+        guarded = await run_in_pool(parts.pool, partial(_is_guarded, sandbox, namespace, record))
+        places = (namespace, HOST) if guarded else (namespace,)
+        early, replaced = await _open_free_group(parts, sandbox, places, group, stack)
         other_group = None if replaced is None else replaced.group
         activate_fence = partial(fences.activate, sandbox, parts.state, other_group)
         fence = await run_in_pool(parts.pool, activate_fence)
@@ -127,6 +130,11 @@ async def activate(
                 key = each.identity(), fence.installed.spec.group
                 found = early.get(key)
                 if isinstance(found, OcsfNftError):
+                    if each is HOST and fence.installed.spec.finds_guard:
+                        # The guard was not asked for: its counters have the packets.
+                        note = f"the packets of its guard are counted and not logged: {found}"
+                        fence = replace(fence, guard_note=note)
+                        continue
                     raise found
                 if found is None:  # the fence is in another namespace than was configured
                     joined = parts.nflog.joined(sandbox.name, each, key[1])
@@ -142,10 +150,24 @@ async def activate(
         )
 
 
+def _is_guarded(
+    sandbox: SandboxConfig, namespace: Namespace, record: InstalledFence | None
+) -> bool:
+    """Return whether the fence of a sandbox has, or will probably have, a guard on the host."""
+    if record is not None:
+        return record.spec.guard_device is not None
+    if not sandbox.finds_guard:
+        return sandbox.guard_device is not None
+    try:
+        return host_end.has_end(namespace)
+    except OcsfNftError:  # the installation that follows reports it
+        return False
+
+
 async def _open_free_group(
     parts: FenceParts,
     sandbox: SandboxConfig,
-    namespace: Namespace,
+    namespaces: tuple[Namespace, ...],
     group: int,
     stack: contextlib.AsyncExitStack,
 ) -> tuple[_Feeds, ReplacedGroup | None]:
@@ -155,12 +177,11 @@ async def _open_free_group(
     """
     if fences.requested_transport(sandbox) not in {None, "nflog"}:
         return {}, None
-    namespaces = (namespace,) if sandbox.host_guard is None else (namespace, HOST)
     first = found = await _open_nflog(parts, sandbox, namespaces, group, stack)
     taken = _first_taken(found)
     if taken is None or not (sandbox.install or sandbox.self_heal):
         return first, None
-    process = await asyncio.to_thread(log_groups.holder_of, namespace, taken)
+    process = await asyncio.to_thread(log_groups.holder_of, namespaces[0], taken)
     for _ in range(log_groups.ATTEMPTS):
         other = await asyncio.to_thread(log_groups.other_group, namespaces)
         found = await _open_nflog(parts, sandbox, namespaces, other, stack)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import AbsentError, ConflictError
 from ocsf_nft.ocsf.fence_state_events import FenceState
+from ocsf_nft.service import fences
 
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
@@ -40,6 +41,8 @@ class SandboxView:
     config: SandboxConfig
     #: Reason for a state that is not active, or why a host name in the policy is not resolved.
     fault: str | None
+    #: Devices with the guard on the host, or why there is no guard; None if there is none.
+    guard: str | None = None
     #: Time when the sandbox was added, in ns since the epoch.
     since_ns: int
     #: Identity of its network namespace; None if it is not watched.
@@ -79,10 +82,11 @@ def view_of(sandbox: Sandbox) -> SandboxView:
     config, watched = sandbox.config, sandbox.watched
     state: State = "waiting" if sandbox.failure is None else "failed"
     mode: Mode = "permissive" if config.permissive else "enforcing"
-    fault = sandbox.failure
+    fault, guard = sandbox.failure, None
     if watched is not None:
         reports = watched.monitor.reports
         mode = reports.mode
+        guard = fences.guard_text(reports.installed)
         if sandbox.failure is None:
             unresolved = "; ".join(f"{name}: {cause}" for name, cause in watched.names.faults())
             state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded
@@ -94,6 +98,7 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         mode=mode,
         config=config,
         fault=fault,
+        guard=guard,
         since_ns=sandbox.since_ns,
         identity=sandbox.identity,
     )

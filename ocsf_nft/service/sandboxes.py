@@ -38,6 +38,8 @@ _log = structlog.get_logger()
 
 #: Longest pause between two checks of a sandbox that is ending, but may have got a file again.
 _END_SECONDS: Final = 0.02
+#: Pause between two searches for sandboxes that were connected to the host later.
+_GUARD_SECONDS: Final = 1.0
 #: Longest time of a call for a sandbox that is ending.
 _MAX_END_SECONDS: Final = 10.0
 _STOPPED: Final = "has ended: ocsf-nft has stopped, and removed its fence"
@@ -234,6 +236,25 @@ class Sandboxes:
             with sandbox.noting_failure():
                 await self._finish(sandbox, _UNCONFIGURED)
             self._drop(sandbox)
+
+    async def guard_later_links(self) -> None:
+        """Watch sandboxes again that lack a guard on the host, until it is cancelled.
+
+        Some engines connect a container to the host after its fence was installed.
+        """
+        while True:
+            await asyncio.sleep(_GUARD_SECONDS)
+            for each in self.all:
+                if each.lacks_guard:
+                    try:
+                        await self._calls.run(each.name, partial(self._guard, each))
+                    except OcsfNftError as error:
+                        _log.warning("no guard", sandbox=each.name, reason=str(error))
+
+    async def _guard(self, sandbox: Sandbox) -> None:
+        if self._sandboxes.get(sandbox.name) is sandbox and sandbox.lacks_guard:
+            config = sandbox.config
+            await self._renew(sandbox, config, change_of_all(config, config))
 
     async def _halt(self, sandbox: Sandbox) -> None:
         sandbox.stop()

@@ -11,7 +11,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.service import stored_account
+from ocsf_nft.service import fences, stored_account
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,6 +37,8 @@ class Status:
     #: Result of comparing the fence with its record in the state directory. None if the comparison
     #: is not possible, for example without nft.
     verdict: Verdict | None = "as installed"
+    #: Why there is no guard on the host, or what it does not check; else empty.
+    guard_note: str = ""
     balances: tuple[Balance, ...]
     #: Number of log records that each source could not read.
     dropped_records: tuple[DroppedRecords, ...]
@@ -112,6 +114,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         mode="permissive" if installed.spec.is_permissive else "enforcing",
         absent=absent,
         verdict=_verdict(sandbox, state),
+        guard_note=fences.guard_note(installed),
         balances=account.balances(),
         dropped_records=tuple(stored.dropped),
     )

@@ -176,7 +176,7 @@ def test_guard_is_read_in_its_namespace(lab: Lab, spec: FenceSpec, state: StateD
             installer.remove(SANDBOX, state)
 
     reading = lab.gateway_namespace.call(here)
-    assert reading.rules.keys() == reading.epochs.keys() == {"guard"}
+    assert reading.rules.keys() == reading.epochs.keys() == {"guard", "guard-ingress"}
     assert flow_counts(reading.rules["guard"])[one].packets == 4
 
 

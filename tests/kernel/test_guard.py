@@ -22,9 +22,10 @@ from ocsf_nft.lab import (
     PROXY_PORT,
     SANDBOX4,
     SANDBOX6,
+    ip,
 )
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import command, conftest, packets, xdp
+from tests.kernel import command, conftest, headers, packets, xdp
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
 from tests.kernel.reading import until_found
 
@@ -53,8 +54,8 @@ def _vlan(inner: int, payload: bytes) -> bytes:
     return struct.pack("!HH", 5, inner) + payload
 
 
-def _solicit(tail: bytes = b"", to: str = "ff02::1", hop_limit: int = 255) -> bytes:
-    return packets.ip6(SANDBOX6, to, 58, packets.solicitation(tail), hop_limit=hop_limit)
+def _solicit(tail: bytes = b"", to: str = GATEWAY6, hop_limit: int = 255) -> bytes:
+    return headers.neighbour(SANDBOX6, to, target=GATEWAY6, options=tail, hop_limit=hop_limit)
 
 
 #: Frames that AF_XDP sends past the fence inside: ethertype and payload.
@@ -112,6 +113,7 @@ def guarded(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
     guarded_spec = type(spec)(
         sandbox=spec.sandbox, proxies=spec.proxies, guard_device=lab.gateway_device
     )
+    ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "address", _MAC.hex(":"))
     lab.gateway_namespace.call(
         lambda: installer.install(guarded_spec, lab.sandbox_namespace, state, "nflog")
     )
@@ -126,14 +128,13 @@ def _send(lab: Lab, kind: int, payload: bytes, source: bytes = _MAC) -> None:
 async def test_guard_refuses_and_logs_frames_that_bypass_the_fence(guarded: Lab) -> None:
     missed: list[str] = []
     async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
-        for number, (name, (kind, payload)) in enumerate(_FRAMES.items()):
-            # A unique source address identifies the record of this frame.
-            mac = b"\x02\0\0\0\1" + bytes([number])
 
-            def is_record_of_frame(record: Record, mac: bytes = mac) -> bool:
-                return (record.rule, record.mac_source) == ("guard", mac.hex(":"))
+        def is_record_of_frame(record: Record) -> bool:
+            return (record.rule, record.mac_source) == ("guard", _MAC.hex(":"))
 
-            _send(guarded, kind, payload, mac)
+        for name, (kind, payload) in _FRAMES.items():
+            # Each record is read before the next frame is sent.
+            _send(guarded, kind, payload)
             if not any(map(is_record_of_frame, await until_found(source, is_record_of_frame))):
                 missed.append(name)
     assert not missed

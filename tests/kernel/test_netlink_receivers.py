@@ -112,11 +112,13 @@ def test_fence_notices_ignore_the_messages_of_another_process(
         netlink.message(nfnetlink.SUBSYSTEM | kind, 0, body)
         for kind, body in ((2, deleted), (15, ended))
     ]
+    assert isinstance(monitor.notices, socket.socket)
     _forge(namespace, monitor.notices, netlink.NETLINK_NETFILTER, *forged)
     assert monitor.read() == []
 
 
 def test_fence_monitor_detects_dropped_notices(namespace: Namespace, monitor: NftMonitor) -> None:
+    assert isinstance(monitor.notices, socket.socket)
     _shrink_buffer(monitor.notices)
     for _ in range(20):
         load(namespace, "add table inet observed\ndelete table inet observed\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
@@ -96,6 +96,7 @@ def test_nft_monitor_waits_for_the_rest_of_a_transaction(
     conftest.load(
         fenced.sandbox_namespace, f"table inet ocsf_nft {{ chain more {{ {rules}\n }}\n }}"
     )
+    assert isinstance(monitor.notices, socket.socket)
     late = _Late(monitor.notices)
     monkeypatch.setattr(monitor, "notices", late)
     assert len(monitor.read()) == 1

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from ocsf_nft import netns
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, device_table
+from ocsf_nft.fence.spec import (
+    FenceSpec,
+    HostEnd,
+    HostLinks,
+    Surroundings,
+    Tap,
+    device_table,
+)
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import Destination, endpoint, exception, subnet
 from ocsf_nft.lab import (
@@ -254,7 +261,16 @@ def test_guard_accepts_frames_to_exceptions_alone() -> None:
         exceptions=_EXCEPTIONS,
         guard_device="g0",
     )
-    text = ruleset.guard(spec, Surroundings(), "nflog")
+    around = Surroundings(
+        addresses=tuple(map(ipaddress.ip_address, (SANDBOX4, SANDBOX6))),
+        macs=("02:00:00:00:00:02",),
+        host=HostLinks(
+            ends=(HostEnd(name="g0", ifindex=2),),
+            gateway_macs=("02:00:00:00:00:01",),
+            direct_macs=("02:00:00:00:00:01",),
+        ),
+    )
+    text = ruleset.guard(spec, around, "nflog")
     observer = (
         "table netdev observer { counter passed { }; chain ingress { type filter hook ingress "
         "device g0 priority 0; counter name passed drop; }; }\n"
@@ -282,7 +298,8 @@ def test_guard_accepts_frames_to_exceptions_alone() -> None:
                 request = packets.arp(SANDBOX4, to, b"\x02\0\0\0\0\2")
                 assert send(request, kind=ETH_ARP, to=b"\xff" * 6) == expected
             for address, expected in (("fd00:200::1:0", "passes"), ("fd00:200::2:0", "guard")):
-                assert send(headers.neighbour(SANDBOX6, address)) == expected
+                solicited = headers.neighbour(SANDBOX6, address, target=address)
+                assert send(solicited) == expected
 
     netns.in_scratch(check)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, device_table
+from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings, device_table
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import (
     GATEWAY4,
@@ -22,9 +22,9 @@ from ocsf_nft.lab import (
     SANDBOX4,
     SANDBOX6,
 )
-from tests.kernel import conftest, headers, packets
+from tests.kernel import conftest, headers
 from tests.kernel.outcomes import Case, Outcomes, send_frame
-from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
+from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, SYN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,20 +35,64 @@ pytestmark = pytest.mark.kernel
 
 _DEVICE: Final = "gw0"
 _MAC: Final = b"\x02\0\0\0\0\x02"
+_GATEWAY: Final = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+_STRANGER: Final = b"\x02\0\0\0\0\x77"
+_ALL: Final = b"\xff" * 6
+_NOBODY: Final = bytes(6)
 _TAG: Final = b"\x81\0\0\5"
+#: A next hop that is another machine on the bridge, and its known link address.
+_HOP4: Final = "10.200.0.9"
+_HOP6: Final = "fd00:200::9"
+_HOP: Final = b"\x02\0\0\0\0\x09"
+_OWN_LINK6: Final = "fe80::2"
+_STRANGER4: Final = "10.200.0.77"
+_STRANGER6: Final = "fd00:200::77"
 _SPEC: Final = FenceSpec(
     sandbox="lab",
-    proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}")),
+    proxies=(
+        endpoint(f"{GATEWAY4}:{PROXY_PORT}"),
+        endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"),
+        endpoint(f"[fe80::1]:{PROXY_PORT}"),
+    ),
     guard_device=_DEVICE,
 )
-_AROUND: Final = Surroundings(neighbours=tuple(map(ipaddress.ip_address, (GATEWAY4, GATEWAY6))))
-#: A rival chain with the earliest priority after the guard. It forwards every frame elsewhere.
-_AFTER: Final = f"""
+
+
+def _addresses(*texts: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
+    return tuple(map(ipaddress.ip_address, texts))
+
+
+_AROUND: Final = Surroundings(
+    neighbours=_addresses(GATEWAY4, _HOP4, GATEWAY6, _HOP6, "fe80::1"),
+    addresses=_addresses(SANDBOX4, SANDBOX6),
+    macs=(_MAC.hex(":"),),
+    host=HostLinks(
+        ends=(HostEnd(name=_DEVICE, ifindex=2),),
+        gateway_macs=(GATEWAY_MAC,),
+        direct_macs=(GATEWAY_MAC,),
+        next_hops=_addresses(_HOP4, _HOP6),
+        next_hop_macs=(_HOP.hex(":"),),
+        link_locals=_addresses(_OWN_LINK6),
+    ),
+)
+#: Rival chains next to the guard: the earliest after it, which forwards every frame elsewhere, and
+#: the first on the way to the sandbox, in which the gateway's kernel sends no frames of its own.
+_RIVALS: Final = f"""
 table netdev rival {{
     counter passed {{ }}
+    counter arrived {{ }}
     chain ingress {{
         type filter hook ingress device {_DEVICE} priority -499
         counter name passed fwd to lo
+    }}
+    chain mute {{
+        type filter hook egress device {_DEVICE} priority -500
+        meta skuid >= 0 accept
+        drop
+    }}
+    chain egress {{
+        type filter hook egress device {_DEVICE} priority 501
+        counter name arrived drop
     }}
 }}
 """
@@ -61,12 +105,18 @@ table netdev mute {
     }
 }
 """
+_TABLE: Final = device_table(_DEVICE)
 _COUNTED: Final = {
-    "guard": ("netdev", device_table(_DEVICE), "refused_guard"),
+    "guard": ("netdev", _TABLE, "refused_guard"),
+    "guard-ingress": ("netdev", _TABLE, "refused_guard-ingress"),
+    "maintenance": ("netdev", _TABLE, "maintenance"),
     "passes": ("netdev", "rival", "passed"),
+    "arrives": ("netdev", "rival", "arrived"),
 }
 _PROXIED4: Final = headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT)
 _PROXIED6: Final = headers.tcp(SANDBOX6, GATEWAY6, PROXY_PORT)
+#: A frame: ethertype, payload, and what differs from the usual one of its direction.
+_Frame: TypeAlias = tuple[int, bytes, dict[str, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +124,7 @@ def lab() -> Iterator[Lab]:
     with laboratory.throwaway() as made:
         conftest.load(made.sandbox_namespace, _MUTE)
         nft.load(made.gateway_namespace, ruleset.guard(_SPEC, _AROUND, "nflog"))
-        conftest.load(made.gateway_namespace, _AFTER)
+        conftest.load(made.gateway_namespace, _RIVALS)
         yield made
 
 
@@ -86,99 +136,385 @@ def outcomes(lab: Lab) -> Iterator[Outcomes]:
     made.close()
 
 
-def _sender(lab: Lab) -> Callable[..., Callable[[], None]]:
-    gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+def _from_sandbox(lab: Lab, frame: _Frame) -> Callable[[], None]:
+    kind, payload, more = frame
+    work = partial(send_frame, _bytes(_GATEWAY, _MAC, kind, payload, more), lab.sandbox_device)
+    return partial(lab.sandbox_namespace.call, work)
 
-    def send(kind: int, payload: bytes, *, tag: bytes = b"", pad: int = 60) -> Callable[[], None]:
-        frame = gateway + _MAC + tag + kind.to_bytes(2, "big") + payload
-        work = partial(send_frame, frame.ljust(pad, b"\0"), lab.sandbox_device)
-        return partial(lab.sandbox_namespace.call, work)
 
-    return send
+def _to_sandbox(lab: Lab, frame: _Frame) -> Callable[[], None]:
+    kind, payload, more = frame
+    work = partial(send_frame, _bytes(_MAC, _GATEWAY, kind, payload, more), lab.gateway_device)
+    return partial(lab.gateway_namespace.call, work)
+
+
+def _bytes(to: bytes, source: bytes, kind: int, payload: bytes, more: dict[str, bytes]) -> bytes:
+    head = more.get("to", to) + more.get("source", source) + more.get("tag", b"")
+    return head + kind.to_bytes(2, "big") + payload
+
+
+def _arp(
+    operation: int, from_mac: bytes, from4: str, to_mac: bytes, to4: str, extra: bytes = b""
+) -> bytes:
+    head = b"\0\1\x08\0\6\4" + operation.to_bytes(2, "big")
+    ends = (from_mac, ipaddress.ip_address(from4).packed, to_mac, ipaddress.ip_address(to4).packed)
+    return head + b"".join(ends) + extra
+
+
+def _check(
+    outcomes: Outcomes,
+    send: Callable[[_Frame], Callable[[], None]],
+    frames: dict[str, dict[str, _Frame]],
+) -> None:
+    assert not outcomes.wrong(
+        Case(name, send(frame), expected)
+        for expected, named in frames.items()
+        for name, frame in named.items()
+    )
 
 
 def test_guard_accepts_packets_to_the_proxy_and_refuses_variants(
     lab: Lab, outcomes: Outcomes
 ) -> None:
-    send = _sender(lab)
-    frames = {
+    to_hop = {"to": _HOP}
+    group = bytes.fromhex("333300000001")
+    frames: dict[str, dict[str, _Frame]] = {
         "passes": {
-            "to the proxy": (ETH_IP, _PROXIED4),
-            "to the proxy over ip6": (ETH_IP6, _PROXIED6),
-            "not to be fragmented": (ETH_IP, headers.with_flags4(_PROXIED4, 0x4000)),
+            "to the proxy": (ETH_IP, _PROXIED4, {}),
+            "to the proxy over ip6": (ETH_IP6, _PROXIED6, {}),
+            "to the proxy through the next hop": (ETH_IP, _PROXIED4, to_hop),
+            "to a link-local proxy": (
+                ETH_IP6, headers.tcp("fe80::5", "fe80::1", PROXY_PORT), {}
+            ),
+            "not to be fragmented": (ETH_IP, headers.with_flags4(_PROXIED4, 0x4000), {}),
         },
         "guard": {
-            "unknown": (0x88B5, bytes(46)),
+            "unknown": (0x88B5, bytes(46), {}),
             **{
-                f"fragment {field:#x}": (ETH_IP, headers.with_flags4(_PROXIED4, field))
+                f"fragment {field:#x}": (ETH_IP, headers.with_flags4(_PROXIED4, field), {})
                 for field in (0x2000, 0x0001, 0x1FFF)
             },
-            "options": (ETH_IP, headers.with_options4(_PROXIED4)),
-            "extension header": (ETH_IP6, headers.with_extension6(_PROXIED6)),
-            "another port": (ETH_IP, headers.tcp(SANDBOX4, GATEWAY4, 443)),
-            "another port over ip6": (ETH_IP6, headers.tcp(SANDBOX6, GATEWAY6, 443)),
-            "another protocol": (ETH_IP, headers.udp(SANDBOX4, GATEWAY4, PROXY_PORT)),
-            "another protocol over ip6": (ETH_IP6, headers.udp(SANDBOX6, GATEWAY6, PROXY_PORT)),
-            "internet": (ETH_IP, headers.tcp(SANDBOX4, INTERNET4, PROXY_PORT)),
-            "internet over ip6": (ETH_IP6, headers.tcp(SANDBOX6, INTERNET6, PROXY_PORT)),
+            "options": (ETH_IP, headers.with_options4(_PROXIED4), {}),
+            "extension header": (ETH_IP6, headers.with_extension6(_PROXIED6), {}),
+            "another port": (ETH_IP, headers.tcp(SANDBOX4, GATEWAY4, 443), {}),
+            "another port over ip6": (ETH_IP6, headers.tcp(SANDBOX6, GATEWAY6, 443), {}),
+            "another protocol": (ETH_IP, headers.udp(SANDBOX4, GATEWAY4, PROXY_PORT), {}),
+            "another protocol over ip6": (
+                ETH_IP6, headers.udp(SANDBOX6, GATEWAY6, PROXY_PORT), {}
+            ),
+            "internet": (ETH_IP, headers.tcp(SANDBOX4, INTERNET4, PROXY_PORT), {}),
+            "internet over ip6": (ETH_IP6, headers.tcp(SANDBOX6, INTERNET6, PROXY_PORT), {}),
+            "forged source": (ETH_IP, headers.tcp(_STRANGER4, GATEWAY4, PROXY_PORT), {}),
+            "forged source over ip6": (
+                ETH_IP6, headers.tcp(_STRANGER6, GATEWAY6, PROXY_PORT), {}
+            ),
+            "link-local source": (ETH_IP6, headers.tcp(_OWN_LINK6, GATEWAY6, PROXY_PORT), {}),
+            **{
+                f"{what} in place of the gateway": (kind, packet, {"to": to})
+                for what, to in (("stranger", _STRANGER), ("all", _ALL), ("group", group))
+                for kind, packet in ((ETH_IP, _PROXIED4), (ETH_IP6, _PROXIED6))
+            },
+            "forged link source": (ETH_IP, _PROXIED4, {"source": _STRANGER}),
+            "group as link source": (ETH_IP, _PROXIED4, {"source": b"\x03\0\0\0\0\2"}),
         },
-    }
-    assert not outcomes.wrong(
-        Case(name, send(*frame), expected)
-        for expected, named in frames.items()
-        for name, frame in named.items()
-    )
-    for frame in frames["passes"].values():
+    }  # fmt: skip
+    _check(outcomes, partial(_from_sandbox, lab), frames)
+    for kind, packet, _ in tuple(frames["passes"].values())[:2]:
         for tag in (_TAG, b"\x88\xa8\0\5", b"\x81\0\0\0", b"\x81\0\x0f\xff", _TAG + _TAG):
-            assert outcomes.outcome(send(*frame, tag=tag)) == "guard", (frame, tag)
+            send = _from_sandbox(lab, (kind, packet, {"tag": tag}))
+            assert outcomes.outcome(send) == "guard", (kind, tag)
 
 
 def test_guard_accepts_neighbour_discovery_and_refuses_variants(
     lab: Lab, outcomes: Outcomes
 ) -> None:
-    send = _sender(lab)
     about = partial(headers.neighbour, SANDBOX6)
-    long = about(GATEWAY6, options=bytes(16))
-    found = (GATEWAY6, "fe80::7", "fe80::8000:0:0:7", "ff02::1", "ff02::1:ff00:7", "ff02::1:ff80:7")
-    not_found = (INTERNET6, "fe80:0:0:1::7", "ff02::2", "ff02::1:fe00:7")
-    packet = {
-        "passes": (about(GATEWAY6, 136), long, *map(about, found)),
-        "guard": (
-            *map(about, not_found),
-            about(GATEWAY6, code=1), about(GATEWAY6, hop_limit=254),
-            *(about(GATEWAY6, kind) for kind in (133, 134, 137)),
-            about(GATEWAY6, options=bytes(17)),
-            headers.with_extension6(about(GATEWAY6)),
-            long + b"x",  # longer than its length field
-            long[:4] + b"\0\x29" + long[6:],  # shorter than its length field
-        ),
+    source, target = b"\1\1" + _MAC, b"\2\1" + _MAC
+    group, group_mac = "ff02::1:ff00:1", bytes.fromhex("3333ff000001")
+    solicited = {"to": group_mac}
+    usual = about(group, target=GATEWAY6, options=source)
+    answer = about(GATEWAY6, 136, target=SANDBOX6)
+
+    def later(number: int) -> bytes:
+        return headers.neighbour(f"fe80::{number:x}", "fe80::1", 135, target="fe80::1")
+
+    frames: dict[str, dict[str, _Frame]] = {
+        "passes": {
+            "solicitation": (ETH_IP6, usual, solicited),
+            "to the neighbour": (ETH_IP6, about(GATEWAY6, target=GATEWAY6, options=source), {}),
+            "without an option": (ETH_IP6, about(GATEWAY6, target=GATEWAY6), {}),
+            "from the link-local address": (
+                ETH_IP6, headers.neighbour(_OWN_LINK6, "fe80::1", target="fe80::1"), {}
+            ),
+            "answer": (ETH_IP6, answer, {}),
+            "answer with an option": (
+                ETH_IP6, about(GATEWAY6, 136, target=SANDBOX6, options=target), {}
+            ),
+            "answer to the next hop": (
+                ETH_IP6, about(_HOP6, 136, target=SANDBOX6), {"to": _HOP}
+            ),
+            "from a later link-local address": (ETH_IP6, later(0x11), {}),
+            "from another later link-local address": (ETH_IP6, later(0x12), {}),
+            "from a later link-local address again": (ETH_IP6, later(0x11), {}),
+        },
+        "maintenance": {
+            "is the address mine": (
+                ETH_IP6,
+                headers.neighbour("::", group, target="fe80::99", options=b"\x0e\1nonce."),
+                solicited,
+            ),
+        },
+        "guard": {
+            "from a third later link-local address": (ETH_IP6, later(0x13), {}),
+            "about a stranger": (
+                ETH_IP6,
+                about("ff02::1:ff00:77", target=_STRANGER6, options=source),
+                {"to": bytes.fromhex("3333ff000077")},
+            ),
+            "to a stranger's group": (
+                ETH_IP6, about("ff02::1:ff00:77", target=GATEWAY6, options=source), solicited
+            ),
+            "to a stranger's link group": (
+                ETH_IP6, usual, {"to": bytes.fromhex("3333ff000077")}
+            ),
+            "to all": (ETH_IP6, about("ff02::1", target=GATEWAY6, options=source), {"to": _ALL}),
+            "to a stranger": (ETH_IP6, about(GATEWAY6, target=GATEWAY6), {"to": _STRANGER}),
+            "forged source": (
+                ETH_IP6, headers.neighbour(_STRANGER6, group, target=GATEWAY6), solicited
+            ),
+            "another's address": (ETH_IP6, about(GATEWAY6, 136, target=_STRANGER6), {}),
+            "answer to all": (
+                ETH_IP6, about("ff02::1", 136, target=SANDBOX6), {"to": b"\x33\x33\0\0\0\1"}
+            ),
+            "forged option": (
+                ETH_IP6, about(group, target=GATEWAY6, options=b"\1\1" + _STRANGER), solicited
+            ),
+            "unknown option": (
+                ETH_IP6, about(group, target=GATEWAY6, options=b"\x0e\1" + _MAC), solicited
+            ),
+            "option of an answer": (
+                ETH_IP6, about(group, target=GATEWAY6, options=target), solicited
+            ),
+            "two options": (
+                ETH_IP6, about(group, target=GATEWAY6, options=source + source), solicited
+            ),
+            "code": (ETH_IP6, about(group, target=GATEWAY6, options=source, code=1), solicited),
+            "hop limit": (
+                ETH_IP6, about(group, target=GATEWAY6, options=source, hop_limit=254), solicited
+            ),
+            **{
+                f"type {kind}": (ETH_IP6, about(group, kind, target=GATEWAY6), solicited)
+                for kind in (133, 134, 137)
+            },
+            "extension header": (ETH_IP6, headers.with_extension6(usual), solicited),
+            "longer than its length field": (ETH_IP6, usual + b"x", solicited),
+            "shorter than its length field": (
+                ETH_IP6, usual[:4] + b"\0\x29" + usual[6:], solicited
+            ),
+            "tagged": (ETH_IP6, usual, solicited | {"tag": _TAG}),
+        },
     }  # fmt: skip
-    for expected, sent in packet.items():
-        for each in sent:
-            assert outcomes.outcome(send(ETH_IP6, each)) == expected, each
-            assert outcomes.outcome(send(ETH_IP6, each, tag=_TAG)) == "guard"
+    _check(outcomes, partial(_from_sandbox, lab), frames)
 
 
 def test_guard_accepts_arp_for_the_proxy_and_refuses_variants(lab: Lab, outcomes: Outcomes) -> None:
-    send = _sender(lab)
-    request = packets.arp(SANDBOX4, GATEWAY4, _MAC)
-    padding = bytes(18)
+    request = _arp(1, _MAC, SANDBOX4, _NOBODY, GATEWAY4)
+    reply = _arp(2, _MAC, SANDBOX4, _GATEWAY, GATEWAY4)
+    everybody = {"to": _ALL}
     bad = (
         b"\0\6" + request[2:], request[:2] + b"\x86\xdd" + request[4:],
         request[:4] + b"\7" + request[5:], request[:5] + b"\5" + request[6:],
-        request[:4] + b"\5" + request[5:], request[:5] + b"\3" + request[6:],
         request[:7] + b"\0" + request[8:], request[:7] + b"\3" + request[8:],
-        packets.arp(SANDBOX4, "10.200.0.77", _MAC),
+        _arp(1, _STRANGER, SANDBOX4, _NOBODY, GATEWAY4),
+        _arp(1, _MAC, _STRANGER4, _NOBODY, GATEWAY4),
+        _arp(1, _MAC, SANDBOX4, _STRANGER, GATEWAY4),
+        _arp(1, _MAC, SANDBOX4, _NOBODY, _STRANGER4),
+        _arp(1, _MAC, SANDBOX4, _NOBODY, SANDBOX4),
     )  # fmt: skip
-    for each in bad:
-        assert outcomes.outcome(send(ETH_ARP, each)) == "guard", each
-    assert not outcomes.wrong(
-        (
-            Case("request", send(ETH_ARP, request), "passes"),
-            Case("answer", send(ETH_ARP, request[:7] + b"\2" + request[8:]), "passes"),
-            Case("padded", send(ETH_ARP, request + padding), "passes"),
-            Case("longer", send(ETH_ARP, request + padding + b"x"), "guard"),
-            Case("tagged", send(ETH_ARP, request, tag=_TAG), "guard"),
-            Case("of another type", send(0x88B5, request), "guard"),
+    frames: dict[str, dict[str, _Frame]] = {
+        "passes": {
+            "request": (ETH_ARP, request, everybody),
+            "request to the gateway": (ETH_ARP, request, {}),
+            "padded": (ETH_ARP, request + bytes(18), everybody),
+            "about the next hop": (
+                ETH_ARP, _arp(1, _MAC, SANDBOX4, _NOBODY, _HOP4), {"to": _HOP}
+            ),
+            "answer": (ETH_ARP, reply, {}),
+            "answer to the next hop": (
+                ETH_ARP, _arp(2, _MAC, SANDBOX4, _HOP, _HOP4), {"to": _HOP}
+            ),
+        },
+        "guard": {
+            **{f"bad {number}": (ETH_ARP, each, everybody) for number, each in enumerate(bad)},
+            "request to a stranger": (ETH_ARP, request, {"to": _STRANGER}),
+            "request to a group": (ETH_ARP, request, {"to": b"\x01\0\x5e\0\0\1"}),
+            "answer to all": (ETH_ARP, reply, everybody),
+            "answer to a stranger": (ETH_ARP, reply, {"to": _STRANGER}),
+            "answer about a stranger": (
+                ETH_ARP, _arp(2, _MAC, SANDBOX4, _STRANGER, GATEWAY4), {}
+            ),
+            "data in the padding": (ETH_ARP, request + b"x" + bytes(17), everybody),
+            "data at the end of the padding": (ETH_ARP, request + bytes(17) + b"x", everybody),
+            "shorter padding": (ETH_ARP, request + bytes(17), everybody),
+            "longer": (ETH_ARP, request + bytes(19), everybody),
+            "forged link source": (ETH_ARP, request, everybody | {"source": _STRANGER}),
+            "tagged": (ETH_ARP, request, everybody | {"tag": _TAG}),
+            "of another type": (0x88B5, request, everybody),
+        },
+    }  # fmt: skip
+    _check(outcomes, partial(_from_sandbox, lab), frames)
+
+
+def _error(source: str, own: str) -> bytes:
+    """Return an ICMP error about a packet that ``own`` has sent."""
+    if ":" in own:
+        return headers.icmp(
+            source, SANDBOX6, 1, body=bytes(4) + headers.tcp(own, GATEWAY6, PROXY_PORT)
         )
-    )
+    return headers.icmp(source, SANDBOX4, 3, body=bytes(4) + headers.tcp(own, GATEWAY4, PROXY_PORT))
+
+
+def test_guard_sends_only_replies_of_the_proxy(lab: Lab, outcomes: Outcomes) -> None:
+    def reply(flags: int, source: str = GATEWAY4, port: int = PROXY_PORT) -> bytes:
+        to = SANDBOX6 if ":" in source else SANDBOX4
+        return headers.tcp(source, to, 4000, flags, port)
+
+    usual, usual6 = reply(SYN | ACK), reply(ACK, GATEWAY6)
+    frames: dict[str, dict[str, _Frame]] = {
+        "arrives": {
+            "reply": (ETH_IP, usual, {}),
+            "reply over ip6": (ETH_IP6, usual6, {}),
+            "reply of the next hop": (ETH_IP, usual, {"source": _HOP}),
+            "first fragment": (ETH_IP, headers.with_flags4(usual, 0x2000), {}),
+            "late fragment": (ETH_IP, headers.with_flags4(usual, 3), {}),
+            "of a link-local proxy": (
+                ETH_IP6, headers.tcp("fe80::1", _OWN_LINK6, 4000, ACK, PROXY_PORT), {}
+            ),
+            "error": (ETH_IP, _error(INTERNET4, SANDBOX4), {}),
+            "error over ip6": (ETH_IP6, _error(INTERNET6, SANDBOX6), {}),
+        },
+        "maintenance": {
+            "to another station": (ETH_IP, usual, {"to": _STRANGER}),
+            "to all": (ETH_IP, usual, {"to": _ALL}),
+            "to a group": (ETH_IP6, usual6, {"to": b"\x33\x33\0\0\0\1"}),
+            "spanning tree": (0x0026, bytes(46), {"to": b"\x01\x80\xc2\0\0\0"}),
+        },
+        "guard-ingress": {
+            "begin of a connection": (ETH_IP, reply(SYN), {}),
+            "begin of a connection over ip6": (ETH_IP6, reply(SYN, GATEWAY6), {}),
+            "of another port": (ETH_IP, reply(ACK, port=443), {}),
+            "of another address": (ETH_IP, reply(ACK, INTERNET4), {}),
+            "of another address over ip6": (ETH_IP6, reply(ACK, INTERNET6), {}),
+            "of another protocol": (
+                ETH_IP, headers.udp(GATEWAY4, SANDBOX4, 4000, PROXY_PORT), {}
+            ),
+            "of a stranger's link address": (ETH_IP, usual, {"source": _STRANGER}),
+            "to another address": (
+                ETH_IP, headers.tcp(GATEWAY4, _STRANGER4, 4000, ACK, PROXY_PORT), {}
+            ),
+            "late fragment of another address": (
+                ETH_IP, headers.with_flags4(reply(ACK, INTERNET4), 3), {}
+            ),
+            "error about another's packet": (ETH_IP, _error(GATEWAY4, _STRANGER4), {}),
+            "error about another's packet over ip6": (ETH_IP6, _error(GATEWAY6, _STRANGER6), {}),
+            "echo": (ETH_IP, headers.icmp(GATEWAY4, SANDBOX4, 8), {}),
+            "extension header": (ETH_IP6, headers.with_extension6(usual6), {}),
+            "tagged": (ETH_IP, usual, {"tag": _TAG}),
+            "unknown": (0x88B5, bytes(46), {}),
+        },
+    }  # fmt: skip
+    _check(outcomes, partial(_to_sandbox, lab), frames)
+
+
+def test_guard_sends_only_messages_of_neighbours(lab: Lab, outcomes: Outcomes) -> None:
+    request = _arp(1, _GATEWAY, GATEWAY4, _NOBODY, SANDBOX4)
+    reply = _arp(2, _GATEWAY, GATEWAY4, _MAC, SANDBOX4)
+    everybody, router = {"to": _ALL}, {"to": b"\x33\x33\0\0\0\1"}
+    group = {"to": bytes.fromhex("3333ff000002")}
+    about = partial(headers.neighbour, GATEWAY6)
+    frames: dict[str, dict[str, _Frame]] = {
+        "arrives": {
+            "request": (ETH_ARP, request, everybody),
+            "padded request": (ETH_ARP, request + bytes(18), everybody),
+            "reply": (ETH_ARP, reply, {}),
+            "new link address": (
+                ETH_ARP, _arp(1, _GATEWAY, GATEWAY4, _NOBODY, GATEWAY4), everybody
+            ),
+            "solicitation": (ETH_IP6, about("ff02::1:ff00:2", target=SANDBOX6), group),
+            "solicitation of the link-local address": (
+                ETH_IP6, about("ff02::1:ff00:2", target=_OWN_LINK6), group
+            ),
+            "advertisement": (ETH_IP6, about(SANDBOX6, 136, target=GATEWAY6), {}),
+            "router": (ETH_IP6, headers.neighbour("fe80::1", "ff02::1", 134), router),
+        },
+        "maintenance": {
+            "request for another": (
+                ETH_ARP, _arp(1, _GATEWAY, GATEWAY4, _NOBODY, _STRANGER4), everybody
+            ),
+            "request of a stranger": (
+                ETH_ARP, _arp(1, _STRANGER, _STRANGER4, _NOBODY, SANDBOX4),
+                everybody | {"source": _STRANGER},
+            ),
+            "stranger as the gateway": (
+                ETH_ARP, _arp(1, _STRANGER, GATEWAY4, _NOBODY, SANDBOX4),
+                everybody | {"source": _STRANGER},
+            ),
+            "data in the padding": (ETH_ARP, request + bytes(17) + b"x", everybody),
+            "solicitation of another": (
+                ETH_IP6, about("ff02::1:ff00:2", target=_STRANGER6), group
+            ),
+            "solicitation of a stranger": (
+                ETH_IP6, about("ff02::1:ff00:2", target=SANDBOX6), group | {"source": _STRANGER}
+            ),
+            "long solicitation": (
+                ETH_IP6, about("ff02::1:ff00:2", target=SANDBOX6, options=bytes(24)), group
+            ),
+            "strange router": (
+                ETH_IP6, headers.neighbour("fe80::7", "ff02::1", 134),
+                router | {"source": _STRANGER},
+            ),
+        },
+        "guard-ingress": {
+            "reply of a stranger": (
+                ETH_ARP, _arp(2, _STRANGER, _STRANGER4, _MAC, SANDBOX4), {"source": _STRANGER}
+            ),
+            "reply of a stranger as the gateway": (
+                ETH_ARP, _arp(2, _STRANGER, GATEWAY4, _MAC, SANDBOX4), {"source": _STRANGER}
+            ),
+            "reply with a stranger's link address": (
+                ETH_ARP, _arp(2, _STRANGER, GATEWAY4, _MAC, SANDBOX4), {}
+            ),
+            "data in the padding": (ETH_ARP, reply + b"x" + bytes(17), {}),
+            "redirect": (ETH_IP6, about(SANDBOX6, 137, target=GATEWAY6), {}),
+        },
+    }  # fmt: skip
+    _check(outcomes, partial(_to_sandbox, lab), frames)
+
+
+def test_guard_learns_the_link_address_of_a_next_hop_only(lab: Lab, outcomes: Outcomes) -> None:
+    standby, other = b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b"
+
+    def sent(to: bytes) -> Callable[[], None]:
+        return _from_sandbox(lab, (ETH_IP, _PROXIED4, {"to": to}))
+
+    def announced(mac: bytes, address: str, source: bytes) -> Callable[[], None]:
+        message = _arp(2, mac, address, _MAC, SANDBOX4)
+        return _to_sandbox(lab, (ETH_ARP, message, {"source": source}))
+
+    for mac, address, source, expected in (
+        (other, GATEWAY4, other, "guard-ingress"),  # an address of the host itself
+        (other, _STRANGER4, other, "guard-ingress"),
+        (b"\x03\0\0\0\0\x0b", _HOP4, other, "guard-ingress"),
+        (other, _HOP4, b"\x03\0\0\0\0\x0b", "guard-ingress"),
+        (standby, _HOP4, standby, "arrives"),
+    ):
+        assert outcomes.outcome(sent(mac)) == "guard", address
+        assert outcomes.outcome(announced(mac, address, source), expected) == expected
+    for mac in (other, b"\x03\0\0\0\0\x0b"):
+        assert outcomes.outcome(sent(mac)) == "guard"
+    assert outcomes.outcome(sent(standby)) == "passes"
+    assert outcomes.outcome(sent(_HOP)) == "passes"
+    advertised = headers.neighbour(_HOP6, SANDBOX6, 136, target=_HOP6)
+    send = _to_sandbox(lab, (ETH_IP6, advertised, {"source": other}))
+    assert outcomes.outcome(send, "arrives") == "arrives"
+    assert outcomes.outcome(sent(other)) == "passes"

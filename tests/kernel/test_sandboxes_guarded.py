@@ -9,9 +9,9 @@ import pytest
 
 from ocsf_nft.control.http_call import call, sandbox_target
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.lab import ip
+from ocsf_nft.lab import configure, ip
 from ocsf_nft.netns import named
-from tests.kernel import command, namespaces, written
+from tests.kernel import command, namespaces, packets, written, xdp
 from tests.kernel.conftest import nft
 
 if TYPE_CHECKING:
@@ -90,3 +90,34 @@ def test_guards_come_and_go_with_their_sandboxes(tmp_path: Path) -> None:
 def _list(control: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = call(control, "GET", "/v1/sandboxes")["sandboxes"]
     return found
+
+
+def test_link_that_is_connected_later_gets_a_guard(tmp_path: Path) -> None:
+    """Some container engines connect a container after the fence is active."""
+    control, state, output = (tmp_path / each for each in ("control.sock", "state", "events"))
+    config = tmp_path / "config.toml"
+    config.write_text(f'control = "{control}"\nstate_dir = "{state}"\noutput = "{output}"\n')
+    with namespaces.names(2) as (host, name):
+        for each in (host, name):
+            ip("netns", "add", each)
+            ip("-n", each, "link", "set", "lo", "up")
+        with command.running("--config", str(config), inside=named(host)) as running:
+            body = {"netns": name, "proxy": ["10.0.0.1:3128"]}
+            call(control, "PUT", sandbox_target(name), body)
+            (view,) = _list(control)
+            assert view["guard"] == (
+                "no guard: the other end of its link is not in this network namespace"
+            )
+            ip("-n", name, "link", "add", "eth0", "type", "veth",
+               "peer", "name", "guard0", "netns", host)  # fmt: skip
+            configure(host, "guard0", "10.0.0.1/24")
+            configure(name, "eth0", "10.0.0.2/24")
+            _until(lambda: _list(control)[0]["guard"] == "guard0")
+            assert _guards(host) == ["guard0"]
+            frame = packets.frame(b"\xff" * 6, b"\2\0\0\0\0\7", 0x88B5, b"by af_xdp")
+            named(name).call(lambda: xdp.send("eth0", frame))
+            _until(lambda: b'"name":"guard"' in output.read_bytes())
+            call(control, "DELETE", sandbox_target(name))
+            assert nft(named(host), "list", "ruleset") == ""
+            code, messages = running.stop(15)
+        assert code == 0, messages
