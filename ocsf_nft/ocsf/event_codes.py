@@ -121,6 +121,11 @@ class EventCode(StrEnum):
         2004,
         "Counted and reported packets of a fence differ.",
     )
+    SURROUNDINGS_CHANGED_FINDING = (
+        "surroundings-changed-finding",
+        2004,
+        "Another process changed settings of a network namespace so that its fence is weaker.",
+    )
 
     FENCE_ACTIVE = "fence-active", 5019, "A fence blocks packets and logs what it blocks."
     FENCE_PERMISSIVE = "fence-permissive", 5019, "A fence blocks nothing, as requested."
@@ -141,6 +146,11 @@ class EventCode(StrEnum):
         "restore-stopped",
         5019,
         "A fence is not restored for a while: it was changed each time.",
+    )
+    SURROUNDINGS_CHANGED = (
+        "surroundings-changed",
+        5019,
+        "Settings of a network namespace changed so that its fence is weaker.",
     )
     POLICY_CHANGED = "policy-changed", 5019, "A call or the configuration changed a policy."
     NAMES_RESOLVED = (

@@ -66,6 +66,9 @@ COLLECTION: Final = FindingKind(EventCode.COLLECTION_FINDING, "Collection Gap", 
 COUNTER_MISMATCH: Final = FindingKind(
     EventCode.COUNTER_MISMATCH_FINDING, "Counter Mismatch", "counter-mismatch"
 )
+SURROUNDINGS_CHANGED: Final = FindingKind(
+    EventCode.SURROUNDINGS_CHANGED_FINDING, "Surroundings Changed", "surroundings-changed"
+)
 
 
 class Stage(NamedTuple):
