@@ -150,7 +150,7 @@ def _rewrites(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
 
 
 def _traffic_control(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
-    known = {_key(each) for each in (*before.qdiscs, *before.filters)}
+    known = {*map(_key, before.qdiscs), *map(_key, before.filters)}
     for qdisc in now.qdiscs:
         if _key(qdisc) not in known:
             text = f"a tc qdisc {qdisc.kind} was added on {qdisc.link}"

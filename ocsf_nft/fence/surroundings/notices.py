@@ -56,13 +56,14 @@ class RouteNotices:
             self._take_end(ifindex, message.payload)
         elif message.kind == rtnetlink.RTM_NEWLINK:
             self.deleted.discard(ifindex)
+            self.moved.pop(ifindex, None)
 
     def _take_end(self, ifindex: int, payload: memoryview) -> None:
         found = dict(netlink.attributes(payload[_IFINFOMSG_BYTES:]))
         # A port of a bridge has such a message when it leaves the bridge.
         if payload[0]:
             return
-        if _IFLA_NEW_NETNSID in found:
+        if len(self.moved) < _MOST_SENDERS and _IFLA_NEW_NETNSID in found:
             self.moved[ifindex] = struct.unpack("=i", found[_IFLA_NEW_NETNSID])[0]
         elif len(self.deleted) < _MOST_SENDERS:
             self.deleted.add(ifindex)
@@ -79,4 +80,3 @@ class RouteNotices:
         """Forget the senders after a check."""
         self.has_news = False
         self._ports.clear()
-        self.moved.clear()

@@ -41,7 +41,8 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 MOST_UNDOS: Final = 10
 WINDOW_SECONDS: Final = 60.0
 _CONFLICT_PAUSE_SECONDS: Final = 2.5
-#: Age of a changed route that is reported.
+#: Kinds of changes that an ordinary process makes for a moment; the age at which they are reported.
+_UNSETTLED: Final = frozenset({"route", "departure"})
 _SETTLE_SECONDS: Final = 1.0
 #: Failed readings in a row until one is reported.
 _FAILURES: Final = 3
@@ -103,8 +104,8 @@ class SurroundingsWatcher:
         self._pause = _PAUSE_SECONDS
         self._undos: deque[float] = deque(maxlen=MOST_UNDOS)
         self._failures = 0
-        #: Changed routes, and when they were first found (monotonic).
-        self._new_routes: dict[SurroundingChange, float] = {}
+        #: Changes of routes and the like, and when they were first found (monotonic).
+        self._settling: dict[SurroundingChange, float] = {}
 
     def take_transactions(self, transactions: Sequence[Transaction]) -> None:
         """Let the next turn check the tables that other processes have changed."""
@@ -144,7 +145,7 @@ class SurroundingsWatcher:
             self._pause = _PAUSE_SECONDS
         else:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
-        is_settling = any(each not in self._present for each in self._new_routes)
+        is_settling = any(each not in self._present for each in self._settling)
         self._next_poll = now + (_SETTLE_SECONDS if is_settling else POLL_SECONDS)
         self._next_check = now + (
             _CONFLICT_PAUSE_SECONDS if self._is_in_conflict() else self._pause
@@ -172,7 +173,7 @@ class SurroundingsWatcher:
         self._report(left, added, arrived_ns, author, undone_ns, is_paused=is_paused)
         return True
 
-    def _report(
+    def _report(  # noqa: PLR0913 - facts about the changes
         self,
         left: tuple[SurroundingChange, ...],
         added: tuple[SurroundingChange, ...],
@@ -214,22 +215,24 @@ class SurroundingsWatcher:
         for ifindex, number in self._notices.moved.items():
             if number == host:  # the engine has taken it back, before it deletes the namespace
                 self._notices.deleted.add(ifindex)
+        self._notices.moved.clear()
         if self._baseline is None:  # an older version has installed the fence
             self._baseline = self._last
         found = changes.weakening(self._baseline, self._last)
         return self._settled(tuple(each for each in found if not self._is_end(each)))
 
     def _settled(self, found: tuple[SurroundingChange, ...]) -> tuple[SurroundingChange, ...]:
-        """Return the changes without new routes: while addresses are renewed, a route may be missing.
+        """Return the changes without those that may last for a moment only.
 
-        A route that stays is returned by a later check.
+        While addresses are renewed, a route may be missing. The notice about the end of an
+        interface may come after its end. A later check returns these changes if they last.
         """
         now = time.monotonic()
-        self._new_routes = {
-            each: self._new_routes.get(each, now) for each in found if each.kind == "route"
+        self._settling = {
+            each: self._settling.get(each, now) for each in found if each.kind in _UNSETTLED
         }
         return tuple(
-            each for each in found if now - self._new_routes.get(each, 0.0) >= _SETTLE_SECONDS
+            each for each in found if now - self._settling.get(each, 0.0) >= _SETTLE_SECONDS
         )
 
     def _is_end(self, change: SurroundingChange) -> bool:
