@@ -18,6 +18,7 @@ from ocsf_nft.check import (
     host_settings,
     leftovers,
     read_ruleset,
+    weakening_settings,
 )
 from ocsf_nft.check.accepted_flows import INTERNET, CheckScope
 from ocsf_nft.check.finding import Finding, Severity, exit_code
@@ -89,6 +90,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         yield from blocking_rules.judge(ruleset, scope)
         yield from bypass_paths.findings(ruleset, present, scope)
         yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
+        yield from weakening_settings.findings(scope)
     yield from host_settings.service_findings()
     yield from host_settings.sysctl_findings(scope)
 

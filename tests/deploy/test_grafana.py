@@ -258,6 +258,7 @@ _CASES = {
     "OcsfNftCloudMetadata": _of_finding("cloud-metadata-finding", "bypass-finding"),
     "OcsfNftDnsTunnel": _of_finding("dns-tunnel-finding", "scan-finding"),
     "OcsfNftTampering": _of_finding("tampering-finding", "fence-removed-finding"),
+    "OcsfNftSurroundings": _of_finding("surroundings-changed-finding", "tampering-finding"),
     "OcsfNftFenceRemoved": _of_finding("restore-stopped-finding", "tampering-finding"),
     "OcsfNftScan": _of_finding("scan-finding", "bypass-finding"),
     "OcsfNftBypass": _of_finding("inbound-finding", "permissive-finding"),

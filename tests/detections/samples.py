@@ -36,6 +36,7 @@ SAMPLES: Final = {
     "reader_stopped": Sample("collection-finding", "a-collection-gap"),
     "restores_stopped": Sample("restore-stopped-finding", "the-fence-is-removed"),
     "scan": Sample("a-scan-is-found", "a-scan-is-aggregated"),
+    "surroundings_changed": Sample("surroundings-changed-finding", "tampering-finding"),
 }
 
 

@@ -51,7 +51,11 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
-_BY_A_PROCESS: Final = {finding_parts.TAMPERING, finding_parts.RESTORE_STOPPED}
+_BY_A_PROCESS: Final = {
+    finding_parts.TAMPERING,
+    finding_parts.RESTORE_STOPPED,
+    finding_parts.SURROUNDINGS_CHANGED,
+}
 _SECOND: Final = 1_000_000_000
 #: Kernel log line of each kind of packet.
 _LINES: Final = {
@@ -282,6 +286,8 @@ def _situations() -> Iterator[tuple[str, Event]]:
             "another process had removed it before this run did",
         ),
     )
+    for name, left in (("undone", ()), ("left", ("the uplink eth0 was renamed to other",))):
+        yield f"changed-surroundings-are-{name}", protections.surroundings_event(CONTEXT, left)
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
     missing = Gap(
         transport="kmsg",

@@ -6,7 +6,7 @@
 | rule of another table that rewrites, copies or redirects packets | Medium | no |
 | qdisc that may have filters or that changes packets, and a filter | High | yes |
 | XDP program | High | yes |
-| tcx or netkit program | High | no |
+| tcx program | High | no |
 | uplink left, was replaced or renamed; has another MAC address or a master | Medium | no |
 | policy routing rule | Medium | no |
 | another next hop or interface towards an allowed address | Medium | no |

@@ -70,7 +70,7 @@ class FilterFact(NamedTuple):
 
 
 class ProgramFact(NamedTuple):
-    """BPF program on an interface; ``hook`` is ``xdp`` or one of tcx, ``mode`` that of XDP."""
+    """BPF program on an interface; ``hook`` is ``xdp`` or that of tcx, ``mode`` that of XDP."""
 
     ifindex: int
     link: str

@@ -1,4 +1,4 @@
-"""BPF programs on interfaces: XDP, tcx and netkit; found by rtnetlink and bpf(2).
+"""BPF programs on interfaces, XDP and tcx; found by rtnetlink and bpf(2).
 
 Layouts and numbers: ``include/uapi/linux/if_link.h`` and ``bpf.h``. The functions work in the
 calling thread's network namespace.
@@ -33,7 +33,7 @@ _IFINFOMSG: Final = struct.Struct("=BxHiII")
 #: Number of the system call bpf(2).
 _SYSCALLS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _BPF_PROG_QUERY: Final = 16
-_TCX: Final = {46: "tcx ingress", 47: "tcx egress", 54: "netkit primary", 55: "netkit peer"}
+_TCX: Final = {46: "tcx ingress", 47: "tcx egress"}
 _MOST_PROGRAMS: Final = 64
 #: Interface, attach type, query flags, attach flags, array of ids, its length, and arrays that are
 #: not requested.
@@ -51,7 +51,7 @@ def xdp(ifindex: int, link: str, attribute: memoryview | None) -> Iterator[Progr
 
 
 def tcx(ifindex: int, link: str) -> Iterator[ProgramFact]:
-    """Yield the tcx and netkit programs of an interface; nothing if the kernel does not list them.
+    """Yield the tcx programs of an interface; nothing if the kernel does not list them.
 
     Needs CAP_NET_ADMIN in the initial user namespace.
     """

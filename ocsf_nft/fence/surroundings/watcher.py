@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
 #: Time between two readings of the facts without notices, and between two full readings.
-POLL_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 4.0
 FULL_SECONDS: Final = 60.0
 #: Pause after a check because of a notice. It doubles with each check that finds nothing new.
 _PAUSE_SECONDS: Final = 0.02
