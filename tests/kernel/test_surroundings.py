@@ -202,7 +202,7 @@ def test_changes_without_a_notice_are_reported_and_undone(
 
 
 @pytest.mark.parametrize("self_heal", [True, False])
-@pytest.mark.parametrize("way", ["mirred", "chain"])
+@pytest.mark.parametrize("way", ["mirred", pytest.param("chain", marks=pytest.mark.slow)])
 def test_ways_past_the_fence_are_closed_at_once(
     fenced: Lab, start: Callable[..., Any], way: str, self_heal: bool
 ) -> None:
@@ -338,7 +338,7 @@ def test_uplink_that_moves_into_a_child_is_reported(fenced: Lab, start: Callable
     assert event["severity"] == "High"
 
 
-@pytest.mark.parametrize("is_taken_back", [True, False])
+@pytest.mark.parametrize("is_taken_back", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_uplink_that_the_host_takes_or_deletes_raises_nothing(
     fenced: Lab, start: Callable[..., Any], is_taken_back: bool
 ) -> None:
@@ -362,6 +362,7 @@ def test_uplink_that_the_host_takes_or_deletes_raises_nothing(
     assert event["unmapped"]["changes"] == ["a tc qdisc clsact was added on lo"]
 
 
+@pytest.mark.slow
 def test_too_many_changes_are_not_undone_any_more(
     fenced: Lab, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,8 +121,8 @@ class SurroundingsWatcher:
     def turn(self) -> None:
         """Check the surroundings if a check is due, undo what weakens the fence, and report it."""
         now = time.monotonic()
-        is_noticed = (self._is_pending or self._notices.has_news) and now >= self._next_check
-        if not is_noticed and now < self._next_poll:
+        is_noticed = self._is_pending or self._notices.has_news
+        if now < (min(self._next_check, self._next_poll) if is_noticed else self._next_poll):
             return
         arrived_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         is_full = is_noticed or now >= self._next_full or self._last is None

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.fence.surroundings.changes import accepted, weakening
@@ -121,6 +121,7 @@ def test_change_stays_the_same_if_its_interface_is_renamed() -> None:
     assert before.text != after.text
 
 
+@settings(max_examples=30, deadline=None)
 @given(before=st.from_type(Snapshot), now=st.from_type(Snapshot))
 def test_changes_are_distinct_and_none_of_equal_snapshots(before: Snapshot, now: Snapshot) -> None:
     found = weakening(before, now)
@@ -144,6 +145,7 @@ def _has_conflicts(snapshot: Snapshot) -> bool:
     return False
 
 
+@settings(max_examples=30, deadline=None)
 @given(now=st.from_type(Snapshot), data=st.data())
 def test_objects_that_end_are_no_change(now: Snapshot, data: st.DataObject) -> None:
     names = [each.name for each in fields(Snapshot) if each.name not in {"links", "uplinks"}]
