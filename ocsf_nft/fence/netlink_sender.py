@@ -75,11 +75,11 @@ def _inside(identity: str) -> set[int] | None:
 
 
 def _holds(pid: int, inode: int) -> bool:
-    wanted = f"socket:[{inode}]"
+    searched = f"socket:[{inode}]"
     with contextlib.suppress(OSError), proc.opened(f"/proc/{pid}/fd") as directory:
         with os.scandir(directory) as entries:
             names = [entry.name for entry in itertools.islice(entries, _MOST_DESCRIPTORS)]
-        return any(proc.link(name, directory) == wanted for name in names)
+        return any(proc.link(name, directory) == searched for name in names)
     return False
 
 

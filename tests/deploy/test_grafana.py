@@ -308,7 +308,7 @@ def test_each_finding_has_exactly_one_alert(tmp_path: Path) -> None:
         )
         for code in codes
     ]
-    assert len(tests) == 11
+    assert len(tests) == 12
     _tested(tmp_path, *tests)
 
 

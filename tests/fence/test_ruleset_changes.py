@@ -238,10 +238,9 @@ def test_changes_skips_a_message_without_a_whole_header() -> None:
 def test_structure_of_another_table_is_noted_with_its_process() -> None:
     changes = ChangeReader([INET])
     assert read(notice(3, "ip nat", "out"), changes=changes) == []
-    assert changes.awaits_end
-    assert not changes.is_incomplete
+    assert (changes.awaits_end, changes.is_incomplete) == (True, False)
     assert read(end_notice(pid=4711, comm=b"iptables\0"), changes=changes) == []
-    assert not changes.awaits_end
+    assert (changes.awaits_end, changes.is_incomplete) == (False, False)
     (found,) = changes.take_foreign()
     assert (found.port, found.pid, found.comm) == (9, 4711, "iptables")
     assert changes.take_foreign() == ()

@@ -315,17 +315,17 @@ def test_process_is_named_only_if_it_holds_the_socket(
         time.sleep(60)
     """)
     with start() as run:
-        culprit = fenced.sandbox_namespace.call(
+        sender = fenced.sandbox_namespace.call(
             lambda: subprocess.Popen([sys.executable, "-c", code])
         )
         try:
             event = run.wait(1)
         finally:
-            for process in (culprit, innocent):
+            for process in (sender, innocent):
                 process.kill()
                 process.wait()
         run.stop()
-    assert event["actor"]["process"]["pid"] == culprit.pid
+    assert event["actor"]["process"]["pid"] == sender.pid
 
 
 def test_uplink_that_moves_into_a_child_is_reported(fenced: Lab, start: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 
 class LinkFact(NamedTuple):
-    """Interface: its names in the kernel, and its place among other interfaces."""
+    """Interface: its name in the kernel, its MAC address and its master."""
 
     ifindex: int
     name: str

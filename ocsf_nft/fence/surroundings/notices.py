@@ -77,6 +77,6 @@ class RouteNotices:
         return self._ports.get((area, ifindex))
 
     def clear(self) -> None:
-        """Forget the senders after a check."""
+        """Discard the senders after a check."""
         self.has_news = False
         self._ports.clear()

@@ -41,7 +41,7 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 MOST_UNDOS: Final = 10
 WINDOW_SECONDS: Final = 60.0
 _CONFLICT_PAUSE_SECONDS: Final = 2.5
-#: Kinds of changes that an ordinary process makes for a moment; the age at which they are reported.
+#: Kinds of changes that ordinary processes make briefly; the age at which they are reported.
 _UNSETTLED: Final = frozenset({"route", "departure"})
 _SETTLE_SECONDS: Final = 1.0
 #: Failed readings in a row until one is reported.
@@ -222,7 +222,7 @@ class SurroundingsWatcher:
         return self._settled(tuple(each for each in found if not self._is_end(each)))
 
     def _settled(self, found: tuple[SurroundingChange, ...]) -> tuple[SurroundingChange, ...]:
-        """Return the changes without those that may last for a moment only.
+        """Return the changes without those that may be brief.
 
         While addresses are renewed, a route may be missing. The notice about the end of an
         interface may come after its end. A later check returns these changes if they last.

@@ -24,10 +24,9 @@ def test_notices_have_the_port_of_the_last_sender_until_the_check() -> None:
     notices.take(_message(_NEWQDISC, 3, port=42))
     notices.take(_message(_NEWRULE, 0, port=43))
     assert (notices.port("tc", 3), notices.port("tc", 4), notices.port("rule")) == (42, None, 43)
-    assert notices.has_news
-    assert not notices.has_links
+    assert (notices.has_news, notices.has_links) == (True, False)
     notices.clear()
-    assert not notices.has_news
+    assert (notices.has_news, notices.has_links) == (False, False)
     assert notices.port("tc", 3) is None
 
 
