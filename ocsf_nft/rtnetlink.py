@@ -47,6 +47,8 @@ _TIMEOUT_SECONDS: Final = 5.0
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
 _RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+_RTMGRP_TC: Final = 0x8
+_RTMGRP_RULES: Final = 0x80 | 0x40000  # of RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 
 _INT: Final = struct.Struct("=i")
@@ -271,9 +273,11 @@ def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of an interface.
 
     The interfaces are those of the calling thread's network namespace. The socket also receives
-    notifications of route changes. Raises SourceError if the socket can't be opened.
+    notifications of changes of routes, policy routing rules and traffic control. Raises SourceError
+    if the socket can't be opened.
     """
+    groups = _RTMGRP_LINK | _RTMGRP_ROUTES | _RTMGRP_RULES | _RTMGRP_TC
     try:
-        return netlink.subscribe(netlink.NETLINK_ROUTE, _RTMGRP_LINK | _RTMGRP_ROUTES)
+        return netlink.subscribe(netlink.NETLINK_ROUTE, groups)
     except OSError as error:
         raise SourceError(f"network interfaces can't be watched: {error.strerror}") from error

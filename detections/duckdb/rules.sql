@@ -75,3 +75,7 @@ SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"
 -- Scan of Destinations or Ports by One User (high)
 CREATE OR REPLACE VIEW "scan" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='scan-finding';
+
+-- Changed Surroundings of a Fence (high)
+CREATE OR REPLACE VIEW "surroundings_changed" AS
+SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='surroundings-changed-finding';

@@ -18,6 +18,7 @@ from ocsf_nft.check import (
     host_settings,
     leftovers,
     read_ruleset,
+    weakening_settings,
 )
 from ocsf_nft.check.accepted_flows import INTERNET, CheckScope
 from ocsf_nft.check.finding import Finding, Severity, exit_code
@@ -92,6 +93,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         yield from blocking_rules.judge(ruleset, scope)
         yield from bypass_paths.findings(ruleset, present, scope)
         yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
+        yield from weakening_settings.findings(scope)
     if scope.device is not None and not scope.is_strict:
         yield Finding(
             name="strict",

@@ -139,10 +139,10 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: options.StateConfig = None,
 ) -> None:
-    """Compare a sandbox's fence with what was installed.
+    """Compare a sandbox's fence, and its surroundings, with what was installed.
 
-    Exit 0: the fence is as installed. Exit 1: the fence differs, and the difference is shown. Exit
-    2: there is no fence.
+    Exit 0: the fence is as installed. Exit 1: the fence differs, or other settings of its network
+    namespace changed and weaken it; each difference is shown. Exit 2: there is no fence.
 
     Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
     another namespace.
@@ -160,7 +160,23 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
         output.show(found.difference)
     elif found.installed is not None and (uplinks := pinned_survey.uplinks_text(found.installed)):
         output.show(f"uplinks: {visible(uplinks)}")
-    raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
+    is_weaker = found.installed is not None and _show_surroundings(found.installed)
+    code = {"as installed": 0, "differs": 1, "absent": 2}[found.verdict]
+    raise typer.Exit(code or int(is_weaker))
+
+
+def _show_surroundings(installed: InstalledFence) -> bool:
+    """Show what weakens a fence; return True if it has changed since the installation."""
+    from ocsf_nft.fence.surroundings import comparison
+
+    compared = comparison.compare(installed)
+    for change in compared.accepted:
+        output.show(f"accepted at the installation: {visible(change.text)}")
+    if compared.changes:
+        output.show("the surroundings of the fence: differ")
+    for change in compared.changes:
+        output.show(visible(change.text))
+    return bool(compared.changes)
 
 
 def remove(  # noqa: PLR0913, PLR0917 - each is an option

@@ -10,6 +10,7 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,6 +183,11 @@ def _explain(status: Status) -> None:
         output.show(
             f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` shows the "
             "difference"
+        )
+    for change in status.surroundings:
+        output.show(
+            f"sandbox {name}: its fence is weaker than at the installation: {visible(change)}; "
+            "`ocsf-nft verify` shows all changes"
         )
     for balance in status.balances:
         if balance.counter_mismatch:

@@ -112,6 +112,8 @@ class RuleCounts(Answer):
     """Whether a running service watches the sandbox."""
     verdict: str | None
     """Comparison of the fence with its record; null if that is not possible."""
+    surroundings: list[str]
+    """Changes of settings of the network namespace that weaken the fence."""
 
 
 class DroppedRecords(Answer):

@@ -8,7 +8,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.fence.fence_change import FenceChange
-from ocsf_nft.fence.tamper_guard import TamperGuard
+from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
+from ocsf_nft.fence.tamper_guard import News, TamperGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +38,9 @@ class FenceEvents:
 
     def __init__(self) -> None:
         self._has_news = asyncio.Event()
+        self._has_changes = False
         self._pending: deque[FenceChange] = deque(maxlen=_MAX_PENDING)
+        self._surroundings: deque[SurroundingsNews] = deque(maxlen=_MAX_PENDING)
         self._error: Exception | None = None
 
     @classmethod
@@ -56,7 +59,7 @@ class FenceEvents:
         """
         events, loop = cls(), asyncio.get_running_loop()
 
-        def notify(news: FenceChange | Exception | None) -> None:
+        def notify(news: News) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(events._receive, news)
 
@@ -85,11 +88,12 @@ class FenceEvents:
                 async with asyncio.timeout(_CHECK_SECONDS):
                     await self._has_news.wait()
                 await asyncio.sleep(_SETTLE_SECONDS)
-            has_news = self._has_news.is_set()  # also if it was set at the end of the time
+            # Also if it was set at the end of the time. Changed surroundings need no check.
+            has_changes, self._has_changes = self._has_changes, False
             self._has_news.clear()
             if self._error is not None:
                 raise self._error
-            yield self.take_pending() if has_news else None
+            yield self.take_pending() if has_changes else None
 
     def take_pending(self) -> tuple[FenceChange, ...]:
         """Return the changes that the caller has not received yet, without waiting for new ones."""
@@ -97,9 +101,19 @@ class FenceEvents:
         self._pending.clear()
         return found
 
-    def _receive(self, news: FenceChange | Exception | None) -> None:
+    def take_surroundings(self) -> tuple[SurroundingsNews, ...]:
+        """Return the changes of the fence's surroundings that the caller has not received yet."""
+        found = tuple(self._surroundings)
+        self._surroundings.clear()
+        return found
+
+    def _receive(self, news: News) -> None:
+        if isinstance(news, SurroundingsNews):
+            self._surroundings.append(news)
+        else:
+            self._has_changes = True
         if isinstance(news, FenceChange):
             self._pending.append(news)
-        elif news is not None:
+        elif isinstance(news, Exception):
             self._error = news
         self._has_news.set()

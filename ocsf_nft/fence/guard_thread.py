@@ -48,6 +48,8 @@ class GuardThread:
         self._awaited: dict[int, Watched] = {}
         self._busy: set[Watched] = set()
         self._deadlines: dict[Watched, float] = {}
+        #: Time until which the thread waits without an event.
+        self._waits_until = float("inf")
         self._is_stopping = False
         self._epoll: select.epoll
         self._wake = -1
@@ -112,6 +114,7 @@ class GuardThread:
         """Wait until turns are due; return the readable descriptors of each."""
         with self._changed:
             until = min(self._deadlines.values(), default=None)
+            self._waits_until = float("inf") if until is None else until
         seconds = None if until is None else max(0.0, until - time.monotonic())
         events = self._epoll.poll(seconds)
         due: dict[Watched, set[int]] = {}
@@ -159,4 +162,5 @@ class GuardThread:
         deadline = watched.deadline(now)
         if deadline is not None:
             self._deadlines[watched] = deadline
-            os.eventfd_write(self._wake, 1)  # the thread waits for a shorter time
+            if deadline < self._waits_until:
+                os.eventfd_write(self._wake, 1)  # the thread waits for a shorter time

@@ -26,6 +26,8 @@ from ocsf_nft.fence import (
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
 from ocsf_nft.fence.state import InstalledFence
+from ocsf_nft.fence.surroundings import read_snapshot
+from ocsf_nft.fence.surroundings.read_snapshot import Subject
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.surroundings.facts import Snapshot
     from ocsf_nft.netns import Namespace
 
 Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
@@ -163,7 +166,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
             and not before.is_ending
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):  # not loaded again
-            return _restore_sysctls(before, state)
+            return _restore_sysctls(_with_accepted(before, state), state)
     if load_text is nft.load:
         table_query.refuse_exclusive(namespace, spec.tables, state)
         table_query.refuse_exclusive(HOST, spec.guard_tables, state)
@@ -175,6 +178,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         transport=transport or TRANSPORTS[0],
         policy="",
         listings={},
+        accepted=_accepted(spec, around, namespace, before),
     )
     transports = (transport,) if transport else TRANSPORTS
     return _replace(before, replaced, intended, transports, state, load_text)
@@ -316,6 +320,27 @@ def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) 
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
     )
     return dataclasses.replace(spec, has_changed=has_changed)
+
+
+def _accepted(
+    spec: FenceSpec, around: Surroundings, namespace: Namespace, before: InstalledFence | None
+) -> Snapshot | None:
+    """Return the surroundings to accept: those of the first installation in the namespace."""
+    if spec.tap is not None:
+        return None
+    if before is not None and before.accepted and before.identity == namespace.identity():
+        return before.accepted
+    return read_snapshot.read_in(namespace, Subject.of(spec, around))
+
+
+def _with_accepted(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
+    """Return a record that has accepted surroundings, which a record of an older version lacks."""
+    accepted = _accepted(installed.spec, installed.around, installed.namespace, installed)
+    if accepted is None or installed.accepted is not None:
+        return installed
+    found = dataclasses.replace(installed, accepted=accepted)
+    state.write(found)
+    return found
 
 
 def _is_of_this_version(installed: InstalledFence) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import restore_batch
+from ocsf_nft.fence.surroundings.notices import RouteNotices
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -41,16 +42,19 @@ class LinkMonitor:
         self.has_attached = False
         #: Time of the next read (monotonic).
         self.reads_from = 0.0
+        #: Notices about links and everything else that a fence depends on.
+        self.seen = RouteNotices()
         self._tables = tables
         self._device = None if tap is None else tap.device
         self.notices = tables.namespace.call(rtnetlink.subscribe)
 
-    def read(self, batch: RestoreBatch | None, *, attaches: bool) -> None:
+    def read(self, batch: RestoreBatch | None, *, attaches: bool) -> bool:
         """Read the kernel's queued notices about links; with ``attaches``, attach the new links.
 
-        ``batch`` are the messages that restore the fence; its links are not new. Raises OSError if
-        the socket fails.
+        ``batch`` are the messages that restore the fence; its links are not new. Return True if a
+        link or a route may have changed. Raises OSError if the socket fails.
         """
+        self.seen.has_links = False
         names: set[str] = set()
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -59,6 +63,7 @@ class LinkMonitor:
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
                         raise
+                    self.seen.mark_dropped()
                     continue
                 if sender[0] == 0:
                     self._take(datagram, names, batch.links if batch else frozenset())
@@ -66,10 +71,13 @@ class LinkMonitor:
         if attaches:
             self.attach(batch, names)
         self.reads_from = time.monotonic() + _PAUSE_SECONDS
+        return self.seen.has_links
 
     def _take(self, datagram: bytes, names: set[str], fenced: AbstractSet[str]) -> None:
         known = self.new | fenced
-        for kind, body in netlink.messages(memoryview(datagram)):
+        for message in netlink.messages_with_headers(memoryview(datagram)):
+            self.seen.take(message)
+            kind, body = message.kind, message.payload
             is_of_link = kind in {rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK}
             link = rtnetlink.link(body) if is_of_link else None
             if link is None or link.is_loopback:

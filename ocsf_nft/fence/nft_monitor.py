@@ -109,7 +109,7 @@ class NftMonitor:
                 datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:
                 seconds = _END_SECONDS_AFTER_DROP if self._has_dropped else _END_SECONDS
-                if self._changes.is_incomplete and poll.poll(seconds * 1000):
+                if self._changes.awaits_end and poll.poll(seconds * 1000):
                     continue
                 found += self._changes.take_unfinished()
                 self._has_dropped = False
@@ -123,6 +123,14 @@ class NftMonitor:
             if sender[0] == 0:  # other processes can send to this socket too
                 found += self._changes.read(memoryview(datagram))
         return [each for each in found if each.port != self._nftables.port]
+
+    def take_foreign(self) -> tuple[Transaction, ...]:
+        """Return other processes' changes to other tables, chains and rules, each only once.
+
+        The latest ones are enough: a check of the ruleset finds the objects.
+        """
+        found = self._changes.take_foreign()
+        return tuple(each for each in found if each.port != self._nftables.port)
 
     def is_reverted(self, transaction: Transaction) -> bool:
         """Return True if a transaction needs no repair: it was reverted, or checked and accepted.

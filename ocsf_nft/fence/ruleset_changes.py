@@ -7,6 +7,7 @@ number of the new ruleset, and the sending thread's id and name.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,8 @@ _NAMELESS: Final = {
     14: ("element", "removed from set", 2),
 }
 _PARTS: Final = {**_NAMED, **_NAMELESS}
+#: Message types about tables, chains and rules: in other tables they may weaken a fence.
+_STRUCTURE: Final = frozenset({_NEWTABLE, _DELTABLE, 3, 5, 6, 8})
 #: Maximum of different changes that are described for a transaction; the others are counted. A
 #: process with CAP_NET_ADMIN over the namespace can cause any number, with long names.
 _MAX_CHANGES: Final = 8
@@ -87,6 +90,8 @@ class _Unfinished:
     unnamed: dict[TableId, int] = field(default_factory=dict)
     deletes_others: bool = False
     creates_others: bool = False
+    #: Whether tables, chains or rules of others have changed.
+    is_foreign: bool = False
 
     @property
     def concerns_fence(self) -> bool:
@@ -103,6 +108,14 @@ class ChangeReader:
         }
         self._unfinished = _Unfinished()
         self._generation = 0
+        #: The latest transactions that changed tables, chains or rules of other tables.
+        self._foreign: deque[Transaction] = deque(maxlen=_MAX_CHANGES)
+
+    def take_foreign(self) -> tuple[Transaction, ...]:
+        """Return the latest transactions on the structure of other tables, each only once."""
+        found = tuple(self._foreign)
+        self._foreign.clear()
+        return found
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
         """Decode a datagram; yield each transaction that changed the fence's tables.
@@ -134,6 +147,8 @@ class ChangeReader:
         yielded only once.
         """
         found, self._unfinished = self._unfinished, _Unfinished()
+        if found.is_foreign and not self._foreign:
+            self._foreign.append(Transaction(port=found.port, changes=""))
         if found.concerns_fence:
             yield Transaction(
                 port=found.port, changes=_describe(found), created=frozenset(found.created)
@@ -144,12 +159,18 @@ class ChangeReader:
         """Return True if the last message of a transaction on the tables is still missing."""
         return self._unfinished.concerns_fence
 
+    @property
+    def awaits_end(self) -> bool:
+        """Do the same as :attr:`is_incomplete`, also for structural changes of other tables."""
+        return self._unfinished.concerns_fence or self._unfinished.is_foreign
+
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:
         table_id = self._tables.get((family, bytes(attributes.get(_TABLE_NAME, b""))))
         found = self._unfinished
         if table_id is None:
             found.deletes_others |= kind == _DELTABLE
             found.creates_others |= kind == _NEWTABLE
+            found.is_foreign |= kind in _STRUCTURE
         elif kind == _NEWTABLE:
             found.created.add(table_id)
         elif kind == _DELTABLE:
@@ -165,6 +186,10 @@ class ChangeReader:
         generation = _number(attributes.get(_GEN_ID))
         is_known = generation is not None and generation & 0xFFFF == self._generation
         comm = attributes.get(_GEN_PROC_NAME)
+        if self._unfinished.is_foreign:
+            pid = _number(attributes.get(_GEN_PROC_PID)) if is_known else None
+            sender = _name(comm) if is_known and comm is not None else None
+            self._foreign.append(Transaction(port=port, pid=pid, comm=sender, changes=""))
         for found in self.take_unfinished():
             yield (
                 found

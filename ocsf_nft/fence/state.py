@@ -20,6 +20,7 @@ from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
 from ocsf_nft.fence import run_locks, values
 from ocsf_nft.fence.run_locks import RunLocks
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
+from ocsf_nft.fence.surroundings.facts import Snapshot
 from ocsf_nft.netns import HOST, Namespace
 from ocsf_nft.nfnetlink import Generation
 
@@ -67,6 +68,9 @@ class InstalledFence:
     listings: Mapping[str, str]
     #: True while the fence is turned off, before its removal.
     is_ending: bool = False
+    #: Surroundings that were accepted at the first installation in this namespace. None for a VM,
+    #: and in a record of an older version.
+    accepted: Snapshot | None = field(default=None, compare=False)
     #: Generation of the ruleset with these listings in each namespace of :class:`RulesetVersion`;
     #: not stored, and None if unknown.
     generations: Annotated[tuple[Generation, ...] | None, pydantic.Field(exclude=True)] = field(

@@ -19,6 +19,7 @@ from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.host_notices import QueuedNotices
 from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ruleset_error
+from ocsf_nft.fence.surroundings.watcher import SurroundingsNews, SurroundingsWatcher
 
 if TYPE_CHECKING:
     import socket
@@ -45,6 +46,7 @@ _IDLE_PAUSE_SECONDS: Final = 0.05
 #: Result of a restore. ``restored``: by the guard, or by a check that was faster. ``none``: nothing
 #: is restored, because another `ocsf-nft` process installed or removed the fence. ``failed``: the
 #: fence could not be restored.
+News: TypeAlias = "FenceChange | SurroundingsNews | Exception | None"
 _Outcome: TypeAlias = Literal["restored", "none", "failed"]
 
 
@@ -52,7 +54,8 @@ class TamperGuard:
     """Guard of an installed fence, which restores it if another process changes it.
 
     The guard's turns are in the threads of ``thread``. They call ``notify`` with a
-    :class:`FenceChange`, an exception that ended the guard, or None (the fence should be checked).
+    :class:`FenceChange`, a :class:`SurroundingsNews`, an exception that ended the guard, or None
+    (the fence should be checked).
     Without ``self_heal``, the guard restores nothing.
     """
 
@@ -60,7 +63,7 @@ class TamperGuard:
         self,
         installed: InstalledFence,
         state: StateDirectory,
-        notify: Callable[[FenceChange | Exception | None], None],
+        notify: Callable[[News], None],
         thread: GuardThread,
         *,
         self_heal: bool,
@@ -94,6 +97,13 @@ class TamperGuard:
             self._links = LinkMonitor(self._monitors[0], installed.spec.tap)
             stack.enter_context(self._links.notices)
             self._sockets = stack.pop_all()
+        #: None for a VM: the fence of a VM is not in the namespace of the VM.
+        self._surroundings: SurroundingsWatcher | None = None
+        if installed.spec.tap is None:
+            self._surroundings = SurroundingsWatcher(
+                installed, state, self._links.seen, self._links.notices, notify,
+                self_heal=self_heal,
+            )  # fmt: skip
 
     @property
     def namespace_socket(self) -> socket.socket:
@@ -148,6 +158,8 @@ class TamperGuard:
         found = [] if self._paused_until is None else [self._paused_until]
         if now < self._links.reads_from:
             found.append(self._links.reads_from)
+        if self._surroundings is not None:
+            found.append(self._surroundings.deadline())
         return min(found, default=None)
 
     def turn(self, ready: Collection[int]) -> bool:
@@ -310,8 +322,10 @@ class TamperGuard:
                 self._handle_notices(monitor)
         if self._links.notices.fileno() in ready:
             attaches = self._self_heal and not self.is_paused
-            self._links.read(self._restore_batch, attaches=attaches)
-            self._notify(None)  # a link or a route has changed: the fence should be checked
+            if self._links.read(self._restore_batch, attaches=attaches):
+                self._notify(None)  # a link or a route has changed: the fence should be checked
+        if self._surroundings is not None:
+            self._surroundings.turn()
 
     def _handle_rest(self) -> None:
         for monitor in self._monitors:
@@ -319,6 +333,11 @@ class TamperGuard:
 
     def _handle_notices(self, monitor: NftMonitor) -> None:
         found = monitor.read()
+        if self._surroundings is not None and monitor is self._monitors[0]:
+            others = monitor.take_foreign()
+            self._surroundings.take_transactions(
+                (*others, *(each for each in found if each is OVERRUN))
+            )
         reverted = [each for each in found if monitor.is_reverted(each)]
         if reverted := [each for each in reverted if not monitor.is_regular(each)]:
             # A check was faster.

@@ -136,6 +136,11 @@ class EventCode(StrEnum):
         2004,
         "A sandbox has log records that its fence did not log.",
     )
+    SURROUNDINGS_CHANGED_FINDING = (
+        "surroundings-changed-finding",
+        2004,
+        "Another process changed settings of a network namespace so that its fence is weaker.",
+    )
 
     FENCE_ACTIVE = "fence-active", 5019, "A fence blocks packets and logs what it blocks."
     FENCE_PERMISSIVE = "fence-permissive", 5019, "A fence blocks nothing, as requested."
@@ -161,6 +166,11 @@ class EventCode(StrEnum):
         "fence-bypassed",
         5019,
         "Frames left a sandbox by a way that its fence did not see.",
+    )
+    SURROUNDINGS_CHANGED = (
+        "surroundings-changed",
+        5019,
+        "Settings of a network namespace changed so that its fence is weaker.",
     )
     POLICY_CHANGED = "policy-changed", 5019, "A call or the configuration changed a policy."
     NAMES_RESOLVED = (

@@ -75,6 +75,9 @@ LOG_GROUP_TAKEN: Final = FindingKind(
 RECORDS_NOT_COUNTED: Final = FindingKind(
     EventCode.RECORDS_NOT_COUNTED_FINDING, "Records Not Counted", "records-not-counted"
 )
+SURROUNDINGS_CHANGED: Final = FindingKind(
+    EventCode.SURROUNDINGS_CHANGED_FINDING, "Surroundings Changed", "surroundings-changed"
+)
 
 
 class Stage(NamedTuple):

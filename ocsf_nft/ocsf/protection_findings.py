@@ -129,6 +129,18 @@ _WORDS: Final = {
             "Report a bug if no other process changed the counters.",
         ),
     ),
+    finding_parts.SURROUNDINGS_CHANGED: _Words(
+        "Surroundings of the fence changed",
+        "change",
+        "Settings of the sandbox's network namespace changed so that packets may pass its fence. "
+        "Only a process with CAP_NET_ADMIN over the namespace can change them.",
+        (
+            "Check which changes are left: ocsf-nft verify --sandbox {sandbox}",
+            _STOP,
+            "Take CAP_NET_ADMIN from the sandbox.",
+            "If an operator made the change, remove and install the fence to accept it.",
+        ),
+    ),
 }
 _KEEP: Final = "Keep the evidence: ocsf-nft events --sandbox {sandbox} --lines 0 --format jsonl"
 

@@ -22,6 +22,7 @@ from ocsf_nft.service.fence_removal import FenceRemoval
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
 from ocsf_nft.service.restore_preparation import prepare_restore
 from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.service.surroundings_reports import SurroundingsReports
 
 if TYPE_CHECKING:
     import socket
@@ -76,6 +77,7 @@ class FenceMonitor:
         self._fence = fence
         self._state = state
         self.reports = FenceReports(sandbox, fence, reporter, describe)
+        self.surroundings = SurroundingsReports(self.reports, reporter)
         self.removal = FenceRemoval(self.reports, state, self._has_ended)
         self._watch: FenceEvents | None = None
         #: Version of the record that the guard restores, and whether its messages are prepared.
@@ -151,9 +153,15 @@ class FenceMonitor:
         if self._watch is None:
             raise RuntimeError("call start first")
         async for alterations in self._watch.changes():
+            await run_shielded(self._report_surroundings(self._watch))
             if alterations is None and self._is_unchanged():
                 continue
             await run_shielded(self._inspect(alterations or ()))
+
+    async def _report_surroundings(self, watch: FenceEvents) -> None:
+        for news in watch.take_surroundings():
+            if not self._has_ended():
+                await self.surroundings.report(news)
 
     def _is_unchanged(self) -> bool:
         spec = self.reports.installed.spec
@@ -185,6 +193,7 @@ class FenceMonitor:
         """
         if self._watch is not None:
             await self._watch.stop()
+            await self._report_surroundings(self._watch)
             left, self._watch = self._watch.take_pending(), None
             if left:
                 await self._inspect(left)

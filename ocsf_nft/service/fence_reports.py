@@ -253,17 +253,21 @@ class FenceReports:
             await self._emit(FenceState.ABSENT, _REMOVED_BEFORE)
 
     async def _described(self, changes: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        describe = self._describe
-        if describe is None:
-            return changes
         return tuple(
             [
                 each
                 if each.process is None
-                else replace(each, process=await describe(each.process, each.arrived_ns))
+                else replace(each, process=await self.described(each.process, each.arrived_ns))
                 for each in changes
             ]
         )
+
+    async def described(self, process: Process, arrived_ns: int) -> Process:
+        """Return a process with more details, if they are known.
+
+        The process existed at ``arrived_ns`` (ns since the epoch, UTC).
+        """
+        return process if self._describe is None else await self._describe(process, arrived_ns)
 
     async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (

@@ -39,7 +39,8 @@ class SandboxView:
     state: State
     mode: Mode
     config: SandboxConfig
-    #: Reason for a state that is not active, or why a host name in the policy is not resolved.
+    #: Reason for a state that is not active, why a host name in the policy is not resolved, or
+    #: changes of the surroundings that weaken the fence.
     fault: str | None
     #: Devices with the guard on the host, or why there is no guard; None if there is none.
     guard: str | None = None
@@ -90,7 +91,8 @@ def view_of(sandbox: Sandbox) -> SandboxView:
         if sandbox.failure is None:
             unresolved = "; ".join(f"{name}: {cause}" for name, cause in watched.names.faults())
             state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded
-            fault = fault or watched.names.failure or unresolved or None
+            surroundings = "; ".join(watched.monitor.surroundings.present)
+            fault = fault or watched.names.failure or unresolved or surroundings or None
     return SandboxView(
         name=sandbox.name,
         origin=sandbox.origin,

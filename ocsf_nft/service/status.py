@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.surroundings import comparison
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.service import fences, stored_account
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ocsf_nft.fence.installer import Verdict
-    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Mode
     from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.state.change import DroppedRecords
@@ -39,6 +40,8 @@ class Status:
     verdict: Verdict | None = "as installed"
     #: Why there is no guard on the host, or what it does not check; else empty.
     guard_note: str = ""
+    #: Changes of the surroundings that weaken the fence.
+    surroundings: tuple[str, ...] = ()
     balances: tuple[Balance, ...]
     #: Number of log records that each source could not read.
     dropped_records: tuple[DroppedRecords, ...]
@@ -60,6 +63,7 @@ class Status:
                 "counter_mismatch": balance.counter_mismatch,
                 "is_watched": self.is_watched,
                 "verdict": self.verdict,
+                "surroundings": list(self.surroundings),
             }
             for balance in self.balances
         ]
@@ -115,9 +119,17 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         absent=absent,
         verdict=_verdict(sandbox, state),
         guard_note=fences.guard_note(installed),
+        surroundings=_surroundings(installed),
         balances=account.balances(),
         dropped_records=tuple(stored.dropped),
     )
+
+
+def _surroundings(installed: InstalledFence) -> tuple[str, ...]:
+    try:
+        return tuple(each.text for each in comparison.compare(installed).changes)
+    except UnsupportedError:  # a privilege is missing
+        return ()
 
 
 def _verdict(sandbox: str, state: StateDirectory) -> Verdict | None:

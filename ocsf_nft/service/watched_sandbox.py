@@ -170,6 +170,7 @@ class WatchedSandbox:
             mode=reports.mode,
             absent=self.account.counters.absent(is_permissive=reports.mode == "permissive"),
             verdict=reports.verdict,
+            surroundings=self.monitor.surroundings.present,
             balances=self.account.balances(),
             dropped_records=self.parts.store.database.dropped_records(self.name),
         )

@@ -229,6 +229,7 @@ async def test_status_of_a_service_has_all_its_counts(host: Host) -> None:
         "sandbox": "a", "rule": "egress", "mode": "enforcing", "refused": HUGE, "allowed": 0,
         "reported": 7, "aggregated": 0, "pending": 0, "dropped": 1, "fence": "enforcing",
         "counter_mismatch": HUGE - 7, "is_watched": True, "verdict": "as installed",
+        "surroundings": [],
     }  # fmt: skip
     assert (done.returncode, "has no counters for forward" in done.stderr) == (2, True)
     one = await host.run("status", "--sandbox", "b", "--json", control=host.control)

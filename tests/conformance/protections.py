@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
 from ocsf_nft.ocsf.protection_findings import (
     PROCESSES as PROCESSES_OF_A_FINDING,
 )
@@ -14,14 +15,15 @@ from ocsf_nft.ocsf.protection_findings import (
     RelatedFact,
     protection_finding,
 )
+from ocsf_nft.ocsf.surroundings_events import surroundings_changed
 from tests.conformance.attributed import HOSTILE, PROCESSES
 from tests.conformance.corpus import NOW_NS, TIME_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.ocsf.events import DetectionFinding
+    from ocsf_nft.ocsf.events import DetectionFinding, DeviceConfigStateChange
     from ocsf_nft.ocsf.finding_parts import FindingKind
 
 KINDS: Final = (
@@ -33,6 +35,7 @@ KINDS: Final = (
     finding_parts.COUNTER_MISMATCH,
     finding_parts.LOG_GROUP_TAKEN,
     finding_parts.RECORDS_NOT_COUNTED,
+    finding_parts.SURROUNDINGS_CHANGED,
 )
 SEVERITIES: Final = {
     finding_parts.FENCE_REMOVED: Severity.CRITICAL,
@@ -100,6 +103,13 @@ _TEXTS: Final = {
         ),
         "another program makes log records with the prefix of the fence",
     ),
+    finding_parts.SURROUNDINGS_CHANGED: (
+        (
+            "The surroundings of the fence of sandbox sb1 changed: a tc qdisc clsact was added on "
+            "lo, by curl[4242]; undone 2.1 ms later."
+        ),
+        "undone 2.1 ms later",
+    ),
 }
 _RELATED: Final = RelatedFact(
     "7a1f7c52-0a5e-5f0b-9a35-0c5f7e0d4b61", 501901, "Device Config State Change: Log"
@@ -130,6 +140,24 @@ def finding_of(context: Context, series: ProtectionSeries, **facts: Any) -> Dete
         "processed_ns": NOW_NS,
     }
     return protection_finding(context, series, **defaults | facts)
+
+
+def surroundings_event(
+    context: Context, left: Sequence[str] = (), text: str = "a tc qdisc clsact was added on lo"
+) -> DeviceConfigStateChange:
+    """Return the event about changed surroundings; ``left`` are changes that are not undone."""
+    process = PROCESSES["all of it"]
+    return surroundings_changed(
+        context,
+        sandbox="sb1",
+        state=FenceState.ACTIVE,
+        changes=(text, *left),
+        present=left,
+        severity=Severity.HIGH,
+        tampering=None if left else Tampering(changes=text, process=process),
+        outcome="not undone" if left else "undone 2.1 ms later",
+        time_ns=TIME_NS,
+    )
 
 
 def findings(context: Context) -> Iterator[tuple[str, DetectionFinding]]:

@@ -145,6 +145,8 @@ def fence_events(context: Context) -> Iterator[tuple[str, Event]]:
         for number, tampering in enumerate(_tamperings(text)):
             event = _fence(context, text, after, transport="none", tampering=tampering)
             yield f"tampered with ({number}), to {after}", event
+    for left in ((), (text,), (text,) * 20):
+        yield f"surroundings, {len(left)}", protections.surroundings_event(context, left, text)
 
 
 def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:

@@ -114,6 +114,7 @@ async def test_sandboxes_are_listed_shown_with_their_counts_and_released(served:
             "sandbox": "a", "rule": "egress", "mode": "enforcing", "refused": HUGE, "allowed": 0,
             "reported": 7, "aggregated": 0, "pending": 0, "dropped": 1, "fence": "enforcing",
             "counter_mismatch": HUGE - 7, "is_watched": True, "verdict": "as installed",
+            "surroundings": [],
         }
     ]  # fmt: skip
     assert final == {"sandbox": "a", "counts": counts, "dropped_records": dropped}

@@ -259,6 +259,7 @@ _CASES = {
     "OcsfNftDnsTunnel": _of_finding("dns-tunnel-finding", "scan-finding"),
     "OcsfNftTampering": _of_finding("tampering-finding", "fence-removed-finding"),
     "OcsfNftFenceBypassed": _of_finding("fence-bypassed-finding", "tampering-finding"),
+    "OcsfNftSurroundings": _of_finding("surroundings-changed-finding", "tampering-finding"),
     "OcsfNftFenceRemoved": _of_finding("restore-stopped-finding", "tampering-finding"),
     "OcsfNftScan": _of_finding("scan-finding", "bypass-finding"),
     "OcsfNftBypass": _of_finding("inbound-finding", "permissive-finding"),
@@ -308,7 +309,7 @@ def test_each_finding_has_exactly_one_alert(tmp_path: Path) -> None:
         )
         for code in codes
     ]
-    assert len(tests) == 13
+    assert len(tests) == 14
     _tested(tmp_path, *tests)
 
 

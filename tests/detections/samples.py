@@ -39,6 +39,7 @@ SAMPLES: Final = {
     "records_not_counted": Sample("records-not-counted-finding", "a-collection-gap"),
     "restores_stopped": Sample("restore-stopped-finding", "the-fence-is-removed"),
     "scan": Sample("a-scan-is-found", "a-scan-is-aggregated"),
+    "surroundings_changed": Sample("surroundings-changed-finding", "tampering-finding"),
 }
 
 

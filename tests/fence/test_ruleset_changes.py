@@ -233,3 +233,27 @@ def test_changes_skips_a_message_without_a_whole_header() -> None:
     short = _message(2, b"", 9)
     (found,) = read(short + notice(2, "inet ocsf_nft") + short, end_notice())
     assert found.changes == "table inet ocsf_nft was deleted"
+
+
+def test_structure_of_another_table_is_noted_with_its_process() -> None:
+    changes = ChangeReader([INET])
+    assert read(notice(3, "ip nat", "out"), changes=changes) == []
+    assert (changes.awaits_end, changes.is_incomplete) == (True, False)
+    assert read(end_notice(pid=4711, comm=b"iptables\0"), changes=changes) == []
+    assert (changes.awaits_end, changes.is_incomplete) == (False, False)
+    (found,) = changes.take_foreign()
+    assert (found.port, found.pid, found.comm) == (9, 4711, "iptables")
+    assert changes.take_foreign() == ()
+
+
+def test_elements_of_another_table_are_not_noted() -> None:
+    changes = ChangeReader([INET])
+    assert read(notice(12, "ip nat", "peers"), end_notice(), changes=changes) == []
+    assert changes.take_foreign() == ()
+
+
+def test_structure_of_another_table_without_an_end_has_no_process() -> None:
+    changes = ChangeReader([INET])
+    read(notice(3, "ip nat", "out"), notice(3, "ip nat", "in", generation=8), changes=changes)
+    (found,) = changes.take_foreign()
+    assert found.pid is None

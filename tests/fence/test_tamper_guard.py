@@ -31,9 +31,10 @@ def reported() -> list[Any]:
 def without_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tamper guards monitor nothing."""
     monitor = SimpleNamespace(close=lambda: None)
-    links = SimpleNamespace(notices=contextlib.nullcontext(), new=set(), reads_from=0.0)
+    links = SimpleNamespace(notices=contextlib.nullcontext(), new=set(), reads_from=0.0, seen=None)
     monkeypatch.setattr(tamper_guard, "NftMonitor", lambda *_: monitor)
     monkeypatch.setattr(tamper_guard, "LinkMonitor", lambda *_: links)
+    monkeypatch.setattr(tamper_guard, "SurroundingsWatcher", lambda *_, **__: None)
 
 
 @pytest.fixture

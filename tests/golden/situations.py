@@ -57,6 +57,7 @@ _BY_A_PROCESS: Final = {
     finding_parts.TAMPERING,
     finding_parts.RESTORE_STOPPED,
     finding_parts.LOG_GROUP_TAKEN,
+    finding_parts.SURROUNDINGS_CHANGED,
 }
 _SECOND: Final = 1_000_000_000
 #: Kernel log line of each kind of packet.
@@ -265,41 +266,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "ssh-has-ended", _finding(ended)
     yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
     yield "another-firewall-in-syslog", _activity(Attempt.of(_in_syslog(_UFW)), Mapper(Context()))
-    yield "the-fence-is-active", _fence(FenceState.ABSENT, FenceState.ACTIVE, None)
-    yield (
-        "the-fence-is-permissive",
-        _fence(
-            FenceState.ACTIVE,
-            FenceState.PERMISSIVE,
-            "it was installed again, as a permissive fence",
-        ),
-    )
-    yield (
-        "the-fence-cannot-log",
-        _fence(
-            FenceState.ABSENT, FenceState.DEGRADED, "the kernel has no log expression (nft_log)"
-        ),
-    )
-    yield (
-        "the-fence-is-removed",
-        _fence(
-            FenceState.ACTIVE,
-            FenceState.ABSENT,
-            "another process had removed it before this run did",
-        ),
-    )
-    yield (
-        "the-fence-is-bypassed",
-        fence_bypassed(
-            CONTEXT,
-            sandbox="sb1",
-            uplinks=("eth0",),
-            frames=Count(3, 180),
-            total=Count(4, 240),
-            since_ns=TIME_NS - 2_000_000_000,
-            until_ns=TIME_NS,
-        ),
-    )
+    yield from _of_fences()
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
     missing = Gap(
         transport="kmsg",
@@ -341,6 +308,46 @@ def _situations() -> Iterator[tuple[str, Event]]:
                 is_cleared=is_cleared,
             ),
         )
+
+
+def _of_fences() -> Iterator[tuple[str, Event]]:
+    yield "the-fence-is-active", _fence(FenceState.ABSENT, FenceState.ACTIVE, None)
+    yield (
+        "the-fence-is-permissive",
+        _fence(
+            FenceState.ACTIVE,
+            FenceState.PERMISSIVE,
+            "it was installed again, as a permissive fence",
+        ),
+    )
+    yield (
+        "the-fence-cannot-log",
+        _fence(
+            FenceState.ABSENT, FenceState.DEGRADED, "the kernel has no log expression (nft_log)"
+        ),
+    )
+    yield (
+        "the-fence-is-removed",
+        _fence(
+            FenceState.ACTIVE,
+            FenceState.ABSENT,
+            "another process had removed it before this run did",
+        ),
+    )
+    yield (
+        "the-fence-is-bypassed",
+        fence_bypassed(
+            CONTEXT,
+            sandbox="sb1",
+            uplinks=("eth0",),
+            frames=Count(3, 180),
+            total=Count(4, 240),
+            since_ns=TIME_NS - 2_000_000_000,
+            until_ns=TIME_NS,
+        ),
+    )
+    for name, left in (("undone", ()), ("left", ("the uplink eth0 was renamed to other",))):
+        yield f"changed-surroundings-are-{name}", protections.surroundings_event(CONTEXT, left)
 
 
 def situations() -> dict[str, Any]:

@@ -90,7 +90,7 @@ class GuardProbe:
         starts: bool,
     ) -> None:
         self.is_stopped = False
-        self.notifications: queue.Queue[FenceChange | Exception | None] = queue.Queue()
+        self.notifications: queue.Queue[tamper_guard.News] = queue.Queue()
         self.thread = GuardThread()
         self.guard = TamperGuard(
             installed, state, self.notifications.put, self.thread, self_heal=self_heal
@@ -117,7 +117,7 @@ class GuardProbe:
             news = self.notifications.get(timeout=60)
             if isinstance(news, Exception):
                 raise news
-            if news is not None:
+            if isinstance(news, FenceChange):
                 return news
 
     def remaining_changes(self) -> list[FenceChange]:

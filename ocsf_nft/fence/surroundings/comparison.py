@@ -1,0 +1,34 @@
+"""Comparison of a fence's present surroundings with those that were accepted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ocsf_nft.fence.surroundings import changes, read_snapshot
+from ocsf_nft.fence.surroundings.read_snapshot import Subject
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.surroundings.changes import SurroundingChange
+
+
+class Comparison(NamedTuple):
+    """Result of a comparison: the changes, and what weakened the fence when it was installed."""
+
+    changes: tuple[SurroundingChange, ...] = ()
+    accepted: tuple[SurroundingChange, ...] = ()
+
+
+def compare(installed: InstalledFence) -> Comparison:
+    """Compare the surroundings of a fence with those that its record has.
+
+    The result is empty for a VM, for a record of an older version, and if the namespace has ended.
+    Raises AbsentError, UnsupportedError, FenceError.
+    """
+    accepted = installed.accepted
+    if accepted is None or not installed.namespace.has_identity(installed.identity):
+        return Comparison()
+    subject = Subject.of(installed.spec, installed.around)
+    now = read_snapshot.read_in(installed.namespace, subject)
+    found = changes.weakening(accepted, now)
+    return Comparison(found, changes.accepted(accepted))

@@ -1,0 +1,190 @@
+"""Base chains and rewriting rules of nftables tables that do not belong to the fence."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from ocsf_nft import netlink, nfnetlink
+from ocsf_nft.fence.surroundings import names
+from ocsf_nft.fence.surroundings.facts import HookFact, RewriteFact
+from ocsf_nft.fence.surroundings.limits import Limit
+from ocsf_nft.nfnetlink import Statement
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from ocsf_nft.fence.spec import TableId
+
+Attributes: TypeAlias = "dict[int, memoryview]"
+_NOTHING: Final = memoryview(b"")
+
+# include/uapi/linux/netfilter.h and netfilter/nf_tables.h
+_FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_NUMBERS: Final = {name: number for number, name in _FAMILIES.items()}
+_HOOKS: Final = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+_OTHER_HOOKS: Final = {
+    (1, 5): "ingress", (5, 0): "ingress", (5, 1): "egress", (3, 0): "input", (3, 1): "output",
+    (3, 2): "forward",
+}  # fmt: skip
+_GETTABLE: Final = 1
+_GETCHAIN: Final = 4
+_DELCHAIN: Final = 5
+_GETRULE: Final = 7
+_TABLE_NAME: Final = 1
+_TABLE_HANDLE: Final = 4
+_CHAIN_TABLE: Final = 1
+_CHAIN_HANDLE: Final = 2
+_CHAIN_NAME: Final = 3
+_CHAIN_HOOK: Final = 4
+_HOOK_NUMBER: Final = 1
+_HOOK_PRIORITY: Final = 2
+_HOOK_DEVICE: Final = 3
+_HOOK_DEVICES: Final = 4
+_RULE_TABLE: Final = 1
+_RULE_CHAIN: Final = 2
+_RULE_HANDLE: Final = 3
+_RULE_EXPRESSIONS: Final = 4
+_EXPRESSION_NAME: Final = 1
+_EXPRESSION_DATA: Final = 2
+_PAYLOAD_SOURCE: Final = 5
+_EXTHDR_DESTINATION: Final = 1
+_TARGET_NAME: Final = 1
+#: Expressions that rewrite, copy or redirect a packet, or let a program do so.
+_REWRITING: Final = frozenset(
+    {"nat", "masq", "redir", "tproxy", "fwd", "dup", "notrack", "queue", "flow_offload", "synproxy",
+     "tunnel"}
+)  # fmt: skip
+#: Targets of iptables that do not.
+_HARMLESS_TARGETS: Final = frozenset(
+    {"LOG", "NFLOG", "ULOG", "REJECT", "MARK", "CONNMARK", "AUDIT", "TRACE", "RATEEST", "SET",
+     "SECMARK", "CONNSECMARK", "CLASSIFY", "HL", "IDLETIMER", "LED", "CT", "TCPMSS", "CHECKSUM"}
+)  # fmt: skip
+_HEADER: Final = struct.Struct("!BBH")  # family, version, resource id
+
+
+class ForeignTables(NamedTuple):
+    """Base chains, and rewriting rules, of the tables that do not belong to a fence."""
+
+    hooks: tuple[HookFact, ...]
+    rewrites: tuple[RewriteFact, ...]
+    #: Whether there are more objects than the limit.
+    is_cut: bool
+
+
+def read(own: Collection[TableId], most: int) -> ForeignTables:
+    """Return what the tables outside ``own`` do in the calling thread's namespace.
+
+    At most ``most`` objects of each kind are read. Raises OSError.
+    """
+    limit = Limit(most)
+    skipped = {(_NUMBERS[each.family], each.name) for each in own}
+    # A table without a base chain gets no packets.
+    hooks = [
+        each for each in limit.take(_hooks()) if (_NUMBERS[each.family], each.table) not in skipped
+    ]
+    if not hooks:
+        return ForeignTables((), (), limit.is_exceeded)
+    handles = dict(limit.take(_tables()))
+    hooks = [each._replace(table_handle=handles.get(each[:2], 0)) for each in hooks]
+    rewrites: list[RewriteFact] = []
+    for family, table in sorted({each[:2] for each in hooks}):
+        for each in limit.take(_rules(family, table)):
+            rewrites += _rewrites(each, handles.get((family, table), 0))
+    return ForeignTables(
+        tuple(sorted(set(hooks), key=_key)), tuple(sorted(set(rewrites))), limit.is_exceeded
+    )
+
+
+def deletion(fact: HookFact) -> Statement:
+    """Return the netlink statement that deletes a base chain with its rules."""
+    payload = _HEADER.pack(_NUMBERS[fact.family], 0, 0)
+    payload += netlink.attribute(_CHAIN_TABLE, fact.table.encode() + b"\0")
+    payload += netlink.attribute(_CHAIN_HANDLE, struct.pack("!Q", fact.chain_handle))
+    return Statement(_DELCHAIN, 0, payload)
+
+
+def _key(fact: HookFact) -> tuple[str, ...]:
+    return tuple(map(str, fact))
+
+
+def _dump(kind: int, family: int, attributes: bytes = b"") -> Iterator[tuple[int, Attributes]]:
+    payload = _HEADER.pack(family, 0, 0) + attributes
+    request = nfnetlink.SUBSYSTEM | kind
+    for reply in netlink.replies(netlink.NETLINK_NETFILTER, request, payload, dump=True):
+        yield reply[0], dict(netlink.attributes(memoryview(reply)[_HEADER.size :]))
+
+
+def _tables() -> Iterator[tuple[tuple[str, str], int]]:
+    for family, found in _dump(_GETTABLE, 0):
+        if family in _FAMILIES:
+            yield (
+                (_FAMILIES[family], names.text(found[_TABLE_NAME])),
+                _big(found.get(_TABLE_HANDLE)),
+            )
+
+
+def _hooks() -> Iterator[HookFact]:
+    for family, found in _dump(_GETCHAIN, 0):
+        if family not in _FAMILIES or _CHAIN_HOOK not in found:
+            continue
+        hook = dict(netlink.attributes(found[_CHAIN_HOOK]))
+        number = _big(hook.get(_HOOK_NUMBER))
+        priority = int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True)
+        name = _OTHER_HOOKS.get((family, number)) or _HOOKS.get(number, str(number))
+        for device in _devices(hook) or (None,):
+            yield HookFact(
+                family=_FAMILIES[family],
+                table=names.text(found[_CHAIN_TABLE]),
+                table_handle=0,
+                chain=names.text(found[_CHAIN_NAME]),
+                chain_handle=_big(found.get(_CHAIN_HANDLE)),
+                hook=name,
+                priority=priority,
+                device=device,
+            )
+
+
+def _devices(hook: Attributes) -> list[str]:
+    if _HOOK_DEVICES in hook:
+        return [names.text(value) for _, value in netlink.attributes(hook[_HOOK_DEVICES])]
+    return [names.text(hook[_HOOK_DEVICE])] if _HOOK_DEVICE in hook else []
+
+
+def _rules(family: str, table: str) -> Iterator[tuple[str, Attributes]]:
+    named = netlink.attribute(_RULE_TABLE, table.encode() + b"\0")
+    for _, found in _dump(_GETRULE, _NUMBERS[family], named):
+        if names.text(found[_RULE_TABLE]) == table:
+            yield family, found
+
+
+def _rewrites(rule: tuple[str, Attributes], table_handle: int) -> Iterator[RewriteFact]:
+    family, found = rule
+    for _, element in netlink.attributes(found.get(_RULE_EXPRESSIONS, _NOTHING)):
+        expression = dict(netlink.attributes(element))
+        name = names.text(expression.get(_EXPRESSION_NAME, b""))
+        data = dict(netlink.attributes(expression.get(_EXPRESSION_DATA, _NOTHING)))
+        if _is_rewriting(name, data):
+            yield RewriteFact(
+                family=family,
+                table=names.text(found[_RULE_TABLE]),
+                table_handle=table_handle,
+                chain=names.text(found[_RULE_CHAIN]),
+                handle=_big(found.get(_RULE_HANDLE)),
+                statement=name,
+            )
+            return  # one fact for each rule
+
+
+def _is_rewriting(name: str, data: Attributes) -> bool:
+    if name == "payload":
+        return _PAYLOAD_SOURCE in data
+    if name == "exthdr":
+        return _EXTHDR_DESTINATION not in data
+    if name == "target":
+        return names.text(data.get(_TARGET_NAME, b"")) not in _HARMLESS_TARGETS
+    return name in _REWRITING
+
+
+def _big(value: memoryview | None) -> int:
+    return 0 if value is None else int.from_bytes(value, "big")

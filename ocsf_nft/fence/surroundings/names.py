@@ -1,0 +1,18 @@
+"""Texts of untrusted names from netlink messages."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_U32: Final = struct.Struct("=I")
+
+
+def text(value: bytes | memoryview) -> str:
+    """Return a name, with an escape for each byte that is not UTF-8."""
+    return bytes(value).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def number(value: bytes | memoryview | None) -> int:
+    """Return a number of 32 bits in the byte order of the machine; 0 if it is missing."""
+    return 0 if value is None or len(value) != _U32.size else int(_U32.unpack(value)[0])

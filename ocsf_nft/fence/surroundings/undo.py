@@ -1,0 +1,61 @@
+"""Reversal of changes of a fence's surroundings, by netlink and ``/proc/sys``.
+
+The functions work in the calling thread's network namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from ocsf_nft.fence.surroundings import (
+    foreign_tables,
+    programs,
+    routing,
+    sysctls,
+    traffic_control,
+)
+from ocsf_nft.fence.surroundings.facts import (
+    FilterFact,
+    HookFact,
+    NeighbourFact,
+    ProgramFact,
+    QdiscFact,
+    SysctlFact,
+)
+from ocsf_nft.nfnetlink import Nftables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.fence.surroundings.changes import SurroundingChange
+
+
+def undo(changes: Iterable[SurroundingChange]) -> None:
+    """Undo the changes that can be undone; ignore those that the kernel refuses to undo.
+
+    A snapshot that is read afterwards shows which changes are left.
+    """
+    for change in changes:
+        if change.can_be_undone:
+            with contextlib.suppress(OSError):
+                _undo(change)
+
+
+def _undo(change: SurroundingChange) -> None:
+    match change.fact:
+        case QdiscFact():
+            traffic_control.delete_qdisc(change.fact)
+        case FilterFact():
+            traffic_control.delete_filter(change.fact)
+        case ProgramFact():
+            programs.detach_xdp(change.fact)
+        case NeighbourFact():
+            routing.delete_neighbour(change.fact)
+        case HookFact() if change.before is None:
+            with Nftables() as nftables:
+                nftables.commit([foreign_tables.deletion(change.fact)])
+        case SysctlFact() if isinstance(change.before, SysctlFact):
+            sysctls.restore(change.before)
+        case _:
+            return

@@ -1,0 +1,311 @@
+"""Watcher of a fence's surroundings: detects changes that weaken the fence, and undoes them.
+
+The kernel sends notices about interfaces, traffic control, routes, rules and nftables. Other facts
+are read every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import clocks, netns
+from ocsf_nft.errors import OcsfNftError, reason_of
+from ocsf_nft.fence import netlink_sender
+from ocsf_nft.fence.surroundings import changes, namespace_number, read_snapshot, undo
+from ocsf_nft.fence.surroundings.changes import SurroundingChange
+from ocsf_nft.fence.surroundings.facts import LinkFact
+from ocsf_nft.fence.surroundings.read_snapshot import Subject
+from ocsf_nft.fence.tamper_attribution import attribute_change
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from ocsf_nft.fence.ruleset_changes import Transaction
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.surroundings.facts import Snapshot
+    from ocsf_nft.fence.surroundings.notices import Area, RouteNotices
+    from ocsf_nft.process import Process
+
+#: Time between two readings of the facts without notices, and between two full readings.
+POLL_SECONDS: Final = 4.0
+FULL_SECONDS: Final = 60.0
+#: Pause after a check because of a notice. It doubles with each check that finds nothing new.
+_PAUSE_SECONDS: Final = 0.02
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+#: Undos and reports within a window; more of them are a conflict with another process.
+MOST_UNDOS: Final = 10
+WINDOW_SECONDS: Final = 60.0
+_CONFLICT_PAUSE_SECONDS: Final = 2.5
+#: Kinds of changes that ordinary processes make briefly; the age at which they are reported.
+_UNSETTLED: Final = frozenset({"route", "departure"})
+_SETTLE_SECONDS: Final = 1.0
+#: Failed readings in a row until one is reported.
+_FAILURES: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurroundingsNews:
+    """Changes of a fence's surroundings, as the watcher has found them."""
+
+    #: Changes since the last news.
+    added: tuple[SurroundingChange, ...]
+    #: Those of ``added`` that are undone already.
+    undone: tuple[SurroundingChange, ...] = ()
+    #: All changes that are left.
+    present: tuple[SurroundingChange, ...]
+    #: Process that made the changes; None if unknown, or if several did.
+    process: Process | None = None
+    #: Name that the process gave itself.
+    comm: str | None = None
+    #: Time of the check (ns since the epoch, UTC), and the time until the changes were undone.
+    arrived_ns: int
+    undone_after_ns: int | None = None
+    #: True if nothing was undone, because too much was undone before.
+    is_paused: bool = False
+
+
+class SurroundingsWatcher:
+    """Watcher of one fence's surroundings; only one thread at a time may use it."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a watcher
+        self,
+        installed: InstalledFence,
+        state: StateDirectory,
+        notices: RouteNotices,
+        inside: socket.socket,
+        notify: Callable[[SurroundingsNews], None],
+        *,
+        self_heal: bool,
+    ) -> None:
+        """Create the watcher of a fence; ``inside`` is a socket in the fence's namespace.
+
+        Without ``self_heal``, no change is undone.
+        """
+        self._installed = installed
+        self._state = state
+        self._notices = notices
+        self._inside = inside
+        self._notify = notify
+        self._self_heal = self_heal
+        self._subject = Subject.of(installed.spec, installed.around)
+        self._baseline = installed.accepted
+        self._version = state.version(installed.spec.sandbox)
+        self._last: Snapshot | None = None
+        self._present: tuple[SurroundingChange, ...] = ()
+        self._transactions: deque[Transaction] = deque(maxlen=MOST_UNDOS)
+        self._is_pending = True
+        self._next_check = self._next_poll = time.monotonic()
+        self._next_full = 0.0
+        self._pause = _PAUSE_SECONDS
+        self._undos: deque[float] = deque(maxlen=MOST_UNDOS)
+        self._failures = 0
+        #: Changes of routes and the like, and when they were first found (monotonic).
+        self._settling: dict[SurroundingChange, float] = {}
+
+    def take_transactions(self, transactions: Sequence[Transaction]) -> None:
+        """Let the next turn check the tables that other processes have changed."""
+        self._transactions += transactions
+        self._is_pending |= bool(transactions)
+
+    def deadline(self) -> float:
+        """Return the time of the next turn (monotonic)."""
+        if self._is_pending or self._notices.has_news:
+            return min(self._next_check, self._next_poll)
+        return self._next_poll
+
+    def turn(self) -> None:
+        """Check the surroundings if a check is due, undo what weakens the fence, and report it."""
+        now = time.monotonic()
+        is_noticed = self._is_pending or self._notices.has_news
+        if now < (min(self._next_check, self._next_poll) if is_noticed else self._next_poll):
+            return
+        arrived_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        is_full = is_noticed or now >= self._next_full or self._last is None
+        self._is_pending = False
+        try:
+            found_new = self._check(arrived_ns, is_full=is_full)
+        except (OSError, OcsfNftError) as error:
+            found_new = self._take_failure(error)
+        else:
+            self._failures = 0
+        self._notices.clear()
+        self._transactions.clear()
+        self._schedule(is_full=is_full, is_noticed=is_noticed, found_new=found_new)
+
+    def _schedule(self, *, is_full: bool, is_noticed: bool, found_new: bool) -> None:
+        now = time.monotonic()
+        if is_full:
+            self._next_full = now + FULL_SECONDS
+        if not is_noticed or found_new:
+            self._pause = _PAUSE_SECONDS
+        else:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        is_settling = any(each not in self._present for each in self._settling)
+        self._next_poll = now + (_SETTLE_SECONDS if is_settling else POLL_SECONDS)
+        self._next_check = now + (
+            _CONFLICT_PAUSE_SECONDS if self._is_in_conflict() else self._pause
+        )
+
+    def _check(self, arrived_ns: int, *, is_full: bool) -> bool:
+        """Check the surroundings; return True if there are changes that were not reported."""
+        self._follow_record()
+        found = self._read(is_full=is_full)
+        added = tuple(each for each in found if each not in self._present)
+        if not added:
+            if len(found) < len(self._present):
+                self._report(found, (), arrived_ns)
+            return False
+        is_paused = self._self_heal and self._is_in_conflict()
+        left = found
+        if self._self_heal and not is_paused and any(each.can_be_undone for each in added):
+            self._undos.append(time.monotonic())
+            netns.call_beside(self._inside, partial(undo.undo, added))
+            left = self._read(is_full=True)
+        elif not self._self_heal:
+            self._undos.append(time.monotonic())
+        undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        author = self._author(added, arrived_ns)
+        self._report(left, added, arrived_ns, author, undone_ns, is_paused=is_paused)
+        return True
+
+    def _report(  # noqa: PLR0913 - facts about the changes
+        self,
+        left: tuple[SurroundingChange, ...],
+        added: tuple[SurroundingChange, ...],
+        arrived_ns: int,
+        author: tuple[Process | None, str | None] = (None, None),
+        undone_ns: int | None = None,
+        *,
+        is_paused: bool = False,
+    ) -> None:
+        undone = tuple(each for each in added if each not in left)
+        # Others may have changed meanwhile: the next check reports them.
+        self._present = tuple(each for each in left if each in added or each in self._present)
+        self._is_pending |= len(self._present) < len(left)
+        process, comm = author
+        self._notify(
+            SurroundingsNews(
+                added=added,
+                undone=undone,
+                present=self._present,
+                process=process,
+                comm=comm,
+                arrived_ns=arrived_ns + clocks.epoch_of(time.CLOCK_BOOTTIME),
+                undone_after_ns=undone_ns - arrived_ns if undone and undone_ns else None,
+                is_paused=is_paused,
+            )
+        )
+
+    def _read(self, *, is_full: bool) -> tuple[SurroundingChange, ...]:
+        known = None if is_full else self._last
+
+        def inside() -> tuple[Snapshot, int | None]:
+            # The number of the host's namespace is needed only if an interface was moved away.
+            host = namespace_number.of_host() if self._notices.moved else None
+            if known is None:
+                return read_snapshot.read(self._subject), host
+            return read_snapshot.read_polled(self._subject, known), host
+
+        self._last, host = netns.call_beside(self._inside, inside)
+        for ifindex, number in self._notices.moved.items():
+            if number == host:  # the engine has taken it back, before it deletes the namespace
+                self._notices.deleted.add(ifindex)
+        self._notices.moved.clear()
+        if self._baseline is None:  # an older version has installed the fence
+            self._baseline = self._last
+        found = changes.weakening(self._baseline, self._last)
+        return self._settled(tuple(each for each in found if not self._is_end(each)))
+
+    def _settled(self, found: tuple[SurroundingChange, ...]) -> tuple[SurroundingChange, ...]:
+        """Return the changes without those that may be brief.
+
+        While addresses are renewed, a route may be missing. The notice about the end of an
+        interface may come after its end. A later check returns these changes if they last.
+        """
+        now = time.monotonic()
+        self._settling = {
+            each: self._settling.get(each, now) for each in found if each.kind in _UNSETTLED
+        }
+        return tuple(
+            each for each in found if now - self._settling.get(each, 0.0) >= _SETTLE_SECONDS
+        )
+
+    def _is_end(self, change: SurroundingChange) -> bool:
+        """Return True if an uplink was deleted, so that nothing can leave by it."""
+        was = change.before
+        return (
+            change.kind == "departure"
+            and isinstance(was, LinkFact)
+            and was.ifindex in self._notices.deleted
+        )
+
+    def _follow_record(self) -> None:
+        """Use the present record of the fence, which may have been installed again."""
+        sandbox = self._installed.spec.sandbox
+        version = self._state.version(sandbox)
+        if version == self._version:
+            return
+        found = self._state.read_or_none(sandbox)
+        if found is not None and found.identity == self._installed.identity:
+            self._subject = Subject.of(found.spec, found.around)
+            self._baseline = found.accepted or self._baseline
+        self._version = version
+
+    def _take_failure(self, error: Exception) -> bool:
+        self._failures += 1
+        if self._failures != _FAILURES:
+            return False
+        text = f"the surroundings can't be checked: {reason_of(error)}"
+        change = SurroundingChange("limit", ("reading",), text)
+        self._report(
+            (*self._present, change), (change,), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        )
+        return True
+
+    def _is_in_conflict(self) -> bool:
+        full = len(self._undos) == MOST_UNDOS
+        return full and time.monotonic() - self._undos[0] < WINDOW_SECONDS
+
+    def _author(
+        self, added: tuple[SurroundingChange, ...], arrived_ns: int
+    ) -> tuple[Process | None, str | None]:
+        """Return the process that made all changes, and its name; None if it is unknown."""
+        first, *others = added
+        found = self._author_of(first, arrived_ns)
+        if any(self._author_of(each, arrived_ns) != found for each in others):
+            return None, None
+        return found
+
+    def _author_of(
+        self, change: SurroundingChange, arrived_ns: int
+    ) -> tuple[Process | None, str | None]:
+        if change.kind in {"chain", "rule"}:
+            senders = {(each.pid, each.comm) for each in self._transactions}
+            if len(senders) != 1:
+                return None, None
+            ((pid, comm),) = senders
+            return attribute_change(pid, comm, arrived_ns), comm
+        area = _AREAS.get(change.kind)
+        if area is None:
+            return None, None
+        about = change.fact or change.before
+        ifindex = getattr(about, "ifindex", 0) if area in {"link", "tc"} else 0
+        port = self._notices.port(area, ifindex)
+        if port is None:
+            return None, None
+        inode = netns.call_beside(self._inside, partial(netlink_sender.socket_inode, port))
+        if inode is None:
+            return None, None
+        identity = self._installed.identity
+        return netlink_sender.process_of(inode, port, identity, arrived_ns), None
+
+
+_AREAS: Final[dict[str, Area]] = {
+    "qdisc": "tc", "filter": "tc", "xdp": "link", "link": "link", "departure": "link",
+    "route": "route", "encapsulation": "route", "routing rule": "rule",
+}  # fmt: skip

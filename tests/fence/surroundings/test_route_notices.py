@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from ocsf_nft import netlink
+from ocsf_nft.fence.surroundings.notices import RouteNotices
+from ocsf_nft.netlink import Message
+
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _NEWRULE, _NEWQDISC = 16, 17, 20, 24, 32, 36
+
+
+def _message(
+    kind: int, ifindex: int, attributes: bytes = b"", *, port: int = 0, family: int = 0
+) -> Message:
+    payload = struct.pack("=BxHiII", family, 1, ifindex, 0, 0) + attributes
+    return Message(kind, 0, 0, port, memoryview(payload))
+
+
+def test_notices_have_the_port_of_the_last_sender_until_the_check() -> None:
+    notices = RouteNotices()
+    notices.take(_message(_NEWQDISC, 3, port=41))
+    notices.take(_message(_NEWQDISC, 3, port=42))
+    notices.take(_message(_NEWRULE, 0, port=43))
+    assert (notices.port("tc", 3), notices.port("tc", 4), notices.port("rule")) == (42, None, 43)
+    assert (notices.has_news, notices.has_links) == (True, False)
+    notices.clear()
+    assert (notices.has_news, notices.has_links) == (False, False)
+    assert notices.port("tc", 3) is None
+
+
+@pytest.mark.parametrize("kind", [_NEWLINK, _NEWROUTE])
+def test_notices_about_links_and_routes_need_a_check_of_the_fence(kind: int) -> None:
+    notices = RouteNotices()
+    notices.take(_message(kind, 3))
+    assert notices.has_links
+
+
+def test_notices_about_addresses_need_no_check() -> None:
+    notices = RouteNotices()
+    notices.take(_message(_NEWADDR, 3))
+    assert not notices.has_news
+
+
+def test_notices_distinguish_deleted_and_moved_links() -> None:
+    notices = RouteNotices()
+    notices.take(_message(_DELLINK, 3))
+    notices.take(_message(_DELLINK, 4, netlink.attribute(45, struct.pack("=i", 7))))
+    notices.take(_message(_DELLINK, 5, family=7))  # it left a bridge
+    assert (notices.deleted, notices.moved) == ({3}, {4: 7})
+    notices.take(_message(_NEWLINK, 3))
+    notices.take(_message(_NEWLINK, 4))
+    assert (notices.deleted, notices.moved) == (set(), {})
+
+
+def test_notices_of_a_flood_are_bounded() -> None:
+    notices = RouteNotices()
+    for ifindex in range(10_000):
+        notices.take(_message(_NEWQDISC, ifindex, port=ifindex + 1))
+        notices.take(_message(_DELLINK, ifindex))
+        notices.take(_message(_DELLINK, ifindex, netlink.attribute(45, struct.pack("=i", 7))))
+    assert max(map(len, (notices._ports, notices.deleted, notices.moved))) <= 64
+
+
+def test_truncated_notice_counts_as_news() -> None:
+    notices = RouteNotices()
+    notices.take(Message(_NEWQDISC, 0, 0, 5, memoryview(b"\0")))
+    assert notices.has_news
