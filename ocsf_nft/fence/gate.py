@@ -36,7 +36,7 @@ class Uplink(NamedTuple):
 class Gate:
     """Last gate of all fences of a service.
 
-    Needs libbpf, Linux 6.8, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user
+    Needs libbpf, Linux 6.6, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user
     namespace when it is created; later only CAP_NET_ADMIN and CAP_SYS_ADMIN. All methods block. Not
     thread-safe.
     """

@@ -120,8 +120,10 @@ def test_gate_lets_only_the_policy_out(lab: Lab, gate: Gate, uplink: Uplink) -> 
 def test_gate_stops_what_tc_redirects_to_the_uplink(lab: Lab, gate: Gate, uplink: Uplink) -> None:
     for command in (
         "qdisc add dev lo clsact",
-        "filter add dev lo egress protocol all prio 1 u32 match u8 0 0 "
-        f"action mirred egress redirect dev {lab.sandbox_device}",
+        (
+            "filter add dev lo egress protocol all prio 1 u32 match u8 0 0 "
+            f"action mirred egress redirect dev {lab.sandbox_device}"
+        ),
     ):
         subprocess.run(["tc", "-n", lab.sandbox, *command.split()], check=True)
 
@@ -153,7 +155,7 @@ def test_gate_follows_a_changed_policy(
     lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec
 ) -> None:
     around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
-    dns = replace(spec, exceptions=(exception(f"udp:203.0.113.0/28:53-54"),))
+    dns = replace(spec, exceptions=(exception("udp:203.0.113.0/28:53-54"),))
     frames = headers.udp(SANDBOX4, INTERNET4, 54), headers.udp(SANDBOX4, INTERNET4, 55)
     with far_side.watch(lab) as far:
 

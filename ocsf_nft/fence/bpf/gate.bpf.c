@@ -15,6 +15,31 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+/* The used fields of the kernel's structures: the loader finds their offsets by BTF. The helper for the
+ * cookie of a namespace is that of the frame's socket, and ARP has none. */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct net {
+	__u64 net_cookie;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	int ifindex;
+	possible_net_t nd_net;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+};
+
+#pragma clang attribute pop
+
+extern void *bpf_cast_to_kern_ctx(void *) __ksym;
+
 #define MACS 4
 #define ADDRESSES 32
 #define NEIGHBOURS 32
@@ -277,9 +302,10 @@ static __always_inline int judge(struct __sk_buff *skb, const struct policy *pol
 SEC("tcx/egress")
 int gate(struct __sk_buff *skb)
 {
+	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
 	struct uplink key = {
-		.cookie = bpf_get_netns_cookie(skb),
-		.ifindex = skb->ifindex,
+		.cookie = frame->dev->nd_net.net->net_cookie,
+		.ifindex = frame->dev->ifindex,
 	};
 	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
 	struct stops *stops;
