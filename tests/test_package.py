@@ -129,7 +129,7 @@ def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
     assert modules <= names
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert "ocsf_nft/attribution/bpf/capture.bpf.c" in _SOURCES
-    assert _SOURCES | _OBJECTS <= names
+    assert names >= _SOURCES | _OBJECTS
     # An object has the format that its loader reads on either kernel: ELF, for BPF (elf.h, EM_BPF).
     with zipfile.ZipFile(wheel) as archive:
         for name in _OBJECTS:
@@ -156,7 +156,7 @@ def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
     with tarfile.open(archive) as found:
         names = {name.partition("/")[2] for name in found.getnames()}
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "rules/sandbox.nft"} <= names
-    assert _SOURCES <= names
+    assert names >= _SOURCES
     assert not [name for name in names if name.endswith(".o")]
 
 
