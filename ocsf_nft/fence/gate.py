@@ -16,11 +16,12 @@ from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import gate_policy
 from ocsf_nft.flow import Count
 from ocsf_nft.libbpf import LoadedPrograms
+from ocsf_nft.netns import call_beside
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
 
-    from ocsf_nft.netns import Namespace
 
 _KEY: Final = struct.Struct("=QI4x")  # cookie of the network namespace, index of the interface
 _STOPS: Final = struct.Struct("=QQ")
@@ -37,8 +38,8 @@ class Gate:
     """Last gate of all fences of a service.
 
     Needs libbpf, Linux 6.6, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user
-    namespace when it is created; later only CAP_NET_ADMIN and CAP_SYS_ADMIN. All methods block. Not
-    thread-safe.
+    namespace when it is created; later only CAP_NET_ADMIN and CAP_SYS_ADMIN. All methods block.
+    Threads may call them for different uplinks at the same time.
     """
 
     def __init__(self) -> None:
@@ -58,8 +59,8 @@ class Gate:
             self.detach(uplink)
         self._programs.close()
 
-    def attach(self, namespace: Namespace, uplinks: Iterable[Uplink], policy: bytes) -> None:
-        """Attach the gate to the uplinks of one namespace, with a :func:`gate_policy`.
+    def attach(self, beside: socket.socket, uplinks: Iterable[Uplink], policy: bytes) -> None:
+        """Attach the gate to uplinks in the namespace of ``beside``, with a :func:`gate_policy`.
 
         Raises UnsupportedError on failure; the gate is at none of them then.
         """
@@ -70,7 +71,7 @@ class Gate:
                 self.set_policy(uplink, policy)
                 self._programs.update_map("stopped", _key(uplink), bytes(_STOPS.size))
                 attach = partial(self._programs.attach_to_egress, "gate", uplink.ifindex)
-                self._links[uplink] = namespace.call(attach)
+                self._links[uplink] = call_beside(beside, attach)
         except BaseException:
             for uplink in done:
                 self.detach(uplink)

@@ -152,6 +152,11 @@ class EventCode(StrEnum):
         5019,
         "Frames left a sandbox by a way that its fence did not see.",
     )
+    GATE_BLOCKED = (
+        "gate-blocked",
+        5019,
+        "Frames that a fence did not see were stopped at the interface.",
+    )
     POLICY_CHANGED = "policy-changed", 5019, "A call or the configuration changed a policy."
     NAMES_RESOLVED = (
         "names-resolved",

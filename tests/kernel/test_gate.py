@@ -62,8 +62,8 @@ def uplink(lab: Lab) -> Uplink:
 def gate(lab: Lab, spec: FenceSpec, uplink: Uplink) -> Iterator[Gate]:
     around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
     made = Gate()
-    with contextlib.closing(made):
-        made.attach(lab.sandbox_namespace, [uplink], gate_policy((spec, around)))
+    with contextlib.closing(made), lab.sandbox_namespace.call(socket.socket) as inside:
+        made.attach(inside, [uplink], gate_policy((spec, around)))
         yield made
 
 
