@@ -17,9 +17,14 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.errors import ExecError
 
-_SOURCES: Final = Path("ocsf_nft/attribution/bpf")
-#: Two objects of one file: for kernels that describe their types, and for all.
-_OBJECTS: Final = {"types.bpf.o": ["-DWITH_TYPES"], "plain.bpf.o": []}
+_CAPTURE: Final = Path("ocsf_nft/attribution/bpf/capture.bpf.c")
+#: Source and options of each object, which is in the folder of its source. The capture has two: for
+#: kernels that describe their types, and for all.
+_OBJECTS: Final = {
+    "types.bpf.o": (_CAPTURE, ["-DWITH_TYPES"]),
+    "plain.bpf.o": (_CAPTURE, []),
+    "gate.bpf.o": (Path("ocsf_nft/fence/bpf/gate.bpf.c"), []),
+}
 #: Where Debian keeps the one header that differs from machine to machine.
 _MULTIARCH: Final = Path("/usr/include") / f"{platform.machine()}-linux-gnu"
 
@@ -31,12 +36,13 @@ class BuildWithPrograms(build_py):
         """Build."""
         super().run()
         where = Path() if self.editable_mode else Path(self.build_lib)
-        (where / _SOURCES).mkdir(parents=True, exist_ok=True)
-        for name, options in _OBJECTS.items():
-            compile_program(where / _SOURCES / name, options)
+        for name, (source, options) in _OBJECTS.items():
+            folder = where / source.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            compile_program(source, folder / name, options)
 
 
-def compile_program(target: Path, options: list[str]) -> None:
+def compile_program(source: Path, target: Path, options: list[str]) -> None:
     """Compile one object; raises ExecError, which ends the build with a sentence."""
     clang = shutil.which("clang")
     if clang is None:
@@ -49,7 +55,7 @@ def compile_program(target: Path, options: list[str]) -> None:
         # The folder of the build is not in the object, which so is the same in any folder.
         "-fdebug-compilation-dir=.",
         "-isystem", str(_MULTIARCH), *options,
-        "-c", str(_SOURCES / "capture.bpf.c"), "-o", str(target),
+        "-c", str(source), "-o", str(target),
     ]  # fmt: skip
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode != 0:

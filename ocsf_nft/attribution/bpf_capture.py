@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from ocsf_nft import netlink, proc
-from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
 from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.libbpf import LoadedPrograms, RingBuffer
 
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace

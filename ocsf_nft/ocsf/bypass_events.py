@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ocsf_nft.ocsf import messages
@@ -22,10 +23,46 @@ from ocsf_nft.ocsf.objects import Device
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocsf_nft.flow import Count
     from ocsf_nft.ocsf.context import Context
+
+
+def gate_blocked(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    uplinks: Sequence[str],
+    frames: Count,
+    since_ns: int,
+    until_ns: int,
+) -> DeviceConfigStateChange:
+    """Return the event about ``frames`` that have bypassed the hooks of a fence, and were stopped.
+
+    The last gate stopped them at one of ``uplinks``. For the other arguments, see
+    :func:`fence_bypassed`.
+    """
+    return _event(
+        context,
+        EventCode.GATE_BLOCKED,
+        (
+            f"{messages.counted(frames.packets, 'frame')} ({frames.bytes} bytes) came to "
+            f"{{links}} in sandbox {visible(sandbox)} by a way that its fence did not see, and "
+            f"{'was' if frames.packets == 1 else 'were'} stopped by the last gate."
+        ),
+        (
+            "A rule or an interface of another process has led them past the fence, or has "
+            "rewritten them after it. Only a process with CAP_NET_ADMIN can do this"
+        ),
+        sandbox=sandbox,
+        uplinks=uplinks,
+        frames=frames,
+        severity=Severity.MEDIUM,
+        state="Blocked by the Last Gate",
+        since_ns=since_ns,
+        until_ns=until_ns,
+    )
 
 
 def fence_bypassed(  # noqa: PLR0913 - each is one fact of the event, named at the call
@@ -43,6 +80,43 @@ def fence_bypassed(  # noqa: PLR0913 - each is one fact of the event, named at t
     They left on one of ``uplinks`` between ``since_ns`` and ``until_ns``, the present time (both in
     ns since the epoch, UTC). ``total`` has all of them since the watch began.
     """
+    return _event(
+        context,
+        EventCode.FENCE_BYPASSED,
+        (
+            f"{messages.counted(frames.packets, 'frame')} ({frames.bytes} bytes) left sandbox "
+            f"{visible(sandbox)} on {{links}} by a way that its fence did not see."
+        ),
+        (
+            "The interface has sent more frames than have passed the fence. Only a process with "
+            "CAP_NET_ADMIN or CAP_NET_RAW in the network namespace can send such frames"
+        ),
+        sandbox=sandbox,
+        uplinks=uplinks,
+        frames=frames,
+        severity=Severity.HIGH,
+        state="Bypassed",
+        since_ns=since_ns,
+        until_ns=until_ns,
+        more={"total_frames": total.packets, "total_bytes": total.bytes},
+    )
+
+
+def _event(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    code: EventCode,
+    message: str,
+    detail: str,
+    *,
+    sandbox: str,
+    uplinks: Sequence[str],
+    frames: Count,
+    severity: Severity,
+    state: str,
+    since_ns: int,
+    until_ns: int,
+    more: Mapping[str, int] = MappingProxyType({}),
+) -> DeviceConfigStateChange:
     since_ns = min(since_ns, until_ns)
     device, observables = device_of(context, container_of(context.container))
     links = [visible(link) for link in uplinks]
@@ -51,18 +125,12 @@ def fence_bypassed(  # noqa: PLR0913 - each is one fact of the event, named at t
         time=until_ns // 1_000_000,
         start_time=since_ns // 1_000_000,
         end_time=until_ns // 1_000_000,
-        severity_id=Severity.HIGH,
+        severity_id=severity,
         status_id=Status.FAILURE,
-        status_detail=(
-            "The interface has sent more frames than have passed the fence. Only a process with "
-            "CAP_NET_ADMIN or CAP_NET_RAW in the network namespace can send such frames"
-        ),
-        message=(
-            f"{messages.counted(frames.packets, 'frame')} ({frames.bytes} bytes) left sandbox "
-            f"{visible(sandbox)} on {', '.join(links)} by a way that its fence did not see."
-        ),
+        status_detail=detail,
+        message=message.replace("{links}", ", ".join(links)),
         state_id=ConfigState.OTHER,
-        state="Bypassed",
+        state=state,
         security_level_id=SecurityLevel.AT_RISK,
         prev_security_level_id=SecurityLevel.SECURE,
         device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
@@ -73,13 +141,12 @@ def fence_bypassed(  # noqa: PLR0913 - each is one fact of the event, named at t
             "interfaces": links,
             "frames": frames.packets,
             "bytes": frames.bytes,
-            "total_frames": total.packets,
-            "total_bytes": total.bytes,
+            **more,
         },
         metadata=own_metadata(
-            stable_uid("fence bypassed", sandbox, total.packets, since_ns, until_ns),
+            stable_uid(code, sandbox, frames.packets, *more.values(), since_ns, until_ns),
             until_ns,
-            code=EventCode.FENCE_BYPASSED,
+            code=code,
             context=context,
             sandbox=sandbox,
         ),

@@ -172,6 +172,11 @@ class EventCode(StrEnum):
         5019,
         "Settings of a network namespace changed so that its fence is weaker.",
     )
+    GATE_BLOCKED = (
+        "gate-blocked",
+        5019,
+        "Frames that a fence did not see were stopped at the interface.",
+    )
     POLICY_CHANGED = "policy-changed", 5019, "A call or the configuration changed a policy."
     NAMES_RESOLVED = (
         "names-resolved",

@@ -12,7 +12,7 @@ from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.fence.frame_balance import FrameBalance
 from ocsf_nft.fence.sent_frames import NotComparableError, SentFrames
 from ocsf_nft.flow import Count
-from ocsf_nft.ocsf.bypass_events import fence_bypassed
+from ocsf_nft.ocsf.bypass_events import fence_bypassed, gate_blocked
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.finding_parts import FENCE_BYPASSED
 from ocsf_nft.service.shielded import run_in_pool
@@ -74,6 +74,9 @@ class BypassWatch:
 
     async def _compare(self) -> None:
         since_ns, now_ns = self._read_ns, time.time_ns()
+        stopped = await run_in_pool(self._pool, self._monitor.gate.stopped)
+        if stopped.packets:
+            await self._report_stopped(stopped, since_ns, now_ns)
         try:
             unseen, segmenting = await run_in_pool(self._pool, self._read)
         except (NotComparableError, SourceError, UnsupportedError) as error:
@@ -111,6 +114,20 @@ class BypassWatch:
                 sandbox=self._monitor.name, reason=reason,
             )  # fmt: skip
         self.not_compared = reason
+
+    async def _report_stopped(self, stopped: Count, since_ns: int, until_ns: int) -> None:
+        name, reporter = self._monitor.name, self._reporter
+        event = gate_blocked(
+            reporter.context(name),
+            sandbox=name,
+            uplinks=self._monitor.reports.installed.around.uplinks,
+            frames=stopped,
+            since_ns=since_ns,
+            until_ns=until_ns,
+        )
+        lines = reporter.findings.lines(event, FENCE_BYPASSED, name, severity=Severity.MEDIUM)
+        await reporter.commit(Change(events=lines))
+        _log.warning("the last gate stopped frames", sandbox=name, frames=stopped.packets)
 
     async def _report(self, unseen: Count, since_ns: int, until_ns: int) -> None:
         total = self.unseen

@@ -21,6 +21,7 @@ from ocsf_nft.service.address_changes import change_of_addresses
 from ocsf_nft.service.fence_removal import FenceRemoval
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
 from ocsf_nft.service.restore_preparation import prepare_restore
+from ocsf_nft.service.sandbox_gate import SandboxGate
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.surroundings_reports import SurroundingsReports
 
@@ -63,6 +64,7 @@ class FenceMonitor:
         thread: GuardThread,
         preparing: asyncio.Semaphore,
         describe: Describe | None = None,
+        gate: SandboxGate | None = None,
     ) -> None:
         """Create the monitor of a fence; nothing is watched before :meth:`start`.
 
@@ -71,6 +73,8 @@ class FenceMonitor:
         prepare a restore at the same time.
         """
         self.name = sandbox.name
+        #: Last gate of the fence.
+        self.gate = SandboxGate(sandbox.name, None) if gate is None else gate
         self._preparing = preparing
         self._thread = thread
         self._heals = sandbox.self_heal
@@ -101,6 +105,7 @@ class FenceMonitor:
         watch = await run_shielded(self._start_events())
         if self.reports.installed.spec.is_owned:
             await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
+        await self.gate.open(self.reports.installed, watch.tamper_guard.namespace_socket)
         if self._heals:
             await run_shielded(self._prepare_unchanged())
 
@@ -191,6 +196,7 @@ class FenceMonitor:
 
         A second call does nothing.
         """
+        await self.gate.close()
         if self._watch is not None:
             await self._watch.stop()
             await self._report_surroundings(self._watch)
@@ -234,12 +240,14 @@ class FenceMonitor:
         spec = dataclasses.replace(spec, group=self.reports.installed.spec.group)
         guard = self._watch.tamper_guard
         replace = partial(_replace, guard, spec, fences.requested_transport(sandbox))
+        await self.gate.widen(spec)
         try:
             installed, version = await run_shielded(asyncio.to_thread(replace))
             if version is not None:  # then its listing needs no second comparison
                 self._fence = dataclasses.replace(self._fence, installed=installed, version=version)
             await self.reports.report_policy(sandbox, installed, change)
         finally:
+            await self.gate.follow(self.reports.installed)
             # The messages are prepared afterwards, since the caller waits.
             self._checked, self._prepared_version, self._is_prepared = None, None, False
             if self._heals:
@@ -306,6 +314,7 @@ class FenceMonitor:
         # New interfaces were fenced at once, also those that are removed again.
         has_new_links = watch is not None and watch.tamper_guard.has_attached_interfaces
         await reports.report_active(inspection, alterations, has_new_links=has_new_links)
+        await self.gate.follow(reports.installed)
         if self._heals:
             await self._prepare()
         if not inspection.was_renewed:

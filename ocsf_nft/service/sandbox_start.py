@@ -18,6 +18,7 @@ from ocsf_nft.service import fences, log_feeds, log_groups
 from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.bypass_watch import BypassWatch
 from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.sandbox_gate import SandboxGate
 from ocsf_nft.service.sandbox_names import SandboxNames
 from ocsf_nft.service.shielded import run_in_pool
 from ocsf_nft.service.watched_sandbox import WatchedSandbox
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.attribution.socket_lookups import AttachedNamespace
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.gate import Gate
     from ocsf_nft.fence.guard_thread import GuardThread
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.namespace_watch import NamespaceWatch
@@ -69,6 +71,8 @@ class WatchParts:
     reporter: Reporter
     pipeline: Pipeline
     guards: GuardThread
+    #: None if the system has no last gate.
+    gate: Gate | None
     namespaces: NamespaceWatch
     names: SharedNames
     #: Limits of the restores that are prepared, and of the readings in memory, at the same time.
@@ -244,6 +248,7 @@ async def watch(
             parts.guards,
             parts.preparing,
             parts.fences.chain.described,
+            SandboxGate(config.name, parts.gate, parts.fences.pool),
         )
         names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
         stack.callback(names.close)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netlink
-from ocsf_nft.attribution import bpf_capture, libbpf
-from ocsf_nft.attribution.libbpf import LoadedPrograms
+from ocsf_nft import libbpf, netlink
+from ocsf_nft.attribution import bpf_capture
 from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.libbpf import LoadedPrograms
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:

@@ -138,8 +138,8 @@ def test_installation_has_each_ruleset_and_no_test_dependencies(installed: Path)
 def test_bpf_programs_that_name_processes_are_compiled(installed: Path) -> None:
     assert "clang libbpf-dev " in _debian_packages(0)
     (packages,) = installed.glob("lib/python3*/site-packages")
-    found = (packages / "ocsf_nft/attribution/bpf").glob("*.bpf.o")
-    assert {path.name for path in found} == {"plain.bpf.o", "types.bpf.o"}
+    found = (packages / "ocsf_nft").rglob("*.bpf.o")
+    assert {path.name for path in found} == {"plain.bpf.o", "types.bpf.o", "gate.bpf.o"}
 
 
 def test_image_has_http_sinks(installed: Path, tmp_path: Path) -> None:

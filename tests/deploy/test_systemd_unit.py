@@ -57,7 +57,7 @@ try:
     mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)
 except PermissionError:
     print("refused")
-from ocsf_nft.attribution.libbpf import _SAMPLER
+from ocsf_nft.libbpf import _SAMPLER
 _SAMPLER(lambda *_: print("called back"))(None, None, 0)
 """
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ocsf_nft
-from ocsf_nft.attribution import bpf_capture, libbpf, socket_method
+from ocsf_nft import libbpf
+from ocsf_nft.attribution import bpf_capture, socket_method
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.kernel import swarm
 from tests.kernel.swarm import CONNECTED, FIRST, STAYS, UDP

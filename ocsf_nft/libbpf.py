@@ -125,6 +125,26 @@ class LoadedPrograms:
         if cgroup is not None:
             self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
+    def attach_to_egress(self, name: str, ifindex: int) -> int:
+        """Attach the BPF program ``name`` to the egress of an interface (tcx, Linux 6.6).
+
+        The interface is in the calling thread's network namespace. Return the number of the link,
+        for :meth:`detach`. Raises UnsupportedError on failure.
+        """
+        try:
+            attach = self._library.bpf_program__attach_tcx  # libbpf 1.3
+        except AttributeError as error:
+            raise UnsupportedError("libbpf is too old to attach to an interface") from error
+        attach.restype, attach.argtypes = c_void_p, (c_void_p, c_int, c_void_p)
+        link: int | None = attach(self._find("program", name), ifindex, None)
+        if not link:
+            raise _failure(f"the BPF program {name} can't be attached")
+        return link
+
+    def detach(self, link: int) -> None:
+        """Detach a BPF program by the number of its link."""
+        self._library.bpf_link__destroy(link)
+
     def detached(self) -> str | None:
         """Return the name of a BPF program that is no longer attached to its cgroup, or None."""
         for name, descriptor in self._cgroup_links.items():
@@ -145,6 +165,14 @@ class LoadedPrograms:
     def delete_from_map(self, name: str, key: bytes) -> None:
         """Delete a key of the BPF map ``name``, if the map has it."""
         self._library.bpf_map__delete_elem(self._find("map", name), key, len(key), 0)
+
+    def read_map(self, name: str, key: bytes, size: int) -> bytes | None:
+        """Return the value of a key in the BPF map ``name``, of ``size`` bytes; None without it."""
+        value = ctypes.create_string_buffer(size)
+        found = self._find("map", name)
+        if self._library.bpf_map__lookup_elem(found, key, len(key), value, size, 0) < 0:
+            return None
+        return value.raw
 
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
         """Return the counters in the BPF map ``name``, each summed over all CPUs.

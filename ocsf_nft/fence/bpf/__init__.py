@@ -1,0 +1,1 @@
+"""BPF program of the last gate: its source in C, and the object file that the build makes."""

@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
+/* Last gate of a fence: at the egress of its uplinks, after every hook of nftables, and in place of all
+ * classifiers of tc (tcx).
+ *
+ * It judges the frame as it leaves: what another chain has rewritten, what tc has redirected to the
+ * uplink, and what an uplink sends in another network namespace. A process with CAP_NET_ADMIN in the
+ * sandbox can't detach it. It sees no AF_XDP frame, and nothing that a queue of the link does later.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* The used fields of the kernel's structures: the loader finds their offsets by BTF. The helper for the
+ * cookie of a namespace is that of the frame's socket, and ARP has none. */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct net {
+	__u64 net_cookie;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	int ifindex;
+	possible_net_t nd_net;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+};
+
+#pragma clang attribute pop
+
+extern void *bpf_cast_to_kern_ctx(void *) __ksym;
+
+#define MACS 4
+#define ADDRESSES 32
+#define NEIGHBOURS 32
+#define DESTINATIONS 128
+
+struct uplink {
+	__u64 cookie; /* of the network namespace: another one is refused */
+	__u32 ifindex;
+	__u32 unused;
+};
+
+struct address {
+	__u32 words[4]; /* IPv4 in the last one, as ::ffff:… */
+};
+
+struct destination {
+	struct address network;
+	struct address mask;
+	__u16 first_port; /* host byte order */
+	__u16 last_port;
+	__u8 protocol;
+	__u8 unused[3];
+};
+
+struct policy {
+	__u32 is_permissive;
+	__u32 macs;
+	__u32 addresses;
+	__u32 neighbours;
+	__u32 destinations;
+	__u32 unused;
+	__u8 mac[MACS][8];
+	struct address address[ADDRESSES];
+	struct address neighbour[NEIGHBOURS];
+	struct destination destination[DESTINATIONS];
+};
+
+struct stops {
+	__u64 frames;
+	__u64 bytes;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct uplink);
+	__type(value, struct policy);
+} policies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct uplink);
+	__type(value, struct stops);
+} stopped SEC(".maps");
+
+static __always_inline struct address mapped4(__be32 address)
+{
+	struct address found = {{0, 0, bpf_htonl(0xffff), address}};
+
+	return found;
+}
+
+static __always_inline int is_equal(const struct address *one, const struct address *other)
+{
+	return one->words[0] == other->words[0] && one->words[1] == other->words[1] &&
+	       one->words[2] == other->words[2] && one->words[3] == other->words[3];
+}
+
+static __always_inline int is_in(const struct address *one, const struct destination *where)
+{
+#pragma unroll
+	for (int word = 0; word < 4; word++)
+		if ((one->words[word] & where->mask.words[word]) != where->network.words[word])
+			return 0;
+	return 1;
+}
+
+static __always_inline int is_own(const struct policy *policy, const struct address *source)
+{
+	/* Not known yet: see Surroundings.addresses. */
+	if (policy->addresses == 0)
+		return 1;
+	for (__u32 number = 0; number < ADDRESSES && number < policy->addresses; number++)
+		if (is_equal(&policy->address[number], source))
+			return 1;
+	return 0;
+}
+
+static __always_inline int is_neighbour(const struct policy *policy, const struct address *target)
+{
+	for (__u32 number = 0; number < NEIGHBOURS && number < policy->neighbours; number++)
+		if (is_equal(&policy->neighbour[number], target))
+			return 1;
+	return 0;
+}
+
+static __always_inline int is_allowed(const struct policy *policy, const struct address *to,
+				      __u8 protocol, __u16 port)
+{
+	for (__u32 number = 0; number < DESTINATIONS && number < policy->destinations; number++) {
+		const struct destination *where = &policy->destination[number];
+
+		if (where->protocol == protocol && port >= where->first_port &&
+		    port <= where->last_port && is_in(to, where))
+			return 1;
+	}
+	return 0;
+}
+
+/* Of a frame of ARP: Ethernet, and 28 bytes (RFC 826). */
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__be16 operation;
+	__u8 sender_mac[6];
+	__be32 sender;
+	__u8 target_mac[6];
+	__be32 target;
+} __attribute__((packed));
+
+/* Of neighbour discovery (RFC 4861). */
+struct discovery {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 flags;
+	struct address target;
+};
+
+static __always_inline int is_own_mac(const struct policy *policy, const __u8 *mac)
+{
+	for (__u32 number = 0; number < MACS && number < policy->macs; number++) {
+		const __u8 *own = policy->mac[number];
+
+		if (own[0] == mac[0] && own[1] == mac[1] && own[2] == mac[2] && own[3] == mac[3] &&
+		    own[4] == mac[4] && own[5] == mac[5])
+			return 1;
+	}
+	return 0;
+}
+
+static __always_inline int is_link_local(const struct address *one)
+{
+	return one->words[0] == bpf_htonl(0xfe800000) && one->words[1] == 0;
+}
+
+/* ff02::1, and the groups of neighbour solicitations (RFC 4291). */
+static __always_inline int is_neighbour_group(const struct address *one)
+{
+	if (one->words[0] != bpf_htonl(0xff020000) || one->words[1] != 0)
+		return 0;
+	if (one->words[2] == 0 && one->words[3] == bpf_htonl(1))
+		return 1;
+	return one->words[2] == bpf_htonl(1) &&
+	       (one->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline int judge4(struct __sk_buff *skb, const struct policy *policy)
+{
+	struct address source, to;
+	struct iphdr ip;
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
+		return 0;
+	if (ip.version != 4 || ip.ihl != 5 || ip.frag_off & bpf_htons(0x3fff))
+		return 0;
+	source = mapped4(ip.saddr);
+	to = mapped4(ip.daddr);
+	return is_own(policy, &source) &&
+	       is_allowed(policy, &to, ip.protocol, bpf_ntohs(ports[1]));
+}
+
+static __always_inline int judge_discovery(struct __sk_buff *skb, const struct policy *policy,
+					   const struct ipv6hdr *ip)
+{
+	const struct address *source = (const void *)&ip->saddr, *to = (const void *)&ip->daddr;
+	struct address none = {};
+	struct discovery found;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), &found, sizeof(found)))
+		return 0;
+	if (found.type != 135 && found.type != 136)
+		return 0;
+	if (found.code != 0 || ip->hop_limit != 255 || bpf_ntohs(ip->payload_len) > 40)
+		return 0;
+	if (skb->len != ETH_HLEN + sizeof(*ip) + bpf_ntohs(ip->payload_len))
+		return 0;
+	if (!is_own(policy, source) && !is_link_local(source) && !is_equal(source, &none))
+		return 0;
+	if (!is_neighbour(policy, to) && !is_link_local(to) && !is_neighbour_group(to))
+		return 0;
+	return is_neighbour(policy, &found.target) || is_own(policy, &found.target) ||
+	       is_link_local(&found.target);
+}
+
+static __always_inline int judge6(struct __sk_buff *skb, const struct policy *policy)
+{
+	const struct address *source, *to;
+	struct ipv6hdr ip;
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 6)
+		return 0;
+	if (ip.nexthdr == IPPROTO_ICMPV6)
+		return judge_discovery(skb, policy, &ip);
+	source = (const void *)&ip.saddr;
+	to = (const void *)&ip.daddr;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
+		return 0;
+	if (!is_own(policy, source) && !(is_link_local(source) && is_link_local(to)))
+		return 0;
+	return is_allowed(policy, to, ip.nexthdr, bpf_ntohs(ports[1]));
+}
+
+static __always_inline int judge_arp(struct __sk_buff *skb, const struct policy *policy)
+{
+	struct address sender, target;
+	struct arp arp;
+
+	if (skb->len > 60 || bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+		return 0;
+	if (arp.hardware != bpf_htons(1) || arp.protocol != bpf_htons(ETH_P_IP) ||
+	    arp.hardware_length != ETH_ALEN || arp.protocol_length != 4)
+		return 0;
+	if (arp.operation != bpf_htons(1) && arp.operation != bpf_htons(2))
+		return 0;
+	if (!is_own_mac(policy, arp.sender_mac))
+		return 0;
+	sender = mapped4(arp.sender);
+	target = mapped4(arp.target);
+	if (arp.sender != 0 && !is_own(policy, &sender))
+		return 0;
+	return is_neighbour(policy, &target) || is_own(policy, &target);
+}
+
+static __always_inline int judge(struct __sk_buff *skb, const struct policy *policy)
+{
+	struct ethhdr frame;
+
+	if (skb->vlan_present || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+		return 0;
+	if (!is_own_mac(policy, frame.h_source))
+		return 0;
+	if (frame.h_proto == bpf_htons(ETH_P_ARP))
+		return judge_arp(skb, policy);
+	if (frame.h_proto == bpf_htons(ETH_P_IP))
+		return !(frame.h_dest[0] & 1) && judge4(skb, policy);
+	if (frame.h_proto == bpf_htons(ETH_P_IPV6))
+		return judge6(skb, policy);
+	return 0;
+}
+
+SEC("tcx/egress")
+int gate(struct __sk_buff *skb)
+{
+	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
+	struct uplink key = {
+		.cookie = frame->dev->nd_net.net->net_cookie,
+		.ifindex = frame->dev->ifindex,
+	};
+	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
+	struct stops *stops;
+
+	/* TCX_PASS, so that no classifier of tc runs after this program. */
+	if (policy != NULL && (policy->is_permissive || judge(skb, policy)))
+		return TCX_PASS;
+	stops = bpf_map_lookup_elem(&stopped, &key);
+	if (stops != NULL) {
+		__sync_fetch_and_add(&stops->frames, 1);
+		__sync_fetch_and_add(&stops->bytes, skb->len);
+	}
+	return TCX_DROP;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

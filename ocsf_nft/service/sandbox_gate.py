@@ -1,0 +1,124 @@
+"""Last gate of one sandbox's fence, which follows the fence's policy."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence.gate import Uplink
+from ocsf_nft.fence.gate_policy import gate_policy
+from ocsf_nft.flow import Count
+from ocsf_nft.netns import call_beside
+from ocsf_nft.service.shielded import run_in_pool
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from ocsf_nft.fence.gate import Gate
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import InstalledFence
+
+_log = structlog.get_logger()
+
+
+class SandboxGate:
+    """Last gate of the fence around one network namespace. No method raises an error of the gate.
+
+    Without the gate, the fence stands all the same: then ``absence`` is the reason.
+    """
+
+    def __init__(self, sandbox: str, gate: Gate | None, pool: Executor | None = None) -> None:
+        """Create it; :meth:`open` attaches it. ``gate`` is None if the system has none."""
+        self.absence: str | None = "it is not attached yet"
+        self._sandbox = sandbox
+        self._gate = gate
+        self._pool = pool
+        self._uplinks: tuple[Uplink, ...] = ()
+        self._policy = b""
+        self._installed: InstalledFence | None = None
+        self._stopped = Count()
+
+    async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
+        """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``."""
+        gate = self._gate
+        if gate is None:
+            self.absence = "BPF is not available"
+        elif installed.spec.profile != "sandbox":
+            self.absence = f"a fence of the profile {installed.spec.profile} has none"
+        elif not installed.around.macs:
+            self.absence = "its link is not Ethernet"
+        else:
+            self._installed = installed
+            await self._try(partial(self._attach, gate, installed, beside))
+
+    async def widen(self, spec: FenceSpec) -> None:
+        """Allow also what ``spec`` allows, before the fence is replaced; then call :meth:`follow`.
+
+        So no packet that the new fence allows is stopped.
+        """
+        if self._installed is not None:
+            around = self._installed.around
+            await self._try(
+                lambda: self._set(gate_policy((self._installed.spec, around), (spec, around)))
+            )
+
+    async def follow(self, installed: InstalledFence) -> None:
+        """Allow what the present fence allows, and nothing else."""
+        if self._installed is not None:
+            self._installed = installed
+            await self._try(lambda: self._set(gate_policy((installed.spec, installed.around))))
+
+    async def close(self) -> None:
+        """Detach the gate."""
+        if self._installed is not None:
+            self._installed, self.absence = None, "it was detached"
+            await run_in_pool(self._pool, self._detach)
+
+    def stopped(self) -> Count:
+        """Return the frames that the gate has stopped since the last call. Blocks shortly."""
+        if self._gate is None or self._installed is None:
+            return Count()
+        total = Count()
+        for uplink in self._uplinks:
+            found = self._gate.stopped(uplink)
+            total = Count(total.packets + found.packets, total.bytes + found.bytes)
+        last, self._stopped = self._stopped, total
+        return Count(max(0, total.packets - last.packets), max(0, total.bytes - last.bytes))
+
+    async def _try(self, work: Callable[[], None]) -> None:
+        """Run ``work``; after an error, detach the gate, because its policy may be an old one."""
+        try:
+            await run_in_pool(self._pool, work)
+        except (UnsupportedError, OSError) as error:
+            await self.close()
+            self.absence = str(error)
+            _log.warning("fence without a last gate", sandbox=self._sandbox, reason=str(error))
+        else:
+            self.absence = None
+
+    def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
+        policy = gate_policy((installed.spec, installed.around))
+        cookie = netlink.namespace_cookie(beside)
+        names = set(installed.around.uplinks)
+        found = call_beside(beside, lambda: list(rtnetlink.links()))
+        self._uplinks = tuple(Uplink(cookie, each.ifindex) for each in found if each.name in names)
+        gate.attach(beside, self._uplinks, policy)
+        self._policy = policy
+
+    def _set(self, policy: bytes) -> None:
+        if self._gate is not None and policy != self._policy:
+            for uplink in self._uplinks:
+                self._gate.set_policy(uplink, policy)
+            self._policy = policy
+
+    def _detach(self) -> None:
+        if self._gate is not None:
+            for uplink in self._uplinks:
+                self._gate.detach(uplink)
+        self._uplinks = ()

@@ -1,0 +1,176 @@
+"""Last gate of a fence (tcx), with its policy and without any rule of nftables."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.fence import links
+from ocsf_nft.fence.gate import Gate, Uplink
+from ocsf_nft.fence.gate_policy import gate_policy
+from ocsf_nft.fence.values import exception
+from ocsf_nft.lab import (
+    GATEWAY4,
+    GATEWAY6,
+    GATEWAY_MAC,
+    INTERNET4,
+    INTERNET6,
+    PROXY_PORT,
+    SANDBOX4,
+    SANDBOX6,
+    ip,
+    new_namespace,
+)
+from tests.kernel import far_side, headers, packets
+from tests.kernel.outcomes import send_frame
+from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_MAC: Final = b"\x02\0\0\0\0\x02"
+_GATEWAY: Final = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+_PROXIED4: Final = headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT)
+_PROXIED6: Final = headers.tcp(SANDBOX6, GATEWAY6, PROXY_PORT)
+
+
+@pytest.fixture
+def uplink(lab: Lab) -> Uplink:
+    def find() -> Uplink:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as sock:
+            cookie = netlink.namespace_cookie(sock)
+        (link,) = (each for each in rtnetlink.links() if each.name == lab.sandbox_device)
+        return Uplink(cookie, link.ifindex)
+
+    ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "address", _MAC.hex(":"))
+    return lab.sandbox_namespace.call(find)
+
+
+@pytest.fixture
+def gate(lab: Lab, spec: FenceSpec, uplink: Uplink) -> Iterator[Gate]:
+    around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
+    made = Gate()
+    with contextlib.closing(made), lab.sandbox_namespace.call(socket.socket) as inside:
+        made.attach(inside, [uplink], gate_policy((spec, around)))
+        yield made
+
+
+def _send(lab: Lab, kind: int, payload: bytes, *, to: bytes = _GATEWAY, mac: bytes = _MAC) -> None:
+    frame = to + mac + kind.to_bytes(2, "big") + payload
+    work = partial(send_frame, frame.ljust(60, b"\0"), lab.sandbox_device)
+    lab.sandbox_namespace.call(work)
+
+
+def test_gate_lets_only_the_policy_out(lab: Lab, gate: Gate, uplink: Uplink) -> None:
+    about = partial(headers.neighbour, SANDBOX6, target=GATEWAY6)
+    passing = [
+        (ETH_IP, _PROXIED4),
+        (ETH_IP6, _PROXIED6),
+        (ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC)),
+        (ETH_IP6, about(GATEWAY6)),
+    ]
+    refused = [
+        (0x88B5, bytes(46)),
+        (ETH_IP, headers.tcp(SANDBOX4, INTERNET4, PROXY_PORT)),
+        (ETH_IP, headers.tcp(SANDBOX4, GATEWAY4, 443)),
+        (ETH_IP, headers.udp(SANDBOX4, GATEWAY4, PROXY_PORT)),
+        (ETH_IP, headers.tcp("10.200.0.9", GATEWAY4, PROXY_PORT)),
+        (ETH_IP, headers.with_options4(_PROXIED4)),
+        (ETH_IP, headers.with_flags4(_PROXIED4, 0x2000)),
+        (ETH_IP6, headers.tcp(SANDBOX6, INTERNET6, PROXY_PORT)),
+        (ETH_IP6, headers.tcp("fd00:200::9", GATEWAY6, PROXY_PORT)),
+        (ETH_IP6, headers.with_extension6(_PROXIED6)),
+        (ETH_IP6, about(INTERNET6)),
+        (ETH_IP6, about(GATEWAY6, target=INTERNET6)),
+        (ETH_IP6, about(GATEWAY6, hop_limit=64)),
+        (ETH_IP6, about(GATEWAY6, options=bytes(17))),
+        (ETH_ARP, packets.arp(SANDBOX4, "10.200.0.77", _MAC)),
+        (ETH_ARP, packets.arp("10.200.0.9", GATEWAY4, _MAC)),
+        (ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, b"\x02\0\0\0\0\x09")),
+    ]
+    with far_side.watch(lab) as far:
+        far.frames()
+        for kind, payload in passing:
+            _send(lab, kind, payload)
+        before = gate.stopped(uplink).packets
+        for kind, payload in refused:
+            _send(lab, kind, payload)
+        _send(lab, ETH_IP, _PROXIED4, to=b"\xff" * 6)
+        _send(lab, ETH_IP, _PROXIED4, mac=b"\x02\0\0\0\0\x09")
+        stopped = gate.stopped(uplink)
+        assert stopped.packets - before == len(refused) + 2
+        arrived = far.frames()
+    for kind, payload in passing:
+        assert any(frame[12:].startswith(kind.to_bytes(2, "big") + payload) for frame in arrived)
+    assert not [frame for frame in arrived for _, payload in refused if payload in frame]
+
+
+def test_gate_stops_what_tc_redirects_to_the_uplink(lab: Lab, gate: Gate, uplink: Uplink) -> None:
+    for command in (
+        "qdisc add dev lo clsact",
+        (
+            "filter add dev lo egress protocol all prio 1 u32 match u8 0 0 "
+            f"action mirred egress redirect dev {lab.sandbox_device}"
+        ),
+    ):
+        subprocess.run(["tc", "-n", lab.sandbox, *command.split()], check=True)
+
+    def send() -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"redirected", ("127.0.0.9", 9))
+
+    with far_side.watch(lab) as far:
+        lab.sandbox_namespace.call(send)
+        assert gate.stopped(uplink).packets == 1
+        assert not [each for each in far.frames() if b"redirected" in each]
+        gate.detach(uplink)
+        lab.sandbox_namespace.call(send)
+        assert [each for each in far.frames() if b"redirected" in each]
+
+
+@pytest.mark.usefixtures("gate")
+def test_gate_stops_an_uplink_that_was_moved(lab: Lab) -> None:
+    with new_namespace(f"{lab.sandbox}-child") as child, far_side.watch(lab) as far:
+        ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "netns", f"{lab.sandbox}-child")
+        ip("-n", f"{lab.sandbox}-child", "link", "set", lab.sandbox_device, "up")
+        far.frames()
+        frame = _GATEWAY + _MAC + b"\x08\0" + _PROXIED4
+        child.call(partial(send_frame, frame.ljust(60, b"\0"), lab.sandbox_device))
+        assert not [each for each in far.frames() if _PROXIED4 in each]
+
+
+def test_gate_follows_a_changed_policy(
+    lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec
+) -> None:
+    around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
+    dns = replace(spec, exceptions=(exception("udp:203.0.113.0/28:53-54"),))
+    frames = headers.udp(SANDBOX4, INTERNET4, 54), headers.udp(SANDBOX4, INTERNET4, 55)
+    with far_side.watch(lab) as far:
+
+        def arrived() -> list[bool]:
+            for frame in frames:
+                _send(lab, ETH_IP, frame)
+            found = far.frames()
+            return [any(frame in each for each in found) for frame in frames]
+
+        assert arrived() == [False, False]
+        gate.set_policy(uplink, gate_policy((spec, around), (dns, around)))
+        assert arrived() == [True, False]
+        gate.set_policy(uplink, gate_policy((replace(spec, is_permissive=True), around)))
+        assert arrived() == [True, True]
+        gate.set_policy(uplink, gate_policy((spec, around)))
+        assert arrived() == [False, False]
+        gate.detach(uplink)
+        assert arrived() == [True, True]
