@@ -31,6 +31,7 @@ _PROTOTYPES: Final = {
     "bpf_map__update_elem": (c_int, _ELEMENT),
     "bpf_map__delete_elem": (c_int, (c_void_p, c_void_p, c_size_t, c_uint64)),
     "bpf_map__lookup_elem": (c_int, _ELEMENT),
+    "bpf_program__fd": (c_int, (c_void_p,)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
@@ -67,6 +68,12 @@ class _CgroupLink(ctypes.Structure):
         ("type", c_uint32), ("id", c_uint32), ("program", c_uint32), ("padding", c_uint32),
         ("cgroup", c_uint64), ("attach_type", c_uint32), ("more", c_uint32),
     )  # fmt: skip
+
+
+class _ProgramInfo(ctypes.Structure):
+    """First fields of ``struct bpf_prog_info`` (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (("type", c_uint32), ("id", c_uint32))
 
 
 class LoadedPrograms:
@@ -124,6 +131,17 @@ class LoadedPrograms:
         self._links.append(link)
         if cgroup is not None:
             self._cgroup_links[name] = self._library.bpf_link__fd(link)
+
+    def program_id(self, name: str) -> int:
+        """Return the kernel's id of the BPF program ``name``; raises UnsupportedError."""
+        info, size = _ProgramInfo(), c_uint32(ctypes.sizeof(_ProgramInfo))
+        descriptor = self._library.bpf_program__fd(self._find("program", name))
+        result = self._library.bpf_obj_get_info_by_fd(
+            descriptor, ctypes.byref(info), ctypes.byref(size)
+        )
+        if result < 0:
+            raise _failure(f"the BPF program {name} has no id")
+        return int(info.id)
 
     def attach_to_egress(self, name: str, ifindex: int) -> int:
         """Attach the BPF program ``name`` to the egress of an interface (tcx, Linux 6.6).

@@ -16,7 +16,7 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.event_base import Event
 
 
@@ -160,16 +160,16 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
         output.show(found.difference)
     elif found.installed is not None and (uplinks := pinned_survey.uplinks_text(found.installed)):
         output.show(f"uplinks: {visible(uplinks)}")
-    is_weaker = found.installed is not None and _show_surroundings(found.installed)
+    is_weaker = found.installed is not None and _show_surroundings(found.installed, state)
     code = {"as installed": 0, "differs": 1, "absent": 2}[found.verdict]
     raise typer.Exit(code or int(is_weaker))
 
 
-def _show_surroundings(installed: InstalledFence) -> bool:
+def _show_surroundings(installed: InstalledFence, state: StateDirectory) -> bool:
     """Show what weakens a fence; return True if it has changed since the installation."""
     from ocsf_nft.fence.surroundings import comparison
 
-    compared = comparison.compare(installed)
+    compared = comparison.compare(installed, state)
     for change in compared.accepted:
         output.show(f"accepted at the installation: {visible(change.text)}")
     if compared.changes:

@@ -190,13 +190,13 @@ def run(  # noqa: PLR0913 - each is an option
     # waits until the service is ready.
     with _control_socket(requested) as control:
         # The only work that needs the capabilities for BPF.
-        loaded = startup.load_capture(requested)
+        programs = startup.load_programs(requested)
         startup.drop_privileges(requested)
         # A service with a file waits for the sandboxes in it.
         counts = asyncio.run(
             _until_signal(
                 lambda stop: _watch(
-                    Service(requested, stop=stop, must_exist=config is None, loaded=loaded),
+                    Service(requested, stop=stop, must_exist=config is None, programs=programs),
                     config,
                     stop,
                     log_settings,

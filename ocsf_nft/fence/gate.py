@@ -53,6 +53,11 @@ class Gate:
         self._programs = LoadedPrograms(content)
         self._links: dict[Uplink, int] = {}
 
+    @property
+    def program(self) -> int:
+        """Return the kernel's id of the BPF program."""
+        return self._programs.program_id("gate")
+
     def close(self) -> None:
         """Detach the gate from all uplinks, and unload it."""
         for uplink in list(self._links):

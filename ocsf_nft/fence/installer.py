@@ -178,7 +178,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         transport=transport or TRANSPORTS[0],
         policy="",
         listings={},
-        accepted=_accepted(spec, around, namespace, before),
+        accepted=_accepted(spec, around, namespace, before, state),
     )
     transports = (transport,) if transport else TRANSPORTS
     return _replace(before, replaced, intended, transports, state, load_text)
@@ -323,19 +323,23 @@ def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) 
 
 
 def _accepted(
-    spec: FenceSpec, around: Surroundings, namespace: Namespace, before: InstalledFence | None
+    spec: FenceSpec,
+    around: Surroundings,
+    namespace: Namespace,
+    before: InstalledFence | None,
+    state: StateDirectory,
 ) -> Snapshot | None:
     """Return the surroundings to accept: those of the first installation in the namespace."""
     if spec.tap is not None:
         return None
     if before is not None and before.accepted and before.identity == namespace.identity():
         return before.accepted
-    return read_snapshot.read_in(namespace, Subject.of(spec, around))
+    return read_snapshot.read_in(namespace, Subject.of(spec, around, state.gate(spec.sandbox)))
 
 
 def _with_accepted(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
     """Return a record that has accepted surroundings, which a record of an older version lacks."""
-    accepted = _accepted(installed.spec, installed.around, installed.namespace, installed)
+    accepted = _accepted(installed.spec, installed.around, installed.namespace, installed, state)
     if accepted is None or installed.accepted is not None:
         return installed
     found = dataclasses.replace(installed, accepted=accepted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import socket
 import struct
 from array import array
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -18,11 +19,11 @@ from ocsf_nft.netns import call_beside
 from ocsf_nft.rtnetlink import RouteSocket
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from ocsf_nft.fence.rule_counters import NamedCounter
+    from ocsf_nft.fence.spec import Surroundings
     from ocsf_nft.rtnetlink import Link
 
     CountersNow: TypeAlias = Callable[[TableId, Sequence[str]], list[NamedCounter] | None]
@@ -51,24 +52,31 @@ class SentFrames:
     """
 
     def __init__(
-        self, beside: socket.socket, uplinks: Iterable[str], counters_now: CountersNow
+        self, beside: socket.socket, around: Surroundings, counters_now: CountersNow
     ) -> None:
-        """Open a socket in the network namespace of the socket ``beside``.
+        """Open a socket to read the uplinks in ``around``, of the namespace of ``beside``.
 
-        ``uplinks`` are the names of the fence's uplinks. ``counters_now`` is
-        :meth:`NftMonitor.counters_now` there. Raises NotComparableError if an uplink is missing, or
-        counts frames in another way. Raises SourceError if the kernel does not answer.
+        If the host's ends of the uplinks are known, what they have received is read: this goes on
+        if an uplink is moved to another namespace. ``counters_now`` is
+        :meth:`NftMonitor.counters_now` of the sandbox's namespace. Raises NotComparableError if an
+        uplink is missing, or counts frames in another way: if its segmentation offload is off, it
+        counts the segments of a large packet. Raises SourceError if the kernel does not answer.
         """
+        self._beside = beside
         self._counters_now = counters_now
+        ends = [each.ifindex for each in around.host.ends if each.is_uplink]
+        #: Whether the interfaces are the host's ends.
+        self._is_host = len(ends) == len(around.uplinks)
         try:
-            self._routes, links = call_beside(beside, _open)
+            links = call_beside(beside, lambda: list(rtnetlink.links()))
+            self._links = _comparable(links, set(around.uplinks))
+            self._indexes = ends if self._is_host else [link.ifindex for link in self._links]
+            self._routes = RouteSocket() if self._is_host else call_beside(beside, RouteSocket)
         except OSError as error:
             raise _unreadable(error) from error
-        try:
-            self._links = _comparable(links, set(uplinks))
-        except BaseException:
-            self._routes.close()
-            raise
+        if (name := self._segmenting()) is not None:
+            self.close()
+            raise NotComparableError(f"segmentation offload of the interface {name} is off")
 
     def close(self) -> None:
         """Close the socket."""
@@ -93,44 +101,51 @@ class SentFrames:
             return None
         seen, stopped = before
         stopped_later, seen_later = later
-        indexes = (link.ifindex for link in self._links)
         return FrameReading(
-            epoch=(int(is_permissive), seen.handle, stopped.handle, *indexes),
+            epoch=(int(is_permissive), seen.handle, stopped.handle, *self._indexes),
             passed_before=seen.total if is_permissive else _passed(seen, stopped),
             sent=sent,
             passed_after=seen_later.total if is_permissive else _passed(seen_later, stopped_later),
         )
 
-    def segmenting(self) -> str | None:
+    def _segmenting(self) -> str | None:
         """Return the name of an uplink that counts the segments of a large packet; None if none.
 
         That is so if its segmentation offload is off.
         """
-        for link in self._links:
-            value = array("I", [_ETHTOOL_GTSO, 0])
-            address, _ = value.buffer_info()
-            request = _IFREQ.pack(link.name.encode("utf-8", "surrogateescape"), address)
-            with contextlib.suppress(OSError):  # renamed, or removed
-                fcntl.ioctl(self._routes.socket, _SIOCETHTOOL, request)
-                if not value[1]:
-                    return link.name
-        return None
+
+        def ask() -> str | None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                names = (link.name for link in self._links)
+                return next((name for name in names if not _has_offload(sock, name)), None)
+
+        return call_beside(self._beside, ask)
 
     def _sent(self) -> Count:
         total = Count()
-        for link in self._links:
+        for ifindex in self._indexes:
             try:
-                found = self._routes.statistics(link.ifindex)
+                found = self._routes.statistics(ifindex)
             except OSError as error:
                 if error.errno == errno.ENODEV:
-                    raise NotComparableError(f"the interface {link.name} is missing") from error
+                    raise NotComparableError("an interface is missing") from error
                 raise
-            total = Count(total.packets + found.tx_packets, total.bytes + found.tx_bytes)
+            packets, size = (
+                (found.rx_packets, found.rx_bytes)
+                if self._is_host
+                else (found.tx_packets, found.tx_bytes)
+            )
+            total = Count(total.packets + packets, total.bytes + size)
         return total
 
 
-def _open() -> tuple[RouteSocket, list[Link]]:
-    return RouteSocket(), list(rtnetlink.links())
+def _has_offload(sock: socket.socket, name: str) -> bool:
+    value = array("I", [_ETHTOOL_GTSO, 1])
+    address, _ = value.buffer_info()
+    request = _IFREQ.pack(name.encode("utf-8", "surrogateescape"), address)
+    with contextlib.suppress(OSError):  # renamed, or removed
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    return bool(value[1])
 
 
 def _comparable(links: Iterable[Link], uplinks: AbstractSet[str]) -> list[Link]:

@@ -33,6 +33,9 @@ _RUNS: Final = "runs"
 _TEMPORARY: Final = re.compile(r"\.[a-z.]+\.([0-9]+)", re.ASCII)
 #: File with the keys of a sandbox that was added while a service ran.
 _SANDBOX: Final = "sandbox.json"
+#: Id of the BPF program of the last gate, after the boot that it belongs to.
+_GATE: Final = "gate"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: File with the identity and the path of the database that has the sandbox's packet counts.
 _DATABASE: Final = "database"
 
@@ -338,9 +341,29 @@ class StateDirectory:
                 with contextlib.suppress(OSError):  # it is in use
                     folder.rmdir()
 
+    def store_gate(self, sandbox: str, program: int) -> None:
+        """Store the id of the BPF program that is the last gate of a sandbox's fence.
+
+        Raises DeliveryError if this can't be stored.
+        """
+        content = b"%s %d\n" % (_boot_id(), program)
+        self._write(self.directory(sandbox) / _GATE, content)
+
+    def gate(self, sandbox: str) -> int | None:
+        """Return the id of :meth:`store_gate` of this boot; None if there is none.
+
+        The kernel uses no id again for another program before 2^31 others.
+        """
+        try:
+            boot, program = (self.directory(sandbox) / _GATE).read_bytes().split()
+            return int(program) if boot == _boot_id() else None
+        except (OSError, ValueError):  # there is no gate, or the file is damaged
+            return None
+
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         self._read.pop(sandbox, None)
+        (self.directory(sandbox) / _GATE).unlink(missing_ok=True)
         _delete(self.directory(sandbox) / _FILE)
 
     def stored_sysctls(self, name: str) -> bytes | None:
@@ -365,6 +388,10 @@ class StateDirectory:
         # A file of its own, so that a damaged record of a fence does not affect it. It is not a
         # directory, as each sandbox has.
         return self.path / f"{name}.before"
+
+
+def _boot_id() -> bytes:
+    return _BOOT_ID.read_bytes().strip()
 
 
 def _version(found: os.stat_result) -> tuple[int, ...]:

@@ -78,29 +78,25 @@ class BypassWatch:
         if stopped.packets:
             await self._report_stopped(stopped, since_ns, now_ns)
         try:
-            unseen, segmenting = await run_in_pool(self._pool, self._read)
+            unseen = await run_in_pool(self._pool, self._read)
         except (NotComparableError, SourceError, UnsupportedError) as error:
             self._close()
             self._note(str(error))
             return
         self._read_ns = now_ns
-        if segmenting is not None:
-            self._note(f"segmentation offload of the interface {segmenting} is off")
-        elif unseen is None:
-            self._note(None)
-        else:
+        self._note(None)
+        if unseen is not None:
             await self._report(unseen, since_ns, time.time_ns())
 
-    def _read(self) -> tuple[Count | None, str | None]:
+    def _read(self) -> Count | None:
         monitor = self._monitor
         installed = monitor.reports.installed
         if self._frames is None:
             self._frames = SentFrames(
-                monitor.namespace_socket, installed.around.uplinks, monitor.counters_now
+                monitor.namespace_socket, installed.around, monitor.counters_now
             )
         reading = self._frames.read(is_permissive=installed.spec.is_permissive)
-        unseen = None if reading is None else self._balance.observe(reading)
-        return unseen, None if unseen is None else self._frames.segmenting()
+        return None if reading is None else self._balance.observe(reading)
 
     def _close(self) -> None:
         if self._frames is not None:

@@ -74,7 +74,7 @@ class FenceMonitor:
         """
         self.name = sandbox.name
         #: Last gate of the fence.
-        self.gate = SandboxGate(sandbox.name, None) if gate is None else gate
+        self.gate = SandboxGate(sandbox.name, None, state) if gate is None else gate
         self._preparing = preparing
         self._thread = thread
         self._heals = sandbox.self_heal

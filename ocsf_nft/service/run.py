@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from types import TracebackType
 
-    from ocsf_nft.attribution.fallback_chain import FallbackChain, LoadedCapture
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.process import Process
     from ocsf_nft.service.finding_counts import FindingCount, FindingKey
@@ -92,14 +92,14 @@ class Service:
         iterates: bool = False,
         must_exist: bool = True,
         stop: asyncio.Event | None = None,
-        loaded: LoadedCapture | None = None,
+        programs: startup.Programs | None = None,
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
         With ``iterates``, ``async for event in service`` also yields the events, and standard
         output is no default sink. Without ``must_exist``, a network namespace that is missing at
-        the start is waited for. Setting ``stop`` stops the service. ``loaded`` has the BPF programs
-        of :func:`startup.load_capture`; without it, the start loads them.
+        the start is waited for. Setting ``stop`` stops the service. ``programs`` is the result of
+        :func:`startup.load_programs`; without it, the start loads the BPF programs.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -123,7 +123,7 @@ class Service:
         self._slots = asyncio.Semaphore(_READERS)
         self._refreshing: set[asyncio.Task[None]] = set()
         self._stop = stop or asyncio.Event()
-        self._loaded = loaded
+        self._programs = programs
         self._is_ready = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
         self._run: asyncio.Task[None]
@@ -300,9 +300,20 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             await self._watch(stack)
 
+    async def _loaded_programs(self, stack: contextlib.AsyncExitStack) -> startup.Programs:
+        programs = self._programs
+        if programs is None:  # the chain of attribution loads the capture itself
+            programs = startup.Programs(
+                gate=await asyncio.to_thread(startup.load_gate, self.config)
+            )
+        if programs.gate is not None:
+            stack.callback(programs.gate.close)
+        return programs
+
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         stack.callback(self._pool.shutdown, wait=False)
+        programs = await self._loaded_programs(stack)
         guards = GuardThread()
         stack.callback(guards.close)
         self.retrier = StorageRetrier(self._stop)
@@ -318,7 +329,7 @@ class Service:
         accounts = Accounts()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
         self.fallback_chain = await stack.enter_async_context(
-            startup.attribution_chain(config, self._loaded)
+            startup.attribution_chain(config, programs.capture)
         )
         if config.control is not None:  # so that the first sandbox is added at once
             await self.fallback_chain.start()
@@ -352,6 +363,7 @@ class Service:
             reporter=reporter,
             pipeline=pipeline,
             guards=guards,
+            gate=programs.gate,
             namespaces=namespaces,
             names=await stack.enter_async_context(SharedNames(self.delivery.names.resolve)),
             preparing=asyncio.Semaphore(_PREPARING),

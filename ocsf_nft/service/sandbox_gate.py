@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.errors import DeliveryError, UnsupportedError
 from ocsf_nft.fence.gate import Uplink
 from ocsf_nft.fence.gate_policy import gate_policy
 from ocsf_nft.flow import Count
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.gate import Gate
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 _log = structlog.get_logger()
 
@@ -33,11 +33,18 @@ class SandboxGate:
     Without the gate, the fence stands all the same: then ``absence`` is the reason.
     """
 
-    def __init__(self, sandbox: str, gate: Gate | None, pool: Executor | None = None) -> None:
+    def __init__(
+        self,
+        sandbox: str,
+        gate: Gate | None,
+        state: StateDirectory,
+        pool: Executor | None = None,
+    ) -> None:
         """Create it; :meth:`open` attaches it. ``gate`` is None if the system has none."""
         self.absence: str | None = "it is not attached yet"
         self._sandbox = sandbox
         self._gate = gate
+        self._state = state
         self._pool = pool
         self._uplinks: tuple[Uplink, ...] = ()
         self._policy = b""
@@ -62,11 +69,10 @@ class SandboxGate:
 
         So no packet that the new fence allows is stopped.
         """
-        if self._installed is not None:
-            around = self._installed.around
-            await self._try(
-                lambda: self._set(gate_policy((self._installed.spec, around), (spec, around)))
-            )
+        now = self._installed
+        if now is not None:
+            both = (now.spec, now.around), (spec, now.around)
+            await self._try(lambda: self._set(gate_policy(*both)))
 
     async def follow(self, installed: InstalledFence) -> None:
         """Allow what the present fence allows, and nothing else."""
@@ -95,7 +101,7 @@ class SandboxGate:
         """Run ``work``; after an error, detach the gate, because its policy may be an old one."""
         try:
             await run_in_pool(self._pool, work)
-        except (UnsupportedError, OSError) as error:
+        except (DeliveryError, UnsupportedError, OSError) as error:
             await self.close()
             self.absence = str(error)
             _log.warning("fence without a last gate", sandbox=self._sandbox, reason=str(error))
@@ -108,6 +114,8 @@ class SandboxGate:
         names = set(installed.around.uplinks)
         found = call_beside(beside, lambda: list(rtnetlink.links()))
         self._uplinks = tuple(Uplink(cookie, each.ifindex) for each in found if each.name in names)
+        # Before it is attached, so that no check takes it for another process's.
+        self._state.store_gate(self._sandbox, gate.program)
         gate.attach(beside, self._uplinks, policy)
         self._policy = policy
 

@@ -248,7 +248,7 @@ async def watch(
             parts.guards,
             parts.preparing,
             parts.fences.chain.described,
-            SandboxGate(config.name, parts.gate, parts.fences.pool),
+            SandboxGate(config.name, parts.gate, parts.fences.state, parts.fences.pool),
         )
         names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
         stack.callback(names.close)

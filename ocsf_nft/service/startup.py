@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -11,6 +11,7 @@ from ocsf_nft import privileges, seccomp
 from ocsf_nft.attribution import fallback_chain
 from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence.gate import Gate
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import HOST
 from ocsf_nft.privileges import Capability
@@ -47,21 +48,48 @@ _MAPS_WITHOUT_PRIVILEGE: Final = (5, 19)
 _DEAD_LETTER_PART: Final = 8
 
 
-def load_capture(config: Config) -> LoadedCapture | None:
-    """Load the BPF programs that capture senders; None if the configuration needs none.
+class Programs(NamedTuple):
+    """BPF programs that are loaded into the kernel."""
+
+    #: None if the configuration needs no capture, or if it is loaded later.
+    capture: LoadedCapture | None = None
+    #: None if the system has no last gate, or if no fence needs it.
+    gate: Gate | None = None
+
+
+def load_programs(config: Config) -> Programs:
+    """Load all BPF programs that the configuration needs.
 
     Then a service needs no privilege for BPF any more, unless the kernel is older than Linux 5.19.
     """
+    return Programs(_load_capture(config), load_gate(config))
+
+
+def _load_capture(config: Config) -> LoadedCapture | None:
     captures = config.control is not None or any(each.profile != "tap" for each in config.sandbox)
     if config.attribution.method != "capture" or not captures:
         return None
     return fallback_chain.load_capture()
 
 
+def load_gate(config: Config) -> Gate | None:
+    """Load the BPF program of the last gate; None if that is not possible, or not needed.
+
+    Call it before :func:`drop_privileges`.
+    """
+    if config.control is None and all(each.profile != "sandbox" for each in config.sandbox):
+        return None
+    try:
+        return Gate()
+    except UnsupportedError as error:
+        _log.info("the fences have no last gate", reason=str(error))
+        return None
+
+
 def attribution_chain(config: Config, loaded: LoadedCapture | None = None) -> FallbackChain:
     """Return the chain of methods that find the process that sent a packet.
 
-    ``loaded`` is the result of :func:`load_capture`, if it was called.
+    ``loaded`` is the capture of :func:`load_programs`, if it was called.
     """
     settings = config.attribution
     return FallbackChain(
@@ -105,7 +133,7 @@ def dead_letter_bytes(config: Config) -> int:
 
 
 def running_capabilities(config: Config) -> frozenset[Capability]:
-    """Return the capabilities that a service needs after :func:`load_capture` was called.
+    """Return the capabilities that a service needs after :func:`load_programs` was called.
 
     Raises as :func:`capabilities`.
     """
@@ -114,7 +142,7 @@ def running_capabilities(config: Config) -> frozenset[Capability]:
 
 
 def drop_privileges(config: Config) -> None:
-    """Drop all privileges that a service does not need after :func:`load_capture`, for good.
+    """Drop all privileges that a service does not need after :func:`load_programs`, for good.
 
     Call this before the first thread starts. Raises UnsupportedError if the kernel refuses to drop
     capabilities. A filter of system calls that the kernel refuses is only logged.

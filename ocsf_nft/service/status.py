@@ -119,15 +119,15 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         absent=absent,
         verdict=_verdict(sandbox, state),
         guard_note=fences.guard_note(installed),
-        surroundings=_surroundings(installed),
+        surroundings=_surroundings(installed, state),
         balances=account.balances(),
         dropped_records=tuple(stored.dropped),
     )
 
 
-def _surroundings(installed: InstalledFence) -> tuple[str, ...]:
+def _surroundings(installed: InstalledFence, state: StateDirectory) -> tuple[str, ...]:
     try:
-        return tuple(each.text for each in comparison.compare(installed).changes)
+        return tuple(each.text for each in comparison.compare(installed, state).changes)
     except UnsupportedError:  # a privilege is missing
         return ()
 

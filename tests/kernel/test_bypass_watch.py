@@ -192,11 +192,23 @@ async def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("proxy")
 async def test_frames_that_the_interface_divides_are_not_compared(lab: Lab, tmp_path: Path) -> None:
-    lab.sandbox_namespace.call(lambda: ethtool.switch(lab.sandbox_device, ethtool.TSO, on=False))
+    def switch(*, on: bool) -> None:
+        ethtool.switch(lab.sandbox_device, ethtool.TSO, on=on)
+
+    lab.sandbox_namespace.call(partial(switch, on=False))
     config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
     async with serving(tmp_path, config) as served:
-        watch = await _until_compared(served)
-        await asyncio.to_thread(_send, lab, 1 << 20)
+        (one,) = served.service.sandboxes
+        assert one.watched is not None
+        watch = one.watched.bypass
+        assert watch is not None
         await until(lambda: watch.not_compared is not None)
         assert watch.not_compared == "segmentation offload of the interface sb0 is off"
-    assert not _bypassed(served)
+        await asyncio.to_thread(_send, lab, 1 << 20)
+        lab.sandbox_namespace.call(partial(switch, on=True))
+        assert not _bypassed(served)
+        await _until_compared(served)
+        # Switched off later, which hides other frames: reported.
+        lab.sandbox_namespace.call(partial(switch, on=False))
+        await asyncio.to_thread(_send, lab, 1 << 20)
+        await served.wait_for(lambda event: event["metadata"]["event_code"] == "fence-bypassed")

@@ -57,7 +57,8 @@ def test_capture_is_loaded_only_if_a_sandbox_may_need_it(
     given: dict[str, Any], loads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback_chain, "load_capture", lambda: LoadedCapture(None, "a test"))
-    assert (startup.load_capture(_parsed(**given)) is not None) is loads
+    monkeypatch.setattr(startup, "load_gate", lambda _: None)
+    assert (startup.load_programs(_parsed(**given)).capture is not None) is loads
 
 
 @pytest.mark.parametrize("source", ["journal", "kmsg"])
@@ -121,7 +122,7 @@ def show(*_):
 
 
 found = config.parse({"control": "/run/x", "attribution": {"method": "capture"}}, where="test")
-loaded = startup.load_capture(found)
+loaded = startup.load_programs(found).capture
 show()
 startup.drop_privileges(found)
 show()

@@ -8,7 +8,7 @@ from ocsf_nft.fence.surroundings import changes, read_snapshot
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.surroundings.changes import SurroundingChange
 
 
@@ -19,16 +19,16 @@ class Comparison(NamedTuple):
     accepted: tuple[SurroundingChange, ...] = ()
 
 
-def compare(installed: InstalledFence) -> Comparison:
+def compare(installed: InstalledFence, state: StateDirectory) -> Comparison:
     """Compare the surroundings of a fence with those that its record has.
 
-    The result is empty for a VM, for a record of an older version, and if the namespace has ended.
-    Raises AbsentError, UnsupportedError, FenceError.
+    ``state`` has its record. The result is empty for a VM, for a record of an older version, and if
+    the namespace has ended. Raises AbsentError, UnsupportedError, FenceError.
     """
     accepted = installed.accepted
     if accepted is None or not installed.namespace.has_identity(installed.identity):
         return Comparison()
-    subject = Subject.of(installed.spec, installed.around)
+    subject = Subject.of(installed.spec, installed.around, state.gate(installed.spec.sandbox))
     now = read_snapshot.read_in(installed.namespace, subject)
     found = changes.weakening(accepted, now)
     return Comparison(found, changes.accepted(accepted))

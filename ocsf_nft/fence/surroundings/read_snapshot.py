@@ -43,16 +43,19 @@ class Subject:
     uplinks: tuple[str, ...] = ()
     destinations: tuple[Address, ...] = ()
     neighbours: frozenset[Address] = frozenset()
+    #: Id of the BPF program that is the fence's last gate, if any.
+    gate: int | None = None
 
     @classmethod
-    def of(cls, spec: FenceSpec, around: Surroundings) -> Subject:
-        """Return the names and addresses on which a fence depends."""
+    def of(cls, spec: FenceSpec, around: Surroundings, gate: int | None) -> Subject:
+        """Return the names and addresses on which a fence depends, and its last gate."""
         destinations = sorted({each.address for each in spec.allowed}, key=str)
         return cls(
             own_tables=(*spec.tables, *spec.guard_tables),
             uplinks=around.uplinks,
             destinations=tuple(destinations[:_MOST_ADDRESSES]),
             neighbours=frozenset((*around.neighbours, *destinations)),
+            gate=gate,
         )
 
 
@@ -112,7 +115,12 @@ def read_polled(subject: Subject, known: Snapshot) -> Snapshot:
     names = {name for name in subject.uplinks if name in by_index.values()}
     neighbours = Limit(_MOST)
     static = neighbours.take(routing.static_neighbours(by_index, subject.neighbours))
-    tcx = [program for each in known.links for program in programs.tcx(each.ifindex, each.name)]
+    tcx = [
+        program
+        for each in known.links
+        for program in programs.tcx(each.ifindex, each.name)
+        if program.program != subject.gate
+    ]
     xdp = tuple(each for each in known.programs if each.hook == "xdp")
     return replace(
         known,

@@ -92,7 +92,9 @@ class SurroundingsWatcher:
         self._inside = inside
         self._notify = notify
         self._self_heal = self_heal
-        self._subject = Subject.of(installed.spec, installed.around)
+        self._subject = Subject.of(
+            installed.spec, installed.around, state.gate(installed.spec.sandbox)
+        )
         self._baseline = installed.accepted
         self._version = state.version(installed.spec.sandbox)
         self._last: Snapshot | None = None
@@ -252,7 +254,7 @@ class SurroundingsWatcher:
             return
         found = self._state.read_or_none(sandbox)
         if found is not None and found.identity == self._installed.identity:
-            self._subject = Subject.of(found.spec, found.around)
+            self._subject = Subject.of(found.spec, found.around, self._state.gate(sandbox))
             self._baseline = found.accepted or self._baseline
         self._version = version
 
