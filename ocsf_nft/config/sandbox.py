@@ -256,7 +256,7 @@ class SandboxConfig(Table):
                 missing = option.get(name, f"--{name.replace('_', '-')}")
                 raise UsageError(f"a fence of profile {self.profile} needs {missing}")
         for name in _OTHERS[self.profile]:
-            if getattr(self, name) not in {None, (), *_NO_DEVICE}:
+            if getattr(self, name) not in {None, False, (), *_NO_DEVICE}:
                 raise UsageError(
                     f"--{name.replace('_', '-')} has no meaning for a fence of profile "
                     f"{self.profile}: leave it out"
