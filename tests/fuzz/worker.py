@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import signal
+import sys
 import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -183,6 +184,7 @@ def serve(connection: Connection, progress: Any) -> None:
     parent reads it. A worker has one target at a time, so that memory counts for that target.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # removes the folder of the parsers
     targets = registry.targets()
     limits: dict[str, MemoryLimit] = {}
 
