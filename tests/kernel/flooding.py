@@ -125,16 +125,18 @@ def try_rare(times: int) -> list[Rare]:
 
 
 def try_as(uid: int, first: int, times: int) -> list[Rare]:
-    """Make attempts of one user, by UDP and TCP in turn, each with a flow of its own."""
+    """Make TCP attempts of one user, each with a flow of its own.
+
+    Attempts without a flow have one log budget for each user and protocol.
+    """
     made: list[Rare] = []
     for number in range(times):
-        time.sleep(random.uniform(0, 0.2))
-        protocol = socket.IPPROTO_TCP if number % 2 else socket.IPPROTO_UDP
+        time.sleep(random.uniform(0, 0.1))
         made.append(
             Rare(
                 time=time.time_ns() // 1_000_000,
                 uid=uid,
-                protocol=protocol,
+                protocol=socket.IPPROTO_TCP,
                 destination=f"198.51.100.{1 + number}",
                 port=first + number,
             )
