@@ -361,7 +361,7 @@ def test_link_that_appears_during_a_renewal_is_attached(
     probe = make_guard()
     namespace = fenced.sandbox_namespace
     listed = ("list", "chain", "netdev", "ocsf_nft", "egress")
-    surveyed = links.survey
+    surveyed = links.survey_pinned
 
     def survey_and_wait(*arguments: Any) -> Surroundings:
         found = surveyed(*arguments)
@@ -373,7 +373,7 @@ def test_link_that_appears_during_a_renewal_is_attached(
         return found
 
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "peer0")
-    monkeypatch.setattr(links, "survey", survey_and_wait)
+    monkeypatch.setattr(links, "survey_pinned", survey_and_wait)
     renewed = probe.guard.renew()
     assert renewed is not None
     assert "late1" not in renewed.around.links
