@@ -32,11 +32,22 @@ def read(uplinks: Collection[str]) -> Iterator[SysctlFact]:
     """Yield the sysctls of all interfaces together, and those of the interfaces ``uplinks``."""
     for family, names in _NAMES.items():
         for scope in ("all", *uplinks):
-            for name in names:
-                key = f"{family}/conf/{scope}/{name}"
-                # It is missing without IPv6, or if the interface has just been deleted.
-                with contextlib.suppress(OSError, ValueError):
-                    yield SysctlFact(key, int(_content(_NET + key)))
+            folder = f"{family}/conf/{scope}"
+            # It is missing without IPv6, or if the interface has just been deleted.
+            with contextlib.suppress(OSError):
+                yield from _read_folder(folder, names)
+
+
+def _read_folder(folder: str, names: Collection[str]) -> list[SysctlFact]:
+    descriptor = os.open(_NET + folder, os.O_RDONLY | os.O_DIRECTORY)
+    found = []
+    try:
+        for name in names:  # relative paths, because the kernel checks each part of a path here
+            with contextlib.suppress(OSError, ValueError):  # an older kernel may lack it
+                found.append(SysctlFact(f"{folder}/{name}", int(_content(name, descriptor))))
+    finally:
+        os.close(descriptor)
+    return found
 
 
 def legacy_tables() -> Iterator[str]:
@@ -58,8 +69,8 @@ def restore(fact: SysctlFact) -> None:
         os.close(descriptor)
 
 
-def _content(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
+def _content(path: str, where: int | None = None) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
         return os.read(descriptor, _MOST_BYTES)
     finally:
