@@ -1,0 +1,47 @@
+"""Attack matrix: each variant against each form of a fence; see tests/kernel/ways.
+
+The outcomes are those of ``tests/kernel/ways/expected.json``. A better outcome fails a test too: then
+``python -m tests.kernel.ways docs/explanation/ways-round.md`` writes the file and the page again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.ways import expected, matrix
+from tests.kernel.ways.inherent import INHERENT
+from tests.kernel.ways.variant import FENCED
+from tests.kernel.ways.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.kernel.ways.matrix import Outcome
+    from tests.kernel.ways.variant import Form
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.alone]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, Form], Outcome]:
+    return matrix.run(tmp_path_factory.mktemp("ways"), expected.alone())
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_attack_has_its_outcome(
+    outcomes: Mapping[tuple[str, Form], Outcome], key: str
+) -> None:
+    # Without a fence it works; otherwise it would prove nothing.
+    assert outcomes[key, "open"].verdict == "works", outcomes[key, "open"]
+    known = expected.read()
+    found = {form: outcomes[key, form] for form in FENCED}
+    verdicts = {form: outcome.verdict for form, outcome in found.items()}
+    assert verdicts == {form: known[key, form] for form in FENCED}, found
+
+
+def test_only_inherent_ways_are_open() -> None:
+    """Each way that brings bytes out without a report has a reason."""
+    out = {each for each, verdict in expected.read().items() if verdict == "OUT"}
+    assert out == set(INHERENT)
