@@ -1,8 +1,9 @@
-"""Command ``python -m tests.kernel.ways [--expect] [PART OF A VARIANT | FORM]…``.
+"""Command ``python -m tests.kernel.ways [PAGE | PART OF A VARIANT | FORM]…``.
 
-It runs the variants (all by default) and prints the outcomes. With ``--expect`` it runs all in two
-passes, and writes the outcomes to expected.json. The second pass gives each variant that has
-brought something out a seat for itself, so that reports are seen.
+Without a page, it runs variants in forms (all by default), and prints the outcomes. With the path
+of a page (``docs/explanation/ways-round.md``), it runs all, and writes expected.json and the page.
+It then has two passes: variants that have brought something out get a seat for themselves in the
+second one, so that reports are seen.
 """
 
 from __future__ import annotations
@@ -12,42 +13,46 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.kernel.ways import expected, matrix
+from tests.kernel.ways import expected, matrix, page
 from tests.kernel.ways.variant import FORMS
 from tests.kernel.ways.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Container
+
+    from tests.kernel.ways.variant import Form
 
 
 def main() -> None:
     """Run the command."""
-    words = [each for each in sys.argv[1:] if not each.startswith("--")]
-    forms = [form for form in FORMS if form in words] or FORMS
-    parts = [each for each in words if each not in FORMS]
-    only = [key for key in VARIANTS if not parts or any(part in key for part in parts)]
-    expects = "--expect" in sys.argv
+    words = sys.argv[1:]
     begun = time.monotonic()
-    found = _run(only, forms, expected.alone())
-    if expects:
-        again = {
-            (key, form)
-            for (key, form), outcome in found.items()
-            if outcome.verdict == "OUT"
-        }
-        keys = list(dict.fromkeys(key for key, _ in again))
-        for form in FORMS:
-            of_form = [key for key in keys if (key, form) in again]
-            if of_form:
-                found |= _run(of_form, [form], again)
+    pages = [Path(word) for word in words if word.endswith(".md")]
+    forms = [form for form in FORMS if form in words] or FORMS
+    parts = [word for word in words if word not in FORMS and not word.endswith(".md")]
+    keys = [key for key in VARIANTS if not parts or any(part in key for part in parts)]
+    found = _run([(key, form) for form in forms for key in keys], expected.alone())
+    again = {each for each, outcome in found.items() if outcome.verdict == "OUT"}
+    if again - expected.alone():
+        found |= _run(sorted(again), again)
+    for written in pages:
         expected.write(found)
+        written.write_text(page.page(expected.read()), encoding="utf-8")
     for (key, form), outcome in sorted(found.items()):
-        print(f"{key:58} {form:10} {outcome.verdict:9} {outcome.error[:80]!r} {outcome.detail[:120]}")
-    print(Counter((form, each.verdict) for (_, form), each in found.items()))
-    print(f"{len(only)} variants, {time.monotonic() - begun:.1f} s")
+        seen = f"{outcome.error[:80]!r} {outcome.detail[:120]}"
+        print(f"{key:58} {form:10} {outcome.verdict:9} {seen}")  # noqa: T201 - a command
+    for each in sorted(Counter((form, each.verdict) for (_, form), each in found.items()).items()):
+        print(*each)  # noqa: T201 - a command
+    print(f"{len(keys)} variants, {time.monotonic() - begun:.1f} s")  # noqa: T201 - a command
 
 
-def _run(only, forms, alone):
+def _run(
+    pairs: Collection[tuple[str, Form]], alone: Container[tuple[str, Form]]
+) -> dict[tuple[str, Form], matrix.Outcome]:
     with tempfile.TemporaryDirectory() as folder:
-        return matrix.run(Path(folder), alone, only=only, forms=forms)
+        return matrix.run(Path(folder), pairs, alone)
 
 
 if __name__ == "__main__":

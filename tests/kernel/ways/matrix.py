@@ -90,18 +90,18 @@ class _Report:
 
 def run(
     folder: Path,
+    pairs: Collection[tuple[str, Form]],
     alone: Container[tuple[str, Form]],
-    *,
-    only: Collection[str] = VARIANTS,
-    forms: Sequence[Form] = FORMS,
 ) -> dict[tuple[str, Form], Outcome]:
-    """Run the variants, and return the outcome of each in each form.
+    """Run variants in forms, and return the outcome of each pair.
 
     A report is about a seat. So variants in ``alone`` have a seat for themselves. The others are
     expected to bring nothing out: they share seats, and none of them can be found as reported.
     """
     groups = [
-        (form, keys) for form in forms for keys in _groups(only, form, alone)
+        (form, keys)
+        for form in FORMS
+        for keys in _groups([key for key, where in pairs if where == form], form, alone)
     ]
     plan = [(form, VARIANTS[keys[0]].attacker == "admin") for form, keys in groups]
     with world(plan) as made:

@@ -56,8 +56,8 @@ _INHERENT: Final = """
 The proxy receives the packets that it needs, and a packet has fields that its sender chooses. No fence can prevent
 that. The proxy decides what leaves.
 
-| attack | form | reason |
-|---|---|---|
+| attack | reason |
+|---|---|
 """
 
 
@@ -86,8 +86,8 @@ def _parts(verdicts: Mapping[tuple[str, Form], Verdict]) -> Iterator[str]:
         yield f"|{'---|' * (len(_COLUMNS) + 3)}\n"
         yield from (row(key, verdicts) for key in _keys(attacker))
     yield _INHERENT
-    for (key, form), reason in INHERENT.items():
-        yield f"| `[{key}]` | {_COLUMNS[form]} | {reason} |\n"
+    for key, reason in INHERENT.items():
+        yield f"| `[{key}]` | {reason} |\n"
 
 
 def _keys(attacker: Attacker) -> Iterator[str]:
