@@ -35,6 +35,10 @@ def test_attack_has_its_outcome(
     assert outcomes[key, "open"].verdict == "works", outcomes[key, "open"]
     known = expected.read()
     found = {form: outcomes[key, form] for form in FENCED}
-    verdicts = {form: outcome.verdict for form, outcome in found.items()}
-    assert verdicts == {form: known[key, form] for form in FENCED}, found
+    odd = {
+        form: (outcome, f"not {known[key, form]}")
+        for form, outcome in found.items()
+        if not expected.agrees(key, outcome.verdict, known[key, form])
+    }
+    assert not odd
 

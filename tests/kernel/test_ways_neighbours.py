@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.kernel import command
-from tests.kernel.ways import bridge, far, matrix
+from tests.kernel.ways import bridge, expected, far, matrix
 from tests.kernel.ways.variant import DEVICE, PROXY_PORT
 from tests.kernel.ways.variants import VARIANTS
 
@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 _MAGIC: Final = b"\x02" + secrets.token_bytes(1) + bytes([100, 64 + secrets.randbelow(64)])
 _KEYS: Final = [key for key, each in VARIANTS.items() if each.attacker == "raw"]
-#: Variants whose bytes a neighbour receives today; none when the guard binds the link layer.
-_OUT_TODAY: Final[frozenset[str]] = frozenset()
-#: Frames of a neighbour that arrive in the sandbox today; none when the guard also judges those.
-_IN_TODAY: Final[frozenset[str]] = frozenset()
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bridge.Site]:
@@ -53,7 +48,7 @@ def test_neighbours_receive_no_chosen_byte_of_a_sandbox(served: bridge.Site) -> 
         assert len(results) == len(jobs)
         far.wait_until_quiet(arrivals, 0.3)
     found = {_KEYS[number] for number, _point in arrivals.frames}
-    assert found == _OUT_TODAY
+    assert found == expected.neighbours()["out"]
 
 
 def test_neighbour_brings_no_chosen_byte_into_a_sandbox(served: bridge.Site) -> None:
@@ -76,7 +71,7 @@ def test_neighbour_brings_no_chosen_byte_into_a_sandbox(served: bridge.Site) -> 
         time.sleep(0.1)
         far.wait_until_quiet(arrivals, 0.3)
     found = {names[number] for number, _point in arrivals.frames}
-    assert found == _IN_TODAY
+    assert found == expected.neighbours()["in"]
 
 
 def test_proxy_on_the_bridge_is_reached(served: bridge.Site) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _BRIDGE: Final = "br0"
+_EVERYBODY: Final = b"\xff" * 6
 #: Last byte of the link address and of the addresses of each machine on the bridge.
 SANDBOX, SECOND, NEIGHBOUR = 2, 3, 5
 
@@ -136,15 +137,19 @@ def into(seat: Seat) -> dict[str, Callable[[], bytes]]:
     return {
         "datagram": lambda: frame(ETH_IP, udp(stranger4, seat.own4)),
         "datagram6": lambda: frame(ETH_IP6, udp(stranger6, seat.own6)),
-        "broadcast": lambda: frame(ETH_IP, udp(stranger4, "255.255.255.255"), packets_broadcast()),
+        "broadcast": lambda: frame(ETH_IP, udp(stranger4, "255.255.255.255"), _EVERYBODY),
         "multicast": lambda: frame(ETH_IP6, udp(stranger6, "ff02::1"), group),
         "answer from its own address": lambda: frame(ETH_IP, answer(stranger4, seat.own4)),
         "answer as the proxy": lambda: frame(ETH_IP, answer(seat.gateway4, seat.own4)),
         "answer as the proxy6": lambda: frame(ETH_IP6, answer(seat.gateway6, seat.own6)),
         "answer as the proxy to everybody": lambda: frame(
-            ETH_IP, answer(seat.gateway4, seat.own4), packets_broadcast()
+            ETH_IP, answer(seat.gateway4, seat.own4), _EVERYBODY
         ),
-        "arp request": lambda: frame(ETH_ARP, arp(1, stranger4), packets_broadcast()),
+        # Only the bridge can tell this one from the proxy's own: by the port where it came in.
+        "answer as the proxy with its link address": lambda: frame(
+            ETH_IP, answer(seat.gateway4, seat.own4), source=GATEWAY_MAC
+        ),
+        "arp request": lambda: frame(ETH_ARP, arp(1, stranger4), _EVERYBODY),
         "arp answer": lambda: frame(ETH_ARP, arp(2, stranger4)),
         "arp answer as the proxy": lambda: frame(ETH_ARP, arp(2, seat.gateway4)),
         "solicitation": lambda: frame(
@@ -156,19 +161,5 @@ def into(seat: Seat) -> dict[str, Callable[[], bytes]]:
         "experimental ethertype": lambda: frame(0x88B5, seat.payload),
         "spanning tree": lambda: frame(40, b"\x42\x42\x03" + seat.payload),
         "tagged": lambda: frame(0x8100, struct.pack("!HH", 5, ETH_IP) + udp(stranger4, seat.own4)),
-        "wake on lan": lambda: frame(0x0842, seat.payload, packets_broadcast()),
+        "wake on lan": lambda: frame(0x0842, seat.payload, _EVERYBODY),
     }
-
-
-def packets_broadcast() -> bytes:
-    return b"\xff" * 6
-
-
-def as_gateway(seat: Seat) -> bytes:
-    """Return an answer of the proxy that the neighbour forges with the gateway's link address.
-
-    Only the bridge can tell it from a true one: by the port where it came in.
-    """
-    segment = struct.pack("!HHIIBBHHH", 3128, 4000, 1, 1, 5 << 4, 24, 8192, 0, 0)
-    packet = packets.summed(packets.ip4(seat.gateway4, seat.own4, 6, segment + seat.payload))
-    return packets.frame(MAC, GATEWAY_MAC, ETH_IP, packet)

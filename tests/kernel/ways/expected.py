@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.kernel.ways.variant import FENCED
+from tests.kernel.ways.variants import VARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tests.kernel.ways.variant import Form
 
 FILE: Final = Path(__file__).with_name("expected.json")
+NEIGHBOURS: Final = Path(__file__).with_name("neighbours.json")
 
 
 def read() -> dict[tuple[str, Form], Verdict]:
@@ -32,6 +34,18 @@ def write(outcomes: Mapping[tuple[str, Form], Outcome]) -> None:
     rows = {key: [outcomes[key, form].verdict for form in FENCED] for key, _ in outcomes}
     lines = (f"{json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(rows.items()))
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def agrees(key: str, found: Verdict, known: Verdict) -> bool:
+    """Return whether a verdict is the expected one; a race may end in either of two ways."""
+    either = {"stopped", "reported"}
+    return found == known or (VARIANTS[key].races and {found, known} <= either)
+
+
+def neighbours() -> dict[str, set[str]]:
+    """Return the ways whose bytes a neighbour receives (``out``), or brings in (``in``)."""
+    table = json.loads(NEIGHBOURS.read_text(encoding="utf-8"))
+    return {direction: set(names) for direction, names in table.items()}
 
 
 def alone() -> set[tuple[str, Form]]:

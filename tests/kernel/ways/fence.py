@@ -52,15 +52,16 @@ for _name, _summary, _rules in (
 ):  # fmt: skip
     VARIANTS.append(
         f"{_summary}, and sends.", partial(_changed, rules=_rules), "admin", f"tables {_name}",
+        races=True,
     )  # fmt: skip
 
 
-@_add("deletes the fence with CAP_NET_ADMIN of the initial user namespace.", attacker="cap-add")
+@_add("deletes the fence with CAP_NET_ADMIN of the initial user namespace.", attacker="cap-add", races=True)
 def tables_deleted_by_cap_add(seat: Seat) -> None:
     _changed(seat, "delete table inet ocsf_nft\ndelete table netdev ocsf_nft")
 
 
-@_add("removes the fence, sends, and loads what it has saved, as fast as it can.")
+@_add("removes the fence, sends, and loads what it has saved, as fast as it can.", races=True)
 def removed_for_a_moment(seat: Seat) -> None:
     saved = subprocess.run(
         ["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=False
@@ -72,21 +73,21 @@ def removed_for_a_moment(seat: Seat) -> None:
     _quiet(saved)
 
 
-@_add("removes the fence again and again, until the service stops to restore it.")
+@_add("removes the fence again and again, until the service stops to restore it.", races=True)
 def removed_again_and_again(seat: Seat) -> None:
     for _ in range(30):
         _quiet("flush ruleset")
         tools.udp(seat)
 
 
-@_add("resets the counters of the fence, and sends.")
+@_add("resets the counters of the fence, and sends.", races=True)
 def counters_reset(seat: Seat) -> None:
     subprocess.run(["nft", "reset", "counters"], capture_output=True, check=False)
     subprocess.run(["nft", "reset", "rules"], capture_output=True, check=False)
     tools.udp(seat)
 
 
-@_add("fills the sets of the fence with flows, and sends then.")
+@_add("fills the sets of the fence with flows, and sends then.", races=True)
 def sets_filled(seat: Seat) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for number in range(300):
@@ -95,7 +96,7 @@ def sets_filled(seat: Seat) -> None:
     tools.udp(seat)
 
 
-@_add("takes the log group of the fence, and sends.")
+@_add("takes the log group of the fence, and sends.", races=True)
 def log_group_taken(seat: Seat) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
         body = struct.pack("=BBH", 0, 0, socket.htons(4001)) + struct.pack("=HHB3x", 5, 1, 1)
@@ -147,5 +148,5 @@ def _raced(seat: Seat, change: Callable[[], None]) -> None:
 VARIANTS.append(
     "gives the fence's tables an owner that is itself, and sends.",
     partial(_raced, change=lambda: _quiet("table inet ocsf_nft { flags owner; }")),
-    "admin", "tables owned",
+    "admin", "tables owned", races=True,
 )  # fmt: skip

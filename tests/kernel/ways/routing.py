@@ -160,7 +160,7 @@ def segment_route_inline(seat: Seat) -> None:
 
 @_add("sends to the proxy's address as to a broadcast (a route of that type).")
 def broadcast_route(seat: Seat) -> None:
-    tools.ip(f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local")
+    tools.ip(f"neigh flush dev {DEVICE}", f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local")
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock, tools.refused():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.sendto(tools.syn4(seat), (seat.gateway4, 0))
@@ -168,7 +168,7 @@ def broadcast_route(seat: Seat) -> None:
 
 @_add("sends to the proxy's address as to a group (a route of that type).")
 def multicast_route(seat: Seat) -> None:
-    tools.ip(f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local")
+    tools.ip(f"neigh flush dev {DEVICE}", f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local")
     tools.whole4(tools.syn4(seat), seat.gateway4)
 
 

@@ -113,7 +113,8 @@ class Variant:
 
     ``summary`` is one sentence. ``run`` makes the attempt in the seat's namespace, with the
     attacker's capabilities. ``is_short``: the far side searches for the last four bytes of the
-    payload. ``ends_link``: afterwards the seat has no link as before, whatever is undone.
+    payload. ``ends_link``: afterwards the seat has no link as before, whatever is undone. ``races``:
+    it races the service's restoration of the fence, so bytes may arrive or not.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Variant:
     run: Callable[[Seat], None]
     is_short: bool = False
     ends_link: bool = False
+    races: bool = False
 
 
 class Register:
@@ -141,12 +143,13 @@ class Register:
         name: str = "",
         is_short: bool = False,
         ends_link: bool = False,
+        races: bool = False,
     ) -> Callable[[Callable[[Seat], None]], Callable[[Seat], None]]:
         """Return a decorator that adds a variant. Its name is the function's by default."""
         by = attacker or self._attacker
 
         def decorate(run: Callable[[Seat], None]) -> Callable[[Seat], None]:
-            self.append(summary, run, by, name or run.__name__, is_short, ends_link)
+            self.append(summary, run, by, name or run.__name__, is_short, ends_link, races)
             return run
 
         return decorate
@@ -159,6 +162,7 @@ class Register:
         name: str,
         is_short: bool = False,
         ends_link: bool = False,
+        races: bool = False,
     ) -> None:
         self.variants.append(
             Variant(
@@ -169,5 +173,6 @@ class Register:
                 run=run,
                 is_short=is_short,
                 ends_link=ends_link,
+                races=races,
             )
         )
