@@ -1,6 +1,6 @@
 """Attack matrix: each variant against each form of a fence; see tests/kernel/ways.
 
-The outcomes are those of ``tests/kernel/ways/expected.json``. A better outcome fails a test too: then
+The outcomes are those of ``tests/kernel/ways/expected.json``. A better outcome fails a test too:
 ``python -m tests.kernel.ways docs/explanation/ways-round.md`` writes the file and the page again.
 """
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.alone]
 
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, Form], Outcome]:
     pairs = [(key, form) for form in FORMS for key in VARIANTS]
-    return matrix.run(tmp_path_factory.mktemp("ways"), pairs, expected.alone())
+    return matrix.run(tmp_path_factory.mktemp("ways"), pairs, expected.loud())
+
 
 @pytest.mark.parametrize("key", VARIANTS)
-def test_attack_has_its_outcome(
-    outcomes: Mapping[tuple[str, Form], Outcome], key: str
-) -> None:
+def test_attack_has_its_outcome(outcomes: Mapping[tuple[str, Form], Outcome], key: str) -> None:
     # Without a fence it works; otherwise it would prove nothing.
     assert outcomes[key, "open"].verdict == "works", outcomes[key, "open"]
     known = expected.read()
@@ -41,4 +41,3 @@ def test_attack_has_its_outcome(
         if not expected.agrees(key, outcome.verdict, known[key, form])
     }
     assert not odd
-

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from ocsf_nft.netns import named
 from tests.kernel import command
 from tests.kernel.ways import bridge, expected, far, matrix
 from tests.kernel.ways.variant import DEVICE, PROXY_PORT
@@ -24,13 +25,18 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 _MAGIC: Final = b"\x02" + secrets.token_bytes(1) + bytes([100, 64 + secrets.randbelow(64)])
 _KEYS: Final = [key for key, each in VARIANTS.items() if each.attacker == "raw"]
 
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bridge.Site]:
     """Yield a site with two sandboxes that have a fence and a guard."""
     folder: Path = tmp_path_factory.mktemp("neighbours")
     with bridge.site() as made:
         config = folder / "config.toml"
-        lines = [f'state_dir = "{folder}/state"', f'output = "{folder}/events"', 'control = "/run/no.sock"']
+        lines = [
+            f'state_dir = "{folder}/state"',
+            f'output = "{folder}/events"',
+            'control = "/run/no.sock"',
+        ]
         for seat in (made.seat, made.second):
             lines += matrix.table(replace(seat, number=0), "host")
         config.write_text("\n".join(lines))
@@ -39,11 +45,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bridge.Site]:
 
 
 def test_neighbours_receive_no_chosen_byte_of_a_sandbox(served: bridge.Site) -> None:
-    jobs = [matrix.Job(number, key, served.seat, is_alone=False) for number, key in enumerate(_KEYS)]
+    jobs = [matrix.Job(number, key, served.seat, 0.0) for number, key in enumerate(_KEYS)]
     short = frozenset(job.number for job in jobs if VARIANTS[job.variant].is_short)
     arrivals = far.Arrivals(_MAGIC, short)
-    second = bridge.named(served.second.namespace)
-    with bridge.watch(arrivals, neighbour=served.neighbour, second=second):
+    second = named(served.second.namespace)
+    with bridge.watch(arrivals, {"neighbour": served.neighbour, "second": second}):
         results = matrix.attacked(jobs, _MAGIC)
         assert len(results) == len(jobs)
         far.wait_until_quiet(arrivals, 0.3)
@@ -54,7 +60,7 @@ def test_neighbours_receive_no_chosen_byte_of_a_sandbox(served: bridge.Site) -> 
 def test_neighbour_brings_no_chosen_byte_into_a_sandbox(served: bridge.Site) -> None:
     names = list(bridge.into(served.seat))
     arrivals = far.Arrivals(_MAGIC, frozenset())
-    inside = bridge.named(served.seat.namespace)
+    inside = named(served.seat.namespace)
 
     def open_socket() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -62,7 +68,7 @@ def test_neighbour_brings_no_chosen_byte_into_a_sandbox(served: bridge.Site) -> 
         return sock
 
     with (
-        bridge.watch(arrivals, sandbox=inside),
+        bridge.watch(arrivals, {"sandbox": inside}),
         served.neighbour.call(open_socket) as sock,
     ):
         for number, name in enumerate(names):
@@ -76,8 +82,10 @@ def test_neighbour_brings_no_chosen_byte_into_a_sandbox(served: bridge.Site) -> 
 
 def test_proxy_on_the_bridge_is_reached(served: bridge.Site) -> None:
     """The neighbours receive nothing because of the fence, and not because nothing works."""
-    with served.host.call(lambda: socket.create_server((served.seat.gateway4, PROXY_PORT))) as server:
-        inside = bridge.named(served.seat.namespace)
+    with served.host.call(
+        lambda: socket.create_server((served.seat.gateway4, PROXY_PORT))
+    ) as server:
+        inside = named(served.seat.namespace)
         with inside.call(
             lambda: socket.create_connection((served.seat.gateway4, PROXY_PORT), 30)
         ) as ours:

@@ -33,9 +33,9 @@ def main() -> None:
     forms = [form for form in FORMS if form in words] or FORMS
     parts = [word for word in words if word not in FORMS and not word.endswith(".md")]
     keys = [key for key in VARIANTS if not parts or any(part in key for part in parts)]
-    found = _run([(key, form) for form in forms for key in keys], expected.alone())
+    found = _run([(key, form) for form in forms for key in keys], expected.loud())
     again = {each for each, outcome in found.items() if outcome.verdict == "OUT"}
-    if again - expected.alone():
+    if again - expected.loud():
         found |= _run(sorted(again), again)
     for written in pages:
         expected.write(found)
@@ -49,10 +49,10 @@ def main() -> None:
 
 
 def _run(
-    pairs: Collection[tuple[str, Form]], alone: Container[tuple[str, Form]]
+    pairs: Collection[tuple[str, Form]], loud: Container[tuple[str, Form]]
 ) -> dict[tuple[str, Form], matrix.Outcome]:
     with tempfile.TemporaryDirectory() as folder:
-        return matrix.run(Path(folder), pairs, alone)
+        return matrix.run(Path(folder), pairs, loud)
 
 
 if __name__ == "__main__":

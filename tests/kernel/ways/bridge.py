@@ -17,7 +17,7 @@ from tests.kernel.ways import far, world
 from tests.kernel.ways.variant import DEVICE, GATEWAY_MAC, MAC, Seat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.netns import Namespace
 
@@ -62,12 +62,11 @@ def site() -> Iterator[Site]:
             ),
         )
         for name, number in zip(machines, (SANDBOX, SECOND, NEIGHBOUR), strict=True):
-            port = f"port{number}"
+            port, peer = f"port{number}", f"peer name {DEVICE} address {mac(number).hex(':')}"
             world.batch(
                 host,
                 (
-                    f"link add {port} type veth peer name {DEVICE} address {mac(number).hex(':')} "
-                    f"netns {name}",
+                    f"link add {port} type veth {peer} netns {name}",
                     f"link set {port} master {_BRIDGE}",
                     f"link set {port} up",
                 ),
@@ -90,9 +89,9 @@ def site() -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def watch(arrivals: far.Arrivals, **machines: Namespace) -> Iterator[None]:
+def watch(arrivals: far.Arrivals, machines: Mapping[far.Point, Namespace]) -> Iterator[None]:
     """Observe the frames that arrive at each machine."""
-    opened = [
+    opened: list[far.Opened] = [
         (far._capture(namespace, DEVICE), name, lambda _: True)
         for name, namespace in machines.items()
     ]
@@ -152,9 +151,7 @@ def into(seat: Seat) -> dict[str, Callable[[], bytes]]:
         "arp request": lambda: frame(ETH_ARP, arp(1, stranger4), _EVERYBODY),
         "arp answer": lambda: frame(ETH_ARP, arp(2, stranger4)),
         "arp answer as the proxy": lambda: frame(ETH_ARP, arp(2, seat.gateway4)),
-        "solicitation": lambda: frame(
-            ETH_IP6, neighbour_message(135, seat.own6, stranger6), group
-        ),
+        "solicitation": lambda: frame(ETH_IP6, neighbour_message(135, seat.own6, stranger6), group),
         "advertisement as the proxy": lambda: frame(
             ETH_IP6, neighbour_message(136, seat.gateway6, seat.gateway6), group
         ),

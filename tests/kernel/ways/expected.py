@@ -48,6 +48,6 @@ def neighbours() -> dict[str, set[str]]:
     return {direction: set(names) for direction, names in table.items()}
 
 
-def alone() -> set[tuple[str, Form]]:
-    """Return the variants that need a seat for themselves, by form: those that bring bytes out."""
+def loud() -> set[tuple[str, Form]]:
+    """Return the variants that bring bytes out, by form: they need a pause for their reports."""
     return {each for each, verdict in read().items() if verdict in {"reported", "OUT"}}

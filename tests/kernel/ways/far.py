@@ -12,15 +12,16 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft.netns import Namespace
 from tests.kernel.far_side import _with_tag
 from tests.kernel.ways.world import INTERNET_END, LOCAL, PASSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ocsf_nft.netns import Namespace
     from tests.kernel.ways.variant import Seat
     from tests.kernel.ways.world import World
 
@@ -65,9 +66,7 @@ class Arrivals:
     magic: bytes
     #: Attacks of which four bytes of payload are enough.
     short: frozenset[int]
-    frames: dict[tuple[int, Point], list[bytes]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    frames: dict[tuple[int, Point], list[bytes]] = field(default_factory=lambda: defaultdict(list))
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -156,11 +155,11 @@ def _read(
 
 @contextlib.contextmanager
 def servers(world: World, ports: Sequence[int]) -> Iterator[None]:
-    """Listen on these ports of the host and of the internet; the kernel answers and acknowledges."""
+    """Listen on these ports of the host and of the internet; the kernel answers."""
     with contextlib.ExitStack() as stack:
         for namespace in (world.host, world.internet):
             for port in ports:
-                stack.enter_context(namespace.call(lambda port=port: _server(port)))
+                stack.enter_context(namespace.call(partial(_server, port)))
         yield
 
 
@@ -183,7 +182,9 @@ def is_to_proxy(frame: bytes, seat: Seat, own: bytes, gateway: bytes, port: int)
         is_plain = body[0] == 0x45 and not fragment & 0x3FFF and body[9] == 6
         return is_plain and body[12:20] == ends and body[22:24] == port.to_bytes(2, "big")
     if kind == 0x86DD:
-        ends = b"".join(socket.inet_pton(socket.AF_INET6, each) for each in (seat.own6, seat.gateway6))
+        ends = b"".join(
+            socket.inet_pton(socket.AF_INET6, each) for each in (seat.own6, seat.gateway6)
+        )
         return body[6] == 6 and body[8:40] == ends and body[42:44] == port.to_bytes(2, "big")
     return False
 

@@ -25,40 +25,43 @@ def _quiet(rules: str) -> None:
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, capture_output=True, check=False)
 
 
-def _changed(seat: Seat, rules: str) -> None:
-    _quiet(rules.format(seat=seat, internet=INTERNET4))
+def _changed(seat: Seat, commands: tuple[str, ...]) -> None:
+    _quiet("\n".join(commands))
     tools.udp(seat)
     tools.frame(ETH_IP, tools.udp4(seat))
 
 
-for _name, _summary, _rules in (
-    ("deleted", "deletes the fence", "delete table inet ocsf_nft\ndelete table netdev ocsf_nft"),
-    ("flushed ruleset", "flushes the ruleset", "flush ruleset"),
-    ("accepting rule", "inserts rules that accept",
-     "insert rule inet ocsf_nft output accept\ninsert rule netdev ocsf_nft egress accept"),
-    ("accepting policy", "changes the policy of the chains",
-     "add chain inet ocsf_nft output {{ policy accept; }}\n"
-     "flush chain inet ocsf_nft refuse_egress\n"
-     "add chain netdev ocsf_nft egress {{ policy accept; }}\n"
-     "flush chain netdev ocsf_nft refuse_link"),
-    ("dormant", "makes the tables dormant",
-     "table inet ocsf_nft {{ flags dormant; }}\ntable netdev ocsf_nft {{ flags dormant; }}"),
-    ("allowed element", "adds a destination to the allowed ones",
-     "add element inet ocsf_nft allowed4 {{ {internet} . udp . 53 }}\n"
-     "add element netdev ocsf_nft allowed4 {{ {internet} . udp . 53 }}"),
-    ("replaced", "replaces the tables by empty ones of the same name",
-     "delete table inet ocsf_nft\ndelete table netdev ocsf_nft\n"
-     "table inet ocsf_nft {{ comment \"fence of sandbox mine\"; }}"),
+_DELETED: Final = ("delete table inet ocsf_nft", "delete table netdev ocsf_nft")
+for _name, _summary, _commands in (
+    ("deleted", "deletes the fence", _DELETED),
+    ("flushed ruleset", "flushes the ruleset", ("flush ruleset",)),
+    ("accepting rule", "inserts rules that accept", (
+        "insert rule inet ocsf_nft output accept", "insert rule netdev ocsf_nft egress accept",
+    )),
+    ("accepting policy", "changes the policy of the chains", (
+        "add chain inet ocsf_nft output { policy accept; }",
+        "flush chain inet ocsf_nft refuse_egress",
+        "add chain netdev ocsf_nft egress { policy accept; }",
+        "flush chain netdev ocsf_nft refuse_link",
+    )),
+    ("allowed element", "adds a destination to the allowed ones", (
+        f"add element inet ocsf_nft allowed4 {{ {INTERNET4} . udp . 53 }}",
+        f"add element netdev ocsf_nft allowed4 {{ {INTERNET4} . udp . 53 }}",
+    )),
 ):  # fmt: skip
     VARIANTS.append(
-        f"{_summary}, and sends.", partial(_changed, rules=_rules), "admin", f"tables {_name}",
-        races=True,
+        f"{_summary}, and sends.", partial(_changed, commands=_commands), "admin",
+        f"tables {_name}", races=True,
     )  # fmt: skip
 
 
-@_add("deletes the fence with CAP_NET_ADMIN of the initial user namespace.", attacker="cap-add", races=True)
+@_add(
+    "deletes the fence with CAP_NET_ADMIN of the initial user namespace.",
+    attacker="cap-add",
+    races=True,
+)
 def tables_deleted_by_cap_add(seat: Seat) -> None:
-    _changed(seat, "delete table inet ocsf_nft\ndelete table netdev ocsf_nft")
+    _changed(seat, _DELETED)
 
 
 @_add("removes the fence, sends, and loads what it has saved, as fast as it can.", races=True)
@@ -75,28 +78,19 @@ def removed_for_a_moment(seat: Seat) -> None:
 
 @_add("removes the fence again and again, until the service stops to restore it.", races=True)
 def removed_again_and_again(seat: Seat) -> None:
-    for _ in range(30):
+    for _ in range(12):
         _quiet("flush ruleset")
         tools.udp(seat)
 
 
-@_add("resets the counters of the fence, and sends.", races=True)
+@_add("resets the counters of the fence, and sends.")
 def counters_reset(seat: Seat) -> None:
     subprocess.run(["nft", "reset", "counters"], capture_output=True, check=False)
     subprocess.run(["nft", "reset", "rules"], capture_output=True, check=False)
     tools.udp(seat)
 
 
-@_add("fills the sets of the fence with flows, and sends then.", races=True)
-def sets_filled(seat: Seat) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for number in range(300):
-            with tools.refused():
-                sock.sendto(b"x", (INTERNET4, 1024 + number))
-    tools.udp(seat)
-
-
-@_add("takes the log group of the fence, and sends.", races=True)
+@_add("takes the log group of the fence, and sends.")
 def log_group_taken(seat: Seat) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
         body = struct.pack("=BBH", 0, 0, socket.htons(4001)) + struct.pack("=HHB3x", 5, 1, 1)
@@ -148,5 +142,5 @@ def _raced(seat: Seat, change: Callable[[], None]) -> None:
 VARIANTS.append(
     "gives the fence's tables an owner that is itself, and sends.",
     partial(_raced, change=lambda: _quiet("table inet ocsf_nft { flags owner; }")),
-    "admin", "tables owned", races=True,
+    "admin", "tables owned",
 )  # fmt: skip

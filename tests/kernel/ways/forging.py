@@ -12,48 +12,44 @@ VARIANTS: Final = Register("forged source", "admin")
 _add = VARIANTS.add
 
 
-def _translated(seat: Seat, rules: str, version: int) -> None:
-    tools.nft(rules.format(seat=seat, device=DEVICE))
-    if version == 4:
-        tools.whole4(tools.syn4(seat), seat.gateway4)
-    else:
-        tools.whole6(tools.syn6(seat), seat.gateway6)
+def _translated(seat: Seat, chain: str, statement: str, version: int) -> None:
+    tools.chain(chain, f"tcp dport {PROXY_PORT} {statement.format(seat=seat)}")
+    tools.syn_to_proxy(seat, version)
 
 
-for _name, _summary, _rules, _version in (
+for _name, _summary, _chain, _statement, _version in (
     ("source nat", "translates its source to the payload",
-     "table ip mine {{ chain c {{ type nat hook postrouting priority 100; "
-     "tcp dport 3128 snat to {seat.address}; }}; }}", 4),
+     "ip nat hook postrouting priority 100", "snat to {seat.address}", 4),
     ("source nat6", "translates its IPv6 source to the payload",
-     "table ip6 mine {{ chain c {{ type nat hook postrouting priority 100; "
-     "tcp dport 3128 snat to {seat.address6}; }}; }}", 6),
+     "ip6 nat hook postrouting priority 100", "snat to {seat.address6}", 6),
     ("stateless source", "rewrites its source in a postrouting chain",
-     "table ip mine {{ chain c {{ type filter hook postrouting priority 300; policy accept; "
-     "tcp dport 3128 ip saddr set {seat.address}; }}; }}", 4),
+     "ip filter hook postrouting priority 300", "ip saddr set {seat.address}", 4),
 ):  # fmt: skip
     VARIANTS.append(
         f"{_summary}, on a connection to the proxy.",
-        partial(_translated, rules=_rules, version=_version), "admin", _name,
-        "source" in _name and _version == 4,
+        partial(_translated, chain=_chain, statement=_statement, version=_version), "admin", _name,
+        is_short=_version == 4,
     )  # fmt: skip
 
 
 @_add("adds an address that is the payload, and connects from it.", is_short=True)
 def added_address(seat: Seat) -> None:
     tools.ip(f"address add {seat.address}/32 dev {DEVICE}")
-    tools.tcp(seat, seat.gateway4, PROXY_PORT, source=seat.address)
+    tools.whole4(tools.syn4(seat, source=seat.address), seat.gateway4)
 
 
 @_add("adds an IPv6 address that is the payload, and connects from it.")
 def added_address6(seat: Seat) -> None:
     tools.ip(f"address add {seat.address6}/128 dev {DEVICE} nodad")
-    tools.tcp(seat, seat.gateway6, PROXY_PORT, source=seat.address6)
+    tools.whole6(tools.syn6(seat, source=seat.address6), seat.gateway6)
 
 
-@_add("does it with CAP_NET_ADMIN of the initial user namespace.", attacker="cap-add", is_short=True)
+@_add(
+    "does it with CAP_NET_ADMIN of the initial user namespace.", attacker="cap-add", is_short=True
+)
 def address_added_by_cap_add(seat: Seat) -> None:
     tools.ip(f"address add {seat.address}/32 dev {DEVICE}")
-    tools.tcp(seat, seat.gateway4, PROXY_PORT, source=seat.address)
+    tools.whole4(tools.syn4(seat, source=seat.address), seat.gateway4)
 
 
 @_add("makes a network local by a route, and connects from an address in it.", is_short=True)
@@ -64,7 +60,9 @@ def local_route(seat: Seat) -> None:
 
 @_add("makes a network local in another table by a rule, and connects from it.", is_short=True)
 def local_route_by_a_rule(seat: Seat) -> None:
-    tools.ip("route add local 100.64.0.0/10 dev lo table 9", "rule add to 100.64.0.0/10 table 9 pref 1")
+    tools.ip(
+        "route add local 100.64.0.0/10 dev lo table 9", "rule add to 100.64.0.0/10 table 9 pref 1"
+    )
     tools.whole4(tools.syn4(seat, source=seat.address), seat.gateway4)
 
 

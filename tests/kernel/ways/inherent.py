@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _DATA: Final = "The proxy needs data. It decides what leaves."
-_FIELDS: Final = "A packet has fields that its sender chooses. The proxy ends the connection, so they end there."
+_FIELDS: Final = "A packet has fields that its sender chooses. They end at the proxy."
 
 #: Reasons by variant. They hold for each form of a fence in a namespace.
 INHERENT: Final[dict[str, str]] = {
@@ -17,7 +17,5 @@ INHERENT: Final[dict[str, str]] = {
     "raw: sequence number": _FIELDS,
     "raw: tcp option": _FIELDS,
     "raw: tcp timestamps": _FIELDS,
-    "raw: reset to the proxy": "The kernel resets a connection to the proxy. Its numbers are those of the forged packet.",
-    "admin: broadcast route": "The link address is the proxy's, so no neighbour receives the packet.",
-    "admin: false proxy": "The packets go to the true proxy.",
+    "raw: reset to the proxy": "The kernel resets a connection, to the proxy and to nobody else.",
 }

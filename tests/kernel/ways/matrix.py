@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -52,7 +53,7 @@ SEVERITIES: Final = frozenset({"Medium", "High", "Critical", "Fatal"})
 REPORT_SECONDS: Final = 5.0
 #: Silence after which the stream of events has ended, and the longest wait for it.
 _SILENT_SECONDS: Final = 1.5
-_LATE_SECONDS: Final = 30.0
+_LATE_SECONDS: Final = 90.0
 #: Forms of each host.
 _HOSTS: Final[tuple[frozenset[Form], ...]] = (
     frozenset({"open", "unguarded", "tap"}),
@@ -60,8 +61,11 @@ _HOSTS: Final[tuple[frozenset[Form], ...]] = (
 )
 _PROXY_USER: Final = 3128
 _QUIET_SECONDS: Final = 0.3
-#: Most attacks that run one after the other in a seat.
-_SHARING: Final = 16
+#: Attacks that share a seat: those that are expected to bring nothing out, and the others.
+_SHARING: Final = 20
+_SERIES: Final = 3
+#: Forms where an event can report a change of the namespace.
+_WATCHED: Final = frozenset({"guarded", "unguarded", "sidecar"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,17 @@ class Job:
     number: int
     variant: str
     seat: Seat
-    is_alone: bool
+    #: Time after it in which nothing else happens in its seat, in seconds.
+    pause: float
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Variants that run one after the other in a seat, with a pause after each."""
+
+    form: Form
+    keys: list[str]
+    pause: float
 
 
 @dataclass(frozen=True)
@@ -105,12 +119,14 @@ class _Report:
 def run(
     folder: Path,
     pairs: Collection[tuple[str, Form]],
-    alone: Container[tuple[str, Form]],
+    loud: Container[tuple[str, Form]],
 ) -> dict[tuple[str, Form], Outcome]:
     """Run variants in forms, and return the outcome of each pair.
 
-    Two services on two hosts halve the time until all fences are active. A report is about a seat. So variants in ``alone`` have a seat for themselves. The others are
-    expected to bring nothing out: they share seats, and none of them can be found as reported.
+    Two services on two hosts halve the time until all fences are active. A report is about a seat.
+    So variants in ``loud`` are followed by a pause for their reports, and few of them share a seat.
+    The others are expected to bring nothing out: many share a seat, and none of them can be found
+    as reported.
     """
     found: dict[tuple[str, Form], Outcome] = {}
     found_by = []
@@ -118,7 +134,7 @@ def run(
         for number, forms in enumerate(_HOSTS):
             of_host = [each for each in pairs if each[1] in forms]
             (folder / str(number)).mkdir()
-            found_by.append(pool.submit(_run, folder / str(number), of_host, alone))
+            found_by.append(pool.submit(_run, folder / str(number), of_host, loud))
     for each in found_by:
         found |= each.result()
     return found
@@ -127,39 +143,45 @@ def run(
 def _run(
     folder: Path,
     pairs: Collection[tuple[str, Form]],
-    alone: Container[tuple[str, Form]],
+    loud: Container[tuple[str, Form]],
 ) -> dict[tuple[str, Form], Outcome]:
     groups = [
-        (form, keys)
+        group
         for form in FORMS
-        for keys in _groups([key for key, where in pairs if where == form], form, alone)
+        for group in _groups([key for key, where in pairs if where == form], form, loud)
     ]
-    plan = [(form, VARIANTS[keys[0]].attacker == "admin") for form, keys in groups]
+    plan = [(each.form, VARIANTS[each.keys[0]].attacker == "admin") for each in groups]
     if not plan:
         return {}
     with world(plan) as made:
         jobs: list[Job] = []
-        for seat, (_, keys) in zip(made.seats, groups, strict=True):
-            for key in keys:
-                jobs.append(Job(len(jobs), key, seat, is_alone=len(keys) == 1))
+        for seat, group in zip(made.seats, groups, strict=True):
+            for key in group.keys:
+                jobs.append(Job(len(jobs), key, seat, group.pause))
         with _service(made, folder) as reports:
             return _judged(made, jobs, reports)
 
 
 def _groups(
-    chosen: Collection[str], form: Form, alone: Container[tuple[str, Form]]
-) -> Iterator[list[str]]:
+    chosen: Collection[str], form: Form, loud_ones: Container[tuple[str, Form]]
+) -> Iterator[_Group]:
     """Yield groups of variants that share a seat."""
     shared: dict[Attacker, list[str]] = defaultdict(list)
+    loud: dict[Attacker, list[str]] = defaultdict(list)
     for key in chosen:
         each = VARIANTS[key]
-        if (key, form) in alone or each.ends_link or each.races:
-            yield [key]
+        if form in _WATCHED and (each.ends_link or each.races or each.spoils):
+            yield _Group(form, [key], REPORT_SECONDS)
+        elif (key, form) in loud_ones:
+            loud[each.attacker].append(key)
+        elif each.ends_link:
+            yield _Group(form, [key], 0.0)
         else:
             shared[each.attacker].append(key)
-    for keys in shared.values():
-        for begin in range(0, len(keys), _SHARING):
-            yield keys[begin : begin + _SHARING]
+    for found, size, pause in ((loud, _SERIES, REPORT_SECONDS), (shared, _SHARING, 0.0)):
+        for keys in found.values():
+            for begin in range(0, len(keys), size):
+                yield _Group(form, keys[begin : begin + size], pause)
 
 
 def _name(seat: Seat) -> str:
@@ -276,13 +298,14 @@ def attacked(jobs: Sequence[Job], magic: bytes) -> dict[int, dict[str, Any]]:
         "groups": [
             {
                 "seat": {
-                    key: value
-                    for key, value in asdict(seat).items()
-                    if key not in {"magic", "job"}
+                    key: value for key, value in asdict(seat).items() if key not in {"magic", "job"}
                 },
+                "pause": of_seat[0].pause,
                 "jobs": [{"job": job.number, "variant": job.variant} for job in of_seat],
             }
-            for seat, of_seat in sorted(groups.items(), key=lambda each: -len(each[1]))
+            for seat, of_seat in sorted(
+                groups.items(), key=lambda each: -len(each[1]) - 9 * each[1][0].pause
+            )
         ],
     }
     done = subprocess.run(
@@ -323,7 +346,7 @@ def _outcome(
         ]
     if not got_out:
         return Outcome("allowed" if arrived else "stopped", _shown(arrived), error)
-    if job.is_alone:
+    if job.pause:
         for report in reports:
             if (
                 report.is_about(seat)
@@ -347,8 +370,6 @@ def _is_to_gateway(frame: bytes, seat: Seat) -> bool:
 
 def _is_translated(frame: bytes) -> bool:
     """Return whether a packet at the internet has the host's address, as NAT gives it."""
-    import socket  # noqa: PLC0415
-
     if frame[12:14] == b"\x08\0":
         return frame[26:30] == socket.inet_aton(UPLINK4)
     return frame[12:14] == b"\x86\xdd" and frame[22:38] == socket.inet_pton(

@@ -33,28 +33,31 @@ _HEAD: Final = """\
 
 <!-- This page is generated: python -m tests.kernel.ways docs/explanation/ways-round.md -->
 
-This page lists the attacks that the tests try against each form of a fence. Each attack is to bring chosen bytes
-past the fence, without the proxy. A test runs each attack in a namespace without a fence, and shows that it works
-there. Then it runs the attack against the fence. Observers behind the fence search all frames for the bytes.
+This page lists the attacks that the tests try against each form of a fence. Each attack is to bring
+chosen bytes past the fence, without the proxy. A test runs each attack in a namespace without a
+fence, and shows that it works there. Then it runs the attack against the fence. Observers behind
+the fence search all frames for the bytes.
 
 | outcome | meaning |
 |---|---|
 | stopped | No chosen byte arrived. |
 | reported | Chosen bytes arrived. Within 5 s, an event of severity Medium or more reported it. |
-| allowed | Chosen bytes arrived only where the policy allows packets: at the proxy; from a VM, also at the internet. |
+| allowed | Chosen bytes arrived only where the policy allows packets. |
 | OUT | Chosen bytes arrived, and no event reported it. |
 
-An event about a blocked packet is no report: it states that the packet was blocked.
+The policy allows packets to the proxy, and from a VM also packets to the internet with the host's
+address. An event about a blocked packet is no report: it states that the packet was blocked.
+Some attacks race the restoration of the fence. Their outcome is stopped or reported.
 
-The columns are the forms of a fence. "Guard" is the fence on the host's end of the link (`host_guard`). The column
-"VM" is the profile `tap` without `strict`, which lets a VM reach the internet.
+The columns are the forms of a fence. "Guard" is the fence on the host's end of the link
+(`host_guard`). "VM" is the profile `tap`, as it is by default.
 
 """
 _INHERENT: Final = """
 ## Inherent
 
-The proxy receives the packets that it needs, and a packet has fields that its sender chooses. No fence can prevent
-that. The proxy decides what leaves.
+The proxy receives the packets that it needs, and a packet has fields that its sender chooses.
+No fence can prevent that. The proxy decides what leaves.
 
 | attack | reason |
 |---|---|
@@ -100,7 +103,8 @@ def _keys(attacker: Attacker) -> Iterator[str]:
 
 def _summary(verdicts: Mapping[tuple[str, Form], Verdict]) -> Iterator[str]:
     yield f"The test of each attack is in `{TEST}`, with the name in the last column.\n\n"
-    yield "| attacker | form | attacks | stopped | reported | allowed | OUT |\n|---|---|---|---|---|---|---|\n"
+    yield "| attacker | form | attacks | stopped | reported | allowed | OUT |\n"
+    yield "|---|---|---|---|---|---|---|\n"
     for attacker, title in _ATTACKERS.items():
         keys = list(_keys(attacker))
         for form, name in _COLUMNS.items():

@@ -108,9 +108,13 @@ def marked(seat: Seat) -> None:
 
 def _syn_with(seat: Seat, segment: bytes, version: int = 4) -> None:
     if version == 4:
-        tools.whole4(packets.summed(packets.ip4(seat.own4, seat.gateway4, _TCP, segment)), seat.gateway4)
+        tools.whole4(
+            packets.summed(packets.ip4(seat.own4, seat.gateway4, _TCP, segment)), seat.gateway4
+        )
     else:
-        tools.whole6(packets.summed(packets.ip6(seat.own6, seat.gateway6, _TCP, segment)), seat.gateway6)
+        tools.whole6(
+            packets.summed(packets.ip6(seat.own6, seat.gateway6, _TCP, segment)), seat.gateway6
+        )
 
 
 @_add("sends a SYN to the proxy with data.")
@@ -163,7 +167,8 @@ def _icmp4(seat: Seat, kind: int, code: int, to: str = INTERNET4) -> None:
 
 
 for _name, _kind, _code in (
-    ("unreachable", 3, 3), ("fragmentation needed", 3, 4), ("redirect", 5, 1), ("time exceeded", 11, 0),
+    ("unreachable", 3, 3), ("fragmentation needed", 3, 4), ("redirect", 5, 1),
+    ("time exceeded", 11, 0),
     ("timestamp", 13, 0), ("echo reply", 0, 0), ("admin prohibited", 3, 13),
 ):  # fmt: skip
     VARIANTS.append(
@@ -238,7 +243,10 @@ def error6_on_loopback(seat: Seat) -> None:
     _on_loopback(ETH_IP6, packets.summed(packet))
 
 
-@_add("puts a SYN from an address that is the payload on loopback: the reset goes there.", is_short=True)
+@_add(
+    "puts a SYN from an address that is the payload on loopback: the reset goes there.",
+    is_short=True,
+)
 def reset_on_loopback(seat: Seat) -> None:
     packet = packets.ip4(seat.address, seat.own4, _TCP, packets.tcp(9, SYN))
     _on_loopback(ETH_IP, packets.summed(packet))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +46,9 @@ for _side, _verb in (("egress", "redirect"), ("ingress", "mirror")):
     )  # fmt: skip
 
 
-@_add("redirects frames of loopback with CAP_NET_ADMIN of the initial namespace.", attacker="cap-add")
+@_add(
+    "redirects frames of loopback with CAP_NET_ADMIN of the initial namespace.", attacker="cap-add"
+)
 def tc_of_cap_add(seat: Seat) -> None:
     _by_loopback(seat, "egress", "redirect")
 
@@ -192,7 +195,9 @@ def tc_tap(seat: Seat) -> None:
     os.write(descriptor, tools.own_frame(ETH_IP, tools.udp4(seat)))
 
 
-@_add("writes frames to a TAP device with CAP_NET_ADMIN of the initial namespace.", attacker="cap-add")
+@_add(
+    "writes frames to a TAP device with CAP_NET_ADMIN of the initial namespace.", attacker="cap-add"
+)
 def nft_fwd_tap(seat: Seat) -> None:
     descriptor = tools.tap("t0")
     tools.ip("link set t0 up")
@@ -203,50 +208,50 @@ def nft_fwd_tap(seat: Seat) -> None:
     os.write(descriptor, tools.own_frame(ETH_IP, tools.udp4(seat)))
 
 
-@_add("writes frames to a TAP device that is bridged with the link.", ends_link=True)
+@_add("writes frames to a TAP device that is bridged with the link.")
 def bridged_tap(seat: Seat) -> None:
     descriptor = tools.tap("t0")
     tools.ip(
         "link add br7 type bridge", "link set t0 master br7", f"link set {DEVICE} master br7",
         "link set t0 up", "link set br7 up",
     )  # fmt: skip
-    tools.time.sleep(0.05)
+    time.sleep(0.05)
     os.write(descriptor, tools.own_frame(ETH_IP, tools.udp4(seat)))
 
 
-@_add("bridges the link with a child namespace, and sends packets to the proxy as a neighbour.", ends_link=True)
+@_add("bridges the link with a child namespace, and sends packets to the proxy as a neighbour.")
 def bridged_child(seat: Seat) -> None:
     with _pair() as pid:
         tools.ip(
             "link add br7 type bridge", "link set v0 master br7", f"link set {DEVICE} master br7",
             "link set br7 up",
         )  # fmt: skip
-        tools.time.sleep(0.05)
+        time.sleep(0.05)
         body = tools.syn4(seat, to=INTERNET4)
         tools.work_inside(pid, lambda: tools.frame(ETH_IP, body, device="v1"))
 
 
-@_add("bridges the link with a child namespace, and sends ARP from there with data.", ends_link=True)
+@_add("bridges the link with a child namespace, and sends ARP from there with data.")
 def bridged_arp(seat: Seat) -> None:
     with _pair() as pid:
         tools.ip(
             "link add br7 type bridge", "link set v0 master br7", f"link set {DEVICE} master br7",
             "link set br7 up",
         )  # fmt: skip
-        tools.time.sleep(0.05)
+        time.sleep(0.05)
         body = struct.pack("!HHBBH", 1, ETH_IP, 6, 4, 1) + seat.token
         body += socket.inet_aton(seat.own4) + seat.token + socket.inet_aton(seat.gateway4)
         tools.work_inside(pid, lambda: tools.frame(0x0806, body, device="v1"))
 
 
-@_add("bridges the link with a child namespace, and sends packets to the proxy with data.", ends_link=True)
+@_add("bridges the link with a child namespace, and sends packets to the proxy with data.")
 def bridged_to_the_proxy(seat: Seat) -> None:
     with _pair() as pid:
         tools.ip(
             "link add br7 type bridge", "link set v0 master br7", f"link set {DEVICE} master br7",
             "link set br7 up",
         )  # fmt: skip
-        tools.time.sleep(0.05)
+        time.sleep(0.05)
         tools.work_inside(
             pid, lambda: tools.frame(ETH_IP, tools.syn4(seat), device="v1", to=seat.token)
         )
@@ -263,7 +268,7 @@ def macvlan_arp(seat: Seat) -> None:
         tools.work_inside(pid, lambda: tools.frame(0x0806, body, device="m0"))
 
 
-@_add("takes the link over by a macvlan child (passthru) in a child namespace.", ends_link=True)
+@_add("takes the link over by a macvlan child (passthru) in a child namespace.")
 def macvlan_passthru(seat: Seat) -> None:
     with tools.child_namespace() as pid:
         tools.ip(f"link add link {DEVICE} name m0 type macvlan mode passthru",
@@ -282,7 +287,8 @@ def tc_macvlan(seat: Seat) -> None:
 @_add("encapsulates frames in VXLAN to the internet.")
 def vxlan(seat: Seat) -> None:
     tools.ip(
-        f"link add x0 type vxlan id 7 remote {INTERNET4} dstport 4789 dev {DEVICE}", "link set x0 up"
+        f"link add x0 type vxlan id 7 remote {INTERNET4} dstport 4789 dev {DEVICE}",
+        "link set x0 up",
     )
     tools.frame(ETH_IP, tools.udp4(seat), device="x0")
 
@@ -294,5 +300,3 @@ def vxlan_to_the_proxy(seat: Seat) -> None:
         "link set x0 up",
     )
     tools.frame(ETH_IP, tools.udp4(seat), device="x0")
-
-

@@ -23,17 +23,14 @@ def _egress(statement: str, priority: str = "100", table: str = "mine") -> None:
 
 def _rewrites(seat: Seat, statement: str, priority: str, version: int) -> None:
     _egress(statement.format(seat=seat), priority)
-    packet = tools.syn4(seat) if version == 4 else tools.syn6(seat)
-    if version == 4:
-        tools.whole4(packet, seat.gateway4)
-    else:
-        tools.whole6(packet, seat.gateway6)
+    tools.syn_to_proxy(seat, version)
 
 
 _TO_INTERNET: Final = f"ip daddr set {INTERNET4}"
 for _name, _summary, _statement, _priority, _version in (
     ("destination", "rewrites the destination", _TO_INTERNET, "100", 4),
-    ("destination6", "rewrites the IPv6 destination", f"tcp dport 3128 ip6 daddr set {INTERNET6}", "100", 6),
+    ("destination6", "rewrites the IPv6 destination",
+     f"tcp dport 3128 ip6 daddr set {INTERNET6}", "100", 6),
     ("destination at the last priority", "does it at the last priority", _TO_INTERNET,
      "2147483647", 4),
     ("destination at an equal priority", "does it at the fence's priority", _TO_INTERNET, "0", 4),
@@ -43,8 +40,10 @@ for _name, _summary, _statement, _priority, _version in (
      "ether daddr set {seat.mac_text}", "100", 4),
     ("link source", "rewrites the source link address to the payload",
      "ether saddr set {seat.mac_text}", "100", 4),
-    ("vlan", "turns the packet into a tagged frame", "ip protocol 6 ether type set 0x8100", "100", 4),
-    ("next header", "turns the packet into a fragment of IPv6", "tcp dport 3128 ip6 nexthdr set 44", "100", 6),
+    ("vlan", "turns the packet into a tagged frame", "ip protocol 6 ether type set 0x8100",
+     "100", 4),
+    ("next header", "turns the packet into a fragment of IPv6",
+     "tcp dport 3128 ip6 nexthdr set 44", "100", 6),
 ):  # fmt: skip
     VARIANTS.append(
         f"{_summary} of a packet to the proxy in an egress chain.",
@@ -75,46 +74,40 @@ def rewriting_by_offset(seat: Seat) -> None:
     tools.whole4(tools.syn4(seat), seat.gateway4)
 
 
-def _inet(seat: Seat, rules: str, *, version: int = 4) -> None:
-    tools.nft(rules.format(seat=seat, internet=INTERNET4, internet6=INTERNET6, port=PROXY_PORT))
-    if version == 4:
-        tools.whole4(tools.syn4(seat), seat.gateway4)
-    else:
-        tools.whole6(tools.syn6(seat), seat.gateway6)
+def _inet(seat: Seat, chain: str, statement: str, version: int) -> None:
+    tools.chain(chain, statement.format(seat=seat))
+    tools.syn_to_proxy(seat, version)
 
 
-for _name, _summary, _rules, _version in (
-    ("postrouting", "rewrites the destination in a postrouting chain",
-     "table inet mine {{ chain c {{ type filter hook postrouting priority 300; policy accept; "
-     "ip daddr {seat.gateway4} ip daddr set {internet}; }}; }}", 4),
-    ("postrouting6", "rewrites the IPv6 destination in a postrouting chain",
-     "table inet mine {{ chain c {{ type filter hook postrouting priority 300; policy accept; "
-     "ip6 daddr {seat.gateway6} ip6 daddr set {internet6}; }}; }}", 6),
+_LATE: Final = "inet filter hook postrouting priority 300"
+for _name, _summary, _chain, _statement, _version in (
+    ("postrouting", "rewrites the destination in a postrouting chain", _LATE,
+     f"tcp dport {PROXY_PORT} ip daddr set {INTERNET4}", 4),
+    ("postrouting6", "rewrites the IPv6 destination in a postrouting chain", _LATE,
+     f"tcp dport {PROXY_PORT} ip6 daddr set {INTERNET6}", 6),
     ("late output", "rewrites the destination in an output chain after the fence's",
-     "table ip mine {{ chain c {{ type filter hook output priority 500; policy accept; "
-     "ip daddr {seat.gateway4} ip daddr set {internet}; }}; }}", 4),
+     "ip filter hook output priority 500", f"tcp dport {PROXY_PORT} ip daddr set {INTERNET4}", 4),
     ("late route", "reroutes after it has rewritten (a route chain)",
-     "table ip mine {{ chain c {{ type route hook output priority 500; policy accept; "
-     "ip daddr {seat.gateway4} ip daddr set {internet} meta mark set 7; }}; }}", 4),
+     "ip route hook output priority 500",
+     f"tcp dport {PROXY_PORT} ip daddr set {INTERNET4} meta mark set 7", 4),
     ("destination nat", "translates the destination before the fence's verdict",
-     "table ip mine {{ chain c {{ type nat hook output priority -100; "
-     "ip daddr {seat.gateway4} tcp dport {port} dnat to {internet}:443; }}; }}", 4),
-    ("port", "rewrites the port in a postrouting chain",
-     "table inet mine {{ chain c {{ type filter hook postrouting priority 300; policy accept; "
-     "tcp dport {port} tcp dport set 443; }}; }}", 4),
+     "ip nat hook output priority -100", f"tcp dport {PROXY_PORT} dnat to {INTERNET4}:443", 4),
+    ("port", "rewrites the port in a postrouting chain", _LATE,
+     f"tcp dport {PROXY_PORT} tcp dport set 443", 4),
 ):  # fmt: skip
     VARIANTS.append(
         f"{_summary}, for a packet to the proxy.",
-        partial(_inet, rules=_rules, version=_version), "admin", f"inet chain: {_name}",
+        partial(_inet, chain=_chain, statement=_statement, version=_version), "admin",
+        f"inet chain: {_name}",
     )  # fmt: skip
 
 
 @_add("lets a packet look as one to the proxy for the fence, and undoes that on egress.")
 def disguise(seat: Seat) -> None:
-    tools.nft(
-        f"table ip mine {{ chain c {{ type filter hook output priority -10; policy accept; ip daddr "
-        f"{INTERNET4} udp dport 53 ip protocol set 6 ip daddr set {seat.gateway4} th dport set "
-        f"{PROXY_PORT}; }}; }}"
+    tools.chain(
+        "ip filter hook output priority -10",
+        f"ip daddr {INTERNET4} udp dport 53 ip protocol set 6 ip daddr set {seat.gateway4} "
+        f"th dport set {PROXY_PORT}",
     )
     _egress(f"ip protocol set 17 ip daddr set {INTERNET4} th dport set 53")
     tools.udp(seat)

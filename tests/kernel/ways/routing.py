@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from tests.kernel.ways import tools
-from tests.kernel.ways.variant import DEVICE, INTERNET4, PROXY_PORT, Register, Seat
+from tests.kernel.ways.variant import DEVICE, INTERNET4, Register, Seat
 
 VARIANTS: Final = Register("link layer and routes", "admin")
 _add = VARIANTS.add
@@ -41,26 +41,27 @@ def neighbour_by_cap_add(seat: Seat) -> None:
     _neighbour(seat, "{seat.mac_text}", 4)
 
 
-def _via(seat: Seat, route: str) -> None:
+def _via(seat: Seat, routes: tuple[str, ...]) -> None:
     tools.ip(
         f"neigh replace {seat.stranger4} lladdr {seat.mac_text} dev {DEVICE} nud permanent",
-        route.format(seat=seat, device=DEVICE),
+        *(route.format(seat=seat) for route in routes),
     )
     tools.whole4(tools.syn4(seat), seat.gateway4)
 
 
-for _name, _route in (
-    ("onlink gateway", "route add {seat.gateway4}/32 via {seat.stranger4} dev {device} onlink"),
-    ("rule", "rule add to {seat.gateway4} table 7 pref 1\n"
-     "route add default via {seat.stranger4} dev {device} table 7"),
-    ("nexthop object", "nexthop add id 7 via {seat.stranger4} dev {device}\n"
-     "route add {seat.gateway4}/32 nhid 7"),
-    ("gateway of the other family", "neigh replace fe80::77 lladdr {seat.mac_text} dev {device} nud "
-     "permanent\nroute add {seat.gateway4}/32 via inet6 fe80::77 dev {device}"),
+_VIA: Final = f"via {{seat.stranger4}} dev {DEVICE}"
+for _name, _routes in (
+    ("onlink gateway", (f"route add {{seat.gateway4}}/32 {_VIA} onlink",)),
+    ("rule", ("rule add to {seat.gateway4} table 7 pref 1", f"route add default {_VIA} table 7")),
+    ("nexthop object", (f"nexthop add id 7 {_VIA}", "route add {seat.gateway4}/32 nhid 7")),
+    ("gateway of the other family", (
+        f"neigh replace fe80::77 lladdr {{seat.mac_text}} dev {DEVICE} nud permanent",
+        f"route add {{seat.gateway4}}/32 via inet6 fe80::77 dev {DEVICE}",
+    )),
 ):  # fmt: skip
     VARIANTS.append(
         f"routes packets to the proxy through a station that is the payload: {_name}.",
-        partial(_via, route=_route), "admin", f"route: {_name}",
+        partial(_via, routes=_routes), "admin", f"route: {_name}",
     )  # fmt: skip
 
 
@@ -84,7 +85,8 @@ for _name, _address, _how in (
 ):
     VARIANTS.append(
         f"lets the kernel resolve an address that is the payload ({_name}).",
-        partial(_asked, address=_address, how=_how), "admin", f"resolution: {_name}", "arp" in _name,
+        partial(_asked, address=_address, how=_how), "admin", f"resolution: {_name}",
+        "arp" in _name,
     )  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def solicitation_of_the_link(seat: Seat) -> None:
 @_add("announces an added address that is the payload (arp_notify).", is_short=True)
 def gratuitous_arp(seat: Seat) -> None:
     tools.sysctl(f"ipv4/conf/{DEVICE}/arp_notify", "1")
-    tools.ip(f"address del {seat.own4}/24 dev {DEVICE}", f"address add {seat.address}/32 dev {DEVICE}",
+    tools.ip(f"address del {seat.own4}/24 dev {DEVICE}",
+             f"address add {seat.address}/32 dev {DEVICE}",
              f"link set {DEVICE} down", f"link set {DEVICE} up")  # fmt: skip
     time.sleep(0.2)
 
@@ -123,7 +126,8 @@ def arp_from_the_payload(seat: Seat) -> None:
         f"route replace {seat.gateway4}/32 dev {DEVICE} src {seat.address}",
         f"neigh flush dev {DEVICE}",
     )
-    tools.tcp(seat, seat.gateway4, PROXY_PORT, source=seat.address)
+    tools.whole4(tools.syn4(seat, source=seat.address), seat.gateway4)
+    time.sleep(0.1)
 
 
 @_add("asks for the proxy from an added IPv6 address that is the payload.")
@@ -132,7 +136,8 @@ def solicitation_from_the_payload(seat: Seat) -> None:
         f"address add {seat.address6}/128 dev {DEVICE} nodad",
         f"neigh flush dev {DEVICE}",
     )
-    tools.tcp(seat, seat.gateway6, PROXY_PORT, source=seat.address6)
+    tools.whole6(tools.syn6(seat, source=seat.address6), seat.gateway6)
+    time.sleep(0.1)
 
 
 @_add("reports a group by an added address (solicited-node group).")
@@ -160,15 +165,24 @@ def segment_route_inline(seat: Seat) -> None:
 
 @_add("sends to the proxy's address as to a broadcast (a route of that type).")
 def broadcast_route(seat: Seat) -> None:
-    tools.ip(f"neigh flush dev {DEVICE}", f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local")
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock, tools.refused():
+    tools.ip(
+        f"neigh flush dev {DEVICE}",
+        f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local",
+    )
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+        tools.refused(),
+    ):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.sendto(tools.syn4(seat), (seat.gateway4, 0))
 
 
 @_add("sends to the proxy's address as to a group (a route of that type).")
 def multicast_route(seat: Seat) -> None:
-    tools.ip(f"neigh flush dev {DEVICE}", f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local")
+    tools.ip(
+        f"neigh flush dev {DEVICE}",
+        f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local",
+    )
     tools.whole4(tools.syn4(seat), seat.gateway4)
 
 
@@ -184,7 +198,11 @@ def routed_child(seat: Seat) -> None:
     with tools.child_namespace() as pid:
         tools.ip(f"link add v0 type veth peer name v1 netns {pid}", "link set v0 up",
                  "address add 10.99.0.1/24 dev v0")  # fmt: skip
-        lines = ("link set v1 up", "address add 10.99.0.2/24 dev v1", "route add default via 10.99.0.1")
+        lines = (
+            "link set v1 up",
+            "address add 10.99.0.2/24 dev v1",
+            "route add default via 10.99.0.1",
+        )
         tools.inside(pid, "ip", "-batch", "-", stdin="\n".join(lines))
         tools.until_up("v0")
         tools.work_inside(pid, lambda: tools.udp(seat, INTERNET4))

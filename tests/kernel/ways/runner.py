@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.kernel.ways import tidy, tools
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from tests.kernel.ways.variant import Attacker
 
-_AT_ONCE: Final = 20
-_SECONDS: Final = 20
+_AT_ONCE: Final = 100
+_SECONDS: Final = 30
 _CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 _NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
@@ -43,7 +44,7 @@ def main() -> None:
     for group in plan["groups"]:
         if len(running) >= _AT_ONCE:
             running.discard(os.wait()[0])
-        running.add(_forked(lambda group=group: _run_group(group, magic)))
+        running.add(_forked(partial(_run_group, group, magic)))
     while running:
         running.discard(os.wait()[0])
 
@@ -65,7 +66,7 @@ def _run_group(group: dict[str, Any], magic: bytes) -> None:
         seat = Seat(**group["seat"], magic=magic, job=job["job"])
         begun = time.time()
         reader, writer = os.pipe()
-        pid = _forked(lambda job=job, seat=seat, writer=writer: _attack(job, seat, writer))
+        pid = _forked(partial(_attack, job, seat, writer))
         os.close(writer)
         with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
             error = pipe.read().decode()
@@ -74,8 +75,11 @@ def _run_group(group: dict[str, Any], magic: bytes) -> None:
             error = f"ended by signal {os.WTERMSIG(status)}"
         result = {"job": job["job"], "begun": begun, "ended": time.time(), "error": error}
         os.write(1, (json.dumps(result) + "\n").encode())
-        if VARIANTS[job["variant"]].attacker in {"admin", "cap-add"} and len(group["jobs"]) > 1:
-            os.waitpid(_forked(lambda seat=seat: _tidy(seat)), 0)
+        if job is not group["jobs"][-1]:
+            # A report about this attack has to come before the next one begins.
+            time.sleep(group["pause"])
+            if VARIANTS[job["variant"]].attacker in {"admin", "cap-add"}:
+                os.waitpid(_forked(partial(_tidy, seat)), 0)
 
 
 def _tidy(seat: Seat) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import tempfile
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -192,9 +193,7 @@ def _group(seat: Seat, to: str, port: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
     else:
         sock = _udp4()
-        sock.setsockopt(
-            socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(seat.own4)
-        )
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(seat.own4))
     tools.udp(seat, to, port, sock=sock)
 
 
@@ -219,7 +218,7 @@ def igmp_sources(seat: Seat) -> None:
         for source in (seat.address, "192.0.2.1"):
             option = b"".join(map(socket.inet_aton, ("232.1.2.3", seat.own4, source)))
             sock.setsockopt(socket.IPPROTO_IP, 39, option)  # IP_ADD_SOURCE_MEMBERSHIP
-        tools.time.sleep(0.3)
+        time.sleep(0.3)
 
 
 @_add("reports membership of a local group, with chosen sources (IGMP).", is_short=True)
@@ -227,7 +226,7 @@ def igmp_group(seat: Seat) -> None:
     with _udp4() as sock:
         option = b"".join(map(socket.inet_aton, ("239.3.2.1", seat.own4, seat.address)))
         sock.setsockopt(socket.IPPROTO_IP, 39, option)
-        tools.time.sleep(0.3)
+        time.sleep(0.3)
 
 
 @_add("reports membership of a group, with chosen sources (MLDv2).")
@@ -240,7 +239,7 @@ def mld_sources(seat: Seat) -> None:
     with _udp6() as sock:
         option = index + address("ff35::7") + address(seat.address6)
         sock.setsockopt(socket.IPPROTO_IPV6, _MCAST_JOIN_SOURCE_GROUP, option)
-        tools.time.sleep(0.3)
+        time.sleep(0.3)
 
 
 @_add("joins a group whose address is the payload (MLD).")
@@ -249,7 +248,7 @@ def mld_group(seat: Seat) -> None:
     with _udp6() as sock:
         index = struct.pack("=I", socket.if_nametoindex(DEVICE))
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + index)
-        tools.time.sleep(0.3)
+        time.sleep(0.3)
 
 
 def _echo(seat: Seat, to: str) -> None:
@@ -280,7 +279,7 @@ def ping_of_all_nodes(seat: Seat) -> None:
 @_add("sends to an IPv6 address of the link that is the payload, so that the kernel asks for it.")
 def solicited_address(seat: Seat) -> None:
     tools.udp(seat, f"{seat.subnet6}:{seat.token.hex(':', 2)}")
-    tools.time.sleep(0.05)
+    time.sleep(0.05)
 
 
 @_add("does the same with a link-local address.")
@@ -288,7 +287,7 @@ def solicited_link_local_address(seat: Seat) -> None:
     host = seat.token.hex(":", 2)
     with _udp6() as sock, tools.refused():
         sock.sendto(b"x", (f"fe80::{host}", 9, 0, socket.if_nametoindex(DEVICE)))
-        tools.time.sleep(0.05)
+        time.sleep(0.05)
 
 
 @_add("sends to an address that is the payload.", is_short=True)
@@ -386,7 +385,7 @@ def orphan(seat: Seat) -> None:
             tools.udp(seat, port=123)
         os._exit(0)
     os.wait()
-    tools.time.sleep(0.1)
+    time.sleep(0.1)
 
 
 @_add("sends with the smallest time to live, so that a router's error returns.")

@@ -20,7 +20,10 @@ _add = VARIANTS.add
 @_add("lowers the MTU, so that packets to the proxy become fragments.")
 def small_mtu(seat: Seat) -> None:
     tools.ip(f"link set {DEVICE} mtu 1280")
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock, tools.refused():
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+        tools.refused(),
+    ):
         sock.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT
         segment = packets.tcp(PROXY_PORT, packets.SYN) + seat.payload
         sock.sendto(packets.ip4(seat.own4, seat.gateway4, 253, segment), (seat.gateway4, 0))

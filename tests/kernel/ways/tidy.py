@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from tests.kernel.ways.variant import Seat
 
-_RULES: Final = "\n".join(f"destroy table {family} mine" for family in ("inet", "ip", "ip6", "netdev"))
+_RULES: Final = "\n".join(
+    f"destroy table {family} mine" for family in ("inet", "ip", "ip6", "netdev")
+)
 _QUEUES: Final = (
     "qdisc del dev lo clsact", "qdisc del dev lo ingress", "qdisc del dev lo root",
     f"qdisc del dev {DEVICE} clsact", f"qdisc del dev {DEVICE} root",
@@ -40,6 +42,8 @@ def tidy(seat: Seat) -> None:
 
 
 def _lines(seat: Seat) -> Iterable[str]:
+    yield "link set other0 down"
+    yield f"link set other0 name {DEVICE}"
     yield from (f"link del {each}" for each in _LINKS)
     yield "rule del pref 1"
     yield "rule del fwmark 7"
@@ -66,7 +70,13 @@ def _lines(seat: Seat) -> Iterable[str]:
     yield f"address replace {seat.own6}/64 dev {DEVICE}"
     yield f"route replace default via {seat.gateway4}"
     yield f"route replace ::/0 via {seat.gateway6} dev {DEVICE}"
-    yield f"neigh replace {seat.gateway4} lladdr {GATEWAY_MAC.hex(':')} dev {DEVICE} nud reachable"
+    yield from neighbours(seat)
+
+
+def neighbours(seat: Seat) -> Iterable[str]:
+    """Yield commands that make the proxy's link address known, so that no packet waits for it."""
+    for address in (seat.gateway4, seat.gateway6):
+        yield f"neigh replace {address} lladdr {GATEWAY_MAC.hex(':')} dev {DEVICE} nud stale"
 
 
 def _run(*command: str, stdin: Iterable[str] = ()) -> None:

@@ -51,7 +51,7 @@ def run(*command: str, stdin: str | None = None) -> None:
 
 
 def ip(*lines: str) -> None:
-    """Run commands of ip(8)."""
+    """Run commands of the program ip."""
     run("ip", "-batch", "-", stdin="\n".join(lines))
 
 
@@ -60,8 +60,15 @@ def nft(rules: str) -> None:
     run("nft", "-f", "-", stdin=rules)
 
 
+def chain(chain: str, statement: str) -> None:
+    """Add a base chain with a statement: ``FAMILY TYPE hook HOOK priority PRIORITY``."""
+    family, kind = chain.split(" ", 1)
+    policy = "" if kind.startswith("nat") else "policy accept;"
+    nft(f"table {family} mine {{\nchain c {{\ntype {kind}; {policy}\n{statement}\n}}\n}}")
+
+
 def tc(*lines: str) -> None:
-    """Run commands of tc(8)."""
+    """Run commands of the program tc."""
     run("tc", "-batch", "-", stdin="\n".join(lines))
 
 
@@ -83,18 +90,22 @@ def until_up(device: str) -> None:
 # Sockets.
 
 
-def udp(seat: Seat, to: str = INTERNET4, port: int = 53, *, sock: socket.socket | None = None) -> None:
+def udp(
+    seat: Seat, to: str = INTERNET4, port: int = 53, *, sock: socket.socket | None = None
+) -> None:
     """Send the payload by a UDP socket."""
     family = socket.AF_INET6 if ":" in to else socket.AF_INET
     with sock or socket.socket(family, socket.SOCK_DGRAM) as used, refused():
         used.sendto(seat.payload, (to, port))
 
 
-def tcp(seat: Seat, to: str = INTERNET4, port: int = WEB_PORT, *, source: str | None = None) -> None:
+def tcp(
+    seat: Seat, to: str = INTERNET4, port: int = WEB_PORT, *, source: str | None = None
+) -> None:
     """Connect and send the payload; wait shortly for the connection."""
     family = socket.AF_INET6 if ":" in to else socket.AF_INET
     with socket.socket(family) as sock, refused():
-        sock.settimeout(1.5)
+        sock.settimeout(4)
         if source:
             sock.bind((source, 0))
         sock.connect((to, port))
@@ -133,15 +144,11 @@ def whole6(packet: bytes, to: str = INTERNET6) -> None:
 
 
 def udp4(seat: Seat, *, source: str | None = None, to: str = INTERNET4, port: int = 53) -> bytes:
-    return packets.summed(
-        packets.ip4(source or seat.own4, to, 17, packets.udp(port, seat.payload))
-    )
+    return packets.summed(packets.ip4(source or seat.own4, to, 17, packets.udp(port, seat.payload)))
 
 
 def udp6(seat: Seat, *, source: str | None = None, to: str = INTERNET6, port: int = 53) -> bytes:
-    return packets.summed(
-        packets.ip6(source or seat.own6, to, 17, packets.udp(port, seat.payload))
-    )
+    return packets.summed(packets.ip6(source or seat.own6, to, 17, packets.udp(port, seat.payload)))
 
 
 def syn4(
@@ -157,6 +164,14 @@ def syn6(
 ) -> bytes:
     segment = packets.tcp(port, packets.SYN) + seat.payload
     return packets.summed(packets.ip6(source or seat.own6, to or seat.gateway6, 6, segment))
+
+
+def syn_to_proxy(seat: Seat, version: int = 4) -> None:
+    """Send a segment with the payload to the proxy by a raw socket."""
+    if version == 4:
+        whole4(syn4(seat), seat.gateway4)
+    else:
+        whole6(syn6(seat), seat.gateway6)
 
 
 def frame(

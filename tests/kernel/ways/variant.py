@@ -113,8 +113,9 @@ class Variant:
 
     ``summary`` is one sentence. ``run`` makes the attempt in the seat's namespace, with the
     attacker's capabilities. ``is_short``: the far side searches for the last four bytes of the
-    payload. ``ends_link``: afterwards the seat has no link as before, whatever is undone. ``races``:
-    it races the service's restoration of the fence, so bytes may arrive or not.
+    payload. ``ends_link``: the seat loses its link for good. ``races``: it races the service's
+    restoration of the fence, so bytes may arrive or not. ``spoils``: the service loads another
+    fence because of it.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Variant:
     is_short: bool = False
     ends_link: bool = False
     races: bool = False
+    spoils: bool = False
 
 
 class Register:
@@ -144,12 +146,13 @@ class Register:
         is_short: bool = False,
         ends_link: bool = False,
         races: bool = False,
+        spoils: bool = False,
     ) -> Callable[[Callable[[Seat], None]], Callable[[Seat], None]]:
         """Return a decorator that adds a variant. Its name is the function's by default."""
         by = attacker or self._attacker
 
         def decorate(run: Callable[[Seat], None]) -> Callable[[Seat], None]:
-            self.append(summary, run, by, name or run.__name__, is_short, ends_link, races)
+            self.append(summary, run, by, name or run.__name__, is_short, ends_link, races, spoils)
             return run
 
         return decorate
@@ -163,6 +166,7 @@ class Register:
         is_short: bool = False,
         ends_link: bool = False,
         races: bool = False,
+        spoils: bool = False,
     ) -> None:
         self.variants.append(
             Variant(
@@ -174,5 +178,6 @@ class Register:
                 is_short=is_short,
                 ends_link=ends_link,
                 races=races,
+                spoils=spoils,
             )
         )

@@ -1,4 +1,4 @@
-"""Host, internet and seats of a run of the matrix: hundreds of namespaces, made by few processes."""
+"""Host, internet and seats of a run of the matrix: namespaces that few processes make."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.netns import named
+from tests.kernel.ways import tidy
 from tests.kernel.ways.variant import (
     DEVICE,
     GATEWAY_MAC,
@@ -107,7 +108,17 @@ def _make_owned(names: Sequence[str]) -> None:
     if not names:
         return
     mapped = ("--map-users=0:100000:65536", "--map-groups=0:100000:65536")
-    command = ["unshare", "--user", *mapped, "--setuid=0", "--setgid=0", "/usr/bin/python3", "-I", "-c", _MAKER]
+    command = [
+        "unshare",
+        "--user",
+        *mapped,
+        "--setuid=0",
+        "--setgid=0",
+        "/usr/bin/python3",
+        "-I",
+        "-c",
+        _MAKER,
+    ]
     libc = ctypes.CDLL(None, use_errno=True)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -183,6 +194,7 @@ def _seat_lines(seat: Seat) -> Iterator[str]:
     yield f"link set {DEVICE} up"
     yield f"route add default via {seat.gateway4}"
     yield f"route add ::/0 via {seat.gateway6} dev {DEVICE}"
+    yield from tidy.neighbours(seat)
 
 
 def _set_sysctls() -> None:
