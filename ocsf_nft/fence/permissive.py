@@ -13,6 +13,8 @@ _COMMENT: Final = re.compile(r"^\s*#")
 _REJECT_WITH: Final = r"(?: with (?:tcp reset|icmp[x46v]* (?:type )?[a-z-]+))?"
 #: A statement that refuses, not a part of a name.
 _REFUSAL: Final = re.compile(rf"(?<![\w.-])(?:drop|reject{_REJECT_WITH})(?![\w.-])")
+#: Rule that counts the frames which are refused on an uplink: a permissive fence sends them.
+_STOPPED: Final = re.compile(r"^\t+oif @uplinks counter name stopped_link\n", re.MULTILINE)
 #: Quoted text may contain one of these words without being a statement.
 _QUOTED: Final = re.compile(r'"[^"]*"')
 #: An accepted packet passes further hooks, and causes other packets, such as answers. Therefore
@@ -34,7 +36,7 @@ def make_permissive(policy: str, additions: str) -> str:
     allowed packet is counted twice. Raises AssertionError if ``policy`` has an unexpected form.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
-    lines = "".join(map(_accept, policy.splitlines(keepends=True)))
+    lines = "".join(map(_accept, _STOPPED.sub("", policy).splitlines(keepends=True)))
     accounted = _ACCOUNTED.sub(lambda found: _add_jumps(found, chains), lines)
     if not additions:
         return accounted

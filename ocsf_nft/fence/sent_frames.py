@@ -20,7 +20,6 @@ from ocsf_nft.rtnetlink import RouteSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from collections.abc import Set as AbstractSet
 
     from ocsf_nft.fence.rule_counters import NamedCounter
     from ocsf_nft.fence.spec import Surroundings
@@ -66,10 +65,10 @@ class SentFrames:
         self._counters_now = counters_now
         ends = [each.ifindex for each in around.host.ends if each.is_uplink]
         #: Whether the interfaces are the host's ends.
-        self._is_host = len(ends) == len(around.uplinks)
+        self._is_host = len(ends) == len(around.uplink_indexes)
         try:
             links = call_beside(beside, lambda: list(rtnetlink.links()))
-            self._links = _comparable(links, set(around.uplinks))
+            self._links = _comparable(links, around)
             self._indexes = ends if self._is_host else [link.ifindex for link in self._links]
             self._routes = RouteSocket() if self._is_host else call_beside(beside, RouteSocket)
         except OSError as error:
@@ -82,11 +81,10 @@ class SentFrames:
         """Close the socket."""
         self._routes.close()
 
-    def read(self, *, is_permissive: bool) -> FrameReading | None:
+    def read(self) -> FrameReading | None:
         """Return a reading of all counters; None if the fence is being changed.
 
-        A permissive fence lets all frames pass. Raises NotComparableError if the fence or an uplink
-        is missing, and SourceError.
+        Raises NotComparableError if the fence or an uplink is missing, and SourceError.
         """
         try:
             before = self._counters_now(_TABLE, ("seen_link", "stopped_link"))
@@ -102,10 +100,10 @@ class SentFrames:
         seen, stopped = before
         stopped_later, seen_later = later
         return FrameReading(
-            epoch=(int(is_permissive), seen.handle, stopped.handle, *self._indexes),
-            passed_before=seen.total if is_permissive else _passed(seen, stopped),
+            epoch=(seen.handle, stopped.handle, *self._indexes),
+            passed_before=_passed(seen, stopped),
             sent=sent,
-            passed_after=seen_later.total if is_permissive else _passed(seen_later, stopped_later),
+            passed_after=_passed(seen_later, stopped_later),
         )
 
     def _segmenting(self) -> str | None:
@@ -148,10 +146,11 @@ def _has_offload(sock: socket.socket, name: str) -> bool:
     return bool(value[1])
 
 
-def _comparable(links: Iterable[Link], uplinks: AbstractSet[str]) -> list[Link]:
-    found = [link for link in links if link.name in uplinks]
-    if missing := uplinks - {link.name for link in found}:
-        raise NotComparableError(f"the interface {min(missing)} is missing")
+def _comparable(links: Iterable[Link], around: Surroundings) -> list[Link]:
+    indexes = set(around.uplink_indexes)
+    found = [link for link in links if link.ifindex in indexes]
+    if around.missing or not found or len(found) < len(indexes):
+        raise NotComparableError(f"an uplink is missing: {', '.join(around.missing) or 'unknown'}")
     for link in found:
         if link.kind not in _EXACT_KINDS:
             kind = "hardware" if link.kind is None else f"of the type {link.kind}"

@@ -95,7 +95,7 @@ class BypassWatch:
             self._frames = SentFrames(
                 monitor.namespace_socket, installed.around, monitor.counters_now
             )
-        reading = self._frames.read(is_permissive=installed.spec.is_permissive)
+        reading = self._frames.read()
         return None if reading is None else self._balance.observe(reading)
 
     def _close(self) -> None:

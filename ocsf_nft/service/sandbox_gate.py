@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ocsf_nft import netlink, rtnetlink
+from ocsf_nft import netlink
 from ocsf_nft.errors import DeliveryError, UnsupportedError
 from ocsf_nft.fence.gate import Uplink
 from ocsf_nft.fence.gate_policy import gate_policy
 from ocsf_nft.flow import Count
-from ocsf_nft.netns import call_beside
 from ocsf_nft.service.shielded import run_in_pool
 
 if TYPE_CHECKING:
@@ -58,8 +57,8 @@ class SandboxGate:
             self.absence = "BPF is not available"
         elif installed.spec.profile != "sandbox":
             self.absence = f"a fence of the profile {installed.spec.profile} has none"
-        elif not installed.around.macs:
-            self.absence = "its link is not Ethernet"
+        elif not installed.around.pins or not installed.around.macs:
+            self.absence = "its uplinks are not known yet, or not Ethernet"
         else:
             self._installed = installed
             await self._try(partial(self._attach, gate, installed, beside))
@@ -111,9 +110,7 @@ class SandboxGate:
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
         policy = gate_policy((installed.spec, installed.around))
         cookie = netlink.namespace_cookie(beside)
-        names = set(installed.around.uplinks)
-        found = call_beside(beside, lambda: list(rtnetlink.links()))
-        self._uplinks = tuple(Uplink(cookie, each.ifindex) for each in found if each.name in names)
+        self._uplinks = tuple(Uplink(cookie, each) for each in installed.around.uplink_indexes)
         # Before it is attached, so that no check takes it for another process's.
         self._state.store_gate(self._sandbox, gate.program)
         gate.attach(beside, self._uplinks, policy)
