@@ -177,7 +177,8 @@ if __name__ == "__main__":
     if what == "same":
         flood_one(argument, int(more[0]), *map(float, more[1:]))
     elif what == "distinct":
-        flood_all(int(argument), int(more[0]), *map(float, more[1:2]), *map(int, more[2:]))
+        times, pause, uid = (*more, *("0", "0")[len(more) - 1 :])
+        flood_all(int(argument), int(times), float(pause), int(uid))
     elif what == "users":
         flood_as_users(int(argument), *map(int, more))
     elif what == "quiet":

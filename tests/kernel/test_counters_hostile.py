@@ -86,7 +86,7 @@ def test_foreign_sets_with_the_same_names_are_read_as_far_as_they_are_like_ours(
 def test_too_large_set_is_an_error_and_the_next_reading_is_correct(
     lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
 ) -> None:
-    _swap(lab, 35_000)
+    _swap(lab, 70_000)
     with pytest.raises(FenceError, match="flows4_egress has more than 65536 elements"):
         reader.read()
     assert reader._namespaces[0].nftables is None, "the rest of the list may still arrive"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.alone]
 
 _TIMES: Final = 12
-_LATEST_MS: Final = 2_000
+#: Longest delays of events: of half of them, and of all. A busy machine may stop each process for
+#: some seconds.
+_USUAL_MS, _LATEST_MS = 2_000, 20_000
 #: So many packets of new flows fill the sets, if a user has no quota.
 _FILLING: Final = 60_000
 _FOREVER: Final = "100000000"
@@ -125,7 +128,8 @@ def test_rare_attempts_in_each_flood_keep_destination_port_and_process(
         code, messages = running.stop(signal.SIGTERM)
     assert code == 0, messages
     assert not [name for name, pids in named.items() if None in pids]
-    assert sorted(delays)[int(0.99 * len(delays)) - 1] <= _LATEST_MS
+    assert statistics.median(delays) <= _USUAL_MS
+    assert max(delays) <= _LATEST_MS
     events = accounts.events_of(output)
     assert accounts.reported_by_rule(events) == accounts.refused_by(installed)
     assert accounts.status(state).code == 0
