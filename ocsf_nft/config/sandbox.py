@@ -192,7 +192,7 @@ class SandboxConfig(Table):
 
     @property
     def finds_guard(self) -> bool:
-        """Return True if the installer looks for the device to guard on the host."""
+        """Return True if the installer searches for the device to guard on the host."""
         return self.host_guard == "auto" and self.profile == "sandbox"
 
     @property

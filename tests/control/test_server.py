@@ -65,6 +65,7 @@ async def test_put_adds_a_sandbox_and_then_changes_it(served: Served) -> None:
             "state": "active",
             "mode": "enforcing",
             "fault": None,
+            "guard": None,
             "since": "2023-11-14T22:13:20.123Z",
             "policy": POLICY,
             "etag": added.headers["etag"],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.fence.guard_thread import GuardThread
-from ocsf_nft.fence.host_notices import HostNotices
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
 from ocsf_nft.fence.spec import TableId
 from ocsf_nft.lab import new_namespace
@@ -21,6 +20,7 @@ from tests.kernel.conftest import nft
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.fence.host_notices import HostNotices
     from ocsf_nft.netns import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -44,13 +44,18 @@ def thread() -> Iterator[GuardThread]:
 def _monitors(
     host: Namespace, shared: HostNotices, stack: contextlib.ExitStack
 ) -> tuple[NftMonitor, NftMonitor]:
-    first, second = (
-        stack.enter_context(
-            contextlib.closing(host.call(lambda of=each: NftMonitor(host, (of,), shared)))
-        )
-        for each in (_FIRST, _SECOND)
+    made = host.call(
+        lambda: (NftMonitor(host, (_FIRST,), shared), NftMonitor(host, (_SECOND,), shared))
     )
-    return first, second
+    for each in made:
+        stack.enter_context(contextlib.closing(each))
+    return made
+
+
+def _socket_of(thread: GuardThread) -> socket.socket:
+    found = thread.host_notices._socket
+    assert found is not None
+    return found
 
 
 def _is_readable(monitor: NftMonitor, seconds: float) -> bool:
@@ -92,8 +97,7 @@ def test_dropped_notices_concern_all(
 ) -> None:
     with contextlib.ExitStack() as stack:
         monitors = _monitors(host, thread.host_notices, stack)
-        found = thread.host_notices._socket
-        assert found is not None
+        found = _socket_of(thread)
 
         def dropped(_size: int) -> tuple[bytes, tuple[int, int]]:
             monkeypatch.setattr(thread.host_notices, "_socket", found)
@@ -101,8 +105,7 @@ def test_dropped_notices_concern_all(
 
         class Dropping:
             recvfrom = staticmethod(dropped)
-            fileno = found.fileno
-            close = found.close
+            fileno = staticmethod(found.fileno)
 
         monkeypatch.setattr(thread.host_notices, "_socket", Dropping())
         for each in monitors:
