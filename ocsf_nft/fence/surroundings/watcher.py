@@ -104,7 +104,9 @@ class SurroundingsWatcher:
         self._next_check = self._next_poll = time.monotonic()
         self._next_full = 0.0
         self._pause = _PAUSE_SECONDS
+        #: Times of the last undos, and of the last reports.
         self._undos: deque[float] = deque(maxlen=MOST_UNDOS)
+        self._reports: deque[float] = deque(maxlen=MOST_UNDOS)
         self._failures = 0
         #: Changes of routes and the like, and when they were first found (monotonic).
         self._settling: dict[SurroundingChange, float] = {}
@@ -133,6 +135,7 @@ class SurroundingsWatcher:
             found_new = self._check(arrived_ns, is_full=is_full)
         except (OSError, OcsfNftError) as error:
             found_new = self._take_failure(error)
+            self._is_pending = True  # the next check reads everything again
         else:
             self._failures = 0
         self._notices.clear()
@@ -150,7 +153,7 @@ class SurroundingsWatcher:
         is_settling = any(each not in self._present for each in self._settling)
         self._next_poll = now + (_SETTLE_SECONDS if is_settling else POLL_SECONDS)
         self._next_check = now + (
-            _CONFLICT_PAUSE_SECONDS if self._is_in_conflict() else self._pause
+            _CONFLICT_PAUSE_SECONDS if _is_full(self._reports) else self._pause
         )
 
     def _check(self, arrived_ns: int, *, is_full: bool) -> bool:
@@ -162,14 +165,13 @@ class SurroundingsWatcher:
             if len(found) < len(self._present):
                 self._report(found, (), arrived_ns)
             return False
-        is_paused = self._self_heal and self._is_in_conflict()
+        is_paused = self._self_heal and _is_full(self._undos)
+        self._reports.append(time.monotonic())
         left = found
         if self._self_heal and not is_paused and any(each.can_be_undone for each in added):
             self._undos.append(time.monotonic())
             netns.call_beside(self._inside, partial(undo.undo, added))
             left = self._read(is_full=True)
-        elif not self._self_heal:
-            self._undos.append(time.monotonic())
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         author = self._author(added, arrived_ns)
         self._report(left, added, arrived_ns, author, undone_ns, is_paused=is_paused)
@@ -269,10 +271,6 @@ class SurroundingsWatcher:
         )
         return True
 
-    def _is_in_conflict(self) -> bool:
-        full = len(self._undos) == MOST_UNDOS
-        return full and time.monotonic() - self._undos[0] < WINDOW_SECONDS
-
     def _author(
         self, added: tuple[SurroundingChange, ...], arrived_ns: int
     ) -> tuple[Process | None, str | None]:
@@ -305,6 +303,11 @@ class SurroundingsWatcher:
             return None, None
         identity = self._installed.identity
         return netlink_sender.process_of(inode, port, identity, arrived_ns), None
+
+
+def _is_full(times: deque[float]) -> bool:
+    """Return True if the limit of a window is reached."""
+    return len(times) == times.maxlen and time.monotonic() - times[0] < WINDOW_SECONDS
 
 
 _AREAS: Final[dict[str, Area]] = {
