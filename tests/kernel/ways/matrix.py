@@ -239,9 +239,8 @@ def _sandbox(seat: Seat, host: str) -> dict[str, Any]:
         proxy = [f"127.0.0.1:{PROXY_PORT}"]
         return found | {"profile": "sidecar", "proxy_uid": [_PROXY_USER], "proxy": proxy}
     found["proxy"] = [f"{seat.gateway4}:{PROXY_PORT}", f"[{seat.gateway6}]:{PROXY_PORT}"]
-    if seat.form == "guarded":
-        found["host_guard"] = seat.host_device
-    return found
+    # By default, the service finds the host's end, and guards it.
+    return found | ({"host_guard": "off"} if seat.form == "unguarded" else {})
 
 
 def _follow(output: Path, reports: list[_Report], stop: threading.Event) -> None:
