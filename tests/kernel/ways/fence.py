@@ -65,7 +65,7 @@ def tables_deleted_by_cap_add(seat: Seat) -> None:
 
 
 @_add("removes the fence, sends, and loads what it has saved, as fast as it can.", races=True)
-def removed_for_a_moment(seat: Seat) -> None:
+def removed_and_loaded_again(seat: Seat) -> None:
     saved = subprocess.run(
         ["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=False
     ).stdout

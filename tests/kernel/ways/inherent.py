@@ -17,5 +17,5 @@ INHERENT: Final[dict[str, str]] = {
     "raw: sequence number": _FIELDS,
     "raw: tcp option": _FIELDS,
     "raw: tcp timestamps": _FIELDS,
-    "raw: reset to the proxy": "The kernel resets a connection, to the proxy and to nobody else.",
+    "raw: reset to the proxy": "The kernel resets a connection, to the proxy and to no other host.",
 }

@@ -48,7 +48,7 @@ def moved_by_cap_add(seat: Seat) -> None:
         tools.work_inside(pid, lambda: _frame_of_new_link(seat), user=True)
 
 
-@_add("moves the link away and back, so that the hooks of the link are lost.", races=True)
+@_add("moves the link away and back, so that the link has no hooks of the fence.", races=True)
 def moved_and_returned(seat: Seat) -> None:
     descriptor = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.set_inheritable(descriptor, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -51,6 +52,8 @@ DUE: Final = frozenset({
 })  # fmt: skip
 SEVERITIES: Final = frozenset({"Medium", "High", "Critical", "Fatal"})
 REPORT_SECONDS: Final = 5.0
+#: More time on a machine with several runnable processes for each processor.
+_BUSY_TIMES: Final = 4.0
 #: Silence after which the stream of events has ended, and the longest wait for it.
 _SILENT_SECONDS: Final = 1.5
 _LATE_SECONDS: Final = 90.0
@@ -171,17 +174,23 @@ def _groups(
     for key in chosen:
         each = VARIANTS[key]
         if form in _WATCHED and (each.ends_link or each.races or each.spoils):
-            yield _Group(form, [key], REPORT_SECONDS)
+            yield _Group(form, [key], _report_seconds())
         elif (key, form) in loud_ones:
             loud[each.attacker].append(key)
         elif each.ends_link:
             yield _Group(form, [key], 0.0)
         else:
             shared[each.attacker].append(key)
-    for found, size, pause in ((loud, _SERIES, REPORT_SECONDS), (shared, _SHARING, 0.0)):
+    for found, size, pause in ((loud, _SERIES, _report_seconds()), (shared, _SHARING, 0.0)):
         for keys in found.values():
             for begin in range(0, len(keys), size):
                 yield _Group(form, keys[begin : begin + size], pause)
+
+
+def _report_seconds() -> float:
+    """Return the time for a report on this machine, in seconds."""
+    share = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return REPORT_SECONDS * min(max(share, 1.0), _BUSY_TIMES)
 
 
 def _name(seat: Seat) -> str:
@@ -278,7 +287,7 @@ def _wait_for_reports(results: dict[int, dict[str, Any]], reports: Sequence[_Rep
     On a busy machine a report may be written late. So its own time decides, and the end of the
     stream of events ends the wait.
     """
-    end = max(each["ended"] for each in results.values()) + REPORT_SECONDS
+    end = max(each["ended"] for each in results.values()) + _report_seconds()
     latest = end + _LATE_SECONDS
     while (now := time.time()) < latest:
         last = reports[-1].arrived if reports else 0.0
@@ -346,15 +355,13 @@ def _outcome(
     if not got_out:
         return Outcome("allowed" if arrived else "stopped", _shown(arrived), error)
     if job.pause:
-        for report in reports:
-            if (
-                report.is_about(seat)
-                and report.is_due()
-                and result["begun"] <= report.happened
-                and report.happened <= result["ended"] + REPORT_SECONDS
-            ):
-                code = report.event["metadata"]["event_code"]
-                return Outcome("reported", f"{code}: {_shown(got_out)}", error)
+        due = [each for each in reports if each.is_about(seat) and each.is_due()]
+        late = [each.happened - result["ended"] for each in due if each.happened >= result["begun"]]
+        if late and min(late) <= job.pause:
+            code = due[0].event["metadata"]["event_code"]
+            return Outcome("reported", f"{code}: {_shown(got_out)}", error)
+        if late:
+            error += f" reported after {min(late):.1f} s"
     return Outcome("OUT", _shown(got_out), error)
 
 

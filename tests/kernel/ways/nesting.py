@@ -1,4 +1,4 @@
-"""Ways that make the uplink look as a link to a nested namespace, so that weaker rules apply."""
+"""Ways that turn the uplink into a link to a nested namespace, so that weaker rules apply."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WATCHED: Final = frozenset({"guarded", "unguarded", "sidecar"})
 
 @contextlib.contextmanager
 def _false_uplink(seat: Seat) -> Iterator[int]:
-    """Route the proxy over an own veth pair; let the service look at the links again."""
+    """Route the proxy over an own veth pair; let the service check the links again."""
     tools.sysctl("ipv4/ip_forward", "1")
     with tools.child_namespace() as pid:
         tools.ip(
@@ -62,7 +62,7 @@ def answers_to_forged_packets(seat: Seat) -> None:
 
 
 @_add(
-    "routes the proxy over an own link, and sends a segment that looks as a fence's answer.",
+    "routes the proxy over an own link, and sends a segment that imitates a fence's answer.",
     spoils=True,
 )
 def imitated_reset(seat: Seat) -> None:

@@ -102,7 +102,7 @@ for _name, _summary, _chain, _statement, _version in (
     )  # fmt: skip
 
 
-@_add("lets a packet look as one to the proxy for the fence, and undoes that on egress.")
+@_add("disguises a packet as one to the proxy, and undoes that on egress.")
 def disguise(seat: Seat) -> None:
     tools.chain(
         "ip filter hook output priority -10",

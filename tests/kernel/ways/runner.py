@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
     from tests.kernel.ways.variant import Attacker
 
-_AT_ONCE: Final = 100
+#: Groups at the same time, most of which pause, and attacks at the same time.
+_GROUPS: Final = 100
+_ATTACKS: Final = 3
+#: The attacks leave the processor to the service, which other programs would not.
+_NICE: Final = 5
 _SECONDS: Final = 30
 _CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 _NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
@@ -34,6 +38,8 @@ _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_SET_DUMPABLE = 24, 8, 4
 _LAST_CAPABILITY: Final = 63
 _USER: Final = 1000
 _libc = ctypes.CDLL(None, use_errno=True)
+#: Pipe with one byte for each attack that may begin.
+_tokens: Final = os.pipe()
 
 
 def main() -> None:
@@ -41,8 +47,10 @@ def main() -> None:
     plan: dict[str, Any] = json.load(sys.stdin)
     magic = bytes.fromhex(plan["magic"])
     running: set[int] = set()
+    os.nice(_NICE)
+    os.write(_tokens[1], bytes(_ATTACKS))
     for group in plan["groups"]:
-        if len(running) >= _AT_ONCE:
+        if len(running) >= _GROUPS:
             running.discard(os.wait()[0])
         running.add(_forked(partial(_run_group, group, magic)))
     while running:
@@ -64,6 +72,7 @@ def _forked(work: Callable[[], None]) -> int:
 def _run_group(group: dict[str, Any], magic: bytes) -> None:
     for job in group["jobs"]:
         seat = Seat(**group["seat"], magic=magic, job=job["job"])
+        os.read(_tokens[0], 1)
         begun = time.time()
         reader, writer = os.pipe()
         pid = _forked(partial(_attack, job, seat, writer))
@@ -71,6 +80,7 @@ def _run_group(group: dict[str, Any], magic: bytes) -> None:
         with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
             error = pipe.read().decode()
         _, status = os.waitpid(pid, 0)
+        os.write(_tokens[1], b"x")
         if os.WIFSIGNALED(status):
             error = f"ended by signal {os.WTERMSIG(status)}"
         result = {"job": job["job"], "begun": begun, "ended": time.time(), "error": error}
