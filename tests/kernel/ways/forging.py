@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from tests.kernel import tap
 from tests.kernel.ways import tools
 from tests.kernel.ways.variant import DEVICE, PROXY_PORT, Register, Seat
 
@@ -41,6 +42,7 @@ def added_address(seat: Seat) -> None:
 @_add("adds an IPv6 address that is the payload, and connects from it.")
 def added_address6(seat: Seat) -> None:
     tools.ip(f"address add {seat.address6}/128 dev {DEVICE} nodad")
+    tap.wait_until_local(seat.address6)
     tools.whole6(tools.syn6(seat, source=seat.address6), seat.gateway6)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from functools import partial
 from typing import Final
 
+from tests.kernel import tap
 from tests.kernel.ways import tools
 from tests.kernel.ways.variant import DEVICE, INTERNET4, Register, Seat
 
@@ -132,12 +134,11 @@ def arp_from_the_payload(seat: Seat) -> None:
 
 @_add("asks for the proxy from an added IPv6 address that is the payload.")
 def solicitation_from_the_payload(seat: Seat) -> None:
-    tools.ip(
-        f"address add {seat.address6}/128 dev {DEVICE} nodad",
-        f"neigh flush dev {DEVICE}",
-    )
+    tools.ip(f"address add {seat.address6}/128 dev {DEVICE} nodad")
+    tap.wait_until_local(seat.address6)
+    _flush()
     tools.whole6(tools.syn6(seat, source=seat.address6), seat.gateway6)
-    time.sleep(0.1)
+    time.sleep(0.3)
 
 
 @_add("reports a group by an added address (solicited-node group).")
@@ -163,12 +164,16 @@ def segment_route_inline(seat: Seat) -> None:
     tools.whole6(tools.syn6(seat), seat.gateway6)
 
 
+def _flush() -> None:
+    """Remove the known link addresses; one may disappear by itself meanwhile."""
+    with contextlib.suppress(RuntimeError):
+        tools.ip(f"neigh flush dev {DEVICE}")
+
+
 @_add("sends to the proxy's address as to a broadcast (a route of that type).")
 def broadcast_route(seat: Seat) -> None:
-    tools.ip(
-        f"neigh flush dev {DEVICE}",
-        f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local",
-    )
+    _flush()
+    tools.ip(f"route add broadcast {seat.gateway4}/32 dev {DEVICE} table local")
     with (
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
         tools.refused(),
@@ -179,10 +184,8 @@ def broadcast_route(seat: Seat) -> None:
 
 @_add("sends to the proxy's address as to a group (a route of that type).")
 def multicast_route(seat: Seat) -> None:
-    tools.ip(
-        f"neigh flush dev {DEVICE}",
-        f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local",
-    )
+    _flush()
+    tools.ip(f"route add multicast {seat.gateway4}/32 dev {DEVICE} table local")
     tools.whole4(tools.syn4(seat), seat.gateway4)
 
 
