@@ -122,19 +122,23 @@ static __always_inline int is_in(const struct address *one, const struct destina
 
 static __always_inline int is_own(const struct policy *policy, const struct address *source)
 {
+	__u32 number;
+
 	/* Not known yet: see Surroundings.addresses. */
 	if (policy->addresses == 0)
 		return 1;
-	for (__u32 number = 0; number < ADDRESSES && number < policy->addresses; number++)
-		if (is_equal(&policy->address[number], source))
+	bpf_for(number, 0, policy->addresses)
+		if (number < ADDRESSES && is_equal(&policy->address[number], source))
 			return 1;
 	return 0;
 }
 
 static __always_inline int is_neighbour(const struct policy *policy, const struct address *target)
 {
-	for (__u32 number = 0; number < NEIGHBOURS && number < policy->neighbours; number++)
-		if (is_equal(&policy->neighbour[number], target))
+	__u32 number;
+
+	bpf_for(number, 0, policy->neighbours)
+		if (number < NEIGHBOURS && is_equal(&policy->neighbour[number], target))
 			return 1;
 	return 0;
 }
@@ -142,9 +146,14 @@ static __always_inline int is_neighbour(const struct policy *policy, const struc
 static __always_inline int is_allowed(const struct policy *policy, const struct address *to,
 				      __u8 protocol, __u16 port)
 {
-	for (__u32 number = 0; number < DESTINATIONS && number < policy->destinations; number++) {
-		const struct destination *where = &policy->destination[number];
+	__u32 number;
 
+	bpf_for(number, 0, policy->destinations) {
+		const struct destination *where;
+
+		if (number >= DESTINATIONS)
+			break;
+		where = &policy->destination[number];
 		if (where->protocol == protocol && port >= where->first_port &&
 		    port <= where->last_port && is_in(to, where))
 			return 1;
@@ -176,9 +185,14 @@ struct discovery {
 
 static __always_inline int is_own_mac(const struct policy *policy, const __u8 *mac)
 {
-	for (__u32 number = 0; number < MACS && number < policy->macs; number++) {
-		const __u8 *own = policy->mac[number];
+	__u32 number;
 
+	bpf_for(number, 0, policy->macs) {
+		const __u8 *own;
+
+		if (number >= MACS)
+			break;
+		own = policy->mac[number];
 		if (own[0] == mac[0] && own[1] == mac[1] && own[2] == mac[2] && own[3] == mac[3] &&
 		    own[4] == mac[4] && own[5] == mac[5])
 			return 1;
