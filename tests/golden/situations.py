@@ -14,7 +14,7 @@ from ocsf_nft.attempt import Attempt, Incident, IncidentEnd, ScanSender
 from ocsf_nft.flow import Count
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf import finding_parts
-from ocsf_nft.ocsf.bypass_events import fence_bypassed
+from ocsf_nft.ocsf.bypass_events import fence_bypassed, gate_blocked
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fence_state_events import FenceState, fence_state
 from ocsf_nft.ocsf.mapper import Mapper
@@ -332,6 +332,17 @@ def _of_fences() -> Iterator[tuple[str, Event]]:
             FenceState.ACTIVE,
             FenceState.ABSENT,
             "another process had removed it before this run did",
+        ),
+    )
+    yield (
+        "the-last-gate-stops-frames",
+        gate_blocked(
+            CONTEXT,
+            sandbox="sb1",
+            uplinks=("eth0",),
+            frames=Count(2, 120),
+            since_ns=TIME_NS - 2_000_000_000,
+            until_ns=TIME_NS,
         ),
     )
     yield (
