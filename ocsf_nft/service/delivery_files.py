@@ -95,6 +95,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _program_folders() -> Iterator[Path]:
     yield from map(Path, _PROGRAM_FOLDERS)
     yield from map(Path, {sys.prefix, sys.base_prefix, *filter(None, sys.path)})
+    yield Path(__file__).parents[1]  # this package, which an editable installation has elsewhere
     capath = ssl.get_default_verify_paths().capath
     if capath is not None:
         yield Path(capath)
