@@ -79,6 +79,7 @@ def install(
     Also raises AbsentError, FenceError, DeliveryError. After an error, the previous fence normally
     stays active; a FenceError states if that fence was replaced.
     """
+    _check_named_guard(spec)  # before anything is written
     if keeps_uplinks:
         with state.locked():
             return install_locked(spec, namespace, state, transport, nft.load)
@@ -283,6 +284,12 @@ def remove(
         ip_forwarding.release(installed.identity, installed.namespace, state, besides=sandbox)
         state.delete(sandbox)
     return was_there
+
+
+def _check_named_guard(spec: FenceSpec) -> None:
+    named = None if spec.finds_guard else spec.guard_device
+    if named is not None and named not in links.names():
+        raise AbsentError(f"there is no interface {named} here to guard")
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
