@@ -52,6 +52,7 @@ def _status(answer: Mapping[str, Any]) -> Status:
         absent=tuple(answer["missing_counters"]),
         verdict=rows[0]["verdict"],
         surroundings=tuple(rows[0]["surroundings"]),
+        guard_note=answer["guard_note"],
         balances=tuple(Balance(**{key: row[key] for key in _BALANCE}) for row in rows),
         dropped_records=tuple(DroppedRecords(**each) for each in answer["dropped_records"]),
     )

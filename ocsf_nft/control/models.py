@@ -139,6 +139,8 @@ class SandboxStatus(SandboxView, _Counted):
 
     missing_counters: list[str]
     """Rules without counters in the kernel: a part of the fence was deleted."""
+    guard_note: str
+    """Why there is no guard on the host, or what it does not check; else empty."""
 
 
 class FinalStatus(_Counted):
@@ -202,7 +204,12 @@ def view_of(view: sandbox_view.SandboxView) -> SandboxView:
 def sandbox_status(view: sandbox_view.SandboxView, status: Status | None) -> SandboxStatus:
     """Return the answer about a sandbox with its counts; ``status`` is None without a fence."""
     missing = () if status is None else status.absent
-    return SandboxStatus(**_view_keys(view), **_counted(status), missing_counters=list(missing))
+    return SandboxStatus(
+        **_view_keys(view),
+        **_counted(status),
+        missing_counters=list(missing),
+        guard_note="" if status is None else status.guard_note,
+    )
 
 
 def final_status(status: Status) -> FinalStatus:

@@ -341,7 +341,8 @@ def _accepted(
         return None
     if before is not None and before.accepted and before.identity == namespace.identity():
         return before.accepted
-    return read_snapshot.read_in(namespace, Subject.of(spec, around, state.gate(spec.sandbox)))
+    found = read_snapshot.read_in(namespace, Subject.of(spec, around))
+    return read_snapshot.without_gate(found, state.gate(spec.sandbox))
 
 
 def _with_accepted(installed: InstalledFence, state: StateDirectory) -> InstalledFence:

@@ -200,7 +200,8 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         if after in _AS_INSTALLED and not tampering.given_up:
             sentence += "; another process altered it, and it has been restored"
     if guard and end is None and after in _PRESENT:
-        sentence += f"; {guard}"
+        if before is FenceState.ABSENT or (change is not None and change.before is None):
+            sentence += f"; {guard}"
         unmapped["guard"] = guard
     earlier = "" if before is after or end else f" (before: {before.value.lower()})"
     cause = None if is_regular or end else reason

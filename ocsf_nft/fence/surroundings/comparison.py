@@ -28,7 +28,8 @@ def compare(installed: InstalledFence, state: StateDirectory) -> Comparison:
     accepted = installed.accepted
     if accepted is None or not installed.namespace.has_identity(installed.identity):
         return Comparison()
-    subject = Subject.of(installed.spec, installed.around, state.gate(installed.spec.sandbox))
+    subject = Subject.of(installed.spec, installed.around)
     now = read_snapshot.read_in(installed.namespace, subject)
+    now = read_snapshot.without_gate(now, state.gate(installed.spec.sandbox))
     found = changes.weakening(accepted, now)
     return Comparison(found, changes.accepted(accepted))

@@ -43,19 +43,16 @@ class Subject:
     uplinks: tuple[str, ...] = ()
     destinations: tuple[Address, ...] = ()
     neighbours: frozenset[Address] = frozenset()
-    #: Id of the BPF program that is the fence's last gate, if any.
-    gate: int | None = None
 
     @classmethod
-    def of(cls, spec: FenceSpec, around: Surroundings, gate: int | None) -> Subject:
-        """Return the names and addresses on which a fence depends, and its last gate."""
+    def of(cls, spec: FenceSpec, around: Surroundings) -> Subject:
+        """Return the names and addresses on which a fence depends."""
         destinations = sorted({each.address for each in spec.allowed}, key=str)
         return cls(
             own_tables=(*spec.tables, *spec.guard_tables),
             uplinks=around.uplinks,
             destinations=tuple(destinations[:_MOST_ADDRESSES]),
             neighbours=frozenset((*around.neighbours, *destinations)),
-            gate=gate,
         )
 
 
@@ -70,6 +67,16 @@ def read_in(namespace: Namespace, subject: Subject) -> Snapshot:
         raise FenceError(
             f"the surroundings of the fence can't be read: {error.strerror or error}"
         ) from error
+
+
+def without_gate(snapshot: Snapshot, program: int | None) -> Snapshot:
+    """Return a snapshot without the BPF program that is the fence's last gate.
+
+    Read its id (:meth:`StateDirectory.gate`) after the snapshot: it is stored before the program is
+    attached.
+    """
+    others = tuple(each for each in snapshot.programs if each.program != program)
+    return replace(snapshot, programs=others)
 
 
 def read(subject: Subject) -> Snapshot:
@@ -115,12 +122,7 @@ def read_polled(subject: Subject, known: Snapshot) -> Snapshot:
     names = {name for name in subject.uplinks if name in by_index.values()}
     neighbours = Limit(_MOST)
     static = neighbours.take(routing.static_neighbours(by_index, subject.neighbours))
-    tcx = [
-        program
-        for each in known.links
-        for program in programs.tcx(each.ifindex, each.name)
-        if program.program != subject.gate
-    ]
+    tcx = [program for each in known.links for program in programs.tcx(each.ifindex, each.name)]
     xdp = tuple(each for each in known.programs if each.hook == "xdp")
     return replace(
         known,

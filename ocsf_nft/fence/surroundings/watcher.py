@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -92,7 +92,7 @@ class SurroundingsWatcher:
         self._inside = inside
         self._notify = notify
         self._self_heal = self_heal
-        self._subject = Subject.of(installed.spec, installed.around, None)
+        self._subject = Subject.of(installed.spec, installed.around)
         self._baseline = installed.accepted
         self._version = state.version(installed.spec.sandbox)
         self._last: Snapshot | None = None
@@ -205,17 +205,17 @@ class SurroundingsWatcher:
 
     def _read(self, *, is_full: bool) -> tuple[SurroundingChange, ...]:
         known = None if is_full else self._last
-        # The last gate may have been attached since the last reading.
-        subject = replace(self._subject, gate=self._state.gate(self._installed.spec.sandbox))
 
         def inside() -> tuple[Snapshot, int | None]:
             # The number of the host's namespace is needed only if an interface was moved away.
             host = namespace_number.of_host() if self._notices.moved else None
             if known is None:
-                return read_snapshot.read(subject), host
-            return read_snapshot.read_polled(subject, known), host
+                return read_snapshot.read(self._subject), host
+            return read_snapshot.read_polled(self._subject, known), host
 
-        self._last, host = netns.call_beside(self._inside, inside)
+        snapshot, host = netns.call_beside(self._inside, inside)
+        gate = self._state.gate(self._installed.spec.sandbox)
+        self._last = read_snapshot.without_gate(snapshot, gate)
         for ifindex, number in self._notices.moved.items():
             if number == host:  # the engine has taken it back, before it deletes the namespace
                 self._notices.deleted.add(ifindex)
@@ -256,7 +256,7 @@ class SurroundingsWatcher:
             return
         found = self._state.read_or_none(sandbox)
         if found is not None and found.identity == self._installed.identity:
-            self._subject = Subject.of(found.spec, found.around, None)
+            self._subject = Subject.of(found.spec, found.around)
             self._baseline = found.accepted or self._baseline
         self._version = version
 
