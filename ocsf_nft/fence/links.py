@@ -25,17 +25,43 @@ _MOST_ADDRESSES: Final = 500
 
 
 def survey(
-    namespace: Namespace, destinations: Iterable[Address], networks: Iterable[Network] = ()
+    namespace: Namespace,
+    destinations: Iterable[Address],
+    networks: Iterable[Network] = (),
+    *,
+    takes_any_route: bool = False,
 ) -> Surroundings:
     """Return the interfaces of a namespace, and the addresses to which its fence must allow ARP.
 
     The sandbox may reach ``destinations`` and ``networks``. The fence allows ARP to the
     networks anyway: for them, the result has only the gateways. If a route leads to one of them,
-    the result has ``pins``. Raises AbsentError, UnsupportedError, FenceError.
+    the result has ``pins``. With ``takes_any_route``, it has pins if there is any route that is not
+    link-local. Raises AbsentError, UnsupportedError, FenceError.
     """
     requested, requested_networks = tuple(destinations), tuple(networks)
     with _report_errors():
-        return namespace.call(lambda: _survey(requested, requested_networks))
+        return namespace.call(
+            lambda: _survey(requested, requested_networks, _routed() if takes_any_route else set())
+        )
+
+
+def with_networks(namespace: Namespace, found: Surroundings) -> Surroundings:
+    """Return ``found`` with the gateways and the networks on the links of its pinned uplinks.
+
+    Raises AbsentError, UnsupportedError, FenceError.
+    """
+    if not found.pins:
+        return found
+    with _report_errors():
+        entries = namespace.call(routes.all_routes)
+    used = [each for each in entries if each.ifindex in found.uplink_indexes]
+    gateways = {each.gateway for each in used if each.gateway is not None}
+    networks = (each.network for each in used if each.gateway is None and not each.is_link_local)
+    return dataclasses.replace(
+        found,
+        neighbours=_sorted({*found.neighbours, *gateways}),
+        link_networks=_collapsed(networks),
+    )
 
 
 def survey_pinned(
@@ -104,11 +130,35 @@ def _report_errors() -> Iterator[None]:
         ) from error
 
 
-def _survey(requested: tuple[Address, ...], networks: tuple[Network, ...]) -> Surroundings:
+def _routed() -> set[int]:
+    """Return the indexes of interfaces with a route; none if all routes are link-local."""
+    found = routes.all_routes()
+    is_known = any(not each.is_link_local for each in found)
+    return {each.ifindex for each in found} if is_known else set()
+
+
+def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Return the fewest networks with the same addresses."""
+    known = tuple(networks)
+    return (
+        *ipaddress.collapse_addresses(
+            each for each in known if isinstance(each, ipaddress.IPv4Network)
+        ),
+        *ipaddress.collapse_addresses(
+            each for each in known if isinstance(each, ipaddress.IPv6Network)
+        ),
+    )
+
+
+def _survey(
+    requested: tuple[Address, ...],
+    networks: tuple[Network, ...],
+    routed_indexes: Collection[int],
+) -> Surroundings:
     links = [link for link in rtnetlink.links() if not link.is_loopback]
     found = [routes.to_address(destination) for destination in requested]
     hops = {*found, *routes.to_networks(networks)}
-    used = {hop.ifindex for hop in hops}
+    used = {hop.ifindex for hop in hops} | {*routed_indexes}
     # The allowed addresses too: a gateway that has one of them may use it when it resolves the
     # sandbox's link address.
     neighbours = {hop.neighbour for hop in hops if hop.neighbour is not None} | {

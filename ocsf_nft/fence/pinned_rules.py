@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ocsf_nft.fence.spec import FenceSpec, Surroundings
-    from ocsf_nft.fence.values import Address
+    from ocsf_nft.fence.values import Address, Network
 
 #: Matches on own addresses, by the set that they name.
 _MATCHES: Final = {
@@ -32,6 +32,9 @@ _STRICT_ND_LINE: Final = re.compile(
 _STRICT_ARP_LINE: Final = re.compile(
     r"^\t\toif @uplinks .* goto address_resolution\n", re.MULTILINE
 )
+#: Rules for a network on the link of an uplink of a pod, and the definitions of their values.
+_LINK_NETWORK: Final = re.compile(r"^.*\$link([46])\b.*\n", re.MULTILINE)
+_LINK_DEFINE: Final = re.compile(r"^(?:#.*\n)*(?:define link[46] = .*\n)+", re.MULTILINE)
 _SOLICITED: Final = ipaddress.ip_network("ff02::1:ff00:0/104")
 
 
@@ -50,8 +53,22 @@ def adapt(text: str, spec: FenceSpec, around: Surroundings) -> str:
     for name, match in _MATCHES.items():
         if name not in known:
             text = match.sub("", text)
+    text = _repeat_for_networks(text, around.link_networks)
     # What remains has both matches.
     return _LOCAL_SOURCE.sub("", text)
+
+
+def _repeat_for_networks(text: str, networks: Iterable[Network]) -> str:
+    """Return ``text`` with a copy of each rule for a network on a link, for each network."""
+    known = tuple(networks)
+
+    def copies(rule: re.Match[str]) -> str:
+        name = f"$link{rule[1]}"
+        return "".join(
+            rule[0].replace(name, str(each)) for each in known if str(each.version) == rule[1]
+        )
+
+    return _LINK_NETWORK.sub(copies, _LINK_DEFINE.sub("", text))
 
 
 def options(around: Surroundings) -> list[str]:
@@ -87,8 +104,7 @@ def _known(spec: FenceSpec, around: Surroundings) -> set[str]:
     if 4 in versions:
         known.add("own4")
     # If no other IPv6 address is needed, the link-local addresses are all.
-    has_more = spec.profile == "sidecar" or 6 in _allowed_versions(spec)
-    if 6 in versions or not has_more:
+    if 6 in versions or 6 not in _allowed_versions(spec):
         known.add("own6")
     return known
 

@@ -22,11 +22,14 @@ def survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
     Raises AbsentError, UnsupportedError, FenceError.
     """
-    return links.survey(
+    is_pod = spec.profile == "sidecar"
+    found = links.survey(
         namespace,
         (endpoint.address for endpoint in spec.allowed),
         (destination.network for destination in spec.ranges),
+        takes_any_route=is_pod and not spec.exceptions,
     )
+    return links.with_networks(namespace, found) if is_pod else found
 
 
 def survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
@@ -46,13 +49,18 @@ def survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
     allowed = {endpoint.address for endpoint in spec.allowed}
     networks = {each.network for each in spec.ranges}
     neighbours = [each for each in around.neighbours if each in allowed or each not in known]
-    return links.survey_pinned(
+    is_pod = spec.profile == "sidecar"
+    versions = {*(each.version for each in allowed), *(each.version for each in networks)}
+    found = links.survey_pinned(
         before.namespace,
         dataclasses.replace(around, neighbours=tuple(neighbours)),
         allowed - known,
         networks - {each.network for each in before.spec.ranges},
-        {*(each.version for each in allowed), *(each.version for each in networks)},
+        {4, 6} if is_pod else versions,
     )
+    # A fence of an earlier version has no networks.
+    is_known = not is_pod or bool(around.link_networks)
+    return found if is_known else links.with_networks(before.namespace, found)
 
 
 def differences(before: Surroundings, now: Surroundings) -> list[str]:
@@ -72,14 +80,16 @@ def differences(before: Surroundings, now: Surroundings) -> list[str]:
 
 
 def uplinks_text(installed: InstalledFence) -> str:
-    """Return a text about a fence's uplinks; empty for a VM, and for a pod without exceptions."""
+    """Return a text about a fence's uplinks; empty for a VM."""
     around, profile = installed.around, installed.spec.profile
     if around.missing:
         return f"missing: {', '.join(around.missing)}; install the fence again"
     if around.pins:
         return ", ".join(around.uplinks)
-    if profile == "tap" or (profile == "sidecar" and not installed.spec.exceptions):
+    if profile == "tap":
         return ""
+    if profile == "sidecar" and not installed.spec.exceptions:
+        return "not known, for there is no route: a later check pins them"
     return "not known, for no route leads to an allowed destination: a later check pins them"
 
 

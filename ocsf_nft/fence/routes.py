@@ -50,6 +50,20 @@ class Route(NamedTuple):
     ifindex: int | None
 
 
+class LinkRoute(NamedTuple):
+    """Network of a route of a routing table, and one of its next hops."""
+
+    network: Network
+    #: None if the addresses of the network are on the link.
+    gateway: Address | None
+    ifindex: int
+
+    @property
+    def is_link_local(self) -> bool:
+        """Return True for the route to the IPv6 link-local addresses on a link."""
+        return self.network.version == 6 and self.network.is_link_local
+
+
 class _Entry(NamedTuple):
     """Unicast route of a routing table, with its next hops."""
 
@@ -103,6 +117,20 @@ def to_networks(networks: Sequence[Network]) -> frozenset[Route]:
                 for entry in _used(entries, network):
                     found.update(entry.hops)
     return frozenset(found)
+
+
+def all_routes() -> tuple[LinkRoute, ...]:
+    """Return each unicast route of each routing table, once for each of its next hops.
+
+    Raises the errors of :func:`to_networks`.
+    """
+    return tuple(
+        LinkRoute(entry.network, hop.neighbour, hop.ifindex)
+        for version in (4, 6)
+        for entry in _entries(version)
+        for hop in entry.hops
+        if hop.ifindex is not None
+    )
 
 
 def _used(entries: Sequence[_Entry], network: Network) -> Iterator[_Entry]:

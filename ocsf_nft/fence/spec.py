@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.host_names import ResolvedName
-from ocsf_nft.fence.values import Address, Destination, Endpoint, Subnet
+from ocsf_nft.fence.values import Address, Destination, Endpoint, Network, Subnet
 
 #: How refused packets are reported: netlink, kernel log, or not at all. Best first.
 LogTransport: TypeAlias = Literal["nflog", "kmsg", "none"]
@@ -206,12 +206,16 @@ class Surroundings:
 
     #: Names of all interfaces except loopback; for a VM, only the TAP device.
     links: tuple[str, ...] = ()
-    #: Interfaces that lead to the allowed destinations; all interfaces if none has a route.
+    #: Interfaces that lead to the allowed destinations; all interfaces if none has a route. In a
+    #: pod without exceptions, the interfaces with any route.
     uplinks: tuple[str, ...] = ()
     #: Addresses to which the fence allows ARP and IPv6 neighbor discovery: the allowed endpoints,
     #: and the next hops towards all allowed destinations. The fence also allows both to the
     #: networks of its exceptions.
     neighbours: tuple[Address, ...] = ()
+    #: Networks on the links of the uplinks, with ``pins`` of a pod: the proxy's neighbours. IPv6
+    #: link-local networks are left out.
+    link_networks: tuple[Network, ...] = ()
     #: Addresses of the namespace, except loopback's and IPv6 link-local ones: the sources that its
     #: packets may have.
     addresses: tuple[Address, ...] = ()

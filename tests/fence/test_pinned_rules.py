@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -126,3 +126,18 @@ def test_options_are_those_of_each_uplink() -> None:
         "0x0101020000000007", "0x0101020000000009", "0x0201020000000007", "0x0201020000000009",
     ]  # fmt: skip
     assert pinned_rules.options(_UNPINNED) == []
+
+
+def test_pod_resolves_in_each_network_of_its_links_alone() -> None:
+    networks = tuple(map(ip_network, ("10.0.0.0/24", "192.0.2.0/25", "fd00::/64")))
+    text = ruleset.fence(_POD, dataclasses.replace(_AROUND, link_networks=networks), "nflog")
+    for network, rules in (("10.0.0.0/24", 1), ("192.0.2.0/25", 1), ("fd00::/64", 6)):
+        assert len(re.findall(rf" {network} .*accept$", text, re.MULTILINE)) == rules
+    for each in (text, ruleset.fence(_POD, _AROUND, "nflog")):
+        assert "link4" not in each
+        assert "link6" not in each
+
+
+def test_pod_without_an_ipv6_address_sends_from_its_link_local_ones_alone() -> None:
+    only4 = dataclasses.replace(_AROUND, addresses=_AROUND.addresses[:1])
+    assert "own6" in _matches(dataclasses.replace(_POD, exceptions=()), only4)

@@ -202,3 +202,47 @@ def test_addresses_of_a_version_are_pinned_when_there_are_some() -> None:
         assert _again(before) == before
 
     _in_scratch(check, _UPLINK, _ROUTE)
+
+
+_OTHER = """
+link add v0 type veth peer name v1
+link set v0 up
+link set v1 up
+"""
+_POD = FenceSpec(sandbox="lab", proxies=(endpoint("127.0.0.1:3128"),), proxy_uids=(7,))
+
+
+def test_pod_pins_the_links_with_any_route_and_their_networks() -> None:
+    def check() -> None:
+        early = pinned_survey.survey(_POD, Namespace())
+        # A link-local route alone shows no uplink.
+        assert (early.pins, early.link_networks) == ((), ())
+        _ip(_UPLINK.replace("link set lo up\n", ""))
+        _ip("address add fd00::2/64 dev d0 nodad\n" + _ROUTE + "route add default via 10.0.0.3\n")
+        before = pinned_survey.survey_again(_POD, _installed(early, _POD))
+        assert sorted(pin.name for pin in before.pins) == ["d0", "d1", "v0", "v1"]
+        assert [*map(str, before.neighbours)] == ["10.0.0.1", "10.0.0.3"]
+        networks = ["10.0.0.0/24", "169.254.0.0/16", "fd00::/64"]
+        assert [*map(str, before.link_networks)] == networks
+        _ip("address add 10.66.0.1/16 dev d0\nroute add 10.3.0.0/24 via 10.0.0.66\n")
+        assert pinned_survey.survey_again(_POD, _installed(before, _POD)) == before
+        # The record of an earlier version has no networks.
+        old = dataclasses.replace(before, link_networks=())
+        again = pinned_survey.survey_again(_POD, _installed(old, _POD))
+        assert "10.66.0.0/16" in [*map(str, again.link_networks)]
+
+    _in_scratch(check, "link set lo up\n" + _OTHER)
+
+
+def test_exceptions_of_a_pod_show_its_uplinks_and_other_routes_do_not() -> None:
+    def check() -> None:
+        _ip("address add 10.7.0.2/24 dev d1\nroute add default via 10.7.0.1\n")
+        spec = dataclasses.replace(_POD, exceptions=(exception("tcp:10.1.0.7:80"),))
+        found = pinned_survey.survey(spec, Namespace())
+        assert found.uplinks == ("d0",)
+        assert "10.7.0.1" not in [*map(str, found.neighbours)]
+        assert "10.7.0.0/24" not in [*map(str, found.link_networks)]
+        assert "10.0.0.0/24" in [*map(str, found.link_networks)]
+        assert set(pinned_survey.survey(_POD, Namespace()).uplinks) == {"d0", "d1"}
+
+    _in_scratch(check, _UPLINK, _ROUTE)

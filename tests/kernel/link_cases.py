@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: The solicited-node groups of the gateway's address and of the sandbox's.
 _GATEWAYS_GROUP: Final = "ff02::1:ff00:1"
 _OWN_GROUP: Final = "ff02::1:ff00:2"
+#: Address in the network of the link, beside the gateway's and the sandbox's.
+_NEIGHBOUR: Final = "fd00:200::77"
 
 
 def arp(
@@ -64,19 +66,20 @@ def arp(
 
 
 def wrong_neighbours(
-    bench: Bench, rule: str, *, past_output: bool, is_any_neighbour: bool = False
+    bench: Bench, rule: str, *, past_output: bool, has_networks: bool = False
 ) -> dict[str, str]:
     """Return the wrong verdicts on neighbour discovery without an owner on the link out.
 
-    ``rule`` refuses all but the kernel's own messages; of these, messages to neighbours that are
-    not the proxy's pass only with ``is_any_neighbour``.
+    ``rule`` refuses all but the kernel's own messages. Of these, messages about other neighbours on
+    the link pass only with ``has_networks``, and about other addresses never.
     """
     mac = bench.mac()
-    others = "out" if is_any_neighbour else rule
+    on_link = "out" if has_networks else rule
     send = partial(bench.unowned, past_output=past_output)
     cases = [
         *(Case(name, partial(send, packet), "out") for name, packet in _kernels_own(mac)),
-        *(Case(name, partial(send, packet), others) for name, packet in _about_others()),
+        *(Case(name, partial(send, packet), on_link) for name, packet in _on_link()),
+        *(Case(name, partial(send, packet), rule) for name, packet in _about_others()),
         *(Case(name, partial(send, packet), rule) for name, packet in _not_the_kernels(mac)),
     ]
     long = _solicitation(GATEWAY6, b"\1\1" + mac)
@@ -156,11 +159,18 @@ def _kernels_own(mac: bytes) -> Iterator[tuple[str, bytes]]:
                                                         source="::")  # fmt: skip
 
 
+def _on_link() -> Iterator[tuple[str, bytes]]:
+    yield "another group", _solicitation("ff02::1:ff00:7")
+    yield "question about another neighbour", _solicitation("ff02::1:ff00:77", target=_NEIGHBOUR)
+    yield "check of another neighbour", _solicitation(_NEIGHBOUR, target=_NEIGHBOUR)
+    yield "answer to another neighbour", _advertisement(_NEIGHBOUR)
+
+
 def _about_others() -> Iterator[tuple[str, bytes]]:
     yield "about a stranger", _solicitation(_GATEWAYS_GROUP, target=INTERNET6)
     yield "to a stranger", _solicitation(INTERNET6)
     yield "to a stranger about itself", _solicitation(INTERNET6, target=INTERNET6)
-    yield "another group", _solicitation("ff02::1:ff00:7")
+    yield "about a stranger of the link", _solicitation("ff02::1:ff00:7", target="fe80::7")
     yield "to a neighbour about the gateway", _solicitation("fe80::7")
     yield "to the gateway about a neighbour", _solicitation("fe80:0:0:1::7", target="fe80::7")
     yield "answer about a stranger", _advertisement(GATEWAY6, target=INTERNET6)

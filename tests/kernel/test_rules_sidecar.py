@@ -14,9 +14,9 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
-from tests.kernel import headers, link_cases, verdicts
+from tests.kernel import headers, link_cases, packets, verdicts
 from tests.kernel.outcomes import Case
-from tests.kernel.packets import ACK, ETH_IP, ETH_IP6, FIN, RST, SYN
+from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, RST, SYN
 from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
@@ -143,9 +143,7 @@ def test_link_rules_check_packets_that_bypassed_output(bench: Bench) -> None:
 def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
-    assert not link_cases.wrong_neighbours(
-        bench, rule, past_output=past_output, is_any_neighbour=True
-    )
+    assert not link_cases.wrong_neighbours(bench, rule, past_output=past_output, has_networks=True)
     about = partial(headers.neighbour, SANDBOX6)
     for packet in (about(GATEWAY6), about(GATEWAY6, 136)):
         owned = partial(bench.owned, packet, past_output=past_output)
@@ -156,6 +154,12 @@ def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
 
 def test_arp_of_the_kernel_passes_and_variants_do_not(bench: Bench) -> None:
     assert not bench.wrong(link_cases.arp(bench, "link"))
+    # An address that is on no link of an uplink: data that a process with CAP_NET_ADMIN chooses.
+    for target in (INTERNET4, NESTED4, "10.200.1.1"):
+        request = packets.arp(SANDBOX4, target, bench.mac())
+        for frame in (request, request[:7] + b"\2" + request[8:]):
+            send = partial(bench.unowned_frame, ETH_ARP, frame)
+            assert bench.outcome(send) == "link", target
 
 
 def test_input_rules_check_incoming_packets(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import subprocess
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 from unittest import mock
 
@@ -25,6 +25,7 @@ _AROUND: Final = Surroundings(
     links=("lo",),
     uplinks=("lo",),
     neighbours=tuple(end.address for end in _PROXIES),
+    link_networks=(ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
     addresses=(ip_address("10.0.0.2"), ip_address("fd00::2")),
     macs=(_MAC,),
     pins=(Uplink(name="lo", ifindex=1, mac=_MAC),),
