@@ -89,7 +89,7 @@ def test_error_is_the_code_of_the_kernel_or_none(payload: bytes, code: int | Non
 def test_link_is_a_port_where_it_has_a_master() -> None:
     body = _link("eth0") + netlink.attribute(10, struct.pack("=I", 3))
     assert rtnetlink.link(memoryview(body)) == rtnetlink.Link(
-        7, "eth0", is_loopback=False, is_port=True
+        7, "eth0", is_loopback=False, is_port=True, master=3
     )
     for number in (9, 11):
         other = _link("eth0") + netlink.attribute(number, struct.pack("=I", 3))

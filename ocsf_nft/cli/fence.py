@@ -139,7 +139,7 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = None,
     config: options.StateConfig = None,
 ) -> None:
-    """Compare a sandbox's fence, and its surroundings, with what was installed.
+    """Compare a sandbox's fence with what was installed.
 
     Exit 0: the fence is as installed. Exit 1: the fence differs, or other settings of its network
     namespace changed and weaken it; each difference is shown. Exit 2: there is no fence.

@@ -16,10 +16,13 @@ _MODULE: Final[Any] = import_module("ocsf_nft.cli.check")
 
 def test_check_accepts_valid_ports_only() -> None:
     for port in (1, 65_535):
-        assert _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[]).port == port
+        assert (
+            _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[], is_strict=False).port
+            == port
+        )
     for port in (0, 65_536):
         with pytest.raises(UsageError, match=f"port {port} is out of range: use 1 to 65535"):
-            _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[])
+            _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[], is_strict=False)
 
 
 def test_check_exits_with_1_where_a_leftover_stays(

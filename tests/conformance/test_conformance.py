@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchema, OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
+from ocsf_nft.flow import Count
+from ocsf_nft.ocsf.bypass_events import fence_bypassed, gate_blocked
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering, fence_state
@@ -147,6 +149,13 @@ def fence_events(context: Context) -> Iterator[tuple[str, Event]]:
             yield f"tampered with ({number}), to {after}", event
     for left in ((), (text,), (text,) * 20):
         yield f"surroundings, {len(left)}", protections.surroundings_event(context, left, text)
+    for number in (1, 100_000):
+        facts: dict[str, Any] = {
+            "sandbox": text, "uplinks": (text, "eth0"), "frames": Count(number, 60 * number),
+            "since_ns": TIME_NS, "until_ns": NOW_NS,
+        }  # fmt: skip
+        yield f"{number} past the fence", fence_bypassed(context, total=Count(number), **facts)
+        yield f"{number} at the gate", gate_blocked(context, **facts)
 
 
 def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:

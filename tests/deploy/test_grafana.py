@@ -309,7 +309,7 @@ def test_each_finding_has_exactly_one_alert(tmp_path: Path) -> None:
         )
         for code in codes
     ]
-    assert len(tests) == 14
+    assert len(tests) == 15
     _tested(tmp_path, *tests)
 
 

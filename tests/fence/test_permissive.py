@@ -99,6 +99,8 @@ def test_permissive_fence_changes_refusing_statements_to_accept_and_no_others(na
             or "log prefix" in line
         ):
             continue  # counters and sets have other names
+        if line.endswith("counter name stopped_link"):
+            continue  # a permissive fence stops no frame
         expected = re.sub(r"(?<![\w-])(drop|reject( with .*)?)(?![\w-])", "accept", line)
         assert expected in converted, line  # in this order
         changed += expected != line

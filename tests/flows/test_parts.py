@@ -68,7 +68,7 @@ def test_quota_of_a_user_is_independent_of_others() -> None:
 
 def test_quota_of_users_beyond_the_limit_waits_for_idle_users() -> None:
     quota = Quota()
-    assert all(quota.grants(uid, NOW) for uid in range(256))
+    assert all(quota.grants(uid, NOW) for uid in range(4096))
     assert not quota.grants(9999, NOW)
     assert quota.grants(9999, NOW + SECOND)
 

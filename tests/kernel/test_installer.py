@@ -69,7 +69,7 @@ def test_installing_the_same_fence_again_changes_nothing(
         f"{counter}_{rule}"
         for counter in ("refused", "overflow", "logged")
         for rule in ("egress", "forward", "ingress", "link")
-    }
+    } | {"seen_link", "stopped_link"}
 
 
 @pytest.mark.parametrize(

@@ -777,7 +777,7 @@ async def test_check_is_left_out_only_if_nothing_may_have_changed(
     monitor = make()
     monitor._watch = SimpleNamespace(  # type: ignore[assignment]
         tamper_guard=SimpleNamespace(
-            generations_now=lambda: facts["generations"],
+            versions_now=lambda: facts["generations"],
             has_attached_interfaces=False,
         )
     )
@@ -798,7 +798,7 @@ async def test_check_after_one_with_a_fault_is_not_left_out(
     set_inspections(WELL, seen)
     monitor = make()
     monitor._watch = SimpleNamespace(  # type: ignore[assignment]
-        tamper_guard=SimpleNamespace(generations_now=lambda: (7,), has_attached_interfaces=False),
+        tamper_guard=SimpleNamespace(versions_now=lambda: (7,), has_attached_interfaces=False),
         take_pending=tuple,
     )
     await monitor._inspect()
