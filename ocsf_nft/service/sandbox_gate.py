@@ -48,7 +48,9 @@ class SandboxGate:
         self._uplinks: tuple[Uplink, ...] = ()
         self._policy = b""
         self._installed: InstalledFence | None = None
-        self._stopped = Count()
+        #: Frames that the gate had stopped at the last call of :meth:`stopped`, and before it.
+        self._stopped = self._reported = Count()
+        self._is_widened = False
 
     async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``."""
@@ -68,7 +70,7 @@ class SandboxGate:
 
         So no packet that the new fence allows is stopped.
         """
-        now = self._installed
+        now, self._is_widened = self._installed, True
         if now is not None:
             both = (now.spec, now.around), (spec, now.around)
             await self._try(lambda: self._set(gate_policy(*both)))
@@ -77,7 +79,8 @@ class SandboxGate:
         """Allow what the present fence allows, and nothing else."""
         if self._installed is not None:
             self._installed = installed
-            await self._try(lambda: self._set(gate_policy((installed.spec, installed.around))))
+            await self._try(partial(self._follow, installed, is_widened=self._is_widened))
+            self._is_widened = False
 
     async def close(self) -> None:
         """Detach the gate."""
@@ -86,17 +89,30 @@ class SandboxGate:
             await run_in_pool(self._pool, self._detach)
 
     def stopped(self) -> Count:
-        """Return the frames that the gate has stopped since the last call. Blocks shortly."""
+        """Return the frames that the gate had stopped at the last call, without those before.
+
+        They are one call late: the gate stops what a fence allows that another process has just
+        installed, and such frames do not count. Blocks shortly.
+        """
         if self._gate is None or self._installed is None:
             return Count()
+        last, before = self._stopped, self._reported
+        self._stopped, self._reported = self._total(self._gate), last
+        return Count(max(0, last.packets - before.packets), max(0, last.bytes - before.bytes))
+
+    def _total(self, gate: Gate) -> Count:
         total = Count()
         for uplink in self._uplinks:
-            found = self._gate.stopped(uplink)
+            found = gate.stopped(uplink)
             total = Count(total.packets + found.packets, total.bytes + found.bytes)
-        last, self._stopped = self._stopped, total
-        return Count(max(0, total.packets - last.packets), max(0, total.bytes - last.bytes))
+        return total
 
-    async def _try(self, work: Callable[[], None]) -> None:
+    def _follow(self, installed: InstalledFence, *, is_widened: bool) -> None:
+        has_changed = self._set(gate_policy((installed.spec, installed.around)))
+        if has_changed and not is_widened and self._gate is not None:
+            self._stopped = self._reported = self._total(self._gate)
+
+    async def _try(self, work: Callable[[], object]) -> None:
         """Run ``work``; after an error, detach the gate, because its policy may be an old one."""
         try:
             await run_in_pool(self._pool, work)
@@ -116,11 +132,14 @@ class SandboxGate:
         gate.attach(beside, self._uplinks, policy)
         self._policy = policy
 
-    def _set(self, policy: bytes) -> None:
-        if self._gate is not None and policy != self._policy:
-            for uplink in self._uplinks:
-                self._gate.set_policy(uplink, policy)
-            self._policy = policy
+    def _set(self, policy: bytes) -> bool:
+        """Replace the policy; return False if it is the present one."""
+        if self._gate is None or policy == self._policy:
+            return False
+        for uplink in self._uplinks:
+            self._gate.set_policy(uplink, policy)
+        self._policy = policy
+        return True
 
     def _detach(self) -> None:
         if self._gate is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import socket
@@ -14,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
-from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import accounts, attempts, command, conftest, written
 from tests.kernel.journald import in_journal, journald
 
@@ -249,17 +246,6 @@ def test_run_without_a_fence_does_not_start(
     done = command.run("run", *_options(lab, state, tmp_path / "events.jsonl"))
     assert done.code == 2
     assert "sandbox lab has no active fence" in done.sentence
-
-
-async def test_fence_is_installed_although_another_process_reads_its_group(
-    lab: Lab, state: StateDirectory, tmp_path: Path
-) -> None:
-    options = _options(lab, state, tmp_path / "events.jsonl")
-    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP):
-        second = await asyncio.to_thread(command.run, "run", *options, "--install")
-    assert second.code == 3
-    assert "4001" in second.sentence
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 def test_a_sandbox_has_one_run(lab: Lab, state: StateDirectory, tmp_path: Path) -> None:

@@ -230,7 +230,9 @@ async def test_end_of_a_namespace_is_the_end_of_its_sandbox_and_touches_no_other
     async with serving(tmp_path) as served:
         await served.service.put(sandbox(other))
         await served.service.put(sandbox(third))
-        await asyncio.sleep(0)
+        # Each watch has opened its socket.
+        watches = [each.watched.bypass for each in served.service.sandboxes if each.watched]
+        await until(lambda: all(each and each._frames for each in watches))
         before = open_descriptors()
         await served.service.put(sandbox(ended))
         assert await connect_to(ended, 1001, 1002) == {1001: "refused", 1002: "refused"}

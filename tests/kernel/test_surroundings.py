@@ -240,8 +240,9 @@ def test_ways_past_the_fence_are_closed_at_once(
             inside.call(send)
         found = escaped(far)
         run.stop()
-    # Without self-heal, the way is open: so the test can fail.
-    assert (found == 0) is self_heal
+    # Without self-heal too: the last chain and the last gate judge the frames. tests/kernel/ways shows
+    # that the ways are open without a fence.
+    assert found == 0
 
 
 def test_accepted_and_ordinary_changes_raise_nothing(

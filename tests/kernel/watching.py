@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 SANDBOX = "lab"
 #: The delay of a run: it waits so long for the capture's event of a logged packet.
 SHORT_DELAY: Final = fallback_chain._EVENT_DELAY_SECONDS
-_BUDGET = "limit rate 1/second burst 4 packets"
+#: Log budget of a flow, and a user's quota of new flows.
+_BUDGETS: Final = {
+    "over 1/second burst 4 packets": "over 1000000/second burst 100000 packets",
+    "rate 10/second burst 4096 packets": "rate 1000000/second burst 100000 packets",
+}
 
 
 @dataclass
@@ -75,7 +79,10 @@ def fence(
 
     @functools.cache
     def generous(file: str) -> str:
-        return policy(file).replace(_BUDGET, "limit rate 1000000/second burst 100000 packets")
+        text = policy(file)
+        for usual, more in _BUDGETS.items():
+            text = text.replace(usual, more)
+        return text
 
     if is_generous:
         monkeypatch.setattr(ruleset, "_policy", generous)
