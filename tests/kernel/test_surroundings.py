@@ -240,8 +240,8 @@ def test_ways_past_the_fence_are_closed_at_once(
             inside.call(send)
         found = escaped(far)
         run.stop()
-    # Without self-heal too: the last chain and the last gate judge the frames. tests/kernel/ways shows
-    # that the ways are open without a fence.
+    # Without self-heal too: the last chain and the last gate judge the frames. tests/kernel/ways
+    # shows that the ways are open without a fence.
     assert found == 0
 
 
