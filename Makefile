@@ -52,7 +52,7 @@ DIST ?= dist
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules fuzz lint bench soak package docs \
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules ways fuzz lint bench soak package docs \
         reference detections screenshots clean system system-demo
 
 help:  ## List the targets.
@@ -78,6 +78,9 @@ test-odd-host: system .venv/ready  ## Run the tests beside Docker and a firewall
 mutants: .venv/ready  ## Break the Python code in small ways, one by one: make mutants ARGS="--seed 7".
 	$(BIN)/pip install --quiet --constraint constraints.txt --group mutants
 	$(SUDO) $(BIN)/python -m tests.mutants.python $(ARGS)
+
+ways: .venv/ready  ## Try all ways round the proxy, and write docs/explanation/ways-round.md again.
+	$(SUDO) $(BIN)/python -m tests.kernel.ways docs/explanation/ways-round.md
 
 mutants-rules: .venv/ready  ## Break the rulesets line by line: make mutants-rules ARGS="--file tap.nft".
 	$(SUDO) $(BIN)/python -m tests.mutants.rules $(ARGS)
