@@ -108,6 +108,7 @@ async def test_sandboxes_are_listed_shown_with_their_counts_and_released(served:
     assert [each["name"] for each in left] == ["b"]
     counts, dropped = shown.pop("counts"), shown.pop("dropped_records")
     assert shown.pop("missing_counters") == ["forward"]
+    assert shown.pop("guard_note") == ""
     assert shown == listed[0]
     assert dropped == [{"source": "nflog", "gaps": 1, "records": 2}]
     assert counts == [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.kernel.ways.matrix import Verdict
     from tests.kernel.ways.variant import Attacker, Form, Variant
 
-TEST: Final = "tests/kernel/test_ways.py"
+TEST: Final = "tests/kernel/ways"
 _ATTACKERS: Final[dict[Attacker, str]] = {
     "unprivileged": "A user without capabilities",
     "raw": "A user with CAP_NET_RAW",
@@ -102,7 +102,7 @@ def _keys(attacker: Attacker) -> Iterator[str]:
 
 
 def _summary(verdicts: Mapping[tuple[str, Form], Verdict]) -> Iterator[str]:
-    yield f"The test of each attack is in `{TEST}`, with the name in the last column.\n\n"
+    yield "`make ways` runs all of them. `python -m tests.kernel.ways NAME` runs one, by the name in the last column.\n\n"
     yield "| attacker | form | attacks | stopped | reported | allowed | OUT |\n"
     yield "|---|---|---|---|---|---|---|\n"
     for attacker, title in _ATTACKERS.items():
