@@ -102,7 +102,10 @@ def _keys(attacker: Attacker) -> Iterator[str]:
 
 
 def _summary(verdicts: Mapping[tuple[str, Form], Verdict]) -> Iterator[str]:
-    yield "`make ways` runs all of them. `python -m tests.kernel.ways NAME` runs one, by the name in the last column.\n\n"
+    yield (
+        "`make ways` runs all of them. `python -m tests.kernel.ways NAME` runs one, by the name in "
+        "the last column.\n\n"
+    )
     yield "| attacker | form | attacks | stopped | reported | allowed | OUT |\n"
     yield "|---|---|---|---|---|---|---|\n"
     for attacker, title in _ATTACKERS.items():
