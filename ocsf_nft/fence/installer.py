@@ -340,7 +340,10 @@ def _accepted(
     if spec.tap is not None:
         return None
     if before is not None and before.accepted and before.identity == namespace.identity():
-        return before.accepted
+        # A fence that was there before the network: its surroundings begin with its uplinks.
+        has_new_uplinks = bool(around.pins) and not before.around.pins
+        if not has_new_uplinks:
+            return before.accepted
     found = read_snapshot.read_in(namespace, Subject.of(spec, around))
     return read_snapshot.without_gate(found, state.gate(spec.sandbox))
 
