@@ -81,8 +81,9 @@ def furnish(name: str) -> None:
         name,
         "link set uplink up",
         "link set peer up",
-        "addr add 10.250.0.2/24 dev uplink",
+        # Before the address, which shows a run that it is the uplink: later it would be a change.
         "neigh add 10.250.0.1 lladdr 02:00:00:00:00:09 dev uplink",
+        "addr add 10.250.0.2/24 dev uplink",
         "route add default via 10.250.0.1",
     )
 
