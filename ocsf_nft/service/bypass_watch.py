@@ -77,16 +77,25 @@ class BypassWatch:
         stopped = await run_in_pool(self._pool, self._monitor.gate.stopped)
         if stopped.packets:
             await self._report_stopped(stopped, since_ns, now_ns)
-        try:
-            unseen = await run_in_pool(self._pool, self._read)
-        except (NotComparableError, SourceError, UnsupportedError) as error:
+        unseen, reason = await run_in_pool(self._pool, self._read_or_reason)
+        self._note(reason)
+        if reason is not None:
             self._close()
-            self._note(str(error))
             return
         self._read_ns = now_ns
-        self._note(None)
         if unseen is not None:
             await self._report(unseen, since_ns, time.time_ns())
+
+    def _read_or_reason(self) -> tuple[Count | None, str | None]:
+        """Return the unseen frames, or the reason why there is no reading.
+
+        An error must not leave the thread: it would come before the cancellation of the task, and
+        the task would go on.
+        """
+        try:
+            return self._read(), None
+        except (NotComparableError, SourceError, UnsupportedError) as error:
+            return None, str(error)
 
     def _read(self) -> Count | None:
         monitor = self._monitor

@@ -114,14 +114,11 @@ class SandboxGate:
 
     async def _try(self, work: Callable[[], object]) -> None:
         """Run ``work``; after an error, detach the gate, because its policy may be an old one."""
-        try:
-            await run_in_pool(self._pool, work)
-        except (DeliveryError, UnsupportedError, OSError) as error:
+        absence = await run_in_pool(self._pool, partial(_error_of, work))
+        if absence is not None:
             await self.close()
-            self.absence = str(error)
-            _log.warning("fence without a last gate", sandbox=self._sandbox, reason=str(error))
-        else:
-            self.absence = None
+            _log.warning("fence without a last gate", sandbox=self._sandbox, reason=absence)
+        self.absence = absence
 
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
         policy = gate_policy((installed.spec, installed.around))
@@ -146,3 +143,12 @@ class SandboxGate:
             for uplink in self._uplinks:
                 self._gate.detach(uplink)
         self._uplinks = ()
+
+
+def _error_of(work: Callable[[], object]) -> str | None:
+    """Run ``work``, and return its error, which would hide a cancellation if it were raised."""
+    try:
+        work()
+    except (DeliveryError, UnsupportedError, OSError) as error:
+        return str(error)
+    return None

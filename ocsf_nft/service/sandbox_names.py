@@ -95,16 +95,15 @@ class SandboxNames:
             await self._wait_until_answered()
             self._has_news.clear()
             noted = self._noted
-            try:
-                await run_shielded(replace())
-            except OcsfNftError as error:
-                if self.failure != str(error):
+            failure = await run_shielded(_error_of(replace()))
+            if failure is not None:
+                if self.failure != failure:
                     _log.error(
                         "addresses of host names can't be replaced",
                         sandbox=self._sandbox,
-                        reason=str(error),
+                        reason=failure,
                     )
-                self.failure = str(error)
+                self.failure = failure
                 self._has_news.set()
                 await asyncio.sleep(backoff.wait_seconds(None))
                 continue
@@ -137,3 +136,12 @@ class SandboxNames:
     def _note_change(self) -> None:
         self._noted += 1
         self._has_news.set()
+
+
+async def _error_of(work: Coroutine[Any, Any, None]) -> str | None:
+    """Await ``work``, and return its error, which would hide a cancellation if it were raised."""
+    try:
+        await work
+    except OcsfNftError as error:
+        return str(error)
+    return None

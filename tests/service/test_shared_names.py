@@ -135,6 +135,28 @@ async def test_addresses_are_replaced_when_they_change_and_a_failure_is_tried_ag
         names.close()
 
 
+async def test_names_end_if_a_replacement_fails_while_they_are_cancelled() -> None:
+    resolver, may_fail = _Resolver(), asyncio.Event()
+    replacing = asyncio.Event()
+
+    async def replace() -> None:
+        replacing.set()
+        await may_fail.wait()
+        raise FenceError("the network namespace has ended")
+
+    async with _shared(resolver) as shared, asyncio.timeout(60):
+        names = SandboxNames("a", shared, ())
+        names.follow(_config("a.test"))
+        running = asyncio.create_task(names.run(replace))
+        await replacing.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        may_fail.set()
+        await asyncio.wait([running])
+        names.close()
+    assert running.cancelled()
+
+
 async def test_call_without_new_names_does_not_wait() -> None:
     resolver = _Resolver()
     resolver.set("a.test", "192.0.2.1")
