@@ -1,0 +1,39 @@
+"""Watch over frames that bypass a fence, whose namespace ends while it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+from ocsf_nft.errors import SourceError
+from ocsf_nft.flow import Count
+from ocsf_nft.service import bypass_watch
+from ocsf_nft.service.bypass_watch import BypassWatch
+
+
+async def test_watch_ends_if_a_reading_fails_while_it_is_cancelled(monkeypatch: Any) -> None:
+    is_reading, may_fail = threading.Event(), threading.Event()
+
+    def end(*_arguments: object) -> None:
+        is_reading.set()
+        may_fail.wait(60)
+        raise SourceError("an uplink is missing")
+
+    monkeypatch.setattr(bypass_watch, "SentFrames", end)
+    monitor = SimpleNamespace(
+        name="agent",
+        gate=SimpleNamespace(stopped=Count),
+        reports=SimpleNamespace(installed=SimpleNamespace(around=None)),
+        namespace_socket=None,
+        counters_now=None,
+    )
+    task = asyncio.create_task(BypassWatch(cast("Any", monitor), cast("Any", None)).run())
+    await asyncio.to_thread(is_reading.wait, 60)
+    task.cancel()
+    await asyncio.sleep(0)  # the cancellation arrives while the thread works
+    may_fail.set()
+    async with asyncio.timeout(60):
+        await asyncio.wait([task])
+    assert task.cancelled()
