@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tests.kernel.ways.variant import Form
 
 FILE: Final = Path(__file__).with_name("expected.json")
-NEIGHBOURS: Final = Path(__file__).with_name("neighbours.json")
 
 
 def read() -> dict[tuple[str, Form], Verdict]:
@@ -40,12 +39,6 @@ def agrees(key: str, found: Verdict, known: Verdict) -> bool:
     """Return whether a verdict is the expected one; a race may end in either of two ways."""
     either = {"stopped", "reported"}
     return found == known or (VARIANTS[key].races and {found, known} <= either)
-
-
-def neighbours() -> dict[str, set[str]]:
-    """Return the ways whose bytes a neighbour receives (``out``), or brings in (``in``)."""
-    table = json.loads(NEIGHBOURS.read_text(encoding="utf-8"))
-    return {direction: set(names) for direction, names in table.items()}
 
 
 def loud() -> set[tuple[str, Form]]:
