@@ -53,7 +53,7 @@ _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, chan
 
 _INT: Final = struct.Struct("=i")
 _IF_STATS_MSG: Final = struct.Struct("=BxxxII")  # family, index, filter mask
-_STATS64: Final = struct.Struct("=QQQQ")  # rx and tx packets, rx and tx bytes
+_STATS64: Final = struct.Struct("=8Q")  # the first eight fields: see LinkStatistics
 _IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTGENMSG: Final = struct.Struct("=Bxxx")  # family
@@ -65,12 +65,16 @@ _ALL_ADDRESSES: Final = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class LinkStatistics(NamedTuple):
-    """Packets and bytes that an interface has received (``rx``) and sent (``tx``)."""
+    """Packets and bytes that an interface has received (``rx``), sent (``tx``) and dropped."""
 
     rx_packets: int
     tx_packets: int
     rx_bytes: int
     tx_bytes: int
+    rx_errors: int
+    tx_errors: int
+    rx_dropped: int
+    tx_dropped: int
 
 
 class Link(NamedTuple):

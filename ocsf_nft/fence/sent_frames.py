@@ -64,13 +64,16 @@ class SentFrames:
         self._beside = beside
         self._counters_now = counters_now
         ends = [each.ifindex for each in around.host.ends if each.is_uplink]
-        #: Whether the interfaces are the host's ends.
-        self._is_host = len(ends) == len(around.uplink_indexes)
+        #: Host's ends of the uplinks, if all of them are known.
+        self._ends = ends if len(ends) == len(around.uplink_indexes) else []
+        #: Frames that the uplinks have dropped, at the last reading.
+        self._dropped = 0
         try:
             links = call_beside(beside, lambda: list(rtnetlink.links()))
             self._links = _comparable(links, around)
-            self._indexes = ends if self._is_host else [link.ifindex for link in self._links]
-            self._routes = RouteSocket() if self._is_host else call_beside(beside, RouteSocket)
+            self._indexes = [link.ifindex for link in self._links]
+            self._inside = call_beside(beside, RouteSocket)
+            self._outside = RouteSocket()
         except OSError as error:
             raise _unreadable(error) from error
         if (name := self._segmenting()) is not None:
@@ -78,8 +81,9 @@ class SentFrames:
             raise NotComparableError(f"segmentation offload of the interface {name} is off")
 
     def close(self) -> None:
-        """Close the socket."""
-        self._routes.close()
+        """Close the sockets."""
+        self._inside.close()
+        self._outside.close()
 
     def read(self) -> FrameReading | None:
         """Return a reading of all counters; None if the fence is being changed.
@@ -94,13 +98,15 @@ class SentFrames:
         except FileNotFoundError as error:
             raise NotComparableError("the fence's counters are missing") from error
         except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise NotComparableError("an interface is missing") from error
             raise _unreadable(error) from error
         if before is None or later is None:
             return None
         seen, stopped = before
         stopped_later, seen_later = later
         return FrameReading(
-            epoch=(seen.handle, stopped.handle, *self._indexes),
+            epoch=(seen.handle, stopped.handle, *self._ends, *self._indexes),
             passed_before=_passed(seen, stopped),
             sent=sent,
             passed_after=_passed(seen_later, stopped_later),
@@ -120,21 +126,28 @@ class SentFrames:
         return call_beside(self._beside, ask)
 
     def _sent(self) -> Count:
-        total = Count()
-        for ifindex in self._indexes:
-            try:
-                found = self._routes.statistics(ifindex)
-            except OSError as error:
-                if error.errno == errno.ENODEV:
-                    raise NotComparableError("an interface is missing") from error
+        """Return the sent frames; and those that an uplink dropped, with no bytes.
+
+        The kernel drops a frame that it can't send after the frame has passed the fence: one with a
+        wrong GSO header, for example. A process with CAP_NET_RAW can send such frames. If they did
+        not count, each of them would hide one that has bypassed the fence.
+        """
+        try:
+            uplinks = list(map(self._inside.statistics, self._indexes))
+        except OSError as error:
+            # The host's ends are still here if an uplink has left the namespace.
+            if error.errno != errno.ENODEV or not self._ends:
                 raise
-            packets, size = (
-                (found.rx_packets, found.rx_bytes)
-                if self._is_host
-                else (found.tx_packets, found.tx_bytes)
-            )
-            total = Count(total.packets + packets, total.bytes + size)
-        return total
+            uplinks = []
+        # Another interface may have the index of one that has left.
+        self._dropped = max(self._dropped, sum(each.tx_dropped for each in uplinks))
+        if self._ends:
+            ends = map(self._outside.statistics, self._ends)
+            sent = [(each.rx_packets, each.rx_bytes) for each in ends]
+        else:
+            sent = [(each.tx_packets, each.tx_bytes) for each in uplinks]
+        packets, sizes = zip(*sent, strict=True)
+        return Count(sum(packets) + self._dropped, sum(sizes))
 
 
 def _has_offload(sock: socket.socket, name: str) -> bool:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, ip
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.service import bypass_watch
 from tests.kernel import conftest, ethtool, packets, xdp
 from tests.kernel.conftest import nft
 from tests.kernel.serving import Served, sandbox, serving, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ocsf_nft.lab import Lab
@@ -41,19 +41,40 @@ def _frequent_readings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def proxy(lab: Lab) -> Iterator[None]:
     """Accept connections at the proxy's addresses, read all and close them after the client."""
+    connections: list[socket.socket] = []
+    readers: list[threading.Thread] = []
 
     def serve(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # closed at the end of the test
             while True:
-                threading.Thread(target=_read_all, args=(listener.accept()[0],)).start()
+                connections.append(listener.accept()[0])
+                _start(readers, _read_all, connections[-1])
 
+    servers: list[threading.Thread] = []
     with contextlib.ExitStack() as stack:
+        stack.callback(_end, connections, readers)
         for family, address in ((socket.AF_INET, GATEWAY4), (socket.AF_INET6, GATEWAY6)):
             listen = partial(socket.create_server, (address, PROXY_PORT), family=family)
             listener = stack.enter_context(lab.gateway_namespace.call(listen))
-            stack.callback(listener.shutdown, socket.SHUT_RDWR)
-            threading.Thread(target=serve, args=(listener,), daemon=True).start()
+            _start(servers, serve, listener)
+            stack.callback(_end, [listener], servers[-1:])
         yield
+
+
+def _start(
+    threads: list[threading.Thread], read: Callable[[socket.socket], None], sock: socket.socket
+) -> None:
+    threads.append(threading.Thread(target=read, args=(sock,)))
+    threads[-1].start()
+
+
+def _end(sockets: list[socket.socket], threads: list[threading.Thread]) -> None:
+    # The end of a connection may be lost: its sandbox has left.
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
 
 
 def _read_all(sock: socket.socket) -> None:
@@ -121,6 +142,37 @@ async def test_one_frame_beside_100000_allowed_ones_is_reported(lab: Lab, tmp_pa
         assert (event["severity"], event["activity_name"]) == ("High", "Create")
         await _until_compared(served)
     assert [each["unmapped"]["frames"] for each in _bypassed(served)] == [1]
+
+
+def _send_and_hide(lab: Lab, times: int) -> None:
+    """Send frames past the fence, each with one that passes the fence and is then dropped.
+
+    The dropped one is longer than the other end of the link accepts.
+    """
+    segment = packets.tcp(PROXY_PORT, 0x10) + bytes(5000)
+    long = packets.ip4(SANDBOX4, GATEWAY4, socket.IPPROTO_TCP, segment)
+    ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "mtu", "9000")
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            for _ in range(times):
+                sock.sendto(long, (GATEWAY4, 0))
+                xdp.send(lab.sandbox_device, _FRAME)
+
+    lab.sandbox_namespace.call(send)
+
+
+async def test_dropped_frames_hide_no_frame_that_bypasses_the_fence(
+    lab: Lab, tmp_path: Path
+) -> None:
+    config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
+    async with serving(tmp_path, config) as served:
+        await _until_compared(served)
+        before = _passed(lab)
+        await asyncio.to_thread(_send_and_hide, lab, 10)
+        assert _passed(lab) - before >= 10  # and ARP
+        await served.wait_for(lambda event: event.get("unmapped", {}).get("total_frames") == 10)
+    assert sum(each["unmapped"]["frames"] for each in _bypassed(served)) == 10
 
 
 def _udp(lab: Lab, size: int, segment: int = 0) -> None:
