@@ -44,6 +44,8 @@ class FrameBalance:
         self._known = Count()
         #: True if a reading without traffic has shown what was sent before the first call.
         self.is_exact = False
+        #: True if another process set the counters to zero before the last call.
+        self.was_reset = False
 
     def observe(self, reading: FrameReading) -> Count | None:
         """Return frames that have bypassed the fence since the last call, and their bytes.
@@ -53,6 +55,7 @@ class FrameBalance:
         before. The first call, and a call after a change of the epoch, returns None.
         """
         last, self._last = self._last, reading
+        self.was_reset = last is not None and _was_reset(reading, last)
         if last is None or not _follows(reading, last):
             self._known = _sum(_difference(reading.sent, reading.passed_before), _IN_FLIGHT)
             self.is_exact = False
@@ -72,8 +75,13 @@ def _follows(reading: FrameReading, last: FrameReading) -> bool:
     return (
         reading.epoch == last.epoch
         and reading.sent.packets >= last.sent.packets
-        and reading.passed_before.packets >= last.passed_before.packets
+        and not _was_reset(reading, last)
     )
+
+
+def _was_reset(reading: FrameReading, last: FrameReading) -> bool:
+    is_smaller = reading.passed_before.packets < last.passed_before.packets
+    return is_smaller and reading.epoch == last.epoch
 
 
 def _sum(one: Count, other: Count) -> Count:

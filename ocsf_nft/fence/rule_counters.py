@@ -83,9 +83,10 @@ class CrowdedError(Exception):
 
 
 class NamedCounter(NamedTuple):
-    """Counter of a table, with the kernel's number of it."""
+    """Counter of a table."""
 
-    handle: int
+    #: The kernel's numbers of the table and of the counter: see ``_Snapshot.handles``.
+    handles: tuple[int, int]
     total: Count
 
 
@@ -97,17 +98,19 @@ def read_counters(
     Raises FileNotFoundError if one is missing.
     """
     kind = netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER))
-    queries = [
-        Query(
-            _NFT_MSG_GETOBJ,
-            nfnetlink.FAMILIES[family],
-            _name(_NFTA_TABLE, table) + _name(_NFTA_NAME, name) + kind,
-        )
-        for name in names
+    requests = [
+        (_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, table)),
+        *(
+            (_NFT_MSG_GETOBJ, _name(_NFTA_TABLE, table) + _name(_NFTA_NAME, name) + kind)
+            for name in names
+        ),
     ]
+    number = nfnetlink.FAMILIES[family]
+    answers = nftables.queries([Query(each, number, attributes) for each, attributes in requests])
+    handle = _number(answers[0], _NFTA_TABLE_HANDLE)
     return [
-        NamedCounter(_number(found, _NFTA_OBJ_HANDLE), _count(found))
-        for found in nftables.queries(queries)
+        NamedCounter((handle, _number(found, _NFTA_OBJ_HANDLE)), _count(found))
+        for found in answers[1:]
     ]
 
 

@@ -44,6 +44,10 @@ class NotComparableError(Exception):
     """
 
 
+class SegmentingError(NotComparableError):
+    """Error: an uplink counts the segments of a large packet, since its offload is off."""
+
+
 class SentFrames:
     """Reader of the counters of one fence's uplinks. All methods block; one thread at a time.
 
@@ -58,8 +62,8 @@ class SentFrames:
         If the host's ends of the uplinks are known, what they have received is read: this goes on
         if an uplink is moved to another namespace. ``counters_now`` is
         :meth:`NftMonitor.counters_now` of the sandbox's namespace. Raises NotComparableError if an
-        uplink is missing, or counts frames in another way: if its segmentation offload is off, it
-        counts the segments of a large packet. Raises SourceError if the kernel does not answer.
+        uplink is missing, or counts frames in another way, and SourceError if the kernel does not
+        answer.
         """
         self._beside = beside
         self._counters_now = counters_now
@@ -76,9 +80,11 @@ class SentFrames:
             self._outside = RouteSocket()
         except OSError as error:
             raise _unreadable(error) from error
-        if (name := self._segmenting()) is not None:
+        try:
+            self.check_offload()
+        except SegmentingError:
             self.close()
-            raise NotComparableError(f"segmentation offload of the interface {name} is off")
+            raise
 
     def close(self) -> None:
         """Close the sockets."""
@@ -106,24 +112,22 @@ class SentFrames:
         seen, stopped = before
         stopped_later, seen_later = later
         return FrameReading(
-            epoch=(seen.handle, stopped.handle, *self._ends, *self._indexes),
+            epoch=(*seen.handles, *stopped.handles, *self._ends, *self._indexes),
             passed_before=_passed(seen, stopped),
             sent=sent,
             passed_after=_passed(seen_later, stopped_later),
         )
 
-    def _segmenting(self) -> str | None:
-        """Return the name of an uplink that counts the segments of a large packet; None if none.
-
-        That is so if its segmentation offload is off.
-        """
+    def check_offload(self) -> None:
+        """Raise SegmentingError if the segmentation offload of an uplink is off."""
 
         def ask() -> str | None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 names = (link.name for link in self._links)
                 return next((name for name in names if not _has_offload(sock, name)), None)
 
-        return call_beside(self._beside, ask)
+        if (name := call_beside(self._beside, ask)) is not None:
+            raise SegmentingError(f"segmentation offload of the interface {name} is off")
 
     def _sent(self) -> Count:
         """Return the sent frames; and those that an uplink dropped, with no bytes.

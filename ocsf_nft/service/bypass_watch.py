@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.fence.frame_balance import FrameBalance
-from ocsf_nft.fence.sent_frames import NotComparableError, SentFrames
+from ocsf_nft.fence.sent_frames import NotComparableError, SegmentingError, SentFrames
 from ocsf_nft.flow import Count
 from ocsf_nft.ocsf.bypass_events import fence_bypassed, gate_blocked
 from ocsf_nft.ocsf.enums import Severity
@@ -28,6 +28,25 @@ _log = structlog.get_logger()
 
 #: Pause between two readings. Frames that bypass the fence are reported after two of them.
 _PAUSE_SECONDS: Final = 2.0
+#: Pause after the first reading. The comparison is exact after a pause without traffic: one that is
+#: longer than a busy machine takes to send the frames that have passed the fence.
+_FIRST_PAUSE_SECONDS: Final = 0.25
+
+
+_RESET: Final = (
+    "the counters of the fence were set to zero, so frames that bypassed it just before are unknown"
+)
+
+
+class _Comparison(NamedTuple):
+    """Result of a comparison."""
+
+    #: Frames that have bypassed the fence; None if there are none.
+    unseen: Count | None = None
+    #: Reason why nothing could be compared.
+    reason: str | None = None
+    #: Change by another process that weakens the comparison.
+    weakening: str | None = None
 
 
 class BypassWatch:
@@ -46,6 +65,8 @@ class BypassWatch:
         self._pool = pool
         self._frames: SentFrames | None = None
         self._balance = FrameBalance()
+        #: Whether the frames were compared, until a change that is reported.
+        self._was_compared = False
         self._read_ns = time.time_ns()
         #: Frames that have bypassed the fence since the watch began.
         self.unseen = Count()
@@ -65,10 +86,15 @@ class BypassWatch:
 
         Raises DeliveryError if an event can't be stored.
         """
+        pause = _FIRST_PAUSE_SECONDS
         try:
             while True:
+                was_exact = self.is_exact
                 await self._compare()
-                await asyncio.sleep(_PAUSE_SECONDS)
+                if was_exact and not self.is_exact:
+                    pause = _FIRST_PAUSE_SECONDS
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _PAUSE_SECONDS)
         finally:
             self._close()
 
@@ -77,35 +103,45 @@ class BypassWatch:
         stopped = await run_in_pool(self._pool, self._monitor.gate.stopped)
         if stopped.packets:
             await self._report_stopped(stopped, since_ns, now_ns)
-        unseen, reason = await run_in_pool(self._pool, self._read_or_reason)
-        self._note(reason)
-        if reason is not None:
+        found = await run_in_pool(self._pool, self._read_or_reason)
+        self._note(found.reason)
+        if found.weakening is not None:
+            await self._monitor.surroundings.report_no_comparison(found.weakening)
+        if found.reason is not None:
             self._close()
             return
         self._read_ns = now_ns
-        if unseen is not None:
-            await self._report(unseen, since_ns, time.time_ns())
+        if found.unseen is not None:
+            await self._report(found.unseen, since_ns, time.time_ns())
 
-    def _read_or_reason(self) -> tuple[Count | None, str | None]:
+    def _read_or_reason(self) -> _Comparison:
         """Return the unseen frames, or the reason why there is no reading.
 
         An error must not leave the thread: it would come before the cancellation of the task, and
         the task would go on.
         """
         try:
-            return self._read(), None
+            return self._read()
+        except SegmentingError as error:
+            was_compared, self._was_compared = self._was_compared, False
+            return _Comparison(reason=str(error), weakening=str(error) if was_compared else None)
         except (NotComparableError, SourceError, UnsupportedError) as error:
-            return None, str(error)
+            return _Comparison(reason=str(error))
 
-    def _read(self) -> Count | None:
+    def _read(self) -> _Comparison:
         monitor = self._monitor
         installed = monitor.reports.installed
         if self._frames is None:
             self._frames = SentFrames(
                 monitor.namespace_socket, installed.around, monitor.counters_now
             )
-        reading = self._frames.read()
-        return None if reading is None else self._balance.observe(reading)
+        if (reading := self._frames.read()) is None:
+            return _Comparison()
+        unseen = self._balance.observe(reading)
+        if unseen is not None:
+            self._frames.check_offload()
+        self._was_compared = True
+        return _Comparison(unseen, weakening=_RESET if self._balance.was_reset else None)
 
     def _close(self) -> None:
         if self._frames is not None:

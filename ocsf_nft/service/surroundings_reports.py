@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ocsf_nft.fence.surroundings import watcher
+from ocsf_nft.fence.surroundings.changes import SurroundingChange
+from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import SURROUNDINGS_CHANGED
@@ -19,8 +21,6 @@ from ocsf_nft.state.change import Change
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.fence.surroundings.changes import SurroundingChange
-    from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fence_reports import FenceReports
 
@@ -49,6 +49,12 @@ class SurroundingsReports:
             await self._report_added(news)
         elif not news.present:
             await self._commit(self._end())
+
+    async def report_no_comparison(self, reason: str) -> None:
+        """Report a change after which sent frames can't be compared with the fence's counters."""
+        change = SurroundingChange("comparison", (reason,), reason, is_severe=True)
+        news = SurroundingsNews(added=(change,), present=(), arrived_ns=time.time_ns())
+        await self._report_added(news)
 
     async def _report_added(self, news: SurroundingsNews) -> None:
         reports, sandbox = self._reports, self._reports.sandbox

@@ -260,7 +260,34 @@ async def test_frames_that_the_interface_divides_are_not_compared(lab: Lab, tmp_
         lab.sandbox_namespace.call(partial(switch, on=True))
         assert not _bypassed(served)
         await _until_compared(served)
-        # Switched off later, which hides other frames: reported.
+        # Another process switches it off later, after which no frame can be found.
         lab.sandbox_namespace.call(partial(switch, on=False))
         await asyncio.to_thread(_send, lab, 1 << 20)
-        await served.wait_for(lambda event: event["metadata"]["event_code"] == "fence-bypassed")
+        event = await served.wait_for(_is_no_comparison)
+        assert event["severity"] == "High"
+        assert "segmentation offload of the interface sb0 is off" in event["message"]
+        assert not _bypassed(served)
+
+
+@pytest.mark.usefixtures("proxy")
+async def test_reset_counters_are_reported(lab: Lab, tmp_path: Path) -> None:
+    config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
+    async with serving(tmp_path) as served:
+        # A fence that the service replaces or restores has new counters, which is no reset.
+        for is_permissive in (False, True, False):
+            await served.service.put(config.model_copy(update={"permissive": is_permissive}))
+            await asyncio.to_thread(_send, lab, 1000, 10)
+            await _until_compared(served)
+        nft(lab.sandbox_namespace, "delete", "table", "netdev", "ocsf_nft")
+        await served.wait_for(lambda event: event["metadata"]["event_code"] == "fence-restored")
+        await asyncio.to_thread(_send, lab, 1000, 10)
+        await _until_compared(served)
+        assert not any(map(_is_no_comparison, served.events))
+        nft(lab.sandbox_namespace, "reset", "counters")
+        event = await served.wait_for(_is_no_comparison)
+        assert event["severity"] == "High"
+        assert "counters of the fence were set to zero" in event["message"]
+
+
+def _is_no_comparison(event: dict[str, Any]) -> bool:
+    return bool(event["metadata"]["event_code"] == "surroundings-changed")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal[
     "chain", "rule", "qdisc", "filter", "xdp", "tcx", "link", "departure", "route", "routing rule",
     "encapsulation", "neighbour", "sysctl", "iptables", "limit",
+    "comparison",
 ]  # fmt: skip
 
 #: Kinds whose objects bypass the fence or rewrite packets after it.
