@@ -82,6 +82,7 @@ class StateStore:
 
     async def __aexit__(self, *_: object) -> None:
         """Store the pending changes, if the disk accepts them, and close the database file."""
+        failure = DeliveryError("the state database is closed")
         try:
             self._writer.cancel()
             await asyncio.wait([self._writer])
@@ -89,16 +90,20 @@ class StateStore:
                 await asyncio.wait([self._checkpoint])
             if self._pending and self._failure is None:
                 self.database.commit([each.change for each in self._pending])
-        except DeliveryError as failure:
-            _log.error("the last changes could not be stored", reason=str(failure))
+                self._confirm(len(self._pending))
+        except DeliveryError as error:
+            _log.error("the last changes could not be stored", reason=str(error))
+            failure = error
         finally:
+            self._fail(failure)
             self.database.close()
 
     async def commit(self, change: Change) -> None:
         """Store a change, and return when it is stored; its events are then on the disk.
 
         A failed transaction is repeated until it succeeds. Raises DeliveryError if it still fails
-        when the service has stopped. The change is stored even if the caller is cancelled.
+        when the service has stopped, and if the store is closed. The change is stored even if the
+        caller is cancelled.
         """
         if isinstance(self._failure, DeliveryError):
             raise self._failure
@@ -120,22 +125,30 @@ class StateStore:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure is raised by the callers
-            self._failure = error
-            for each in self._pending:
-                if not each.done.done():
-                    each.done.set_exception(error)
-            self._pending.clear()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Raise an error in the callers that wait, and in later ones."""
+        self._failure = self._failure or error
+        for each in self._pending:
+            if not each.done.done():  # its caller was cancelled
+                each.done.set_exception(error)
+        self._pending.clear()
+
+    def _confirm(self, number: int) -> None:
+        """Let the callers of the first changes return."""
+        written = self._pending[:number]
+        del self._pending[:number]
+        for each in written:
+            if not each.done.done():
+                each.done.set_result(None)
 
     async def _write_some(self) -> None:
         number = _count_joint(self._pending)
         changes = [each.change for each in self._pending[:number]]
         # Nothing may be awaited after a success: after a cancellation, it would be stored again.
         stored = await self.retry(lambda: self._transaction(changes))
-        written = self._pending[:number]
-        del self._pending[:number]
-        for each in written:
-            if not each.done.done():  # its caller was cancelled
-                each.done.set_result(None)
+        self._confirm(number)
         if stored and self.on_stored is not None:
             self.on_stored(self.database.end)
         rows = sum(len(each.account.parts) for each in changes if each.account is not None)

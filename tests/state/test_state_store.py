@@ -402,6 +402,34 @@ async def test_pending_changes_are_stored_at_the_end(tmp_path: Path) -> None:
         assert await stored_uids(store_again) == ["uid-1"]
 
 
+async def test_callers_of_a_closed_store_do_not_wait(tmp_path: Path) -> None:
+    async with StateStore(tmp_path / FILE, StorageRetrier(asyncio.Event())) as store:
+        committing = asyncio.create_task(store.commit(Change(events=[event(1)])))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        await committing
+        with pytest.raises(DeliveryError, match="the state database is closed"):
+            await store.commit(Change(events=[event(2)]))
+    async with Store(tmp_path / FILE) as store_again:
+        assert await stored_uids(store_again) == ["uid-1"]
+
+
+async def test_callers_whose_changes_can_not_be_stored_at_the_end_get_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with StateStore(tmp_path / FILE, StorageRetrier(asyncio.Event())) as store:
+
+        def fail(_: object) -> None:
+            raise DeliveryError("the disk is full")
+
+        monkeypatch.setattr(store.database, "commit", fail)
+        committing = asyncio.create_task(store.commit(Change(events=[event(1)])))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        with pytest.raises(DeliveryError, match="the disk is full"):
+            await committing
+
+
 async def test_counts_of_packets_remove_no_event(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with StateStore(path, StorageRetrier(asyncio.Event()), max_bytes=1 << 16) as store:
