@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.check.finding import Finding
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.spec import tables_of
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.surroundings import changes, read_snapshot
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 from ocsf_nft.netns import HOST
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 _MAX_REPORTED: Final = 8
 
 
-def findings(scope: CheckScope) -> Iterator[Finding]:
+def findings(scope: CheckScope, state: StateDirectory | None = None) -> Iterator[Finding]:
     """Yield a finding for each setting that weakens a fence in the namespace of ``scope``.
 
-    The host's own namespace is not a sandbox, so there are none.
+    The host's own namespace is not a sandbox, so there are none. The last gates of the fences in
+    ``state`` are no finding; None for the state directory of a service.
     """
     if scope.device is not None or scope.namespace.identity() == HOST.identity():
         return
@@ -33,7 +35,10 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
         own_tables=tuple(tables_of(None)), destinations=proxies, neighbours=frozenset(proxies)
     )
     try:
-        found = changes.accepted(read_snapshot.read_in(scope.namespace, subject))
+        snapshot = read_snapshot.read_in(scope.namespace, subject)
+        for sandbox in (state := state or StateDirectory()).sandboxes():
+            snapshot = read_snapshot.without_gate(snapshot, state.gate(sandbox))
+        found = changes.accepted(snapshot)
     except OcsfNftError as error:
         yield Finding(name="surroundings", severity="info", meaning=visible(str(error)))
         return

@@ -339,13 +339,37 @@ def _accepted(
     """Return the surroundings to accept: those of the first installation in the namespace."""
     if spec.tap is not None:
         return None
-    if before is not None and before.accepted and before.identity == namespace.identity():
-        # A fence that was there before the network: its surroundings begin with its uplinks.
-        has_new_uplinks = bool(around.pins) and not before.around.pins
-        if not has_new_uplinks:
-            return before.accepted
-    found = read_snapshot.read_in(namespace, Subject.of(spec, around))
+    subject = Subject.of(spec, around)
+    # Of a fence that was there before the network, the surroundings begin with its uplinks.
+    if before is not None and (before.around.pins or not around.pins):
+        known = before.accepted if before.identity == namespace.identity() else None
+        if known is not None:
+            return _with_new_addresses(known, before, namespace, subject)
+    found = read_snapshot.read_in(namespace, subject)
     return read_snapshot.without_gate(found, state.gate(spec.sandbox))
+
+
+def _with_new_addresses(
+    accepted: Snapshot, before: InstalledFence, namespace: Namespace, subject: Subject
+) -> Snapshot:
+    """Return accepted surroundings with the routes and static entries of addresses that are new.
+
+    A new policy has further addresses. The route by a next hop makes it known; its static entry may
+    be older than its route.
+    """
+    earlier = Subject.of(before.spec, before.around)
+    destinations = {*map(str, subject.destinations)} - {*map(str, earlier.destinations)}
+    neighbours = {*map(str, subject.neighbours - earlier.neighbours)}
+    if not destinations and not neighbours:
+        return accepted
+    found = read_snapshot.read_in(namespace, subject)
+    routes = {each for each in found.routes if each.destination in destinations}
+    static = {each for each in found.neighbours if each.address in neighbours}
+    return dataclasses.replace(
+        accepted,
+        routes=tuple(sorted(routes.union(accepted.routes), key=str)),
+        neighbours=tuple(sorted(static.union(accepted.neighbours))),
+    )
 
 
 def _with_accepted(installed: InstalledFence, state: StateDirectory) -> InstalledFence:

@@ -52,7 +52,8 @@ class Subject:
             own_tables=(*spec.tables, *spec.guard_tables),
             uplinks=around.uplinks,
             destinations=tuple(destinations[:_MOST_ADDRESSES]),
-            neighbours=frozenset((*around.neighbours, *destinations)),
+            # Before the fence has uplinks, the engine may still make the network.
+            neighbours=frozenset((*around.neighbours, *destinations) if around.pins else ()),
         )
 
 
