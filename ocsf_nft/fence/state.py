@@ -363,8 +363,9 @@ class StateDirectory:
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         self._read.pop(sandbox, None)
-        (self.directory(sandbox) / _GATE).unlink(missing_ok=True)
-        _delete(self.directory(sandbox) / _FILE)
+        # First: without a record, no check of a run takes the gate for another process's program.
+        (self.directory(sandbox) / _FILE).unlink(missing_ok=True)
+        _delete(self.directory(sandbox) / _GATE)
 
     def stored_sysctls(self, name: str) -> bytes | None:
         """Return the values of sysctls that :meth:`store_sysctls` stored under a name, or None.

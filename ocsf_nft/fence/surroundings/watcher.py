@@ -158,6 +158,9 @@ class SurroundingsWatcher:
         """Check the surroundings; return True if there are changes that were not reported."""
         self._follow_record()
         found = self._read(is_full=is_full)
+        # If the fence was removed by `ocsf-nft remove`, the id of its last gate is gone, too.
+        if self._state.version(self._installed.spec.sandbox) is None:
+            return False
         added = tuple(each for each in found if each not in self._present)
         if not added:
             if len(found) < len(self._present):
