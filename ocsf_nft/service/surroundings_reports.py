@@ -46,7 +46,7 @@ class SurroundingsReports:
         """
         self.present = _texts(news.present)
         if news.added:
-            await self._report_added(news)
+            await self._report_added(news, self.present)
         elif not news.present:
             await self._commit(self._end())
 
@@ -54,9 +54,9 @@ class SurroundingsReports:
         """Report a change after which sent frames can't be compared with the fence's counters."""
         change = SurroundingChange("comparison", (reason,), reason, is_severe=True)
         news = SurroundingsNews(added=(change,), present=(), arrived_ns=time.time_ns())
-        await self._report_added(news)
+        await self._report_added(news, (*self.present, reason))
 
-    async def _report_added(self, news: SurroundingsNews) -> None:
+    async def _report_added(self, news: SurroundingsNews, present: Sequence[str]) -> None:
         reports, sandbox = self._reports, self._reports.sandbox
         process = news.process
         if process is not None:
@@ -75,7 +75,7 @@ class SurroundingsReports:
             sandbox=sandbox.name,
             state=reports.state,
             changes=changes,
-            present=self.present,
+            present=present,
             severity=severity,
             tampering=tampering,
             outcome=outcome,

@@ -285,7 +285,7 @@ async def test_reset_counters_are_reported(lab: Lab, tmp_path: Path) -> None:
         assert not any(map(_is_no_comparison, served.events))
         nft(lab.sandbox_namespace, "reset", "counters")
         event = await served.wait_for(_is_no_comparison)
-        assert event["severity"] == "High"
+        assert (event["severity"], event["status"]) == ("High", "Failure")
         assert "counters of the fence were set to zero" in event["message"]
 
 
