@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import socket
 import struct
 from array import array
@@ -35,6 +36,8 @@ _TABLE: Final = TableId("netdev", TABLE)
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GTSO: Final = 0x1E
 _IFREQ: Final = struct.Struct("@16sP16x")
+#: Attempts to ask for an interface by its name, which another process may change at any time.
+_RENAMES: Final = 16
 
 
 class NotComparableError(Exception):
@@ -72,19 +75,18 @@ class SentFrames:
         self._ends = ends if len(ends) == len(around.uplink_indexes) else []
         #: Frames that the uplinks have dropped, at the last reading.
         self._dropped = 0
-        try:
-            links = call_beside(beside, lambda: list(rtnetlink.links()))
-            self._links = _comparable(links, around)
-            self._indexes = [link.ifindex for link in self._links]
-            self._inside = call_beside(beside, RouteSocket)
-            self._outside = RouteSocket()
-        except OSError as error:
-            raise _unreadable(error) from error
-        try:
+        with contextlib.ExitStack() as opened:
+            try:
+                links = call_beside(beside, lambda: list(rtnetlink.links()))
+                self._indexes = [link.ifindex for link in _comparable(links, around)]
+                self._inside = call_beside(beside, RouteSocket)
+                opened.callback(self._inside.close)
+                self._outside = RouteSocket()
+                opened.callback(self._outside.close)
+            except OSError as error:
+                raise _unreadable(error) from error
             self.check_offload()
-        except SegmentingError:
-            self.close()
-            raise
+            opened.pop_all()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -119,14 +121,33 @@ class SentFrames:
         )
 
     def check_offload(self) -> None:
-        """Raise SegmentingError if the segmentation offload of an uplink is off."""
+        """Raise SegmentingError if the segmentation offload of an uplink is off.
+
+        If an uplink has left the namespace, its frames pass no fence any more: its offload does not
+        matter if the host's ends are known. Otherwise raises NotComparableError. Also raises
+        SourceError.
+        """
 
         def ask() -> str | None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                names = (link.name for link in self._links)
-                return next((name for name in names if not _has_offload(sock, name)), None)
+                for index in self._indexes:
+                    try:
+                        name = _without_offload(sock, index)
+                    except OSError as error:
+                        if error.errno != errno.ENODEV or not self._ends:
+                            raise
+                    else:
+                        if name is not None:
+                            return name
+            return None
 
-        if (name := call_beside(self._beside, ask)) is not None:
+        try:
+            name = call_beside(self._beside, ask)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise NotComparableError("an interface is missing") from error
+            raise _unreadable(error) from error
+        if name is not None:
             raise SegmentingError(f"segmentation offload of the interface {name} is off")
 
     def _sent(self) -> Count:
@@ -154,13 +175,33 @@ class SentFrames:
         return Count(sum(packets) + self._dropped, sum(sizes))
 
 
-def _has_offload(sock: socket.socket, name: str) -> bool:
-    value = array("I", [_ETHTOOL_GTSO, 1])
-    address, _ = value.buffer_info()
-    request = _IFREQ.pack(name.encode("utf-8", "surrogateescape"), address)
-    with contextlib.suppress(OSError):  # renamed, or removed
-        fcntl.ioctl(sock, _SIOCETHTOOL, request)
-    return bool(value[1])
+def _without_offload(sock: socket.socket, ifindex: int) -> str | None:
+    """Return the name of an interface whose segmentation offload is off; None if it is on.
+
+    Raises OSError with ENODEV if the interface is missing.
+    """
+    for _ in range(_RENAMES):
+        name = _name_of(ifindex)
+        value = array("I", [_ETHTOOL_GTSO, 0])
+        address, _ = value.buffer_info()
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, _IFREQ.pack(os.fsencode(name), address))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            continue  # renamed since then
+        return None if value[1] else name
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
+def _name_of(ifindex: int) -> str:
+    """Return the present name of an interface; raises OSError with ENODEV if it is missing."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+        raise
 
 
 def _comparable(links: Iterable[Link], around: Surroundings) -> list[Link]:
