@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 NETLINK_ROUTE: Final = 0
 NETLINK_NETFILTER: Final = 12
@@ -172,10 +172,13 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
     return list(replies(protocol, kind, payload, dump=dump))
 
 
-def replies(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> Iterator[bytes]:
+def replies(
+    protocol: int, kind: int, payload: bytes, *, dump: bool = False
+) -> Generator[bytes, None, None]:
     """Yield the reply payloads as :func:`request` returns them, as soon as they arrive.
 
-    A caller that needs only some of them can stop early.
+    A caller that needs only some of them can stop early: ``close()`` of the result closes the
+    socket.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:

@@ -5,8 +5,10 @@ Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
+import itertools
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -230,31 +232,43 @@ def namespace_number(descriptor: int) -> int | None:
     return None
 
 
-def neighbours() -> Iterator[tuple[int, Address, str]]:
+def neighbours(most: int | None = None) -> Iterator[tuple[int, Address, str]]:
     """Yield interface index, address and Ethernet address of the calling thread's neighbours.
 
-    These are the entries of the kernel's neighbour tables that have an Ethernet address. Raises
-    OSError if the request fails.
+    These are the entries of the kernel's neighbour tables that have an Ethernet address. At most
+    ``most`` entries are read; None for all. Raises OSError if the request fails.
     """
     question = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETNEIGH, question, dump=True):
+    for reply in _dump(_RTM_GETNEIGH, question, most):
         if len(reply) < _NDMSG.size:
             continue
-        found = dict(netlink.attributes(memoryview(reply)[_NDMSG.size :]))
+        found = dict(netlink.attributes(reply[_NDMSG.size :]))
         packed, mac = found.get(_NDA_DST), _mac(found.get(_NDA_LLADDR))
         if packed is not None and len(packed) in _ADDRESS_BYTES and mac is not None:
             yield _NDMSG.unpack_from(reply)[1], ipaddress.ip_address(bytes(packed)), mac
 
 
-def addresses() -> Iterator[tuple[int, Address]]:
+def addresses(most: int | None = None) -> Iterator[tuple[int, Address]]:
     """Yield the interface index and the address of each address of the calling thread's namespace.
 
-    Blocks until the kernel has answered. Raises OSError if the request fails.
+    At most ``most`` addresses are read; None for all. Blocks until the kernel has answered. Raises
+    OSError if the request fails.
     """
-    for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETADDR, _ALL_ADDRESSES, dump=True):
-        found = address(memoryview(reply))
+    for reply in _dump(RTM_GETADDR, _ALL_ADDRESSES, most):
+        found = address(reply)
         if found is not None:
             yield found
+
+
+def _dump(kind: int, question: bytes, most: int | None) -> Iterator[memoryview]:
+    """Yield the objects of a list as they arrive, at most ``most``; then close the socket.
+
+    The owner of a namespace may create millions.
+    """
+    replies = netlink.replies(netlink.NETLINK_ROUTE, kind, question, dump=True)
+    with contextlib.closing(replies):
+        for reply in itertools.islice(replies, most):
+            yield memoryview(reply)
 
 
 def address(body: memoryview) -> tuple[int, Address] | None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _OWN_NAMESPACE: Final = "/proc/thread-self/ns/net"
 #: Reason why a fence without a guard gets none while a run watches it.
 LATER: Final = "no guard yet: its link was connected to the host later"
+#: Addresses and neighbours of a sandbox that are read: its owner may add millions.
+_MOST: Final = 1_000
 #: Bit of a link address that addresses a group (IEEE 802).
 _GROUP: Final = 1
 
@@ -43,12 +45,8 @@ class _Inside:
     #: Open file of the namespace.
     descriptor: int
     links: tuple[Link, ...]
-    #: Interface index and address of the link-local addresses.
-    link_locals: tuple[tuple[int, Address], ...]
     #: Next hops to the allowed destinations.
     next_hops: frozenset[Address]
-    #: Addresses of the namespace's neighbours, with their link addresses.
-    neighbours: tuple[tuple[Address, str], ...]
 
 
 def resolve(
@@ -165,22 +163,14 @@ def _end_of(link: Link, descriptor: int) -> Link | None:
 
 
 def _inside(spec: FenceSpec, around: Surroundings) -> _Inside:
-    hops = {routes.to_address(endpoint.address) for endpoint in spec.allowed}
-    hops |= routes.to_networks(tuple(destination.network for destination in spec.ranges))
-    # A route never adds a neighbour: those of the fence inside are the ones that count.
-    next_hops = {hop.neighbour for hop in hops if hop.neighbour is not None}
+    allowed = {endpoint.address for endpoint in spec.allowed}
+    hops = {routes.to_address(address).neighbour for address in allowed}
+    # A route never adds a neighbour: those of the fence inside are the ones that count. Those that
+    # are no allowed address are the gateways of the survey. So the present routes to networks, of
+    # which a process inside may add any number, are not read.
+    next_hops = {each for each in around.neighbours if each in hops or each not in allowed}
     descriptor, links = _links()
-    try:
-        return _Inside(
-            descriptor=descriptor,
-            links=links,
-            link_locals=tuple(each for each in rtnetlink.addresses() if each[1].is_link_local),
-            next_hops=frozenset(next_hops & set(around.neighbours)),
-            neighbours=tuple((address, mac) for _, address, mac in rtnetlink.neighbours()),
-        )
-    except BaseException:
-        os.close(descriptor)
-        raise
+    return _Inside(descriptor=descriptor, links=links, next_hops=frozenset(next_hops))
 
 
 def _links() -> tuple[int, tuple[Link, ...]]:
@@ -214,11 +204,6 @@ def _host_links(
     uplink_ends = [link for end, link in ends if end.is_uplink]
     ports = [link for link in uplink_ends if link.master is not None]
     bridges, next_hops = _bridges(ports, inside.next_hops)
-    own_links = {
-        address
-        for index, address in inside.link_locals
-        if index in {link.ifindex for link in uplinks}
-    }
     found = tuple(sorted((end for end, _ in ends), key=lambda end: end.ifindex))
     is_known = known is not None and known.ends == found
     return HostLinks(
@@ -226,18 +211,26 @@ def _host_links(
         gateway_macs=_macs(link.mac for link in (*uplink_ends, *bridges)),
         direct_macs=_macs(link.mac for link in uplink_ends if link.master is None),
         next_hops=_sorted(next_hops),
-        next_hop_macs=_next_hop_macs(next_hops, inside, known if is_known else None),
+        next_hop_macs=_next_hop_macs(next_hops, namespace, known if is_known else None),
         # The kernel makes the same ones again.
         link_locals=(
             known.link_locals
             if known is not None and is_known
-            else _sorted(own_links | {*map(link_local, around.macs)})
+            else _link_locals(namespace, {link.ifindex for link in uplinks}, around)
         ),
     )
 
 
+def _link_locals(
+    namespace: Namespace, indexes: set[int], around: Surroundings
+) -> tuple[Address, ...]:
+    addresses = namespace.call(lambda: list(rtnetlink.addresses(_MOST)))
+    found = {each for index, each in addresses if index in indexes and each.is_link_local}
+    return _sorted(found | {*map(link_local, around.macs)})
+
+
 def _next_hop_macs(
-    next_hops: set[Address], inside: _Inside, known: HostLinks | None
+    next_hops: set[Address], namespace: Namespace, known: HostLinks | None
 ) -> tuple[str, ...]:
     if not next_hops:
         return ()
@@ -245,7 +238,8 @@ def _next_hop_macs(
         # The guard has learned changes itself, and its set of them stays.
         return known.next_hop_macs if set(known.next_hops) >= next_hops else ()
     # The first fence of this link: the sandbox's own table is trusted as its addresses are.
-    macs = {mac for address, mac in inside.neighbours if address in next_hops}
+    neighbours = namespace.call(lambda: list(rtnetlink.neighbours(_MOST)))
+    macs = {mac for _, address, mac in neighbours if address in next_hops}
     macs |= {mac for _, address, mac in rtnetlink.neighbours() if address in next_hops}
     return _macs(macs)
 

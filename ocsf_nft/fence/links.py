@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
-import itertools
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import rtnetlink
@@ -212,7 +211,7 @@ def _survey_pinned(
 
 def _addresses() -> list[tuple[int, Address]]:
     # The kernel lists the oldest ones of a link first.
-    return list(itertools.islice(rtnetlink.addresses(), _MOST_ADDRESSES))
+    return list(rtnetlink.addresses(_MOST_ADDRESSES))
 
 
 def _identity(link: Link) -> Uplink:

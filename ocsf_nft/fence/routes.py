@@ -6,6 +6,7 @@ The functions read the routes of the calling thread's network namespace.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import itertools
@@ -155,15 +156,16 @@ def _contains(outer: Network, inner: Network) -> bool:
 def _entries(version: int) -> Iterator[_Entry]:
     question = _RTMSG.pack(_family(version), 0, 0, 0, 0, 0, 0, 0, 0)
     replies = netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETROUTE, question, dump=True)
-    for number, reply in enumerate(itertools.islice(replies, _MOST_ROUTES + 1)):
-        if number == _MOST_ROUTES:
-            raise FenceError(
-                f"the namespace has more than {_MOST_ROUTES} routes, too many to find the next "
-                "hops towards networks: remove some, or allow single addresses"
-            )
-        entry = _entry(reply, version)
-        if entry is not None:
-            yield entry
+    with contextlib.closing(replies):
+        for number, reply in enumerate(itertools.islice(replies, _MOST_ROUTES + 1)):
+            if number == _MOST_ROUTES:
+                raise FenceError(
+                    f"the namespace has more than {_MOST_ROUTES} routes, too many to find the next "
+                    "hops towards networks: remove some, or allow single addresses"
+                )
+            entry = _entry(reply, version)
+            if entry is not None:
+                yield entry
 
 
 def _entry(reply: bytes, version: int) -> _Entry | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import socket
 import subprocess
-from ipaddress import ip_address
-from typing import NoReturn
+from ipaddress import ip_address, ip_network
+from typing import Any, NoReturn
 
 import pytest
 
@@ -14,6 +16,7 @@ from ocsf_nft import netlink, netns, rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, UsageError
 from ocsf_nft.fence import links, routes
 from ocsf_nft.netns import Namespace
+from tests.descriptors import open_descriptors
 
 pytestmark = pytest.mark.kernel
 
@@ -106,3 +109,62 @@ def test_survey_names_the_cause_of_a_failure(monkeypatch: pytest.MonkeyPatch) ->
     errors.append(OSError(errno.EPERM, "not permitted"))
     with pytest.raises(OSError, match="not permitted"):
         routes.to_address(ip_address("10.0.0.1"))
+
+
+def test_only_the_first_addresses_and_neighbours_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process in the namespace may add millions."""
+    sockets: list[Counting] = []
+
+    class Counting(socket.socket):
+        received = 0
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            sockets.append(self)
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            self.received += 1
+            return super().recvfrom(*arguments)
+
+    def check() -> None:
+        _add_links()
+        batch = [
+            line
+            for number in range(5_000)
+            for address in [f"10.9.{number >> 8}.{number & 255}"]
+            for line in (
+                f"address add {address}/32 dev d0",
+                f"neighbour add {address} lladdr 02:00:00:00:00:01 nud permanent dev d0",
+            )
+        ]
+        subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
+        monkeypatch.setattr(socket, "socket", Counting)
+        assert len(list(rtnetlink.neighbours(1_000))) == 1_000
+        assert len(list(rtnetlink.addresses(1_000))) == 1_000
+        assert len(links._addresses()) == 500
+        assert [each.fileno() for each in sockets] == [-1] * 3
+        assert max(each.received for each in sockets) < 20
+        # A reader that stops earlier closes the socket too.
+        for _ in zip(range(3), rtnetlink.neighbours(), strict=False):
+            pass
+        gc.collect()
+        assert sockets[-1].fileno() == -1
+        assert len(list(rtnetlink.neighbours())) >= 5_000
+        monkeypatch.undo()
+
+    netns.in_scratch(check)
+
+
+def test_too_many_routes_leave_no_open_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        _add_links()
+        monkeypatch.setattr(routes, "_MOST_ROUTES", 1)
+        opened = open_descriptors()
+        with pytest.raises(FenceError, match="more than 1 routes") as caught:
+            routes.to_networks([ip_network("10.1.0.0/16")])
+        assert open_descriptors() == opened
+        assert caught.value.__traceback__ is not None  # it has the frames that read
+
+    netns.in_scratch(check)

@@ -6,17 +6,20 @@ import contextlib
 import secrets
 import select
 import socket
+import subprocess
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ocsf_nft import rtnetlink
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import configure, ip, new_namespace
 from ocsf_nft.netns import named
 from tests.kernel import headers, packets, xdp
@@ -24,8 +27,7 @@ from tests.kernel.outcomes import Outcomes, mac_of, send_frame
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
@@ -73,10 +75,11 @@ class _Site:
     machines: tuple[_Machine, ...]
     state: StateDirectory
 
-    def install(self, machine: _Machine, *proxies: str) -> InstalledFence:
+    def install(self, machine: _Machine, *proxies: str, allow: str = "") -> InstalledFence:
         spec = FenceSpec(
             sandbox=machine.name,
             proxies=tuple(map(endpoint, proxies)),
+            exceptions=tuple(map(exception, allow.split())),
             finds_guard=True,
         )
         return self.host.call(
@@ -283,3 +286,48 @@ def test_guard_follows_a_proxy_that_is_another_machine(site: _Site) -> None:
     name = sandbox.name
     site.host.call(lambda: installer.renew(name, site.state))
     connects(standby)
+
+
+def test_many_objects_inside_change_no_check_of_a_guard(
+    site: _Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in the sandbox may add any number of addresses, neighbours and routes."""
+    sandbox, router, _ = site.machines
+    ip("-n", sandbox.name, "route", "add", "203.0.113.0/24", "via", router.address)
+    ip(
+        *("-n", sandbox.name, "neighbour", "add", router.address),
+        *("lladdr", router.mac.hex(":"), "dev", "eth0"),
+    )
+    installed = site.install(sandbox, f"{_GATEWAY4}:{_PORT}", allow="tcp:203.0.113.0/24:443")
+    assert list(map(str, installed.around.host.next_hops)) == [router.address]
+    assert installed.around.host.next_hop_macs == (router.mac.hex(":"),)
+    assert _verify(site, sandbox) == "as installed"
+    batch = "".join(
+        f"route add blackhole 10.{number >> 8}.{number & 255}.0/24\n" for number in range(10_001)
+    )
+    command = ["ip", "-n", sandbox.name, "-batch", "-"]
+    subprocess.run(command, input=batch, text=True, check=True)
+    with monkeypatch.context() as patch:
+        for name in ("addresses", "neighbours"):
+            read = partial(_of_the_host, getattr(rtnetlink, name), site.host.call(_namespace))
+            patch.setattr(rtnetlink, name, read)
+        assert _verify(site, sandbox) == "as installed"
+        renewed = site.host.call(lambda: installer.renew(sandbox.name, site.state))
+        assert renewed == installed
+
+
+def _verify(site: _Site, machine: _Machine) -> str:
+    found = site.host.call(lambda: installer.verify(machine.name, site.state))
+    return found.difference or found.verdict
+
+
+def _of_the_host(
+    read: Callable[..., Iterator[Any]], host: int, most: int | None = None
+) -> Iterator[Any]:
+    """Read objects of the host; those of another namespace must not be read."""
+    assert _namespace() == host
+    return read(most)
+
+
+def _namespace() -> int:
+    return Path("/proc/thread-self/ns/net").stat().st_ino
