@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink, nfnetlink
-from ocsf_nft.errors import SourceError
+from ocsf_nft.errors import OcsfNftError, SourceError
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _NEWGEN: Final = 15  # include/uapi/linux/netfilter/nf_tables.h
 _TABLE_NAME: Final = 1  # attribute of all kinds of messages alike
 _KERNEL: Final = (0, 0)
 _PAUSE_SECONDS: Final = 0.002
+#: Pause before a socket is opened again that could not be.
+_RETRY_SECONDS: Final = 1.0
 
 
 class QueuedNotices:
@@ -54,11 +56,16 @@ class QueuedNotices:
 
     def close(self) -> None:
         """End the subscription."""
-        self._shared.unsubscribe(self)
-        os.close(self._event)
+        try:
+            self._shared.unsubscribe(self)
+        finally:
+            os.close(self._event)
 
     def refresh(self) -> None:
-        """Queue the notices that the kernel has sent until now; raises OSError."""
+        """Queue the notices that the kernel has sent until now.
+
+        Raises OSError if they can't be read now.
+        """
         self._shared.read()
 
     def recvfrom(self, _size: int) -> tuple[bytes, tuple[int, int]]:
@@ -69,7 +76,8 @@ class QueuedNotices:
         if not self._datagrams:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event)
-            self._shared.read()
+            with contextlib.suppress(OSError):  # later, all subscribers get the error
+                self._shared.read()
         try:
             found = self._datagrams.popleft()
         except IndexError:
@@ -98,66 +106,101 @@ class HostNotices:
 
     def __init__(self, thread: GuardThread) -> None:
         self._thread = thread
+        #: Held while the watching begins or ends, which waits for a turn. So no turn may take it.
+        self._changing = threading.Lock()
+        #: Whether the thread watches this object; changes only in the lock ``_changing``.
+        self._is_watched = False
+        #: Protects the values below. Taken after ``_changing``.
         self._lock = threading.Lock()
         self._subscribers: set[QueuedNotices] = set()
+        #: Replaced only in a turn, or if nobody watches it. None while it can't be opened again.
         self._socket: socket.socket | None = None
         #: Datagrams of the transaction that is not complete yet, and the subscribers it concerns.
         self._datagrams: list[bytes] = []
         self._concerned: set[QueuedNotices] = set()
 
     def subscribe(self, tables: tuple[TableId, ...]) -> QueuedNotices:
-        """Return a queue of the notices about ``tables``; raises SourceError."""
-        with self._lock:
-            found, is_first = QueuedNotices(self, tables), not self._subscribers
-            if is_first:
-                try:
-                    self._socket = HOST.call(nfnetlink.subscribe)
-                except OSError as error:
-                    raise SourceError(
-                        f"the guards on the host can't be watched: {error.strerror}"
-                    ) from error
-            self._subscribers.add(found)
-        if is_first:
-            self._thread.add(self)
+        """Return a queue of the notices about ``tables``; raises SourceError, UnsupportedError."""
+        found = QueuedNotices(self, tables)
+        try:
+            with self._changing:
+                with self._lock:
+                    self._subscribers.add(found)
+                if not self._is_watched:
+                    self._begin()
+        except BaseException:
+            found.close()
+            raise
         return found
+
+    def _begin(self) -> None:
+        try:
+            opened = _open()
+        except OSError as error:
+            raise SourceError(
+                f"the guards on the host can't be watched: {error.strerror}"
+            ) from error
+        with self._lock:
+            self._socket = opened
+        try:
+            self._thread.add(self)
+        except BaseException:
+            with self._lock:
+                self._close()
+            raise
+        self._is_watched = True
 
     def unsubscribe(self, queue: QueuedNotices) -> None:
         """End a subscription."""
-        with self._lock:
-            self._subscribers.discard(queue)
-            self._concerned.discard(queue)
-            is_last = not self._subscribers and self._socket is not None
-        if is_last:
-            self._thread.remove(self)
-        with self._lock:
-            if self._subscribers:  # one has come meanwhile
-                if is_last:
-                    self._thread.add(self)
-            elif self._socket is not None:
-                self._socket.close()
-                self._socket = None
+        with self._changing:
+            with self._lock:
+                self._subscribers.discard(queue)
+                self._concerned.discard(queue)
+                is_last = not self._subscribers
+            if is_last and self._is_watched:
+                self._thread.remove(self)
+                self._is_watched = False
+                with self._lock:
+                    self._close()
 
     def awaited(self, _now: float) -> Collection[int]:
         """Return the descriptor of the socket."""
         return () if self._socket is None else (self._socket.fileno(),)
 
-    def deadline(self, _now: float) -> None:
-        """Return None: there is nothing to do without a notice."""
+    def deadline(self, now: float) -> float | None:
+        """Return when the socket is to be opened again; None if it is open."""
+        return now + _RETRY_SECONDS if self._socket is None else None
 
     def turn(self, _ready: Collection[int]) -> bool:
-        """Read the notices; return False if they can't be read any more."""
+        """Read the notices; open the socket again if it fails."""
         try:
-            self.read()
+            self._receive()
         except OSError:
             with self._lock:
-                self._drop()
-            return False
+                self._open_again()
         return True
 
     def read(self) -> None:
-        """Read all notices that the kernel has sent; raises OSError if the socket fails."""
+        """Read all notices that the kernel has sent; not in a turn of this object.
+
+        If the socket fails, open it again. Raises OSError if that can't be done.
+        """
+        try:
+            self._receive()
+        except OSError:
+            with self._changing:
+                if self._is_watched:
+                    self._thread.remove(self)
+                    with self._lock:
+                        self._open_again()
+                    self._thread.add(self)
+            self._receive()
+
+    def _receive(self) -> None:
         with self._lock:
-            while self._socket is not None:
+            if self._socket is None:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            while True:
                 try:
                     datagram, sender = self._socket.recvfrom(_RECEIVE_BYTES)
                 except BlockingIOError:
@@ -169,6 +212,18 @@ class HostNotices:
                     continue
                 if sender[0] == 0:  # other processes can send to this socket too
                     self._take(datagram)
+
+    def _open_again(self) -> None:
+        self._close()
+        with contextlib.suppress(OSError, OcsfNftError):  # tried again at the deadline
+            self._socket = _open()
+            self._drop()  # the notices since the failure
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._datagrams, self._concerned = [], set()
 
     def _take(self, datagram: bytes) -> None:
         self._datagrams.append(datagram)
@@ -194,6 +249,10 @@ class HostNotices:
         self._datagrams, self._concerned = [], set()
         for each in self._subscribers:
             each.put([None])
+
+
+def _open() -> socket.socket:
+    return HOST.call(nfnetlink.subscribe)
 
 
 def _key(table_id: TableId) -> tuple[int, bytes]:
