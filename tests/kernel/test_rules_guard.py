@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -11,7 +13,7 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import nft, ruleset
 from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings, device_table
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import (
     GATEWAY4,
     GATEWAY6,
@@ -75,6 +77,8 @@ _AROUND: Final = Surroundings(
         link_locals=_addresses(_OWN_LINK6),
     ),
 )
+#: Network with other machines on the bridge, as an exception.
+_NETWORK: Final = ("tcp:10.200.0.0/24:443", "tcp:[fd00:200::/64]:443")
 #: Rival chains next to the guard: the earliest after it, which forwards every frame elsewhere, and
 #: the first on the way to the sandbox, in which the gateway's kernel sends no frames of its own.
 _RIVALS: Final = f"""
@@ -518,3 +522,188 @@ def test_guard_learns_the_link_address_of_a_next_hop_only(lab: Lab, outcomes: Ou
     send = _to_sandbox(lab, (ETH_IP6, advertised, {"source": other}))
     assert outcomes.outcome(send, "arrives") == "arrives"
     assert outcomes.outcome(sent(other)) == "passes"
+
+
+@pytest.fixture
+def excepting() -> Iterator[tuple[Lab, Outcomes]]:
+    """Guard a sandbox with an exception that contains all machines on the bridge."""
+    spec = replace(_SPEC, exceptions=tuple(map(exception, _NETWORK)))
+    with laboratory.throwaway() as made:
+        conftest.load(made.sandbox_namespace, _MUTE)
+        nft.load(made.gateway_namespace, ruleset.guard(spec, _AROUND, "nflog"))
+        conftest.load(made.gateway_namespace, _RIVALS)
+        with contextlib.closing(Outcomes(made.gateway_namespace, _COUNTED)) as outcomes:
+            outcomes.quiet()
+            yield made, outcomes
+
+
+def _machine(number: int) -> tuple[bytes, str, str]:
+    """Return the link address and the addresses of a machine in the exception."""
+    return bytes([2, 0, 0, 1, 0, number]), f"10.200.0.{number}", f"fd00:200::{number}"
+
+
+def _elements(lab: Lab, name: str) -> str:
+    return conftest.nft(lab.gateway_namespace, "list", "set", "netdev", _TABLE, name)
+
+
+def test_guard_learns_a_machine_in_an_exception_from_its_answers_only(
+    excepting: tuple[Lab, Outcomes],
+) -> None:
+    lab, outcomes = excepting
+    for number in range(100, 200):  # stations that ask each other
+        mac, address, address6 = _machine(number)
+        for kind, message in (
+            (ETH_ARP, _arp(1, mac, address, _NOBODY, "10.200.0.99")),
+            (ETH_ARP, _arp(1, mac, address, _NOBODY, address)),
+            (ETH_IP6, headers.neighbour(address6, "ff02::1", 136, target=address6)),
+            (ETH_IP6, headers.neighbour(address6, "ff02::1:ff00:99", target="fd00:200::99")),
+        ):
+            _to_sandbox(lab, (kind, message, {"to": _ALL, "source": mac}))()
+    mac, address, address6 = _machine(50)
+    frames: dict[str, _Frame] = {
+        "ip": (ETH_IP, headers.tcp(SANDBOX4, address, 443), {"to": mac}),
+        "ip6": (ETH_IP6, headers.tcp(SANDBOX6, address6, 443), {"to": mac}),
+    }
+    for each in frames.values():
+        assert outcomes.outcome(_from_sandbox(lab, each), "guard") == "guard"
+    assert "elements" not in _elements(lab, "excepted_macs")
+    answer = _arp(2, mac, address, _MAC, SANDBOX4)
+    send = _to_sandbox(lab, (ETH_ARP, answer, {"source": mac}))
+    assert outcomes.outcome(send, "arrives") == "arrives"
+    for each in frames.values():
+        assert outcomes.outcome(_from_sandbox(lab, each), "passes") == "passes"
+    # The kernel may ask with the sandbox's link-local address.
+    for number, own in ((51, SANDBOX6), (52, _OWN_LINK6)):
+        mac, _, address6 = _machine(number)
+        advertised = headers.neighbour(address6, own, 136, target=address6)
+        send = _to_sandbox(lab, (ETH_IP6, advertised, {"source": mac}))
+        assert outcomes.outcome(send, "arrives") == "arrives"
+        frame = (ETH_IP6, headers.tcp(SANDBOX6, address6, 443), {"to": mac})
+        assert outcomes.outcome(_from_sandbox(lab, frame), "passes") == "passes"
+
+
+def test_guard_keeps_the_machines_that_a_sandbox_uses(excepting: tuple[Lab, Outcomes]) -> None:
+    """A machine that claims many link addresses crowds out neither these nor the next hops."""
+    lab, outcomes = excepting
+    mac, address, _ = _machine(50)
+    answer = (ETH_ARP, _arp(2, mac, address, _MAC, SANDBOX4), {"source": mac})
+    outcomes.outcome(_to_sandbox(lab, answer), "arrives")
+    used = _from_sandbox(lab, (ETH_IP, headers.tcp(SANDBOX4, address, 443), {"to": mac}))
+    assert outcomes.outcome(used, "passes") == "passes"
+    # As after the timeout, and with no room any more.
+    conftest.nft(lab.gateway_namespace, "flush", "set", "netdev", _TABLE, "excepted_macs")
+    elements = ", ".join(f"06:00:00:00:{n >> 8:02x}:{n & 255:02x}" for n in range(4096))
+    conftest.load(
+        lab.gateway_namespace,
+        f"add element netdev {_TABLE} excepted_macs {{ {elements} }}\n",
+    )
+    assert outcomes.outcome(used, "passes") == "passes"
+    question = (ETH_ARP, _arp(1, _MAC, SANDBOX4, _NOBODY, address), {"to": mac})
+    assert outcomes.outcome(_from_sandbox(lab, question), "passes") == "passes"
+    assert outcomes.outcome(_to_sandbox(lab, answer), "arrives") == "arrives"
+    reply = (ETH_IP, headers.tcp(address, SANDBOX4, 4000, ACK, 443), {"source": mac})
+    assert outcomes.outcome(_to_sandbox(lab, reply), "arrives") == "arrives"
+    standby = b"\x02\0\0\0\0\x0a"
+    announced = (ETH_ARP, _arp(2, standby, _HOP4, _MAC, SANDBOX4), {"source": standby})
+    assert outcomes.outcome(_to_sandbox(lab, announced), "arrives") == "arrives"
+    proxied = _from_sandbox(lab, (ETH_IP, _PROXIED4, {"to": standby}))
+    assert outcomes.outcome(proxied, "passes") == "passes"
+
+
+def test_machine_in_an_exception_can_be_no_gateway(excepting: tuple[Lab, Outcomes]) -> None:
+    lab, outcomes = excepting
+    mac, address, address6 = _machine(50)
+    from_machine = {"source": mac}
+    frames: dict[str, dict[str, _Frame]] = {
+        "arrives": {
+            "answer": (ETH_ARP, _arp(2, mac, address, _MAC, SANDBOX4), from_machine),
+            "advertisement": (
+                ETH_IP6, headers.neighbour(address6, SANDBOX6, 136, target=address6), from_machine
+            ),
+            "reply": (
+                ETH_IP, headers.tcp(address, SANDBOX4, 4000, ACK, 443), from_machine
+            ),
+            "reply over ip6": (
+                ETH_IP6, headers.tcp(address6, SANDBOX6, 4000, ACK, 443), from_machine
+            ),
+            "late fragment": (
+                ETH_IP,
+                headers.with_flags4(headers.tcp(address, SANDBOX4, 4000, ACK, 443), 3),
+                from_machine,
+            ),
+            "error": (ETH_IP, _error(address, SANDBOX4), from_machine),
+            "its link-local address": (
+                ETH_IP6, headers.neighbour("fe80::50", SANDBOX6, 136, target="fe80::50"),
+                from_machine,
+            ),
+            "solicitation": (
+                ETH_IP6, headers.neighbour("fe80::50", SANDBOX6, target=SANDBOX6), from_machine
+            ),
+        },
+        "guard-ingress": {
+            "gateway's address": (
+                ETH_ARP, _arp(2, mac, GATEWAY4, _MAC, SANDBOX4), from_machine
+            ),
+            "gateway's address over ip6": (
+                ETH_IP6, headers.neighbour(address6, SANDBOX6, 136, target=GATEWAY6), from_machine
+            ),
+            "gateway's link-local address": (
+                ETH_IP6, headers.neighbour("fe80::1", SANDBOX6, 136, target="fe80::1"),
+                from_machine,
+            ),
+            "router": (
+                ETH_IP6, headers.neighbour("fe80::50", SANDBOX6, 134), from_machine
+            ),
+            "reply of the proxy": (
+                ETH_IP, headers.tcp(GATEWAY4, SANDBOX4, 4000, ACK, PROXY_PORT), from_machine
+            ),
+            "reply of the proxy over ip6": (
+                ETH_IP6, headers.tcp(GATEWAY6, SANDBOX6, 4000, ACK, PROXY_PORT), from_machine
+            ),
+            "begin of a connection": (
+                ETH_IP, headers.tcp(address, SANDBOX4, 4000, SYN, 443), from_machine
+            ),
+            "begin of a connection over ip6": (
+                ETH_IP6, headers.tcp(address6, SANDBOX6, 4000, SYN, 443), from_machine
+            ),
+            "another protocol's late fragment": (
+                ETH_IP, headers.with_flags4(headers.udp(address, SANDBOX4, 4000, 443), 3),
+                from_machine,
+            ),
+            "another port": (
+                ETH_IP, headers.tcp(address, SANDBOX4, 4000, ACK, 444), from_machine
+            ),
+        },
+    }  # fmt: skip
+    _check(outcomes, partial(_to_sandbox, lab), frames)
+    to_machine = {"to": mac}
+    frames = {
+        "passes": {
+            "to the machine": (ETH_IP, headers.tcp(SANDBOX4, address, 443), to_machine),
+            "to the machine over ip6": (ETH_IP6, headers.tcp(SANDBOX6, address6, 443), to_machine),
+            "question": (ETH_ARP, _arp(1, _MAC, SANDBOX4, _NOBODY, address), to_machine),
+            "answer": (ETH_ARP, _arp(2, _MAC, SANDBOX4, mac, address), to_machine),
+            "advertisement": (
+                ETH_IP6, headers.neighbour(SANDBOX6, address6, 136, target=SANDBOX6), to_machine
+            ),
+            "solicitation": (
+                ETH_IP6, headers.neighbour(SANDBOX6, address6, target=address6), to_machine
+            ),
+        },
+        "guard": {
+            "proxied": (ETH_IP, _PROXIED4, to_machine),
+            "proxied over ip6": (ETH_IP6, _PROXIED6, to_machine),
+            "another port": (ETH_IP, headers.tcp(SANDBOX4, address, 444), to_machine),
+            "fragment": (
+                ETH_IP, headers.with_flags4(headers.tcp(SANDBOX4, address, 443), 0x2000),
+                to_machine,
+            ),
+            "question about the gateway": (
+                ETH_ARP, _arp(1, _MAC, SANDBOX4, _NOBODY, GATEWAY4), to_machine
+            ),
+            "to an unknown machine": (
+                ETH_IP, headers.tcp(SANDBOX4, address, 443), {"to": _STRANGER}
+            ),
+        },
+    }  # fmt: skip
+    _check(outcomes, partial(_from_sandbox, lab), frames)
