@@ -140,6 +140,16 @@ def outcomes(lab: Lab) -> Iterator[Outcomes]:
     made.close()
 
 
+#: Offset of the reserved word of neighbour discovery, after the header of IPv6 and a checksum.
+_RESERVED: Final = 44
+
+
+def _with_bits(packet: bytes, offset: int, bits: int) -> bytes:
+    """Return a packet with bits set in the 32-bit word at ``offset``."""
+    word = int.from_bytes(packet[offset : offset + 4], "big") | bits
+    return packet[:offset] + word.to_bytes(4, "big") + packet[offset + 4 :]
+
+
 def _from_sandbox(lab: Lab, frame: _Frame) -> Callable[[], None]:
     kind, payload, more = frame
     work = partial(send_frame, _bytes(_GATEWAY, _MAC, kind, payload, more), lab.sandbox_device)
@@ -257,6 +267,7 @@ def test_guard_accepts_neighbour_discovery_and_refuses_variants(
             "answer to the next hop": (
                 ETH_IP6, about(_HOP6, 136, target=SANDBOX6), {"to": _HOP}
             ),
+            "answer with flags": (ETH_IP6, _with_bits(answer, _RESERVED, 0xE0000000), {}),
             "from a later link-local address": (ETH_IP6, later(0x11), {}),
             "from another later link-local address": (ETH_IP6, later(0x12), {}),
             "from a later link-local address again": (ETH_IP6, later(0x11), {}),
@@ -312,6 +323,26 @@ def test_guard_accepts_neighbour_discovery_and_refuses_variants(
             },
             "extension header": (ETH_IP6, headers.with_extension6(usual), solicited),
             "longer than its length field": (ETH_IP6, usual + b"x", solicited),
+            **{
+                f"bit {bit} of the first word": (
+                    ETH_IP6, _with_bits(usual, 0, 1 << bit), solicited
+                )
+                for bit in range(28)
+            },
+            **{
+                f"reserved bit {bit}": (
+                    ETH_IP6, _with_bits(usual, _RESERVED, 1 << bit), solicited
+                )
+                for bit in range(32)
+            },
+            **{
+                f"reserved bit {bit} of an answer": (
+                    ETH_IP6, _with_bits(answer, _RESERVED, 1 << bit), {}
+                )
+                for bit in range(29)
+            },
+            "traffic class of an answer": (ETH_IP6, _with_bits(answer, 0, 1 << 22), {}),
+            "flow label of an answer": (ETH_IP6, _with_bits(answer, 0, 1), {}),
             "shorter than its length field": (
                 ETH_IP6, usual[:4] + b"\0\x29" + usual[6:], solicited
             ),
