@@ -1,7 +1,8 @@
-"""Last gate of one sandbox's fence, which follows the fence's policy."""
+"""Last gate of one sandbox's fence, which follows the fence's policy and its uplinks."""
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ _log = structlog.get_logger()
 class SandboxGate:
     """Last gate of the fence around one network namespace. No method raises an error of the gate.
 
-    Without the gate, the fence stands all the same: then ``absence`` is the reason.
+    Without the gate, the fence stands all the same: then ``absence`` is the reason, which is
+    logged.
     """
 
     def __init__(
@@ -45,6 +47,11 @@ class SandboxGate:
         self._gate = gate
         self._state = state
         self._pool = pool
+        #: Held while one of the values below is used: each method has a thread of its own.
+        self._lock = threading.Lock()
+        #: Socket in the network namespace; None before :meth:`open` and after :meth:`close`.
+        self._beside: socket.socket | None = None
+        #: Uplinks with the gate, their policy, and the fence whose policy it is.
         self._uplinks: tuple[Uplink, ...] = ()
         self._policy = b""
         self._installed: InstalledFence | None = None
@@ -53,40 +60,30 @@ class SandboxGate:
         self._is_widened = False
 
     async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
-        """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``."""
-        gate = self._gate
-        if gate is None:
-            self.absence = "BPF is not available"
-        elif installed.spec.profile != "sandbox":
-            self.absence = f"a fence of the profile {installed.spec.profile} has none"
-        elif not installed.around.pins or not installed.around.macs:
-            self.absence = "its uplinks are not known yet, or not Ethernet"
-        else:
-            self._installed = installed
-            await self._try(partial(self._attach, gate, installed, beside))
+        """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``.
+
+        If they are not known yet, :meth:`follow` attaches it.
+        """
+        self._beside = beside
+        await self.follow(installed)
 
     async def widen(self, spec: FenceSpec) -> None:
         """Allow also what ``spec`` allows, before the fence is replaced; then call :meth:`follow`.
 
         So no packet that the new fence allows is stopped.
         """
-        now, self._is_widened = self._installed, True
-        if now is not None:
-            both = (now.spec, now.around), (spec, now.around)
-            await self._try(lambda: self._set(gate_policy(*both)))
+        await self._run(partial(self._widen, spec))
 
     async def follow(self, installed: InstalledFence) -> None:
-        """Allow what the present fence allows, and nothing else."""
-        if self._installed is not None:
-            self._installed = installed
-            await self._try(partial(self._follow, installed, is_widened=self._is_widened))
-            self._is_widened = False
+        """Allow what the present fence allows, and nothing else, at the present uplinks.
+
+        Do nothing before :meth:`open` and after :meth:`close`.
+        """
+        await self._run(partial(self._follow, installed))
 
     async def close(self) -> None:
         """Detach the gate."""
-        if self._installed is not None:
-            self._installed, self.absence = None, "it was detached"
-            await run_in_pool(self._pool, self._detach)
+        await self._run(self._close)
 
     def stopped(self) -> Count:
         """Return the frames that the gate had stopped at the last call, without those before.
@@ -94,43 +91,71 @@ class SandboxGate:
         They are one call late: the gate stops what a fence allows that another process has just
         installed, and such frames do not count. Blocks shortly.
         """
-        if self._gate is None or self._installed is None:
-            return Count()
-        last, before = self._stopped, self._reported
-        self._stopped, self._reported = self._total(self._gate), last
+        with self._lock:
+            last, before = self._stopped, self._reported
+            self._stopped, self._reported = self._total(), last
         return Count(max(0, last.packets - before.packets), max(0, last.bytes - before.bytes))
 
-    def _total(self, gate: Gate) -> Count:
-        total = Count()
+    async def _run(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            with self._lock:
+                work()
+
+        await run_in_pool(self._pool, run)
+
+    def _total(self) -> Count:
+        gate, total = self._gate, Count()
+        if gate is None:
+            return total
         for uplink in self._uplinks:
             found = gate.stopped(uplink)
             total = Count(total.packets + found.packets, total.bytes + found.bytes)
         return total
 
-    def _follow(self, installed: InstalledFence, *, is_widened: bool) -> None:
-        has_changed = self._set(gate_policy((installed.spec, installed.around)))
-        if has_changed and not is_widened and self._gate is not None:
-            self._stopped = self._reported = self._total(self._gate)
+    def _widen(self, spec: FenceSpec) -> None:
+        now, self._is_widened = self._installed, True
+        if now is not None:
+            both = (now.spec, now.around), (spec, now.around)
+            self._try(lambda: self._set(gate_policy(*both)))
 
-    async def _try(self, work: Callable[[], object]) -> None:
-        """Run ``work``; after an error, detach the gate, because its policy may be an old one."""
-        absence = await run_in_pool(self._pool, partial(_error_of, work))
-        if absence is not None:
-            await self.close()
-            _log.warning("fence without a last gate", sandbox=self._sandbox, reason=absence)
-        self.absence = absence
+    def _follow(self, installed: InstalledFence) -> None:
+        gate, beside = self._gate, self._beside
+        if beside is None:
+            return
+        if gate is None:
+            self._detach("BPF is not available")
+        elif installed.spec.profile != "sandbox":
+            self._detach(f"a fence of the profile {installed.spec.profile} has none")
+        elif not installed.around.pins or not installed.around.macs:
+            self._detach("its uplinks are not known yet, or not Ethernet")
+        else:
+            self._try(partial(self._attach, gate, installed, beside))
+        self._is_widened = False
 
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
+        """Attach the gate to the uplinks of a fence, and to no others, with the fence's policy."""
         policy = gate_policy((installed.spec, installed.around))
         cookie = netlink.namespace_cookie(beside)
-        self._uplinks = tuple(Uplink(cookie, each) for each in installed.around.uplink_indexes)
+        uplinks = tuple(Uplink(cookie, each) for each in installed.around.uplink_indexes)
+        new = [each for each in uplinks if each not in self._uplinks]
+        old = [each for each in self._uplinks if each not in uplinks]
+        has_new_policy = self._set(policy)
         # Before it is attached, so that no check takes it for another process's.
-        self._state.store_gate(self._sandbox, gate.program)
-        gate.attach(beside, self._uplinks, policy)
-        self._policy = policy
+        if self._state.gate(self._sandbox) != gate.program:
+            self._state.store_gate(self._sandbox, gate.program)
+        if new:
+            gate.attach(beside, new, policy)
+        self._uplinks, self._installed = uplinks, installed
+        for each in old:
+            gate.detach(each)
+        if new or old or (has_new_policy and not self._is_widened):
+            self._stopped = self._reported = self._total()
+        if self.absence is not None:
+            self.absence = None
+            _log.info("the last gate is attached", sandbox=self._sandbox)
 
     def _set(self, policy: bytes) -> bool:
-        """Replace the policy; return False if it is the present one."""
+        """Replace the policy of the uplinks; return False if it is the present one."""
         if self._gate is None or policy == self._policy:
             return False
         for uplink in self._uplinks:
@@ -138,17 +163,29 @@ class SandboxGate:
         self._policy = policy
         return True
 
-    def _detach(self) -> None:
+    def _try(self, work: Callable[[], object]) -> None:
+        """Run ``work``; after an error, detach the gate, because its policy may be an old one.
+
+        The error would hide a cancellation if it were raised.
+        """
+        try:
+            work()
+        except (DeliveryError, UnsupportedError, OSError) as error:
+            self._detach(str(error), is_fault=True)
+
+    def _close(self) -> None:
+        self._beside = None
+        self._detach("it was detached")
+
+    def _detach(self, absence: str, *, is_fault: bool = False) -> None:
+        """Detach the gate, and log the reason unless it is the same as before."""
+        uplinks, self._uplinks = self._uplinks, ()
+        self._policy, self._installed = b"", None
+        self._stopped = self._reported = Count()
         if self._gate is not None:
-            for uplink in self._uplinks:
+            for uplink in uplinks:
                 self._gate.detach(uplink)
-        self._uplinks = ()
-
-
-def _error_of(work: Callable[[], object]) -> str | None:
-    """Run ``work``, and return its error, which would hide a cancellation if it were raised."""
-    try:
-        work()
-    except (DeliveryError, UnsupportedError, OSError) as error:
-        return str(error)
-    return None
+        is_new, self.absence = absence != self.absence, absence
+        if is_new and self._beside is not None:
+            log = _log.warning if is_fault else _log.info
+            log("fence without a last gate", sandbox=self._sandbox, reason=absence)

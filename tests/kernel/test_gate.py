@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from ocsf_nft.check import weakening_settings
 from ocsf_nft.fence import links
 from ocsf_nft.fence.gate import Gate, Uplink
 from ocsf_nft.fence.gate_policy import gate_policy
+from ocsf_nft.fence.surroundings import programs
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import (
     GATEWAY4,
@@ -29,13 +31,15 @@ from ocsf_nft.lab import (
     ip,
     new_namespace,
 )
-from tests.kernel import far_side, headers, packets
+from tests.kernel import command, far_side, headers, packets
 from tests.kernel.conftest import SANDBOX
 from tests.kernel.outcomes import send_frame
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
+from tests.kernel.serving import sandbox, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import StateDirectory
@@ -134,14 +138,14 @@ def test_check_does_not_report_the_gate_of_a_fence(
 
 
 def test_gate_stops_what_tc_redirects_to_the_uplink(lab: Lab, gate: Gate, uplink: Uplink) -> None:
-    for command in (
+    for line in (
         "qdisc add dev lo clsact",
         (
             "filter add dev lo egress protocol all prio 1 u32 match u8 0 0 "
             f"action mirred egress redirect dev {lab.sandbox_device}"
         ),
     ):
-        subprocess.run(["tc", "-n", lab.sandbox, *command.split()], check=True)
+        subprocess.run(["tc", "-n", lab.sandbox, *line.split()], check=True)
 
     def send() -> None:
         with socket.socket(type=socket.SOCK_DGRAM) as sock:
@@ -149,7 +153,7 @@ def test_gate_stops_what_tc_redirects_to_the_uplink(lab: Lab, gate: Gate, uplink
 
     with far_side.watch(lab) as far:
         lab.sandbox_namespace.call(send)
-        assert gate.stopped(uplink).packets >= 1  # and what the kernel itself has sent
+        assert gate.stopped(uplink).packets >= 1  # the kernel may send its own too
         assert not [each for each in far.frames() if b"redirected" in each]
         gate.detach(uplink)
         lab.sandbox_namespace.call(send)
@@ -190,3 +194,39 @@ def test_gate_follows_a_changed_policy(
         assert arrived() == [False, False]
         gate.detach(uplink)
         assert arrived() == [True, True]
+
+
+def _has_gate(lab: Lab, name: str) -> bool:
+    def find() -> bool:
+        (link,) = (each for each in rtnetlink.links() if each.name == name)
+        return bool([*programs.tcx(link.ifindex, link.name)])
+
+    return lab.sandbox_namespace.call(find)
+
+
+async def test_run_attaches_the_gate_when_a_route_shows_the_uplink(
+    lab: Lab, tmp_path: Path
+) -> None:
+    ip("-n", lab.sandbox, "address", "flush", "dev", lab.sandbox_device)
+    ip("-n", lab.sandbox, "-6", "route", "flush", "dev", lab.sandbox_device)
+    config = sandbox("agent", netns=lab.sandbox, proxy=[f"{GATEWAY4}:{PROXY_PORT}"])
+    async with serving(tmp_path, config):
+        assert not _has_gate(lab, lab.sandbox_device)
+        ip("-n", lab.sandbox, "address", "add", f"{SANDBOX4}/24", "dev", lab.sandbox_device)
+        await until(lambda: _has_gate(lab, lab.sandbox_device))
+
+
+async def test_run_moves_the_gate_to_the_uplink_of_a_new_installation(
+    lab: Lab, tmp_path: Path
+) -> None:
+    proxy = f"{GATEWAY4}:{PROXY_PORT}"
+    config = sandbox("agent", netns=lab.sandbox, proxy=[proxy])
+    async with serving(tmp_path, config):
+        assert _has_gate(lab, lab.sandbox_device)
+        ip("-n", lab.sandbox, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        ip("-n", lab.sandbox, "link", "set", "v0", "up")
+        ip("-n", lab.sandbox, "route", "replace", f"{GATEWAY4}/32", "dev", "v0", "src", SANDBOX4)
+        install = ("install", "--sandbox", "agent", "--netns", lab.sandbox, "--proxy", proxy)
+        done = await asyncio.to_thread(command.run, *install, "--state-dir", str(tmp_path))
+        assert done.code == 0, done.stderr
+        await until(lambda: _has_gate(lab, "v0") and not _has_gate(lab, lab.sandbox_device))

@@ -1,0 +1,179 @@
+"""Last gate of a sandbox: it follows the uplinks and the policy of the present fence."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence.gate_policy import gate_policy
+from ocsf_nft.fence.spec import FenceSpec, Surroundings
+from ocsf_nft.fence.spec import Uplink as Pin
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.flow import Count
+from ocsf_nft.service.sandbox_gate import SandboxGate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ocsf_nft.fence.gate import Uplink
+    from ocsf_nft.fence.state import InstalledFence
+
+_SPEC: Final = FenceSpec(sandbox="agent", proxies=(endpoint("192.0.2.1:3128"),))
+_UNKNOWN: Final = Surroundings(links=("eth0",), uplinks=("eth0",), uplink_indexes=(2,))
+_KNOWN: Final = replace(
+    _UNKNOWN,
+    neighbours=(ipaddress.ip_address("192.0.2.1"),),
+    addresses=(ipaddress.ip_address("192.0.2.9"),),
+    macs=("02:00:00:00:00:09",),
+    pins=(Pin(name="eth0", ifindex=2, mac="02:00:00:00:00:09"),),
+)
+_OTHER: Final = replace(_KNOWN, uplink_indexes=(3, 5))
+
+
+@dataclass
+class _Gate:
+    """Gate that notes its policies by the index of the uplink."""
+
+    program: int = 7
+    policies: dict[int, bytes] = field(default_factory=dict)
+    stops: dict[int, int] = field(default_factory=dict)
+    fault: str | None = None
+    attachments: int = 0
+
+    def attach(self, _beside: socket.socket, uplinks: Iterable[Uplink], policy: bytes) -> None:
+        if self.fault is not None:
+            raise UnsupportedError(self.fault)
+        self.attachments += 1
+        for each in uplinks:
+            self.policies[each.ifindex] = policy
+
+    def set_policy(self, uplink: Uplink, policy: bytes) -> None:
+        assert uplink.ifindex in self.policies
+        self.policies[uplink.ifindex] = policy
+
+    def detach(self, uplink: Uplink) -> None:
+        del self.policies[uplink.ifindex]
+
+    def stopped(self, uplink: Uplink) -> Count:
+        frames = self.stops.get(uplink.ifindex, 0)
+        return Count(frames, 100 * frames)
+
+
+class _State:
+    def __init__(self) -> None:
+        self.program: int | None = None
+
+    def gate(self, _sandbox: str) -> int | None:
+        return self.program
+
+    def store_gate(self, _sandbox: str, program: int) -> None:
+        self.program = program
+
+
+@pytest.fixture
+def beside() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        yield sock
+
+
+@pytest.fixture
+def fake() -> _Gate:
+    return _Gate()
+
+
+@pytest.fixture
+def gate(fake: _Gate) -> SandboxGate:
+    return SandboxGate("agent", cast("Any", fake), cast("Any", _State()))
+
+
+def _fence(around: Surroundings, spec: FenceSpec = _SPEC) -> InstalledFence:
+    return cast("InstalledFence", SimpleNamespace(spec=spec, around=around))
+
+
+def _absence(gate: SandboxGate) -> str | None:
+    return gate.absence
+
+
+async def test_gate_is_attached_when_a_check_finds_the_uplinks(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    with capture_logs() as logged:
+        await gate.open(_fence(_UNKNOWN), beside)
+        await gate.follow(_fence(_UNKNOWN))
+    reason = "its uplinks are not known yet, or not Ethernet"
+    assert [each["reason"] for each in logged] == [reason]
+    assert _absence(gate) == reason
+    await gate.follow(_fence(_KNOWN))
+    assert _absence(gate) is None
+    assert fake.policies == {2: gate_policy((_SPEC, _KNOWN))}
+    await gate.follow(_fence(_UNKNOWN))
+    assert not fake.policies
+    assert _absence(gate) == reason
+
+
+async def test_gate_moves_to_the_uplinks_of_a_new_installation(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    await gate.open(_fence(_KNOWN), beside)
+    await gate.follow(_fence(replace(_KNOWN, uplink_indexes=(2, 3))))
+    assert [*fake.policies] == [2, 3]
+    await gate.follow(_fence(_OTHER))
+    assert fake.policies == dict.fromkeys((3, 5), gate_policy((_SPEC, _OTHER)))
+    attachments = fake.attachments
+    await gate.follow(_fence(_OTHER))
+    assert fake.attachments == attachments
+    fake.stops = {3: 4, 5: 1}
+    assert gate.stopped() == Count()
+    assert gate.stopped() == Count(5, 500)
+    assert gate.stopped() == Count()
+
+
+async def test_gate_that_is_closed_stays_detached(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    await gate.follow(_fence(_KNOWN))
+    assert not fake.policies
+    await gate.open(_fence(_KNOWN), beside)
+    await gate.close()
+    await gate.follow(_fence(_KNOWN))
+    assert (gate.absence, fake.policies) == ("it was detached", {})
+
+
+async def test_each_reason_for_an_absence_is_logged_once(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    fake.fault = "the kernel refuses"
+    with capture_logs() as logged:
+        await gate.open(_fence(_KNOWN), beside)
+        await gate.follow(_fence(_KNOWN))
+        await gate.follow(_fence(_KNOWN, replace(_SPEC, proxy_uids=(1,))))
+        fake.fault = None
+        await gate.follow(_fence(_KNOWN))
+        fake.fault = "the kernel refuses"
+        await gate.follow(_fence(_OTHER))
+        await SandboxGate("agent", None, cast("Any", _State())).open(_fence(_KNOWN), beside)
+    assert [each.get("reason") for each in logged] == [
+        "the kernel refuses",
+        "a fence of the profile sidecar has none",
+        None,
+        "the kernel refuses",
+        "BPF is not available",
+    ]
+
+
+async def test_gate_stores_its_program_again_after_a_removal(
+    fake: _Gate, beside: socket.socket
+) -> None:
+    state = _State()
+    gate = SandboxGate("agent", cast("Any", fake), cast("Any", state))
+    await gate.open(_fence(_KNOWN), beside)
+    state.program = None
+    await gate.follow(_fence(_KNOWN))
+    assert state.program == 7
