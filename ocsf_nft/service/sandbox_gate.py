@@ -57,7 +57,9 @@ class SandboxGate:
         self._installed: InstalledFence | None = None
         #: Frames that the gate had stopped at the last call of :meth:`stopped`, and before it.
         self._stopped = self._reported = Count()
-        self._is_widened = False
+        #: True between :meth:`widen` and :meth:`follow`: the present fence's policy is allowed too,
+        #: or only the new one's.
+        self._is_widened = self._is_narrowed = False
 
     async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``.
@@ -70,7 +72,8 @@ class SandboxGate:
     async def widen(self, spec: FenceSpec) -> None:
         """Allow also what ``spec`` allows, before the fence is replaced; then call :meth:`follow`.
 
-        So no packet that the new fence allows is stopped.
+        So no packet that the new fence allows is stopped. If both policies together are too large
+        for the gate, it allows only what ``spec`` allows from now on.
         """
         await self._run(partial(self._widen, spec))
 
@@ -92,6 +95,8 @@ class SandboxGate:
         installed, and such frames do not count. Blocks shortly.
         """
         with self._lock:
+            if self._is_narrowed:
+                return Count()
             last, before = self._stopped, self._reported
             self._stopped, self._reported = self._total(), last
         return Count(max(0, last.packets - before.packets), max(0, last.bytes - before.bytes))
@@ -113,10 +118,18 @@ class SandboxGate:
         return total
 
     def _widen(self, spec: FenceSpec) -> None:
-        now, self._is_widened = self._installed, True
-        if now is not None:
-            both = (now.spec, now.around), (spec, now.around)
-            self._try(lambda: self._set(gate_policy(*both)))
+        now = self._installed
+        if now is None:
+            return
+        new = spec, now.around
+        try:
+            policy = gate_policy((now.spec, now.around), new)
+        except UnsupportedError:
+            self._is_narrowed = True
+            self._try(lambda: self._set(gate_policy(new)))
+        else:
+            self._is_widened = True
+            self._try(lambda: self._set(policy))
 
     def _follow(self, installed: InstalledFence) -> None:
         gate, beside = self._gate, self._beside
@@ -130,7 +143,7 @@ class SandboxGate:
             self._detach("its uplinks are not known yet, or not Ethernet")
         else:
             self._try(partial(self._attach, gate, installed, beside))
-        self._is_widened = False
+        self._is_widened = self._is_narrowed = False
 
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, and to no others, with the fence's policy."""
@@ -148,7 +161,7 @@ class SandboxGate:
         self._uplinks, self._installed = uplinks, installed
         for each in old:
             gate.detach(each)
-        if new or old or (has_new_policy and not self._is_widened):
+        if new or old or self._is_narrowed or (has_new_policy and not self._is_widened):
             self._stopped = self._reported = self._total()
         if self.absence is not None:
             self.absence = None

@@ -177,3 +177,43 @@ async def test_gate_stores_its_program_again_after_a_removal(
     state.program = None
     await gate.follow(_fence(_KNOWN))
     assert state.program == 7
+
+
+def _spec_of(count: int, first: int = 1) -> FenceSpec:
+    """Return a specification with that many destinations."""
+    ports = range(first, first + count)
+    return replace(_SPEC, proxies=tuple(endpoint(f"192.0.2.1:{port}") for port in ports))
+
+
+async def test_gate_stays_if_only_both_policies_together_are_too_large(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    before, after = _spec_of(128), _spec_of(128, first=1000)
+    await gate.open(_fence(_KNOWN, before), beside)
+    await gate.widen(after)
+    assert fake.policies == {2: gate_policy((after, _KNOWN))}
+    # Frames that the fence still allows, and the gate does not.
+    fake.stops = {2: 9}
+    assert gate.stopped() == gate.stopped() == gate.stopped() == Count()
+    await gate.follow(_fence(_KNOWN, after))
+    assert fake.policies == {2: gate_policy((after, _KNOWN))}
+    fake.stops = {2: 10}
+    assert gate.stopped() == Count()
+    assert gate.stopped() == Count(1, 100)
+    assert (gate.absence, fake.attachments) == (None, 1)
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+async def test_gate_is_attached_again_when_the_policy_fits_again(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket, *, is_loaded: bool
+) -> None:
+    await gate.open(_fence(_KNOWN), beside)
+    await gate.widen(_spec_of(129))
+    assert not fake.policies
+    assert gate.absence == "the fence has 129 destinations, more than 128"
+    await gate.follow(_fence(_KNOWN, _spec_of(129) if is_loaded else _SPEC))
+    if is_loaded:
+        assert not fake.policies
+        await gate.widen(_SPEC)
+        await gate.follow(_fence(_KNOWN))
+    assert fake.policies == {2: gate_policy((_SPEC, _KNOWN))}
