@@ -20,8 +20,11 @@ _MACS: Final = 4
 _ADDRESSES: Final = 32
 _NEIGHBOURS: Final = 32
 _DESTINATIONS: Final = 128
-#: Whether it is permissive, and the numbers of MACs, addresses, neighbours and destinations.
-_HEAD: Final = struct.Struct("=5I4x")
+#: Whether it is permissive, the numbers of MACs, addresses, neighbours and destinations, and the IP
+#: versions whose own addresses are not known.
+_HEAD: Final = struct.Struct("=6I")
+#: Bit of each IP version: UNKNOWN4 and UNKNOWN6.
+_UNKNOWN: Final = {4: 1, 6: 2}
 _MAC: Final = struct.Struct("=6s2x")
 _ADDRESS: Final = struct.Struct("=16s")
 #: Network, mask, first and last port, protocol.
@@ -66,12 +69,13 @@ def gate_policy(*fences: tuple[FenceSpec, Surroundings]) -> bytes:
         ("destinations", destinations, _DESTINATIONS),
     ):
         _check(what, found, most)
-    is_known = all(around.addresses for _, around in fences)
+    unknown = {version for each in fences for version in _unknown_versions(*each)}
     return b"".join(
         (
             _HEAD.pack(
                 any(spec.is_permissive for spec, _ in fences),
-                len(macs), len(addresses) if is_known else 0, len(neighbours), len(destinations),
+                len(macs), len(addresses), len(neighbours), len(destinations),
+                sum(map(_UNKNOWN.__getitem__, unknown)),
             ),
             _array(_MAC, (bytes.fromhex(mac.replace(":", "")) for mac in sorted(macs)), _MACS),
             _array(_ADDRESS, map(_packed, addresses), _ADDRESSES),
@@ -85,6 +89,13 @@ def gate_policy(*fences: tuple[FenceSpec, Surroundings]) -> bytes:
             ).ljust(_DESTINATIONS * _DESTINATION.size, b"\0"),
         )
     )  # fmt: skip
+
+
+def _unknown_versions(spec: FenceSpec, around: Surroundings) -> set[int]:
+    """Return the IP versions of destinations of which the sandbox has no known address yet."""
+    used: set[int] = {each.address.version for each in spec.allowed}
+    used |= {each.network.version for each in spec.ranges}
+    return used - {each.version for each in around.addresses}
 
 
 def _check(what: str, found: Collection[object], most: int) -> None:

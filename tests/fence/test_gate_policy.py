@@ -29,13 +29,13 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 def _numbers(policy: bytes) -> tuple[int, ...]:
-    return struct.unpack_from("=5I", policy)
+    return struct.unpack_from("=6I", policy)
 
 
 def test_policy_has_the_addresses_and_destinations_of_the_fence() -> None:
     policy = gate_policy((_SPEC, _AROUND))
     assert len(policy) == SIZE
-    assert _numbers(policy) == (0, 1, 2, 1, 3)
+    assert _numbers(policy) == (0, 1, 2, 1, 3, 0)
     assert policy[24:32] == bytes.fromhex("020000000009") + bytes(2)
     own = {policy[56 + 16 * number :][:16] for number in range(2)}
     assert own == {_MAPPED + bytes([192, 0, 2, 9]), _AROUND.addresses[1].packed}
@@ -51,13 +51,24 @@ def test_policy_has_the_addresses_and_destinations_of_the_fence() -> None:
 
 def test_policy_of_two_versions_allows_what_either_allows() -> None:
     other = replace(_SPEC, proxies=(endpoint("192.0.2.2:3128"),), exceptions=())
-    assert _numbers(gate_policy((_SPEC, _AROUND), (other, _AROUND))) == (0, 1, 2, 1, 4)
+    assert _numbers(gate_policy((_SPEC, _AROUND), (other, _AROUND))) == (0, 1, 2, 1, 4, 0)
     assert gate_policy((_SPEC, _AROUND), (_SPEC, _AROUND)) == gate_policy((_SPEC, _AROUND))
 
 
-def test_policy_without_known_addresses_has_none() -> None:
-    unknown = replace(_AROUND, addresses=())
-    assert _numbers(gate_policy((_SPEC, _AROUND), (_SPEC, unknown)))[2] == 0
+@pytest.mark.parametrize(
+    ("known", "flags"), [("", 3), ("192.0.2.9", 2), ("2001:db8::9", 1), ("both", 0)]
+)
+def test_policy_has_a_flag_of_each_version_without_a_known_address(known: str, flags: int) -> None:
+    addresses = [each for each in _AROUND.addresses if known in {str(each), "both"}]
+    around = replace(_AROUND, addresses=tuple(addresses))
+    assert _numbers(gate_policy((_SPEC, around)))[5] == flags
+    assert _numbers(gate_policy((_SPEC, _AROUND), (_SPEC, around)))[5] == flags
+
+
+def test_policy_has_no_flag_of_a_version_without_destinations() -> None:
+    spec = replace(_SPEC, proxies=(endpoint("[2001:db8::1]:3128"),), exceptions=())
+    around = replace(_AROUND, addresses=_AROUND.addresses[1:])
+    assert _numbers(gate_policy((spec, around)))[5] == 0
 
 
 def test_policy_of_a_permissive_fence_is_permissive() -> None:

@@ -171,6 +171,30 @@ def test_gate_stops_an_uplink_that_was_moved(lab: Lab) -> None:
         assert not [each for each in far.frames() if _PROXIED4 in each]
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_gate_judges_the_sources_of_each_version_alone(
+    lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec, version: int
+) -> None:
+    """An address by a router's advertisement comes seconds after the other one."""
+    around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
+    known = tuple(each for each in around.addresses if each.version == version)
+    gate.set_policy(uplink, gate_policy((spec, replace(around, addresses=known))))
+    sources = {
+        4: headers.tcp("10.200.0.9", GATEWAY4, PROXY_PORT),
+        6: headers.tcp("fd00:200::9", GATEWAY6, PROXY_PORT),
+    }
+    with far_side.watch(lab) as far:
+        for kind, payload in (
+            *((ETH_IP, _PROXIED4), (ETH_IP6, _PROXIED6)),
+            *((ETH_IP, sources[4]), (ETH_IP6, sources[6])),
+        ):
+            _send(lab, kind, payload)
+        arrived = far.frames()
+    for payload in (_PROXIED4, _PROXIED6, sources[10 - version]):
+        assert any(payload in frame for frame in arrived)
+    assert not any(sources[version] in frame for frame in arrived)
+
+
 def test_gate_follows_a_changed_policy(
     lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec
 ) -> None:

@@ -44,6 +44,8 @@ extern void *bpf_cast_to_kern_ctx(void *) __ksym;
 #define ADDRESSES 32
 #define NEIGHBOURS 32
 #define DESTINATIONS 128
+#define UNKNOWN4 1
+#define UNKNOWN6 2
 
 struct uplink {
 	__u64 cookie; /* of the network namespace: another one is refused */
@@ -70,7 +72,7 @@ struct policy {
 	__u32 addresses;
 	__u32 neighbours;
 	__u32 destinations;
-	__u32 unused;
+	__u32 unknown; /* versions without a known address of the sandbox: see Surroundings.addresses */
 	__u8 mac[MACS][8];
 	struct address address[ADDRESSES];
 	struct address neighbour[NEIGHBOURS];
@@ -120,12 +122,12 @@ static __always_inline int is_in(const struct address *one, const struct destina
 	return 1;
 }
 
-static __always_inline int is_own(const struct policy *policy, const struct address *source)
+static __always_inline int is_own(const struct policy *policy, const struct address *source,
+				  __u32 unknown)
 {
 	__u32 number;
 
-	/* Not known yet: see Surroundings.addresses. */
-	if (policy->addresses == 0)
+	if (policy->unknown & unknown)
 		return 1;
 	bpf_for(number, 0, policy->addresses)
 		if (number < ADDRESSES && is_equal(&policy->address[number], source))
@@ -229,7 +231,7 @@ static __always_inline int judge4(struct __sk_buff *skb, const struct policy *po
 		return 0;
 	source = mapped4(ip.saddr);
 	to = mapped4(ip.daddr);
-	return is_own(policy, &source) &&
+	return is_own(policy, &source, UNKNOWN4) &&
 	       is_allowed(policy, &to, ip.protocol, bpf_ntohs(ports[1]));
 }
 
@@ -248,11 +250,12 @@ static __always_inline int judge_discovery(struct __sk_buff *skb, const struct p
 		return 0;
 	if (skb->len != ETH_HLEN + sizeof(*ip) + bpf_ntohs(ip->payload_len))
 		return 0;
-	if (!is_own(policy, source) && !is_link_local(source) && !is_equal(source, &none))
+	if (!is_own(policy, source, UNKNOWN6) && !is_link_local(source) &&
+	    !is_equal(source, &none))
 		return 0;
 	if (!is_neighbour(policy, to) && !is_link_local(to) && !is_neighbour_group(to))
 		return 0;
-	return is_neighbour(policy, &found.target) || is_own(policy, &found.target) ||
+	return is_neighbour(policy, &found.target) || is_own(policy, &found.target, UNKNOWN6) ||
 	       is_link_local(&found.target);
 }
 
@@ -270,7 +273,7 @@ static __always_inline int judge6(struct __sk_buff *skb, const struct policy *po
 	to = (const void *)&ip.daddr;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
 		return 0;
-	if (!is_own(policy, source) && !(is_link_local(source) && is_link_local(to)))
+	if (!is_own(policy, source, UNKNOWN6) && !(is_link_local(source) && is_link_local(to)))
 		return 0;
 	return is_allowed(policy, to, ip.nexthdr, bpf_ntohs(ports[1]));
 }
@@ -291,9 +294,9 @@ static __always_inline int judge_arp(struct __sk_buff *skb, const struct policy 
 		return 0;
 	sender = mapped4(arp.sender);
 	target = mapped4(arp.target);
-	if (arp.sender != 0 && !is_own(policy, &sender))
+	if (arp.sender != 0 && !is_own(policy, &sender, UNKNOWN4))
 		return 0;
-	return is_neighbour(policy, &target) || is_own(policy, &target);
+	return is_neighbour(policy, &target) || is_own(policy, &target, UNKNOWN4);
 }
 
 static __always_inline int judge(struct __sk_buff *skb, const struct policy *policy)
