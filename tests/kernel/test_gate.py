@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -169,6 +170,72 @@ def test_gate_stops_an_uplink_that_was_moved(lab: Lab) -> None:
         frame = _GATEWAY + _MAC + b"\x08\0" + _PROXIED4
         child.call(partial(send_frame, frame.ljust(60, b"\0"), lab.sandbox_device))
         assert not [each for each in far.frames() if _PROXIED4 in each]
+
+
+def _send_with_header(lab: Lab, kind: int, payload: bytes, header: bytes) -> None:
+    """Send a frame with a ``struct virtio_net_hdr`` before it (packet(7): PACKET_VNET_HDR)."""
+    frame = header + _GATEWAY + _MAC + kind.to_bytes(2, "big") + payload
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((lab.sandbox_device, 0))
+            sock.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+            with contextlib.suppress(OSError):  # the gate has stopped it
+                sock.send(frame)
+
+    lab.sandbox_namespace.call(send)
+
+
+def _checksum(start: int, offset: int) -> bytes:
+    return struct.pack("=BBHHHH", 1, 0, 0, 0, start, offset)
+
+
+def test_gate_stops_a_checksum_outside_its_own_place(
+    lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec
+) -> None:
+    around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
+    allowed = tuple(
+        exception(f"udp:{address}:{PROXY_PORT}") for address in (GATEWAY4, f"[{GATEWAY6}]")
+    )
+    gate.set_policy(uplink, gate_policy((replace(spec, exceptions=allowed), around)))
+    udp4 = headers.udp(SANDBOX4, GATEWAY4, PROXY_PORT)
+    udp6 = headers.udp(SANDBOX6, GATEWAY6, PROXY_PORT)
+    long = headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT, packets.ACK) + bytes(3000)
+    long = long[:2] + len(long).to_bytes(2, "big") + long[4:]
+    passing = [
+        (ETH_IP, _PROXIED4, _checksum(34, 16)),
+        (ETH_IP6, _PROXIED6, _checksum(54, 16)),
+        (ETH_IP, udp4, _checksum(34, 6)),
+        (ETH_IP6, udp6, _checksum(54, 6)),
+        (ETH_IP, udp4, _checksum(42, 2)),  # in the payload, as that of a tunnel's packet
+        (ETH_IP, long, struct.pack("=BBHHHH", 1, 1, 54, 1000, 34, 16)),
+    ]
+    refused = [
+        *((ETH_IP, _PROXIED4, _checksum(start, offset)) for start, offset in (
+            (34, 2), (34, 6), (34, 18), (30, 0), (26, 6), (36, 16), (42, 2),
+        )),
+        *((ETH_IP6, _PROXIED6, _checksum(start, offset)) for start, offset in (
+            (54, 2), (54, 6), (52, 0), (46, 2), (56, 16),
+        )),
+        (ETH_IP, udp4, _checksum(34, 2)),
+        (ETH_IP, udp4, _checksum(38, 0)),
+        (ETH_IP, udp4, _checksum(34, 4)),
+        (ETH_IP6, udp6, _checksum(50, 4)),
+        (ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC), _checksum(36, 2)),
+        (ETH_IP6, headers.neighbour(SANDBOX6, GATEWAY6, target=GATEWAY6), _checksum(54, 8)),
+    ]  # fmt: skip
+    with far_side.watch(lab) as far:
+        far.frames()
+        before = gate.stopped(uplink).packets
+        for each in passing:
+            _send_with_header(lab, *each)
+        assert gate.stopped(uplink).packets == before
+        assert len(far.frames()) >= len(passing)
+        for each in refused:
+            before = gate.stopped(uplink).packets
+            _send_with_header(lab, *each)
+            assert gate.stopped(uplink).packets == before + 1, each
+        assert not [each for each in far.frames() if each[6:12] == _MAC]
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* Last gate of a fence: at the egress of its uplinks, after every hook of nftables, and in place of all
- * classifiers of tc (tcx).
+ * classifiers of tc (tcx). Its second program is at the ingress of the host's ends, before the guard.
  *
- * It judges the frame as it leaves: what another chain has rewritten, what tc has redirected to the
+ * The first one judges the frame as it leaves: what another chain has rewritten, what tc has redirected to the
  * uplink, and what an uplink sends in another network namespace. A process with CAP_NET_ADMIN in the
  * sandbox can't detach it. It sees no AF_XDP frame, and nothing that a queue of the link does later.
+ *
+ * Both stop a frame with a request for a checksum that is not that of its own transport header. A socket
+ * chooses the place of this checksum (AF_XDP, PACKET_VNET_HDR). A later device would write it there, for
+ * example over the destination, after the guard has judged that.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -12,6 +16,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -34,11 +39,17 @@ struct net_device {
 
 struct sk_buff {
 	struct net_device *dev;
+	__u8 ip_summed : 2;
+	__u16 csum_start; /* from the begin of the buffer, as is mac_header */
+	__u16 csum_offset; /* from csum_start */
+	__u16 mac_header;
 };
 
 #pragma clang attribute pop
 
 extern void *bpf_cast_to_kern_ctx(void *) __ksym;
+
+#define CHECKSUM_PARTIAL 3 /* include/linux/skbuff.h */
 
 #define MACS 4
 #define ADDRESSES 32
@@ -161,6 +172,46 @@ static __always_inline int is_allowed(const struct policy *policy, const struct 
 			return 1;
 	}
 	return 0;
+}
+
+/* Return true if no later device writes a checksum anywhere but in the checksum of the packet's own
+ * transport header. One in the payload of UDP is allowed too: a tunnel's inner packet has it there.
+ */
+static __always_inline int has_own_checksum(struct __sk_buff *skb, const struct sk_buff *frame)
+{
+	__u32 start, transport;
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+	__u8 protocol;
+	__be16 kind;
+
+	if (BPF_CORE_READ_BITFIELD(frame, ip_summed) != CHECKSUM_PARTIAL)
+		return 1;
+	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto), &kind, sizeof(kind)))
+		return 0;
+	if (kind == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+			return 0;
+		if (ip.version != 4 || ip.frag_off & bpf_htons(0x3fff))
+			return 0;
+		transport = ETH_HLEN + ip.ihl * 4;
+		protocol = ip.protocol;
+	} else if (kind == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)) || ip6.version != 6)
+			return 0;
+		transport = ETH_HLEN + sizeof(ip6);
+		protocol = ip6.nexthdr;
+	} else {
+		return 0;
+	}
+	/* The kernel has set mac_header to the begin of the frame. A start before it is a large number. */
+	start = (__u32)frame->csum_start - frame->mac_header;
+	if (protocol == IPPROTO_UDP && start >= transport + 8 && start < skb->len)
+		return 1;
+	if (start != transport)
+		return 0;
+	return (protocol == IPPROTO_TCP && frame->csum_offset == 16) ||
+	       (protocol == IPPROTO_UDP && frame->csum_offset == 6);
 }
 
 /* Of a frame of ARP: Ethernet, and 28 bytes (RFC 826). */
@@ -316,26 +367,54 @@ static __always_inline int judge(struct __sk_buff *skb, const struct policy *pol
 	return 0;
 }
 
-SEC("tcx/egress")
-int gate(struct __sk_buff *skb)
+static __always_inline struct uplink key_of(const struct sk_buff *frame)
 {
-	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
 	struct uplink key = {
 		.cookie = frame->dev->nd_net.net->net_cookie,
 		.ifindex = frame->dev->ifindex,
 	};
-	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
-	struct stops *stops;
 
-	/* TCX_PASS, so that no classifier of tc runs after this program. */
-	if (policy != NULL && (policy->is_permissive || judge(skb, policy)))
-		return TCX_PASS;
-	stops = bpf_map_lookup_elem(&stopped, &key);
+	return key;
+}
+
+static __always_inline int stop(struct __sk_buff *skb, const struct uplink *key)
+{
+	struct stops *stops = bpf_map_lookup_elem(&stopped, key);
+
 	if (stops != NULL) {
 		__sync_fetch_and_add(&stops->frames, 1);
 		__sync_fetch_and_add(&stops->bytes, skb->len);
 	}
 	return TCX_DROP;
+}
+
+SEC("tcx/egress")
+int gate(struct __sk_buff *skb)
+{
+	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
+	struct uplink key = key_of(frame);
+	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
+
+	/* TCX_PASS, so that no classifier of tc runs after this program. */
+	if (policy != NULL && policy->is_permissive)
+		return TCX_PASS;
+	if (policy != NULL && has_own_checksum(skb, frame) && judge(skb, policy))
+		return TCX_PASS;
+	return stop(skb, &key);
+}
+
+/* At the host's end of a guarded link. The guard judges the rest: nftables can't match the request. */
+SEC("tcx/ingress")
+int guarded_end(struct __sk_buff *skb)
+{
+	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
+	struct uplink key;
+
+	/* TCX_NEXT: the host may have programs of its own there. */
+	if (has_own_checksum(skb, frame))
+		return TCX_NEXT;
+	key = key_of(frame);
+	return stop(skb, &key);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
