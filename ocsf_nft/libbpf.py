@@ -19,6 +19,8 @@ _PRINTER: Final = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _SAMPLER: Final = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 #: Stops libbpf: unread samples stay in the ring.
 _ENOUGH: Final = -1
+#: Flag of bpf(2): before all other programs of the hook, if it names none of them.
+_BPF_F_BEFORE: Final = 1 << 3
 _ELEMENT: Final = (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
 _PROTOTYPES: Final = {
     "libbpf_set_print": (c_void_p, (_PRINTER,)),
@@ -74,6 +76,15 @@ class _ProgramInfo(ctypes.Structure):
     """First fields of ``struct bpf_prog_info`` (include/uapi/linux/bpf.h)."""
 
     _fields_ = (("type", c_uint32), ("id", c_uint32))
+
+
+class _TcxOptions(ctypes.Structure):
+    """``struct bpf_tcx_opts`` (libbpf.h)."""
+
+    _fields_ = (
+        ("size", c_size_t), ("flags", c_uint32), ("relative_fd", c_uint32),
+        ("relative_id", c_uint32), ("expected_revision", c_uint64),
+    )  # fmt: skip
 
 
 class LoadedPrograms:
@@ -143,18 +154,21 @@ class LoadedPrograms:
             raise _failure(f"the BPF program {name} has no id")
         return int(info.id)
 
-    def attach_to_egress(self, name: str, ifindex: int) -> int:
-        """Attach the BPF program ``name`` to the egress of an interface (tcx, Linux 6.6).
+    def attach_to_interface(self, name: str, ifindex: int, *, is_first: bool = False) -> int:
+        """Attach the BPF program ``name`` to an interface (tcx, Linux 6.6).
 
-        The interface is in the calling thread's network namespace. Return the number of the link,
-        for :meth:`detach`. Raises UnsupportedError on failure.
+        Its section names the direction. It runs after the present programs, or with ``is_first``
+        before them. The interface is in the calling thread's network namespace. Return the number
+        of the link, for :meth:`detach`. Raises UnsupportedError on failure.
         """
         try:
             attach = self._library.bpf_program__attach_tcx  # libbpf 1.3
         except AttributeError as error:
             raise UnsupportedError("libbpf is too old to attach to an interface") from error
         attach.restype, attach.argtypes = c_void_p, (c_void_p, c_int, c_void_p)
-        link: int | None = attach(self._find("program", name), ifindex, None)
+        flags = _BPF_F_BEFORE if is_first else 0
+        options = _TcxOptions(size=ctypes.sizeof(_TcxOptions), flags=flags)
+        link: int | None = attach(self._find("program", name), ifindex, ctypes.byref(options))
         if not link:
             raise _failure(f"the BPF program {name} can't be attached")
         return link

@@ -3,6 +3,9 @@
 The gate judges each frame after all hooks of nftables, as it leaves. So it stops what another chain
 has rewritten, what tc redirects, and what an uplink sends that was moved to another namespace. Only
 this process can detach it, and the kernel does so when the process ends.
+
+A second program is at the ingress of the host's ends of guarded links. It stops frames whose sender
+chose where a later device writes a checksum, which nftables can't match.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ _STOPS: Final = struct.Struct("=QQ")
 
 
 class Uplink(NamedTuple):
-    """Interface at which the gate stands: the cookie of its network namespace, and its index."""
+    """Interface at which a program is: the cookie of its network namespace, and its index."""
 
     cookie: int
     ifindex: int
@@ -74,13 +77,31 @@ class Gate:
             for uplink in uplinks:
                 done.append(uplink)
                 self.set_policy(uplink, policy)
-                self._programs.update_map("stopped", _key(uplink), bytes(_STOPS.size))
-                attach = partial(self._programs.attach_to_egress, "gate", uplink.ifindex)
-                self._links[uplink] = call_beside(beside, attach)
+                self._attach("gate", uplink, beside)
         except BaseException:
             for uplink in done:
                 self.detach(uplink)
             raise
+
+    def attach_to_end(self, end: Uplink, beside: socket.socket) -> None:
+        """Attach the program for the host's ends to one, in the namespace of ``beside``.
+
+        :meth:`detach` and :meth:`stopped` are for it too. Raises UnsupportedError on failure.
+        """
+        try:
+            # First: a program of the host may send frames on.
+            self._attach("guarded_end", end, beside, is_first=True)
+        except BaseException:
+            self.detach(end)
+            raise
+
+    def _attach(
+        self, program: str, interface: Uplink, beside: socket.socket, *, is_first: bool = False
+    ) -> None:
+        self._programs.update_map("stopped", _key(interface), bytes(_STOPS.size))
+        attach = self._programs.attach_to_interface
+        work = partial(attach, program, interface.ifindex, is_first=is_first)
+        self._links[interface] = call_beside(beside, work)
 
     def set_policy(self, uplink: Uplink, policy: bytes) -> None:
         """Replace the policy of an uplink at once; raises UnsupportedError on failure."""
@@ -89,7 +110,7 @@ class Gate:
         self._programs.update_map("policies", _key(uplink), policy)
 
     def detach(self, uplink: Uplink) -> None:
-        """Detach the gate from an uplink, if it is attached there."""
+        """Detach the program from an uplink or a host's end, if it is attached there."""
         link = self._links.pop(uplink, None)
         if link is not None:
             self._programs.detach(link)
@@ -97,7 +118,7 @@ class Gate:
             self._programs.delete_from_map(name, _key(uplink))
 
     def stopped(self, uplink: Uplink) -> Count:
-        """Return the frames that the gate has stopped at an uplink since it was attached."""
+        """Return the frames that were stopped at an uplink or a host's end since the attachment."""
         found = self._programs.read_map("stopped", _key(uplink), _STOPS.size)
         return Count() if found is None else Count(*_STOPS.unpack(found))
 

@@ -40,8 +40,8 @@ def gate_blocked(  # noqa: PLR0913 - each is one fact of the event, named at the
 ) -> DeviceConfigStateChange:
     """Return the event about ``frames`` that have bypassed the hooks of a fence, and were stopped.
 
-    The last gate stopped them at one of ``uplinks``. For the other arguments, see
-    :func:`fence_bypassed`.
+    The last gate stopped them at one of ``uplinks``, or at the host's end of one. For the other
+    arguments, see :func:`fence_bypassed`.
     """
     return _event(
         context,
@@ -53,7 +53,8 @@ def gate_blocked(  # noqa: PLR0913 - each is one fact of the event, named at the
         ),
         (
             "A rule or an interface of another process has led them past the fence, or has "
-            "rewritten them after it. Only a process with CAP_NET_ADMIN can do this"
+            "rewritten them after it, or a socket has requested a checksum in place of another "
+            "field. Only a process with CAP_NET_ADMIN or CAP_NET_RAW can do this"
         ),
         sandbox=sandbox,
         uplinks=uplinks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,12 +17,11 @@ from ocsf_nft.flow import Count
 from ocsf_nft.service.shielded import run_in_pool
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
     from concurrent.futures import Executor
 
     from ocsf_nft.fence.gate import Gate
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, HostLinks
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 _log = structlog.get_logger()
@@ -60,11 +60,17 @@ class SandboxGate:
         #: True between :meth:`widen` and :meth:`follow`: the present fence's policy is allowed too,
         #: or only the new one's.
         self._is_widened = self._is_narrowed = False
+        #: Host's ends with the program for them, and the reason if it could not be attached.
+        self._ends: tuple[Uplink, ...] = ()
+        self._ends_fault: str | None = None
+        #: Frames that were stopped at these ends until now, and those not returned yet.
+        self._stopped_at_ends = self._pending = Count()
 
     async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``.
 
-        If they are not known yet, :meth:`follow` attaches it.
+        With a guard, a program is attached to the host's ends too. What is not known yet gets its
+        program by :meth:`follow`.
         """
         self._beside = beside
         await self.follow(installed)
@@ -91,15 +97,17 @@ class SandboxGate:
     def stopped(self) -> Count:
         """Return the frames that the gate had stopped at the last call, without those before.
 
-        They are one call late: the gate stops what a fence allows that another process has just
-        installed, and such frames do not count. Blocks shortly.
+        Those at the uplinks are one call late: the gate stops what a fence allows that another
+        process has just installed, and such frames do not count. Blocks shortly.
         """
         with self._lock:
+            self._read_ends()
+            found, self._pending = self._pending, Count()
             if self._is_narrowed:
-                return Count()
+                return found
             last, before = self._stopped, self._reported
-            self._stopped, self._reported = self._total(), last
-        return Count(max(0, last.packets - before.packets), max(0, last.bytes - before.bytes))
+            self._stopped, self._reported = self._total(self._uplinks), last
+        return _sum(found, _difference(last, before))
 
     async def _run(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -108,14 +116,17 @@ class SandboxGate:
 
         await run_in_pool(self._pool, run)
 
-    def _total(self) -> Count:
-        gate, total = self._gate, Count()
-        if gate is None:
-            return total
-        for uplink in self._uplinks:
-            found = gate.stopped(uplink)
-            total = Count(total.packets + found.packets, total.bytes + found.bytes)
+    def _total(self, interfaces: Iterable[Uplink]) -> Count:
+        total = Count()
+        if self._gate is not None:
+            for each in interfaces:
+                total = _sum(total, self._gate.stopped(each))
         return total
+
+    def _read_ends(self) -> None:
+        total = self._total(self._ends)
+        self._pending = _sum(self._pending, _difference(total, self._stopped_at_ends))
+        self._stopped_at_ends = total
 
     def _widen(self, spec: FenceSpec) -> None:
         now = self._installed
@@ -144,6 +155,50 @@ class SandboxGate:
         else:
             self._try(partial(self._attach, gate, installed, beside))
         self._is_widened = self._is_narrowed = False
+        self._follow_ends(installed)
+
+    def _follow_ends(self, installed: InstalledFence) -> None:
+        """Attach the program to the host's ends of a guarded fence, and to no others."""
+        spec = installed.spec
+        # The guard of a permissive fence stops nothing.
+        if self._gate is None or spec.guard_device is None or spec.is_permissive:
+            self._detach_ends(self._ends)
+            return
+        try:
+            with socket.socket(socket.AF_UNIX) as beside:
+                fault = self._attach_ends(self._gate, installed.around.host, beside)
+        except (UnsupportedError, OSError) as error:
+            fault = str(error)
+        if fault is not None and fault != self._ends_fault:
+            _log.warning(
+                "the guard can't check where checksums are written",
+                sandbox=self._sandbox, reason=fault,
+            )  # fmt: skip
+        self._ends_fault = fault
+
+    def _attach_ends(self, gate: Gate, host: HostLinks, beside: socket.socket) -> str | None:
+        """Attach the program to all ends that it can be attached to; return an error, or None."""
+        fault, cookie = None, netlink.namespace_cookie(beside)
+        required = [Uplink(cookie, each.ifindex) for each in host.ends]
+        self._detach_ends([each for each in self._ends if each not in required])
+        for each in required:
+            if each not in self._ends:
+                try:
+                    gate.attach_to_end(each, beside)
+                except UnsupportedError as error:
+                    fault = str(error)
+                else:
+                    self._ends += (each,)
+        return fault
+
+    def _detach_ends(self, ends: Collection[Uplink]) -> None:
+        if self._gate is None or not ends:
+            return
+        self._read_ends()
+        for each in ends:
+            self._gate.detach(each)
+        self._ends = tuple(each for each in self._ends if each not in ends)
+        self._stopped_at_ends = self._total(self._ends)
 
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, and to no others, with the fence's policy."""
@@ -162,7 +217,7 @@ class SandboxGate:
         for each in old:
             gate.detach(each)
         if new or old or self._is_narrowed or (has_new_policy and not self._is_widened):
-            self._stopped = self._reported = self._total()
+            self._stopped = self._reported = self._total(self._uplinks)
         if self.absence is not None:
             self.absence = None
             _log.info("the last gate is attached", sandbox=self._sandbox)
@@ -189,6 +244,7 @@ class SandboxGate:
     def _close(self) -> None:
         self._beside = None
         self._detach("it was detached")
+        self._detach_ends(self._ends)
 
     def _detach(self, absence: str, *, is_fault: bool = False) -> None:
         """Detach the gate, and log the reason unless it is the same as before."""
@@ -202,3 +258,11 @@ class SandboxGate:
         if is_new and self._beside is not None:
             log = _log.warning if is_fault else _log.info
             log("fence without a last gate", sandbox=self._sandbox, reason=absence)
+
+
+def _sum(one: Count, other: Count) -> Count:
+    return Count(one.packets + other.packets, one.bytes + other.bytes)
+
+
+def _difference(one: Count, other: Count) -> Count:
+    return Count(max(0, one.packets - other.packets), max(0, one.bytes - other.bytes))

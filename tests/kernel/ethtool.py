@@ -9,7 +9,8 @@ from array import array
 
 # include/uapi/linux/sockios.h and ethtool.h
 _SIOCETHTOOL = 0x8946
-TSO, GRO = 0x1F, 0x2C  # ETHTOOL_STSO, ETHTOOL_SGRO
+# ETHTOOL_STXCSUM, ETHTOOL_STSO, ETHTOOL_SGRO
+TX_CHECKSUM, TSO, GRO = 0x17, 0x1F, 0x2C
 
 
 def switch(device: str, command: int, *, on: bool) -> None:

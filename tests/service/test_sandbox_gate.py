@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence.gate_policy import gate_policy
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
+from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings
 from ocsf_nft.fence.spec import Uplink as Pin
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.flow import Count
@@ -45,6 +45,8 @@ class _Gate:
     policies: dict[int, bytes] = field(default_factory=dict)
     stops: dict[int, int] = field(default_factory=dict)
     fault: str | None = None
+    ends: set[int] = field(default_factory=set)
+    missing_end: int | None = None
     attachments: int = 0
 
     def attach(self, _beside: socket.socket, uplinks: Iterable[Uplink], policy: bytes) -> None:
@@ -54,12 +56,21 @@ class _Gate:
         for each in uplinks:
             self.policies[each.ifindex] = policy
 
+    def attach_to_end(self, end: Uplink, _beside: socket.socket) -> None:
+        if end.ifindex == self.missing_end:
+            raise UnsupportedError("no such device")
+        self.ends.add(end.ifindex)
+
     def set_policy(self, uplink: Uplink, policy: bytes) -> None:
         assert uplink.ifindex in self.policies
         self.policies[uplink.ifindex] = policy
 
     def detach(self, uplink: Uplink) -> None:
-        del self.policies[uplink.ifindex]
+        if uplink.ifindex in self.ends:
+            self.ends.discard(uplink.ifindex)
+            self.stops.pop(uplink.ifindex, None)
+        else:
+            del self.policies[uplink.ifindex]
 
     def stopped(self, uplink: Uplink) -> Count:
         frames = self.stops.get(uplink.ifindex, 0)
@@ -217,3 +228,48 @@ async def test_gate_is_attached_again_when_the_policy_fits_again(
         await gate.widen(_SPEC)
         await gate.follow(_fence(_KNOWN))
     assert fake.policies == {2: gate_policy((_SPEC, _KNOWN))}
+
+
+def _guarded(*indexes: int) -> Surroundings:
+    ends = tuple(HostEnd(name=f"h{index}", ifindex=index) for index in indexes)
+    return replace(_KNOWN, host=HostLinks(ends=ends))
+
+
+async def test_ends_of_a_guarded_fence_have_their_program(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    guarded = replace(_SPEC, guard_device="h30")
+    await gate.open(_fence(_KNOWN, guarded), beside)
+    assert not fake.ends
+    await gate.follow(_fence(_guarded(30, 31), guarded))
+    assert fake.ends == {30, 31}
+    fake.stops = {2: 1, 30: 2, 31: 3}
+    assert gate.stopped() == Count(5, 500)  # those at the uplinks are one call late
+    fake.stops = {2: 1, 30: 4, 31: 3}
+    await gate.follow(_fence(_guarded(31, 32), guarded))
+    assert fake.ends == {31, 32}
+    fake.stops[32] = 1
+    assert gate.stopped() == Count(4, 400)
+    assert gate.stopped() == Count()
+    await gate.follow(_fence(_guarded(31), replace(guarded, is_permissive=True)))
+    assert not fake.ends
+    await gate.follow(_fence(_guarded(31), guarded))
+    assert fake.ends == {31}
+    await gate.close()
+    assert not fake.ends
+
+
+async def test_missing_end_does_not_keep_the_program_from_others(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    guarded = replace(_SPEC, guard_device="h30")
+    fake.missing_end = 30
+    with capture_logs() as logged:
+        await gate.open(_fence(_guarded(30, 31), guarded), beside)
+        await gate.follow(_fence(_guarded(30, 31), guarded))
+    assert (fake.ends, _absence(gate)) == ({31}, None)
+    reasons = [each["reason"] for each in logged if each["log_level"] == "warning"]
+    assert reasons == ["no such device"]
+    fake.missing_end = None
+    await gate.follow(_fence(_guarded(30, 31), guarded))
+    assert fake.ends == {30, 31}

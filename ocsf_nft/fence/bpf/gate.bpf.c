@@ -7,7 +7,7 @@
  * sandbox can't detach it. It sees no AF_XDP frame, and nothing that a queue of the link does later.
  *
  * Both stop a frame with a request for a checksum that is not that of its own transport header. A socket
- * chooses the place of this checksum (AF_XDP, PACKET_VNET_HDR). A later device would write it there, for
+ * chooses the offset of this checksum (AF_XDP, PACKET_VNET_HDR). A later device would write it there, for
  * example over the destination, after the guard has judged that.
  */
 #include <linux/bpf.h>
