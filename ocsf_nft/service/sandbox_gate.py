@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ocsf_nft.fence.gate import Gate
-    from ocsf_nft.fence.spec import FenceSpec, HostLinks
+    from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 _log = structlog.get_logger()
@@ -69,8 +69,8 @@ class SandboxGate:
     async def open(self, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, in the network namespace of ``beside``.
 
-        With a guard, a program is attached to the host's ends too. What is not known yet gets its
-        program by :meth:`follow`.
+        With a guard, a program is attached to the host's ends too, and for a VM to its TAP device.
+        What is not known yet gets its program by :meth:`follow`.
         """
         self._beside = beside
         await self.follow(installed)
@@ -155,31 +155,40 @@ class SandboxGate:
         else:
             self._try(partial(self._attach, gate, installed, beside))
         self._is_widened = self._is_narrowed = False
-        self._follow_ends(installed)
+        self._follow_ends(installed, beside)
 
-    def _follow_ends(self, installed: InstalledFence) -> None:
-        """Attach the program to the host's ends of a guarded fence, and to no others."""
-        spec = installed.spec
-        # The guard of a permissive fence stops nothing.
-        if self._gate is None or spec.guard_device is None or spec.is_permissive:
+    def _follow_ends(self, installed: InstalledFence, inside: socket.socket) -> None:
+        """Attach the program to the host's ends of a guarded fence, and to no others.
+
+        For a VM, that is its TAP device, in the namespace of ``inside``.
+        """
+        spec, around, gate = installed.spec, installed.around, self._gate
+        is_guarded = spec.guard_device is not None or spec.tap is not None
+        # A permissive fence stops nothing.
+        if gate is None or not is_guarded or spec.is_permissive:
             self._detach_ends(self._ends)
             return
         try:
-            with socket.socket(socket.AF_UNIX) as beside:
-                fault = self._attach_ends(self._gate, installed.around.host, beside)
+            if spec.tap is not None:
+                indexes = [] if around.ifindex is None else [around.ifindex]
+                fault = self._attach_ends(gate, indexes, inside)
+            else:
+                indexes = [each.ifindex for each in around.host.ends]
+                with socket.socket(socket.AF_UNIX) as beside:
+                    fault = self._attach_ends(gate, indexes, beside)
         except (UnsupportedError, OSError) as error:
             fault = str(error)
         if fault is not None and fault != self._ends_fault:
             _log.warning(
-                "the guard can't check where checksums are written",
+                "the fence can't check where checksums are written",
                 sandbox=self._sandbox, reason=fault,
             )  # fmt: skip
         self._ends_fault = fault
 
-    def _attach_ends(self, gate: Gate, host: HostLinks, beside: socket.socket) -> str | None:
+    def _attach_ends(self, gate: Gate, indexes: Iterable[int], beside: socket.socket) -> str | None:
         """Attach the program to all ends that it can be attached to; return an error, or None."""
         fault, cookie = None, netlink.namespace_cookie(beside)
-        required = [Uplink(cookie, each.ifindex) for each in host.ends]
+        required = [Uplink(cookie, each) for each in indexes]
         self._detach_ends([each for each in self._ends if each not in required])
         for each in required:
             if each not in self._ends:

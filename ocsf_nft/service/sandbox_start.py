@@ -253,6 +253,7 @@ async def watch(
         names = SandboxNames(config.name, parts.names, fence.installed.spec.resolved)
         stack.callback(names.close)
         names.follow(config)
+        is_vm = fence.installed.spec.tap is not None
         watched = WatchedSandbox(
             config=config,
             identity=fence.installed.identity,
@@ -260,8 +261,8 @@ async def watch(
             account=account,
             names=names,
             bypass=None
-            if fence.installed.spec.tap is not None
-            else BypassWatch(monitor, parts.reporter, parts.fences.pool),
+            if is_vm and parts.gate is None
+            else BypassWatch(monitor, parts.reporter, parts.fences.pool, compares=not is_vm),
             attached=fenced.attached,
             nflog=fenced.feeds,
             logs=logs,

@@ -77,7 +77,7 @@ def load_gate(config: Config) -> Gate | None:
 
     Call it before :func:`drop_privileges`.
     """
-    if config.control is None and all(each.profile != "sandbox" for each in config.sandbox):
+    if config.control is None and all(each.profile == "sidecar" for each in config.sandbox):
         return None
     try:
         return Gate()

@@ -53,7 +53,7 @@ class WatchedSandbox:
     monitor: FenceMonitor
     account: AccountLoop
     names: SandboxNames
-    #: None for a VM: its host's fence judges each frame that arrives.
+    #: None for a VM without the last gate.
     bypass: BypassWatch | None
     attached: AttachedNamespace | None
     #: Log sources with its records. Others may share those of NFLOG.

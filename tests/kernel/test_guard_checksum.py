@@ -1,13 +1,16 @@
-"""Checksum requests of AF_XDP, behind a host that forwards: a later device writes over a frame.
+"""Checksum requests of a sandbox or a VM, behind a host that forwards them.
 
-A request names any place of the frame. The guard has judged the frame before the device writes
-there, and nftables can't match the request.
+A socket of AF_XDP makes such requests, and the driver of a VM's interface (virtio). A request names
+any offset of the frame. The guard has judged the frame before the device writes there, and nftables
+can't match the request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
+import os
 import secrets
 import signal
 import socket
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _OWN4, _OWN6 = "10.1.0.2", "fd01::2"
+_VM4: Final = "10.3.0.2"
 _PROXY4, _PROXY6 = "10.2.0.5", "fd02::5"
 #: Destination that no policy allows.
 _OTHER6: Final = "fd02:6666::5"
@@ -118,9 +122,10 @@ def outside(world: _World) -> Iterator[_Outside]:
         yield found
 
 
-def _segment(version: int) -> bytes:
+def _segment(version: int, source: str | None = None) -> bytes:
     """Return a frame to the proxy."""
     own, to = (_OWN4, _PROXY4) if version == 4 else (_OWN6, _PROXY6)
+    own = source or own
     packet = headers.tcp(own, to, PROXY_PORT, packets.PSH | packets.ACK)
     make = packets.ip4 if version == 4 else packets.ip6
     header = 20 if version == 4 else 40
@@ -170,12 +175,12 @@ def _until(holds: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def _programs(world: _World) -> list[str]:
-    """Return the hooks of programs on the host's end."""
+def _programs(world: _World, device: str) -> list[str]:
+    """Return the hooks of programs on a device of the host."""
 
     def find() -> list[str]:
-        (link,) = (each for each in rtnetlink.links() if each.name == "h0")
-        return [each.hook for each in programs.tcx(link.ifindex, "h0")]
+        (link,) = (each for each in rtnetlink.links() if each.name == device)
+        return [each.hook for each in programs.tcx(link.ifindex, device)]
 
     return named(world.host).call(find)
 
@@ -209,7 +214,7 @@ def test_run_stops_checksums_over_other_fields(
     output = tmp_path / "events.jsonl"
     options = (*_options(world, tmp_path / "state"), "--install", "--output", str(output))
     with command.running(*options, inside=named(world.host)) as running:
-        assert _programs(world) == ["tcx ingress"]
+        assert _programs(world, "h0") == ["tcx ingress"]
         for frame, checksum, destination in _ORDINARY.values():
             _send(world, frame, checksum)
             assert outside.next(60) == destination
@@ -217,19 +222,19 @@ def test_run_stops_checksums_over_other_fields(
         for frame, checksum, _ in _ATTACKS.values():
             _send(world, frame, checksum)
         assert outside.next(1) is None
-
-        def stopped() -> int:
-            found = [
-                each["unmapped"]["frames"]
-                for each in written.so_far(output)
-                if each["metadata"]["event_code"] == "gate-blocked"
-            ]
-            return sum(found)
-
-        _until(lambda: stopped() >= len(_ATTACKS))
-        assert stopped() == len(_ATTACKS)
+        _until(lambda: _stopped(output) >= len(_ATTACKS))
+        assert _stopped(output) == len(_ATTACKS)
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert not _programs(world)
+    assert not _programs(world, "h0")
+
+
+def _stopped(output: Path) -> int:
+    """Return the frames in all events about stopped ones."""
+    return sum(
+        each["unmapped"]["frames"]
+        for each in written.so_far(output)
+        if each["metadata"]["event_code"] == "gate-blocked"
+    )
 
 
 @pytest.mark.parametrize("attack", _ATTACKS)
@@ -243,3 +248,60 @@ def test_guard_without_a_run_can_not_stop_them(
     assert "ocsf_nft_h0" in conftest.nft(named(world.host), "list", "tables")
     _send(world, frame, checksum)
     assert outside.next(60) == destination
+
+
+@pytest.fixture
+def vm(world: _World) -> Iterator[int]:
+    """Make a TAP device whose frames have a ``struct virtio_net_hdr``; yield its descriptor."""
+
+    def make() -> int:
+        made = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+        fcntl.ioctl(made, 0x400454CA, struct.pack("16sH22x", b"tap0", flags))  # TUNSETIFF
+        return made
+
+    descriptor = named(world.host).call(make)
+    try:
+        ip("-n", world.host, "link", "set", "tap0", "address", _HOST_MAC.hex(":"))
+        configure(world.host, "tap0", "10.3.0.1/24")
+        ip("-n", world.host, "neigh", "add", _VM4, "lladdr", _MAC.hex(":"), "dev", "tap0")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("has_run", [True, False], ids=["run", "no run"])
+def test_run_stops_those_of_a_vm(
+    world: _World, outside: _Outside, vm: int, tmp_path: Path, *, has_run: bool
+) -> None:
+    output = tmp_path / "events.jsonl"
+    options = (
+        *("--sandbox", "vm", "--profile", "tap", "--device", "tap0", "--subnet", "10.3.0.1/24"),
+        *("--strict", "--gateway-port", str(PROXY_PORT), "--allow", f"tcp:{_PROXY4}:{PROXY_PORT}"),
+        *("--state-dir", str(tmp_path / "state")),
+    )
+    ordinary = _segment(4, _VM4)
+    attack = _written_over(ordinary, 34, _OTHER_PORT)
+
+    def send(frame: bytes, offset: int) -> None:
+        os.write(vm, struct.pack("=BBHHHH", 1, 0, 0, 0, 34, offset) + frame)
+
+    with contextlib.ExitStack() as cleanup:
+        if has_run:
+            run = ("--install", "--output", str(output))
+            cleanup.enter_context(command.running(*options, *run, inside=named(world.host)))
+        else:
+            done = command.run("install", *options, inside=named(world.host))
+            assert done.code == 0, done.stderr
+        assert _programs(world, "tap0") == (["tcx ingress"] if has_run else [])
+        send(ordinary, 16)
+        assert outside.next(60) == (_PROXY4, PROXY_PORT)
+        send(attack, 2)
+        if has_run:
+            assert outside.next(1) is None
+            _until(lambda: _stopped(output) == 1)
+        else:  # a limit, as above
+            found = outside.next(60)
+            assert found is not None
+            # Another port than computed: address translation has changed the packet's checksum.
+            assert (found[0], found[1] == PROXY_PORT) == (_PROXY4, False)

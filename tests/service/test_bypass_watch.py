@@ -37,3 +37,25 @@ async def test_watch_ends_if_a_reading_fails_while_it_is_cancelled(monkeypatch: 
     async with asyncio.timeout(60):
         await asyncio.wait([task])
     assert task.cancelled()
+
+
+async def test_watch_over_a_vm_only_reports_what_was_stopped(monkeypatch: Any) -> None:
+    reported = asyncio.Event()
+
+    async def note(_self: BypassWatch, stopped: Count, *_times: int) -> None:
+        assert stopped == Count(3, 180)
+        reported.set()
+
+    def compare(*_arguments: object) -> None:
+        raise AssertionError("a VM's frames are not compared")
+
+    monkeypatch.setattr(BypassWatch, "_report_stopped", note)
+    monkeypatch.setattr(bypass_watch, "SentFrames", compare)
+    monitor = SimpleNamespace(gate=SimpleNamespace(stopped=lambda: Count(3, 180)))
+    watch = BypassWatch(cast("Any", monitor), cast("Any", None), compares=False)
+    task = asyncio.create_task(watch.run())
+    async with asyncio.timeout(60):
+        await reported.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence.gate_policy import gate_policy
-from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings
+from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings, Tap
 from ocsf_nft.fence.spec import Uplink as Pin
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import Count
 from ocsf_nft.service.sandbox_gate import SandboxGate
 
@@ -256,6 +256,21 @@ async def test_ends_of_a_guarded_fence_have_their_program(
     await gate.follow(_fence(_guarded(31), guarded))
     assert fake.ends == {31}
     await gate.close()
+    assert not fake.ends
+
+
+async def test_tap_device_of_a_vm_has_the_program_of_an_end(
+    gate: SandboxGate, fake: _Gate, beside: socket.socket
+) -> None:
+    tap = Tap(device="tap0", subnets=(subnet("192.0.2.1/29"),))
+    spec = replace(_SPEC, tap=tap)
+    around = Surroundings(links=("tap0",), ifindex=7)
+    await gate.open(_fence(around, spec), beside)
+    assert (fake.ends, fake.policies) == ({7}, {})
+    assert _absence(gate) == "a fence of the profile tap has none"
+    fake.stops = {7: 2}
+    assert gate.stopped() == Count(2, 200)
+    await gate.follow(_fence(around, replace(spec, is_permissive=True)))
     assert not fake.ends
 
 

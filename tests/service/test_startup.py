@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -26,6 +27,7 @@ _VM: Final[dict[str, Any]] = {
     "name": "vm", "profile": "tap", "device": "vmtap-0", "subnet": ["172.16.0.0/30"],
     "gateway_port": 3128, "install": True, "transport": "nflog",
 }  # fmt: skip
+_SIDECAR: Final = _SANDBOX | {"profile": "sidecar", "proxy": [], "proxy_uid": [1337]}
 
 
 def _parsed(**given: Any) -> config.Config:
@@ -59,6 +61,23 @@ def test_capture_is_loaded_only_if_a_sandbox_may_need_it(
     monkeypatch.setattr(fallback_chain, "load_capture", lambda: LoadedCapture(None, "a test"))
     monkeypatch.setattr(startup, "load_gate", lambda _: None)
     assert (startup.load_programs(_parsed(**given)).capture is not None) is loads
+
+
+@pytest.mark.parametrize(
+    ("given", "loads"),
+    [
+        ({}, True),
+        ({"sandbox": [_VM]}, True),
+        ({"sandbox": [_SIDECAR]}, False),
+        ({"sandbox": [], "control": "/run/control"}, True),
+    ],
+)
+def test_gate_is_loaded_only_if_a_fence_may_need_it(
+    given: dict[str, Any], loads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = SimpleNamespace()
+    monkeypatch.setattr(startup, "Gate", lambda: made)
+    assert (startup.load_gate(_parsed(**given)) is made) is loads
 
 
 @pytest.mark.parametrize("source", ["journal", "kmsg"])
