@@ -27,8 +27,9 @@ _HEAD: Final = struct.Struct("=6I")
 _UNKNOWN: Final = {4: 1, 6: 2}
 _MAC: Final = struct.Struct("=6s2x")
 _ADDRESS: Final = struct.Struct("=16s")
-#: Network, mask, first and last port, protocol.
-_DESTINATION: Final = struct.Struct("=16s16sHHB3x")
+#: Network, mask, first and last port, protocol, and whether the fence allows ARP and neighbour
+#: discovery to all of its addresses.
+_DESTINATION: Final = struct.Struct("=16s16sHHBB2x")
 _PROTOCOLS: Final = {
     "tcp": socket.IPPROTO_TCP,
     "udp": socket.IPPROTO_UDP,
@@ -54,13 +55,13 @@ def gate_policy(*fences: tuple[FenceSpec, Surroundings]) -> bytes:
     macs = {mac for _, around in fences for mac in around.macs}
     addresses = {each for _, around in fences for each in around.addresses}
     neighbours = {each for _, around in fences for each in around.neighbours}
-    destinations: dict[tuple[Network, str, int, int], None] = {}
+    destinations: dict[tuple[Network, str, int, int, bool], None] = {}
     for spec, _ in fences:
         for end in spec.allowed:
             network = ipaddress.ip_network(end.address)
-            destinations[network, end.protocol, end.port, end.port] = None
+            destinations[network, end.protocol, end.port, end.port, False] = None
         for each in spec.ranges:
-            key = each.network, each.protocol, each.first_port, each.last_port
+            key = each.network, each.protocol, each.first_port, each.last_port, True
             destinations[key] = None
     for what, found, most in (
         ("link addresses", macs, _MACS),
@@ -83,9 +84,9 @@ def gate_policy(*fences: tuple[FenceSpec, Surroundings]) -> bytes:
             b"".join(
                 _DESTINATION.pack(
                     _packed(network.network_address), _mask(network), first, last,
-                    _PROTOCOLS[protocol],
+                    _PROTOCOLS[protocol], is_range,
                 )
-                for network, protocol, first, last in destinations
+                for network, protocol, first, last, is_range in destinations
             ).ljust(_DESTINATIONS * _DESTINATION.size, b"\0"),
         )
     )  # fmt: skip

@@ -40,11 +40,11 @@ def test_policy_has_the_addresses_and_destinations_of_the_fence() -> None:
     own = {policy[56 + 16 * number :][:16] for number in range(2)}
     assert own == {_MAPPED + bytes([192, 0, 2, 9]), _AROUND.addresses[1].packed}
     first = 56 + 16 * 64
-    found = {struct.unpack_from("=16s16sHHB3x", policy, first + 40 * each) for each in range(3)}
+    found = {struct.unpack_from("=16s16sHHBB2x", policy, first + 40 * each) for each in range(3)}
     assert found == {
-        (_MAPPED + bytes([192, 0, 2, 1]), b"\xff" * 16, 3128, 3128, 6),
-        (ipaddress.ip_address("2001:db8::1").packed, b"\xff" * 16, 3128, 3128, 6),
-        (_MAPPED + bytes([198, 51, 100, 0]), b"\xff" * 15 + b"\0", 53, 54, 17),
+        (_MAPPED + bytes([192, 0, 2, 1]), b"\xff" * 16, 3128, 3128, 6, 0),
+        (ipaddress.ip_address("2001:db8::1").packed, b"\xff" * 16, 3128, 3128, 6, 0),
+        (_MAPPED + bytes([198, 51, 100, 0]), b"\xff" * 15 + b"\0", 53, 54, 17, 1),
     }
     assert not any(policy[first + 120 :])
 

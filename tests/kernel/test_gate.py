@@ -172,6 +172,36 @@ def test_gate_stops_an_uplink_that_was_moved(lab: Lab) -> None:
         assert not [each for each in far.frames() if _PROXIED4 in each]
 
 
+def test_gate_lets_neighbours_in_an_exception_be_resolved(
+    lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec
+) -> None:
+    networks = exception("udp:10.200.0.64/28:53"), exception("udp:[fd00:200::1:0/112]:53")
+    wide = replace(spec, exceptions=networks)
+    around = links.survey(
+        lab.sandbox_namespace,
+        [each.address for each in wide.allowed],
+        [each.network for each in wide.ranges],
+    )
+    gate.set_policy(uplink, gate_policy((wide, around)))
+    inside = "fd00:200::1:77"
+    passing = [
+        (ETH_ARP, packets.arp(SANDBOX4, "10.200.0.77", _MAC)),
+        (ETH_IP6, headers.neighbour(SANDBOX6, "ff02::1:ff01:77", target=inside)),
+        (ETH_IP6, headers.neighbour(SANDBOX6, inside, target=inside)),
+    ]
+    refused = [
+        (ETH_ARP, packets.arp(SANDBOX4, "10.200.0.80", _MAC)),
+        (ETH_IP6, headers.neighbour(SANDBOX6, "ff02::1:ff02:77", target="fd00:200::2:77")),
+    ]
+    with far_side.watch(lab) as far:
+        for kind, payload in passing + refused:
+            _send(lab, kind, payload)
+        arrived = far.frames()
+    for _, payload in passing:
+        assert any(payload in frame for frame in arrived)
+    assert not [frame for frame in arrived for _, payload in refused if payload in frame]
+
+
 def _send_with_header(lab: Lab, kind: int, payload: bytes, header: bytes) -> None:
     """Send a frame with a ``struct virtio_net_hdr`` before it (packet(7): PACKET_VNET_HDR)."""
     frame = header + _GATEWAY + _MAC + kind.to_bytes(2, "big") + payload

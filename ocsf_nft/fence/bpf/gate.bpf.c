@@ -74,7 +74,8 @@ struct destination {
 	__u16 first_port; /* host byte order */
 	__u16 last_port;
 	__u8 protocol;
-	__u8 unused[3];
+	__u8 is_range; /* its addresses may be neighbours: see Surroundings.neighbours */
+	__u8 unused[2];
 };
 
 struct policy {
@@ -152,6 +153,10 @@ static __always_inline int is_neighbour(const struct policy *policy, const struc
 
 	bpf_for(number, 0, policy->neighbours)
 		if (number < NEIGHBOURS && is_equal(&policy->neighbour[number], target))
+			return 1;
+	bpf_for(number, 0, policy->destinations)
+		if (number < DESTINATIONS && policy->destination[number].is_range &&
+		    is_in(target, &policy->destination[number]))
 			return 1;
 	return 0;
 }
