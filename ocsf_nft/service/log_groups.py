@@ -10,6 +10,7 @@ import contextlib
 import secrets
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import LOG_GROUP_TAKEN
-from ocsf_nft.sources.nflog import held_groups
+from ocsf_nft.sources.nflog import is_held
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def other_group(namespaces: Iterable[Namespace]) -> int:
     So a program can't take it beforehand. If all drawn numbers are taken, return the last one. The
     call blocks.
     """
-    held = {group for each in namespaces for group in each.call(held_groups)}
+    places = tuple(namespaces)
     group = _FIRST_GROUP
     for _ in range(_DRAWS):
         group = _FIRST_GROUP + secrets.randbelow(_LAST_GROUP - _FIRST_GROUP + 1)
-        if group not in held:
+        if not any(each.call(partial(is_held, group)) for each in places):
             break
     return group
 
@@ -77,8 +78,11 @@ def holder_of(namespace: Namespace, taken: GroupTakenError) -> Process | None:
     A program can choose the number of its netlink port. So the process is found by its socket. The
     call blocks for half a second at most.
     """
+    port_id = taken.port_id
+    if port_id is None:
+        return None
     with contextlib.suppress(OcsfNftError, OSError, ValueError):
-        inodes = namespace.call(lambda: _inodes(taken.port_id))
+        inodes = namespace.call(partial(_inodes, port_id))
         link = f"net:[{namespace.identity().partition(':')[2]}]"
         scan = find_holders(inodes, link, time.monotonic_ns() + _SEARCH_NS)
         if len(scan.holders) == 1 and scan.missed is None:

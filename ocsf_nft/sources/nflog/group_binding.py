@@ -20,6 +20,8 @@ from ocsf_nft.errors import SourceError, UnsupportedError
 _NFNL_SUBSYS_ULOG: Final = 4
 PACKET: Final = _NFNL_SUBSYS_ULOG << 8  # NFULNL_MSG_PACKET
 _CONFIG: Final = PACKET | 1  # NFULNL_MSG_CONFIG
+#: No message of the subsystem. The kernel checks CAP_NET_ADMIN first (net/netfilter/nfnetlink.c).
+_UNKNOWN: Final = PACKET | 0xFF
 
 _NFULA_CFG_CMD: Final = 1
 _NFULA_CFG_MODE: Final = 2
@@ -43,10 +45,11 @@ _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 class GroupTakenError(SourceError):
     """NFLOG group that another program holds.
 
-    ``port_id`` is the netlink port of its socket: often its process id, but it can choose it.
+    ``port_id`` is the netlink port of its socket: often its process id, but it can choose it. It is
+    None if this process can't read the kernel's table of groups.
     """
 
-    def __init__(self, group: int, port_id: int) -> None:
+    def __init__(self, group: int, port_id: int | None) -> None:
         super().__init__(
             f"another program holds NFLOG group {group}: stop it, or choose another group"
         )
@@ -185,10 +188,10 @@ def _configure(sock: socket.socket, group: int, batching: Batching) -> list[byte
 
 
 def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
+    # The kernel gives the same error for a group of another socket, and without CAP_NET_ADMIN.
     if error.errno == errno.EPERM:
-        port_id = held_groups().get(group)
-        if port_id is not None:
-            return GroupTakenError(group, port_id)
+        if _answer(_UNKNOWN, group) == errno.EINVAL:
+            return GroupTakenError(group, _holders().get(group))
         return UnsupportedError(
             f"binding NFLOG group {group} is not permitted: "
             "it needs CAP_NET_ADMIN in the network namespace"
@@ -203,14 +206,34 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
     )
 
 
-def held_groups() -> dict[int, int]:
+def is_held(group: int) -> bool:
+    """Return True if a socket holds an NFLOG group of the calling thread's network namespace.
+
+    Without CAP_NET_ADMIN in the namespace, every group counts as held.
+    """
+    # A change of no setting. For a group without a holder, the kernel answers ENODEV.
+    return _answer(_CONFIG, group) == errno.EPERM
+
+
+def _answer(kind: int, group: int) -> int | None:
+    """Return the kernel's error number for a message about a group; None without one."""
+    payload = struct.pack(">BBH", socket.AF_UNSPEC, 0, group)
+    try:
+        netlink.request(netlink.NETLINK_NETFILTER, kind, payload)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _holders() -> dict[int, int]:
     """Return the netlink ports that hold the NFLOG groups of the calling thread's namespace.
 
-    Return an empty dict if they can't be read.
+    Return an empty dict if they can't be read. The table's owner is root of the user namespace that
+    owns the network namespace. Other users need CAP_DAC_OVERRIDE.
     """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
-    except OSError:  # no privilege to bind a group either
+    except OSError:
         return {}
     rows = (line.split() for line in lines)
     return {int(row[0]): int(row[1]) for row in rows if row}
