@@ -53,11 +53,11 @@ class _Rule:
     logged: int = 0
     #: Logged packets without a record, in the latest readings.
     missing: deque[int] = field(default_factory=lambda: deque(maxlen=_READINGS))
-    #: Number of received records, since when it is the same, and how often that was noted.
+    #: Number of received records. Since it is the same: the begin of the latest calm time, and the
+    #: logged packets without a record at the begins of the latest ones.
     received: int = -1
     calm_since_ns: int = 0
-    calm_times: int = 0
-    calm_missing: int = 0
+    calm_missing: deque[int] = field(default_factory=lambda: deque(maxlen=_CALM_TIMES))
 
     def observe(self, received: int, logged: int, now_ns: int, *, is_settled: bool) -> int:
         """Return how many more records are known to be forged."""
@@ -81,13 +81,14 @@ class _Rule:
     def _note_calm(self, received: int, missing: int, now_ns: int, *, is_settled: bool) -> None:
         if received != self.received or not is_settled:
             self.received, self.calm_since_ns = received, now_ns
-            self.calm_times, self.calm_missing = 0, missing
+            self.calm_missing.clear()
+            self.calm_missing.append(missing)
         elif now_ns - self.calm_since_ns >= _CALM_NS:
             self.calm_since_ns = now_ns
-            self.calm_times += 1
-            if self.calm_times >= _CALM_TIMES:
+            if len(self.calm_missing) == _CALM_TIMES:
                 # Their records would have come by now.
-                self.dropped = max(self.dropped, self.calm_missing)
+                self.dropped = max(self.dropped, self.calm_missing[0])
+            self.calm_missing.append(missing)
 
 
 class UncountedRecords:

@@ -98,6 +98,17 @@ def test_forged_records_are_counted_exactly_also_after_dropped_ones(
     assert model.found == forged + 1
 
 
+def test_records_dropped_long_after_the_last_one_hide_no_forged_records() -> None:
+    model = Model()
+    model.logged = model.received = 4
+    model.rest()
+    model.logged += 3
+    model.rest()
+    model.received += 2
+    model.rest()
+    assert model.found == 2
+
+
 def test_forged_records_are_found_while_others_come() -> None:
     model, chance = Model(), random.Random(7)
     model.read()
