@@ -42,6 +42,8 @@ _TOTALS: Final = "totals"
 _OPEN: Final = "open"
 #: Attributes of a rule's account that are stored unchanged.
 _PLAIN: Final = ("serial", "reported", "without_flow", "received", "late_records_until_ns")
+#: The same, but absent (0) if an older version stored the state.
+_LATER: Final = ("dropped_records", "forged_records")
 #: Values of a flow's counter, see :meth:`FlowCounter.stored`.
 _COUNTER: Final = struct.Struct("<6q")
 _SUM: Final = struct.Struct("<I")
@@ -134,7 +136,7 @@ def _state(rule: RuleAccount) -> dict[str, Any]:
     counters = rule.counters
     return {
         "epoch": rule.counter_id.epoch,
-        **{name: getattr(rule, name) for name in _PLAIN},
+        **{name: getattr(rule, name) for name in (*_PLAIN, *_LATER)},
         "refused": counters.refused,
         "in_sets": counters.in_sets,
         "read_ns": counters.read_ns,
@@ -163,6 +165,8 @@ def _restored(account: SandboxAccount, name: str, state: Mapping[str, Any]) -> R
     rule = account.new_rule_account(name, state["epoch"], begun_ns=state["read_ns"])
     for name_of in _PLAIN:
         setattr(rule, name_of, state[name_of])
+    for name_of in _LATER:
+        setattr(rule, name_of, state.get(name_of, 0))
     rule.counters.refused = Count(*state["refused"])
     rule.counters.in_sets = Count(*state["in_sets"])
     rule.counters.overflow = _counter(state["overflow"])

@@ -73,6 +73,10 @@ class RuleAccount:
         self.without_flow = 0
         #: Number of records that were received.
         self.received = 0
+        #: Records known as dropped, minus those known as forged that an event has reported.
+        self.dropped_records = 0
+        #: Records known as forged that an event has reported.
+        self.forged_records = 0
         #: Until this time a record of a packet in an aggregated report may come.
         self.late_records_until_ns = 0
         #: Until this time records may be forged.

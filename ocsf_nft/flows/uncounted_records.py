@@ -32,14 +32,20 @@ class ReceivedRecords(NamedTuple):
 
     #: By the rule's name and the epoch of its counters.
     numbers: Mapping[tuple[str, str], int]
+    #: Stored results of :meth:`UncountedRecords.dropped`; 0 without one.
+    dropped: Mapping[tuple[str, str], int]
     #: False while other records are being processed.
     is_settled: bool
 
 
 def received_records(rules: Mapping[str, RuleAccount], *, is_settled: bool) -> ReceivedRecords:
     """Return how many records the accounts of rules have received until now."""
-    numbers = {(name, each.counter_id.epoch): each.received for name, each in rules.items()}
-    return ReceivedRecords(numbers, is_settled)
+    accounts = {(name, each.counter_id.epoch): each for name, each in rules.items()}
+    return ReceivedRecords(
+        {key: each.received for key, each in accounts.items()},
+        {key: each.dropped_records for key, each in accounts.items()},
+        is_settled,
+    )
 
 
 @dataclass(slots=True)
@@ -47,8 +53,8 @@ class _Rule:
     #: When the counters were created in place of others; earlier if there were none.
     since_ns: int
     #: Logged packets without a record that are known: their records were dropped. More records than
-    #: the other packets have are forged.
-    dropped: int = 0
+    #: the other packets have are forged. Known forged records are subtracted.
+    dropped: int
     #: Logged packets at the last reading.
     logged: int = 0
     #: Logged packets without a record, in the latest readings.
@@ -97,6 +103,15 @@ class UncountedRecords:
     def __init__(self) -> None:
         self._rules: dict[tuple[str, str], _Rule] = {}
 
+    def dropped(self, rule: str, epoch: str) -> int | None:
+        """Return how many records of a rule are known as dropped, minus those known as forged.
+
+        Give it to the next run with the same counters: it then reports no forged record again.
+        Return None if the counters were not observed.
+        """
+        found = self._rules.get((rule, epoch))
+        return None if found is None else found.dropped
+
     def observe(self, received: ReceivedRecords, reading: Reading, now_ns: int) -> dict[str, int]:
         """Return how many more forged records a reading of the counters shows, by rule.
 
@@ -116,7 +131,8 @@ class UncountedRecords:
                 was_renewed = any(
                     each == name and other != epoch for each, other in received.numbers
                 )
-                self._rules[key] = _Rule(now_ns if was_renewed else now_ns - _LATE_NS)
+                since_ns = now_ns if was_renewed else now_ns - _LATE_NS
+                self._rules[key] = _Rule(since_ns, received.dropped.get(key, 0))
             number = received.numbers.get(key)
             if number is not None:
                 forged = self._rules[key].observe(

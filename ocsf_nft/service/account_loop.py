@@ -274,7 +274,9 @@ class AccountLoop:
         await self._observe(is_complete=True)
         await self._observe(is_complete=True)
         await self._report_due(closing=True)
-        await self._doubts.close()
+        async with self._lock:
+            if lines := self._doubts.close(self._account.rules):
+                await self._commit(lines, is_final=True)
         return self._account.balances()
 
     async def remove(self) -> None:
@@ -290,7 +292,7 @@ class AccountLoop:
 
     async def _report_and_plan(self) -> None:
         await self._report_due()
-        self.mismatch.observe(self.balances(), self._doubts.forged)
+        self.mismatch.observe(self.balances(), self._doubts.forged(self._account.rules))
         expiry_ms = self._account.expiry_ms
         self.schedule.plan(
             is_active=self._account.is_active(),
@@ -350,8 +352,11 @@ class AccountLoop:
             # In the transaction that stores the new counters in place of the old ones.
             await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
         if not self._source:  # records of a log with positions come late, and again
-            await self._doubts.observe(received, reading)
-            self._account.doubt_records(self._doubts.until_ns)
+            async with self._lock:
+                lines = self._doubts.observe(received, reading, self._account.rules)
+                self._account.doubt_records(self._doubts.until_ns)
+                if lines:
+                    await self._commit(lines)
         self.schedule.note_reading(time.monotonic() - began)
 
     async def _report_due(self, *, closing: bool = False) -> None:

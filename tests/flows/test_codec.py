@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.state.archive import Archive
-from ocsf_nft.state.change import Change, DroppedRecords
+from ocsf_nft.state.change import AccountChange, Change, DroppedRecords
 from tests.flows.kernel_model import RULE
 from tests.flows.reading import (
     NOW,
@@ -120,6 +121,26 @@ def test_received_records_stay_counted_after_a_restart(path: Path) -> None:
     database.close()
     observe(taken, one)
     assert [balance.dropped for balance in taken.balances()] == [1]
+
+
+def test_account_of_an_older_version_has_no_forged_records() -> None:
+    account, taken = _account(), _account()
+    observe(account, reading({key(tcp()): 2}))
+    account.rules[RULE].dropped_records = -5
+    account.rules[RULE].forged_records = 5
+    parts = {each: value for each, value in changes(account).parts.items() if value is not None}
+    codec.restore(taken, parts)
+    assert _state(taken) == _state(account)
+    (totals,) = (each for each in parts if each.kind == "totals")
+    state = json.loads(parts[totals][codec._SUM.size :])
+    del state["dropped_records"], state["forged_records"]
+    older = AccountChange("sb")
+    codec._add(older, totals, json.dumps(state).encode())
+    taken = _account()
+    codec.restore(taken, {**parts, totals: older.parts[totals] or b""})
+    rule_account = taken.rules[RULE]
+    assert (rule_account.dropped_records, rule_account.forged_records) == (0, 0)
+    assert rule_account.counters.refused.packets == 2
 
 
 @given(steps=st.lists(st.dictionaries(st.integers(1, 6), st.integers(1, 9), max_size=6)))

@@ -28,6 +28,12 @@ class Model:
         self.before = ""
         self.logged = self.received = self.forged = 0
         self.found = 0
+        #: What an account would have stored.
+        self.dropped = 0
+
+    def restart(self) -> None:
+        """Begin a new run with the stored numbers; the counters stay."""
+        self.records = UncountedRecords()
 
     def read(self, *, after_ns: int = _SECOND, is_settled: bool = True) -> None:
         numbers = {(_RULE, self.epoch): self.received}
@@ -45,8 +51,9 @@ class Model:
                 )
             },
         )  # fmt: skip
-        seen = ReceivedRecords(numbers, is_settled)
+        seen = ReceivedRecords(numbers, {(_RULE, self.epoch): self.dropped}, is_settled)
         self.found += sum(self.records.observe(seen, reading, self.now_ns).values())
+        self.dropped = self.records.dropped(_RULE, self.epoch) or 0
 
     def rest(self) -> None:
         for _ in range(4):
@@ -96,6 +103,41 @@ def test_forged_records_are_counted_exactly_also_after_dropped_ones(
     model.received += 1
     model.rest()
     assert model.found == forged + 1
+
+
+@given(
+    rounds=st.lists(
+        st.tuples(
+            st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9),
+            st.integers(0, 5),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)  # fmt: skip
+def test_forged_records_are_counted_exactly_over_restarts(
+    rounds: list[tuple[int, int, int, int, int]],
+) -> None:
+    """Each round may have a restart just after the forged records, and others afterwards."""
+    model = Model()
+    for honest, dropped, forged, unread, restarts in rounds:
+        model.logged += honest + dropped
+        model.received += honest
+        model.rest()
+        model.received += forged
+        model.forged += forged
+        for number in range(restarts):
+            model.restart()
+            # Packets that are logged while no run reads. Later readings show forged records.
+            model.logged += unread if number else 0
+            model.rest()
+            assert model.found == model.forged
+        model.rest()
+        assert model.found == model.forged
+    for _ in range(5):
+        model.restart()
+        model.rest()
+    assert model.found == model.forged
 
 
 def test_records_dropped_long_after_the_last_one_hide_no_forged_records() -> None:
@@ -163,7 +205,7 @@ def test_reading_without_the_rule_changes_nothing() -> None:
     model.logged, model.received = 9, 5
     model.rest()
     reading = Reading(epochs={}, began_ns=0, ended_ns=0, began_ms=0, ended_ms=0, rules={})
-    assert model.records.observe(ReceivedRecords({}, True), reading, model.now_ns) == {}
+    assert model.records.observe(ReceivedRecords({}, {}, True), reading, model.now_ns) == {}
     model.received += 1
     model.rest()
     assert model.found == 1

@@ -56,6 +56,8 @@ _TOTALS: Final = {
     "reported": 5,
     "without_flow": 0,
     "received": 4,
+    "dropped_records": -1,
+    "forged_records": 1,
     "late_records_until_ns": 0,
     "refused": [9, 900],
     "in_sets": [9, 900],
