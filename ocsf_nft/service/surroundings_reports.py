@@ -118,10 +118,11 @@ def _outcome(news: SurroundingsNews) -> str:
             f"not undone: more than {watcher.MOST_UNDOS} changes were made within "
             f"{watcher.WINDOW_SECONDS:.0f} s"
         )
+    reason = f": {', '.join(news.failures)}" if news.failures else ""
     if not news.undone:
-        return "not undone"
+        return f"not undone{reason}"
     after = "" if news.undone_after_ns is None else f" {news.undone_after_ns / 1e6:.1f} ms later"
     left = len(news.added) - len(news.undone)
     if not left:
         return f"undone{after}"
-    return f"{counted(len(news.undone), 'change')} undone{after}, {left} not undone"
+    return f"{counted(len(news.undone), 'change')} undone{after}, {left} not undone{reason}"

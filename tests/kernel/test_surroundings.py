@@ -44,6 +44,15 @@ _MIRRED = (
     f"action mirred egress redirect dev {_LINK}"
 )
 
+#: Runs a command with a read-only /proc/sys, and the writable directory $1 in it.
+_READ_ONLY = """
+mount --bind /proc/sys /proc/sys
+[ -z "$1" ] || mount --bind "$1" "$1"
+mount -o remount,bind,ro /proc/sys
+shift
+exec "$@"
+"""
+
 
 class Run:
     """Run that watches the lab, and the events that it has written."""
@@ -84,11 +93,12 @@ def start(
     assert fenced
 
     @contextlib.contextmanager
-    def started(*options: str) -> Iterator[Run]:
+    def started(*options: str, under: tuple[str, ...] = ()) -> Iterator[Run]:
         path = tmp_path / "events.jsonl"
         with command.running(
             *("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path)),
             *("--output", str(path), *options),
+            under=under,
         ) as running:
             yield Run(running, path, state)
 
@@ -199,6 +209,28 @@ def test_changes_without_a_notice_are_reported_and_undone(
         )
     ).stdout  # fmt: skip
     assert shown.split() == ["0"]
+
+
+@pytest.mark.parametrize("is_net_writable", [True, False])
+def test_sysctl_is_undone_where_proc_sys_net_is_writable(
+    fenced: Lab, start: Callable[..., Any], *, is_net_writable: bool
+) -> None:
+    """The units of systemd have such mounts, and these capabilities."""
+    inside, key = fenced.sandbox_namespace, "net.ipv4.conf.all.route_localnet"
+    command_line = ("sh", "-c", _READ_ONLY, "sh", "/proc/sys/net" if is_net_writable else "")
+    capabilities = ("setpriv", "--inh-caps=-all", "--bounding-set=-all,+net_admin,+sys_admin")
+    with start(under=("unshare", "-m", *command_line, *capabilities)) as run:
+        _do(inside, "sysctl", "-qw", f"{key}=1")
+        event = run.wait(1)
+        run.stop()
+    assert "route_localnet was set from 0 to 1" in _message(event)
+    shown = inside.call(lambda: subprocess.check_output(["sysctl", "-n", key], text=True))
+    if is_net_writable:
+        assert shown == "0\n"
+        assert event["status_detail"].startswith("undone ")
+    else:
+        assert shown == "1\n"
+        assert event["status_detail"] == "not undone: Read-only file system"
 
 
 @pytest.mark.parametrize("self_heal", [True, False])

@@ -5,9 +5,9 @@ The functions work in the calling thread's network namespace.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
+from ocsf_nft.errors import reason_of
 from ocsf_nft.fence.surroundings import (
     foreign_tables,
     programs,
@@ -31,15 +31,19 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.surroundings.changes import SurroundingChange
 
 
-def undo(changes: Iterable[SurroundingChange]) -> None:
-    """Undo the changes that can be undone; ignore those that the kernel refuses to undo.
+def undo(changes: Iterable[SurroundingChange]) -> dict[SurroundingChange, str]:
+    """Undo the changes that can be undone; return the reason for each one that the kernel refused.
 
     A snapshot that is read afterwards shows which changes are left.
     """
+    reasons = {}
     for change in changes:
         if change.can_be_undone:
-            with contextlib.suppress(OSError):
+            try:
                 _undo(change)
+            except OSError as error:
+                reasons[change] = reason_of(error)
+    return reasons
 
 
 def _undo(change: SurroundingChange) -> None:

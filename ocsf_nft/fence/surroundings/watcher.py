@@ -56,6 +56,8 @@ class SurroundingsNews:
     added: tuple[SurroundingChange, ...]
     #: Those of ``added`` that are undone already.
     undone: tuple[SurroundingChange, ...] = ()
+    #: Reasons why others of them could not be undone, such as "Read-only file system".
+    failures: tuple[str, ...] = ()
     #: All changes that are left.
     present: tuple[SurroundingChange, ...]
     #: Process that made the changes; None if unknown, or if several did.
@@ -168,14 +170,18 @@ class SurroundingsWatcher:
             return False
         is_paused = self._self_heal and _is_full(self._undos)
         self._reports.append(time.monotonic())
-        left = found
+        left, reasons = found, dict[SurroundingChange, str]()
         if self._self_heal and not is_paused and any(each.can_be_undone for each in added):
             self._undos.append(time.monotonic())
-            netns.call_beside(self._inside, partial(undo.undo, added))
+            reasons = netns.call_beside(self._inside, partial(undo.undo, added))
             left = self._read(is_full=True)
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         author = self._author(added, arrived_ns)
-        self._report(left, added, arrived_ns, author, undone_ns, is_paused=is_paused)
+        # A change may be gone though its undo failed.
+        failures = tuple(dict.fromkeys(reasons[each] for each in left if each in reasons))
+        self._report(
+            left, added, arrived_ns, author, undone_ns, failures=failures, is_paused=is_paused
+        )
         return True
 
     def _report(  # noqa: PLR0913 - facts about the changes
@@ -186,6 +192,7 @@ class SurroundingsWatcher:
         author: tuple[Process | None, str | None] = (None, None),
         undone_ns: int | None = None,
         *,
+        failures: tuple[str, ...] = (),
         is_paused: bool = False,
     ) -> None:
         undone = tuple(each for each in added if each not in left)
@@ -197,6 +204,7 @@ class SurroundingsWatcher:
             SurroundingsNews(
                 added=added,
                 undone=undone,
+                failures=failures,
                 present=self._present,
                 process=process,
                 comm=comm,
