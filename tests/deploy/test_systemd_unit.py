@@ -199,7 +199,7 @@ def test_drop_in_for_more_privileges_is_verified_and_has_the_documented_exposure
 
 def test_exposure_with_all_drop_ins_is_the_documented_one(tmp_path: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for unit, path in _EXTENSIONS if unit == _HOST]
-    assert len(texts) == 4
+    assert len(texts) == 3
     assert f"exposure is {_exposure(_write_unit(tmp_path, _HOST, ''.join(texts)))}." in _GUIDE
 
 
@@ -225,6 +225,14 @@ def test_unit_allows_a_run_to_capture_calls(unit: str) -> None:
     assert "bpf" in service["SystemCallFilter"][-1].split()
     # Equivalent to root: only with a drop-in.
     assert "CAP_SYS_PTRACE" not in service["AmbientCapabilities"][0].split()
+
+
+@pytest.mark.parametrize("unit", _UNITS)
+def test_unit_may_write_no_sysctls_but_those_of_the_network(unit: str) -> None:
+    service = _settings(unit)
+    assert service["ProtectKernelTunables"] == ["yes"]
+    # Without "+", systemd ignores it in a unit with RootDirectory=.
+    assert service["ReadWritePaths"] == ["+/proc/sys/net"]
 
 
 @pytest.mark.parametrize("unit", _UNITS)

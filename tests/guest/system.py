@@ -249,6 +249,16 @@ def capabilities(guest: Machine, unit: str) -> set[int]:
     return {number for number in range(64) if held >> number & 1}
 
 
+def writable_sysctls(guest: Machine, unit: str) -> set[str]:
+    """Return the writable mount points of a unit's main process in /proc/sys."""
+    mounts = shell(guest, "cat", f"/proc/{show(guest, unit, 'MainPID')}/mountinfo").splitlines()
+    # The later one of a mount point is above (proc_pid_mountinfo(5)).
+    options = {each.split()[4]: each.split()[5].split(",") for each in mounts}
+    found = {path: words for path, words in options.items() if path.startswith("/proc/sys")}
+    assert "ro" in found["/proc/sys"]
+    return {path for path, words in found.items() if "rw" in words}
+
+
 def exposure(guest: Machine, unit: str) -> float:
     """Return the exposure of a unit, as the guest's systemd rates it."""
     name = f"{_UNCHANGED}{unit}"

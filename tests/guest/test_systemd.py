@@ -89,6 +89,15 @@ def test_run_is_not_root_and_has_only_the_needed_capabilities(guest: Machine) ->
     assert system.capabilities(guest, _MACHINE) == {_NET_ADMIN}
 
 
+def test_run_may_write_the_sysctls_of_its_network(guest: Machine) -> None:
+    assert system.writable_sysctls(guest, _MACHINE) == {"/proc/sys/net"}
+    # The surroundings at the time when the uplink appears are accepted.
+    until(lambda: [each for each in guest.ask("events") if "sb0" in each.get("status_detail", "")])
+    path = "/proc/sys/net/ipv4/conf/all/route_localnet"
+    shell(guest, "busybox", "sh", "-c", f"echo 1 >{path}")
+    until(lambda: shell(guest, "cat", path) == "0")
+
+
 def test_only_the_group_reads_events_and_only_the_user_reads_the_state(guest: Machine) -> None:
     paths = ("/var/lib/ocsf-nft", "/var/log/ocsf-nft", system.EVENTS)
     modes = shell(guest, "stat", "-c", "%U:%G %a", *paths).splitlines()

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system of a host")]
 
 _HOST = "ocsf-nft-host.service"
 _ACTIVITY = 4001  # Network Activity
+_SURROUNDINGS = "surroundings-changed"
 _ACTIVE, _ABSENT = 0, 2  # exit codes of `verify`
 _NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN = 12, 19, 21
 _IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
@@ -100,6 +101,17 @@ def test_hosts_unit_names_a_process_of_its_sandbox_and_hashes_its_program(
     program = Path(_PYTHON).read_bytes()
     hashes = {each["algorithm"]: each["value"] for each in process["file"]["hashes"]}
     assert hashes["SHA-256"] == hashlib.sha256(program).hexdigest()
+
+
+def test_hosts_unit_undoes_a_weakened_sysctl_of_its_sandbox(host: Machine) -> None:
+    assert system.writable_sysctls(host, _HOST) == {"/proc/sys/net"}
+    path = "/proc/sys/net/ipv4/conf/all/route_localnet"
+    shell(host, *_IN_SANDBOX, "busybox", "sh", "-c", f"echo 1 >{path}")
+    until(lambda: shell(host, *_IN_SANDBOX, "cat", path) == "0")
+    (event,) = until(
+        lambda: [each for each in _received(host) if _SURROUNDINGS in each["metadata"].values()]
+    )
+    assert event["status_detail"].startswith("undone ")
 
 
 def test_reload_adds_a_sink_and_refuses_a_wrong_configuration(host: Machine) -> None:
