@@ -42,6 +42,17 @@ for port in itertools.count(443):
     except ConnectionRefusedError:
         time.sleep(5)
 """
+#: Holds the NFLOG group of the sandbox in the background.
+_SQUAT_PROGRAM = """
+import os, socket, struct, time
+sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+payload = struct.pack(">BBH", 0, 0, 4001) + struct.pack("=HHB3x", 5, 1, 1)
+sock.send(struct.pack("=IHHII", 16 + len(payload), 0x401, 5, 0, 0) + payload)
+assert struct.unpack_from("=i", sock.recv(4096), 16) == (0,)
+if os.fork():
+    os._exit(0)
+time.sleep(3600)
+"""
 _PYTHON = str(Path(sys.executable).resolve())
 
 
@@ -112,6 +123,19 @@ def test_hosts_unit_undoes_a_weakened_sysctl_of_its_sandbox(host: Machine) -> No
         lambda: [each for each in _received(host) if _SURROUNDINGS in each["metadata"].values()]
     )
     assert event["status_detail"].startswith("undone ")
+
+
+def test_hosts_unit_reads_another_group_if_a_program_has_taken_its_own(host: Machine) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    shell(host, *_IN_SANDBOX, _PYTHON, "-c", _SQUAT_PROGRAM, "squatter")
+    shell(host, "systemctl", "start", _HOST)
+    until(
+        lambda: [each for each in _received(host) if "log-group-taken" in each["metadata"].values()]
+    )
+    assert _connect(host, "203.0.113.46") == "ConnectionRefusedError"
+    event = until(lambda: _event_to(_received(host), "203.0.113.46"))
+    assert event["metadata"]["log_format"] == "nfnetlink_log"
+    assert host.ask("terminate", "squatter") == 1
 
 
 def test_reload_adds_a_sink_and_refuses_a_wrong_configuration(host: Machine) -> None:
