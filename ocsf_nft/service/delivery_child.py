@@ -58,10 +58,24 @@ _STDERR: Final = 2
 _OOM: Final = Path("/proc/self/oom_score_adj")
 
 
-_FILE: Final = Path(__file__).stat()
+def _code() -> str:
+    status = Path(__file__).stat()
+    return f"{status.st_ino}-{status.st_mtime_ns}"
+
+
 #: Text that changes if another version of the program is installed. A service that runs meanwhile
 #: has the old one.
-CODE: Final = f"{_FILE.st_ino}-{_FILE.st_mtime_ns}"
+CODE: Final = _code()
+#: Sentence about such a service.
+OUTDATED: Final = "another version of ocsf-nft was installed: restart the service"
+
+
+def is_outdated() -> bool:
+    """Return True if another version of the program was installed after the start of this one."""
+    try:
+        return _code() != CODE
+    except OSError:  # the installation goes on
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +85,9 @@ class Start:
     outlets: Sequence[Outlet]
     #: Whether an earlier process of the same service has ended unexpectedly.
     is_again: bool
+    #: Whether the start fails if a file or standard output can't be opened. Otherwise the process
+    #: retries that, as for any other sink.
+    opens_local: bool
     #: State database, a text that no other one has, and the number of its last event.
     events: Path
     identity: str
@@ -116,7 +133,7 @@ class DeliveryChild:
             self._retrier,
             on_change=self._plan_status,
             drain_seconds=start.drain_seconds,
-            opens_local=not start.is_again,
+            opens_local=start.opens_local,
         )
         self._resolver = NameResolver(start.resolver)
         #: Host names that are looked up: the number of the latest request, and the lookup.
@@ -352,7 +369,7 @@ async def _main(descriptor: int, code: str, *, is_filtered: bool) -> NoReturn:
 
 async def _run(link: Link, code: str, *, is_filtered: bool) -> int:
     if code != CODE:
-        error = UsageError("another version of ocsf-nft was installed: restart the service")
+        error = UsageError(OUTDATED)
         link.send_json(Kind.OPENED, [0, _as_json(error)])
         return 1
     frame = await link.receive()

@@ -14,8 +14,8 @@ import structlog
 from ocsf_nft import landlock, redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
-from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.service import delivery_files, sink_delivery
+from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.service import delivery_child, delivery_files, sink_delivery
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
@@ -49,7 +49,14 @@ class _Plan(NamedTuple):
     """Sinks of the next process, and the future that gets the error of its start, or None."""
 
     outlets: tuple[Outlet, ...]
+    #: See :class:`Start`.
+    opens_local: bool
     answer: asyncio.Future[OcsfNftError | None]
+
+    def end(self, error: OcsfNftError | None) -> None:
+        """Set the answer, unless the waiting task was cancelled."""
+        if not self.answer.done():
+            self.answer.set_result(error)
 
 
 class DeliveryProcess:
@@ -106,6 +113,8 @@ class DeliveryProcess:
         self._planned: _Plan | None = None
         self._run: DeliveryRun | None = None
         self._replacing = asyncio.Lock()
+        #: Whether the log has the reason why no other process takes over.
+        self._is_outdated = False
         self._is_ending = False
         self._group = asyncio.TaskGroup()
         self._serving: asyncio.Task[None]
@@ -122,7 +131,7 @@ class DeliveryProcess:
             self._iteration.on_taken = self._set_acknowledged
         self._store.on_stored = self._note_stored
         try:
-            run = await self._start(is_again=False)
+            run = await self._start(opens_local=True)
         except BaseException:
             self._store.on_stored = None
             await self._group.__aexit__(None, None, None)
@@ -146,7 +155,7 @@ class DeliveryProcess:
         self._supervision.cancel()  # it starts no other process any more
         await asyncio.wait([self._supervision])
         if self._planned is not None:  # nothing starts its process any more
-            self._planned.answer.set_result(None)
+            self._planned.end(None)
         run = self._run
         try:
             draining = [] if run is None else [self._drain(run, is_cancelled=is_cancelled)]
@@ -220,8 +229,10 @@ class DeliveryProcess:
                 self._outlets = tuple(outlets)
             elif self._can_open(outlets):
                 await self._run.replace(outlets)
+            elif delivery_child.is_outdated():  # the next process could not start
+                raise UsageError(delivery_child.OUTDATED)
             else:
-                await self._start_next(self._run, outlets)
+                await self._start_next(self._run, outlets, opens_local=True)
 
     async def synchronize(self) -> bool:
         """Let the process remove old dead letters, and wait for a report of the sinks' progress.
@@ -279,24 +290,40 @@ class DeliveryProcess:
         return delivery_files.rules(outlets, databases=databases, resolver=self._resolver)
 
     async def _renew_files(self) -> None:
-        """Start another process if a file that this one reads was replaced, such as a secret."""
+        """Start another process if a file that this one reads was replaced, such as a secret.
+
+        A process that can't be started is tried again, as after a crash.
+        """
         run = self._run
         if run is None or run.is_late or landlock.abi() == 0:
             return
         if delivery_files.identities(self._files) == self._identities:
             return
+        if delivery_child.is_outdated():  # the next process could not start
+            if not self._is_outdated:
+                _log.warning(
+                    "the delivery process can't open replaced files", reason=delivery_child.OUTDATED
+                )
+            self._is_outdated = True
+            return
         async with self._replacing:
             if run is self._run and not self._is_ending:
-                await self._start_next(run, self._outlets)
+                try:
+                    await self._start_next(run, self._outlets, opens_local=False)
+                except OcsfNftError as error:
+                    _log.error("the delivery process can't be started", reason=str(error))
 
-    async def _start_next(self, run: DeliveryRun, outlets: Sequence[Outlet]) -> None:
+    async def _start_next(
+        self, run: DeliveryRun, outlets: Sequence[Outlet], *, opens_local: bool
+    ) -> None:
         """Let a process with the files of ``outlets`` take over: no process can gain access.
 
-        Raises as :meth:`replace`; then a process with the old sinks is started.
+        Raises as :meth:`replace`; then a process with the old sinks is started. Without
+        ``opens_local``, a file that can't be opened is no error: opening it is retried.
         """
         _log.info("another delivery process takes over", reason="the files of its sinks differ")
         answer: asyncio.Future[OcsfNftError | None] = asyncio.get_running_loop().create_future()
-        self._planned = _Plan(tuple(outlets), answer)
+        self._planned = _Plan(tuple(outlets), opens_local, answer)
         await self._drain(run, is_cancelled=False)
         if not run.ended.is_set():
             run.kill("it has not ended in time")
@@ -307,11 +334,11 @@ class DeliveryProcess:
         before, self._outlets = self._outlets, plan.outlets
         error: OcsfNftError | None = None
         try:
-            return await self._start(is_again=False)
+            return await self._start(opens_local=plan.opens_local)
         except OcsfNftError as failure:
             error, self._outlets = failure, before
         finally:
-            plan.answer.set_result(error)
+            plan.end(error)
         return await self._start_again(backoff, is_again=False)
 
     async def _supervise(self, run: DeliveryRun) -> None:
@@ -347,8 +374,8 @@ class DeliveryProcess:
                 _log.error("the delivery process can't be started", reason=self.fault)
             await asyncio.sleep(backoff.wait_seconds(None))
 
-    async def _start(self, *, is_again: bool) -> DeliveryRun:
-        """Start a process, and return when its local sinks are open."""
+    async def _start(self, *, is_again: bool = False, opens_local: bool = False) -> DeliveryRun:
+        """Start a process; with ``opens_local``, return when its local sinks are open."""
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._answered = 0
         self._files = self._rules(self._outlets)
@@ -360,6 +387,7 @@ class DeliveryProcess:
                 Start(
                     outlets=self._outlets,
                     is_again=is_again,
+                    opens_local=opens_local,
                     events=self._store.database.path,
                     identity=self._store.database.identity,
                     end=self._store.database.end,

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import os
+import signal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 from ocsf_nft import landlock
+from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal, Sink
-from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service import sink_delivery
+from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.service import delivery_child, delivery_run, sink_delivery
 from ocsf_nft.service.outlet import Outlet
 from ocsf_nft.state.change import Change
 from tests.delivery.receiver import events, uids
-from tests.service.test_delivery_process import delivered, delivering, pid_of, sinks, until
+from tests.service.test_delivery_process import (
+    delivered,
+    delivering,
+    log,
+    pid_of,
+    sinks,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+__all__ = ["log"]  # a fixture
 
 pytestmark = pytest.mark.skipif(landlock.abi() == 0, reason="the kernel has no Landlock")
 
@@ -155,3 +167,102 @@ async def test_renewed_secret_is_read_by_another_process(tmp_path: Path) -> None
             await until(lambda: received[1:] == ["Bearer second"])
     finally:
         await runner.cleanup()
+
+
+def _replace(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_text("new", "utf-8")
+    new.rename(path)
+
+
+async def test_renewal_after_an_installation_keeps_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    for name in ("state", "a", "b"):
+        (tmp_path / name).mkdir()
+    output, settings = tmp_path / "a/out", tmp_path / "resolv.conf"
+    settings.touch()
+    files = ResolverFiles(resolv_conf=settings)
+    async with delivering(
+        tmp_path / "state", sinks({"path": str(output), "name": "x"}), resolver=files
+    ) as (store, delivery):
+        pid = pid_of(delivery)
+        monkeypatch.setattr(delivery_child, "CODE", "1-1")
+        monkeypatch.setattr(delivery_run, "CODE", "1-1")
+        _replace(settings)
+        for _ in range(3):
+            assert await delivery.synchronize()
+        with pytest.raises(UsageError, match="restart the service"):
+            await delivery.replace(sinks({"path": str(tmp_path / "b/out"), "name": "x"}))
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(output) == uids(range(2)))
+        assert pid_of(delivery) == pid
+    reasons = [each["reason"] for each in log if "replaced files" in each["event"]]
+    assert reasons == [delivery_child.OUTDATED]
+
+
+async def test_renewal_that_fails_is_retried_while_the_service_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "state").mkdir()
+    output, settings = tmp_path / "out", tmp_path / "resolv.conf"
+    settings.touch()
+    files = ResolverFiles(resolv_conf=settings)
+    program = delivery_run._PROGRAM
+    async with delivering(tmp_path / "state", sinks({"path": str(output)}), resolver=files) as (
+        store,
+        delivery,
+    ):
+        monkeypatch.setattr(delivery_run, "_PROGRAM", "raise SystemExit(3)")
+        _replace(settings)
+        await delivery.synchronize()
+        await until(lambda: "exit code 3" in str(delivery.fault))
+        await store.commit(Change(events=events(range(2))))
+        (sink,) = delivery.sinks
+        assert (sink.waiting, sink.fault) == (2, delivery.fault)
+        monkeypatch.setattr(delivery_run, "_PROGRAM", program)
+        await until(lambda: delivered(output) == uids(range(2)))
+        assert delivery.fault is None
+    assert "the delivery process can't be started" in [each["event"] for each in log]
+
+
+async def test_renewal_goes_on_without_a_file_that_can_not_be_opened(tmp_path: Path) -> None:
+    for name in ("state", "a"):
+        (tmp_path / name).mkdir()
+    paths, settings = [tmp_path / "a/out", tmp_path / "out"], tmp_path / "resolv.conf"
+    settings.touch()
+    found = sinks(*({"path": str(path), "retry_seconds": 0.01} for path in paths))
+    files = ResolverFiles(resolv_conf=settings)
+    async with delivering(tmp_path / "state", found, resolver=files) as (store, delivery):
+        pid = pid_of(delivery)
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").touch()  # no directory
+        _replace(settings)
+        await delivery.synchronize()
+        assert pid_of(delivery) != pid
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(paths[1]) == uids(range(2)))
+        await until(lambda: delivery.sinks[0].fault is not None)
+        (tmp_path / "a").unlink()
+        (tmp_path / "b").rename(tmp_path / "a")
+        os.kill(pid_of(delivery), signal.SIGKILL)
+        await until(lambda: delivered(paths[0]) == uids(range(2)))
+
+
+async def test_cancelled_renewal_does_not_end_the_delivery(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    output, settings = tmp_path / "out", tmp_path / "resolv.conf"
+    settings.touch()
+    files = ResolverFiles(resolv_conf=settings)
+    async with delivering(tmp_path / "state", sinks({"path": str(output)}), resolver=files) as (
+        store,
+        delivery,
+    ):
+        _replace(settings)
+        pid = pid_of(delivery)
+        renewing = asyncio.create_task(delivery.synchronize())
+        await until(lambda: delivery._run is not None and pid_of(delivery) != pid)
+        renewing.cancel()
+        await asyncio.wait([renewing])
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(output) == uids(range(2)))
