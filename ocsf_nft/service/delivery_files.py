@@ -7,12 +7,15 @@ that is replaced, as in a renewal of a secret, is another file for the kernel: s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.delivery.sinks import safe_open
+from ocsf_nft.errors import DeliveryError
 from ocsf_nft.landlock import Access, Rule
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ _VARIABLES: Final = (
     "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "SSL_CERT_FILE",
 )  # fmt: skip
 _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+#: Rights over a single file that a sink writes: a link may lead to it from another directory.
+_WRITE_FILE: Final = Access.READ_FILE | Access.WRITE_FILE | Access.TRUNCATE
 #: File systems of the kernel, where nobody creates files.
 _OF_KERNEL: Final = (Path("/dev"), Path("/proc"), Path("/sys"))
 
@@ -48,28 +53,46 @@ def rules(
     """Return the allowed access for a process that delivers events to ``outlets``.
 
     ``databases`` are the database files that it reads or writes. SQLite makes more files beside
-    them, so their directories are writable.
+    them, so their directories are writable. A directory that is missing, or can't be inspected, is
+    named all the same: a rule for it allows nothing. Its parent directories are never named.
     """
     reads = [path for outlet in outlets for path in outlet.reads]
     reads += [Path(os.environ[name]) for name in _VARIABLES if os.environ.get(name)]
     reads += [*map(Path, _SETTINGS), resolver.resolv_conf, resolver.hosts]
-    written = [outlet.writes for outlet in outlets if outlet.writes is not None]
     return frozenset(
         (
             *(Rule(path, Access.READ) for path in _program_folders()),
             *(Rule(Path(path), Access.READ) for path in _SETTING_FOLDERS),
             *(Rule(path, Access.READ_FILE) for path in reads),
             *(Rule(Path(path), Access.READ_FILE | Access.WRITE_FILE) for path in _DEVICES),
-            *(Rule(folder, Access.WRITE) for path in written for folder in _folders(path)),
-            *(Rule(path, Access.WRITE) for path in written),
+            *(rule for outlet in outlets for rule in _written(outlet)),
             *(Rule(path.parent, Access.WRITE) for path in databases),
         )
     )
 
 
+def create_directories(outlets: Iterable[Outlet]) -> None:
+    """Create the missing directory of each sink, as the sink itself would: one level at most.
+
+    The rules of the delivery process can't allow this to the sink without its parent directory. A
+    failure is ignored here: the opening of the sink has the same one.
+    """
+    for outlet in outlets:
+        path = outlet.writes
+        if path is None or _is_of_kernel(path):
+            continue
+        with contextlib.suppress(OSError, ValueError, DeliveryError):
+            if path == outlet.file:
+                safe_open.create_directory_of(path)
+            else:
+                path.mkdir(mode=safe_open.DIRECTORY_MODE)
+
+
 def are_allowed(needed: Iterable[Rule], granted: Iterable[Rule]) -> bool:
     """Return True if a process with the rules ``granted`` has all access of ``needed``."""
-    access = {each.path: each.access for each in granted}
+    access: dict[Path, Access] = {}
+    for each in granted:
+        access[each.path] = access.get(each.path, Access(0)) | each.access
     return all(
         any(each.access in access.get(path, Access(0)) for path in (each.path, *each.path.parents))
         for each in needed
@@ -101,12 +124,26 @@ def _program_folders() -> Iterator[Path]:
         yield Path(capath)
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    """Yield the directories in which the file or directory at ``path`` is made, also for a link."""
-    if any(path.is_relative_to(kernel) for kernel in _OF_KERNEL):  # /dev/stdout
+def _written(outlet: Outlet) -> Iterator[Rule]:
+    path = outlet.writes
+    if path is None:
         return
-    for each in (path.absolute(), Path(os.path.realpath(path))):
-        folder = each.parent
-        while not folder.exists():  # a sink creates its own directory
-            folder = folder.parent
-        yield folder
+    if path != outlet.file:
+        yield Rule(path, Access.WRITE)
+        return
+    yield Rule(path, _WRITE_FILE)
+    for folder in _folders(path):
+        yield Rule(folder, Access.WRITE)
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the directories in which the file at ``path`` is created, also for a link."""
+    if _is_of_kernel(path):
+        return
+    yield path.absolute().parent
+    with contextlib.suppress(OSError, ValueError, DeliveryError):  # the sink's opening has it too
+        yield Path(os.path.realpath(safe_open.target_of(path).parent))
+
+
+def _is_of_kernel(path: Path) -> bool:
+    return any(path.is_relative_to(each) for each in _OF_KERNEL)  # such as /dev/stdout

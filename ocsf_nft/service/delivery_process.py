@@ -376,9 +376,11 @@ class DeliveryProcess:
 
     async def _start(self, *, is_again: bool = False, opens_local: bool = False) -> DeliveryRun:
         """Start a process; with ``opens_local``, return when its local sinks are open."""
+        delivery_files.create_directories(self._outlets)
+        files = self._rules(self._outlets)
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._answered = 0
-        self._files = self._rules(self._outlets)
+        self._files = files
         self._identities = delivery_files.identities(self._files)
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on

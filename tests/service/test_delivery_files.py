@@ -10,14 +10,19 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.delivery.name_resolver import ResolverFiles
+from ocsf_nft.delivery.sinks import safe_open
 from ocsf_nft.landlock import Access, Rule
 from ocsf_nft.service import delivery_files
-from ocsf_nft.service.outlet import outlets
+from ocsf_nft.service.outlet import Outlet, outlets
+
+
+def _outlets(*tables: dict[str, Any]) -> tuple[Outlet, ...]:
+    written = {"sandbox": [{"name": "a"}], "sink": list(tables)}
+    return outlets(config.parse(written, where="test").sinks)
 
 
 def _rules(state: Path, *tables: dict[str, Any], resolver: Path | None = None) -> set[Rule]:
-    written = {"sandbox": [{"name": "a"}], "sink": list(tables)}
-    found = outlets(config.parse(written, where="test").sinks)
+    found = _outlets(*tables)
     files = ResolverFiles() if resolver is None else ResolverFiles(resolv_conf=resolver)
     return set(delivery_files.rules(found, databases=[state / "db"], resolver=files))
 
@@ -29,7 +34,7 @@ def test_only_the_program_the_settings_and_the_databases_are_open_without_sinks(
     written = {rule.path for rule in found if rule.access & Access.MAKE_REG}
     assert written == {tmp_path}
     device = _rules(tmp_path, {"path": "/dev/stdout"}) - found
-    assert device == {Rule(Path("/dev/stdout"), Access.WRITE)}
+    assert device == {Rule(Path("/dev/stdout"), delivery_files._WRITE_FILE)}
     readable = {rule.path for rule in found if rule.access & Access.READ_FILE}
     assert Path(sys.base_prefix) in readable
     assert not {Path("/"), Path("/etc"), Path("/run"), Path("/root"), Path("/proc")} & readable
@@ -47,15 +52,47 @@ def test_file_sink_may_write_in_its_directory_and_in_that_of_its_target(tmp_path
     assert not delivery_files.are_allowed([Rule(tmp_path / "other", Access.WRITE)], found)
 
 
-def test_sink_may_create_its_missing_directory(tmp_path: Path) -> None:
-    found = _rules(tmp_path / "state", {"path": str(tmp_path / "new/events.jsonl")})
-    assert Rule(tmp_path, Access.WRITE) in found
-    # The same sink later, when the directory exists.
-    (tmp_path / "new").mkdir()
-    later = _rules(tmp_path / "state", {"path": str(tmp_path / "new/events.jsonl")})
-    assert Rule(tmp_path / "new", Access.WRITE) in later
-    assert delivery_files.are_allowed(later, found)
-    assert not delivery_files.are_allowed(found, later)
+@pytest.mark.parametrize("path", ["new/events", "new/deep/events"])
+def test_parent_of_a_missing_directory_is_never_allowed(tmp_path: Path, path: str) -> None:
+    missing = (tmp_path / path).parent
+    for table in (
+        {"path": str(tmp_path / path)},
+        {"type": "parquet", "directory": str(missing), "region": "a"},
+    ):
+        found = _rules(tmp_path / "state", table)
+        written = {rule.path for rule in found if rule.access & Access.MAKE_REG}
+        assert written == {tmp_path / "state", missing}
+
+
+def test_rules_for_one_path_are_added_up(tmp_path: Path) -> None:
+    granted = [Rule(tmp_path, access) for access in (Access.READ, Access.WRITE, Access.READ_FILE)]
+    assert delivery_files.are_allowed([Rule(tmp_path / "file", Access.WRITE)], granted)
+
+
+def test_missing_directory_is_created_as_the_sink_would(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target/events")
+    (tmp_path / "file").touch()
+    tables: list[dict[str, Any]] = [
+        {"path": str(tmp_path / path)}
+        for path in ("new/events", "missing/deep/events", "link", "file/events", "/dev/x/events")
+    ]
+    tables.append({"type": "parquet", "directory": str(tmp_path / "lake"), "region": "a"})
+    for _ in range(2):
+        delivery_files.create_directories(_outlets(*tables))
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_dir()}
+    assert found == {"new": 0o750, "target": 0o750, "lake": 0o750}
+
+
+def test_link_of_another_user_allows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, target = tmp_path / "links/events", tmp_path / "target"
+    link.parent.mkdir()
+    link.symlink_to(target / "events")
+    monkeypatch.setattr(safe_open, "_is_trusted", lambda _: False)
+    delivery_files.create_directories(_outlets({"path": str(link)}))
+    assert not target.exists()
+    assert target not in {rule.path for rule in _rules(tmp_path / "state", {"path": str(link)})}
 
 
 @pytest.mark.parametrize(

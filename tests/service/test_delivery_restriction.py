@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,6 +61,18 @@ class _Reading(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         read = [path.name for path in self._paths if _is_readable(path)]
         return BatchResult(refused=(Refusal(messages[0], f"read {read}"),)) if read else DELIVERED
+
+
+class _Writing(_Reading):
+    """Sink that tries to write files, as an attacker who controls the process would."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def deliver(self, _: Sequence[Message]) -> BatchResult:
+        with contextlib.suppress(PermissionError):
+            self._path.write_text("x", "utf-8")
+        return DELIVERED
 
 
 def _is_readable(path: Path) -> bool:
@@ -266,3 +282,70 @@ async def test_cancelled_renewal_does_not_end_the_delivery(tmp_path: Path) -> No
         await asyncio.wait([renewing])
         await store.commit(Change(events=events(range(2))))
         await until(lambda: delivered(output) == uids(range(2)))
+
+
+async def test_sink_creates_its_directory_and_writes_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    beside = tmp_path / "beside"
+    output, more = tmp_path / "new/out", tmp_path / "more/out"
+    writing = Outlet(name="x", sink=_Writing(beside), file=output, writes=output)
+    async with delivering(tmp_path / "state", (writing, *sinks({"path": str(output)}))) as (
+        store,
+        delivery,
+    ):
+        await store.commit(Change(events=events(range(1))))
+        await until(lambda: delivered(output) == uids(range(1)))
+        await until(lambda: delivery.sinks[0].waiting == 0)
+        assert not beside.exists()
+        await delivery.replace((writing, *sinks({"path": str(more)})))
+        await store.commit(Change(events=events(range(1, 2))))
+        await until(lambda: "uid-1" in delivered(more))
+    assert not beside.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it needs a directory of another user")
+async def test_reload_with_a_directory_that_can_not_be_searched_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    os.chown(private, 1000, 1000)
+    program = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from ocsf_nft import privileges
+        from ocsf_nft.errors import DeliveryError
+        from ocsf_nft.state.change import Change
+        from tests.delivery.receiver import events
+        from tests.service.test_delivery_process import delivered, delivering, sinks, until
+
+        async def main():
+            folder = Path(sys.argv[1])
+            private = sinks({"path": str(folder / "private/x/out")})
+            found = sinks({"path": str(folder / "a/out")})
+            try:
+                async with delivering(folder / "state", private):
+                    pass
+            except DeliveryError as error:
+                print(error)
+            async with delivering(folder / "state", found) as (store, delivery):
+                try:
+                    await delivery.replace(private)
+                except DeliveryError as error:
+                    print(error)
+                await store.commit(Change(events=events(range(2))))
+                await until(lambda: len(delivered(folder / "a/out")) == 2)
+
+        privileges.keep_only(frozenset())
+        asyncio.run(main())
+        """
+    )
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    errors = [line for line in ended.stdout.splitlines() if line.startswith(str(private))]
+    assert errors == [f"{private}/x/out can't be written: Permission denied"] * 2

@@ -46,15 +46,40 @@ def open_to_append(path: Path) -> tuple[int, Path]:
             if not stat.S_ISLNK(status.st_mode):
                 _check_file(path, status)
                 return _reopen(handle, status.st_mode), path
-            _check_link(path, status)
-            if status.st_dev == _PROC.stat().st_dev:
-                # /dev/stdout: the target of such a link is no path; only the kernel can follow it.
+            followed = _follow(path, handle, status)
+            if followed is None:
                 access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
                 return os.open(path, access | _APPEND), path
-            path = path.parent / os.readlink("", dir_fd=handle)
+            path = followed
         finally:
             os.close(handle)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def target_of(path: Path) -> Path:
+    """Return the path that :func:`open_to_append` opens, or creates, after following links.
+
+    Raises as :func:`open_to_append`. The file is not opened.
+    """
+    for _ in range(_MAX_FOLLOWED_LINKS):
+        try:
+            handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return path
+        try:
+            status = os.fstat(handle)
+            followed = _follow(path, handle, status) if stat.S_ISLNK(status.st_mode) else None
+        finally:
+            os.close(handle)
+        if followed is None:
+            return path
+        path = followed
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def create_directory_of(path: Path) -> None:
+    """Create the directory of the file at ``path`` if it is missing; raises as open_to_append."""
+    _create_directory(target_of(path).parent)
 
 
 def sync_directory(folder: Path) -> None:
@@ -79,8 +104,7 @@ def _create(path: Path) -> int:
         descriptor = os.open(path, flags, MODE)
     except FileNotFoundError:
         # Only its own directory: a missing parent is more likely a mistake in the path.
-        path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        sync_directory(path.parent.parent)
+        _create_directory(path.parent)
         descriptor = os.open(path, flags, MODE)
     try:
         sync_directory(path.parent)
@@ -88,6 +112,23 @@ def _create(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _create_directory(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=DIRECTORY_MODE)
+        sync_directory(folder.parent)
+
+
+def _follow(path: Path, handle: int, status: os.stat_result) -> Path | None:
+    """Return the path that a symbolic link contains; None if only the kernel can follow the link.
+
+    Raises DeliveryError if another user has created the link.
+    """
+    _check_link(path, status)
+    if status.st_dev == _PROC.stat().st_dev:  # /dev/stdout: the target of such a link is no path
+        return None
+    return path.parent / os.readlink("", dir_fd=handle)
 
 
 def _reopen(handle: int, mode: int) -> int:
