@@ -8,7 +8,6 @@ equal on all machines.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import errno
@@ -113,7 +112,8 @@ def abi(calls: Calls | None = None) -> int:
 def restrict(rules: Iterable[Rule], calls: Calls | None = None) -> int:
     """Allow only the access of ``rules`` from now on, for good; return the version that is used.
 
-    Return 0 if the kernel has no Landlock; then nothing is restricted. Missing paths are ignored.
+    Return 0 if the kernel has no Landlock; then nothing is restricted. A path that can't be opened,
+    such as a missing one, is ignored: no access to it is allowed.
     Also forbid TCP servers (version 4), and signals and connections to abstract Unix sockets of
     processes without this restriction (version 6). The process must have ``no_new_privs``, and only
     this thread. Raises UnsupportedError if the kernel refuses.
@@ -140,18 +140,20 @@ def restrict(rules: Iterable[Rule], calls: Calls | None = None) -> int:
 
 
 def _add(calls: Calls, ruleset: int, rule: Rule, known: Access) -> None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+    try:
         descriptor = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-            access = rule.access & known & (~Access(0) if is_directory else _OF_FILES)
-            attributes = _PathBeneath(int(access), descriptor)
-            result = calls.add_rule(ruleset, ctypes.byref(attributes))
-            # A pipe or a socket: the kernel does not restrict it.
-            if result != 0 and ctypes.get_errno() != errno.EBADFD:
-                _checked(result)
-        finally:
-            os.close(descriptor)
+    except (OSError, ValueError):  # ELOOP, ESTALE, EIO and others; a path with NUL
+        return
+    try:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        access = rule.access & known & (~Access(0) if is_directory else _OF_FILES)
+        attributes = _PathBeneath(int(access), descriptor)
+        result = calls.add_rule(ruleset, ctypes.byref(attributes))
+        # A pipe or a socket: the kernel does not restrict it.
+        if result != 0 and ctypes.get_errno() != errno.EBADFD:
+            _checked(result)
+    finally:
+        os.close(descriptor)
 
 
 def _checked(result: int) -> int:

@@ -204,6 +204,17 @@ def test_pipe_needs_no_rule(tmp_path: Path) -> None:
     assert fake.is_restricted
 
 
+def test_path_that_can_not_be_opened_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "file").touch()
+    paths = ("a", "x" * 256, "file/x", "missing", "\0", "file")
+    fake = _Fake(7)
+    assert landlock.restrict([Rule(tmp_path / each, Access.READ) for each in paths], fake) == 7
+    assert fake.is_restricted
+    assert fake.rules == [Access.READ_FILE]
+
+
 def test_refused_rule_is_an_error_with_its_cause(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="was refused: Operation not permitted"):
         landlock.restrict([Rule(tmp_path, Access.READ)], _Fake(7, failure=errno.EPERM))

@@ -381,8 +381,8 @@ async def _run(link: Link, code: str, *, is_filtered: bool) -> int:
     _close_stderr()
     if not is_filtered:
         _log.info("the delivery process has no filter of system calls", reason=seccomp.UNKNOWN)
-    _restrict_files(start)
     try:
+        _restrict_files(start)
         await DeliveryChild(link, start).run()
     except Exception:  # noqa: BLE001 - it is reported, and ends the process
         _log.exception("the delivery process has failed")
@@ -402,8 +402,9 @@ def _restrict_files(start: Start) -> None:
     os.environ["SQLITE_TMPDIR"] = str(start.sinks.parent)
     try:
         version = landlock.restrict(start.files)
-    except UnsupportedError as error:
-        _log.warning("the delivery process can open all files of its user", reason=str(error))
+    except (UnsupportedError, OSError) as error:
+        reason = reason_of(error)
+        _log.warning("the delivery process can open all files of its user", reason=reason)
         return
     if version == 0:
         _log.info(

@@ -349,3 +349,40 @@ async def test_reload_with_a_directory_that_can_not_be_searched_is_refused(tmp_p
     assert ended.returncode == 0, ended.stderr
     errors = [line for line in ended.stdout.splitlines() if line.startswith(str(private))]
     assert errors == [f"{private}/x/out can't be written: Permission denied"] * 2
+
+
+async def test_secret_whose_path_is_a_loop_holds_back_only_its_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+    (tmp_path / "state").mkdir()
+    token, output = tmp_path / "token", tmp_path / "out"
+    token.symlink_to(token)
+    secret = {"type": "http", "url": "http://127.0.0.1:9/", "bearer": {"file": str(token)}}
+    found = sinks(secret, {"path": str(output)})
+    async with delivering(tmp_path / "state", found) as (store, delivery):
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(output) == uids(range(2)))
+        await until(lambda: "symbolic links" in str(delivery.sinks[0].fault))
+
+
+async def test_failure_of_the_restriction_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    program = delivery_run._PROGRAM
+    first, second = "OSError(5, 'Input/output error')", "RuntimeError('no rules')"
+    for error in (first, second):
+        failing = (
+            "from ocsf_nft import landlock\n"
+            f"def fail(_): raise {error}\n"
+            "landlock.restrict = fail; from ocsf_nft.service"
+        )
+        monkeypatch.setattr(
+            delivery_run, "_PROGRAM", program.replace("from ocsf_nft.service", failing)
+        )
+        with contextlib.suppress(DeliveryError):
+            async with delivering(tmp_path, ()) as (_, delivery):
+                assert await delivery.synchronize()
+    found = [(each["event"], each.get("reason", each.get("error"))) for each in log]
+    assert ("the delivery process can open all files of its user", "Input/output error") in found
+    assert ("the delivery process has failed", "RuntimeError: no rules") in found
