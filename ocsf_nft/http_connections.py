@@ -36,6 +36,8 @@ class Refusals(NamedTuple):
     busy: bytes = b""
     #: For a client that has sent only a part of a request in time.
     late: bytes = b""
+    #: For a client that may never connect.
+    forbidden: bytes = b""
 
 
 def lengthen_queue(server: asyncio.Server, connections: int = BACKLOG) -> None:
@@ -55,9 +57,12 @@ class Connections:
         *,
         refusals: Refusals = Refusals(),  # noqa: B008 - immutable
         handler: Callable[[web.Server], web.RequestHandler] = lambda server: server(),
+        admits: Callable[[asyncio.Transport], bool] = lambda _: True,
     ) -> None:
+        """Create the connections of ``runner``; ``admits`` returns False for a forbidden client."""
         self._runner = runner
         self._handler = handler
+        self.admits = admits
         self.limits = limits
         self.refusals = refusals
         #: Connections that wait for their clients, in the order of their waits.
@@ -95,15 +100,21 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start aiohttp's handler, or refuse the connection."""
         self._transport = cast("asyncio.Transport", transport)
+        if not self._connections.admits(self._transport):
+            self._refuse(self._connections.refusals.forbidden)
+            return
         handler = self._connections.handler()
         if handler is None:
-            self._transport.set_protocol(asyncio.Protocol())  # ignores all that follows
-            self._transport.write(self._connections.refusals.busy)
-            self._transport.close()
+            self._refuse(self._connections.refusals.busy)
             return
         self._handler = handler
         self._start_timeout()
         self._handler.connection_made(transport)
+
+    def _refuse(self, answer: bytes) -> None:
+        self._transport.set_protocol(asyncio.Protocol())  # ignores all that follows
+        self._transport.write(answer)
+        self._transport.close()
 
     @contextlib.contextmanager
     def without_timeout(self) -> Iterator[None]:

@@ -307,7 +307,9 @@ async def test_status_codes_of_answers_show_the_health(
 def test_connection_that_was_closing_from_the_start_is_closed_without_an_error() -> None:
     closed: list[Exception | None] = []
     handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=closed.append)
-    connections: Any = SimpleNamespace(handler=lambda: handler, waiting_for_client={})
+    connections: Any = SimpleNamespace(
+        admits=lambda _: True, handler=lambda: handler, waiting_for_client={}
+    )
     connection = Connection(connections)
     closing: Any = SimpleNamespace(is_closing=lambda: True)
     connection.connection_made(closing)

@@ -24,6 +24,7 @@ class Engine:
 
     ``state_dir`` is the state directory. ``reload`` reads the configuration file again and applies
     it; it may raise an OcsfNftError. ``attach`` returns the present ``[[attach]]`` tables.
+    ``is_delivery`` returns True for the id of the delivery process, which may call nothing.
     """
 
     state_dir: Path
@@ -33,6 +34,7 @@ class Engine:
     sinks: Callable[[], Sequence[SinkStatus]]
     reload: Callable[[], Coroutine[Any, Any, None]]
     attach: Callable[[], Sequence[AttachConfig]]
+    is_delivery: Callable[[int], bool]
 
 
 def engine_of(service: Service, reload: Callable[[], Coroutine[Any, Any, None]]) -> Engine:
@@ -46,4 +48,5 @@ def engine_of(service: Service, reload: Callable[[], Coroutine[Any, Any, None]])
         sinks=lambda: service.delivery.sinks,
         reload=reload,
         attach=lambda: service.config.attach,
+        is_delivery=service.delivery.has_run,
     )

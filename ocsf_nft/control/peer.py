@@ -31,13 +31,26 @@ def caller_of(sock: socket.socket | TransportSocket) -> Process:
     process has exited, since another process may have its pid (Linux 6.5 and later can show that).
     Raises OSError if the kernel has no credentials.
     """
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, gid = _CREDENTIALS.unpack(data)
+    pid, uid, gid = _credentials(sock)
     with _ended_check(sock) as ended:
         name, path = _program(pid) if pid else (None, None)
         if ended():
             name = path = None
     return Process(pid=pid, name=name, path=path, uid=uid, gid=gid)
+
+
+def pid_of(sock: socket.socket | TransportSocket) -> int:
+    """Return the id of the process that connected to a Unix socket; of any of its threads.
+
+    The id stays the same if the process has exited since. Raises as :func:`caller_of`.
+    """
+    return _credentials(sock)[0]
+
+
+def _credentials(sock: socket.socket | TransportSocket) -> tuple[int, int, int]:
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(data)
+    return pid, uid, gid
 
 
 @contextlib.contextmanager

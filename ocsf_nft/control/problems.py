@@ -21,6 +21,7 @@ _OWN_HEADERS: Final = ("Allow",)
 #: Sentences about errors that aiohttp finds.
 _DETAILS: Final[dict[int, str]] = {
     400: "the request is no valid HTTP/1.1, or a header has more than 8 KiB: correct it",
+    403: "the delivery process may not use the control API: connect from another process",
     404: "there is nothing at this path: GET /v1/openapi.json lists the paths",
     405: "this path has no such method: the header Allow lists its methods",
     408: "the request did not arrive in time: send it at once",

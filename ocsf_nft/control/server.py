@@ -11,6 +11,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from aiohttp import hdrs, web
 
 from ocsf_nft.control import models, problems
@@ -18,7 +19,7 @@ from ocsf_nft.control.containers import Containers
 from ocsf_nft.control.etags import condition_of, etag_of
 from ocsf_nft.control.event_stream import EventStreams
 from ocsf_nft.control.openapi import openapi
-from ocsf_nft.control.peer import caller_of
+from ocsf_nft.control.peer import caller_of, pid_of
 from ocsf_nft.control.query import parameters
 from ocsf_nft.control.socket_file import QUEUED
 from ocsf_nft.errors import OcsfNftError
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from ocsf_nft.control.socket_file import SocketFile
     from ocsf_nft.process import Process
     from ocsf_nft.service.sandbox_view import Condition, SandboxView
+
+_log = structlog.get_logger()
 
 LIMITS: Final = Limits(connections=64, client_seconds=5.0)
 MAX_BODY_BYTES: Final = 64 << 10
@@ -71,8 +74,11 @@ async def serve(engine: Engine, at: SocketFile, limits: Limits = LIMITS) -> Asyn
     connections = Connections(
         runner,
         limits,
-        refusals=Refusals(busy=problems.raw(503), late=problems.raw(408)),
+        refusals=Refusals(
+            busy=problems.raw(503), late=problems.raw(408), forbidden=problems.raw(403)
+        ),
         handler=_handler,
+        admits=_Admission(engine.is_delivery),
     )
     try:
         server = await asyncio.get_running_loop().create_unix_server(
@@ -87,6 +93,31 @@ async def serve(engine: Engine, at: SocketFile, limits: Limits = LIMITS) -> Asyn
     finally:
         await runner.cleanup()
         await api.calls.finish(_FINISH_SECONDS)
+
+
+class _Admission:
+    """Check of the clients: the delivery process has the service's user, but may call nothing.
+
+    It talks to the network, and has no other way to change the sandboxes. ``is_delivery`` returns
+    True for its id.
+    """
+
+    def __init__(self, is_delivery: Callable[[int], bool]) -> None:
+        self._is_delivery = is_delivery
+        #: Latest refused client, which the log has once.
+        self._refused = 0
+
+    def __call__(self, transport: asyncio.Transport) -> bool:
+        """Return False if a client must be refused; the log then has its process."""
+        pid = pid_of(transport.get_extra_info("socket"))
+        if not self._is_delivery(pid):
+            return True
+        if pid != self._refused:
+            _log.critical(
+                "the delivery process tried to use the control API: it may be under attack", pid=pid
+            )
+        self._refused = pid
+        return False
 
 
 class _Api:

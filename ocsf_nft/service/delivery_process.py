@@ -41,6 +41,9 @@ _END_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 30.0
 #: Time after which a process that has ended counts as having worked.
 _WORKED_SECONDS: Final = 60.0
+#: Time for which the id of a process that has ended is known. Another process gets it later: the
+#: kernel assigns all other ids first.
+_RECENT_SECONDS: Final = 60.0
 #: Time for reading the last frames of a process that has ended.
 _LAST_SECONDS: Final = 1.0
 
@@ -112,6 +115,8 @@ class DeliveryProcess:
         #: Sinks of the next process, and the future that its start resolves; None: no such plan.
         self._planned: _Plan | None = None
         self._run: DeliveryRun | None = None
+        #: All processes that run, or have ended a short time ago.
+        self._runs: tuple[DeliveryRun, ...] = ()
         self._replacing = asyncio.Lock()
         #: Whether the log has the reason why no other process takes over.
         self._is_outdated = False
@@ -188,6 +193,17 @@ class DeliveryProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(sink_delivery.DRAIN_SECONDS):
                     await self._iteration.drain()
+
+    def has_run(self, pid: int) -> bool:
+        """Return True for the id of the process, and of one that has ended within a minute.
+
+        A connection that a process made before its end may be accepted afterwards.
+        """
+        return any(each.pid == pid for each in self._recent())
+
+    def _recent(self) -> tuple[DeliveryRun, ...]:
+        since = time.monotonic() - _RECENT_SECONDS
+        return tuple(each for each in self._runs if each.ended_at > since)
 
     @property
     def sinks(self) -> tuple[SinkStatus, ...]:
@@ -379,6 +395,7 @@ class DeliveryProcess:
         delivery_files.create_directories(self._outlets)
         files = self._rules(self._outlets)
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
+        self._runs = (*self._recent(), run)
         self._answered = 0
         self._files = files
         self._identities = delivery_files.identities(self._files)

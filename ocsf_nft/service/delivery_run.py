@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -82,6 +83,8 @@ class DeliveryRun:
         self.began_at = time.monotonic()
         #: Set when the process has ended.
         self.ended = asyncio.Event()
+        #: When that was noticed, by :func:`time.monotonic`.
+        self.ended_at = math.inf
         self._heard_at = self._asked_at = self.began_at
         #: Requests to open sinks that are not answered: the sinks, and the answer.
         self._requests: dict[int, tuple[Sequence[Outlet], asyncio.Future[OcsfNftError | None]]] = {}
@@ -300,6 +303,7 @@ class DeliveryRun:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
         self._process.wait()
+        self.ended_at = time.monotonic()
         self.ended.set()
         self._has_answer.set()
 

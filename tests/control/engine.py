@@ -21,7 +21,7 @@ from ocsf_nft.service.status import Status
 from ocsf_nft.state.change import DroppedRecords
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
@@ -151,10 +151,11 @@ async def serving(
     store: Path | None = None,
     end: Callable[[], int] = lambda: 0,
     attach: Sequence[AttachConfig] = (),
+    delivery: Collection[int] = (),
 ) -> AsyncIterator[Served]:
     """Serve the control API at ``path``; ``store`` and ``end`` are those of its events.
 
-    ``attach`` has the policies of containers.
+    ``attach`` has the policies of containers, ``delivery`` the ids of delivery processes.
     """
     sandboxes = Sandboxes()
     with SocketFile(path, 0o660) as socket_file:
@@ -174,6 +175,7 @@ async def serving(
             sinks=lambda: (_sink("siem", "refused"), _sink("-", None)),
             reload=reload,
             attach=lambda: attach,
+            is_delivery=lambda pid: pid in delivery,
         )
         async with server.serve(engine, socket_file, limits):
             yield served

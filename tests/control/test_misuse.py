@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -225,6 +227,32 @@ async def test_new_client_is_refused_with_a_problem_if_all_others_wait_for_the_e
         served.sandboxes.may_end.set()
         assert [(await client.answer()).status for client in clients] == [201] * 3
     assert (await ask(served.path, "GET", "/v1/sandboxes")).status == 200
+
+
+async def test_delivery_process_is_refused_with_a_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        server, "_log", SimpleNamespace(critical=lambda _, **more: log.append(more))
+    )
+    path = folder / "c"
+    async with serving(path, delivery=[os.getpid()]) as served:
+        for _ in range(3):
+            async with connected(path) as client:
+                client.send(request("PUT", "/v1/sandboxes/a", BODY))
+                answer = await client.answer()
+                assert answer.status == 403
+                assert "may not use the control API" in answer.problem
+                assert await client.is_closed()
+        assert served.sandboxes.calls == []
+        assert log == [{"pid": os.getpid()}]
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ocsf_nft", "list", "--control", str(path),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        await other.communicate()
+        assert other.returncode == 0
 
 
 async def test_call_is_completed_if_its_client_leaves_meanwhile(served: Served) -> None:

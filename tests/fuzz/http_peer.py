@@ -102,6 +102,7 @@ class Application:
             sinks=lambda: (),
             reload=reload,
             attach=lambda: (),
+            is_delivery=lambda _: False,
         )
 
         def reset() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,11 @@ import pytest
 from aiohttp import web
 
 from ocsf_nft import landlock
+from ocsf_nft.control import peer
 from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
-from ocsf_nft.service import delivery_child, delivery_run, sink_delivery
+from ocsf_nft.service import delivery_child, delivery_process, delivery_run, sink_delivery
 from ocsf_nft.service.outlet import Outlet
 from ocsf_nft.state.change import Change
 from tests.delivery.receiver import events, uids
@@ -73,6 +75,21 @@ class _Writing(_Reading):
         with contextlib.suppress(PermissionError):
             self._path.write_text("x", "utf-8")
         return DELIVERED
+
+
+class _Connecting(_Reading):
+    """Sink that connects to a Unix socket from another thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def deliver(self, _: Sequence[Message]) -> BatchResult:
+        await asyncio.to_thread(self._connect)
+        return DELIVERED
+
+    def _connect(self) -> None:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.connect(str(self._path))
 
 
 def _is_readable(path: Path) -> bool:
@@ -386,3 +403,28 @@ async def test_failure_of_the_restriction_is_in_the_log(
     found = [(each["event"], each.get("reason", each.get("error"))) for each in log]
     assert ("the delivery process can open all files of its user", "Input/output error") in found
     assert ("the delivery process has failed", "RuntimeError: no rules") in found
+
+
+async def test_connection_of_the_process_is_known_also_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    address = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        found = (Outlet(name="x", sink=_Connecting(address)),)
+        async with delivering(tmp_path / "state", found) as (store, delivery):
+            pid = pid_of(delivery)
+            await store.commit(Change(events=events(range(1))))
+            await until(lambda: delivery.sinks[0].waiting == 0)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: delivery._run is not None and pid_of(delivery) != pid)
+            with listener.accept()[0] as accepted:
+                assert peer.pid_of(accepted) == pid
+            assert delivery.has_run(pid)
+            assert delivery.has_run(pid_of(delivery))
+            assert not delivery.has_run(os.getpid())
+            monkeypatch.setattr(delivery_process, "_RECENT_SECONDS", 0.0)
+            assert not delivery.has_run(pid)
+            assert delivery.has_run(pid_of(delivery))
