@@ -2,7 +2,7 @@
 
 Files for reading are named one by one, so that the process can read no others beside them. A file
 that is replaced, as in a renewal of a secret, is another file for the kernel: see
-:func:`identities`.
+:func:`identities`. The functions may block if a file system does not answer.
 """
 
 from __future__ import annotations
@@ -100,11 +100,13 @@ def are_allowed(needed: Iterable[Rule], granted: Iterable[Rule]) -> bool:
 
 
 def identities(found: Iterable[Rule]) -> dict[Path, tuple[int, int] | None]:
-    """Return the device and the inode of each file that the rules name for reading only.
+    """Return the device and the inode of each single file to read, and of each written directory.
 
-    If one differs later, the rules do not apply to the new file. None for a missing file.
+    If one differs later, the rules do not apply to the new file or directory, also if another file
+    system was mounted there. None for a missing one.
     """
-    return {each.path: _identity(each.path) for each in found if each.access == Access.READ_FILE}
+    named = (each.path for each in found if each.access in {Access.READ_FILE, Access.WRITE})
+    return {path: _identity(path) for path in named}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -7,15 +7,16 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 import structlog
 
 from ocsf_nft import landlock, redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
-from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.errors import DeliveryError, OcsfNftError, UsageError
 from ocsf_nft.service import delivery_child, delivery_files, sink_delivery
+from ocsf_nft.service.daemon_thread import run_in_daemon_thread
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
@@ -23,7 +24,7 @@ from ocsf_nft.service.iteration import NAME
 from ocsf_nft.service.name_requests import NameRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.state_store import StateStore
 
+T = TypeVar("T")
+
 _log = structlog.get_logger()
 
 #: Time for the process to end, apart from the time for the last events.
@@ -41,6 +44,8 @@ _END_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 30.0
 #: Time after which a process that has ended counts as having worked.
 _WORKED_SECONDS: Final = 60.0
+#: Time for an inspection of the files: a file system may not answer.
+_INSPECTION_SECONDS: Final = 5.0
 #: Time for which the id of a process that has ended is known. Another process gets it later: the
 #: kernel assigns all other ids first.
 _RECENT_SECONDS: Final = 60.0
@@ -112,6 +117,8 @@ class DeliveryProcess:
         #: Files that the present process may open, and what they were at its start.
         self._files: frozenset[Rule] = frozenset()
         self._identities: dict[Path, tuple[int, int] | None] = {}
+        #: Inspection of these files that goes on, in a thread.
+        self._inspection: asyncio.Future[dict[Path, tuple[int, int] | None]] | None = None
         #: Sinks of the next process, and the future that its start resolves; None: no such plan.
         self._planned: _Plan | None = None
         self._run: DeliveryRun | None = None
@@ -239,16 +246,25 @@ class DeliveryProcess:
         sinks. But if no process works now, the next one retries that until it succeeds.
         """
         async with self._replacing:
-            if self._is_ending:
-                return
-            if self._run is None:
-                self._outlets = tuple(outlets)
-            elif self._can_open(outlets):
-                await self._run.replace(outlets)
-            elif delivery_child.is_outdated():  # the next process could not start
-                raise UsageError(delivery_child.OUTDATED)
-            else:
-                await self._start_next(self._run, outlets, opens_local=True)
+            while not self._is_ending:
+                run = self._run
+                if run is None:
+                    self._outlets = tuple(outlets)
+                    return
+                can_open = await self._can_open(outlets)
+                if run is self._run and not self._is_ending:
+                    await self._replace(run, outlets, can_open=can_open)
+                    return
+
+    async def _replace(
+        self, run: DeliveryRun, outlets: Sequence[Outlet], *, can_open: bool
+    ) -> None:
+        if can_open:
+            await run.replace(outlets)
+        elif delivery_child.is_outdated():  # the next process could not start
+            raise UsageError(delivery_child.OUTDATED)
+        else:
+            await self._start_next(run, outlets, opens_local=True)
 
     async def synchronize(self) -> bool:
         """Let the process remove old dead letters, and wait for a report of the sinks' progress.
@@ -297,23 +313,52 @@ class DeliveryProcess:
         if self._iteration is not None:
             self._iteration.wake()
 
-    def _can_open(self, outlets: Sequence[Outlet]) -> bool:
+    async def _can_open(self, outlets: Sequence[Outlet]) -> bool:
         """Return True if the present process may open the files of these sinks."""
-        return landlock.abi() == 0 or delivery_files.are_allowed(self._rules(outlets), self._files)
+        if landlock.abi() == 0:
+            return True
+        needed = await _inspected(lambda: self._rules(outlets))
+        return delivery_files.are_allowed(needed, self._files) and not await self._has_changed()
+
+    async def _has_changed(self) -> bool:
+        """Return True if a file or directory of the present process was replaced.
+
+        Return False if a file system does not answer.
+        """
+        files = self._files
+        if self._inspection is None:
+            self._inspection = run_in_daemon_thread(
+                lambda: delivery_files.identities(files), "delivery-files"
+            )
+        inspection = self._inspection
+        await asyncio.wait([inspection], timeout=_INSPECTION_SECONDS)
+        if not inspection.done():
+            return False
+        if self._inspection is inspection:
+            self._inspection = None
+        found = inspection.result()
+        # It may be of an earlier process, with other files.
+        return found.keys() == self._identities.keys() and found != self._identities
+
+    def _prepared(self) -> tuple[frozenset[Rule], dict[Path, tuple[int, int] | None]]:
+        """Create the sinks' directories; return the rules of a process, and their identities."""
+        delivery_files.create_directories(self._outlets)
+        files = self._rules(self._outlets)
+        return files, delivery_files.identities(files)
 
     def _rules(self, outlets: Sequence[Outlet]) -> frozenset[Rule]:
         databases = (self._store.database.path, self._sinks)
         return delivery_files.rules(outlets, databases=databases, resolver=self._resolver)
 
     async def _renew_files(self) -> None:
-        """Start another process if a file that this one reads was replaced, such as a secret.
+        """Start another process if a file or directory of this one was replaced, such as a secret.
 
         A process that can't be started is tried again, as after a crash.
         """
         run = self._run
         if run is None or run.is_late or landlock.abi() == 0:
             return
-        if delivery_files.identities(self._files) == self._identities:
+        if not await self._has_changed():
             return
         if delivery_child.is_outdated():  # the next process could not start
             if not self._is_outdated:
@@ -392,13 +437,11 @@ class DeliveryProcess:
 
     async def _start(self, *, is_again: bool = False, opens_local: bool = False) -> DeliveryRun:
         """Start a process; with ``opens_local``, return when its local sinks are open."""
-        delivery_files.create_directories(self._outlets)
-        files = self._rules(self._outlets)
+        files, identities = await _inspected(self._prepared)
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._runs = (*self._recent(), run)
         self._answered = 0
-        self._files = files
-        self._identities = delivery_files.identities(self._files)
+        self._files, self._identities = files, identities
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on
         try:
@@ -449,6 +492,17 @@ class DeliveryProcess:
         if self._iteration is not None:
             found[NAME] = self._iteration.acknowledged
         self._store.database.retention.acknowledged = found
+
+
+async def _inspected(job: Callable[[], T]) -> T:
+    """Return the result of an inspection of files; raises DeliveryError if it takes too long."""
+    inspection = run_in_daemon_thread(job, "delivery-files")
+    await asyncio.wait([inspection], timeout=_INSPECTION_SECONDS)
+    if not inspection.done():
+        raise DeliveryError(
+            "the files of the sinks can't be inspected: a file system does not answer"
+        )
+    return inspection.result()
 
 
 def _log_level() -> int:

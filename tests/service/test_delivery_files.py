@@ -159,3 +159,24 @@ def test_replaced_file_has_another_identity(tmp_path: Path) -> None:
     settings.touch()
     after = delivery_files.identities(found)
     assert {path for path in after if after[path] != before[path]} == {token, settings}
+
+
+def test_replaced_directory_of_a_sink_has_another_identity(tmp_path: Path) -> None:
+    tables: tuple[dict[str, Any], ...] = (
+        {"path": str(tmp_path / "a/events")},
+        {"type": "parquet", "directory": str(tmp_path / "lake"), "region": "a"},
+    )
+    for name in ("a", "lake", "state"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a/events").touch()
+    found = _rules(tmp_path / "state", *tables)
+    before = delivery_files.identities(found)
+    (tmp_path / "a/events").rename(tmp_path / "a/old")
+    (tmp_path / "a/events").touch()
+    assert delivery_files.identities(found) == before, "the directory is the same"
+    for name in ("a", "lake", "state"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    (tmp_path / "a").mkdir()
+    after = delivery_files.identities(found)
+    changed = {path.name for path in after if after[path] != before[path]}
+    assert changed == {"a", "lake", "state"}

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,13 @@ from ocsf_nft.control import peer
 from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
-from ocsf_nft.service import delivery_child, delivery_process, delivery_run, sink_delivery
+from ocsf_nft.service import (
+    delivery_child,
+    delivery_files,
+    delivery_process,
+    delivery_run,
+    sink_delivery,
+)
 from ocsf_nft.service.outlet import Outlet
 from ocsf_nft.state.change import Change
 from tests.delivery.receiver import events, uids
@@ -428,3 +435,60 @@ async def test_connection_of_the_process_is_known_also_after_its_end(
             monkeypatch.setattr(delivery_process, "_RECENT_SECONDS", 0.0)
             assert not delivery.has_run(pid)
             assert delivery.has_run(pid_of(delivery))
+
+
+@pytest.mark.parametrize("is_recreated", [True, False])
+async def test_replaced_directory_is_written_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_recreated: bool
+) -> None:
+    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
+    for name in ("state", "a"):
+        (tmp_path / name).mkdir()
+    output = tmp_path / "a/out"
+    found = sinks({"path": str(output), "retry_seconds": 0.01})
+    async with delivering(tmp_path / "state", found) as (store, delivery):
+        await store.commit(Change(events=events(range(1))))
+        await until(lambda: delivered(output) == uids(range(1)))
+        (tmp_path / "a").rename(tmp_path / "b")
+        if is_recreated:
+            (tmp_path / "a").mkdir()
+        await store.commit(Change(events=events(range(1, 3))))
+        await until(lambda: "Permission denied" in str(delivery.sinks[0].fault))
+        await delivery.synchronize()
+        await until(lambda: delivered(output) == uids(range(1, 3)))
+
+
+async def test_reload_after_a_directory_was_replaced_uses_the_new_one(tmp_path: Path) -> None:
+    for name in ("state", "a"):
+        (tmp_path / name).mkdir()
+    async with delivering(tmp_path / "state", sinks({"path": str(tmp_path / "a/1")})) as (
+        store,
+        delivery,
+    ):
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+        await delivery.replace(sinks({"path": str(tmp_path / "a/2")}))
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(tmp_path / "a/2") == uids(range(2)))
+
+
+async def test_file_system_that_does_not_answer_blocks_neither_the_service_nor_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    output = tmp_path / "out"
+    may_answer = threading.Event()
+    async with delivering(tmp_path / "state", sinks({"path": str(output)})) as (store, delivery):
+        monkeypatch.setattr(delivery_process, "_INSPECTION_SECONDS", 0.05)
+        monkeypatch.setattr(delivery_files, "_identity", lambda _: may_answer.wait(30))
+        begun = asyncio.get_running_loop().time()
+        for _ in range(3):
+            assert await delivery.synchronize()
+        await store.commit(Change(events=events(range(2))))
+        await until(lambda: delivered(output) == uids(range(2)))
+        with pytest.raises(DeliveryError, match="does not answer"):
+            await delivery._start()
+        threads = [each.name for each in threading.enumerate()]
+        assert threads.count("delivery-files") == 2
+    assert asyncio.get_running_loop().time() - begun < 20
+    may_answer.set()
