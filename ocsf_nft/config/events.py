@@ -67,8 +67,8 @@ class StoreConfig(Table):
     that every sink has acknowledged, and the oldest dead letters. An event that is older than
     ``max_age`` is deleted even if a sink still needs it.
 
-    The checkpoints of the sinks and the dead letters are in a file beside ``path``. It has the same
-    name with ``.delivery-1`` at the end.
+    The checkpoints of the sinks and the dead letters are in a directory beside ``path``. It has the
+    same name with ``.delivery`` at the end.
 
     ``when_full`` applies if the disk is full, or the store is full of events that a sink has not
     acknowledged. With ``wait``, `ocsf-nft run` reads no more log records until there is room.

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from ocsf_nft.state.archive import Archive
 
-#: End of the file's name. A version of the program with another schema has another one.
-_END: Final = ".delivery-1"
+#: End of the directory's name, and the file in it. A version of the program with another schema has
+#: another file.
+_END: Final = ".delivery"
+_FILE: Final = "sinks-1.sqlite3"
 
 #: ``state`` has the identity of the state database with the events. ``acknowledged`` is a sink's
 #: checkpoint: the number of the last event that it has acknowledged.
@@ -49,8 +51,12 @@ _ROWS: Final = 500
 
 
 def path_of(store: Path) -> Path:
-    """Return the path of the delivery's database, for a state database with the path ``store``."""
-    return store.with_name(store.name + _END)
+    """Return the path of the delivery's database, for a state database with the path ``store``.
+
+    It has a directory of its own. The delivery process may create files there, and nowhere else in
+    the state directory.
+    """
+    return store.with_name(store.name + _END) / _FILE
 
 
 class DeadLetter(NamedTuple):

@@ -48,17 +48,20 @@ _OF_KERNEL: Final = (Path("/dev"), Path("/proc"), Path("/sys"))
 
 
 def rules(
-    outlets: Sequence[Outlet], *, databases: Iterable[Path], resolver: ResolverFiles
+    outlets: Sequence[Outlet], *, events: Path, sinks: Path, resolver: ResolverFiles
 ) -> frozenset[Rule]:
     """Return the allowed access for a process that delivers events to ``outlets``.
 
-    ``databases`` are the database files that it reads or writes. SQLite makes more files beside
-    them, so their directories are writable. A directory that is missing, or can't be inspected, is
-    named all the same: a rule for it allows nothing. Its parent directories are never named.
+    ``events`` is the state database, which it only reads. ``sinks`` is the database that it writes.
+    SQLite makes more files beside it, so its directory is writable. A directory that is missing, or
+    can't be inspected, is named all the same: a rule for it allows nothing. Its parent directories
+    are never named.
     """
     reads = [path for outlet in outlets for path in outlet.reads]
     reads += [Path(os.environ[name]) for name in _VARIABLES if os.environ.get(name)]
     reads += [*map(Path, _SETTINGS), resolver.resolv_conf, resolver.hosts]
+    # The service has its log and its shared memory open, so SQLite need not create or write them.
+    reads += [events.with_name(events.name + end) for end in ("", "-wal", "-shm")]
     return frozenset(
         (
             *(Rule(path, Access.READ) for path in _program_folders()),
@@ -66,17 +69,19 @@ def rules(
             *(Rule(path, Access.READ_FILE) for path in reads),
             *(Rule(Path(path), Access.READ_FILE | Access.WRITE_FILE) for path in _DEVICES),
             *(rule for outlet in outlets for rule in _written(outlet)),
-            *(Rule(path.parent, Access.WRITE) for path in databases),
+            Rule(sinks.parent, Access.WRITE),
         )
     )
 
 
-def create_directories(outlets: Iterable[Outlet]) -> None:
+def create_directories(outlets: Iterable[Outlet], *, sinks: Path) -> None:
     """Create the missing directory of each sink, as the sink itself would: one level at most.
 
-    The rules of the delivery process can't allow this to the sink without its parent directory. A
-    failure is ignored here: the opening of the sink has the same one.
+    Create that of the database ``sinks`` too. The rules of the delivery process can't allow this
+    without the parent directory. A failure is ignored here: the opening has the same one.
     """
+    with contextlib.suppress(OSError):
+        sinks.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for outlet in outlets:
         path = outlet.writes
         if path is None or _is_of_kernel(path):

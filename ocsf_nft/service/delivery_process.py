@@ -342,13 +342,15 @@ class DeliveryProcess:
 
     def _prepared(self) -> tuple[frozenset[Rule], dict[Path, tuple[int, int] | None]]:
         """Create the sinks' directories; return the rules of a process, and their identities."""
-        delivery_files.create_directories(self._outlets)
+        delivery_files.create_directories(self._outlets, sinks=self._sinks)
         files = self._rules(self._outlets)
         return files, delivery_files.identities(files)
 
     def _rules(self, outlets: Sequence[Outlet]) -> frozenset[Rule]:
-        databases = (self._store.database.path, self._sinks)
-        return delivery_files.rules(outlets, databases=databases, resolver=self._resolver)
+        events = self._store.database.path
+        return delivery_files.rules(
+            outlets, events=events, sinks=self._sinks, resolver=self._resolver
+        )
 
     async def _renew_files(self) -> None:
         """Start another process if a file or directory of this one was replaced, such as a secret.

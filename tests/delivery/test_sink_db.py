@@ -155,6 +155,7 @@ async def test_stores_in_one_folder_have_checkpoints_of_their_own(tmp_path: Path
 
 async def test_report_of_a_damaged_file_stays_until_it_is_confirmed(tmp_path: Path) -> None:
     path = tmp_path / FILE
+    path_of(path).parent.mkdir()
     path_of(path).write_bytes(b"no database" * 1000)
     async with Store(path) as store:
         (report,) = store.sinks.faults()
@@ -210,6 +211,7 @@ async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
 
 async def test_file_that_is_no_database_is_an_error_and_stays_unchanged(tmp_path: Path) -> None:
     path = path_of(tmp_path / FILE)
+    path.parent.mkdir()
     path.write_bytes(b"no database" * 1000)
     with SinkArchive(tmp_path / FILE) as archive, pytest.raises(SourceError, match="can't be read"):
         list(archive.dead_letters())
@@ -221,6 +223,7 @@ async def test_file_that_is_no_database_is_an_error_and_stays_unchanged(tmp_path
 def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> None:
     with SinkArchive(tmp_path / FILE) as archive:
         assert list(archive.dead_letters()) == []
+    path_of(tmp_path / FILE).parent.mkdir()
     with closing(sqlite3.connect(path_of(tmp_path / FILE))) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         with SinkArchive(tmp_path / FILE) as archive:

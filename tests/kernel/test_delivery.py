@@ -149,9 +149,10 @@ def test_events_blocked_by_a_full_disk_are_delivered_by_the_next_run(
         wait_for(lambda: counted_so_far(output) == expected)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert counted(output) == expected
-    databases = {FILE, sink_db.path_of(Path(FILE)).name}
-    files = {path.name for path in (state.path / conftest.SANDBOX).iterdir()}
-    assert files == databases | {f".{name}.lock" for name in databases}
+    folder, database = state.path / conftest.SANDBOX, sink_db.path_of(Path(FILE))
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    inner = {f"{database.parent}/{name}" for name in (database.name, f".{database.name}.lock")}
+    assert found == {FILE, f".{FILE}.lock", str(database.parent)} | inner
     shown = command.run("events", "--sinks", "--state-dir", str(state.path))
     assert ": 0 events wait" in shown.stdout
 
@@ -278,7 +279,7 @@ def test_store_deleted_under_a_run_is_restored(
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
         wait_for(lambda: counted_so_far(output) == first)
-        for path in (state.path / conftest.SANDBOX).glob("*.sqlite3*"):
+        for path in filter(Path.is_file, (state.path / conftest.SANDBOX).rglob("*.sqlite3*")):
             path.unlink()
         second = sweep(lab, 1002)
         wait_for(lambda: counted_so_far(output) == first + second)

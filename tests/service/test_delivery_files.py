@@ -24,7 +24,8 @@ def _outlets(*tables: dict[str, Any]) -> tuple[Outlet, ...]:
 def _rules(state: Path, *tables: dict[str, Any], resolver: Path | None = None) -> set[Rule]:
     found = _outlets(*tables)
     files = ResolverFiles() if resolver is None else ResolverFiles(resolv_conf=resolver)
-    return set(delivery_files.rules(found, databases=[state / "db"], resolver=files))
+    sinks = state / "db.delivery/sinks"
+    return set(delivery_files.rules(found, events=state / "db", sinks=sinks, resolver=files))
 
 
 def test_only_the_program_the_settings_and_the_databases_are_open_without_sinks(
@@ -32,7 +33,7 @@ def test_only_the_program_the_settings_and_the_databases_are_open_without_sinks(
 ) -> None:
     found = _rules(tmp_path, {"type": "stdout"})
     written = {rule.path for rule in found if rule.access & Access.MAKE_REG}
-    assert written == {tmp_path}
+    assert written == {tmp_path / "db.delivery"}
     device = _rules(tmp_path, {"path": "/dev/stdout"}) - found
     assert device == {Rule(Path("/dev/stdout"), delivery_files._WRITE_FILE)}
     readable = {rule.path for rule in found if rule.access & Access.READ_FILE}
@@ -61,7 +62,7 @@ def test_parent_of_a_missing_directory_is_never_allowed(tmp_path: Path, path: st
     ):
         found = _rules(tmp_path / "state", table)
         written = {rule.path for rule in found if rule.access & Access.MAKE_REG}
-        assert written == {tmp_path / "state", missing}
+        assert written == {tmp_path / "state/db.delivery", missing}
 
 
 def test_rules_for_one_path_are_added_up(tmp_path: Path) -> None:
@@ -78,9 +79,9 @@ def test_missing_directory_is_created_as_the_sink_would(tmp_path: Path) -> None:
     ]
     tables.append({"type": "parquet", "directory": str(tmp_path / "lake"), "region": "a"})
     for _ in range(2):
-        delivery_files.create_directories(_outlets(*tables))
+        delivery_files.create_directories(_outlets(*tables), sinks=tmp_path / "db/sinks")
     found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_dir()}
-    assert found == {"new": 0o750, "target": 0o750, "lake": 0o750}
+    assert found == {"new": 0o750, "target": 0o750, "lake": 0o750, "db": 0o700}
 
 
 def test_link_of_another_user_allows_nothing(
@@ -90,7 +91,7 @@ def test_link_of_another_user_allows_nothing(
     link.parent.mkdir()
     link.symlink_to(target / "events")
     monkeypatch.setattr(safe_open, "_is_trusted", lambda _: False)
-    delivery_files.create_directories(_outlets({"path": str(link)}))
+    delivery_files.create_directories(_outlets({"path": str(link)}), sinks=tmp_path / "db/sinks")
     assert not target.exists()
     assert target not in {rule.path for rule in _rules(tmp_path / "state", {"path": str(link)})}
 
@@ -166,7 +167,7 @@ def test_replaced_directory_of_a_sink_has_another_identity(tmp_path: Path) -> No
         {"path": str(tmp_path / "a/events")},
         {"type": "parquet", "directory": str(tmp_path / "lake"), "region": "a"},
     )
-    for name in ("a", "lake", "state"):
+    for name in ("a", "lake", "state", "state/db.delivery"):
         (tmp_path / name).mkdir()
     (tmp_path / "a/events").touch()
     found = _rules(tmp_path / "state", *tables)
@@ -179,4 +180,4 @@ def test_replaced_directory_of_a_sink_has_another_identity(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     after = delivery_files.identities(found)
     changed = {path.name for path in after if after[path] != before[path]}
-    assert changed == {"a", "lake", "state"}
+    assert changed == {"a", "lake", "db.delivery"}

@@ -479,6 +479,7 @@ async def test_answers_of_receivers_have_no_configured_secret(
 
 async def test_dead_letters_and_faults_of_the_database_are_reported(tmp_path: Path) -> None:
     path = sink_db.path_of(tmp_path / FILE)
+    path.parent.mkdir()
     path.write_bytes(b"no database" * 1000)
     async with delivering(tmp_path, ()) as (_, delivery):
         (report,) = await delivery.faults()
@@ -491,7 +492,9 @@ async def test_dead_letters_and_faults_of_the_database_are_reported(tmp_path: Pa
 
 
 async def test_report_that_is_confirmed_just_before_the_end_is_not_repeated(tmp_path: Path) -> None:
-    sink_db.path_of(tmp_path / FILE).write_bytes(b"no database" * 1000)
+    path = sink_db.path_of(tmp_path / FILE)
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
     async with delivering(tmp_path, ()) as (_, delivery):
         (report,) = await delivery.faults()
         await delivery.confirm_fault(report)

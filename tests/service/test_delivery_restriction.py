@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,7 @@ from ocsf_nft.service import (
 )
 from ocsf_nft.service.outlet import Outlet
 from ocsf_nft.state.change import Change
+from ocsf_nft.state.state_db import FILE
 from tests.delivery.receiver import events, uids
 from tests.service.test_delivery_process import (
     delivered,
@@ -42,7 +44,6 @@ from tests.service.test_delivery_process import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 __all__ = ["log"]  # a fixture
 
@@ -79,8 +80,9 @@ class _Writing(_Reading):
         self._path = path
 
     async def deliver(self, _: Sequence[Message]) -> BatchResult:
-        with contextlib.suppress(PermissionError):
-            self._path.write_text("x", "utf-8")
+        for change in (lambda path: path.write_text("x", "utf-8"), Path.unlink, Path.touch):
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                change(self._path)
         return DELIVERED
 
 
@@ -262,7 +264,7 @@ async def test_renewal_that_fails_is_retried_while_the_service_goes_on(
         assert (sink.waiting, sink.fault) == (2, delivery.fault)
         monkeypatch.setattr(delivery_run, "_PROGRAM", program)
         await until(lambda: delivered(output) == uids(range(2)))
-        assert delivery.fault is None
+        await until(lambda: delivery.fault is None)
     assert "the delivery process can't be started" in [each["event"] for each in log]
 
 
@@ -492,3 +494,34 @@ async def test_file_system_that_does_not_answer_blocks_neither_the_service_nor_i
         assert threads.count("delivery-files") == 2
     assert asyncio.get_running_loop().time() - begun < 20
     may_answer.set()
+
+
+async def test_process_changes_neither_the_state_nor_the_records_of_fences(tmp_path: Path) -> None:
+    (tmp_path / "agent").mkdir()
+    names = ["agent/fence.json", "agent/sandbox.json", "redaction.key", FILE, f"{FILE}-shm"]
+    for name in names[:3]:
+        (tmp_path / name).write_text("own", "utf-8")
+    found = [Outlet(name=name, sink=_Writing(tmp_path / name)) for name in names]
+    found.append(Outlet(name="key", sink=_Reading([tmp_path / "redaction.key"])))
+    async with delivering(tmp_path, found) as (store, delivery):
+        identity = (tmp_path / FILE).stat().st_ino
+        await store.commit(Change(events=events(range(1))))
+        await until(lambda: all(each.waiting == 0 for each in delivery.sinks))
+        assert [each.dead for each in delivery.sinks] == [0] * 6
+        assert (tmp_path / FILE).stat().st_ino == identity
+        assert store.database.faults() == ()
+    assert [(tmp_path / name).read_text("utf-8") for name in names[:3]] == ["own"] * 3
+
+
+async def test_restored_state_database_is_read_by_another_process(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    output = tmp_path / "out"
+    found = sinks({"path": str(output), "retry_seconds": 0.01})
+    async with delivering(tmp_path / "state", found) as (store, delivery):
+        await store.commit(Change(events=events(range(1))))
+        await until(lambda: delivered(output) == uids(range(1)))
+        (tmp_path / "state" / FILE).unlink()
+        await store.commit(Change(events=events(range(1, 3))))
+        await delivery.synchronize()
+        await until(lambda: delivered(output) == uids(range(3)))
+        assert delivery.fault is None

@@ -130,6 +130,7 @@ async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
 @pytest.mark.parametrize("file", [Path(FILE), sink_db.path_of(Path(FILE))], ids=str)
 async def test_damaged_file_is_reported_once_as_dropped_events(tmp_path: Path, file: Path) -> None:
     file = tmp_path / file
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"no database" * 1000)
     sink = MemoryStore()
     reporter = Reporter(sink.commit, host=None)

@@ -56,8 +56,9 @@ async def test_restored_store_is_read_on_after_the_last_event(tmp_path: Path) ->
 
 def remove(path: Path) -> None:
     """Remove the files of a store, as a run does at its end."""
-    for each in path.parent.glob(f"{path.name}*"):
-        each.unlink()
+    for each in path.parent.rglob("*"):
+        if each.is_file() and path.name in str(each):
+            each.unlink()
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
