@@ -24,6 +24,7 @@ NLM_F_ACK: Final = 0x4
 NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
 
+_NLMSG_NOOP: Final = 1
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 
@@ -32,7 +33,9 @@ _HEADER: Final = struct.Struct("=IHHII")
 #: Length and type; the value follows. Each message and each attribute is padded to 4 bytes.
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+#: The kernel fills at most 32 KiB at once, and only if the receive buffer is that large.
 _RECEIVE_BYTES: Final = 1 << 17
+_TIMEOUT_SECONDS: Final = 5.0
 #: Limit of the kernel's error numbers (include/linux/err.h).
 _MAX_ERRNO: Final = 4096
 # include/uapi/asm-generic/socket.h
@@ -116,7 +119,7 @@ def error_of(payload: memoryview) -> OSError | None:
 
 
 def raise_for_error(payload: memoryview) -> None:
-    """Raise OSError if there is an error in the payload of an NLMSG_ERROR message."""
+    """Raise OSError if there is an error in the payload of an NLMSG_ERROR or NLMSG_DONE message."""
     error = error_of(payload)
     if error is not None:
         raise error
@@ -182,18 +185,28 @@ def replies(
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(5.0)
-        sock.sendto(message(kind, flags, payload, sequence=1), (0, 0))
+        # Connected to the kernel's port, so that no other process can send to this socket or fill
+        # its buffer. Otherwise a process with CAP_NET_ADMIN in the namespace could.
+        sock.connect((0, 0))
+        sock.settimeout(_TIMEOUT_SECONDS)
+        if dump:
+            _announce_buffer(sock)
+        sock.send(message(kind, flags, payload, sequence=1))
         while True:
-            datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
-            # A process with CAP_NET_ADMIN in the namespace can send to our port too; the kernel's
-            # port is 0.
-            if sender[0] != 0:
-                continue
-            for reply, body in messages(memoryview(datagram)):
-                if reply == NLMSG_DONE:
-                    return
-                if reply == NLMSG_ERROR:
+            for reply, body in messages(memoryview(sock.recv(_RECEIVE_BYTES))):
+                if reply in {NLMSG_DONE, NLMSG_ERROR}:
                     raise_for_error(body)
                     return
                 yield bytes(body)
+
+
+def _announce_buffer(sock: socket.socket) -> None:
+    """Let the kernel know the size of the receive buffer, before a dump.
+
+    The kernel makes the first part of a dump before the first receive. It then has room for about
+    3,700 bytes, unless an earlier receive had a larger buffer. An object that does not fit ends
+    many dumps without an error (``netlink_dump`` in net/netlink/af_netlink.c).
+    """
+    sock.send(message(_NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, b""))
+    for _, body in messages(memoryview(sock.recv(_RECEIVE_BYTES))):
+        raise_for_error(body)

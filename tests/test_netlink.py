@@ -168,29 +168,60 @@ def test_link_without_a_name_or_cut_short_is_none() -> None:
 
 
 @pytest.mark.kernel
-def test_request_ignores_the_messages_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_receives_no_messages_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     forged = netlink.message(rtnetlink.RTM_NEWLINK, 0, _link("forged0"), 1)
     forged += netlink.message(netlink.NLMSG_DONE, 0, bytes(4), 1)
+    refused = []
 
-    class Overtaken(socket.socket):
-        """A socket to which another process sends before the kernel answers."""
+    class Attacked(socket.socket):
+        """A socket to which another process sends before each request."""
 
-        def sendto(self, data: Any, address: Any) -> int:  # type: ignore[override]
-            self.bind((0, 0))
+        def send(self, *arguments: Any) -> int:
             other = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
             with contextlib.closing(other):
-                other.sendto(forged, (self.getsockname()[0], 0))
-            return super().sendto(data, address)
+                try:
+                    other.sendto(forged, (self.getsockname()[0], 0))
+                except ConnectionRefusedError:
+                    refused.append(True)
+            return super().send(*arguments)
 
     def names() -> list[str]:
         with monkeypatch.context() as patched:
-            module = SimpleNamespace(**{**vars(socket), "socket": Overtaken})
+            module = SimpleNamespace(**{**vars(socket), "socket": Attacked})
             patched.setattr(netlink, "socket", module)
             return [link.name for link in rtnetlink.links()]
 
     found = netns.in_scratch(names)
     assert "lo" in found
     assert "forged0" not in found
+    assert len(refused) == 2
+
+
+@pytest.mark.kernel
+def test_dump_has_the_objects_after_one_longer_than_a_page() -> None:
+    def lengths() -> list[int]:
+        logs = " ".join(f'log prefix "{number:0>100}"' for number in range(60))
+        subprocess.run(["nft", f"table ip t {{ chain c {{ {logs}; counter; }}; }}"], check=True)
+        kind = nfnetlink.SUBSYSTEM | _GETRULE
+        found = netlink.request(
+            netlink.NETLINK_NETFILTER, kind, struct.pack("!BBH", 0, 0, 0), dump=True
+        )
+        return [len(each) for each in found]
+
+    long, short = netns.in_scratch(lengths)
+    assert long > 4096 > short
+
+
+def test_error_at_the_end_of_a_dump_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([(netlink.NLMSG_ERROR, 0), (netlink.NLMSG_DONE, -errno.EMSGSIZE)])
+
+    def receive(*_: object) -> bytes:
+        kind, code = next(answers)
+        return netlink.message(kind, 0, struct.pack("=i", code))
+
+    monkeypatch.setattr(socket.socket, "recv", receive)
+    with pytest.raises(OSError, match="Message too long"):
+        netlink.request(netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, b"", dump=True)
 
 
 @pytest.fixture
