@@ -115,9 +115,9 @@ def _change(
 
 
 def _hooks(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
-    known = {*before.hooks}
+    known = {each._replace(table_hex="") for each in before.hooks}
     for each in now.hooks:
-        if each in known or each.hook not in {_INGRESS, _EGRESS}:
+        if each._replace(table_hex="") in known or each.hook not in {_INGRESS, _EGRESS}:
             continue
         after = ", after the fence has judged" if each.hook == _EGRESS else ""
         text = (

@@ -1,7 +1,7 @@
 """Facts about the surroundings of a fence, as they are found in its network namespace.
 
 All names come from the namespace's owner, who is not trusted. Bytes that are not UTF-8 are
-replaced by an escape, so that each text can be stored.
+replaced by an escape, so that each text can be stored. Such a text is not sent back to the kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ class LinkFact(NamedTuple):
 
 
 class HookFact(NamedTuple):
-    """Base chain of a table that is not the fence's, on one hook; ``device`` if it is of one."""
+    """Base chain of a table that is not the fence's, on one hook; ``device`` if it is of one.
+
+    ``table_hex`` has the bytes of the table's name, which need not be UTF-8. It is empty in a
+    record of an older version.
+    """
 
     family: str
     table: str
@@ -31,6 +35,7 @@ class HookFact(NamedTuple):
     hook: str
     priority: int
     device: str | None
+    table_hex: str = ""
 
 
 class RewriteFact(NamedTuple):

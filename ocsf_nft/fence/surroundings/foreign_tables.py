@@ -78,19 +78,19 @@ def read(own: Collection[TableId], most: int) -> ForeignTables:
     At most ``most`` objects of each kind are read. Raises OSError.
     """
     limit = Limit(most)
-    skipped = {(_NUMBERS[each.family], each.name) for each in own}
+    skipped = {
+        (_NUMBERS[each.family], each.name.encode("utf-8", "surrogateescape")) for each in own
+    }
     # A table without a base chain gets no packets.
-    hooks = [
-        each for each in limit.take(_hooks()) if (_NUMBERS[each.family], each.table) not in skipped
-    ]
+    hooks = [each for each in limit.take(_hooks()) if _table(each) not in skipped]
     if not hooks:
         return ForeignTables((), (), limit.is_exceeded)
     handles = dict(limit.take(_tables()))
-    hooks = [each._replace(table_handle=handles.get(each[:2], 0)) for each in hooks]
+    hooks = [each._replace(table_handle=handles.get(_table(each), 0)) for each in hooks]
     rewrites: list[RewriteFact] = []
-    for family, table in sorted({each[:2] for each in hooks}):
-        for each in limit.take(_rules(family, table)):
-            rewrites += _rewrites(each, handles.get((family, table), 0))
+    for table in sorted({_table(each) for each in hooks}):
+        for each in limit.take(_rules(*table)):
+            rewrites += _rewrites(each, handles.get(table, 0))
     return ForeignTables(
         tuple(sorted(set(hooks), key=_key)), tuple(sorted(set(rewrites))), limit.is_exceeded
     )
@@ -99,9 +99,14 @@ def read(own: Collection[TableId], most: int) -> ForeignTables:
 def deletion(fact: HookFact) -> Statement:
     """Return the netlink statement that deletes a base chain with its rules."""
     payload = _HEADER.pack(_NUMBERS[fact.family], 0, 0)
-    payload += netlink.attribute(_CHAIN_TABLE, fact.table.encode() + b"\0")
+    payload += netlink.attribute(_CHAIN_TABLE, bytes.fromhex(fact.table_hex) + b"\0")
     payload += netlink.attribute(_CHAIN_HANDLE, struct.pack("!Q", fact.chain_handle))
     return Statement(_DELCHAIN, 0, payload)
+
+
+def _table(fact: HookFact) -> tuple[int, bytes]:
+    """Return the family and the name of a chain's table, as netlink has them."""
+    return _NUMBERS[fact.family], bytes.fromhex(fact.table_hex)
 
 
 def _key(fact: HookFact) -> tuple[str, ...]:
@@ -115,13 +120,9 @@ def _dump(kind: int, family: int, attributes: bytes = b"") -> Iterator[tuple[int
         yield reply[0], dict(netlink.attributes(memoryview(reply)[_HEADER.size :]))
 
 
-def _tables() -> Iterator[tuple[tuple[str, str], int]]:
+def _tables() -> Iterator[tuple[tuple[int, bytes], int]]:
     for family, found in _dump(_GETTABLE, 0):
-        if family in _FAMILIES:
-            yield (
-                (_FAMILIES[family], names.text(found[_TABLE_NAME])),
-                _big(found.get(_TABLE_HANDLE)),
-            )
+        yield (family, names.raw(found[_TABLE_NAME])), _big(found.get(_TABLE_HANDLE))
 
 
 def _hooks() -> Iterator[HookFact]:
@@ -142,6 +143,7 @@ def _hooks() -> Iterator[HookFact]:
                 hook=name,
                 priority=priority,
                 device=device,
+                table_hex=names.raw(found[_CHAIN_TABLE]).hex(),
             )
 
 
@@ -151,14 +153,14 @@ def _devices(hook: Attributes) -> list[str]:
     return [names.text(hook[_HOOK_DEVICE])] if _HOOK_DEVICE in hook else []
 
 
-def _rules(family: str, table: str) -> Iterator[tuple[str, Attributes]]:
-    named = netlink.attribute(_RULE_TABLE, table.encode() + b"\0")
-    for _, found in _dump(_GETRULE, _NUMBERS[family], named):
-        if names.text(found[_RULE_TABLE]) == table:
+def _rules(family: int, table: bytes) -> Iterator[tuple[int, Attributes]]:
+    named = netlink.attribute(_RULE_TABLE, table + b"\0")
+    for _, found in _dump(_GETRULE, family, named):
+        if names.raw(found[_RULE_TABLE]) == table:
             yield family, found
 
 
-def _rewrites(rule: tuple[str, Attributes], table_handle: int) -> Iterator[RewriteFact]:
+def _rewrites(rule: tuple[int, Attributes], table_handle: int) -> Iterator[RewriteFact]:
     family, found = rule
     for _, element in netlink.attributes(found.get(_RULE_EXPRESSIONS, _NOTHING)):
         expression = dict(netlink.attributes(element))
@@ -166,7 +168,7 @@ def _rewrites(rule: tuple[str, Attributes], table_handle: int) -> Iterator[Rewri
         data = dict(netlink.attributes(expression.get(_EXPRESSION_DATA, _NOTHING)))
         if _is_rewriting(name, data):
             yield RewriteFact(
-                family=family,
+                family=_FAMILIES[family],
                 table=names.text(found[_RULE_TABLE]),
                 table_handle=table_handle,
                 chain=names.text(found[_RULE_CHAIN]),

@@ -10,7 +10,12 @@ _U32: Final = struct.Struct("=I")
 
 def text(value: bytes | memoryview) -> str:
     """Return a name, with an escape for each byte that is not UTF-8."""
-    return bytes(value).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return raw(value).decode("utf-8", "backslashreplace")
+
+
+def raw(value: bytes | memoryview) -> bytes:
+    """Return the bytes of a name, which need not be UTF-8."""
+    return bytes(value).split(b"\0", 1)[0]
 
 
 def number(value: bytes | memoryview | None) -> int:
