@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pydantic
@@ -14,12 +16,15 @@ from ocsf_nft.fence.surroundings.facts import HookFact, Snapshot
 from ocsf_nft.nfnetlink import Nftables, Statement
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocsf_nft.fence.surroundings.foreign_tables import ForeignTables
 
 pytestmark = pytest.mark.kernel
 
 _MOST = 1_000
-_NETDEV = 5
+_IPV4, _NETDEV = 2, 5
+_GETCHAIN, _GETRULE = 4, 7
 _NEWTABLE, _NEWCHAIN, _NEWRULE = 0, 3, 6
 _CREATE, _APPEND = 0x400, 0x800
 
@@ -78,3 +83,110 @@ def test_record_of_an_older_version_accepts_its_chains() -> None:
     assert adapter.validate_json(adapter.dump_json(found.hooks)) == found.hooks
     now = _snapshot(found)
     assert not changes.weakening(Snapshot(hooks=older, rewrites=found.rewrites), now)
+
+
+_CHAINS = ("base", "jumped", "mapped")
+_BASE = "type filter hook output priority 0;"
+
+
+def _after(ruleset: str, *statements: Statement) -> ForeignTables:
+    """Load a ruleset in a separate namespace, and return what is read there."""
+
+    def check() -> ForeignTables:
+        subprocess.run(["nft", ruleset], check=True)
+        if statements:
+            with Nftables() as nftables:
+                nftables.commit(statements)
+        return _read()
+
+    return netns.in_scratch(check)
+
+
+def test_rule_after_a_long_one_is_read() -> None:
+    logs = " ".join(f'log prefix "{number:0>100}"' for number in range(60))
+    found = _after(f"table inet t {{ chain c {{ {_BASE} {logs}; notrack; }}; }}")
+    assert [each.statement for each in found.rewrites] == ["notrack"]
+    assert not found.is_cut
+
+
+def _endless_rule(chain: bytes) -> Statement:
+    """Return a rule of table ``ip t`` that has no room in a message of 32 KiB: 127 comments."""
+    comment = b"".join(
+        (
+            netlink.attribute(1, b"comment\0"),
+            netlink.attribute(2, struct.pack("!I", 0)),
+            netlink.attribute(3, bytes(256)),
+        )
+    )
+    match = netlink.attribute(1, b"match\0") + netlink.attribute(2, comment)
+    rule = netlink.attribute(1, b"t\0") + netlink.attribute(2, chain + b"\0")
+    rule += netlink.attribute(4, netlink.attribute(1, match) * 127)
+    return Statement(_NEWRULE, _CREATE, struct.pack("!BBH", _IPV4, 0, 0) + rule)
+
+
+@pytest.mark.parametrize("chain", ["base", "jumped", "mapped"])
+def test_rules_that_the_kernel_does_not_list_are_reported(chain: str) -> None:
+    """The kernel ends the list at the rule without room, which comes before ``notrack``."""
+    rules = {name: "notrack;" if name == chain else "counter;" for name in _CHAINS}
+    ruleset = _with_all_jumps(rules)
+    listed = _after(ruleset)
+    assert [each.statement for each in listed.rewrites] == ["notrack"]
+    assert not listed.is_cut
+    cut = _after(ruleset, _endless_rule(chain.encode()))
+    assert not cut.rewrites
+    assert cut.is_cut
+
+
+def _with_all_jumps(rules: dict[str, str]) -> str:
+    """Return a ruleset with each kind of reference to a chain."""
+    return f"""
+        table ip t {{
+            map intervals {{
+                type ipv4_addr : verdict; flags interval;
+                elements = {{ 192.0.2.0/25 : jump mapped, 198.51.100.1-198.51.100.7 : goto jumped }}
+            }}
+            chain mapped {{ {rules["mapped"]}; }}
+            chain jumped {{ {rules["jumped"]}; jump mapped; }}
+            chain unused {{ counter; }}
+            chain base {{
+                {_BASE}
+                {rules["base"]}
+                jump jumped; ip daddr vmap @intervals
+                tcp dport vmap {{ 1 : jump mapped, 2-5 : goto jumped, 6 : drop }}
+                tcp dport 7 jump {{ counter; tcp sport 8 goto jumped; }};
+            }}
+        }}
+    """
+
+
+def test_all_lists_of_a_kind_have_one_limit() -> None:
+    """A process may create any number of tables and chains, each with as many rules."""
+
+    def check() -> tuple[int, int, ForeignTables]:
+        subprocess.run(["nft", "-f", "-"], input=_many(tables=20, rules=100), text=True, check=True)
+        asked = []
+        with pytest.MonkeyPatch.context() as patched:
+            replies = netlink.replies
+
+            def counted(*arguments: object, **options: object) -> Iterator[bytes]:
+                for reply in replies(*arguments, **options):  # type: ignore[arg-type]
+                    asked.append(arguments[1])
+                    yield reply
+
+            patched.setattr(netlink, "replies", counted)
+            found = foreign_tables.read((), 500)
+        kinds = Counter(asked)
+        return kinds[10 << 8 | _GETRULE], kinds[10 << 8 | _GETCHAIN], found
+
+    rules, chains, found = netns.in_scratch(check)
+    assert found.is_cut
+    assert rules <= 501
+    assert chains <= 501
+    assert len(found.hooks) == 20
+
+
+def _many(*, tables: int, rules: int) -> str:
+    body = "counter\n" * rules
+    return "\n".join(
+        f"table ip t{number} {{\n chain c {{\n {_BASE}\n {body} }}\n }}" for number in range(tables)
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft import netlink, nfnetlink
-from ocsf_nft.fence.surroundings import names
+from ocsf_nft.fence.surroundings import chain_uses, names
 from ocsf_nft.fence.surroundings.facts import HookFact, RewriteFact
 from ocsf_nft.fence.surroundings.limits import Limit
 from ocsf_nft.nfnetlink import Statement
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import TableId
 
 Attributes: TypeAlias = "dict[int, memoryview]"
+#: Family and name of a table.
+Table: TypeAlias = tuple[int, bytes]
 _NOTHING: Final = memoryview(b"")
+#: Readings until rules count as hidden: they may change between two lists.
+_ATTEMPTS: Final = 3
 
 # include/uapi/linux/netfilter.h and netfilter/nf_tables.h
 _FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -31,6 +36,8 @@ _GETTABLE: Final = 1
 _GETCHAIN: Final = 4
 _DELCHAIN: Final = 5
 _GETRULE: Final = 7
+_GETSET: Final = 10
+_GETSETELEM: Final = 13
 _TABLE_NAME: Final = 1
 _TABLE_HANDLE: Final = 4
 _CHAIN_TABLE: Final = 1
@@ -45,6 +52,11 @@ _RULE_TABLE: Final = 1
 _RULE_CHAIN: Final = 2
 _RULE_HANDLE: Final = 3
 _RULE_EXPRESSIONS: Final = 4
+_SET_TABLE: Final = 1
+_SET_NAME: Final = 2
+_SET_DATA_TYPE: Final = 6
+_LIST_ELEMENTS: Final = 3
+_DATA_TYPE_VERDICT: Final = 0xFFFFFF00
 _EXPRESSION_NAME: Final = 1
 _EXPRESSION_DATA: Final = 2
 _PAYLOAD_SOURCE: Final = 5
@@ -68,32 +80,54 @@ class ForeignTables(NamedTuple):
 
     hooks: tuple[HookFact, ...]
     rewrites: tuple[RewriteFact, ...]
-    #: Whether there are more objects than the limit.
+    #: Whether there are more objects than the limit, or rules that the kernel does not list.
     is_cut: bool
 
 
 def read(own: Collection[TableId], most: int) -> ForeignTables:
     """Return what the tables outside ``own`` do in the calling thread's namespace.
 
-    At most ``most`` objects of each kind are read. Raises OSError.
+    At most ``most`` objects of each kind are read: chains, tables, rules, elements of verdict maps.
+    Raises OSError.
     """
-    limit = Limit(most)
+    for _ in range(_ATTEMPTS):
+        found, has_hidden = _read(own, most)
+        if not has_hidden:
+            return found
+    return found._replace(is_cut=True)
+
+
+def _read(own: Collection[TableId], most: int) -> tuple[ForeignTables, bool]:
+    """Return what the tables do; and True if all lists are read, and rules are missing there."""
+    limits = Limit(most), Limit(most), Limit(most), Limit(most)
+    of_chains, of_tables, of_rules, of_elements = limits
     skipped = {
         (_NUMBERS[each.family], each.name.encode("utf-8", "surrogateescape")) for each in own
     }
+    hooks: list[HookFact] = []
+    uses: dict[Table, dict[bytes, int]] = {}
+    for family, found in of_chains.take(_dump(_GETCHAIN, 0)):
+        table = family, names.raw(found[_CHAIN_TABLE])
+        if family in _FAMILIES and table not in skipped:
+            hooks += _hooks(family, found)
+            name = names.raw(found[_CHAIN_NAME])
+            uses.setdefault(table, {})[name] = chain_uses.of_chain(found)
     # A table without a base chain gets no packets.
-    hooks = [each for each in limit.take(_hooks()) if _table(each) not in skipped]
     if not hooks:
-        return ForeignTables((), (), limit.is_exceeded)
-    handles = dict(limit.take(_tables()))
+        return ForeignTables((), (), of_chains.is_exceeded), False
+    handles = dict(of_tables.take(_tables()))
     hooks = [each._replace(table_handle=handles.get(_table(each), 0)) for each in hooks]
     rewrites: list[RewriteFact] = []
+    has_hidden = False
     for table in sorted({_table(each) for each in hooks}):
-        for each in limit.take(_rules(*table)):
-            rewrites += _rewrites(each, handles.get(table, 0))
-    return ForeignTables(
-        tuple(sorted(set(hooks), key=_key)), tuple(sorted(set(rewrites))), limit.is_exceeded
-    )
+        rules = [found for _, found in of_rules.take(_rules(table))]
+        for rule in rules:
+            rewrites += _rewrites(table[0], rule, handles.get(table, 0))
+        elements = partial(_verdict_elements, table, of_elements)
+        has_hidden |= chain_uses.has_hidden(uses[table], rules, elements)
+    is_cut = any(each.is_exceeded for each in limits)
+    hooks, rewrites = sorted(set(hooks), key=_key), sorted(set(rewrites))
+    return ForeignTables(tuple(hooks), tuple(rewrites), is_cut), has_hidden and not is_cut
 
 
 def deletion(fact: HookFact) -> Statement:
@@ -104,7 +138,7 @@ def deletion(fact: HookFact) -> Statement:
     return Statement(_DELCHAIN, 0, payload)
 
 
-def _table(fact: HookFact) -> tuple[int, bytes]:
+def _table(fact: HookFact) -> Table:
     """Return the family and the name of a chain's table, as netlink has them."""
     return _NUMBERS[fact.family], bytes.fromhex(fact.table_hex)
 
@@ -120,31 +154,31 @@ def _dump(kind: int, family: int, attributes: bytes = b"") -> Iterator[tuple[int
         yield reply[0], dict(netlink.attributes(memoryview(reply)[_HEADER.size :]))
 
 
-def _tables() -> Iterator[tuple[tuple[int, bytes], int]]:
+def _tables() -> Iterator[tuple[Table, int]]:
     for family, found in _dump(_GETTABLE, 0):
         yield (family, names.raw(found[_TABLE_NAME])), _big(found.get(_TABLE_HANDLE))
 
 
-def _hooks() -> Iterator[HookFact]:
-    for family, found in _dump(_GETCHAIN, 0):
-        if family not in _FAMILIES or _CHAIN_HOOK not in found:
-            continue
-        hook = dict(netlink.attributes(found[_CHAIN_HOOK]))
-        number = _big(hook.get(_HOOK_NUMBER))
-        priority = int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True)
-        name = _OTHER_HOOKS.get((family, number)) or _HOOKS.get(number, str(number))
-        for device in _devices(hook) or (None,):
-            yield HookFact(
-                family=_FAMILIES[family],
-                table=names.text(found[_CHAIN_TABLE]),
-                table_handle=0,
-                chain=names.text(found[_CHAIN_NAME]),
-                chain_handle=_big(found.get(_CHAIN_HANDLE)),
-                hook=name,
-                priority=priority,
-                device=device,
-                table_hex=names.raw(found[_CHAIN_TABLE]).hex(),
-            )
+def _hooks(family: int, found: Attributes) -> Iterator[HookFact]:
+    """Yield a fact for each device of a base chain, or one; nothing for another chain."""
+    if _CHAIN_HOOK not in found:
+        return
+    hook = dict(netlink.attributes(found[_CHAIN_HOOK]))
+    number = _big(hook.get(_HOOK_NUMBER))
+    priority = int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True)
+    name = _OTHER_HOOKS.get((family, number)) or _HOOKS.get(number, str(number))
+    for device in _devices(hook) or (None,):
+        yield HookFact(
+            family=_FAMILIES[family],
+            table=names.text(found[_CHAIN_TABLE]),
+            table_handle=0,
+            chain=names.text(found[_CHAIN_NAME]),
+            chain_handle=_big(found.get(_CHAIN_HANDLE)),
+            hook=name,
+            priority=priority,
+            device=device,
+            table_hex=names.raw(found[_CHAIN_TABLE]).hex(),
+        )
 
 
 def _devices(hook: Attributes) -> list[str]:
@@ -153,15 +187,26 @@ def _devices(hook: Attributes) -> list[str]:
     return [names.text(hook[_HOOK_DEVICE])] if _HOOK_DEVICE in hook else []
 
 
-def _rules(family: int, table: bytes) -> Iterator[tuple[int, Attributes]]:
-    named = netlink.attribute(_RULE_TABLE, table + b"\0")
-    for _, found in _dump(_GETRULE, family, named):
-        if names.raw(found[_RULE_TABLE]) == table:
-            yield family, found
+def _rules(table: Table) -> Iterator[tuple[int, Attributes]]:
+    return _dump(_GETRULE, table[0], netlink.attribute(_RULE_TABLE, table[1] + b"\0"))
 
 
-def _rewrites(rule: tuple[int, Attributes], table_handle: int) -> Iterator[RewriteFact]:
-    family, found = rule
+def _verdict_elements(table: Table, limit: Limit) -> Iterator[Attributes]:
+    """Yield the elements of a table's verdict maps."""
+    named = netlink.attribute(_SET_TABLE, table[1] + b"\0")
+    for _, found in limit.take(_dump(_GETSET, table[0], named)):
+        if _big(found.get(_SET_DATA_TYPE)) == _DATA_TYPE_VERDICT:
+            request = named + netlink.attribute(_SET_NAME, bytes(found[_SET_NAME]))
+            yield from limit.take(_elements(table[0], request))
+
+
+def _elements(family: int, request: bytes) -> Iterator[Attributes]:
+    for _, found in _dump(_GETSETELEM, family, request):
+        for _, element in netlink.attributes(found.get(_LIST_ELEMENTS, _NOTHING)):
+            yield dict(netlink.attributes(element))
+
+
+def _rewrites(family: int, found: Attributes, table_handle: int) -> Iterator[RewriteFact]:
     for _, element in netlink.attributes(found.get(_RULE_EXPRESSIONS, _NOTHING)):
         expression = dict(netlink.attributes(element))
         name = names.text(expression.get(_EXPRESSION_NAME, b""))

@@ -12,17 +12,23 @@ T = TypeVar("T")
 
 
 class Limit:
-    """Limit of each list: the owner of a namespace may create millions of objects."""
+    """Limit of all lists of a kind together: a namespace's owner may create millions of objects."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        #: Whether a list was longer.
+        self._left = most
+        #: Whether there are more objects than the limit, or some that can't be read.
         self.is_exceeded = False
 
     def take(self, found: Iterable[T]) -> list[T]:
-        """Return the first objects of a list, at most as many as the limit allows."""
-        taken = list(itertools.islice(found, self._most + 1))
-        if len(taken) > self._most:
+        """Return the first objects of a list, at most as many as the limit still allows.
+
+        Pass the kernel's replies, not only those that matter: the others need time too.
+        """
+        if self.is_exceeded:
+            return []
+        taken = list(itertools.islice(found, self._left + 1))
+        if len(taken) > self._left:
             self.is_exceeded = True
-            del taken[self._most :]
+            del taken[self._left :]
+        self._left -= len(taken)
         return taken
