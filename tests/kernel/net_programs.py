@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH = 5, 8, 9
+_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _LINK_CREATE = 5, 8, 9, 28
 _SCHED_CLS, _XDP = 3, 6
-_TCX_EGRESS = 47
+_XDP_ATTACH, _TCX_EGRESS = 37, 47
 _RTM_SETLINK = 19
 _IFLA_XDP, _IFLA_XDP_FD, _IFLA_XDP_FLAGS = 43 | 0x8000, 1, 3
 _SKB_MODE = 2
@@ -64,3 +64,15 @@ def attach_tcx(device: str) -> None:
             _PROG_ATTACH,
             struct.pack("=IIII", socket.if_nametoindex(device), program, _TCX_EGRESS, 0),
         )
+
+
+@contextlib.contextmanager
+def linked_xdp(device: str) -> Iterator[None]:
+    """Attach an XDP program by a BPF link, to an interface of the thread's namespace."""
+    with _loaded(_XDP, 2) as program:
+        index = socket.if_nametoindex(device)
+        link = _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, _XDP_ATTACH, _SKB_MODE))
+    try:
+        yield
+    finally:
+        os.close(link)

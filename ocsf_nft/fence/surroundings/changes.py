@@ -7,14 +7,16 @@
 | qdisc that may have filters or that changes packets, and a filter | High | yes |
 | XDP program | High | yes |
 | tcx program | High | no |
-| uplink left, was replaced or renamed; has another MAC address or a master | Medium | no |
+| uplink left the namespace | High | no |
+| uplink was replaced or renamed; has another MAC address or a master | Medium | no |
 | policy routing rule | Medium | no |
 | another next hop or interface towards an allowed address | Medium | no |
 | encapsulation of packets to an allowed address | High | no |
 | static neighbour entry of an allowed address or its gateway | High | yes |
 | sysctl with a weaker value | Medium | yes |
 | table of legacy iptables that rewrites packets | Medium | no |
-| more objects than the limit of a kind | Medium | no |
+| objects of a kind that can't be read, or are more than the limit | Medium | no |
+| change after which sent frames can't be compared (``comparison``, from the service) | High | no |
 
 Other changes do not weaken the fence, because its rules name what they allow: new interfaces and
 addresses, other routes, other neighbours, chains that only accept or drop, forwarding.
@@ -264,4 +266,5 @@ def _others(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
             yield _change("iptables", (name,), f"the table {name} of legacy iptables was created")
     for kind in now.incomplete:
         if kind not in before.incomplete:
-            yield _change("limit", (kind,), f"there are more {kind} than can be checked")
+            text = f"not all {kind} can be checked: there are too many, or some can't be read"
+            yield _change("limit", (kind,), text)

@@ -21,6 +21,8 @@ from ocsf_nft.fence.surroundings.facts import ProgramFact
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.fence.surroundings.limits import Limit
+
 _RTM_SETLINK: Final = 19
 _IFLA_XDP: Final = 43
 _NLA_F_NESTED: Final = 0x8000
@@ -50,13 +52,13 @@ def xdp(ifindex: int, link: str, attribute: memoryview | None) -> Iterator[Progr
             yield ProgramFact(ifindex, link, "xdp", mode, names.number(value))
 
 
-def tcx(ifindex: int, link: str) -> Iterator[ProgramFact]:
-    """Yield the tcx programs of an interface; nothing if the kernel does not list them.
+def tcx(ifindex: int, link: str, limit: Limit | None = None) -> Iterator[ProgramFact]:
+    """Yield the tcx programs of an interface; nothing if the kernel has no tcx.
 
-    Needs CAP_NET_ADMIN in the initial user namespace.
+    Needs CAP_NET_ADMIN in the initial user namespace: without it, ``limit`` (if any) is exceeded.
     """
     for attach_type, hook in _TCX.items():
-        for program in _query(ifindex, attach_type):
+        for program in _query(ifindex, attach_type, limit):
             yield ProgramFact(ifindex, link, hook, 0, program)
 
 
@@ -69,7 +71,7 @@ def detach_xdp(fact: ProgramFact) -> None:
     netlink.request(netlink.NETLINK_ROUTE, _RTM_SETLINK, request)
 
 
-def _query(ifindex: int, attach_type: int) -> list[int]:
+def _query(ifindex: int, attach_type: int, limit: Limit | None) -> list[int]:
     number = _SYSCALLS.get(platform.machine())
     if number is None:
         return []
@@ -80,8 +82,10 @@ def _query(ifindex: int, attach_type: int) -> list[int]:
     buffer = ctypes.create_string_buffer(question, _QUERY.size)
     if _LIBC.syscall(number, _BPF_PROG_QUERY, buffer, _QUERY.size) < 0:
         code = ctypes.get_errno()
-        # ENOSPC: there are more than fit. Otherwise the kernel has no such hook, the privilege is
-        # missing, or the interface has just been deleted.
+        # ENOSPC: there are more than fit. EPERM: the privilege is missing. Otherwise the kernel has
+        # no such hook, or the interface has just been deleted.
+        if limit is not None:
+            limit.is_exceeded |= code in {errno.ENOSPC, errno.EPERM}
         return list(ids) if code == errno.ENOSPC else []
     count = _QUERY.unpack(buffer.raw)[5]
     return list(ids)[:count]

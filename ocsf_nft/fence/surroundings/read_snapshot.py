@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -21,7 +20,10 @@ from ocsf_nft.fence.surroundings.foreign_tables import ForeignTables
 from ocsf_nft.fence.surroundings.limits import Limit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from ocsf_nft.fence.spec import FenceSpec, Surroundings, TableId
+    from ocsf_nft.fence.surroundings.facts import FilterFact, QdiscFact
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
 
@@ -30,7 +32,10 @@ _MOST: Final = 1_000
 #: Allowed addresses whose routes are checked, and uplinks whose sysctls are.
 _MOST_ADDRESSES: Final = 16
 _MOST_UPLINKS: Final = 8
-_MASTER: Final = 10
+#: Programs without a privilege can fill the kernel's two neighbour tables with 1,024 entries each.
+_MOST_NEIGHBOURS: Final = 4_096
+#: Errors about an interface or a qdisc that has just been deleted.
+_DELETED: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EINVAL})
 _XDP: Final = 43
 _IFINFOMSG_BYTES: Final = 16
 
@@ -89,49 +94,75 @@ def read_notified(subject: Subject) -> Snapshot:
     """Return the facts about whose changes the kernel sends notices; raises OSError."""
     limits = {
         kind: Limit(_MOST)
-        for kind in ("interfaces", "tc objects", "rules of tables", "routing rules")
+        for kind in ("interfaces", "tc qdiscs", "tc filters", "rules of tables", "routing rules")
     }
     links, xdp = _links(limits["interfaces"])
     by_index = {each.ifindex: each.name for each in links}
-    traffic = limits["tc objects"]
-    qdiscs = traffic.take(traffic_control.qdiscs(by_index))
-    filters = []
-    for each in qdiscs:
-        with contextlib.suppress(FileNotFoundError, OSError):  # it has just been deleted
-            filters += traffic.take(traffic_control.filters(each))
+    qdiscs = list(traffic_control.qdiscs(by_index, limits["tc qdiscs"]))
     tables = _tables(subject, limits["rules of tables"])
     return Snapshot(
         links=tuple(links),
-        uplinks=tuple(each.ifindex for each in links if each.name in subject.uplinks),
+        uplinks=_uplinks(subject, links),
         hooks=tables.hooks,
         rewrites=tables.rewrites,
         qdiscs=tuple(sorted(each for each in qdiscs if not traffic_control.is_harmless(each))),
-        filters=tuple(sorted(filters[:_MOST])),
+        filters=tuple(sorted(_filters(qdiscs, limits["tc filters"]))),
         programs=tuple(xdp),
-        rules=tuple(sorted(limits["routing rules"].take(routing.rules()))),
+        rules=tuple(sorted(routing.rules(limits["routing rules"]))),
         routes=tuple(routing.route(each) for each in subject.destinations),
-        incomplete=tuple(kind for kind, limit in limits.items() if limit.is_exceeded),
+        incomplete=_exceeded(limits),
     )
 
 
 def read_polled(subject: Subject, known: Snapshot) -> Snapshot:
-    """Return a snapshot with the facts about whose changes the kernel sends no notices.
+    """Return a snapshot with the facts about whose changes the kernel may send no notices.
 
     The others are those of ``known``. Raises OSError.
     """
-    by_index = {each.ifindex: each.name for each in known.links}
+    limits = {
+        "interfaces": Limit(_MOST),
+        "neighbours": Limit(_MOST_NEIGHBOURS),
+        "BPF programs": Limit(_MOST),
+    }
+    # The kernel sends no notice of an XDP program that a BPF link attaches.
+    links, xdp = _links(limits["interfaces"])
+    by_index = {each.ifindex: each.name for each in links}
     names = {name for name in subject.uplinks if name in by_index.values()}
-    neighbours = Limit(_MOST)
-    static = neighbours.take(routing.static_neighbours(by_index, subject.neighbours))
-    tcx = [program for each in known.links for program in programs.tcx(each.ifindex, each.name)]
-    xdp = tuple(each for each in known.programs if each.hook == "xdp")
+    static = routing.static_neighbours(by_index, subject.neighbours, limits["neighbours"])
+    tcx = [
+        program
+        for each in links
+        for program in programs.tcx(each.ifindex, each.name, limits["BPF programs"])
+    ]
+    others = (kind for kind in known.incomplete if kind not in limits)
     return replace(
         known,
+        links=tuple(links),
+        uplinks=_uplinks(subject, links),
         programs=(*xdp, *sorted(tcx)),
         neighbours=tuple(sorted(static)),
         sysctls=tuple(sysctls.read(sorted(names)[:_MOST_UPLINKS])),
         legacy=tuple(sysctls.legacy_tables()),
+        incomplete=(*others, *_exceeded(limits)),
     )
+
+
+def _exceeded(limits: Mapping[str, Limit]) -> tuple[str, ...]:
+    return tuple(kind for kind, limit in limits.items() if limit.is_exceeded)
+
+
+def _uplinks(subject: Subject, links: Iterable[LinkFact]) -> tuple[int, ...]:
+    return tuple(each.ifindex for each in links if each.name in subject.uplinks)
+
+
+def _filters(qdiscs: Iterable[QdiscFact], limit: Limit) -> list[FilterFact]:
+    found: list[FilterFact] = []
+    for qdisc in qdiscs:
+        try:
+            found += traffic_control.filters(qdisc, limit)
+        except OSError as error:  # such as EMSGSIZE, for a filter that is too long
+            limit.is_exceeded |= error.errno not in _DELETED
+    return found
 
 
 def _links(limit: Limit) -> tuple[list[LinkFact], list[ProgramFact]]:
@@ -146,19 +177,17 @@ def _links(limit: Limit) -> tuple[list[LinkFact], list[ProgramFact]]:
             continue
         values = dict(netlink.attributes(memoryview(reply)[_IFINFOMSG_BYTES:]))
         name = link.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        master = values.get(_MASTER)
-        port = None if master is None else int.from_bytes(master, "little")
-        links.append(LinkFact(link.ifindex, name, link.mac, port))
+        links.append(LinkFact(link.ifindex, name, link.mac, link.master))
         found += programs.xdp(link.ifindex, name, values.get(_XDP))
-    return sorted(links), sorted(found)
+    return sorted(links, key=lambda each: each.ifindex), sorted(found)
 
 
 def _tables(subject: Subject, limit: Limit) -> ForeignTables:
     try:
         found = foreign_tables.read(subject.own_tables, _MOST)
     except OSError as error:
-        if error.errno not in {errno.EOPNOTSUPP, errno.ENOENT}:
-            raise
-        return ForeignTables((), (), is_cut=False)  # the kernel has no nf_tables
+        # The kernel has no nf_tables, or a list failed, such as with EMSGSIZE.
+        is_cut = error.errno not in {errno.EOPNOTSUPP, errno.ENOENT}
+        found = ForeignTables((), (), is_cut=is_cut)
     limit.is_exceeded = found.is_cut
     return found

@@ -19,6 +19,7 @@ from ocsf_nft.fence.surroundings.facts import NeighbourFact, RouteFact, RuleFact
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from ocsf_nft.fence.surroundings.limits import Limit
     from ocsf_nft.fence.values import Address
 
 _RTM_GETROUTE: Final = 26
@@ -50,11 +51,12 @@ _NUD_PERMANENT: Final = 0x80
 _NUD_NOARP: Final = 0x40
 
 
-def rules() -> Iterator[RuleFact]:
+def rules(limit: Limit) -> Iterator[RuleFact]:
     """Yield the policy routing rules that a namespace does not have by itself."""
     for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
         request = _FIB_RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-        for reply in netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETRULE, request, dump=True):
+        replies = netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETRULE, request, dump=True)
+        for reply in limit.take(replies):
             fact = _rule(version, reply)
             if fact is not None:
                 yield fact
@@ -97,11 +99,12 @@ def _encapsulation(destination: Address) -> int:
 
 
 def static_neighbours(
-    links: Mapping[int, str], addresses: Collection[Address]
+    links: Mapping[int, str], addresses: Collection[Address], limit: Limit
 ) -> Iterator[NeighbourFact]:
     """Yield the static neighbour entries of some addresses on the interfaces ``links``."""
     request = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    for reply in netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETNEIGH, request, dump=True):
+    replies = netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETNEIGH, request, dump=True)
+    for reply in limit.take(replies):
         _family, ifindex, state, _flags, _type = _NDMSG.unpack_from(reply)
         if not state & (_NUD_PERMANENT | _NUD_NOARP) or ifindex not in links:
             continue

@@ -17,6 +17,8 @@ from ocsf_nft.fence.surroundings.facts import FilterFact, QdiscFact
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ocsf_nft.fence.surroundings.limits import Limit
+
 _RTM_DELQDISC: Final = 37
 _RTM_GETQDISC: Final = 38
 _RTM_DELTFILTER: Final = 45
@@ -36,10 +38,11 @@ _TC_H_INGRESS: Final = 0xFFFFFFF1
 _INGRESS_PARENTS: Final = (0xFFFFFFF2, 0xFFFFFFF3)
 
 
-def qdiscs(links: Mapping[int, str]) -> Iterator[QdiscFact]:
+def qdiscs(links: Mapping[int, str], limit: Limit) -> Iterator[QdiscFact]:
     """Yield all queueing disciplines of the interfaces ``links`` (names by index)."""
     request = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    for reply in netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETQDISC, request, dump=True):
+    replies = netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETQDISC, request, dump=True)
+    for reply in limit.take(replies):
         _family, ifindex, handle, parent, _info = _TCMSG.unpack_from(reply)
         if ifindex in links:
             yield QdiscFact(ifindex, links[ifindex], _kind(reply), handle, parent)
@@ -50,14 +53,15 @@ def is_harmless(qdisc: QdiscFact) -> bool:
     return qdisc.kind in _HARMLESS
 
 
-def filters(qdisc: QdiscFact) -> Iterator[FilterFact]:
+def filters(qdisc: QdiscFact, limit: Limit) -> Iterator[FilterFact]:
     """Yield the filters that are attached to a queueing discipline."""
     if qdisc.kind in _WITHOUT_FILTERS:
         return
     parents = _INGRESS_PARENTS if qdisc.parent == _TC_H_INGRESS else (qdisc.handle,)
     for parent in parents:
         request = _TCMSG.pack(socket.AF_UNSPEC, qdisc.ifindex, 0, parent, 0)
-        for reply in netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETTFILTER, request, dump=True):
+        replies = netlink.replies(netlink.NETLINK_ROUTE, _RTM_GETTFILTER, request, dump=True)
+        for reply in limit.take(replies):
             _family, ifindex, handle, found, info = _TCMSG.unpack_from(reply)
             # A message without a handle is about the whole priority.
             if ifindex == qdisc.ifindex and handle:

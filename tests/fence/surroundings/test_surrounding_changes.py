@@ -71,8 +71,8 @@ _BASE = Snapshot(
          "the sysctl net.ipv4.conf.all.arp_ignore was set from 1 to 0", "sysctl", False, True),
         ({"legacy": ("ip nat",)}, "the table ip nat of legacy iptables was created", "iptables",
          False, False),
-        ({"incomplete": ("tc objects",)}, "there are more tc objects than can be checked", "limit",
-         False, False),
+        ({"incomplete": ("tc filters",)}, "not all tc filters can be checked", "limit", False,
+         False),
     ],
 )  # fmt: skip
 def test_each_weakening_change_is_described(
