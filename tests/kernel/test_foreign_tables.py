@@ -190,3 +190,18 @@ def _many(*, tables: int, rules: int) -> str:
     return "\n".join(
         f"table ip t{number} {{\n chain c {{\n {_BASE}\n {body} }}\n }}" for number in range(tables)
     )
+
+
+@pytest.mark.parametrize(("flags", "found"), [(1, ["target"]), (0, [])])
+def test_iptables_target_ct_is_reported_with_notrack(flags: int, found: list[str]) -> None:
+    info = struct.pack("=HHII16s32s4xQ", flags, 0, 0, 0, b"", b"", 0)
+    target = netlink.attribute(1, b"CT\0") + netlink.attribute(2, struct.pack("!I", 1))
+    target = netlink.attribute(2, target + netlink.attribute(3, info))
+    rule = netlink.attribute(1, b"raw\0") + netlink.attribute(2, b"OUTPUT\0")
+    rule += netlink.attribute(4, netlink.attribute(1, netlink.attribute(1, b"target\0") + target))
+    chain = "type filter hook output priority -300;"
+    after = _after(
+        f"table ip raw {{ chain OUTPUT {{ {chain} }}; }}",
+        Statement(_NEWRULE, _CREATE, struct.pack("!BBH", _IPV4, 0, 0) + rule),
+    )
+    assert [each.statement for each in after.rewrites] == found

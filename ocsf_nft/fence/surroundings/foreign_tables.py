@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -62,6 +63,8 @@ _EXPRESSION_DATA: Final = 2
 _PAYLOAD_SOURCE: Final = 5
 _EXTHDR_DESTINATION: Final = 1
 _TARGET_NAME: Final = 1
+_TARGET_INFO: Final = 3
+_CT_NOTRACK: Final = 1
 #: Expressions that rewrite, copy or redirect a packet, or let a program do so.
 _REWRITING: Final = frozenset(
     {"nat", "masq", "redir", "tproxy", "fwd", "dup", "notrack", "queue", "flow_offload", "synproxy",
@@ -229,8 +232,15 @@ def _is_rewriting(name: str, data: Attributes) -> bool:
     if name == "exthdr":
         return _EXTHDR_DESTINATION not in data
     if name == "target":
-        return names.text(data.get(_TARGET_NAME, b"")) not in _HARMLESS_TARGETS
+        target = names.text(data.get(_TARGET_NAME, b""))
+        return target not in _HARMLESS_TARGETS or (target == "CT" and _has_notrack(data))
     return name in _REWRITING
+
+
+def _has_notrack(data: Attributes) -> bool:
+    """Return True if the target CT is as the statement ``notrack`` (``xt_ct_target_info``)."""
+    flags = int.from_bytes(data.get(_TARGET_INFO, b"")[:2], sys.byteorder)
+    return bool(flags & _CT_NOTRACK)
 
 
 def _big(value: memoryview | None) -> int:
