@@ -43,10 +43,11 @@ PAUSE_SECONDS: Final = 60.0
 _PAUSE_BETWEEN_TURNS_SECONDS: Final = 0.002
 #: The same if nothing is restored, so that nothing is urgent.
 _IDLE_PAUSE_SECONDS: Final = 0.05
+#: News for the service: see :class:`TamperGuard`.
+News: TypeAlias = "FenceChange | SurroundingsNews | Exception | None"
 #: Result of a restore. ``restored``: by the guard, or by a check that was faster. ``none``: nothing
 #: is restored, because another `ocsf-nft` process installed or removed the fence. ``failed``: the
 #: fence could not be restored.
-News: TypeAlias = "FenceChange | SurroundingsNews | Exception | None"
 _Outcome: TypeAlias = Literal["restored", "none", "failed"]
 
 

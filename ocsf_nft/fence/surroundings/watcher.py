@@ -6,16 +6,17 @@ are read every few seconds.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import clocks, netns
+from ocsf_nft import clocks, netns, rtnetlink
 from ocsf_nft.errors import OcsfNftError, reason_of
 from ocsf_nft.fence import netlink_sender
-from ocsf_nft.fence.surroundings import changes, namespace_number, read_snapshot, undo
+from ocsf_nft.fence.surroundings import changes, read_snapshot, undo
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
@@ -219,7 +220,7 @@ class SurroundingsWatcher:
 
         def inside() -> tuple[Snapshot, int | None]:
             # The number of the host's namespace is needed only if an interface was moved away.
-            host = namespace_number.of_host() if self._notices.moved else None
+            host = _number_of_host() if self._notices.moved else None
             if known is None:
                 return read_snapshot.read(self._subject), host
             return read_snapshot.read_polled(self._subject, known), host
@@ -314,6 +315,15 @@ class SurroundingsWatcher:
             return None, None
         identity = self._installed.identity
         return netlink_sender.process_of(inode, port, identity, arrived_ns), None
+
+
+def _number_of_host() -> int | None:
+    """Return the number of this process's namespace in the calling thread's namespace."""
+    descriptor = os.open(f"/proc/{os.getpid()}/ns/net", os.O_RDONLY)
+    try:
+        return rtnetlink.namespace_number(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_full(times: deque[float]) -> bool:
