@@ -76,6 +76,11 @@ class RouteNotices:
         """Return the netlink port of the last sender about an interface, or None."""
         return self._ports.get((area, ifindex))
 
+    @property
+    def ports(self) -> set[int]:
+        """Return the netlink ports of all senders since the last check."""
+        return {*self._ports.values()}
+
     def clear(self) -> None:
         """Discard the senders after a check."""
         self.has_news = False

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import clocks, netns, rtnetlink
 from ocsf_nft.errors import OcsfNftError, reason_of
-from ocsf_nft.fence import netlink_sender
 from ocsf_nft.fence.surroundings import changes, read_snapshot, undo
+from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
-from ocsf_nft.fence.tamper_attribution import attribute_change
 
 if TYPE_CHECKING:
     import socket
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.ruleset_changes import Transaction
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.surroundings.facts import Snapshot
-    from ocsf_nft.fence.surroundings.notices import Area, RouteNotices
+    from ocsf_nft.fence.surroundings.notices import RouteNotices
     from ocsf_nft.process import Process
 
 #: Time between two readings of the facts without notices, and between two full readings.
@@ -169,6 +168,9 @@ class SurroundingsWatcher:
             if len(found) < len(self._present):
                 self._report(found, (), arrived_ns)
             return False
+        authors = Authors(
+            self._notices, self._transactions, self._inside, self._installed.identity, arrived_ns
+        )
         is_paused = self._self_heal and _is_full(self._undos)
         self._reports.append(time.monotonic())
         left, reasons = found, dict[SurroundingChange, str]()
@@ -177,7 +179,7 @@ class SurroundingsWatcher:
             reasons = netns.call_beside(self._inside, partial(undo.undo, added))
             left = self._read(is_full=True)
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        author = self._author(added, arrived_ns)
+        author = authors.of_all(added)
         # A change may be gone though its undo failed.
         failures = tuple(dict.fromkeys(reasons[each] for each in left if each in reasons))
         self._report(
@@ -190,7 +192,7 @@ class SurroundingsWatcher:
         left: tuple[SurroundingChange, ...],
         added: tuple[SurroundingChange, ...],
         arrived_ns: int,
-        author: tuple[Process | None, str | None] = (None, None),
+        author: Author = UNKNOWN,
         undone_ns: int | None = None,
         *,
         failures: tuple[str, ...] = (),
@@ -200,15 +202,14 @@ class SurroundingsWatcher:
         # Others may have changed meanwhile: the next check reports them.
         self._present = tuple(each for each in left if each in added or each in self._present)
         self._is_pending |= len(self._present) < len(left)
-        process, comm = author
         self._notify(
             SurroundingsNews(
                 added=added,
                 undone=undone,
                 failures=failures,
                 present=self._present,
-                process=process,
-                comm=comm,
+                process=author.process,
+                comm=author.comm,
                 arrived_ns=arrived_ns + clocks.epoch_of(time.CLOCK_BOOTTIME),
                 undone_after_ns=undone_ns - arrived_ns if undone and undone_ns else None,
                 is_paused=is_paused,
@@ -283,39 +284,6 @@ class SurroundingsWatcher:
         )
         return True
 
-    def _author(
-        self, added: tuple[SurroundingChange, ...], arrived_ns: int
-    ) -> tuple[Process | None, str | None]:
-        """Return the process that made all changes, and its name; None if it is unknown."""
-        first, *others = added
-        found = self._author_of(first, arrived_ns)
-        if any(self._author_of(each, arrived_ns) != found for each in others):
-            return None, None
-        return found
-
-    def _author_of(
-        self, change: SurroundingChange, arrived_ns: int
-    ) -> tuple[Process | None, str | None]:
-        if change.kind in {"chain", "rule"}:
-            senders = {(each.pid, each.comm) for each in self._transactions}
-            if len(senders) != 1:
-                return None, None
-            ((pid, comm),) = senders
-            return attribute_change(pid, comm, arrived_ns), comm
-        area = _AREAS.get(change.kind)
-        if area is None:
-            return None, None
-        about = change.fact or change.before
-        ifindex = getattr(about, "ifindex", 0) if area in {"link", "tc"} else 0
-        port = self._notices.port(area, ifindex)
-        if port is None:
-            return None, None
-        inode = netns.call_beside(self._inside, partial(netlink_sender.socket_inode, port))
-        if inode is None:
-            return None, None
-        identity = self._installed.identity
-        return netlink_sender.process_of(inode, port, identity, arrived_ns), None
-
 
 def _number_of_host() -> int | None:
     """Return the number of this process's namespace in the calling thread's namespace."""
@@ -329,9 +297,3 @@ def _number_of_host() -> int | None:
 def _is_full(times: deque[float]) -> bool:
     """Return True if the limit of a window is reached."""
     return len(times) == times.maxlen and time.monotonic() - times[0] < WINDOW_SECONDS
-
-
-_AREAS: Final[dict[str, Area]] = {
-    "qdisc": "tc", "filter": "tc", "xdp": "link", "link": "link", "departure": "link",
-    "route": "route", "encapsulation": "route", "routing rule": "rule",
-}  # fmt: skip
