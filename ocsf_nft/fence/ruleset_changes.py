@@ -7,7 +7,6 @@ number of the new ruleset, and the sending thread's id and name.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -107,13 +106,18 @@ class ChangeReader:
             for table_id in tables
         }
         self._unfinished = _Unfinished()
-        self._generation = 0
-        #: The latest transactions that changed tables, chains or rules of other tables.
-        self._foreign: deque[Transaction] = deque(maxlen=_MAX_CHANGES)
+        #: Last 16 bits of the number of the latest ruleset.
+        self.number = 0
+        #: Transactions that changed tables, chains or rules of other tables: the latest one of each
+        #: sender, of the first few senders.
+        self._foreign: dict[tuple[int | None, str | None], Transaction] = {}
 
     def take_foreign(self) -> tuple[Transaction, ...]:
-        """Return the latest transactions on the structure of other tables, each only once."""
-        found = tuple(self._foreign)
+        """Return transactions on the structure of other tables, each only once.
+
+        The result has the latest one of each sender, of the first few senders.
+        """
+        found = tuple(self._foreign.values())
         self._foreign.clear()
         return found
 
@@ -132,10 +136,10 @@ class ChangeReader:
             if kind == _NEWGEN:
                 yield from self._finish(dict(attributes), message.port)
                 continue
-            if number != self._generation:
+            if number != self.number:
                 # Another transaction: the last message of the previous one is missing.
                 yield from self.take_unfinished()
-                self._generation = number
+                self.number = number
             if kind in {_NEWTABLE, _DELTABLE} or kind in _PARTS:
                 self._unfinished.port = message.port
                 self._add(kind, family, dict(attributes))
@@ -147,8 +151,8 @@ class ChangeReader:
         yielded only once.
         """
         found, self._unfinished = self._unfinished, _Unfinished()
-        if found.is_foreign and not self._foreign:
-            self._foreign.append(Transaction(port=found.port, changes=""))
+        if found.is_foreign:
+            self._add_foreign(Transaction(port=found.port, changes=""))
         if found.concerns_fence:
             yield Transaction(
                 port=found.port, changes=_describe(found), created=frozenset(found.created)
@@ -163,6 +167,11 @@ class ChangeReader:
     def awaits_end(self) -> bool:
         """Do the same as :attr:`is_incomplete`, also for structural changes of other tables."""
         return self._unfinished.concerns_fence or self._unfinished.is_foreign
+
+    def _add_foreign(self, transaction: Transaction) -> None:
+        sender = transaction.pid, transaction.comm
+        if sender in self._foreign or len(self._foreign) < _MAX_CHANGES:
+            self._foreign[sender] = transaction
 
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:
         table_id = self._tables.get((family, bytes(attributes.get(_TABLE_NAME, b""))))
@@ -184,12 +193,13 @@ class ChangeReader:
 
     def _finish(self, attributes: dict[int, memoryview], port: int) -> Iterator[Transaction]:
         generation = _number(attributes.get(_GEN_ID))
-        is_known = generation is not None and generation & 0xFFFF == self._generation
+        is_known = generation is not None and generation & 0xFFFF == self.number
         comm = attributes.get(_GEN_PROC_NAME)
         if self._unfinished.is_foreign:
             pid = _number(attributes.get(_GEN_PROC_PID)) if is_known else None
             sender = _name(comm) if is_known and comm is not None else None
-            self._foreign.append(Transaction(port=port, pid=pid, comm=sender, changes=""))
+            self._add_foreign(Transaction(port=port, pid=pid, comm=sender, changes=""))
+            self._unfinished.is_foreign = False
         for found in self.take_unfinished():
             yield (
                 found

@@ -246,6 +246,24 @@ def test_structure_of_another_table_is_noted_with_its_process() -> None:
     assert changes.take_foreign() == ()
 
 
+def test_sender_of_another_table_is_noted_however_often_others_change_theirs() -> None:
+    """The process behind a change must not be named if there are several."""
+    changes = ChangeReader([INET])
+    for pid in (4711, *[4712] * 100):
+        read(notice(3, "ip nat", "out"), end_notice(pid=pid, comm=b"nft\0"), changes=changes)
+    assert [each.pid for each in changes.take_foreign()] == [4711, 4712]
+    for pid in range(100):
+        read(notice(3, "ip nat", "out"), end_notice(pid=pid, comm=b"nft\0"), changes=changes)
+    assert 2 <= len(changes.take_foreign()) < 20
+
+
+def test_transaction_without_an_end_counts_as_another_sender() -> None:
+    changes = ChangeReader([INET])
+    read(notice(3, "ip nat", "out"), end_notice(pid=4711, comm=b"nft\0"), changes=changes)
+    read(notice(3, "ip nat", "out"), notice(3, "ip nat", "in", generation=8), changes=changes)
+    assert [each.pid for each in changes.take_foreign()] == [4711, None]
+
+
 def test_elements_of_another_table_are_not_noted() -> None:
     changes = ChangeReader([INET])
     assert read(notice(12, "ip nat", "peers"), end_notice(), changes=changes) == []
