@@ -26,7 +26,7 @@ from ocsf_nft.fence import (
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
 from ocsf_nft.fence.state import InstalledFence
-from ocsf_nft.fence.surroundings import read_snapshot
+from ocsf_nft.fence.surroundings import own_tables, read_snapshot
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 from ocsf_nft.netns import HOST
 
@@ -339,7 +339,8 @@ def _accepted(
     """Return the surroundings to accept: those of the first installation in the namespace."""
     if spec.tap is not None:
         return None
-    subject = Subject.of(spec, around)
+    others = own_tables.of_others(namespace.identity(), state)
+    subject = Subject.of(spec, around, others)
     # Of a fence that was there before the network, the surroundings begin with its uplinks.
     if before is not None and (before.around.pins or not around.pins):
         known = before.accepted if before.identity == namespace.identity() else None

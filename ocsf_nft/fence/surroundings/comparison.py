@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ocsf_nft.fence.surroundings import changes, read_snapshot
+from ocsf_nft.fence.surroundings import changes, own_tables, read_snapshot
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def compare(installed: InstalledFence, state: StateDirectory) -> Comparison:
     accepted = installed.accepted
     if accepted is None or not installed.namespace.has_identity(installed.identity):
         return Comparison()
-    subject = Subject.of(installed.spec, installed.around)
+    others = own_tables.of_others(installed.identity, state)
+    subject = Subject.of(installed.spec, installed.around, others)
     now = read_snapshot.read_in(installed.namespace, subject)
     now = read_snapshot.without_gate(now, state.gate(installed.spec.sandbox))
     found = changes.weakening(accepted, now)

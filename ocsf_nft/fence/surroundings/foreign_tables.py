@@ -109,12 +109,16 @@ def _read(own: Collection[TableId], most: int) -> tuple[ForeignTables, bool]:
     }
     hooks: list[HookFact] = []
     uses: dict[Table, dict[bytes, int]] = {}
-    for family, found in of_chains.take(_dump(_GETCHAIN, 0)):
-        table = family, names.raw(found[_CHAIN_TABLE])
-        if family in _FAMILIES and table not in skipped:
+    chains = (
+        each
+        for each in _dump(_GETCHAIN, 0)
+        if (each[0], names.raw(each[1][_CHAIN_TABLE])) not in skipped
+    )
+    for family, found in of_chains.take(chains):
+        if family in _FAMILIES:
             hooks += _hooks(family, found)
-            name = names.raw(found[_CHAIN_NAME])
-            uses.setdefault(table, {})[name] = chain_uses.of_chain(found)
+            of_table = uses.setdefault((family, names.raw(found[_CHAIN_TABLE])), {})
+            of_table[names.raw(found[_CHAIN_NAME])] = chain_uses.of_chain(found)
     # A table without a base chain gets no packets.
     if not hooks:
         return ForeignTables((), (), of_chains.is_exceeded), False

@@ -20,7 +20,7 @@ from ocsf_nft.fence.surroundings.foreign_tables import ForeignTables
 from ocsf_nft.fence.surroundings.limits import Limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec, Surroundings, TableId
     from ocsf_nft.fence.surroundings.facts import FilterFact, QdiscFact
@@ -50,11 +50,14 @@ class Subject:
     neighbours: frozenset[Address] = frozenset()
 
     @classmethod
-    def of(cls, spec: FenceSpec, around: Surroundings) -> Subject:
-        """Return the names and addresses on which a fence depends."""
+    def of(cls, spec: FenceSpec, around: Surroundings, others: Collection[TableId] = ()) -> Subject:
+        """Return the names and addresses on which a fence depends.
+
+        ``others`` are the tables of other fences in its namespace (:func:`own_tables.of_others`).
+        """
         destinations = sorted({each.address for each in spec.allowed}, key=str)
         return cls(
-            own_tables=(*spec.tables, *spec.guard_tables),
+            own_tables=(*spec.tables, *others),
             uplinks=around.uplinks,
             destinations=tuple(destinations[:_MOST_ADDRESSES]),
             # Before the fence has uplinks, the engine may still make the network.

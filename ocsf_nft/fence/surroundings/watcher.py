@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import clocks, netns, rtnetlink
 from ocsf_nft.errors import OcsfNftError, reason_of
-from ocsf_nft.fence.surroundings import changes, read_snapshot, undo
+from ocsf_nft.fence.surroundings import changes, own_tables, read_snapshot, undo
 from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
@@ -94,7 +94,8 @@ class SurroundingsWatcher:
         self._inside = inside
         self._notify = notify
         self._self_heal = self_heal
-        self._subject = Subject.of(installed.spec, installed.around)
+        self._record = installed
+        self._subject = self._subject_of(installed)
         self._baseline = installed.accepted
         self._version = state.version(installed.spec.sandbox)
         self._last: Snapshot | None = None
@@ -160,6 +161,11 @@ class SurroundingsWatcher:
         """Check the surroundings; return True if there are changes that were not reported."""
         self._follow_record()
         found = self._read(is_full=is_full)
+        if own_tables.are_shared(self._installed.identity) and any(
+            each.kind in {"chain", "rule"} and each not in self._present for each in found
+        ):
+            with self._state.locked():  # another fence may be in the middle of its installation
+                found = self._read(is_full=True)
         # If the fence was removed by `ocsf-nft remove`, the id of its last gate is gone, too.
         if self._state.version(self._installed.spec.sandbox) is None:
             return False
@@ -218,6 +224,8 @@ class SurroundingsWatcher:
 
     def _read(self, *, is_full: bool) -> tuple[SurroundingChange, ...]:
         known = None if is_full else self._last
+        if own_tables.are_shared(self._installed.identity):  # fences come and go
+            self._subject = self._subject_of(self._record)
 
         def inside() -> tuple[Snapshot, int | None]:
             # The number of the host's namespace is needed only if an interface was moved away.
@@ -237,6 +245,10 @@ class SurroundingsWatcher:
             self._baseline = self._last
         found = changes.weakening(self._baseline, self._last)
         return self._settled(tuple(each for each in found if not self._is_end(each)))
+
+    def _subject_of(self, installed: InstalledFence) -> Subject:
+        others = own_tables.of_others(installed.identity, self._state)
+        return Subject.of(installed.spec, installed.around, others)
 
     def _settled(self, found: tuple[SurroundingChange, ...]) -> tuple[SurroundingChange, ...]:
         """Return the changes without those that may be brief.
@@ -269,7 +281,8 @@ class SurroundingsWatcher:
             return
         found = self._state.read_or_none(sandbox)
         if found is not None and found.identity == self._installed.identity:
-            self._subject = Subject.of(found.spec, found.around)
+            self._record = found
+            self._subject = self._subject_of(found)
             self._baseline = found.accepted or self._baseline
         self._version = version
 
