@@ -167,6 +167,19 @@ class NftMonitor:
         finally:
             self._lock.release()
 
+    def has_read_all(self) -> bool:
+        """Return True if :meth:`read` has read all changes; return False also if it is not known.
+
+        Call it in the thread that calls :meth:`read`.
+        """
+        poll = select.poll()
+        poll.register(self.notices, select.POLLIN)
+        # The kernel changes the number before it sends the notices.
+        generation = self.generation_now()
+        if generation is None or generation & 0xFFFF != self._changes.number:
+            return False
+        return not poll.poll(0)
+
     def counters_now(self, table: TableId, names: Sequence[str]) -> list[NamedCounter] | None:
         """Return counters of a table in this order without a wait; None if that is not possible.
 

@@ -103,7 +103,7 @@ class TamperGuard:
         if installed.spec.tap is None:
             self._surroundings = SurroundingsWatcher(
                 installed, state, self._links.seen, self._links.notices, notify,
-                self_heal=self_heal,
+                self_heal=self_heal, tables=self._monitors[0],
             )  # fmt: skip
 
     @property

@@ -72,6 +72,17 @@ def test_changes_before_another_transaction_are_not_reverted(
     assert not monitor.is_reverted(before)
 
 
+def test_monitor_knows_whether_it_has_read_all_changes(fenced: Lab, monitor: NftMonitor) -> None:
+    ns = fenced.sandbox_namespace
+    conftest.nft(ns, "add", "table", "ip", "other")
+    monitor.read()
+    assert monitor.has_read_all()
+    conftest.nft(ns, "delete", "table", "ip", "other")
+    assert not monitor.has_read_all()
+    monitor.notices.recvfrom(1 << 16)  # the notices, of which the kernel may send the next one late
+    assert not monitor.has_read_all()
+
+
 class _Late:
     """Notices of a monitor, whose second datagram arrives later."""
 

@@ -29,24 +29,53 @@ class Author(NamedTuple):
 UNKNOWN: Final = Author()
 
 
+class Sender(NamedTuple):
+    """Netlink port of a socket that caused a change, and the inode of the socket."""
+
+    port: int
+    inode: int
+
+
+def senders_of(
+    changes: Iterable[SurroundingChange], notices: RouteNotices, inside: socket.socket
+) -> dict[SurroundingChange, Sender]:
+    """Return the sockets that caused changes, of which the notices since the last check know.
+
+    Call this function when the changes are first found. Later, another socket may have the port.
+    ``inside`` is a socket in the fence's namespace.
+    """
+    ports = {each: port for each in changes if (port := _port(each, notices)) is not None}
+    if not ports:
+        return {}
+    search = partial(netlink_sender.socket_inodes, {*ports.values()})
+    inodes = netns.call_beside(inside, search)
+    return {each: Sender(port, inodes[port]) for each, port in ports.items() if port in inodes}
+
+
+def _port(change: SurroundingChange, notices: RouteNotices) -> int | None:
+    area = _AREAS.get(change.kind)
+    if area is None:
+        return None
+    about = change.fact or change.before
+    return notices.port(area, getattr(about, "ifindex", 0) if area in {"link", "tc"} else 0)
+
+
 class Authors:
     """Authors of the changes of one check. All changes together cost one search of /proc."""
 
     def __init__(
         self,
-        notices: RouteNotices,
+        senders: Mapping[SurroundingChange, Sender],
         transactions: Iterable[Transaction],
-        inside: socket.socket,
         identity: str,
         arrived_ns: int,
     ) -> None:
         """Create the authors of changes that were noticed at ``arrived_ns`` (CLOCK_BOOTTIME).
 
-        ``inside`` is a socket in the fence's namespace, and ``identity`` is that of the namespace.
+        ``senders`` is a result of :func:`senders_of`. ``identity`` is that of the namespace.
         """
-        self._notices = notices
-        self._senders = {(each.pid, each.comm) for each in transactions}
-        self._inside = inside
+        self._senders = senders
+        self._of_transactions = {(each.pid, each.comm) for each in transactions}
         self._identity = identity
         self._arrived_ns = arrived_ns
         self._of_tables: Author | None = None
@@ -68,29 +97,28 @@ class Authors:
             if self._of_tables is None:
                 self._of_tables = self._sender_of_tables()
             return self._of_tables
-        area = _AREAS.get(change.kind)
-        if area is None:
-            return UNKNOWN
-        about = change.fact or change.before
-        ifindex = getattr(about, "ifindex", 0) if area in {"link", "tc"} else 0
-        port = self._notices.port(area, ifindex)
-        return UNKNOWN if port is None else Author(self._process(port))
+        sender = self._senders.get(change)
+        return UNKNOWN if sender is None else Author(self._process(sender))
 
     def _sender_of_tables(self) -> Author:
-        if len(self._senders) != 1:
+        if len(self._of_transactions) != 1:
             return UNKNOWN
-        ((pid, comm),) = self._senders
+        ((pid, comm),) = self._of_transactions
         return Author(attribute_change(pid, comm, self._arrived_ns), comm)
 
-    def _process(self, port: int) -> Process | None:
+    def _process(self, sender: Sender) -> Process | None:
         if self._by_port is None:
-            search = partial(netlink_sender.socket_inodes, self._notices.ports)
-            inodes = netns.call_beside(self._inside, search)
+            inodes = dict(self._senders.values())
+            # The process of a port that two sockets have had, one after the other, stays unknown.
+            for port, inode in self._senders.values():
+                if inodes.get(port) != inode:
+                    inodes.pop(port, None)
             self._by_port = netlink_sender.processes_of(inodes, self._identity, self._arrived_ns)
-        return self._by_port.get(port)
+        return self._by_port.get(sender.port)
 
 
+#: Not of XDP programs and links: the kernel's notices of these changes have no port.
 _AREAS: Final[dict[Kind, Area]] = {
-    "qdisc": "tc", "filter": "tc", "xdp": "link", "link": "link", "departure": "link",
+    "qdisc": "tc", "filter": "tc",
     "route": "route", "encapsulation": "route", "routing rule": "rule",
 }  # fmt: skip

@@ -118,6 +118,7 @@ def _change(
 
 def _hooks(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
     known = {each._replace(table_hex="") for each in before.hooks}
+    accepted_chains = {_chain_key(each): each for each in before.hooks}
     for each in now.hooks:
         if each._replace(table_hex="") in known or each.hook not in {_INGRESS, _EGRESS}:
             continue
@@ -126,15 +127,11 @@ def _hooks(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
             f"a chain {each.chain} of table {each.family} {each.table} hooks {each.hook} of "
             f"{each.device or 'no interface'} with priority {each.priority}{after}"
         )
-        yield _change("chain", each, text, each, _accepted_chain(before, each))
+        yield _change("chain", each, text, each, accepted_chains.get(_chain_key(each)))
 
 
-def _accepted_chain(before: Snapshot, fact: HookFact) -> HookFact | None:
-    same = (fact.family, fact.table_handle, fact.chain_handle)
-    return next(
-        (one for one in before.hooks if (one.family, one.table_handle, one.chain_handle) == same),
-        None,
-    )
+def _chain_key(fact: HookFact) -> tuple[str, int, int]:
+    return fact.family, fact.table_handle, fact.chain_handle
 
 
 def _rewrites(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
@@ -209,8 +206,9 @@ def _uplink(was: LinkFact, now: LinkFact) -> Iterator[SurroundingChange]:
 
 
 def _routing(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
+    known_rules = {*before.rules}
     for rule in now.rules:
-        if rule not in before.rules:
+        if rule not in known_rules:
             text = f"a policy routing rule of IPv{rule.version} was added, priority {rule.priority}"
             yield _change("routing rule", rule, text, rule)
     known = {each.destination: each for each in before.routes}

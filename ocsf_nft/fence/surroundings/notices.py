@@ -19,11 +19,14 @@ _AREAS: Final[dict[int, Area]] = {
     16: "link", 17: "link", 24: "route", 25: "route", 32: "rule", 33: "rule", 36: "tc", 37: "tc",
     40: "tc", 41: "tc", 44: "tc", 45: "tc",
 }  # fmt: skip
+_OF_ROUTES: Final = frozenset({"link", "route", "rule"})
 _INDEX: Final = struct.Struct("=4xi")
 _IFINFOMSG_BYTES: Final = 16
 _IFLA_NEW_NETNSID: Final = 45
-#: Senders that are remembered: a process can cause any number of notices.
-_MOST_SENDERS: Final = 64
+#: Senders, and interfaces that were moved, that are remembered: a process can cause any number.
+_MOST: Final = 64
+#: Port of several senders, or of an unknown one: the kernel itself, or an ioctl.
+_UNKNOWN: Final = 0
 
 
 class RouteNotices:
@@ -34,11 +37,15 @@ class RouteNotices:
         self.has_news = False
         #: Whether a link or a route is among it.
         self.has_links = False
-        #: Indexes of interfaces that were deleted, and of those that were moved away, with the
-        #: number of the other namespace.
+        #: Indexes of the fence's uplinks.
+        self.uplinks: frozenset[int] = frozenset()
+        #: Indexes of uplinks that were deleted.
         self.deleted: set[int] = set()
+        #: Indexes of interfaces that were moved away, with the number of the other namespace.
         self.moved: dict[int, int] = {}
         self._ports: dict[tuple[Area, int], int] = {}
+        #: Whether a sender is missing in ``_ports``.
+        self._has_lost = False
 
     def take(self, message: Message) -> None:
         """Note a message of the kernel."""
@@ -50,38 +57,53 @@ class RouteNotices:
         if len(message.payload) < _INDEX.size:
             return
         (ifindex,) = _INDEX.unpack_from(message.payload)
-        if message.port and len(self._ports) < _MOST_SENDERS:
-            self._ports[area, ifindex if area in {"link", "tc"} else 0] = message.port
+        self._take_sender(area, ifindex if area in {"link", "tc"} else 0, message.port)
         if message.kind == rtnetlink.RTM_DELLINK:
             self._take_end(ifindex, message.payload)
         elif message.kind == rtnetlink.RTM_NEWLINK:
             self.deleted.discard(ifindex)
             self.moved.pop(ifindex, None)
 
+    def _take_sender(self, area: Area, ifindex: int, port: int) -> None:
+        key = area, ifindex
+        if key in self._ports:
+            if self._ports[key] != port:
+                self._ports[key] = _UNKNOWN
+        elif len(self._ports) < _MOST:
+            self._ports[key] = port
+        else:
+            self._has_lost = True
+
     def _take_end(self, ifindex: int, payload: memoryview) -> None:
         found = dict(netlink.attributes(payload[_IFINFOMSG_BYTES:]))
         # A port of a bridge has such a message when it leaves the bridge.
         if payload[0]:
             return
-        if len(self.moved) < _MOST_SENDERS and _IFLA_NEW_NETNSID in found:
-            self.moved[ifindex] = struct.unpack("=i", found[_IFLA_NEW_NETNSID])[0]
-        elif len(self.deleted) < _MOST_SENDERS:
+        if _IFLA_NEW_NETNSID in found:
+            if ifindex in self.uplinks or len(self.moved) < _MOST:
+                self.moved[ifindex] = struct.unpack("=i", found[_IFLA_NEW_NETNSID])[0]
+        elif ifindex in self.uplinks:
             self.deleted.add(ifindex)
 
     def mark_dropped(self) -> None:
         """Note that the kernel has dropped notices."""
-        self.has_news = self.has_links = True
+        self.has_news = self.has_links = self._has_lost = True
 
     def port(self, area: Area, ifindex: int = 0) -> int | None:
-        """Return the netlink port of the last sender about an interface, or None."""
-        return self._ports.get((area, ifindex))
+        """Return the netlink port of the only sender about an interface; None if it is unknown.
 
-    @property
-    def ports(self) -> set[int]:
-        """Return the netlink ports of all senders since the last check."""
-        return {*self._ports.values()}
+        The route to an address depends on links and on policy routing rules too.
+        """
+        if self._has_lost:
+            return None
+        found = (
+            {port for (each, _), port in self._ports.items() if each in _OF_ROUTES}
+            if area == "route"
+            else {self._ports.get((area, ifindex), _UNKNOWN)}
+        )
+        return None if len(found) != 1 else found.pop() or None
 
     def clear(self) -> None:
         """Discard the senders after a check."""
-        self.has_news = False
+        self.has_news = self._has_lost = False
         self._ports.clear()

@@ -7,6 +7,7 @@ are read every few seconds.
 from __future__ import annotations
 
 import os
+import select
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import clocks, netns, rtnetlink
 from ocsf_nft.errors import OcsfNftError, reason_of
 from ocsf_nft.fence.surroundings import changes, own_tables, read_snapshot, undo
-from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors
+from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors, senders_of
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from ocsf_nft.fence.nft_monitor import NftMonitor
     from ocsf_nft.fence.ruleset_changes import Transaction
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.surroundings.authors import Sender
     from ocsf_nft.fence.surroundings.facts import Snapshot
     from ocsf_nft.fence.surroundings.notices import RouteNotices
     from ocsf_nft.process import Process
@@ -41,6 +44,8 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 MOST_UNDOS: Final = 10
 WINDOW_SECONDS: Final = 60.0
 _CONFLICT_PAUSE_SECONDS: Final = 2.5
+#: Time until a change is undone again that is left after an attempt.
+RETRY_SECONDS: Final = 20.0
 #: Kinds of changes that ordinary processes make briefly; the age at which they are reported.
 _UNSETTLED: Final = frozenset({"route", "departure"})
 _SETTLE_SECONDS: Final = 1.0
@@ -83,10 +88,12 @@ class SurroundingsWatcher:
         notify: Callable[[SurroundingsNews], None],
         *,
         self_heal: bool,
+        tables: NftMonitor | None = None,
     ) -> None:
-        """Create the watcher of a fence; ``inside`` is a socket in the fence's namespace.
+        """Create the watcher of a fence; ``inside`` is the socket of ``notices`` in its namespace.
 
-        Without ``self_heal``, no change is undone.
+        Without ``self_heal``, no change is undone. ``tables`` is the monitor of the fence's tables
+        whose transactions :meth:`take_transactions` gets.
         """
         self._installed = installed
         self._state = state
@@ -94,6 +101,7 @@ class SurroundingsWatcher:
         self._inside = inside
         self._notify = notify
         self._self_heal = self_heal
+        self._tables = tables
         self._record = installed
         self._subject = self._subject_of(installed)
         self._baseline = installed.accepted
@@ -111,10 +119,20 @@ class SurroundingsWatcher:
         self._failures = 0
         #: Changes of routes and the like, and when they were first found (monotonic).
         self._settling: dict[SurroundingChange, float] = {}
+        #: Sockets that caused the changes of the last reading, as known when each was first found.
+        self._senders: dict[SurroundingChange, Sender | None] = {}
+        #: Changes that are left although they can be undone, and when to undo them (monotonic).
+        self._retries: dict[SurroundingChange, float] = {}
+        self._follow_uplinks()
 
     def take_transactions(self, transactions: Sequence[Transaction]) -> None:
         """Let the next turn check the tables that other processes have changed."""
-        self._transactions += transactions
+        # Two senders are enough: then the process is unknown.
+        known = {(each.pid, each.comm) for each in self._transactions}
+        for each in transactions:
+            if (each.pid, each.comm) not in known:
+                known.add((each.pid, each.comm))
+                self._transactions.append(each)
         self._is_pending |= bool(transactions)
 
     def deadline(self) -> float:
@@ -139,8 +157,10 @@ class SurroundingsWatcher:
             self._is_pending = True  # the next check reads everything again
         else:
             self._failures = 0
-        self._notices.clear()
-        self._transactions.clear()
+            # After a failure, the next check may find changes of these senders.
+            self._notices.clear()
+            self._transactions.clear()
+        self._notices.has_news = False
         self._schedule(is_full=is_full, is_noticed=is_noticed, found_new=found_new)
 
     def _schedule(self, *, is_full: bool, is_noticed: bool, found_new: bool) -> None:
@@ -161,37 +181,74 @@ class SurroundingsWatcher:
         """Check the surroundings; return True if there are changes that were not reported."""
         self._follow_record()
         found = self._read(is_full=is_full)
+        present = frozenset(self._present)
         if own_tables.are_shared(self._installed.identity) and any(
-            each.kind in {"chain", "rule"} and each not in self._present for each in found
+            each.kind in {"chain", "rule"} and each not in present for each in found
         ):
             with self._state.locked():  # another fence may be in the middle of its installation
                 found = self._read(is_full=True)
         # If the fence was removed by `ocsf-nft remove`, the id of its last gate is gone, too.
         if self._state.version(self._installed.spec.sandbox) is None:
             return False
-        added = tuple(each for each in found if each not in self._present)
-        if not added:
-            if len(found) < len(self._present):
+        added = tuple(each for each in found if each not in present)
+        is_paused = self._self_heal and _is_full(self._undos)
+        undone = () if is_paused else self._to_undo(found, present)
+        if not added and not undone:
+            self._plan_retries(found, ())
+            if len(found) < len(present):
                 self._report(found, (), arrived_ns)
             return False
-        authors = Authors(
-            self._notices, self._transactions, self._inside, self._installed.identity, arrived_ns
-        )
-        is_paused = self._self_heal and _is_full(self._undos)
-        self._reports.append(time.monotonic())
+        authors = self._authors(added, arrived_ns)
+        if added:
+            self._reports.append(time.monotonic())
         left, reasons = found, dict[SurroundingChange, str]()
-        if self._self_heal and not is_paused and any(each.can_be_undone for each in added):
+        if undone:
             self._undos.append(time.monotonic())
-            reasons = netns.call_beside(self._inside, partial(undo.undo, added))
+            reasons = netns.call_beside(self._inside, partial(undo.undo, undone))
             left = self._read(is_full=True)
+        self._plan_retries(left, undone)
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         author = authors.of_all(added)
-        # A change may be gone though its undo failed.
-        failures = tuple(dict.fromkeys(reasons[each] for each in left if each in reasons))
+        # A change may be gone though its undo failed. Earlier changes are not part of this report.
+        refused = reasons.keys() & frozenset(left)
+        failures = tuple(dict.fromkeys(reasons[each] for each in added if each in refused))
         self._report(
             left, added, arrived_ns, author, undone_ns, failures=failures, is_paused=is_paused
         )
-        return True
+        return bool(added)
+
+    def _to_undo(
+        self, found: tuple[SurroundingChange, ...], present: frozenset[SurroundingChange]
+    ) -> tuple[SurroundingChange, ...]:
+        """Return the changes to undo now: all that can be undone, if one is new or due again."""
+        if not self._self_heal:
+            return ()
+        now = time.monotonic()
+        undoable = tuple(each for each in found if each.can_be_undone)
+        is_due = any(
+            each not in present or self._retries.get(each, 0.0) <= now for each in undoable
+        )
+        return undoable if is_due else ()
+
+    def _plan_retries(
+        self, left: tuple[SurroundingChange, ...], tried: tuple[SurroundingChange, ...]
+    ) -> None:
+        """Plan when to undo the changes that are left: those in ``tried`` later, others soon."""
+        later, attempted = time.monotonic() + RETRY_SECONDS, frozenset(tried)
+        self._retries = {
+            each: later if each in attempted else self._retries.get(each, 0.0)
+            for each in left
+            if each.can_be_undone
+        }
+
+    def _authors(self, added: tuple[SurroundingChange, ...], arrived_ns: int) -> Authors:
+        """Return the authors of changes that have just been read."""
+        senders = {each: sender for each in added if (sender := self._senders.get(each))}
+        # A process whose notice is not read yet may have made the change.
+        is_known = self._tables is None or self._tables.has_read_all()
+        return Authors(
+            senders, self._transactions if is_known else (), self._installed.identity, arrived_ns
+        )
 
     def _report(  # noqa: PLR0913 - facts about the changes
         self,
@@ -204,9 +261,10 @@ class SurroundingsWatcher:
         failures: tuple[str, ...] = (),
         is_paused: bool = False,
     ) -> None:
-        undone = tuple(each for each in added if each not in left)
+        is_left, is_known = frozenset(left), frozenset((*added, *self._present))
+        undone = tuple(each for each in added if each not in is_left)
         # Others may have changed meanwhile: the next check reports them.
-        self._present = tuple(each for each in left if each in added or each in self._present)
+        self._present = tuple(each for each in left if each in is_known)
         self._is_pending |= len(self._present) < len(left)
         self._notify(
             SurroundingsNews(
@@ -238,13 +296,31 @@ class SurroundingsWatcher:
         gate = self._state.gate(self._installed.spec.sandbox)
         self._last = read_snapshot.without_gate(snapshot, gate)
         for ifindex, number in self._notices.moved.items():
-            if number == host:  # the engine has taken it back, before it deletes the namespace
+            # The engine has taken it back, before it deletes the namespace.
+            if number == host and ifindex in self._notices.uplinks:
                 self._notices.deleted.add(ifindex)
         self._notices.moved.clear()
         if self._baseline is None:  # an older version has installed the fence
             self._baseline = self._last
+            self._follow_uplinks()
         found = changes.weakening(self._baseline, self._last)
-        return self._settled(tuple(each for each in found if not self._is_end(each)))
+        found = tuple(each for each in found if not self._is_end(each))
+        self._note_senders(found)
+        return self._settled(found)
+
+    def _note_senders(self, found: tuple[SurroundingChange, ...]) -> None:
+        """Note the sockets that caused the changes that were not in the last reading."""
+        new = [each for each in found if each not in self._senders]
+        known = self._senders
+        # A process whose notice is not read yet may have made the change.
+        if new and not _is_readable(self._inside):
+            known = {**known, **senders_of(new, self._notices, self._inside)}
+        self._senders = {each: known.get(each) for each in found}
+
+    def _follow_uplinks(self) -> None:
+        """Let the notices about the uplinks be noted."""
+        if self._baseline is not None:
+            self._notices.uplinks = frozenset(self._baseline.uplinks)
 
     def _subject_of(self, installed: InstalledFence) -> Subject:
         others = own_tables.of_others(installed.identity, self._state)
@@ -284,6 +360,7 @@ class SurroundingsWatcher:
             self._record = found
             self._subject = self._subject_of(found)
             self._baseline = found.accepted or self._baseline
+            self._follow_uplinks()
         self._version = version
 
     def _take_failure(self, error: Exception) -> bool:
@@ -296,6 +373,13 @@ class SurroundingsWatcher:
             (*self._present, change), (change,), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         )
         return True
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Return True if a socket has notices that were not received."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _number_of_host() -> int | None:

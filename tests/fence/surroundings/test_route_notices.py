@@ -18,15 +18,51 @@ def _message(
     return Message(kind, 0, 0, port, memoryview(payload))
 
 
-def test_notices_have_the_port_of_the_last_sender_until_the_check() -> None:
+def test_notices_have_the_port_of_their_only_sender_until_the_check() -> None:
     notices = RouteNotices()
-    notices.take(_message(_NEWQDISC, 3, port=41))
+    notices.take(_message(_NEWQDISC, 3, port=42))
     notices.take(_message(_NEWQDISC, 3, port=42))
     notices.take(_message(_NEWRULE, 0, port=43))
     assert (notices.port("tc", 3), notices.port("tc", 4), notices.port("rule")) == (42, None, 43)
     assert (notices.has_news, notices.has_links) == (True, False)
     notices.clear()
     assert (notices.has_news, notices.has_links) == (False, False)
+    assert notices.port("tc", 3) is None
+
+
+@pytest.mark.parametrize("ports", [(41, 42), (41, 42, 41), (41, 0), (0, 41)])
+def test_port_of_several_senders_is_unknown(ports: tuple[int, ...]) -> None:
+    """The kernel itself, and an ioctl, have the port 0."""
+    notices = RouteNotices()
+    for port in ports:
+        notices.take(_message(_NEWROUTE, 0, port=port))
+    assert notices.port("route") is None
+
+
+@pytest.mark.parametrize(("kind", "ifindex"), [(_NEWLINK, 3), (_NEWRULE, 0)])
+def test_port_of_a_route_is_unknown_if_another_sender_changes_what_routes_depend_on(
+    kind: int, ifindex: int
+) -> None:
+    notices = RouteNotices()
+    notices.take(_message(_NEWROUTE, 0, port=41))
+    notices.take(_message(_NEWQDISC, 3, port=42))
+    assert notices.port("route") == 41
+    notices.take(_message(kind, ifindex, port=41))
+    assert notices.port("route") == 41
+    notices.take(_message(kind, ifindex + 1, port=42))
+    assert notices.port("route") is None
+
+
+def test_port_is_unknown_after_dropped_notices() -> None:
+    notices = RouteNotices()
+    notices.take(_message(_NEWQDISC, 3, port=41))
+    notices.mark_dropped()
+    assert notices.port("tc", 3) is None
+    notices.clear()
+    notices.take(_message(_NEWQDISC, 3, port=41))
+    assert notices.port("tc", 3) == 41
+    for ifindex in range(100):
+        notices.take(_message(_NEWQDISC, ifindex, port=41))
     assert notices.port("tc", 3) is None
 
 
@@ -43,10 +79,15 @@ def test_notices_about_addresses_need_no_check() -> None:
     assert not notices.has_news
 
 
-def test_notices_distinguish_deleted_and_moved_links() -> None:
+def _moved(ifindex: int) -> Message:
+    return _message(_DELLINK, ifindex, netlink.attribute(45, struct.pack("=i", 7)))
+
+
+def test_notices_distinguish_deleted_and_moved_uplinks() -> None:
     notices = RouteNotices()
+    notices.uplinks = frozenset({3, 4, 5})
     notices.take(_message(_DELLINK, 3))
-    notices.take(_message(_DELLINK, 4, netlink.attribute(45, struct.pack("=i", 7))))
+    notices.take(_moved(4))
     notices.take(_message(_DELLINK, 5, family=7))  # it left a bridge
     assert (notices.deleted, notices.moved) == ({3}, {4: 7})
     notices.take(_message(_NEWLINK, 3))
@@ -54,12 +95,24 @@ def test_notices_distinguish_deleted_and_moved_links() -> None:
     assert (notices.deleted, notices.moved) == (set(), {})
 
 
+def test_uplink_is_noted_after_any_number_of_other_links() -> None:
+    notices = RouteNotices()
+    notices.uplinks = frozenset({3, 4})
+    for ifindex in range(10, 300):
+        notices.take(_message(_DELLINK, ifindex))
+        notices.take(_moved(ifindex))
+    notices.take(_message(_DELLINK, 3))
+    notices.take(_moved(4))
+    assert notices.deleted == {3}
+    assert notices.moved[4] == 7
+
+
 def test_notices_of_a_flood_are_bounded() -> None:
     notices = RouteNotices()
     for ifindex in range(10_000):
         notices.take(_message(_NEWQDISC, ifindex, port=ifindex + 1))
         notices.take(_message(_DELLINK, ifindex))
-        notices.take(_message(_DELLINK, ifindex, netlink.attribute(45, struct.pack("=i", 7))))
+        notices.take(_moved(ifindex))
     assert max(map(len, (notices._ports, notices.deleted, notices.moved))) <= 64
 
 
