@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _FIRST = ipaddress.ip_address("10.1.0.0")
-_GETNEIGH, _GETTFILTER = 30, 46
+_GETNEIGH, _NEWTFILTER, _GETTFILTER = 30, 44, 46
+_MOST_INSTRUCTIONS = 4_096
 _SUBJECT = Subject(
     own_tables=(), uplinks=("d0",), neighbours=frozenset([ipaddress.ip_address("10.0.0.1")])
 )
@@ -93,7 +96,7 @@ def test_number_of_filters_that_are_read_is_limited() -> None:
 @pytest.mark.parametrize(
     ("code", "incomplete"),
     [
-        (errno.ENOENT, ()), (errno.ENODEV, ()), (errno.EINVAL, ()),
+        (errno.ENOENT, ()), (errno.ENODEV, ()), (errno.EINVAL, ()), (errno.EOPNOTSUPP, ()),
         (errno.EMSGSIZE, ("tc filters",)),
     ],
 )  # fmt: skip
@@ -128,3 +131,23 @@ def test_xdp_program_of_a_link_is_found_without_a_notice() -> None:
 
     (found,) = netns.in_scratch(check).programs
     assert (found.link, found.hook) == ("lo", "xdp")
+
+
+def test_filter_without_room_in_a_message_is_reported() -> None:
+    """The kernel ends the list there with an error: it hides all filters after it."""
+
+    def check() -> Snapshot:
+        subprocess.run(["tc", "qdisc", "add", "dev", "lo", "clsact"], check=True)
+        program = bytes(8) * (_MOST_INSTRUCTIONS - 1) + struct.pack("=HBBI", 6, 0, 0, 0)
+        options = netlink.attribute(4, struct.pack("=H", _MOST_INSTRUCTIONS))
+        options += netlink.attribute(5, program)
+        priority_and_protocol = 1 << 16 | socket.htons(3)
+        body = struct.pack("=BxxxiIII", 0, 1, 0, 0xFFFFFFF3, priority_and_protocol)
+        body += netlink.attribute(1, b"bpf\0") + netlink.attribute(2, options)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as sock:
+            sock.send(netlink.message(_NEWTFILTER, 0x605, body, 1))
+            ((_, answer),) = netlink.messages(memoryview(sock.recv(1 << 17)))
+            netlink.raise_for_error(answer)
+        return read_snapshot.read(_SUBJECT)
+
+    assert netns.in_scratch(check).incomplete == ("tc filters",)

@@ -34,8 +34,8 @@ _MOST_ADDRESSES: Final = 16
 _MOST_UPLINKS: Final = 8
 #: Programs without a privilege can fill the kernel's two neighbour tables with 1,024 entries each.
 _MOST_NEIGHBOURS: Final = 4_096
-#: Errors about an interface or a qdisc that has just been deleted.
-_DELETED: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EINVAL})
+#: Errors about an interface or a qdisc that has just been deleted, and of a kernel without filters.
+_NO_FILTERS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP})
 _XDP: Final = 43
 _IFINFOMSG_BYTES: Final = 16
 
@@ -164,7 +164,7 @@ def _filters(qdiscs: Iterable[QdiscFact], limit: Limit) -> list[FilterFact]:
         try:
             found += traffic_control.filters(qdisc, limit)
         except OSError as error:  # such as EMSGSIZE, for a filter that is too long
-            limit.is_exceeded |= error.errno not in _DELETED
+            limit.is_exceeded |= error.errno not in _NO_FILTERS
     return found
 
 
@@ -189,8 +189,9 @@ def _tables(subject: Subject, limit: Limit) -> ForeignTables:
     try:
         found = foreign_tables.read(subject.own_tables, _MOST)
     except OSError as error:
-        # The kernel has no nf_tables, or a list failed, such as with EMSGSIZE.
-        is_cut = error.errno not in {errno.EOPNOTSUPP, errno.ENOENT}
-        found = ForeignTables((), (), is_cut=is_cut)
+        if error.errno not in {errno.EOPNOTSUPP, errno.ENOENT, errno.EMSGSIZE}:
+            raise
+        # The kernel has no nf_tables, or an object has no room in a message.
+        found = ForeignTables((), (), is_cut=error.errno == errno.EMSGSIZE)
     limit.is_exceeded = found.is_cut
     return found
