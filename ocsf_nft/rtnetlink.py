@@ -215,6 +215,12 @@ def link_at(ifindex: int) -> Link | None:
     return next((each for each in found if each is not None), None)
 
 
+def delete_link(ifindex: int) -> None:
+    """Delete a virtual interface in the calling thread's namespace; raises OSError."""
+    question = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    netlink.request(netlink.NETLINK_ROUTE, RTM_DELLINK, question)
+
+
 def namespace_number(descriptor: int) -> int | None:
     """Return the calling thread's namespace's number of another namespace; None without a number.
 

@@ -89,6 +89,7 @@ def test_process_of_many_changes_is_searched_once(
 
     monkeypatch.setattr(os, "scandir", counting)
     with _turned(installed, state) as turn:
+        scans.clear()
         found = turn()
     assert len(found.added) == _RULES
     assert found.process is not None

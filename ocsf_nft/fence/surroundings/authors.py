@@ -117,8 +117,8 @@ class Authors:
         return self._by_port.get(sender.port)
 
 
-#: Not of XDP programs and links: the kernel's notices of these changes have no port.
+#: Not of XDP programs and changed links: the kernel's notices of these changes have no port.
 _AREAS: Final[dict[Kind, Area]] = {
-    "qdisc": "tc", "filter": "tc",
+    "qdisc": "tc", "filter": "tc", "foreign link": "link",
     "route": "route", "encapsulation": "route", "routing rule": "rule",
 }  # fmt: skip

@@ -9,6 +9,8 @@
 | tcx program | High | no |
 | uplink left the namespace | High | no |
 | uplink was replaced or renamed; has another MAC address or a master | Medium | no |
+| interface with its lower interface in another namespace | High or Medium | see below |
+| pair of interfaces with one end in the namespace of the uplinks' other ends | High | see below |
 | policy routing rule | Medium | no |
 | another next hop or interface towards an allowed address | Medium | no |
 | encapsulation of packets to an allowed address | High | no |
@@ -18,16 +20,23 @@
 | objects of a kind that can't be read, or are more than the limit | Medium | no |
 | change after which sent frames can't be compared (``comparison``, from the service) | High | no |
 
+An interface with a lower interface in another namespace (macvlan, ipvlan, tunnels) sends there what
+no fence and no guard sees. An engine may attach one, and so may a process inside that has
+CAP_NET_ADMIN over both namespaces. It is High and undone if there is such a process, and Medium if
+there is none: see :mod:`ocsf_nft.fence.surroundings.link_makers`. A pair (veth) is the usual way to
+attach a network. So it is a change only if there is such a process, and undone only if its other
+end was moved away from inside.
+
 Other changes do not weaken the fence, because its rules name what they allow: new interfaces and
 addresses, other routes, other neighbours, chains that only accept or drop, forwarding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft.fence.surroundings.facts import HookFact, LinkFact, Snapshot
+from ocsf_nft.fence.surroundings.facts import UNKNOWN_KIND, HookFact, LinkFact, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,13 +54,22 @@ if TYPE_CHECKING:
 #: Kind of object that has changed.
 Kind: TypeAlias = Literal[
     "chain", "rule", "qdisc", "filter", "xdp", "tcx", "link", "departure", "route", "routing rule",
-    "encapsulation", "neighbour", "sysctl", "iptables", "limit",
+    "encapsulation", "foreign link", "foreign pair",
+    "neighbour", "sysctl", "iptables", "limit",
     "comparison",
 ]  # fmt: skip
 
 #: Kinds whose objects bypass the fence or rewrite packets after it.
-_HIGH: Final = frozenset({"chain", "qdisc", "filter", "xdp", "tcx", "departure", "neighbour"})
+_HIGH: Final = frozenset({
+    "chain", "qdisc", "filter", "xdp", "tcx", "departure", "foreign link",
+    "foreign pair", "neighbour",
+})  # fmt: skip
 _UNDONE: Final = frozenset({"chain", "qdisc", "filter", "xdp", "neighbour", "sysctl"})
+#: Kinds of interfaces that are pairs. An engine attaches one end of a pair to the namespace.
+PAIRS: Final = frozenset({"veth", "netkit"})
+#: Kinds of changes whose maker is unknown: a process inside, or the host.
+FOREIGN: Final = frozenset({"foreign link", "foreign pair"})
+_ACCEPT: Final = "remove the fence and install it again to accept this"
 _INGRESS, _EGRESS = "ingress", "egress"
 #: A smaller value of these sysctls is the weaker one.
 _STRONGER_IF_GREATER: Final = frozenset({"arp_ignore"})
@@ -75,11 +93,18 @@ class SurroundingChange:
     before: Fact | None = field(default=None, compare=False)
     #: Whether it can let packets past the fence by itself.
     is_severe: bool = field(default=False, compare=False)
+    #: Of a foreign link or pair: whether a process inside can have made it; None if unknown.
+    is_from_inside: bool | None = field(default=None, compare=False)
 
     @property
     def can_be_undone(self) -> bool:
         """Return True if the object can be deleted, or its value restored, without harm."""
-        return self.kind in _UNDONE and self.fact is not None
+        is_undone = self.kind in _UNDONE or bool(self.is_from_inside)
+        return is_undone and self.fact is not None
+
+    def by(self, *, inside: bool | None) -> SurroundingChange:
+        """Return a foreign link or pair with the answer: can a process inside have made it."""
+        return replace(self, is_from_inside=inside, is_severe=inside is not False)
 
 
 def accepted(snapshot: Snapshot) -> tuple[SurroundingChange, ...]:
@@ -98,6 +123,7 @@ def weakening(before: Snapshot, now: Snapshot) -> tuple[SurroundingChange, ...]:
         *_traffic_control(before, now),
         *_programs(before, now),
         *_links(before, now),
+        *_foreign_links(before, now),
         *_routing(before, now),
         *_neighbours(before, now),
         *_sysctls(before, now),
@@ -203,6 +229,51 @@ def _uplink(was: LinkFact, now: LinkFact) -> Iterator[SurroundingChange]:
     if now.master != was.master and now.master is not None:
         text = f"the uplink {was.name} became a port of the interface with index {now.master}"
         yield _change("link", (was.ifindex, "master", now.master), text, now, was)
+
+
+def _foreign_links(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
+    if not before.uplinks:  # the fence was there before the network
+        return
+    known = {each.ifindex: each for each in before.links}
+    outside = outer_numbers(before)
+    for each in now.links:
+        is_pair = each.kind in PAIRS
+        if each.lower_nsid is None or (is_pair and each.lower_nsid not in outside):
+            continue
+        was = known.get(each.ifindex)
+        if was is not None and (was.kind == UNKNOWN_KIND or _lower(was) == _lower(each)):
+            continue
+        text = (
+            f"an interface {each.name} ({each.kind}) was added that leads to the interface "
+            f"with index {each.lower or 0} of another namespace (number {each.lower_nsid}; "
+            f"{_ACCEPT})"
+        )
+        kind: Kind = "foreign pair" if is_pair else "foreign link"
+        yield _change(kind, (each.ifindex, *_lower(each)), text, each)
+
+
+def outer_numbers(snapshot: Snapshot) -> set[int]:
+    """Return the numbers of the namespaces where the uplinks have their other ends."""
+    return {
+        each.lower_nsid
+        for each in snapshot.links
+        if each.ifindex in snapshot.uplinks and each.lower_nsid is not None
+    }
+
+
+def moved_on(link: LinkFact, target: int) -> SurroundingChange:
+    """Return the change that a link to the host was moved into a third namespace."""
+    text = (
+        f"an interface {link.name} ({link.kind}) that leads to the interface with index "
+        f"{link.lower or 0} of another namespace (number {link.lower_nsid}) was moved to the "
+        f"namespace with number {target}, where no fence is"
+    )
+    kind: Kind = "foreign pair" if link.kind in PAIRS else "foreign link"
+    return _change(kind, ("moved", link.ifindex, *_lower(link)), text, None, link)
+
+
+def _lower(link: LinkFact) -> tuple[object, ...]:
+    return link.kind, link.lower, link.lower_nsid
 
 
 def _routing(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:

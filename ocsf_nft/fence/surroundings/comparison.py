@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ocsf_nft.fence.surroundings import changes, own_tables, read_snapshot
+from ocsf_nft.fence.surroundings.foreign_links import ForeignLinks
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 
 if TYPE_CHECKING:
@@ -33,4 +34,5 @@ def compare(installed: InstalledFence, state: StateDirectory) -> Comparison:
     now = read_snapshot.read_in(installed.namespace, subject)
     now = read_snapshot.without_gate(now, state.gate(installed.spec.sandbox))
     found = changes.weakening(accepted, now)
-    return Comparison(found, changes.accepted(accepted))
+    judged = ForeignLinks(installed.identity).judged(found)
+    return Comparison(judged, changes.accepted(accepted))

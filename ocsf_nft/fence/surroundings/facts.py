@@ -7,17 +7,26 @@ replaced by an escape, so that each text can be stored. Such a text is not sent 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
+
+#: Kind of an interface in the record of an earlier version.
+UNKNOWN_KIND: Final = "?"
 
 
 class LinkFact(NamedTuple):
-    """Interface: its name in the kernel, its MAC address and its master."""
+    """Interface: its name in the kernel, its MAC address, its master and its lower interface."""
 
     ifindex: int
     name: str
     mac: str | None
     #: Index of the bridge, bond or VRF that it is a port of.
     master: int | None
+    #: Type of a virtual interface, such as ``macvlan``; None for hardware.
+    kind: str | None = UNKNOWN_KIND
+    #: Index of the lower interface, or of the other end of a pair.
+    lower: int | None = None
+    #: Number of the namespace of ``lower``, as this namespace numbers it. None: this one.
+    lower_nsid: int | None = None
 
 
 class HookFact(NamedTuple):

@@ -6,12 +6,14 @@ Layouts and numbers: ``include/uapi/linux/rtnetlink.h`` and ``if_link.h``.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
 
 if TYPE_CHECKING:
     from ocsf_nft.netlink import Message
+    from ocsf_nft.rtnetlink import Link
 
 Area: TypeAlias = Literal["link", "tc", "route", "rule"]
 
@@ -27,6 +29,15 @@ _IFLA_NEW_NETNSID: Final = 45
 _MOST: Final = 64
 #: Port of several senders, or of an unknown one: the kernel itself, or an ioctl.
 _UNKNOWN: Final = 0
+_MOST_MOVES: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Link that was moved into the namespace with the number ``target``."""
+
+    link: Link
+    target: int
 
 
 class RouteNotices:
@@ -43,6 +54,8 @@ class RouteNotices:
         self.deleted: set[int] = set()
         #: Indexes of interfaces that were moved away, with the number of the other namespace.
         self.moved: dict[int, int] = {}
+        #: Links that were moved away. A check removes them.
+        self.moves: list[Move] = []
         self._ports: dict[tuple[Area, int], int] = {}
         #: Whether a sender is missing in ``_ports``.
         self._has_lost = False
@@ -80,8 +93,12 @@ class RouteNotices:
         if payload[0]:
             return
         if _IFLA_NEW_NETNSID in found:
+            (target,) = struct.unpack("=i", found[_IFLA_NEW_NETNSID])
             if ifindex in self.uplinks or len(self.moved) < _MOST:
-                self.moved[ifindex] = struct.unpack("=i", found[_IFLA_NEW_NETNSID])[0]
+                self.moved[ifindex] = target
+            link = rtnetlink.link(payload)
+            if link is not None and len(self.moves) < _MOST_MOVES:
+                self.moves.append(Move(link, target))
         elif ifindex in self.uplinks:
             self.deleted.add(ifindex)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.surroundings.facts import FilterFact, QdiscFact
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.rtnetlink import Link
 
 #: Objects of each kind that are read.
 _MOST: Final = 1_000
@@ -168,6 +169,13 @@ def _filters(qdiscs: Iterable[QdiscFact], limit: Limit) -> list[FilterFact]:
     return found
 
 
+def link_fact(link: Link) -> LinkFact:
+    """Return an interface as a fact."""
+    name = link.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    lower = (link.kind, link.peer_ifindex, link.peer_nsid)
+    return LinkFact(link.ifindex, name, link.mac, link.master, *lower)
+
+
 def _links(limit: Limit) -> tuple[list[LinkFact], list[ProgramFact]]:
     links: list[LinkFact] = []
     found: list[ProgramFact] = []
@@ -179,9 +187,9 @@ def _links(limit: Limit) -> tuple[list[LinkFact], list[ProgramFact]]:
         if link is None:
             continue
         values = dict(netlink.attributes(memoryview(reply)[_IFINFOMSG_BYTES:]))
-        name = link.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        links.append(LinkFact(link.ifindex, name, link.mac, link.master))
-        found += programs.xdp(link.ifindex, name, values.get(_XDP))
+        fact = link_fact(link)
+        links.append(fact)
+        found += programs.xdp(link.ifindex, fact.name, values.get(_XDP))
     return sorted(links, key=lambda each: each.ifindex), sorted(found)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ocsf_nft import rtnetlink
 from ocsf_nft.errors import reason_of
 from ocsf_nft.fence.surroundings import (
     foreign_tables,
@@ -18,6 +19,7 @@ from ocsf_nft.fence.surroundings import (
 from ocsf_nft.fence.surroundings.facts import (
     FilterFact,
     HookFact,
+    LinkFact,
     NeighbourFact,
     ProgramFact,
     QdiscFact,
@@ -56,6 +58,8 @@ def _undo(change: SurroundingChange) -> None:
             programs.detach_xdp(change.fact)
         case NeighbourFact():
             routing.delete_neighbour(change.fact)
+        case LinkFact():
+            rtnetlink.delete_link(change.fact.ifindex)
         case HookFact() if change.before is None:
             with Nftables() as nftables:
                 nftables.commit([foreign_tables.deletion(change.fact)])

@@ -20,6 +20,7 @@ from ocsf_nft.fence.surroundings import changes, own_tables, read_snapshot, undo
 from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors, senders_of
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
+from ocsf_nft.fence.surroundings.foreign_links import ForeignLinks
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _CONFLICT_PAUSE_SECONDS: Final = 2.5
 #: Time until a change is undone again that is left after an attempt.
 RETRY_SECONDS: Final = 20.0
 #: Kinds of changes that ordinary processes make briefly; the age at which they are reported.
-_UNSETTLED: Final = frozenset({"route", "departure"})
+_UNSETTLED: Final = frozenset({"route", "departure", "foreign pair"})
 _SETTLE_SECONDS: Final = 1.0
 #: Failed readings in a row until one is reported.
 _FAILURES: Final = 3
@@ -117,6 +118,7 @@ class SurroundingsWatcher:
         self._undos: deque[float] = deque(maxlen=MOST_UNDOS)
         self._reports: deque[float] = deque(maxlen=MOST_UNDOS)
         self._failures = 0
+        self._foreign = ForeignLinks(installed.identity)
         #: Changes of routes and the like, and when they were first found (monotonic).
         self._settling: dict[SurroundingChange, float] = {}
         #: Sockets that caused the changes of the last reading, as known when each was first found.
@@ -179,6 +181,8 @@ class SurroundingsWatcher:
 
     def _check(self, arrived_ns: int, *, is_full: bool) -> bool:
         """Check the surroundings; return True if there are changes that were not reported."""
+        if self._last is None:
+            self._foreign.begin()
         self._follow_record()
         found = self._read(is_full=is_full)
         present = frozenset(self._present)
@@ -303,7 +307,9 @@ class SurroundingsWatcher:
         if self._baseline is None:  # an older version has installed the fence
             self._baseline = self._last
             self._follow_uplinks()
-        found = changes.weakening(self._baseline, self._last)
+        self._foreign.take(self._notices.moves, self._baseline)
+        self._notices.moves.clear()
+        found = self._foreign.judged(changes.weakening(self._baseline, self._last))
         found = tuple(each for each in found if not self._is_end(each))
         self._note_senders(found)
         return self._settled(found)
@@ -330,11 +336,12 @@ class SurroundingsWatcher:
         """Return the changes without those that may be brief.
 
         While addresses are renewed, a route may be missing. The notice about the end of an
-        interface may come after its end. A later check returns these changes if they last.
+        interface may come after its end. So may the notice that one end of a pair was moved away.
+        A later check returns these changes if they last.
         """
         now = time.monotonic()
         self._settling = {
-            each: self._settling.get(each, now) for each in found if each.kind in _UNSETTLED
+            each: self._settling.get(each, now) for each in found if _is_unsettled(each)
         }
         return tuple(
             each for each in found if now - self._settling.get(each, 0.0) >= _SETTLE_SECONDS
@@ -389,6 +396,11 @@ def _number_of_host() -> int | None:
         return rtnetlink.namespace_number(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_unsettled(change: SurroundingChange) -> bool:
+    is_known_pair = change.kind == "foreign pair" and bool(change.is_from_inside)
+    return change.kind in _UNSETTLED and not is_known_pair
 
 
 def _is_full(times: deque[float]) -> bool:

@@ -107,6 +107,19 @@ def test_uplink_is_noted_after_any_number_of_other_links() -> None:
     assert notices.moved[4] == 7
 
 
+def test_notices_have_the_links_that_were_moved() -> None:
+    notices = RouteNotices()
+    name = netlink.attribute(3, b"v0\0") + netlink.attribute(5, struct.pack("=i", 9))
+    notices.take(_message(_DELLINK, 4, name + netlink.attribute(45, struct.pack("=i", 7))))
+    ((link, target),) = ((each.link, each.target) for each in notices.moves)
+    assert (link.ifindex, link.name, link.peer_ifindex, link.peer_nsid) == (4, "v0", 9, None)
+    assert target == 7
+    for ifindex in range(10_000):
+        moved = netlink.attribute(3, b"v0\0") + netlink.attribute(45, struct.pack("=i", 7))
+        notices.take(_message(_DELLINK, ifindex, moved))
+    assert len(notices.moves) <= 1_000
+
+
 def test_notices_of_a_flood_are_bounded() -> None:
     notices = RouteNotices()
     for ifindex in range(10_000):

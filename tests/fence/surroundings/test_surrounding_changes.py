@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.fence.surroundings.changes import accepted, weakening
 from ocsf_nft.fence.surroundings.facts import (
+    UNKNOWN_KIND,
     FilterFact,
     HookFact,
     LinkFact,
@@ -23,6 +24,7 @@ from ocsf_nft.fence.surroundings.facts import (
 )
 
 _UPLINK = LinkFact(2, "eth0", "02:00:00:00:00:02", None)
+_FOREIGN = LinkFact(5, "m0", "02:00:00:00:00:05", None, "macvlan", 3, 0)
 _LATE = HookFact("netdev", "x", 7, "late", 8, "egress", 10, "eth0")
 _NAT = HookFact("ip", "nat", 9, "out", 3, "output", -100, None)
 _ROUTE = RouteFact("10.0.0.1", 2, None, 0)
@@ -56,6 +58,9 @@ _BASE = Snapshot(
          False, False),
         ({"links": (_UPLINK._replace(master=7),)},
          "the uplink eth0 became a port of the interface with index 7", "link", False, False),
+        ({"links": (_UPLINK, _FOREIGN)},
+         "an interface m0 (macvlan) was added that leads to the interface with index 3 of another",
+         "foreign link", True, False),
         ({"rules": (RuleFact(6, 5, "00"),)}, "a policy routing rule of IPv6 was added, priority 5",
          "routing rule", False, False),
         ({"routes": (_ROUTE._replace(gateway="10.0.0.9"),)},
@@ -153,3 +158,44 @@ def test_objects_that_end_are_no_change(now: Snapshot, data: st.DataObject) -> N
     fewer = replace(now, **{name: ()})
     if not _has_conflicts(now):
         assert weakening(now, fewer) == ()
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        _FOREIGN._replace(lower_nsid=None),  # on an interface of the namespace itself
+        _FOREIGN._replace(kind="veth"),
+        LinkFact(6, "d0", None, None, "dummy"),
+    ],
+)
+def test_links_that_stay_in_the_namespace_and_pairs_are_no_foreign_links(link: LinkFact) -> None:
+    assert not weakening(_BASE, replace(_BASE, links=(*_BASE.links, link)))
+
+
+def test_foreign_link_before_the_first_uplink_is_accepted() -> None:
+    """A fence may be installed before the engine connects its namespace."""
+    before = Snapshot(links=(LinkFact(1, "lo", None, None),))
+    assert not weakening(before, replace(before, links=(*before.links, _FOREIGN)))
+
+
+def test_link_that_was_made_again_elsewhere_is_a_foreign_link() -> None:
+    was = _FOREIGN._replace(kind="dummy", lower=None, lower_nsid=None)
+    before = replace(_BASE, links=(*_BASE.links, was))
+    (change,) = weakening(before, replace(_BASE, links=(*_BASE.links, _FOREIGN)))
+    assert change.kind == "foreign link"
+    old = _FOREIGN._replace(kind=UNKNOWN_KIND, lower=None, lower_nsid=None)
+    before = replace(_BASE, links=(*_BASE.links, old))
+    assert not weakening(before, replace(_BASE, links=(*_BASE.links, _FOREIGN)))
+
+
+@pytest.mark.parametrize(
+    ("inside", "is_severe", "can_be_undone"),
+    [(True, True, True), (None, True, False), (False, False, False)],
+)
+def test_foreign_link_is_undone_only_if_a_process_inside_can_have_made_it(
+    inside: bool | None, is_severe: bool, can_be_undone: bool
+) -> None:
+    (change,) = weakening(_BASE, replace(_BASE, links=(*_BASE.links, _FOREIGN)))
+    judged = change.by(inside=inside)
+    assert (judged.is_severe, judged.can_be_undone) == (is_severe, can_be_undone)
+    assert judged == change

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from tests.kernel.far_side import _with_tag
-from tests.kernel.ways.world import INTERNET_END, LOCAL, PASSED
+from tests.kernel.ways.world import INTERNET_END, LAN_END, LOCAL, PASSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 #: Points where frames are observed: at the host's end of a link, before any rule; there, after
 #: the guard; on the host's way to its sockets; at the internet's end of the host's uplink; and at
-#: machines on a bridge.
-Point: TypeAlias = Literal["link", "passed", "local", "internet", "neighbour", "sandbox", "second"]
+#: machines on a bridge (``lan``: on that of the host's namespace).
+Point: TypeAlias = Literal[
+    "link", "passed", "local", "internet", "lan", "neighbour", "sandbox", "second"
+]
 #: A socket, its point, and a function that selects frames by their device.
 Opened: TypeAlias = "tuple[socket.socket, Point, Callable[[str], bool]]"
 
@@ -97,6 +99,7 @@ def watch(world: World, arrivals: Arrivals) -> Iterator[None]:
         (_capture(world.host, f"{PASSED}1"), "passed", lambda _: True),
         (_capture(world.host, f"{LOCAL}1"), "local", lambda _: True),
         (_capture(world.internet, INTERNET_END), "internet", lambda _: True),
+        (_capture(world.internet, LAN_END), "lan", lambda _: True),
     ]
     with reading(opened, arrivals):
         yield

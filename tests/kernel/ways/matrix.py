@@ -336,7 +336,7 @@ def _outcome(
 ) -> Outcome:
     seat, number, error = job.seat, job.number, result["error"]
     if seat.form == "open":
-        found = arrivals.frames.get((number, "link"), [])
+        found = _arrived(number, arrivals, "link", "internet", "lan")
         return Outcome("works" if found else "fails", _shown(found), error)
     if seat.form == "tap":
         local = arrivals.frames.get((number, "local"), [])
@@ -345,7 +345,8 @@ def _outcome(
         got_out += (each for each in outside if not _is_translated(each))
         arrived = local + outside
     else:
-        arrived = arrivals.frames.get((number, "passed"), [])
+        # A frame may reach the internet, or a bridge of the host, by another link than the seat's.
+        arrived = _arrived(number, arrivals, "passed", "internet", "lan")
         got_out = [
             each
             for each in arrived
@@ -363,6 +364,11 @@ def _outcome(
         if late:
             error += f" reported after {min(late):.1f} s"
     return Outcome("OUT", _shown(got_out), error)
+
+
+def _arrived(number: int, arrivals: far.Arrivals, *points: far.Point) -> list[bytes]:
+    """Return the frames of an attack that arrived at these points."""
+    return [frame for point in points for frame in arrivals.frames.get((number, point), [])]
 
 
 def _shown(frames: Sequence[bytes]) -> str:

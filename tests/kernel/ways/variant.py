@@ -24,6 +24,8 @@ INTERNET6: Final = "2001:db8::7"
 PROXY_PORT: Final = 3128
 WEB_PORT: Final = 443
 DEVICE: Final = "eth0"
+#: Interfaces of the host that are no seat's: its uplink, and a bridge with another machine.
+HOST_UPLINK, HOST_BRIDGE = "up0", "lan0"
 #: Link addresses of a seat, and of the host's end of its link.
 MAC: Final = bytes.fromhex("02aa00000002")
 GATEWAY_MAC: Final = bytes.fromhex("02aa00000001")

@@ -10,6 +10,7 @@ from tests.kernel.ways import (
     leaving,
     link,
     nesting,
+    outside,
     raw,
     redirecting,
     rewriting,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from tests.kernel.ways.variant import Variant
 
 _MODULES: Final = (
-    rewriting, redirecting, leaving, nesting, routing, forging, link, surroundings, fence, raw,
-    sockets,
+    rewriting, redirecting, leaving, nesting, routing, forging, link, surroundings, fence, outside,
+    raw, sockets,
 )  # fmt: skip
 VARIANTS: Final[dict[str, Variant]] = {
     f"{each.attacker}: {each.name}": each

@@ -17,6 +17,8 @@ from tests.kernel.ways import tidy
 from tests.kernel.ways.variant import (
     DEVICE,
     GATEWAY_MAC,
+    HOST_BRIDGE,
+    HOST_UPLINK,
     INTERNET4,
     INTERNET6,
     MAC,
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.netns import Namespace
 
-UPLINK, INTERNET_END = "up0", "in0"
+UPLINK, INTERNET_END = HOST_UPLINK, "in0"
+#: Port of the host's bridge, and its other end, which is another machine's.
+_PORT, LAN_END = "lan1", "in1"
 UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
 NEXT4, NEXT6 = "198.51.100.254", "2001:db8:1::fe"
 #: Devices of the host that repeat what passed the guards, and what the host's sockets got.
@@ -150,7 +154,11 @@ def _connect(host: str, internet: str, seats: Sequence[Seat]) -> None:
                 "link set lo up",
                 f"link add {UPLINK} type veth peer name {INTERNET_END} netns {internet}",
                 *(f"link add {name} type veth peer name {peer}" for name, peer in _PEERS.items()),
+                f"link add {HOST_BRIDGE} type bridge mcast_snooping 0",
+                f"link add {_PORT} type veth peer name {LAN_END} netns {internet}",
+                f"link set {_PORT} master {HOST_BRIDGE}",
                 *(f"link set {each} up" for each in (UPLINK, *_PEERS, *_PEERS.values())),
+                *(f"link set {each} up" for each in (HOST_BRIDGE, _PORT)),
                 f"address add {UPLINK4}/24 dev {UPLINK}",
                 f"address add {UPLINK6}/64 dev {UPLINK}",
                 f"route add default via {NEXT4}",
@@ -164,6 +172,7 @@ def _connect(host: str, internet: str, seats: Sequence[Seat]) -> None:
             (
                 "link set lo up",
                 f"link set {INTERNET_END} up",
+                f"link set {LAN_END} up",
                 f"address add {NEXT4}/24 dev {INTERNET_END}",
                 f"address add {NEXT6}/64 dev {INTERNET_END}",
                 f"address add {INTERNET4}/32 dev lo",
