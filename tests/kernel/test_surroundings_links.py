@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import rtnetlink
+from ocsf_nft.fence.surroundings import watcher
 from tests.kernel import command, conftest
 from tests.kernel.test_surroundings import _do, _message, _quick_polls, start
 
@@ -215,13 +216,14 @@ def test_pair_of_an_engine_is_reported_only_if_a_process_inside_can_have_made_it
             event = run.wait(1)
             assert "an interface net2 (veth) was added that leads" in _message(event)
             assert event["severity"] == "High"
+        time.sleep(4 * watcher.POLL_SECONDS)  # tc is a process inside that can have made it
         _do(inside, "tc", "qdisc", "add", "dev", "lo", "clsact")
         number = len(run.changes) if has_capability else 0
         assert "clsact" in _message(run.wait(number + 1))
         verified = run.verify()
         run.stop()
     assert "net2" in _names(inside)
-    assert len(run.changes) == number + 1
+    assert len(run.changes) == number + 1, [_message(each) for each in run.changes]
     assert ("an interface net2" in verified.stderr) is has_capability
 
 
