@@ -229,7 +229,7 @@ class SandboxGate:
             self._stopped = self._reported = self._total(self._uplinks)
         if self.absence is not None:
             self.absence = None
-            _log.info("the last gate is attached", sandbox=self._sandbox)
+            _log.debug("the last gate is attached", sandbox=self._sandbox)
 
     def _set(self, policy: bytes) -> bool:
         """Replace the policy of the uplinks; return False if it is the present one."""

@@ -62,7 +62,11 @@ class Demo:
             start_new_session=True,
             env={**os.environ, "TMPDIR": str(self.folder), "COLUMNS": "140"},
         ) as process:
-            yield process
+            try:
+                yield process
+            except BaseException:  # the demo may wait long
+                process.kill()
+                raise
         assert _entries(self.folder) | _entries(_NAMESPACES) | _processes(process.pid) == set()
 
 
