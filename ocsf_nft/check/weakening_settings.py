@@ -36,8 +36,7 @@ def findings(scope: CheckScope, state: StateDirectory | None = None) -> Iterator
     )
     try:
         snapshot = read_snapshot.read_in(scope.namespace, subject)
-        for sandbox in (state := state or StateDirectory()).sandboxes():
-            snapshot = read_snapshot.without_gate(snapshot, state.gate(sandbox))
+        snapshot = read_snapshot.without_gates(snapshot, state or StateDirectory())
         found = changes.accepted(snapshot)
     except OcsfNftError as error:
         yield Finding(name="surroundings", severity="info", meaning=visible(str(error)))

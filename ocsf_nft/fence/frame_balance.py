@@ -52,7 +52,8 @@ class FrameBalance:
 
         Return None if there are none. No frame of ordinary traffic is returned. A frame that has
         bypassed the fence is returned at the latest after a call without traffic since the call
-        before. The first call, and a call after a change of the epoch, returns None.
+        before. The pause between two calls has to be long enough for a frame that has passed to be
+        sent or dropped. The first call, and a call after a change of the epoch, returns None.
         """
         last, self._last = self._last, reading
         self.was_reset = last is not None and _was_reset(reading, last)

@@ -57,9 +57,9 @@ class Gate:
         self._links: dict[Uplink, int] = {}
 
     @property
-    def program(self) -> int:
-        """Return the kernel's id of the BPF program."""
-        return self._programs.program_id("gate")
+    def programs(self) -> frozenset[int]:
+        """Return the kernel's ids of the BPF programs."""
+        return frozenset(map(self._programs.program_id, ("gate", "guarded_end")))
 
     def close(self) -> None:
         """Detach the gate from all uplinks, and unload it."""

@@ -347,7 +347,7 @@ def _accepted(
         if known is not None:
             return _with_new_addresses(known, before, namespace, subject)
     found = read_snapshot.read_in(namespace, subject)
-    return read_snapshot.without_gate(found, state.gate(spec.sandbox))
+    return read_snapshot.without_gates(found, state, spec.sandbox)
 
 
 def _with_new_addresses(

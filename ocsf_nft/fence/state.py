@@ -341,24 +341,24 @@ class StateDirectory:
                 with contextlib.suppress(OSError):  # it is in use
                     folder.rmdir()
 
-    def store_gate(self, sandbox: str, program: int) -> None:
-        """Store the id of the BPF program that is the last gate of a sandbox's fence.
+    def store_gate(self, sandbox: str, programs: frozenset[int]) -> None:
+        """Store the ids of the BPF programs that belong to the last gate of a sandbox's fence.
 
         Raises DeliveryError if this can't be stored.
         """
-        content = b"%s %d\n" % (_boot_id(), program)
-        self._write(self.directory(sandbox) / _GATE, content)
+        words = (_boot_id(), *(b"%d" % each for each in sorted(programs)))
+        self._write(self.directory(sandbox) / _GATE, b" ".join(words) + b"\n")
 
-    def gate(self, sandbox: str) -> int | None:
-        """Return the id of :meth:`store_gate` of this boot; None if there is none.
+    def gate(self, sandbox: str) -> frozenset[int]:
+        """Return the ids of :meth:`store_gate` of this boot; empty if there are none.
 
         The kernel uses no id again for another program before 2^31 others.
         """
         try:
-            boot, program = (self.directory(sandbox) / _GATE).read_bytes().split()
-            return int(program) if boot == _boot_id() else None
+            boot, *programs = (self.directory(sandbox) / _GATE).read_bytes().split()
+            return frozenset(map(int, programs) if boot == _boot_id() else ())
         except (OSError, ValueError):  # there is no gate, or the file is damaged
-            return None
+            return frozenset()
 
     def delete(self, sandbox: str) -> None:
         """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""

@@ -176,7 +176,7 @@ class SandboxGate:
                 indexes = [each.ifindex for each in around.host.ends]
                 with socket.socket(socket.AF_UNIX) as beside:
                     fault = self._attach_ends(gate, indexes, beside)
-        except (UnsupportedError, OSError) as error:
+        except (DeliveryError, UnsupportedError, OSError) as error:
             fault = str(error)
         if fault is not None and fault != self._ends_fault:
             _log.warning(
@@ -192,6 +192,7 @@ class SandboxGate:
         self._detach_ends([each for each in self._ends if each not in required])
         for each in required:
             if each not in self._ends:
+                self._store(gate)
                 try:
                     gate.attach_to_end(each, beside)
                 except UnsupportedError as error:
@@ -209,6 +210,14 @@ class SandboxGate:
         self._ends = tuple(each for each in self._ends if each not in ends)
         self._stopped_at_ends = self._total(self._ends)
 
+    def _store(self, gate: Gate) -> None:
+        """Store the programs; call this before they are attached.
+
+        Otherwise a check could take them for those of another process. Raises DeliveryError.
+        """
+        if self._state.gate(self._sandbox) != gate.programs:
+            self._state.store_gate(self._sandbox, gate.programs)
+
     def _attach(self, gate: Gate, installed: InstalledFence, beside: socket.socket) -> None:
         """Attach the gate to the uplinks of a fence, and to no others, with the fence's policy."""
         policy = gate_policy((installed.spec, installed.around))
@@ -217,9 +226,7 @@ class SandboxGate:
         new = [each for each in uplinks if each not in self._uplinks]
         old = [each for each in self._uplinks if each not in uplinks]
         has_new_policy = self._set(policy)
-        # Before it is attached, so that no check takes it for another process's.
-        if self._state.gate(self._sandbox) != gate.program:
-            self._state.store_gate(self._sandbox, gate.program)
+        self._store(gate)
         if new:
             gate.attach(beside, new, policy)
         self._uplinks, self._installed = uplinks, installed

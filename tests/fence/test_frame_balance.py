@@ -25,15 +25,19 @@ class _Kernel:
     passed: int = 0
     sent: int = 0
     in_flight: int = 0
+    #: Those of ``in_flight`` that were in flight at the reading before: sent before the next one.
+    waiting: int = 0
     epoch: int = 1
     #: Frames that pass and are sent while a reading is made.
     meanwhile: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def read(self) -> FrameReading:
+        self.send(self.waiting)
         before = self.passed
         self._go_on(0)
         sent = self.sent
         self._go_on(2)
+        self.waiting = self.in_flight
         return FrameReading((self.epoch,), _count(before), _count(sent), _count(self.passed))
 
     def _go_on(self, at: int) -> None:
@@ -47,8 +51,12 @@ class _Kernel:
 
     def send(self, frames: int) -> None:
         frames = min(frames, self.in_flight)
-        self.in_flight -= frames
+        self.drop(frames)
         self.sent += frames
+
+    def drop(self, frames: int) -> None:
+        self.in_flight = max(0, self.in_flight - frames)
+        self.waiting = max(0, self.waiting - frames)
 
 
 class _Machine(RuleBasedStateMachine):
@@ -78,7 +86,7 @@ class _Machine(RuleBasedStateMachine):
 
     @rule(frames=st.integers(1, 300))
     def drop(self, frames: int) -> None:
-        self.kernel.in_flight -= min(frames, self.kernel.in_flight)
+        self.kernel.drop(frames)
 
     @rule(frames=st.integers(1, 1000))
     def bypass(self, frames: int) -> None:

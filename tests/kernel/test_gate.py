@@ -134,7 +134,7 @@ def test_check_does_not_report_the_gate_of_a_fence(
         return [each.meaning for each in weakening_settings.findings(scope, state)]
 
     assert [each for each in found() if "a BPF program of tcx egress" in each]
-    state.store_gate(SANDBOX, gate.program)
+    state.store_gate(SANDBOX, gate.programs)
     assert found() == []
 
 

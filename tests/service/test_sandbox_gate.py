@@ -41,7 +41,7 @@ _OTHER: Final = replace(_KNOWN, uplink_indexes=(3, 5))
 class _Gate:
     """Gate that notes its policies by the index of the uplink."""
 
-    program: int = 7
+    programs: frozenset[int] = frozenset({7, 8})
     policies: dict[int, bytes] = field(default_factory=dict)
     stops: dict[int, int] = field(default_factory=dict)
     fault: str | None = None
@@ -79,13 +79,13 @@ class _Gate:
 
 class _State:
     def __init__(self) -> None:
-        self.program: int | None = None
+        self.programs: frozenset[int] = frozenset()
 
-    def gate(self, _sandbox: str) -> int | None:
-        return self.program
+    def gate(self, _sandbox: str) -> frozenset[int]:
+        return self.programs
 
-    def store_gate(self, _sandbox: str, program: int) -> None:
-        self.program = program
+    def store_gate(self, _sandbox: str, programs: frozenset[int]) -> None:
+        self.programs = programs
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ async def test_gate_stores_its_program_again_after_a_removal(
     state = _State()
     gate = SandboxGate("agent", cast("Any", fake), cast("Any", state))
     await gate.open(_fence(_KNOWN), beside)
-    state.program = None
+    state.programs = frozenset()
     await gate.follow(_fence(_KNOWN))
-    assert state.program == 7
+    assert state.programs == {7, 8}
 
 
 def _spec_of(count: int, first: int = 1) -> FenceSpec:

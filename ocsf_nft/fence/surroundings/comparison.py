@@ -32,7 +32,7 @@ def compare(installed: InstalledFence, state: StateDirectory) -> Comparison:
     others = own_tables.of_others(installed.identity, state)
     subject = Subject.of(installed.spec, installed.around, others)
     now = read_snapshot.read_in(installed.namespace, subject)
-    now = read_snapshot.without_gate(now, state.gate(installed.spec.sandbox))
+    now = read_snapshot.without_gates(now, state, installed.spec.sandbox)
     found = changes.weakening(accepted, now)
     judged = ForeignLinks(installed.identity).judged(found)
     return Comparison(judged, changes.accepted(accepted))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec, Surroundings, TableId
+    from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.fence.surroundings.facts import FilterFact, QdiscFact
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
@@ -79,13 +80,16 @@ def read_in(namespace: Namespace, subject: Subject) -> Snapshot:
         ) from error
 
 
-def without_gate(snapshot: Snapshot, program: int | None) -> Snapshot:
-    """Return a snapshot without the BPF program that is the fence's last gate.
+def without_gates(snapshot: Snapshot, state: StateDirectory, sandbox: str = "") -> Snapshot:
+    """Return a snapshot without the BPF programs of last gates: that of ``sandbox``, and others.
 
-    Read its id (:meth:`StateDirectory.gate`) after the snapshot: it is stored before the program is
-    attached.
+    Call this after the snapshot was read: the ids are stored before the programs are attached.
     """
-    others = tuple(each for each in snapshot.programs if each.program != program)
+    own = state.gate(sandbox) if sandbox else frozenset()
+    others = tuple(each for each in snapshot.programs if each.program not in own)
+    if others:  # the host's namespace has those of other guarded fences
+        own = frozenset().union(*map(state.gate, state.sandboxes()))
+        others = tuple(each for each in others if each.program not in own)
     return replace(snapshot, programs=others)
 
 

@@ -297,8 +297,8 @@ class SurroundingsWatcher:
             return read_snapshot.read_polled(self._subject, known), host
 
         snapshot, host = netns.call_beside(self._inside, inside)
-        gate = self._state.gate(self._installed.spec.sandbox)
-        self._last = read_snapshot.without_gate(snapshot, gate)
+        sandbox = self._installed.spec.sandbox
+        self._last = read_snapshot.without_gates(snapshot, self._state, sandbox)
         for ifindex, number in self._notices.moved.items():
             # The engine has taken it back, before it deletes the namespace.
             if number == host and ifindex in self._notices.uplinks:
