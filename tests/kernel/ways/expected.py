@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.kernel.ways.variant import FENCED
-from tests.kernel.ways.variants import VARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +32,6 @@ def write(outcomes: Mapping[tuple[str, Form], Outcome]) -> None:
     rows = {key: [outcomes[key, form].verdict for form in FENCED] for key, _ in outcomes}
     lines = (f"{json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(rows.items()))
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-
-
-def agrees(key: str, found: Verdict, known: Verdict) -> bool:
-    """Return whether a verdict is the expected one; a race may end in either of two ways."""
-    either = {"stopped", "reported"}
-    return found == known or (VARIANTS[key].races and {found, known} <= either)
 
 
 def loud() -> set[tuple[str, Form]]:

@@ -7,7 +7,9 @@ from typing import Final
 _DATA: Final = "The proxy needs data. It decides what leaves."
 _FIELDS: Final = "A packet has fields that its sender chooses. They end at the proxy."
 
-_UNDONE: Final = "The chain is removed at once, and the packet goes to the proxy as it was."
+#: The attacks of this family race the removal of a chain. If it is removed first, the packet goes
+#: to the proxy as it was, which the policy allows.
+RACING_FAMILY: Final = "rewriting after the verdict"
 
 #: Reasons by variant. They hold for each form of a fence in a namespace.
 INHERENT: Final[dict[str, str]] = {
@@ -20,9 +22,4 @@ INHERENT: Final[dict[str, str]] = {
     "raw: tcp option": _FIELDS,
     "raw: tcp timestamps": _FIELDS,
     "raw: reset to the proxy": "The kernel resets a connection, to the proxy and to no other host.",
-    "admin: egress chain: ethertype": _UNDONE,
-    "admin: egress chain: link source": _UNDONE,
-    "admin: egress chain: next header": _UNDONE,
-    "admin: egress chain: source": _UNDONE,
-    "admin: egress chain: destination at an equal priority": _UNDONE,
 }

@@ -47,7 +47,9 @@ the fence search all frames for the bytes.
 
 The policy allows packets to the proxy, and from a VM also packets to the internet with the host's
 address. An event about a blocked packet is no report: it states that the packet was blocked.
-Some attacks race the restoration of the fence. Their outcome is stopped or reported.
+Some attacks race the restoration of the fence. Their outcome is stopped or reported. Those of the
+family "rewriting after the verdict" race the removal of their chain: if it is removed first, the
+packet goes to the proxy as it was, which is allowed.
 
 The columns are the forms of a fence. "Guard" is the fence on the host's end of the link
 (`host_guard`). "VM" is the profile `tap`, as it is by default.
