@@ -111,7 +111,9 @@ class BypassWatch:
     async def _compare(self) -> None:
         since_ns, now_ns = self._read_ns, time.time_ns()
         stopped = await run_in_pool(self._pool, self._monitor.gate.stopped)
-        if stopped.packets:
+        # Once the fence is removed by `ocsf-nft remove`, the gate stops what a fence would have
+        # refused, until it is detached.
+        if stopped.packets and self._monitor.has_record:
             await self._report_stopped(stopped, since_ns, now_ns)
         if not self._compares:
             self._read_ns = now_ns

@@ -168,6 +168,11 @@ class FenceMonitor:
             if not self._has_ended():
                 await self.surroundings.report(news)
 
+    @property
+    def has_record(self) -> bool:
+        """Return False if the fence was removed by ``ocsf-nft remove``, or by its run."""
+        return self._state.version(self.name) is not None
+
     def _is_unchanged(self) -> bool:
         spec = self.reports.installed.spec
         # The kernel gives no notice of a changed sysctl, and of a lost owner.

@@ -39,6 +39,25 @@ async def test_watch_ends_if_a_reading_fails_while_it_is_cancelled(monkeypatch: 
     assert task.cancelled()
 
 
+async def test_frames_that_were_stopped_after_the_removal_of_the_fence_are_not_reported() -> None:
+    called = asyncio.Event()
+
+    def stopped() -> Count:
+        loop.call_soon_threadsafe(called.set)
+        return Count(3, 180)
+
+    loop = asyncio.get_running_loop()
+    monitor = SimpleNamespace(gate=SimpleNamespace(stopped=stopped), has_record=False)
+    watch = BypassWatch(cast("Any", monitor), cast("Any", None), compares=False)
+    task = asyncio.create_task(watch.run())  # a report would fail without a reporter
+    async with asyncio.timeout(60):
+        await called.wait()
+        await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
 async def test_watch_over_a_vm_only_reports_what_was_stopped(monkeypatch: Any) -> None:
     reported = asyncio.Event()
 
@@ -51,7 +70,8 @@ async def test_watch_over_a_vm_only_reports_what_was_stopped(monkeypatch: Any) -
 
     monkeypatch.setattr(BypassWatch, "_report_stopped", note)
     monkeypatch.setattr(bypass_watch, "SentFrames", compare)
-    monitor = SimpleNamespace(gate=SimpleNamespace(stopped=lambda: Count(3, 180)))
+    gate = SimpleNamespace(stopped=lambda: Count(3, 180))
+    monitor = SimpleNamespace(gate=gate, has_record=True)
     watch = BypassWatch(cast("Any", monitor), cast("Any", None), compares=False)
     task = asyncio.create_task(watch.run())
     async with asyncio.timeout(60):
