@@ -48,12 +48,16 @@ def schedule(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Return a test's rank: long groups come first, tests that need the whole machine last."""
+    """Return a test's rank: long groups come first, tests that need the whole machine last.
+
+    Of the groups, that of the kernel log comes first: a worker that has begun with another long one
+    would run its many kills after all other tests.
+    """
     if item.get_closest_marker(ALONE) is not None:
-        return 3
+        return 4
     if item.get_closest_marker("xdist_group") is not None:
-        return 0
-    return 1 if item.get_closest_marker("kernel") is not None else 2
+        return 0 if item.get_closest_marker(KERNEL_LOG) is not None else 1
+    return 2 if item.get_closest_marker("kernel") is not None else 3
 
 
 @contextlib.contextmanager
