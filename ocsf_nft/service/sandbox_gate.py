@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 class SandboxGate:
     """Last gate of the fence around one network namespace. No method raises an error of the gate.
 
-    Without the gate, the fence stands all the same: then ``absence`` is the reason, which is
+    Without the gate, the fence is active all the same: then ``absence`` is the reason, which is
     logged.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +55,13 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
                     if line.startswith(_STATUS)
                 )
         # The delivery process has the service's filter of system calls, and its own.
-        while len(children := _children(running.process.pid)) != 1:
-            time.sleep(0.02)  # nft runs too, for a short time
+        children: list[str] = []
+
+        def is_alone() -> bool:  # nft runs too, for a short time
+            children[:] = _children(running.process.pid)
+            return len(children) == 1
+
+        accounts.until(is_alone)
         child = {line for line in children[0].splitlines() if line.startswith(_STATUS)}
         assert running.stop(signal.SIGTERM)[0] == 0
     sets = (f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd"))

@@ -191,7 +191,7 @@ class SurroundingsWatcher:
         ):
             with self._state.locked():  # another fence may be in the middle of its installation
                 found = self._read(is_full=True)
-        # If the fence was removed by `ocsf-nft remove`, the id of its last gate is gone, too.
+        # If the fence was removed by `ocsf-nft remove`, the id of its last gate is deleted, too.
         if self._state.version(self._installed.spec.sandbox) is None:
             return False
         added = tuple(each for each in found if each not in present)
@@ -213,7 +213,7 @@ class SurroundingsWatcher:
         self._plan_retries(left, undone)
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         author = authors.of_all(added)
-        # A change may be gone though its undo failed. Earlier changes are not part of this report.
+        # A change may have ended though its undo failed. Earlier changes are not part of this report.
         refused = reasons.keys() & frozenset(left)
         failures = tuple(dict.fromkeys(reasons[each] for each in added if each in refused))
         self._report(

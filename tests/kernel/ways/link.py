@@ -91,7 +91,7 @@ _FRAMES: Final[dict[str, tuple[str, Callable[[Seat], bytes]]]] = {
         lambda seat: tools.own_frame(ETH_ARP, _arp(seat, hardware=seat.token)),
     ),
     "arp target that is the payload": (
-        "an ARP request for the proxy, whose unused target link address is the payload",
+        "an ARP request for the proxy, with the payload in its unused target link address",
         lambda seat: tools.own_frame(ETH_ARP, _arp(seat, target_hardware=seat.token)),
     ),
     "arp source that is the payload": (
@@ -127,13 +127,13 @@ _FRAMES: Final[dict[str, tuple[str, Callable[[Seat], bytes]]]] = {
         ),
     ),
     "solicitation with an option": (
-        "a neighbour solicitation whose link-address option is the payload",
+        "a neighbour solicitation with the payload in its link-address option",
         lambda seat: tools.own_frame(
             ETH_IP6, _neighbour(seat, 135, option=b"\1\1" + seat.token), to=_MULTICAST6
         ),
     ),
     "solicitation with a nonce": (
-        "a neighbour solicitation whose nonce is the payload",
+        "a neighbour solicitation with the payload as nonce",
         lambda seat: tools.own_frame(
             ETH_IP6, _neighbour(seat, 135, option=b"\x0e\1" + seat.token, source="::"),
             to=_MULTICAST6,
