@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
+    accepted_surroundings,
     host_end,
     ip_forwarding,
     kernel_log_sysctl,
@@ -26,8 +27,6 @@ from ocsf_nft.fence import (
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
 from ocsf_nft.fence.state import InstalledFence
-from ocsf_nft.fence.surroundings import own_tables, read_snapshot
-from ocsf_nft.fence.surroundings.read_snapshot import Subject
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.fence.surroundings.facts import Snapshot
     from ocsf_nft.netns import Namespace
 
 Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
@@ -179,7 +177,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         transport=transport or TRANSPORTS[0],
         policy="",
         listings={},
-        accepted=_accepted(spec, around, namespace, before, state),
+        accepted=accepted_surroundings.of_fence(spec, around, namespace, before, state),
     )
     transports = (transport,) if transport else TRANSPORTS
     return _replace(before, replaced, intended, transports, state, load_text)
@@ -329,54 +327,14 @@ def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) 
     return dataclasses.replace(spec, has_changed=has_changed)
 
 
-def _accepted(
-    spec: FenceSpec,
-    around: Surroundings,
-    namespace: Namespace,
-    before: InstalledFence | None,
-    state: StateDirectory,
-) -> Snapshot | None:
-    """Return the surroundings to accept: those of the first installation in the namespace."""
-    if spec.tap is not None:
-        return None
-    others = own_tables.of_others(namespace.identity(), state)
-    subject = Subject.of(spec, around, others)
-    # Of a fence that was there before the network, the surroundings begin with its uplinks.
-    if before is not None and (before.around.pins or not around.pins):
-        known = before.accepted if before.identity == namespace.identity() else None
-        if known is not None:
-            return _with_new_addresses(known, before, namespace, subject)
-    found = read_snapshot.read_in(namespace, subject)
-    return read_snapshot.without_gates(found, state, spec.sandbox)
-
-
-def _with_new_addresses(
-    accepted: Snapshot, before: InstalledFence, namespace: Namespace, subject: Subject
-) -> Snapshot:
-    """Return accepted surroundings with the routes and static entries of addresses that are new.
-
-    A new policy has further addresses. The route by a next hop makes it known; its static entry may
-    be older than its route.
-    """
-    earlier = Subject.of(before.spec, before.around)
-    destinations = {*map(str, subject.destinations)} - {*map(str, earlier.destinations)}
-    neighbours = {*map(str, subject.neighbours - earlier.neighbours)}
-    if not destinations and not neighbours:
-        return accepted
-    found = read_snapshot.read_in(namespace, subject)
-    routes = {each for each in found.routes if each.destination in destinations}
-    static = {each for each in found.neighbours if each.address in neighbours}
-    return dataclasses.replace(
-        accepted,
-        routes=tuple(sorted(routes.union(accepted.routes), key=str)),
-        neighbours=tuple(sorted(static.union(accepted.neighbours))),
-    )
-
-
 def _with_accepted(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
     """Return a record that has accepted surroundings, which a record of an older version lacks."""
-    accepted = _accepted(installed.spec, installed.around, installed.namespace, installed, state)
-    if accepted is None or installed.accepted is not None:
+    if installed.accepted is not None:
+        return installed
+    accepted = accepted_surroundings.of_fence(
+        installed.spec, installed.around, installed.namespace, installed, state
+    )
+    if accepted is None:
         return installed
     found = dataclasses.replace(installed, accepted=accepted)
     state.write(found)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.host_names import ResolvedName
 from ocsf_nft.fence.surroundings import watcher
+from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, INTERNET4, PROXY_PORT, SANDBOX4, ip
 from tests.kernel.serving import sandbox, serving, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from tests.kernel.serving import Served
 
@@ -77,6 +84,20 @@ async def test_static_entry_of_a_next_hop_of_a_new_policy_is_accepted(
         assert one.watched is not None
         assert _OTHER4 in map(str, one.watched.monitor.reports.installed.around.neighbours)
         assert _OTHER4 not in await _next_change(served, lab)
+
+
+@pytest.mark.parametrize("is_of_name", [False, True])
+def test_static_entry_of_an_address_of_a_host_name_is_not_accepted(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, is_of_name: bool
+) -> None:
+    """A process inside can know the next addresses of a name, and make an entry before."""
+    _set_static(fenced, _OTHER4)
+    names = (ResolvedName("db.example", (IPv4Address(_OTHER4),)),) if is_of_name else ()
+    wider = replace(spec, exceptions=(exception(f"tcp:{_OTHER4}:5432"),), resolved=names)
+    found = installer.install(wider, fenced.sandbox_namespace, state, "nflog").accepted
+    assert found is not None
+    assert (_OTHER4 in {each.address for each in found.neighbours}) is not is_of_name
+    assert _OTHER4 in {each.destination for each in found.routes}
 
 
 async def test_static_entry_that_is_older_than_the_address_is_accepted(

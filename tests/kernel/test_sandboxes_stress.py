@@ -61,6 +61,9 @@ async def test_recreated_namespaces_and_calls_leave_what_the_last_call_says(
             for name in (configured, other):
                 assert await asyncio.to_thread(connect, name, 444) == {444: "refused"}
             await until(lambda: all(served.attempts(each) for each in (configured, other)))
+            for each in served.service.sandboxes:  # the sockets of both are open from now on
+                assert each.watched is not None
+                await each.watched.account.refresh()
             before = open_descriptors()
             over = asyncio.Event()
             calling = [

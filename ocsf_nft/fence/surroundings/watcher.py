@@ -213,7 +213,7 @@ class SurroundingsWatcher:
         self._plan_retries(left, undone)
         undone_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         author = authors.of_all(added)
-        # A change may have ended though its undo failed. Earlier changes are not part of this report.
+        # A change may have ended though its undo failed. Earlier ones are not part of this report.
         refused = reasons.keys() & frozenset(left)
         failures = tuple(dict.fromkeys(reasons[each] for each in added if each in refused))
         self._report(
