@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,8 +62,11 @@ async def test_recreated_namespaces_and_calls_leave_what_the_last_call_says(
             for name in (configured, other):
                 assert await asyncio.to_thread(connect, name, 444) == {444: "refused"}
             await until(lambda: all(served.attempts(each) for each in (configured, other)))
-            for each in served.service.sandboxes:  # the sockets of both are open from now on
+            # The sockets of both are open from now on.
+            for each in served.service.sandboxes:
                 assert each.watched is not None
+                assert each.watched.bypass is not None
+                await until(partial(getattr, each.watched.bypass, "is_exact"))
                 await each.watched.account.refresh()
             before = open_descriptors()
             over = asyncio.Event()
