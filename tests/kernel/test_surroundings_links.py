@@ -6,15 +6,14 @@ import contextlib
 import subprocess
 import sys
 import textwrap
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft import rtnetlink
-from ocsf_nft.fence.surroundings import watcher
-from tests.kernel import command, conftest
+from tests.kernel import accounts, command, conftest
 from tests.kernel.test_surroundings import _do, _message, _quick_polls, start
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _LAN, _BRIDGE = "lan0", "bridge0"
 _REPOSITORY = Path(__file__).parents[2]
 #: Waits until the interface is gone, and prints how long it was there, in milliseconds.
 _WATCHED = """
-import socket, sys, time
+import os, socket, sys, time
 from tests.kernel.ways import netlinks
 {}
 begun = time.monotonic()
@@ -146,10 +145,9 @@ def test_macvlan_of_an_engine_is_reported_and_stays(
 @contextlib.contextmanager
 def _running(namespace: Namespace, command_line: list[str]) -> Iterator[None]:
     process = namespace.call(lambda: subprocess.Popen(command_line))
-    while True:  # until it has dropped its capabilities
-        if "CapPrm:\t0000000000000000" in Path(f"/proc/{process.pid}/status").read_text():
-            break
-        time.sleep(0.01)
+    status = Path(f"/proc/{process.pid}/status")
+    # It drops its capabilities.
+    accounts.until(lambda: "CapPrm:\t0000000000000000" in status.read_text())
     try:
         yield
     finally:
@@ -184,7 +182,10 @@ def test_pair_that_moves_on_to_a_third_namespace_is_reported(
     code = f"""
         import subprocess
         child = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", "-n", "sleep", "60"])
-        time.sleep(0.5)
+        path, end = f"/proc/{{child.pid}}/ns/net", time.monotonic() + 60
+        while os.path.samefile(path, "/proc/self/ns/net"):
+            assert time.monotonic() < end
+            time.sleep(0.001)
         netlinks.veth("own0", "away0")
         netlinks.move("away0", {_number_of_host(fenced)}, {lan[1]})
         subprocess.run(["ip", "link", "set", "own0", "netns", str(child.pid)], check=True)
@@ -216,14 +217,18 @@ def test_pair_of_an_engine_is_reported_only_if_a_process_inside_can_have_made_it
             event = run.wait(1)
             assert "an interface net2 (veth) was added that leads" in _message(event)
             assert event["severity"] == "High"
-        time.sleep(4 * watcher.POLL_SECONDS)  # tc is a process inside that can have made it
-        _do(inside, "tc", "qdisc", "add", "dev", "lo", "clsact")
-        number = len(run.changes) if has_capability else 0
-        assert "clsact" in _message(run.wait(number + 1))
+        # Two later changes, by this process, which is not inside. The second check is after the time
+        # in which a pair is not reported yet.
+        number = len(run.changes)
+        for each in ("accept_local", "route_localnet"):
+            setting = Path(f"/proc/sys/net/ipv4/conf/{fenced.sandbox_device}/{each}")
+            inside.call(partial(setting.write_text, "1"))
+            number += 1
+            assert each in _message(run.wait(number))
         verified = run.verify()
         run.stop()
     assert "net2" in _names(inside)
-    assert len(run.changes) == number + 1, [_message(each) for each in run.changes]
+    assert len(run.changes) == number, [_message(each) for each in run.changes]
     assert ("an interface net2" in verified.stderr) is has_capability
 
 
