@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.fence.fence_change import FenceChange
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
+from ocsf_nft.fence.surroundings.news import SurroundingsNews
 from ocsf_nft.fence.tamper_guard import News, TamperGuard
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.host_notices import QueuedNotices
 from ocsf_nft.fence.link_monitor import LinkMonitor
 from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor, ruleset_error
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews, SurroundingsWatcher
+from ocsf_nft.fence.surroundings.watcher import SurroundingsWatcher
 
 if TYPE_CHECKING:
     import socket
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.ruleset_changes import Transaction
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, TableId
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.surroundings.news import SurroundingsNews
     from ocsf_nft.netns import Namespace
 
 #: More restores than that within that time are a conflict with another process: then no restores

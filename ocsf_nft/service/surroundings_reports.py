@@ -9,7 +9,7 @@ import structlog
 
 from ocsf_nft.fence.surroundings import watcher
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
+from ocsf_nft.fence.surroundings.news import SurroundingsNews
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import SURROUNDINGS_CHANGED

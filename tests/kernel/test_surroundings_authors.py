@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.fence.surroundings.news import SurroundingsNews
 from ocsf_nft.fence.surroundings.notices import RouteNotices
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews, SurroundingsWatcher
+from ocsf_nft.fence.surroundings.watcher import SurroundingsWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

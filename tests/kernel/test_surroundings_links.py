@@ -217,8 +217,8 @@ def test_pair_of_an_engine_is_reported_only_if_a_process_inside_can_have_made_it
             event = run.wait(1)
             assert "an interface net2 (veth) was added that leads" in _message(event)
             assert event["severity"] == "High"
-        # Two later changes, by this process, which is not inside. The second check is after the time
-        # in which a pair is not reported yet.
+        # Two later changes, by this process, which is not inside. The second check is after the
+        # time in which a pair is not reported yet.
         number = len(run.changes)
         for each in ("accept_local", "route_localnet"):
             setting = Path(f"/proc/sys/net/ipv4/conf/{fenced.sandbox_device}/{each}")

@@ -21,13 +21,14 @@ from ocsf_nft.fence.surroundings import own_tables, undo, watcher
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.notices import RouteNotices
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews, SurroundingsWatcher
+from ocsf_nft.fence.surroundings.watcher import SurroundingsWatcher
 from ocsf_nft.lab import GATEWAY4
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.surroundings.news import SurroundingsNews
 
 pytestmark = pytest.mark.kernel
 

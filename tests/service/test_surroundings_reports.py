@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
-from ocsf_nft.fence.surroundings.watcher import SurroundingsNews
+from ocsf_nft.fence.surroundings.news import SurroundingsNews
 from ocsf_nft.service import surroundings_reports
 
 _QDISC = SurroundingChange("qdisc", (1,), "a tc qdisc clsact was added on lo")

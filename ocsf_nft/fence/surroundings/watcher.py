@@ -10,7 +10,6 @@ import os
 import select
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from ocsf_nft.fence.surroundings.authors import UNKNOWN, Author, Authors, sender
 from ocsf_nft.fence.surroundings.changes import SurroundingChange
 from ocsf_nft.fence.surroundings.facts import LinkFact
 from ocsf_nft.fence.surroundings.foreign_links import ForeignLinks
+from ocsf_nft.fence.surroundings.news import SurroundingsNews
 from ocsf_nft.fence.surroundings.read_snapshot import Subject
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.surroundings.authors import Sender
     from ocsf_nft.fence.surroundings.facts import Snapshot
     from ocsf_nft.fence.surroundings.notices import RouteNotices
-    from ocsf_nft.process import Process
 
 #: Time between two readings of the facts without notices, and between two full readings.
 POLL_SECONDS: Final = 4.0
@@ -52,29 +51,6 @@ _UNSETTLED: Final = frozenset({"route", "departure", "foreign pair"})
 _SETTLE_SECONDS: Final = 1.0
 #: Failed readings in a row until one is reported.
 _FAILURES: Final = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SurroundingsNews:
-    """Changes of a fence's surroundings, as the watcher has found them."""
-
-    #: Changes since the last news.
-    added: tuple[SurroundingChange, ...]
-    #: Those of ``added`` that are undone already.
-    undone: tuple[SurroundingChange, ...] = ()
-    #: Reasons why others of them could not be undone, such as "Read-only file system".
-    failures: tuple[str, ...] = ()
-    #: All changes that are left.
-    present: tuple[SurroundingChange, ...]
-    #: Process that made the changes; None if unknown, or if several did.
-    process: Process | None = None
-    #: Name that the process gave itself.
-    comm: str | None = None
-    #: Time of the check (ns since the epoch, UTC), and the time until the changes were undone.
-    arrived_ns: int
-    undone_after_ns: int | None = None
-    #: True if nothing was undone, because too much was undone before.
-    is_paused: bool = False
 
 
 class SurroundingsWatcher:
