@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink, nfnetlink
+from ocsf_nft.fence.surroundings import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -185,7 +186,8 @@ class ChangeReader:
         elif kind == _DELTABLE:
             found.deleted.add(table_id)
         else:
-            key = table_id, kind, _name(attributes.get(_PARTS[kind][2], memoryview(b"")))
+            name = names.text(attributes.get(_PARTS[kind][2], memoryview(b"")))
+            key = table_id, kind, names.shown(name)
             if key in found.parts or len(found.parts) < _MAX_CHANGES:
                 found.parts[key] = found.parts.get(key, 0) + 1
             else:

@@ -185,7 +185,10 @@ def test_ruleset_number_is_compared_by_the_bits_of_the_notice() -> None:
 def test_name_is_cut_at_its_end_and_at_the_limit() -> None:
     (found,) = read(notice(2, "inet ocsf_nft"), end_notice(comm=b"a\nb\xff\0hidden\0"))
     assert found.comm == "a\nb\ufffd"
-    assert description(notice(3, "inet ocsf_nft", "x" * 65)).startswith(f"chain {'x' * 63}… was")
+    cut = f'chain "{"x" * 63}…" was'
+    assert description(notice(3, "inet ocsf_nft", "x" * 65)).startswith(cut)
+    forged = description(notice(3, "inet ocsf_nft", "x was deleted by sshd"))
+    assert forged.startswith('chain "x was deleted by sshd" was')
     assert description(notice(3, "inet ocsf_nft", "x" * 64)).startswith(f"chain {'x' * 64} was")
 
 

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.fence.surroundings.facts import UNKNOWN_KIND, HookFact, LinkFact, Snapshot
+from ocsf_nft.fence.surroundings.names import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,8 +151,8 @@ def _hooks(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
             continue
         after = ", after the fence has judged" if each.hook == _EGRESS else ""
         text = (
-            f"a chain {each.chain} of table {each.family} {each.table} hooks {each.hook} of "
-            f"{each.device or 'no interface'} with priority {each.priority}{after}"
+            f"a chain {shown(each.chain)} of table {each.family} {shown(each.table)} hooks "
+            f"{each.hook} of {each.device or 'no interface'} with priority {each.priority}{after}"
         )
         yield _change("chain", each, text, each, accepted_chains.get(_chain_key(each)))
 
@@ -169,8 +170,8 @@ def _rewrites(before: Snapshot, now: Snapshot) -> Iterator[SurroundingChange]:
             continue
         if (each.family, each.table_handle, each.handle) not in known:
             text = (
-                f"a rule with the statement {each.statement} was added to chain {each.chain} of "
-                f"table {each.family} {each.table}"
+                f"a rule with the statement {each.statement} was added to chain "
+                f"{shown(each.chain)} of table {each.family} {shown(each.table)}"
             )
             yield _change("rule", each, text, each)
 

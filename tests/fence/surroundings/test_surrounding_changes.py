@@ -43,6 +43,9 @@ _BASE = Snapshot(
         ({"rewrites": (RewriteFact("ip", "nat", 9, "out", 12, "nat"),)},
          "a rule with the statement nat was added to chain out of table ip nat", "rule", False,
          False),
+        # A name can't be taken for a part of the sentence.
+        ({"rewrites": (RewriteFact("ip", 'x", by sshd[812]; undone', 9, "é" * 99, 12, "nat"),)},
+         f'to chain "{"é" * 63}…" of table ip "x\', by sshd[812]; undone"', "rule", False, False),
         ({"qdiscs": (QdiscFact(1, "lo", "clsact", 1, 2),)}, "a tc qdisc clsact was added on lo",
          "qdisc", True, True),
         ({"filters": (FilterFact(1, "lo", "u32", 1, 2, 3),)}, "a tc filter u32 was added on lo",
