@@ -61,6 +61,8 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTGENMSG: Final = struct.Struct("=Bxxx")  # family
 _ADDRESS_BYTES: Final = {4, 16}
 
+#: Interfaces of a sandbox that are read: its owner may add any number.
+MOST_LINKS: Final = 16_384
 #: Payload of the request for all links.
 ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 _ALL_ADDRESSES: Final = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -145,13 +147,14 @@ def _number(value: memoryview | None) -> int | None:
     return int(number)
 
 
-def links() -> Iterator[Link]:
-    """Yield all interfaces of the calling thread's network namespace.
+def links(most: int | None = None) -> Iterator[Link]:
+    """Yield the interfaces of the calling thread's network namespace, by their indexes.
 
-    Blocks until the kernel has answered. Raises OSError if the request fails.
+    At most ``most`` interfaces are read, such as MOST_LINKS; None for all. Blocks until the kernel
+    has answered. Raises OSError if the request fails.
     """
-    for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
-        found = link(memoryview(reply))
+    for reply in _dump(RTM_GETLINK, ALL_LINKS, most):
+        found = link(reply)
         if found is not None:
             yield found
 

@@ -77,7 +77,7 @@ class SentFrames:
         self._dropped = 0
         with contextlib.ExitStack() as opened:
             try:
-                links = call_beside(beside, lambda: list(rtnetlink.links()))
+                links = call_beside(beside, lambda: list(rtnetlink.links(rtnetlink.MOST_LINKS)))
                 self._indexes = [link.ifindex for link in _comparable(links, around)]
                 self._inside = call_beside(beside, RouteSocket)
                 opened.callback(self._inside.close)

@@ -138,7 +138,6 @@ class Peer:
     """Client that sends bytes and requires that the server stays intact."""
 
     def __init__(self, application: Application) -> None:
-        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         self._application = application
         self._loop = asyncio.new_event_loop()
         self._errors: list[dict[str, Any]] = []
@@ -150,7 +149,13 @@ class Peer:
         """Send the bytes in two parts on a new connection, and close the connection."""
         self._application.reset()
         self._errors.clear()
-        self._loop.run_until_complete(self._exchange(data))
+        log = logging.getLogger("aiohttp.server")
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            self._loop.run_until_complete(self._exchange(data))
+        finally:
+            log.setLevel(level)
         if self._errors:
             error = self._errors[0].get("exception")
             raise BrokenError(self._errors[0]["message"]) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.service import bypass_watch
-from tests.kernel import conftest, ethtool, packets, xdp
+from tests.kernel import conftest, ethtool, ordinary_traffic, packets, xdp
 from tests.kernel.conftest import nft
 from tests.kernel.serving import Served, sandbox, serving, until
 
@@ -96,11 +95,6 @@ def _send(lab: Lab, size: int, times: int = 1, address: str = GATEWAY4) -> None:
             sock.sendall(bytes(size))
 
 
-def _reset(lab: Lab, address: str = GATEWAY4) -> None:
-    with _connect(lab, address) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
 def _bypassed(served: Served) -> list[dict[str, Any]]:
     return [event for event in served.events if event["metadata"]["event_code"] == "fence-bypassed"]
 
@@ -175,71 +169,49 @@ async def test_dropped_frames_hide_no_frame_that_bypasses_the_fence(
     assert sum(each["unmapped"]["frames"] for each in _bypassed(served)) == 10
 
 
-def _udp(lab: Lab, size: int, segment: int = 0) -> None:
-    """Send a datagram to the UDP exception; with ``segment``, the kernel divides it (UDP GSO)."""
-    with lab.sandbox_namespace.call(lambda: socket.socket(type=socket.SOCK_DGRAM)) as sock:
-        if segment:
-            sock.setsockopt(socket.IPPROTO_UDP, 103, segment)  # UDP_SEGMENT
-        with contextlib.suppress(OSError):  # fragments are refused
-            sock.sendto(bytes(size), (GATEWAY4, PROXY_PORT))
-
-
-def _refused(lab: Lab) -> None:
-    with contextlib.suppress(OSError):
-        lab.sandbox_namespace.call(lambda: socket.create_connection(("203.0.113.9", 443)))
-
-
-#: Drops some packets at the proxy's end, so that they are sent again.
-_LOSSY: Final = """
-table inet lossy {
-    chain input {
-        type filter hook input priority 0
-        tcp dport 3128 numgen random mod 97 == 0 drop
-    }
-}
-"""
-
-
-def _day(lab: Lab, rounds: int) -> None:
-    """Make the ordinary traffic of a sandbox: of every size and kind, with errors."""
-    for number in range(rounds):
-        address = (GATEWAY4, GATEWAY6)[number % 2]
-        _send(lab, 1 << number % 20, address=address)
-        _reset(lab, address)
-        _udp(lab, 1 << number % 16)
-        _udp(lab, 12_000, segment=1200)
-        _refused(lab)
-        if number % 7 == 0:
-            ip("-n", lab.sandbox, "neighbour", "flush", "dev", lab.sandbox_device)
-        if number % 11 == 0:
-            ip("-n", lab.gateway, "link", "set", lab.gateway_device, "down")
-            ip("-n", lab.gateway, "link", "set", lab.gateway_device, "up")
-            ip("-n", lab.gateway, "address", "replace", f"{GATEWAY6}/64", "dev", lab.gateway_device)
-
-
-@pytest.mark.usefixtures("proxy")
-async def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
-    conftest.load(lab.gateway_namespace, _LOSSY)
+async def _go_through_a_day(lab: Lab, state_dir: Path, connections: int, restarts: int) -> None:
+    """Send ordinary traffic during restarts of the service and changes; nothing is reported."""
+    conftest.load(lab.gateway_namespace, ordinary_traffic.LOSSY)
     config = sandbox(
         _NAME, netns=lab.sandbox, proxy=_PROXIES, allow=[f"udp:{GATEWAY4}:{PROXY_PORT}"]
     )
-    found = []
-    for is_merged in (False, True):
-        switch = partial(ethtool.switch, lab.gateway_device, ethtool.GRO, on=is_merged)
-        lab.gateway_namespace.call(switch)
-        async with serving(tmp_path) as served:
-            await served.service.put(config)
-            day = asyncio.create_task(asyncio.to_thread(_day, lab, 22))
-            for number in range(6):
-                changed = config.model_copy(update={"permissive": number % 2 == 0})
-                await served.service.put(changed)
-                await asyncio.sleep(0.2)
-            await day
+    with ordinary_traffic.proxy(lab):
+        sending = asyncio.create_task(asyncio.to_thread(ordinary_traffic.send, lab, connections))
+        for hour in range(restarts):
+            switch = partial(ethtool.switch, lab.gateway_device, ethtool.GRO, on=hour % 2 == 0)
+            lab.gateway_namespace.call(switch)
+            async with serving(state_dir) as served:
+                for is_permissive in (True, False):
+                    change = {"permissive": is_permissive}
+                    await served.service.put(config.model_copy(update=change))
+                    await _until_compared(served)
+                await asyncio.to_thread(_disturb, lab)
+                await _until_compared(served)
+            assert not _bypassed(served)
+        async with serving(state_dir) as served:
+            await sending
             watch = await _until_compared(served)
             assert watch.not_compared is None
             await served.service.release(_NAME)
-        found += _bypassed(served)
-    assert not found
+        assert not _bypassed(served)
+
+
+def _disturb(lab: Lab) -> None:
+    """Forget the neighbours, and take the link down and up."""
+    ip("-n", lab.sandbox, "neighbour", "flush", "dev", lab.sandbox_device)
+    ip("-n", lab.gateway, "link", "set", lab.gateway_device, "down")
+    ip("-n", lab.gateway, "link", "set", lab.gateway_device, "up")
+    ip("-n", lab.gateway, "address", "replace", f"{GATEWAY6}/64", "dev", lab.gateway_device)
+
+
+async def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
+    await _go_through_a_day(lab, tmp_path, connections=500, restarts=2)
+
+
+@pytest.mark.slow
+async def test_day_of_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
+    # One connection in four seconds, and a restart an hour.
+    await _go_through_a_day(lab, tmp_path, connections=24 * 900, restarts=24)
 
 
 @pytest.mark.usefixtures("proxy")
