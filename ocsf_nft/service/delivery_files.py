@@ -12,7 +12,7 @@ import os
 import ssl
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.delivery.sinks import safe_open
 from ocsf_nft.errors import DeliveryError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.name_resolver import ResolverFiles
     from ocsf_nft.service.outlet import Outlet
+
+#: Device and inode of files and directories; None for one that is missing.
+Identities: TypeAlias = "dict[Path, tuple[int, int] | None]"
 
 #: Programs, libraries, certificates and time zones: the same for all users of a machine.
 _PROGRAM_FOLDERS: Final = ("/usr", "/lib", "/lib64", "/bin")
@@ -104,7 +107,7 @@ def are_allowed(needed: Iterable[Rule], granted: Iterable[Rule]) -> bool:
     )
 
 
-def identities(found: Iterable[Rule]) -> dict[Path, tuple[int, int] | None]:
+def identities(found: Iterable[Rule]) -> Identities:
     """Return the device and the inode of each single file to read, and of each written directory.
 
     If one differs later, the rules do not apply to the new file or directory, also if another file

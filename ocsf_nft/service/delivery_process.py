@@ -7,34 +7,31 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import structlog
 
-from ocsf_nft import landlock, redaction
+from ocsf_nft import redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
-from ocsf_nft.errors import DeliveryError, OcsfNftError, UsageError
-from ocsf_nft.service import delivery_child, delivery_files, sink_delivery
-from ocsf_nft.service.daemon_thread import run_in_daemon_thread
+from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.service import delivery_child, sink_delivery
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
 from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
+from ocsf_nft.service.granted_files import GrantedFiles
 from ocsf_nft.service.iteration import NAME
 from ocsf_nft.service.name_requests import NameRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.landlock import Rule
     from ocsf_nft.service.iteration import Iteration
     from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.state_store import StateStore
-
-T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -44,8 +41,6 @@ _END_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 30.0
 #: Time after which a process that has ended counts as having worked.
 _WORKED_SECONDS: Final = 60.0
-#: Time for an inspection of the files: a file system may not answer.
-_INSPECTION_SECONDS: Final = 5.0
 #: Time for which the id of a process that has ended is known. Another process gets it later: the
 #: kernel assigns all other ids first.
 _RECENT_SECONDS: Final = 60.0
@@ -105,6 +100,7 @@ class DeliveryProcess:
         self._max_seconds = max_seconds
         self._iteration = iteration
         self._resolver = resolver or ResolverFiles()
+        self._files = GrantedFiles(events=store.database.path, sinks=sinks, resolver=self._resolver)
         self._status = Status(acknowledged={})
         #: What no event has reported, by the latest answer, and what events have reported since.
         self._dropped: tuple[DroppedEvents, ...] = ()
@@ -114,11 +110,6 @@ class DeliveryProcess:
         #: Number of the latest request that the present process has answered.
         self._answered = 0
         self._handshake: bytes | None = None
-        #: Files that the present process may open, and what they were at its start.
-        self._files: frozenset[Rule] = frozenset()
-        self._identities: dict[Path, tuple[int, int] | None] = {}
-        #: Inspection of these files that goes on, in a thread.
-        self._inspection: asyncio.Future[dict[Path, tuple[int, int] | None]] | None = None
         #: Sinks of the next process, and the future that its start resolves; None: no such plan.
         self._planned: _Plan | None = None
         self._run: DeliveryRun | None = None
@@ -251,7 +242,7 @@ class DeliveryProcess:
                 if run is None:
                     self._outlets = tuple(outlets)
                     return
-                can_open = await self._can_open(outlets)
+                can_open = await self._files.suffice(outlets)
                 if run is self._run and not self._is_ending:
                     await self._replace(run, outlets, can_open=can_open)
                     return
@@ -313,54 +304,13 @@ class DeliveryProcess:
         if self._iteration is not None:
             self._iteration.wake()
 
-    async def _can_open(self, outlets: Sequence[Outlet]) -> bool:
-        """Return True if the present process may open the files of these sinks."""
-        if landlock.abi() == 0:
-            return True
-        needed = await _inspected(lambda: self._rules(outlets))
-        return delivery_files.are_allowed(needed, self._files) and not await self._has_changed()
-
-    async def _has_changed(self) -> bool:
-        """Return True if a file or directory of the present process was replaced.
-
-        Return False if a file system does not answer.
-        """
-        files = self._files
-        if self._inspection is None:
-            self._inspection = run_in_daemon_thread(
-                lambda: delivery_files.identities(files), "delivery-files"
-            )
-        inspection = self._inspection
-        await asyncio.wait([inspection], timeout=_INSPECTION_SECONDS)
-        if not inspection.done():
-            return False
-        if self._inspection is inspection:
-            self._inspection = None
-        found = inspection.result()
-        # It may be of an earlier process, with other files.
-        return found.keys() == self._identities.keys() and found != self._identities
-
-    def _prepared(self) -> tuple[frozenset[Rule], dict[Path, tuple[int, int] | None]]:
-        """Create the sinks' directories; return the rules of a process, and their identities."""
-        delivery_files.create_directories(self._outlets, sinks=self._sinks)
-        files = self._rules(self._outlets)
-        return files, delivery_files.identities(files)
-
-    def _rules(self, outlets: Sequence[Outlet]) -> frozenset[Rule]:
-        events = self._store.database.path
-        return delivery_files.rules(
-            outlets, events=events, sinks=self._sinks, resolver=self._resolver
-        )
-
     async def _renew_files(self) -> None:
         """Start another process if a file or directory of this one was replaced, such as a secret.
 
         A process that can't be started is tried again, as after a crash.
         """
         run = self._run
-        if run is None or run.is_late or landlock.abi() == 0:
-            return
-        if not await self._has_changed():
+        if run is None or run.is_late or not await self._files.are_replaced():
             return
         if delivery_child.is_outdated():  # the next process could not start
             if not self._is_outdated:
@@ -439,11 +389,10 @@ class DeliveryProcess:
 
     async def _start(self, *, is_again: bool = False, opens_local: bool = False) -> DeliveryRun:
         """Start a process; with ``opens_local``, return when its local sinks are open."""
-        files, identities = await _inspected(self._prepared)
+        files = await self._files.grant(self._outlets)
         run = await DeliveryRun.spawn(self._take_status, self._take_outlets, self.names.take)
         self._runs = (*self._recent(), run)
         self._answered = 0
-        self._files, self._identities = files, identities
         self._serving = self._group.create_task(run.serve())
         self._run = run  # learns of the events that are stored from now on
         try:
@@ -463,7 +412,7 @@ class DeliveryProcess:
                     log_level=_log_level(),
                     resolver=self._resolver,
                     redactor=redaction.current().with_random_key(),
-                    files=self._files,
+                    files=files,
                 )
             )
         except BaseException:
@@ -494,17 +443,6 @@ class DeliveryProcess:
         if self._iteration is not None:
             found[NAME] = self._iteration.acknowledged
         self._store.database.retention.acknowledged = found
-
-
-async def _inspected(job: Callable[[], T]) -> T:
-    """Return the result of an inspection of files; raises DeliveryError if it takes too long."""
-    inspection = run_in_daemon_thread(job, "delivery-files")
-    await asyncio.wait([inspection], timeout=_INSPECTION_SECONDS)
-    if not inspection.done():
-        raise DeliveryError(
-            "the files of the sinks can't be inspected: a file system does not answer"
-        )
-    return inspection.result()
 
 
 def _log_level() -> int:

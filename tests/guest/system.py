@@ -219,7 +219,7 @@ def until(what: Callable[[], T | None]) -> T:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (found := what()):
         assert time.monotonic() < deadline, found
-        time.sleep(0.5)
+        time.sleep(2)
     return found
 
 

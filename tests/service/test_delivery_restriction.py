@@ -27,6 +27,7 @@ from ocsf_nft.service import (
     delivery_files,
     delivery_process,
     delivery_run,
+    granted_files,
     sink_delivery,
 )
 from ocsf_nft.service.outlet import Outlet
@@ -481,7 +482,7 @@ async def test_file_system_that_does_not_answer_blocks_neither_the_service_nor_i
     output = tmp_path / "out"
     may_answer = threading.Event()
     async with delivering(tmp_path / "state", sinks({"path": str(output)})) as (store, delivery):
-        monkeypatch.setattr(delivery_process, "_INSPECTION_SECONDS", 0.05)
+        monkeypatch.setattr(granted_files, "_INSPECTION_SECONDS", 0.05)
         monkeypatch.setattr(delivery_files, "_identity", lambda _: may_answer.wait(30))
         begun = asyncio.get_running_loop().time()
         for _ in range(3):

@@ -256,7 +256,7 @@ static __always_inline int read_caller(struct caller *caller)
 	caller->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	caller->gid = BPF_CORE_READ(task, real_cred, gid.val);
 	BPF_CORE_READ_STR_INTO(&caller->comm, task, comm);
-	describe_with_ancestors(task, caller->image);
+	describe_with_ancestors((__u64)task);
 #else
 	__u64 pid = bpf_get_current_pid_tgid(), uid = bpf_get_current_uid_gid();
 

@@ -99,9 +99,11 @@ __noinline __u32 add(struct process *process, __u32 used, __u64 text)
 	return size > 0 ? used + size : used;
 }
 
-/* Add the names of the path to a file, from it up to the root of its mount namespace. */
-static __always_inline __u32 add_path(struct process *process, __u32 used, struct path *at)
+/* Add the names of the path to a file, from it up to the root of its mount namespace. `address` is that of
+ * the path. Not static, as above. */
+__noinline __u32 add_path(struct process *process, __u32 used, __u64 address)
 {
+	struct path *at = (void *)address;
 	struct dentry *dentry = BPF_CORE_READ(at, dentry);
 	struct vfsmount *there = BPF_CORE_READ(at, mnt);
 	struct mount *mount = (void *)there - bpf_core_field_offset(struct mount, mnt);
@@ -132,9 +134,10 @@ static __always_inline __u32 add_path(struct process *process, __u32 used, struc
 	return used;
 }
 
-static __always_inline __u32 add_cgroup(struct process *process, __u32 used,
-					struct task_struct *task)
+/* Add the names of the cgroup of the task at `address`. Not static, as above. */
+__noinline __u32 add_cgroup(struct process *process, __u32 used, __u64 address)
 {
+	struct task_struct *task = (void *)address;
 	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
 	__u32 most = used + SECTION;
 
@@ -178,26 +181,32 @@ static __always_inline void read_parent(struct task_struct *task, struct image *
 	*parent = image_of(now);
 }
 
+/* Take a draft of this CPU; return its number, or DRAFTS if there is none. Not static, as above. */
+__noinline __u32 take_draft(void)
+{
+	for (__u32 slot = 0; slot < DRAFTS; slot++) {
+		__u32 number = slot;
+		struct draft *draft = bpf_map_lookup_elem(&drafts, &number);
+
+		if (draft && __sync_val_compare_and_swap(&draft->is_taken, 0, 1) == 0)
+			return slot;
+	}
+	return DRAFTS;
+}
+
 /* Report the details of a process. Not static, as above. */
 __noinline int describe(__u64 address)
 {
 	struct task_struct *task = (void *)address;
-	struct draft *draft = NULL;
 	struct process *process;
+	struct draft *draft;
 	struct mm_struct *mm;
 	struct pid *pid;
 	struct file *file;
 	struct dentry *dentry;
-	__u32 used, level, slot;
+	__u32 used, level, slot = take_draft();
 
-	for (slot = 0; slot < DRAFTS; slot++) {
-		__u32 number = slot;
-
-		draft = bpf_map_lookup_elem(&drafts, &number);
-		if (draft && __sync_val_compare_and_swap(&draft->is_taken, 0, 1) == 0)
-			break;
-		draft = NULL;
-	}
+	draft = bpf_map_lookup_elem(&drafts, &slot);
 	if (!draft) {
 		count_dropped(1);
 		return 0;
@@ -225,13 +234,14 @@ __noinline int describe(__u64 address)
 		process->inode = BPF_CORE_READ(dentry, d_inode, i_ino);
 		/* The file was removed under this name, as d_path() detects it. */
 		process->is_deleted = BPF_CORE_READ(dentry, d_hash.pprev) == NULL;
-		used = add_path(process, used, (void *)file + bpf_core_field_offset(struct file, f_path));
+		used = add_path(process, used,
+				(__u64)file + bpf_core_field_offset(struct file, f_path));
 	}
 	process->path = used;
 	used = add_path(process, used,
-			(void *)BPF_CORE_READ(task, fs) + bpf_core_field_offset(struct fs_struct, pwd));
+			(__u64)BPF_CORE_READ(task, fs) + bpf_core_field_offset(struct fs_struct, pwd));
 	process->directory = used - process->path;
-	used = add_cgroup(process, used, task);
+	used = add_cgroup(process, used, address);
 	process->cgroup = used - process->path - process->directory;
 	process->arguments = 0;
 	/* Only the memory of the current process can be read. */
@@ -251,19 +261,24 @@ __noinline int describe(__u64 address)
 	return 0;
 }
 
-/* Report the details of a process and of its ancestors, unless they were reported before. */
-static __always_inline void describe_with_ancestors(struct task_struct *task, struct image image)
+/* Report the details of a process and of its ancestors, unless they were reported before. Not static, as
+ * above. */
+__noinline int describe_with_ancestors(__u64 address)
 {
+	struct task_struct *task = (void *)address;
+	struct image image = image_of(task);
+
 	for (int generation = 0; generation < GENERATIONS && image.tgid; generation++) {
 		struct image *known = bpf_map_lookup_elem(&described, &image.tgid);
 
 		if (known && is_same(known, &image))
-			return;
+			return 0;
 		bpf_map_update_elem(&described, &image.tgid, &image, BPF_ANY);
 		describe((__u64)task);
 		task = BPF_CORE_READ(task, group_leader, real_parent);
 		image = image_of(task);
 	}
+	return 0;
 }
 
 static __always_inline int is_watched(struct task_struct *task)
@@ -284,7 +299,7 @@ SEC("raw_tp/sched_process_fork") int forked(struct bpf_raw_tracepoint_args *ctx)
 	descent.parent = image_of(parent);
 	descent.started_ns = BPF_CORE_READ(child, start_boottime);
 	bpf_map_update_elem(&descents, &tgid, &descent, BPF_ANY);
-	describe_with_ancestors(parent, descent.parent);
+	describe_with_ancestors((__u64)parent);
 	return 0;
 }
 
@@ -297,6 +312,6 @@ SEC("raw_tp/sched_process_exec") int executed(struct bpf_raw_tracepoint_args *ct
 
 	/* A reported process that left the namespace is reported again: it runs another program. */
 	if (is_watched(task) || bpf_map_lookup_elem(&described, &tgid))
-		describe_with_ancestors(task, image_of(task));
+		describe_with_ancestors((__u64)task);
 	return 0;
 }

@@ -150,9 +150,11 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 		call->flags |= ANY;
 }
 
-/* Return the checksum of the packet's first bytes; 0 if they are not all readable. */
-static __always_inline __u32 sum_of(struct sk_buff *skb)
+/* Return the checksum of the first bytes of the packet at `address`; 0 if they are not all readable. Not
+ * static: so the kernel verifies the rest once, and not for each number of bytes. */
+__noinline __u32 sum_of(__u64 address)
 {
+	struct sk_buff *skb = (void *)address;
 	__u32 size = BPF_CORE_READ(skb, len), a = 1, b = 0;
 	__u8 bytes[COPIED];
 
@@ -254,7 +256,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		call.family = AF_PACKET;
 	else
 		read_header(&call, skb);
-	call.sum = sum_of(skb);
+	call.sum = sum_of((__u64)skb);
 	if (is_sent_now(&call, skb, sk, family))
 		read_caller(&call.caller);
 	/* The first packet of a connection is not a repetition. */
