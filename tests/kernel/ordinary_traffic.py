@@ -19,7 +19,7 @@ LOSSY: Final = f"""
 table inet lossy {{
     chain input {{
         type filter hook input priority 0
-        meta l4proto {{ tcp, udp }} th dport {PROXY_PORT} numgen random mod 97 == 0 drop
+        meta l4proto {{ tcp, udp }} th dport {PROXY_PORT} numgen random mod 397 == 0 drop
     }}
 }}
 """
@@ -50,7 +50,7 @@ asyncio.run(main())
 
 #: One connection to the proxy after another, by several threads, and datagrams beside them.
 _PROGRAMS: Final = """
-import contextlib, socket, struct, sys
+import contextlib, socket, struct, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 times, port, *addresses = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
@@ -93,8 +93,9 @@ def go(number):
     if number % 7 == 0:
         send(number)
     connect(number)
+    time.sleep(number % 60 / 1000)  # the traffic has to go on while the test changes things
 
-with ThreadPoolExecutor(16) as pool:
+with ThreadPoolExecutor(32) as pool:
     for _ in pool.map(go, range(times)):
         pass
 """
