@@ -29,7 +29,7 @@ def failure(status: int, body: bytes) -> OcsfNftError:
     """Return the error that an answer with an HTTP status of 400 or more reports."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("detail"), str):
         return DeliveryError(f"the service answered with HTTP status {status}: is it ocsf-nft?")

@@ -68,7 +68,7 @@ def call(  # noqa: PLR0913 - each may be left out
         return json.loads(content)
     except TimeoutError as error:
         raise answers.late(control, limit) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         raise answers.interrupted(control, str(error) or type(error).__name__) from error
     finally:
         connection.close()

@@ -40,7 +40,7 @@ def hook(stage: str, state: IO[str], service: ControlSocket, root: str = "") -> 
     try:
         found = json.load(state)
         container, bundle, pid = str(found["id"]), str(found["bundle"]), int(found.get("pid", 0))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError("the runtime gave the hook no state of a container") from error
     if stage == CREATE:
         add(service, container, pid=pid, bundle=bundle, root=root)

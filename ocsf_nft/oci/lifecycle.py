@@ -96,7 +96,7 @@ def _first_process(given: CommandLine, container: str, settings: Settings) -> in
             return int(_state(given, container, settings)["pid"])
         with open(path, encoding="ascii") as file:
             return int(file.read())
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, RecursionError) as error:
         raise AbsentError(
             f"ocsf-nft: container {container} does not start: {settings.runtime} did not report "
             f"its process: {error}"

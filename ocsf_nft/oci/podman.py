@@ -45,7 +45,7 @@ def _facts(container: dict[str, Any]) -> dict[str, Any]:
             "image": metadata["image-name"],
             "image_id": metadata["image-id"],
         }
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         names = container.get("names")
         name = names[0] if isinstance(names, list) and names else None
         pairs = {"name": name, "image_id": container.get("image")}

@@ -7,6 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.finding_settings import FindingSettings
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.record import DnsQuestion, Record
     from ocsf_nft.service.finding_counts import FindingCount, FindingKey
+
+_log = structlog.get_logger()
 
 #: Events rendered before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
@@ -122,8 +126,16 @@ class Reporter:
 
     async def commit(self, change: Change) -> None:
         """Store events, and the changes of the state that belong to them; raises DeliveryError."""
+        if findings := self.findings.take_changes(change.events):
+            change = replace(change, findings=findings)
         await self._commit(change)
         self.events += len(change.events)
+
+    async def resume_findings(self, stored: Mapping[str, bytes]) -> None:
+        """Continue the findings that were open when the service stopped; delete damaged ones."""
+        if damaged := self.findings.resume(stored):
+            _log.warning("stored findings are damaged, and get no further event", findings=damaged)
+            await self._commit(Change(findings=dict.fromkeys(damaged)))
 
     async def end_quiet_findings(self, *, closing: bool = False) -> None:
         """Emit the last event of each finding about the protection that is over.

@@ -15,9 +15,10 @@ from ocsf_nft.ocsf.protection_findings import (
     related_fact,
     subject_text,
 )
+from ocsf_nft.service import finding_codec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.enums import Severity
@@ -56,6 +57,36 @@ class ProtectionFindings:
         self._context = context
         self._count = count
         self._open: dict[_Key, _Open] = {}
+        #: Changes of the stored findings, by the lines with which they are committed.
+        self._changes: dict[bytes, tuple[str, bytes | None]] = {}
+
+    def resume(self, stored: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Continue the findings that were open when the service stopped, by their uids.
+
+        Return the uids of those that are damaged.
+        """
+        damaged = []
+        for uid, value in stored.items():
+            try:
+                series = finding_codec.from_bytes(value)
+                if series.uid != uid:
+                    raise ValueError("stored under another uid")
+            except finding_codec.DAMAGE:
+                damaged.append(uid)
+            else:
+                key = series.sandbox, series.kind
+                self._open[key] = _Open(series, Schedule(series.end_ms * 1_000_000))
+        return tuple(damaged)
+
+    def take_changes(self, lines: Iterable[bytes]) -> dict[str, bytes | None]:
+        """Return the changes of open findings that belong to these lines, by their uids.
+
+        They must be stored with the lines. A change is returned once; None ends a finding.
+        """
+        if not self._changes:
+            return {}
+        found = (self._changes.pop(line, None) for line in lines)
+        return dict(each for each in found if each is not None)
 
     def lines(  # noqa: PLR0913 - facts about the event, named at the call
         self,
@@ -113,7 +144,9 @@ class ProtectionFindings:
             if is_due:
                 schedule.mark_reported(time_ms * 1_000_000)
         self._open[key] = _Open(series, schedule)
-        lines.append(_correlated(event, series.uid).to_json())
+        line = _correlated(event, series.uid).to_json()
+        self._changes[line] = series.uid, finding_codec.to_bytes(series)
+        lines.append(line)
         if is_due:
             finding = protection_finding(
                 self._context(sandbox),
@@ -175,7 +208,9 @@ class ProtectionFindings:
             processed_ns=time.time_ns(),
             end_reason=reason,
         )
-        return [finding.to_json()]
+        line = finding.to_json()
+        self._changes[line] = ended.uid, None
+        return [line]
 
 
 def _processes(before: tuple[Process, ...], tampering: Tampering | None) -> tuple[Process, ...]:

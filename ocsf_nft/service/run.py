@@ -341,6 +341,7 @@ class Service:
         )  # fmt: skip
         await self._sandboxes.activate(fence_parts, config.sandbox, must_exist=self._must_exist)
         await stack.enter_async_context(store)
+        await reporter.resume_findings(await store.retry(store.database.open_findings))
         if self._iterates:
             self._iteration = Iteration(store, await store.retry(store.database.begin_iteration))
         self.delivery = await stack.enter_async_context(

@@ -72,10 +72,12 @@ class Change:
     """Change of the state that is stored completely or not at all.
 
     ``events`` are JSON lines. ``account`` has the counts that these events report. ``dropped`` maps
-    sandboxes to new gaps in their log records.
+    sandboxes to new gaps in their log records. ``findings`` has the new values of open findings
+    about the protection of sandboxes, by their uids; None ends one.
     """
 
     events: Sequence[bytes] = ()
     account: AccountChange | None = None
     position: Position | None = None
     dropped: Sequence[tuple[str, DroppedRecords]] = ()
+    findings: Mapping[str, bytes | None] = MappingProxyType({})

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 #: A version of the program with another schema gives its file another name.
 FILE: Final = "state-1.sqlite3"
 
+#: ``open_finding`` has the findings about the protection of sandboxes that have no last event yet.
 #: ``iterated`` has the number of the last event that a program iterating over the service has
 #: taken. ``cursor`` has the read positions: where to resume reading a source of log records. The
 #: sandbox 0 is for records of other firewalls.
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS dropped_record (
     sandbox INTEGER, source TEXT, gaps INTEGER, records INTEGER, PRIMARY KEY (sandbox, source)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (sandbox INTEGER PRIMARY KEY, source TEXT, position TEXT);
+CREATE TABLE IF NOT EXISTS open_finding (uid TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS iterated (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER);
 CREATE TABLE IF NOT EXISTS identity (id TEXT);
 INSERT INTO identity SELECT HEX(RANDOMBLOB(16)) WHERE NOT EXISTS (SELECT * FROM identity);
@@ -199,6 +201,11 @@ class StateDatabase(DroppingDatabase):
         with self.transaction() as connection:
             return read_dropped_records(connection, sandbox)
 
+    def open_findings(self) -> dict[str, bytes]:
+        """Return the open findings about the protection of sandboxes, by their uids."""
+        with self.transaction() as connection:
+            return dict(connection.execute("SELECT uid, value FROM open_finding").fetchall())
+
     def host_position(self, source: str) -> str | None:
         """Return the stored read position of other firewalls' records in ``source``, or None."""
         with self.transaction() as connection:
@@ -320,6 +327,11 @@ def _write_change(
         # Records that another source would read again are reported already.
         number = _id(connection, sandboxes, change.position.sandbox)
         connection.execute("REPLACE INTO cursor VALUES (?, ?, ?)", (number, *change.position[1:]))
+    for uid, value in change.findings.items():
+        if value is None:
+            connection.execute("DELETE FROM open_finding WHERE uid = ?", (uid,))
+        else:
+            connection.execute("REPLACE INTO open_finding VALUES (?, ?)", (uid, value))
 
 
 def _write_account(connection: sqlite3.Connection, sandbox: int, change: AccountChange) -> None:

@@ -27,6 +27,8 @@ _CHUNK: Final = 16 * BLOCK
 MOST_FAULTS: Final = 50
 #: Deaths of workers after which a target gets no more inputs: each costs the start of a process.
 _MOST_DEATHS: Final = 3
+#: Hexadecimal digits of an input that a report shows: its file has all.
+_SHOWN: Final = 2_000
 
 
 @dataclass
@@ -208,4 +210,5 @@ def describe(fault: Fault) -> Iterator[str]:
     """Yield the lines of a report about a fault."""
     yield f"FAULT {fault.target}: {fault.error}"
     yield f"  at {fault.where}"
-    yield f"  target={fault.target} seed={fault.campaign} number={fault.number} hex={fault.data}"
+    shown = fault.data if len(fault.data) <= _SHOWN else f"{fault.data[:_SHOWN]}…"
+    yield f"  target={fault.target} seed={fault.campaign} number={fault.number} hex={shown}"

@@ -480,3 +480,34 @@ def test_killed_run_leaves_the_fence_active_or_the_next_run_reports_it(
         installer.install(spec, fenced.sandbox_namespace, state, "nflog")
         found = output.of_fence()[before:]
         assert was_active or any("restored" in event["status_detail"] for event in found), found
+
+
+def test_finding_about_tampering_continues_after_its_run_was_killed(
+    installed: object,
+    fenced: Lab,
+    output: Output,
+    named: list[str],
+    ended: Callable[[str], int],
+    judge: Callable[[Any], list[str]],
+) -> None:
+    assert installed
+
+    def tamper_and_kill(number: int, checks: int) -> None:
+        with command.running(*named) as running:
+            output.wait(lambda: ended("check") > checks)
+            _tamper(fenced.sandbox_namespace, "add chain inet ocsf_nft foreign")
+            output.wait(lambda: len(output.tampered()) > number)
+            running.process.kill()
+            running.process.wait()
+
+    for number in range(3):
+        tamper_and_kill(number, ended("check"))
+    with command.running(*named) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
+    findings = [event for event in written.so_far(output.path) if event["class_uid"] == 2004]
+    first, *others = (event["activity_name"] for event in findings)
+    assert (first, set(others)) == ("Create", {"Update"})
+    assert findings[-1]["count"] == 3
+    assert findings[-1]["status_detail"].startswith("Inactive since ")
+    assert len({event["finding_info"]["uid"] for event in findings}) == 1
+    assert not [fault for event in findings for fault in judge(event)]

@@ -147,6 +147,7 @@ def test_annotations_of_podman_are_no_facts_of_kubernetes(tmp_path: Path) -> Non
         ('[1, {"id": "other"}]', {}),
         ('[{"id": "3f", "names": ["web"], "image": "77"}]', {"name": "web", "image_id": "77"}),
         ('[{"id": "3f", "metadata": "{}"}]', {}),
+        (json.dumps([{"id": "3f", "names": ["web"], "metadata": "[" * 100_000}]), {"name": "web"}),
         (
             json.dumps(
                 [

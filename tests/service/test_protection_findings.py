@@ -6,14 +6,19 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import COLLECTION, COUNTER_MISMATCH, TAMPERING, FindingKind
 from ocsf_nft.ocsf.operational_events import fault
+from ocsf_nft.ocsf.protection_findings import KINDS, ProtectionSeries, RelatedFact
 from ocsf_nft.process import Process
+from ocsf_nft.service import finding_codec
 from ocsf_nft.service.protection_findings import ProtectionFindings
+from tests.strategies import HOSTILE_TEXT, PROCESSES
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.event_base import Event
@@ -198,3 +203,77 @@ def test_findings_of_an_ended_sandbox_end(findings: ProtectionFindings) -> None:
     )
     assert findings.end(COLLECTION, "sb", "over", time_ns=0) == []
     assert findings.end(COLLECTION, "other", "over", time_ns=0)
+
+
+def test_finding_continues_after_the_service_was_killed(findings: ProtectionFindings) -> None:
+    stored: dict[str, bytes | None] = {}
+
+    def emit_stored(of: ProtectionFindings, seconds: float) -> list[Any]:
+        lines = of.lines(event_at(seconds), TAMPERING, "sb", severity=Severity.HIGH, tampering=_NFT)
+        stored.update(of.take_changes(lines))
+        assert not of.take_changes(lines)  # each once
+        return [json.loads(each) for each in lines]
+
+    _, created = emit_stored(findings, 0)
+    for _ in range(2):
+        known = {uid: value for uid, value in stored.items() if value is not None}
+        findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
+        assert findings.resume(known) == ()
+        emit_stored(findings, 100)
+    _, updated = emit_stored(findings, 300)
+    assert (updated["activity_name"], updated["count"]) == ("Update", 4)
+    for name in ("uid", "title", "first_seen_time"):
+        assert updated["finding_info"][name] == created["finding_info"][name]
+    assert updated["actor"] == created["actor"]
+    assert len(updated["finding_info"]["related_events"]) == 4
+    stored.update(findings.take_changes(findings.end_quiet(at(2000))))
+    assert list(stored.values()) == [None]
+
+
+def test_fault_that_lasted_ends_if_no_event_comes_after_a_restart(
+    findings: ProtectionFindings,
+) -> None:
+    lines = findings.lines(event_at(0), COLLECTION, "sb", severity=Severity.HIGH, lasts=True)
+    stored = findings.take_changes(lines)
+    assert findings.end_quiet(at(10_000), closing=True) == []
+    findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
+    findings.resume({uid: value for uid, value in stored.items() if value is not None})
+    (ended,) = findings.end_quiet(at(10_000))
+    assert "it has not happened again" in json.loads(ended)["message"]
+    assert findings.take_changes([ended]) == dict.fromkeys(stored)
+
+
+def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None:
+    lines = findings.lines(event_at(0), TAMPERING, "sb", severity=Severity.HIGH)
+    ((uid, value),) = findings.take_changes(lines).items()
+    assert value is not None
+    damaged = {
+        "a": b"",
+        "b": b"[]",
+        "c": value,
+        "d": value.replace(b"fence-tampered", b"of a later version"),
+        "e": b'{"kind":' + b"[" * 100_000,
+    }
+    findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
+    assert findings.resume(damaged | {uid: value}) == tuple(damaged)
+    assert len(findings.end_quiet(at(2000))) == 1
+
+
+@given(
+    st.builds(
+        ProtectionSeries,
+        kind=st.sampled_from(list(KINDS.values())),
+        sandbox=st.none() | HOSTILE_TEXT,
+        identity=st.text(),
+        count=st.integers(1, 1 << 62),
+        start_ms=st.integers(0, 1 << 62),
+        end_ms=st.integers(0, 1 << 62),
+        latest=st.lists(st.builds(RelatedFact, st.text(), st.integers(), st.text())).map(tuple),
+        severity=st.sampled_from(Severity),
+        processes=st.lists(PROCESSES, max_size=2).map(tuple),
+        unknown=st.integers(0, 1 << 62),
+        is_tampering=st.booleans(),
+    )
+)
+def test_stored_finding_is_the_same_when_it_is_read(series: ProtectionSeries) -> None:
+    assert finding_codec.from_bytes(finding_codec.to_bytes(series)) == series

@@ -172,6 +172,18 @@ async def test_events_and_the_counts_that_they_report_are_stored_together(tmp_pa
         assert store.database.host_position("kmsg") is None
 
 
+async def test_open_findings_are_stored_with_their_events(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        for change in (
+            Change(events=events([1]), findings={"a": b"1", "b": b"2"}),
+            Change(events=events([2]), findings={"a": b"3", "b": None, "c": None}),
+        ):
+            await store.state.commit(change)
+    async with Store(path) as store:
+        assert store.state.database.open_findings() == {"a": b"3"}
+
+
 async def test_wait_for_an_event_ends_when_it_is_stored(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         waiting = asyncio.create_task(store.stream.wait_for_event(1))
