@@ -270,14 +270,18 @@ static __always_inline int read_caller(struct caller *caller)
 }
 
 /* Report a call or a packet, unless it was reported often enough; return 1 if reported. `socket` is an id
- * of the socket, or 0 if no call is a repetition. */
-static __always_inline int emit_call(struct call *call, __u64 socket)
+ * of the socket, or 0 if no call is a repetition. Not static: so its callers need less stack. */
+__noinline int emit_call(struct call *call, __u64 socket)
 {
-	struct budget_key key = {
-		.netns = call->netns, .image = call->caller.image, .owner = call->owner
-	};
-	struct budget *budget = bpf_map_lookup_elem(&budgets, &key);
+	struct budget_key key = {};
+	struct budget *budget;
 
+	if (!call)
+		return 0;
+	key.netns = call->netns;
+	key.image = call->caller.image;
+	key.owner = call->owner;
+	budget = bpf_map_lookup_elem(&budgets, &key);
 	if (is_exhausted(budget, call->time_ns) || (socket && is_repeated(call, socket)))
 		return 0;
 	spend(call, &key, budget);

@@ -127,9 +127,11 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 	return 0;
 }
 
-/* Read the target from the packet's own header; an unreadable packet may be any packet. */
-static __always_inline void read_header(struct call *call, struct sk_buff *skb)
+/* Read the target from the own header of the packet at `address`; an unreadable packet may be any packet.
+ * Not static: so its caller needs less stack. */
+__noinline int read_header(struct call *call, __u64 address)
 {
+	struct sk_buff *skb = (void *)address;
 	unsigned char *data = BPF_CORE_READ(skb, data);
 	struct header header = {
 		.start = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header),
@@ -137,6 +139,8 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 	};
 	__u32 is_read = 0;
 
+	if (!call)
+		return 0;
 	header.size = header.whole - BPF_CORE_READ(skb, data_len);
 	if (header.start == data) {
 		__u16 protocol = bpf_ntohs(BPF_CORE_READ(skb, protocol));
@@ -148,6 +152,7 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 	}
 	if (!is_read)
 		call->flags |= ANY;
+	return is_read;
 }
 
 /* Return the checksum of the first bytes of the packet at `address`; 0 if they are not all readable. Not
@@ -255,7 +260,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 	if (is_frame(skb, family))
 		call.family = AF_PACKET;
 	else
-		read_header(&call, skb);
+		read_header(&call, (__u64)skb);
 	call.sum = sum_of((__u64)skb);
 	if (is_sent_now(&call, skb, sk, family))
 		read_caller(&call.caller);
