@@ -68,6 +68,23 @@ class Process:
     ancestors: tuple[Process, ...] = ()
 
 
+#: Maximum length of a command line in the result of :func:`brief`, and number of its ancestors.
+_BRIEF_TEXT: Final = 400
+_BRIEF_ANCESTORS: Final = 4
+
+
+def brief(process: Process) -> Process:
+    """Return a process with short command lines and few ancestors, to be stored again and again."""
+    ancestors = (
+        replace(each, cmd_line=_cut(each.cmd_line)) for each in process.ancestors[:_BRIEF_ANCESTORS]
+    )
+    return replace(process, cmd_line=_cut(process.cmd_line), ancestors=tuple(ancestors))
+
+
+def _cut(line: str | None) -> str | None:
+    return line if line is None or len(line) <= _BRIEF_TEXT else f"{line[: _BRIEF_TEXT - 1]}…"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """One of several processes that sent, or may have sent, packets that one event reports."""

@@ -10,7 +10,7 @@ from ocsf_nft.flow import Flow, flow
 from ocsf_nft.flows.dns_questions import MAX_OF_FLOW
 from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.flows.report_schedule import Schedule
-from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen
+from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,10 +39,6 @@ _MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
 _REASON: Final = "not all packets were attributed to one process"
 _SOLE: Final = "it sent some of the packets, and no other process was seen to send"
 _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
-
-#: Maximum length of a command line of a process that a scan lists, and number of its ancestors.
-_MAX_SENDER_TEXT: Final = 400
-_SENDER_ANCESTORS: Final = 4
 
 #: Number of distinct flows within ``WITHIN_NS`` that no ordinary program causes.
 FLOWS: Final = 20
@@ -231,18 +227,10 @@ class _UserActivity:
         if known is not None:
             self.senders[key] = replace(known, attempts=known.attempts + 1)
         elif len(self.senders) < SENDERS:
-            self.senders[key] = ScanSender(process=_brief(process), attempts=1, flow=flow)
+            self.senders[key] = ScanSender(process=brief(process), attempts=1, flow=flow)
             self.is_reported = False
         elif len(self.others) < _MAX_DISTINCT:
             self.others.add(hash(key))
-
-
-def _brief(process: Process) -> Process:
-    """Return a process with bounded texts: each change of a scan stores all its senders again."""
-    line = process.cmd_line
-    if line is not None and len(line) > _MAX_SENDER_TEXT:
-        line = f"{line[: _MAX_SENDER_TEXT - 1]}…"
-    return replace(process, cmd_line=line, ancestors=process.ancestors[:_SENDER_ANCESTORS])
 
 
 class FanOuts:

@@ -133,7 +133,7 @@ class Reporter:
 
     async def resume_findings(self, stored: Mapping[str, bytes]) -> None:
         """Continue the findings that were open when the service stopped; delete damaged ones."""
-        if damaged := self.findings.resume(stored):
+        if damaged := self.findings.resume(stored, now_ns=time.time_ns()):
             _log.warning("stored findings are damaged, and get no further event", findings=damaged)
             await self._commit(Change(findings=dict.fromkeys(damaged)))
 

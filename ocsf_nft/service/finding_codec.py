@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Final, TypeAlias
 
 import orjson
+from pydantic import Field, TypeAdapter
 
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.protection_findings import KINDS, ProtectionSeries, RelatedFact
-
-if TYPE_CHECKING:
-    from ocsf_nft.process import Process
+from ocsf_nft.process import Process, brief
 
 #: Errors of a value that is no valid finding.
 DAMAGE: Final = (KeyError, TypeError, ValueError, RecursionError)
 #: Attributes that are stored unchanged.
-_PLAIN: Final = ("sandbox", "identity", "count", "start_ms", "end_ms", "unknown", "is_tampering")
+_PLAIN: Final = (
+    "sandbox", "identity", "count", "start_ms", "end_ms", "unknown", "is_tampering", "lasts",
+)  # fmt: skip
+_KINDS: Final = {str(code): kind for code, kind in KINDS.items()}
+#: Number, or time in ms. JSON of other programs has no larger ones (RFC 8259, section 6).
+_Number: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """Stored form of a series; see :class:`ProtectionSeries`."""
+
+    kind: str
+    sandbox: str | None
+    identity: str
+    count: _Number
+    start_ms: _Number
+    end_ms: _Number
+    latest: tuple[tuple[str, int, str], ...]
+    severity: str
+    processes: tuple[Process, ...]
+    unknown: _Number
+    is_tampering: bool
+    lasts: bool
 
 
 def to_bytes(series: ProtectionSeries) -> bytes:
-    """Return the value to store."""
+    """Return the value to store. Long texts of processes are cut."""
     state = {name: getattr(series, name) for name in _PLAIN}
     state |= {
         "kind": series.kind.code,
         "severity": series.severity.name,
         "latest": [list(each) for each in series.latest],
-        "processes": series.processes,
+        # A process inside chooses them, and each event stores them again.
+        "processes": list(map(brief, series.processes)),
     }
     try:
         return orjson.dumps(state)
@@ -36,27 +61,20 @@ def to_bytes(series: ProtectionSeries) -> bytes:
 
 
 def from_bytes(value: bytes) -> ProtectionSeries:
-    """Return the finding of a stored value; raises one of the errors in :data:`DAMAGE`.
-
-    The result does not last: if its fault is still there, the next event reports that again.
-    """
-    state = json.loads(value)
+    """Return the finding of a stored value; raises one of the errors in :data:`DAMAGE`."""
+    state = _adapter().validate_python(json.loads(value))
     return ProtectionSeries(
-        **{name: state[name] for name in _PLAIN},
-        kind=KINDS[state["kind"]],
-        severity=Severity[state["severity"]],
-        latest=tuple(RelatedFact(*each) for each in state["latest"]),
-        processes=_processes(state["processes"]),
+        **{name: getattr(state, name) for name in _PLAIN},
+        kind=_KINDS[state.kind],
+        severity=Severity[state.severity],
+        latest=tuple(RelatedFact(*each) for each in state.latest),
+        processes=state.processes,
     )
 
 
-def _processes(found: Any) -> tuple[Process, ...]:
-    from pydantic import TypeAdapter  # noqa: PLC0415 - only a restored finding needs it
-
-    from ocsf_nft.process import Process  # noqa: PLC0415 - as above
-
-    processes: tuple[Process, ...] = TypeAdapter(tuple[Process, ...]).validate_python(found)
-    return processes
+@cache
+def _adapter() -> TypeAdapter[_Stored]:
+    return TypeAdapter(_Stored)
 
 
 def _fields(found: Any) -> dict[str, Any]:

@@ -39,6 +39,18 @@ class _Open(NamedTuple):
 
     series: ProtectionSeries
     schedule: Schedule
+    #: Until this time (ms) an event continues a fault that lasted when the service stopped.
+    awaited_until_ms: int | None = None
+
+    def is_over(self, now_ms: int, *, closing: bool = False) -> bool:
+        """Return True if its fault does not last, and no event has come for ten minutes.
+
+        With ``closing``, the service stops, and waits for no further event.
+        """
+        if self.awaited_until_ms is not None:
+            return now_ms > self.awaited_until_ms
+        is_quiet = closing or now_ms - self.series.end_ms > _QUIET_MS
+        return is_quiet and not self.series.lasts
 
 
 class ProtectionFindings:
@@ -60,22 +72,26 @@ class ProtectionFindings:
         #: Changes of the stored findings, by the lines with which they are committed.
         self._changes: dict[bytes, tuple[str, bytes | None]] = {}
 
-    def resume(self, stored: Mapping[str, bytes]) -> tuple[str, ...]:
+    def resume(self, stored: Mapping[str, bytes], *, now_ns: int) -> tuple[str, ...]:
         """Continue the findings that were open when the service stopped, by their uids.
 
-        Return the uids of those that are damaged.
+        A fault that lasted gets ten minutes for its next event. ``now_ns`` is the time (ns since
+        the epoch, UTC). Return the uids of the findings that are damaged.
         """
         damaged = []
         for uid, value in stored.items():
             try:
                 series = finding_codec.from_bytes(value)
-                if series.uid != uid:
-                    raise ValueError("stored under another uid")
             except finding_codec.DAMAGE:
                 damaged.append(uid)
-            else:
-                key = series.sandbox, series.kind
-                self._open[key] = _Open(series, Schedule(series.end_ms * 1_000_000))
+                continue
+            key = series.sandbox, series.kind
+            if series.uid != uid or key in self._open:
+                damaged.append(uid)
+                continue
+            schedule = Schedule(series.end_ms * 1_000_000, series.count)
+            awaited_ms = now_ns // 1_000_000 + _QUIET_MS if series.lasts else None
+            self._open[key] = _Open(series, schedule, awaited_ms)
         return tuple(damaged)
 
     def take_changes(self, lines: Iterable[bytes]) -> dict[str, bytes | None]:
@@ -107,7 +123,7 @@ class ProtectionFindings:
         key = sandbox, kind
         values = event.__dict__
         time_ms = values["time"]
-        lines = self._end_if_quiet(key, time_ms)
+        lines = self._end_if_over(key, time_ms)
         fact = related_fact(event)
         known = self._open.get(key)
         if known is None:
@@ -128,7 +144,7 @@ class ProtectionFindings:
             schedule = Schedule(time_ms * 1_000_000)
             is_due = True
         else:
-            before, schedule = known
+            before, schedule, _ = known
             series = replace(
                 before,
                 count=before.count + 1,
@@ -176,8 +192,12 @@ class ProtectionFindings:
         Faults that last are left open. ``now_ns`` is the time (ns since the epoch, UTC). With
         ``closing``, the service stops, and all others end.
         """
-        now_ms = now_ns // 1_000_000 + _QUIET_MS * closing
-        return [line for key in list(self._open) for line in self._end_if_quiet(key, now_ms)]
+        now_ms = now_ns // 1_000_000
+        return [
+            line
+            for key in list(self._open)
+            for line in self._end_if_over(key, now_ms, closing=closing)
+        ]
 
     def end_sandbox(self, sandbox: str, *, time_ns: int) -> list[bytes]:
         """Return the last events of all findings of a sandbox that has ended, as JSON lines."""
@@ -186,9 +206,9 @@ class ProtectionFindings:
             line for kind in kinds for line in self.end(kind, sandbox, _STOPPED, time_ns=time_ns)
         ]
 
-    def _end_if_quiet(self, key: _Key, now_ms: int) -> list[bytes]:
+    def _end_if_over(self, key: _Key, now_ms: int, *, closing: bool = False) -> list[bytes]:
         known = self._open.get(key)
-        if known is None or known.series.lasts or now_ms - known.series.end_ms <= _QUIET_MS:
+        if known is None or not known.is_over(now_ms, closing=closing):
             return []
         return self._end(key, None, known.series.end_ms)
 

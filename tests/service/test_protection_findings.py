@@ -15,7 +15,7 @@ from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import COLLECTION, COUNTER_MISMATCH, TAMPERING, FindingKind
 from ocsf_nft.ocsf.operational_events import fault
 from ocsf_nft.ocsf.protection_findings import KINDS, ProtectionSeries, RelatedFact
-from ocsf_nft.process import Process
+from ocsf_nft.process import Process, brief
 from ocsf_nft.service import finding_codec
 from ocsf_nft.service.protection_findings import ProtectionFindings
 from tests.strategies import HOSTILE_TEXT, PROCESSES
@@ -218,7 +218,7 @@ def test_finding_continues_after_the_service_was_killed(findings: ProtectionFind
     for _ in range(2):
         known = {uid: value for uid, value in stored.items() if value is not None}
         findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
-        assert findings.resume(known) == ()
+        assert findings.resume(known, now_ns=at(100)) == ()
         emit_stored(findings, 100)
     _, updated = emit_stored(findings, 300)
     assert (updated["activity_name"], updated["count"]) == ("Update", 4)
@@ -230,33 +230,59 @@ def test_finding_continues_after_the_service_was_killed(findings: ProtectionFind
     assert list(stored.values()) == [None]
 
 
+def restarted(stored: dict[str, bytes | None], seconds: float) -> ProtectionFindings:
+    """Return the findings of a service that is started at ``seconds``."""
+    findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
+    known = {uid: value for uid, value in stored.items() if value is not None}
+    assert findings.resume(known, now_ns=at(seconds)) == ()
+    return findings
+
+
+def test_fault_that_lasts_over_a_restart_is_one_finding(findings: ProtectionFindings) -> None:
+    lines = findings.lines(event_at(0), COLLECTION, "sb", severity=Severity.HIGH, lasts=True)
+    uid = json.loads(lines[0])["metadata"]["correlation_uid"]
+    stored = findings.take_changes(lines)
+    assert findings.end_quiet(at(4000), closing=True) == []
+    findings = restarted(stored, 5000)
+    assert findings.end_quiet(at(5300)) == []
+    assert findings.end_quiet(at(5300), closing=True) == []
+    lines = findings.lines(event_at(5400), COLLECTION, "sb", severity=Severity.HIGH, lasts=True)
+    _, updated = map(json.loads, lines)
+    assert (updated["activity_name"], updated["count"]) == ("Update", 2)
+    assert updated["finding_info"]["uid"] == uid
+    assert findings.end_quiet(at(10_000)) == []  # it lasts
+
+
 def test_fault_that_lasted_ends_if_no_event_comes_after_a_restart(
     findings: ProtectionFindings,
 ) -> None:
     lines = findings.lines(event_at(0), COLLECTION, "sb", severity=Severity.HIGH, lasts=True)
     stored = findings.take_changes(lines)
-    assert findings.end_quiet(at(10_000), closing=True) == []
-    findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
-    findings.resume({uid: value for uid, value in stored.items() if value is not None})
-    (ended,) = findings.end_quiet(at(10_000))
+    findings = restarted(stored, 5000)
+    (ended,) = findings.end_quiet(at(5601))
     assert "it has not happened again" in json.loads(ended)["message"]
     assert findings.take_changes([ended]) == dict.fromkeys(stored)
 
 
 def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None:
-    lines = findings.lines(event_at(0), TAMPERING, "sb", severity=Severity.HIGH)
+    lines = findings.lines(
+        event_at(0), TAMPERING, "sb", severity=Severity.HIGH, tampering=_NFT, lasts=True
+    )
     ((uid, value),) = findings.take_changes(lines).items()
     assert value is not None
-    damaged = {
-        "a": b"",
-        "b": b"[]",
-        "c": value,
-        "d": value.replace(b"fence-tampered", b"of a later version"),
-        "e": b'{"kind":' + b"[" * 100_000,
-    }
+    state = json.loads(value)
+    others: tuple[Any, ...] = (None, "x", -1, 1 << 60, [], ["abc"], [[1]], {})
+    spoilt = [json.dumps(state | {key: other}).encode() for key in state for other in others]
+    values = [b"", b"[]", b'{"kind":' + b"[" * 100_000, value[:-1], *spoilt]
     findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
-    assert findings.resume(damaged | {uid: value}) == tuple(damaged)
-    assert len(findings.end_quiet(at(2000))) == 1
+    for each in values:
+        damaged = findings.resume({uid: each}, now_ns=at(1))
+        if damaged != (uid,):
+            lines = findings.end_quiet(at(5000))  # it is as good as the true one
+            assert len(lines) == 1, each
+    assert findings.resume({"another": value}, now_ns=at(1)) == ("another",)
+    assert findings.resume({uid: value}, now_ns=at(1)) == ()
+    assert findings.resume({uid: value}, now_ns=at(1)) == (uid,)  # twice
 
 
 @given(
@@ -265,14 +291,15 @@ def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None
         kind=st.sampled_from(list(KINDS.values())),
         sandbox=st.none() | HOSTILE_TEXT,
         identity=st.text(),
-        count=st.integers(1, 1 << 62),
-        start_ms=st.integers(0, 1 << 62),
-        end_ms=st.integers(0, 1 << 62),
+        count=st.integers(1, 1 << 52),
+        start_ms=st.integers(0, 1 << 52),
+        end_ms=st.integers(0, 1 << 52),
         latest=st.lists(st.builds(RelatedFact, st.text(), st.integers(), st.text())).map(tuple),
         severity=st.sampled_from(Severity),
-        processes=st.lists(PROCESSES, max_size=2).map(tuple),
-        unknown=st.integers(0, 1 << 62),
+        processes=st.lists(PROCESSES.map(brief), max_size=2).map(tuple),
+        unknown=st.integers(0, 1 << 52),
         is_tampering=st.booleans(),
+        lasts=st.booleans(),
     )
 )
 def test_stored_finding_is_the_same_when_it_is_read(series: ProtectionSeries) -> None:
