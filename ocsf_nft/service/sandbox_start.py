@@ -7,7 +7,7 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ocsf_nft.delivery.name_resolver import require_library
 from ocsf_nft.errors import OcsfNftError
@@ -25,7 +25,7 @@ from ocsf_nft.service.watched_sandbox import WatchedSandbox
 from ocsf_nft.sources.nflog import GroupTakenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
@@ -47,8 +47,15 @@ if TYPE_CHECKING:
     from ocsf_nft.state.state_store import StateStore
 
 
-#: Open NFLOG sources, or errors, by namespace and group.
-_Feeds: TypeAlias = "dict[tuple[str, int], NflogFeed | OcsfNftError]"
+class _Opened(NamedTuple):
+    """NFLOG source that is opened before its fence is active, or the error; ``stack`` closes it."""
+
+    found: NflogFeed | OcsfNftError
+    stack: contextlib.AsyncExitStack
+
+
+#: By namespace and group.
+_Feeds: TypeAlias = dict[tuple[str, int], _Opened]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +139,7 @@ async def activate(
                 namespaces.append(HOST)
             for each in namespaces:
                 key = each.identity(), fence.installed.spec.group
-                found = early.get(key)
+                found = early[key].found if key in early else None
                 if isinstance(found, OcsfNftError):
                     if each is HOST and fence.installed.spec.finds_guard:
                         # The guard was not asked for: its counters have the packets.
@@ -144,6 +151,9 @@ async def activate(
                     joined = parts.nflog.joined(sandbox.name, each, key[1])
                     found = await stack.enter_async_context(joined)
                 feeds.append(found)
+        # The fence has another transport. Or the namespace was replaced by another one meanwhile:
+        # a socket would keep it.
+        await _close(each for each in early.values() if each.found not in feeds)
         return FencedSandbox(
             config=sandbox,
             fence=fence,
@@ -181,8 +191,8 @@ async def _open_free_group(
     """
     if fences.requested_transport(sandbox) not in {None, "nflog"}:
         return {}, None
-    first = found = await _open_nflog(parts, sandbox, namespaces, group, stack)
-    taken = _first_taken(found)
+    first = await _open_nflog(parts, sandbox, namespaces, group, stack)
+    taken = _first_taken(first)
     if taken is None or not (sandbox.install or sandbox.self_heal):
         return first, None
     process = await asyncio.to_thread(log_groups.holder_of, namespaces[0], taken)
@@ -190,14 +200,21 @@ async def _open_free_group(
         other = await asyncio.to_thread(log_groups.other_group, namespaces)
         found = await _open_nflog(parts, sandbox, namespaces, other, stack)
         if _first_taken(found) is None:
+            await _close(first.values())
             replaced = log_groups.ReplacedGroup(taken=group, group=other, process=process)
             return found, replaced
+        await _close(found.values())
     return first, None
 
 
 def _first_taken(found: _Feeds) -> GroupTakenError | None:
-    errors = (each for each in found.values() if isinstance(each, GroupTakenError))
+    errors = (each.found for each in found.values() if isinstance(each.found, GroupTakenError))
     return next(errors, None)
+
+
+async def _close(opened: Iterable[_Opened]) -> None:
+    for each in opened:
+        await each.stack.aclose()
 
 
 async def _open_nflog(
@@ -214,11 +231,12 @@ async def _open_nflog(
     found: _Feeds = {}
     for each in namespaces:
         key = each.identity(), group
+        own = await stack.enter_async_context(contextlib.AsyncExitStack())
         try:
             joined = parts.nflog.joined(sandbox.name, each, group)
-            found[key] = await stack.enter_async_context(joined)
+            found[key] = _Opened(await own.enter_async_context(joined), own)
         except OcsfNftError as error:
-            found[key] = error
+            found[key] = _Opened(error, own)
     return found
 
 

@@ -22,7 +22,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
 from ocsf_nft.netns import named
-from ocsf_nft.service import log_groups, sandboxes, watched_sandbox
+from ocsf_nft.service import fences, log_groups, sandboxes, watched_sandbox
 from ocsf_nft.service import sandbox as sandbox_module
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import namespaces
@@ -75,6 +75,30 @@ async def test_namespace_that_is_deleted_as_soon_as_it_exists_ends_no_other_sand
             assert await connect_to(name, 443) == {443: "refused"}
             assert await connect_to(other, 443) == {443: "refused"}
     assert served.attempts(name) == served.attempts(other) == {443: 1}
+
+
+async def test_namespace_that_is_replaced_before_its_fence_is_not_held_by_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with namespaces.names(1) as (name,):
+        namespaces.make(name)
+        activate, replaced = fences.activate, threading.Event()
+
+        def activate_in_next(*arguments: Any) -> fences.Fence:
+            if not replaced.is_set():  # a log source is open in the first one
+                namespaces.delete(name)
+                namespaces.make(name)
+                replaced.set()
+            return activate(*arguments)
+
+        monkeypatch.setattr(fences, "activate", activate_in_next)
+        async with serving(tmp_path) as served:
+            await served.service.put(sandbox(name))
+            assert replaced.is_set()
+            feeds = served.service._sandboxes._fence_parts.nflog._feeds
+            assert [identity for identity, _ in feeds] == [named(name).identity()]
+            assert await connect_to(name, 443) == {443: "refused"}
+        assert served.attempts(name) == {443: 1}
 
 
 async def test_sandbox_with_an_error_at_the_end_of_its_namespace_ends_no_other(
