@@ -130,6 +130,11 @@ class Counters:
         for entry in self._namespaces:
             _close(entry)
 
+    @property
+    def is_open(self) -> bool:
+        """Return True if a socket is open in each namespace of the fence."""
+        return all(entry.nftables is not None for entry in self._namespaces)
+
     def enter_beside(self, sock: socket.socket) -> None:
         """Open later sockets in the network namespace of ``sock``, which is in the sandbox."""
         self._beside = sock

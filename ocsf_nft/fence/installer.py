@@ -81,9 +81,10 @@ def install(
     if keeps_uplinks:
         with state.locked():
             return install_locked(spec, namespace, state, transport, nft.load)
+    identity = namespace.identity()
     around = _survey(spec, namespace)
     with state.locked():
-        return _install(spec, around, namespace, state, transport, nft.load)
+        return _install(spec, around, namespace, identity, state, transport, nft.load)
 
 
 def install_locked(
@@ -98,15 +99,13 @@ def install_locked(
     It has the uplinks of the recorded fence of this namespace, if there is one. ``load_text`` loads
     the ruleset, like :func:`nft.load`. Otherwise the same as :func:`install`.
     """
-    before = state.read_or_none(spec.sandbox)
-    if before is not None and (before.identity, before.spec.profile) == (
-        namespace.identity(),
-        spec.profile,
-    ):
+    before, identity = state.read_or_none(spec.sandbox), namespace.identity()
+    known = None if before is None else (before.identity, before.spec.profile)
+    if before is not None and known == (identity, spec.profile):
         around = _survey_again(spec, before)
     else:
         around = _survey(spec, namespace)
-    return _install(spec, around, namespace, state, transport, load_text)
+    return _install(spec, around, namespace, identity, state, transport, load_text)
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
@@ -132,18 +131,20 @@ def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> In
     # If no log transport worked for the recorded fence, try all transports again.
     transport = before.transport if before.degraded is None else None
     around = _survey_again(before.spec, before)
-    return _install(before.spec, around, before.namespace, state, transport, load_text)
+    return _install(
+        before.spec, around, before.namespace, before.identity, state, transport, load_text
+    )
 
 
 def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived values
     spec: FenceSpec,
     around: Surroundings,
     namespace: Namespace,
+    identity: str,
     state: StateDirectory,
     transport: LogTransport | None,
     load_text: LoadText,
 ) -> InstalledFence:
-    identity = namespace.identity()
     before = state.read_or_none(spec.sandbox)
     known = before if before is not None and before.identity == identity else None
     # A process that watches the fence, and loads it itself, can't watch a table that is new.
@@ -179,6 +180,8 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         listings={},
         accepted=accepted_surroundings.of_fence(spec, around, namespace, before, state),
     )
+    if not namespace.has_identity(identity):  # then not all facts are about the same namespace
+        raise AbsentError(f"{namespace} was replaced by another network namespace: try again")
     transports = (transport,) if transport else TRANSPORTS
     return _replace(before, replaced, intended, transports, state, load_text)
 

@@ -220,10 +220,10 @@ class AccountLoop:
 
     async def _refresh(self) -> None:
         async with self._reading:
-            # After a long pause was planned, the sockets are closed: this opens them.
+            # After a long pause was planned, or an error, the sockets are closed: this opens them.
             explained = self._explained()
             is_new = not self.schedule.early_seconds or self.schedule.is_idle
-            if is_new or any(explained.values()):
+            if is_new or not self.counters.is_open or any(explained.values()):
                 unchanged = {name: each for name, each in explained.items() if not each}
                 async with self._slots:
                     await self._read(unchanged)

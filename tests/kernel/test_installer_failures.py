@@ -6,21 +6,29 @@ import dataclasses
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, ip_forwarding, kernel_log_sysctl, links, nft, routes
+from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
+from ocsf_nft.fence import (
+    installer,
+    ip_forwarding,
+    kernel_log_sysctl,
+    links,
+    nft,
+    pinned_survey,
+    routes,
+)
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
 from tests.descriptors import no_more_descriptors
-from tests.kernel import conftest, tap
+from tests.kernel import conftest, namespaces, tap
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, Surroundings
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -51,6 +59,28 @@ def test_verify_names_a_fence_without_a_record(fenced: Lab, tmp_path: Path) -> N
         f"a fence is installed in {fenced.sandbox_namespace}, "
         f"but {nothing.path} has no record of lab"
     )
+
+
+def test_namespace_that_is_replaced_during_the_installation_gets_no_fence(
+    spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survey = pinned_survey.survey
+
+    def survey_and_replace(*arguments: Any) -> Surroundings:
+        found = survey(*arguments)
+        namespaces.delete(name)
+        namespaces.make(name)
+        return found
+
+    with namespaces.names(1) as (name,):
+        namespaces.make(name)
+        monkeypatch.setattr(pinned_survey, "survey", survey_and_replace)
+        with pytest.raises(AbsentError, match=f"{name} was replaced by another network namespace"):
+            installer.install(spec, named(name), state, "nflog")
+        assert _tables(named(name)) == []
+        assert state.read_or_none(spec.sandbox) is None
+        monkeypatch.undo()
+        assert installer.install(spec, named(name), state, "nflog").degraded is None
 
 
 def test_guard_that_cannot_be_loaded_leaves_the_previous_state(

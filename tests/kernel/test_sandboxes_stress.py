@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -91,9 +92,10 @@ async def test_recreated_namespaces_and_calls_leave_what_the_last_call_says(
                     served.service.view(name)
                 assert nft(named(name), "list", "ruleset") == ""
                 assert not (tmp_path / name).exists()
-            async with asyncio.timeout(60):
-                while await _descriptors(served) > before:  # noqa: ASYNC110 - nothing announces it
-                    await asyncio.sleep(0.01)
+            deadline = time.monotonic() + 60
+            while (now := await _descriptors(served)) > before:
+                assert time.monotonic() < deadline, f"{before} descriptors before, {now} now"
+                await asyncio.sleep(0.1)
             accounts = served.service._sandboxes._fence_parts.accounts
             assert set(accounts._opened) == {configured, other}
             assert not accounts._expected
