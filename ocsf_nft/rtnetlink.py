@@ -61,8 +61,6 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTGENMSG: Final = struct.Struct("=Bxxx")  # family
 _ADDRESS_BYTES: Final = {4, 16}
 
-#: Interfaces of a sandbox that are read: its owner may add any number.
-MOST_LINKS: Final = 16_384
 #: Payload of the request for all links.
 ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 _ALL_ADDRESSES: Final = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -147,13 +145,12 @@ def _number(value: memoryview | None) -> int | None:
     return int(number)
 
 
-def links(most: int | None = None) -> Iterator[Link]:
-    """Yield the interfaces of the calling thread's network namespace, by their indexes.
+def links() -> Iterator[Link]:
+    """Yield all interfaces of the calling thread's network namespace, as the kernel sends them.
 
-    At most ``most`` interfaces are read, such as MOST_LINKS; None for all. Blocks until the kernel
-    has answered. Raises OSError if the request fails.
+    Blocks until the kernel has answered. Raises OSError if the request fails.
     """
-    for reply in _dump(RTM_GETLINK, ALL_LINKS, most):
+    for reply in _dump(RTM_GETLINK, ALL_LINKS, None):
         found = link(reply)
         if found is not None:
             yield found

@@ -174,8 +174,7 @@ def _inside(spec: FenceSpec, around: Surroundings) -> _Inside:
 
 
 def _links() -> tuple[int, tuple[Link, ...]]:
-    links = rtnetlink.links(rtnetlink.MOST_LINKS)
-    found = tuple(link for link in links if not link.is_loopback)
+    found = tuple(link for link in rtnetlink.links() if not link.is_loopback)
     return os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC), found
 
 

@@ -129,11 +129,6 @@ def _report_errors() -> Iterator[None]:
         ) from error
 
 
-def _links() -> list[Link]:
-    found = rtnetlink.links(rtnetlink.MOST_LINKS)
-    return [link for link in found if not link.is_loopback]
-
-
 def _routed() -> set[int]:
     """Return the indexes of interfaces with a route; none if all routes are link-local."""
     found = routes.all_routes()
@@ -159,7 +154,7 @@ def _survey(
     networks: tuple[Network, ...],
     routed_indexes: Collection[int],
 ) -> Surroundings:
-    links = _links()
+    links = [link for link in rtnetlink.links() if not link.is_loopback]
     found = [routes.to_address(destination) for destination in requested]
     hops = {*found, *routes.to_networks(networks)}
     used = {hop.ifindex for hop in hops} | {*routed_indexes}
@@ -193,7 +188,7 @@ def _survey_pinned(
     networks: tuple[Network, ...],
     unknown: Collection[int],
 ) -> Surroundings:
-    links = _links()
+    links = [link for link in rtnetlink.links() if not link.is_loopback]
     present = tuple(map(_identity, links))
     found = {destination: routes.to_address(destination) for destination in requested}
     added = {each for each, hop in found.items() if hop.neighbour is not None} | {

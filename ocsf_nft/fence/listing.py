@@ -97,7 +97,7 @@ def ruleset_version(installed: InstalledFence, namespace: Namespace) -> RulesetV
     interfaces: set[tuple[int, str]] = set()
     try:
         generations = tuple(map(table_query.generation, namespaces))
-        found = namespace.call(lambda: tuple(rtnetlink.links(rtnetlink.MOST_LINKS)))
+        found = namespace.call(lambda: tuple(rtnetlink.links()))
         interfaces.update((link.ifindex, link.name) for link in found)
         # Of the host's interfaces, only the guarded ones count: a host may have thousands.
         ends = HOST.call(lambda: host_end.state(installed.around.host))

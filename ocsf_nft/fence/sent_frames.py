@@ -77,7 +77,7 @@ class SentFrames:
         self._dropped = 0
         with contextlib.ExitStack() as opened:
             try:
-                links = call_beside(beside, lambda: list(rtnetlink.links(rtnetlink.MOST_LINKS)))
+                links = call_beside(beside, lambda: _links_at(around.uplink_indexes))
                 self._indexes = [link.ifindex for link in _comparable(links, around)]
                 self._inside = call_beside(beside, RouteSocket)
                 opened.callback(self._inside.close)
@@ -202,6 +202,12 @@ def _name_of(ifindex: int) -> str:
         if error.errno == errno.ENXIO:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
         raise
+
+
+def _links_at(indexes: Iterable[int]) -> list[Link]:
+    # Not all links of the namespace: its owner may add any number.
+    found = map(rtnetlink.link_at, indexes)
+    return [link for link in found if link is not None]
 
 
 def _comparable(links: Iterable[Link], around: Surroundings) -> list[Link]:

@@ -140,14 +140,12 @@ def test_only_the_first_addresses_and_neighbours_are_read(
                 f"neighbour add {address} lladdr 02:00:00:00:00:01 nud permanent dev d0",
             )
         ]
-        batch += [f"link add more{number} type bridge" for number in range(100)]
         subprocess.run(["ip", "-batch", "-"], input="\n".join(batch), text=True, check=True)
         monkeypatch.setattr(socket, "socket", Counting)
         assert len(list(rtnetlink.neighbours(1_000))) == 1_000
         assert len(list(rtnetlink.addresses(1_000))) == 1_000
-        assert len(list(rtnetlink.links(50))) == 50
         assert len(links._addresses()) == 500
-        assert [each.fileno() for each in sockets] == [-1] * 4
+        assert [each.fileno() for each in sockets] == [-1] * 3
         assert max(each.received for each in sockets) < 20
         # A reader that stops earlier closes the socket too.
         for _ in zip(range(3), rtnetlink.neighbours(), strict=False):

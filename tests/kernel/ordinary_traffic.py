@@ -50,13 +50,25 @@ asyncio.run(main())
 
 #: One connection to the proxy after another, by several threads, and datagrams beside them.
 _PROGRAMS: Final = """
-import contextlib, socket, struct, sys, time
+import contextlib, errno, socket, struct, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 times, port, *addresses = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 
 def connect(number):
-    with socket.create_connection((addresses[number % 2], port), timeout=60) as sock:
+    for _ in range(20):
+        try:
+            sock = socket.create_connection((addresses[number % 2], port), timeout=60)
+        except OSError as error:
+            if error.errno != errno.EHOSTUNREACH:  # the link is down
+                raise
+            time.sleep(0.1)
+        else:
+            return converse(number, sock)
+    raise TimeoutError
+
+def converse(number, sock):
+    with sock:
         if number % 3 == 0:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         up, down = 1 << number % 19, 1 << number % 17
@@ -115,7 +127,15 @@ def proxy(lab: Lab) -> Iterator[None]:
             running.kill()
 
 
-def send(lab: Lab, connections: int) -> None:
-    """Run the programs of the sandbox to their end; raise CalledProcessError if one has failed."""
+@contextlib.contextmanager
+def programs(lab: Lab, connections: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the programs of the sandbox, and kill them at the end if they still run.
+
+    The process ends with 0 after ``connections`` connections without an error.
+    """
     start = [*_PYTHON, _PROGRAMS, str(connections), str(PROXY_PORT), GATEWAY4, GATEWAY6]
-    lab.sandbox_namespace.call(lambda: subprocess.run(start, check=True, timeout=600))
+    with lab.sandbox_namespace.call(lambda: subprocess.Popen(start)) as running:
+        try:
+            yield running
+        finally:
+            running.kill()

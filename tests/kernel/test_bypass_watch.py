@@ -170,32 +170,39 @@ async def test_dropped_frames_hide_no_frame_that_bypasses_the_fence(
     assert sum(each["unmapped"]["frames"] for each in _bypassed(served)) == 10
 
 
-async def _go_through_a_day(lab: Lab, state_dir: Path, *, hours: int, connections: int) -> None:
+async def _go_through_a_day(
+    lab: Lab, state_dir: Path, *, hours: int, connections: int, is_guarded: bool
+) -> None:
     """Send ordinary traffic, and restart the service each hour; nothing is reported.
 
     ``connections`` is the number of connections in two hours. They begin when the comparison is
-    exact, and go on during the restart.
+    exact, and go on during the restart. With ``is_guarded``, the service knows the host's end of
+    the link, and reads its counters.
     """
     conftest.load(lab.gateway_namespace, ordinary_traffic.LOSSY)
     config = sandbox(
         _NAME, netns=lab.sandbox, proxy=_PROXIES, allow=[f"udp:{GATEWAY4}:{PROXY_PORT}"]
     )
-    with ordinary_traffic.proxy(lab):
-        for pair in range(hours // 2):
-            switch = partial(ethtool.switch, lab.gateway_device, ethtool.GRO, on=pair % 2 == 0)
-            lab.gateway_namespace.call(switch)
+    for pair in range(hours // 2):
+        switch = partial(ethtool.switch, lab.gateway_device, ethtool.GRO, on=pair % 2 == 0)
+        lab.gateway_namespace.call(switch)
+        with contextlib.ExitStack() as running:
+            running.enter_context(ordinary_traffic.proxy(lab))
             async with serving(state_dir) as served:
                 await served.service.put(config)
                 await _until_compared(served)
-                send = asyncio.to_thread(ordinary_traffic.send, lab, connections)
-                sending = asyncio.create_task(send)
+                programs = running.enter_context(ordinary_traffic.programs(lab, connections))
                 await _disturb(lab, served, config)
             assert not _bypassed(served)
             async with serving(state_dir) as served:
+                assert programs.poll() is None  # they went on during the restart
                 await _disturb(lab, served, config)
-                await sending
+                assert await asyncio.to_thread(programs.wait, 120) == 0
                 watch = await _until_compared(served)
                 assert watch.not_compared is None
+                (one,) = served.service.sandboxes
+                assert one.watched is not None
+                assert bool(one.watched.monitor.reports.installed.around.host.ends) == is_guarded
             assert not _bypassed(served)
 
 
@@ -212,16 +219,17 @@ async def _disturb(lab: Lab, served: Served, config: SandboxConfig) -> None:
 @pytest.mark.parametrize("is_guarded", [False, True])
 def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path, is_guarded: bool) -> None:
     def send() -> None:
-        asyncio.run(_go_through_a_day(lab, tmp_path, hours=2, connections=1800))
+        day = _go_through_a_day(lab, tmp_path, hours=2, connections=1800, is_guarded=is_guarded)
+        asyncio.run(day)
 
-    # A service in the gateway's namespace knows the host's end of the link, and reads its counters.
+    # The host of a service in the gateway's namespace is the gateway.
     lab.gateway_namespace.call(send) if is_guarded else send()
 
 
 @pytest.mark.slow
 def test_day_of_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
     # One connection in four seconds.
-    day = partial(_go_through_a_day, lab, tmp_path, hours=24, connections=1800)
+    day = partial(_go_through_a_day, lab, tmp_path, hours=24, connections=1800, is_guarded=True)
     lab.gateway_namespace.call(lambda: asyncio.run(day()))
 
 
