@@ -48,10 +48,10 @@ async def main():
 asyncio.run(main())
 """
 
-#: One connection to the proxy after another, by several threads, and datagrams beside them.
+#: One connection to the proxy after another, by several threads, and datagrams beside them. They
+#: end after the given number, but not before standard input ends.
 _PROGRAMS: Final = """
-import contextlib, errno, socket, struct, sys, time
-from concurrent.futures import ThreadPoolExecutor
+import contextlib, errno, itertools, os, socket, struct, sys, threading, time, traceback
 
 times, port, *addresses = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 
@@ -105,11 +105,28 @@ def go(number):
     if number % 7 == 0:
         send(number)
     connect(number)
-    time.sleep(number % 60 / 1000)  # the traffic has to go on while the test changes things
+    time.sleep(number % 60 / 1000)
 
-with ThreadPoolExecutor(32) as pool:
-    for _ in pool.map(go, range(times)):
-        pass
+numbers = itertools.count()
+is_over = threading.Event()
+
+def work():
+    for number in numbers:
+        if number >= times and is_over.is_set():
+            return
+        try:
+            go(number)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+threads = [threading.Thread(target=work) for _ in range(32)]
+for each in threads:
+    each.start()
+sys.stdin.read()
+is_over.set()
+for each in threads:
+    each.join()
 """
 
 
@@ -131,10 +148,12 @@ def proxy(lab: Lab) -> Iterator[None]:
 def programs(lab: Lab, connections: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run the programs of the sandbox, and kill them at the end if they still run.
 
-    The process ends with 0 after ``connections`` connections without an error.
+    They make ``connections`` connections, and more until their standard input is closed. The
+    process ends with 0 if there was no error.
     """
     start = [*_PYTHON, _PROGRAMS, str(connections), str(PROXY_PORT), GATEWAY4, GATEWAY6]
-    with lab.sandbox_namespace.call(lambda: subprocess.Popen(start)) as running:
+    running = lab.sandbox_namespace.call(lambda: subprocess.Popen(start, stdin=subprocess.PIPE))
+    with running:
         try:
             yield running
         finally:

@@ -175,8 +175,8 @@ async def _go_through_a_day(
 ) -> None:
     """Send ordinary traffic, and restart the service each hour; nothing is reported.
 
-    ``connections`` is the number of connections in two hours. They begin when the comparison is
-    exact, and go on during the restart. With ``is_guarded``, the service knows the host's end of
+    ``connections`` is the least number of connections in two hours. They begin when the comparison
+    is exact, and go on during the restart. With ``is_guarded``, the service knows the host's end of
     the link, and reads its counters.
     """
     conftest.load(lab.gateway_namespace, ordinary_traffic.LOSSY)
@@ -197,6 +197,8 @@ async def _go_through_a_day(
             async with serving(state_dir) as served:
                 assert programs.poll() is None  # they went on during the restart
                 await _disturb(lab, served, config)
+                assert programs.stdin is not None
+                programs.stdin.close()
                 assert await asyncio.to_thread(programs.wait, 120) == 0
                 watch = await _until_compared(served)
                 assert watch.not_compared is None
