@@ -146,12 +146,12 @@ def _number(value: memoryview | None) -> int | None:
 
 
 def links() -> Iterator[Link]:
-    """Yield all interfaces of the calling thread's network namespace, as the kernel sends them.
+    """Yield all interfaces of the calling thread's network namespace.
 
     Blocks until the kernel has answered. Raises OSError if the request fails.
     """
-    for reply in _dump(RTM_GETLINK, ALL_LINKS, None):
-        found = link(reply)
+    for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
+        found = link(memoryview(reply))
         if found is not None:
             yield found
 

@@ -105,7 +105,7 @@ def go(number):
     if number % 7 == 0:
         send(number)
     connect(number)
-    time.sleep(number % 60 / 1000)
+    time.sleep(number % 60 / 1000)  # no program sends without a pause
 
 numbers = itertools.count()
 is_over = threading.Event()
