@@ -7,7 +7,6 @@ import struct
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
-from zlib import crc32
 
 import orjson
 
@@ -18,6 +17,7 @@ from ocsf_nft.flows.incidents import OpenIncident
 from ocsf_nft.flows.overflow import FlowAggregate
 from ocsf_nft.record import DnsQuestion
 from ocsf_nft.state.change import PartKey
+from ocsf_nft.state.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,6 @@ _PLAIN: Final = ("serial", "reported", "without_flow", "received", "late_records
 _LATER: Final = ("dropped_records", "forged_records")
 #: Values of a flow's counter, see :meth:`FlowCounter.stored`.
 _COUNTER: Final = struct.Struct("<6q")
-_SUM: Final = struct.Struct("<I")
 _QUESTIONS: Final = tuple[DnsQuestion, ...]
 
 
@@ -95,7 +94,7 @@ def restore(
     """
     try:
         found = {
-            key: _value(account.sandbox, key, sealed)
+            key: unseal(sealed, *_keys(account.sandbox, key))
             for key, sealed in stored.items()
             if with_open or key.kind != _OPEN
         }
@@ -116,20 +115,12 @@ def restore(
 
 
 def _add(change: AccountChange, key: PartKey, value: bytes | None) -> None:
-    """Add a part with a checksum, since SQLite does not notice a changed byte on the disk."""
-    sealed = None if value is None else _SUM.pack(_sum(change.sandbox, key, value)) + value
+    sealed = None if value is None else seal(value, *_keys(change.sandbox, key))
     change.parts[key] = sealed
 
 
-def _value(sandbox: str, key: PartKey, sealed: bytes) -> bytes:
-    value = sealed[_SUM.size :]
-    if _SUM.unpack_from(sealed)[0] != _sum(sandbox, key, value):
-        raise ValueError("wrong checksum")
-    return value
-
-
-def _sum(sandbox: str, key: PartKey, value: bytes) -> int:
-    return crc32(value, crc32(key.data, crc32(f"{sandbox} {key.rule} {key.kind} ".encode())))
+def _keys(sandbox: str, key: PartKey) -> tuple[bytes, bytes]:
+    return f"{sandbox} {key.rule} {key.kind} ".encode(), key.data
 
 
 def _state(rule: RuleAccount) -> dict[str, Any]:

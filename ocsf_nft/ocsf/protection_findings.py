@@ -143,7 +143,7 @@ _WORDS: Final = {
     ),
 }
 #: The kinds of these findings, by their codes.
-KINDS: Final = {kind.code: kind for kind in _WORDS}
+KINDS: Final = {str(kind.code): kind for kind in _WORDS}
 _KEEP: Final = "Keep the evidence: ocsf-nft events --sandbox {sandbox} --lines 0 --format jsonl"
 
 

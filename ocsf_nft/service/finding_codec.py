@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final
 
 import orjson
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.protection_findings import KINDS, ProtectionSeries, RelatedFact
 from ocsf_nft.process import Process, brief
+from ocsf_nft.state.sealed import seal, unseal
 
 #: Errors of a value that is no valid finding.
 DAMAGE: Final = (KeyError, TypeError, ValueError, RecursionError)
@@ -20,9 +21,6 @@ DAMAGE: Final = (KeyError, TypeError, ValueError, RecursionError)
 _PLAIN: Final = (
     "sandbox", "identity", "count", "start_ms", "end_ms", "unknown", "is_tampering", "lasts",
 )  # fmt: skip
-_KINDS: Final = {str(code): kind for code, kind in KINDS.items()}
-#: Number, or time in ms. JSON of other programs has no larger ones (RFC 8259, section 6).
-_Number: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +30,13 @@ class _Stored:
     kind: str
     sandbox: str | None
     identity: str
-    count: _Number
-    start_ms: _Number
-    end_ms: _Number
+    count: int
+    start_ms: int
+    end_ms: int
     latest: tuple[tuple[str, int, str], ...]
     severity: str
     processes: tuple[Process, ...]
-    unknown: _Number
+    unknown: int
     is_tampering: bool
     lasts: bool
 
@@ -54,18 +52,19 @@ def to_bytes(series: ProtectionSeries) -> bytes:
         "processes": list(map(brief, series.processes)),
     }
     try:
-        return orjson.dumps(state)
+        value = orjson.dumps(state)
     except orjson.JSONEncodeError:
         # orjson supports neither halves of surrogate pairs nor integers of more than 64 bits.
-        return json.dumps(state, default=_fields).encode()
+        value = json.dumps(state, default=_fields).encode()
+    return seal(value, series.uid.encode())
 
 
-def from_bytes(value: bytes) -> ProtectionSeries:
-    """Return the finding of a stored value; raises one of the errors in :data:`DAMAGE`."""
-    state = _adapter().validate_python(json.loads(value))
+def from_bytes(uid: str, value: bytes) -> ProtectionSeries:
+    """Return the finding that is stored under ``uid``; raises one of the errors in DAMAGE."""
+    state = _adapter().validate_python(json.loads(unseal(value, uid.encode())))
     return ProtectionSeries(
         **{name: getattr(state, name) for name in _PLAIN},
-        kind=_KINDS[state.kind],
+        kind=KINDS[state.kind],
         severity=Severity[state.severity],
         latest=tuple(RelatedFact(*each) for each in state.latest),
         processes=state.processes,

@@ -81,7 +81,9 @@ class ProtectionFindings:
         damaged = []
         for uid, value in stored.items():
             try:
-                series = finding_codec.from_bytes(value)
+                series = finding_codec.from_bytes(uid, value)
+                schedule = Schedule(series.end_ms * 1_000_000, series.count)
+                self._last(series, None).to_json()  # it must be possible later
             except finding_codec.DAMAGE:
                 damaged.append(uid)
                 continue
@@ -89,7 +91,6 @@ class ProtectionFindings:
             if series.uid != uid or key in self._open:
                 damaged.append(uid)
                 continue
-            schedule = Schedule(series.end_ms * 1_000_000, series.count)
             awaited_ms = now_ns // 1_000_000 + _QUIET_MS if series.lasts else None
             self._open[key] = _Open(series, schedule, awaited_ms)
         return tuple(damaged)
@@ -216,11 +217,15 @@ class ProtectionFindings:
         known = self._open.pop(key, None)
         if known is None:
             return []
-        sandbox, _ = key
         ended = replace(known.series, end_ms=max(known.series.end_ms, end_ms))
-        subject = f"{ended.words.title}: {subject_text(sandbox)}"
-        finding = protection_finding(
-            self._context(sandbox),
+        line = self._last(ended, reason).to_json()
+        self._changes[line] = ended.uid, None
+        return [line]
+
+    def _last(self, ended: ProtectionSeries, reason: str | None) -> DetectionFinding:
+        subject = f"{ended.words.title}: {subject_text(ended.sandbox)}"
+        return protection_finding(
+            self._context(ended.sandbox),
             ended,
             stage="ended",
             message=f"{subject}: {reason or 'it has not happened again'}.",
@@ -228,9 +233,6 @@ class ProtectionFindings:
             processed_ns=time.time_ns(),
             end_reason=reason,
         )
-        line = finding.to_json()
-        self._changes[line] = ended.uid, None
-        return [line]
 
 
 def _processes(before: tuple[Process, ...], tampering: Tampering | None) -> tuple[Process, ...]:

@@ -18,6 +18,7 @@ from ocsf_nft.ocsf.protection_findings import KINDS, ProtectionSeries, RelatedFa
 from ocsf_nft.process import Process, brief
 from ocsf_nft.service import finding_codec
 from ocsf_nft.service.protection_findings import ProtectionFindings
+from ocsf_nft.state.sealed import seal, unseal
 from tests.strategies import HOSTILE_TEXT, PROCESSES
 
 if TYPE_CHECKING:
@@ -270,19 +271,28 @@ def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None
     )
     ((uid, value),) = findings.take_changes(lines).items()
     assert value is not None
-    state = json.loads(value)
+    state = json.loads(unseal(value, uid.encode()))
     others: tuple[Any, ...] = (None, "x", -1, 1 << 60, [], ["abc"], [[1]], {})
     spoilt = [json.dumps(state | {key: other}).encode() for key in state for other in others]
-    values = [b"", b"[]", b'{"kind":' + b"[" * 100_000, value[:-1], *spoilt]
+    # Of another version, and damaged ones.
+    texts = [b"", b"[]", b'{"kind":' + b"[" * 100_000, *spoilt]
+    values = [seal(each, uid.encode()) for each in texts]
     findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
     for each in values:
         damaged = findings.resume({uid: each}, now_ns=at(1))
         if damaged != (uid,):
             lines = findings.end_quiet(at(5000))  # it is as good as the true one
             assert len(lines) == 1, each
+    for number in range(len(value)):
+        changed = value[:number] + bytes([value[number] ^ 1]) + value[number + 1 :]
+        assert findings.resume({uid: changed}, now_ns=at(1)) == (uid,)
+        assert findings.resume({uid: value[:number]}, now_ns=at(1)) == (uid,)
     assert findings.resume({"another": value}, now_ns=at(1)) == ("another",)
     assert findings.resume({uid: value}, now_ns=at(1)) == ()
     assert findings.resume({uid: value}, now_ns=at(1)) == (uid,)  # twice
+
+
+_FACTS = st.builds(RelatedFact, st.text(), st.integers(0, 1 << 52), st.text())
 
 
 @given(
@@ -294,7 +304,9 @@ def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None
         count=st.integers(1, 1 << 52),
         start_ms=st.integers(0, 1 << 52),
         end_ms=st.integers(0, 1 << 52),
-        latest=st.lists(st.builds(RelatedFact, st.text(), st.integers(), st.text())).map(tuple),
+        latest=st.lists(st.builds(RelatedFact, st.text(), st.integers(0, 1 << 52), st.text())).map(
+            tuple
+        ),
         severity=st.sampled_from(Severity),
         processes=st.lists(PROCESSES.map(brief), max_size=2).map(tuple),
         unknown=st.integers(0, 1 << 52),
@@ -303,4 +315,4 @@ def test_damaged_stored_findings_are_named(findings: ProtectionFindings) -> None
     )
 )
 def test_stored_finding_is_the_same_when_it_is_read(series: ProtectionSeries) -> None:
-    assert finding_codec.from_bytes(finding_codec.to_bytes(series)) == series
+    assert finding_codec.from_bytes(series.uid, finding_codec.to_bytes(series)) == series

@@ -17,7 +17,15 @@ from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.netns import Namespace
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.finding_parts import TAMPERING
+from ocsf_nft.ocsf.protection_findings import ProtectionSeries, RelatedFact
+from ocsf_nft.process import Process
+from ocsf_nft.service import finding_codec
+from ocsf_nft.service.protection_findings import ProtectionFindings
 from ocsf_nft.state.change import PartKey
+from ocsf_nft.state.sealed import seal, unseal
 from ocsf_nft.validation.event_files import validate_events
 from ocsf_nft.validation.validate_event import EventValidator
 from tests.fuzz import memory_folder, parts
@@ -103,15 +111,41 @@ def _account(data: bytes) -> None:
     totals = json.dumps(_TOTALS).encode()
     stored = {PartKey(_RULE, "totals", b""): totals}
     stored[PartKey(_RULE, kind, b"" if kind == "totals" else bytes(16))] = value
-    sealed = {
-        key: codec._SUM.pack(codec._sum("agent", key, value)) + value
-        for key, value in stored.items()
-    }
+    sealed = {key: seal(value, *codec._keys("agent", key)) for key, value in stored.items()}
     account = SandboxAccount("agent", begun_ns=_NOW_NS)
     try:
         codec.restore(account, sealed)
     except codec.DAMAGE:
         require(not account.rules, "an account that can't be restored is not empty")
+
+
+def _finding(data: bytes) -> None:
+    # Its checksum is right.
+    uid = _series().uid
+    findings = ProtectionFindings(lambda _: Context(), lambda *_: None)
+    if not findings.resume({uid: seal(data, uid.encode())}, now_ns=_NOW_NS):
+        (ended,) = findings.end_quiet(1 << 80)
+        json.loads(ended)
+
+
+def _series() -> ProtectionSeries:
+    return ProtectionSeries(
+        kind=TAMPERING,
+        sandbox="agent",
+        identity="1",
+        count=2,
+        start_ms=1_764_000_000_000,
+        end_ms=1_764_000_000_500,
+        latest=(RelatedFact("1", 501_901, "Device Config State Change: Log"),),
+        severity=Severity.HIGH,
+        processes=(Process(pid=7, name="nft", ancestors=(Process(pid=1),)),),
+        lasts=True,
+    )
+
+
+def _finding_seeds() -> tuple[bytes, ...]:
+    series = _series()
+    return (unseal(finding_codec.to_bytes(series), series.uid.encode()),)
 
 
 def _fence(data: bytes) -> None:
@@ -186,6 +220,15 @@ TARGETS: Final = (
         hostile=HOSTILE_JSON,
         limit=16_384,
         share=3,
+    ),
+    Target(
+        name="stored-finding",
+        parse=_finding,
+        seeds=_finding_seeds,
+        parts=parts.json_values,
+        hostile=HOSTILE_JSON,
+        limit=16_384,
+        share=1,
     ),
     Target(
         name="stored-fence",
