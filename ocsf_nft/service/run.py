@@ -34,6 +34,7 @@ from ocsf_nft.service.sandbox_start import FenceParts, WatchParts
 from ocsf_nft.service.sandbox_view import must_be_absent, must_exist, no_condition
 from ocsf_nft.service.sandboxes import Sandboxes
 from ocsf_nft.service.shared_names import SharedNames
+from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.service.task_errors import first_error
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 
@@ -303,12 +304,16 @@ class Service:
     async def _loaded_programs(self, stack: contextlib.AsyncExitStack) -> startup.Programs:
         programs = self._programs
         if programs is None:  # the chain of attribution loads the capture itself
-            programs = startup.Programs(
-                gate=await asyncio.to_thread(startup.load_gate, self.config)
-            )
+            return await run_shielded(self._load_programs(stack))
         if programs.gate is not None:
             stack.callback(programs.gate.close)
         return programs
+
+    async def _load_programs(self, stack: contextlib.AsyncExitStack) -> startup.Programs:
+        gate = await asyncio.to_thread(startup.load_gate, self.config)
+        if gate is not None:  # also if the service was cancelled meanwhile
+            stack.callback(gate.close)
+        return startup.Programs(gate=gate)
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config

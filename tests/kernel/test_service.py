@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +26,7 @@ import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import sink_delivery
+from ocsf_nft.service import sink_delivery, startup
 from ocsf_nft.state.state_db import StateDatabase
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
@@ -34,6 +35,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.fence.gate import Gate
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -445,6 +447,33 @@ async def test_service_after_a_cancelled_one_delivers_all_events(
     async with ocsf_nft.Service(config, iterates=True) as service:
         await service.reload(config)
         assert (await anext(aiter(service)))["class_uid"] in {5019, 6002}
+
+
+async def test_service_that_is_cancelled_while_it_loads_programs_closes_them(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ocsf_nft.parse(settings(lab, state), where="test")
+    load, loaded, may_return = startup.load_gate, threading.Event(), threading.Event()
+
+    def load_slowly(given: ocsf_nft.Config) -> Gate | None:
+        gate = load(given)
+        loaded.set()
+        may_return.wait(30)
+        return gate
+
+    async def supervise() -> None:
+        async with ocsf_nft.Service(config, iterates=True):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(startup, "load_gate", load_slowly)
+    supervising = asyncio.create_task(supervise())
+    assert await asyncio.to_thread(loaded.wait, 30)
+    supervising.cancel()
+    await asyncio.sleep(0)
+    may_return.set()
+    # Each test here fails if it leaves a descriptor, such as that of a BPF program.
+    with pytest.raises(asyncio.CancelledError):
+        await supervising
 
 
 async def test_supervisor_gets_the_reason_why_a_fence_can_not_be_active(
