@@ -94,7 +94,7 @@ class SentFrames:
         self._outside.close()
 
     def read(self) -> FrameReading | None:
-        """Return a reading of all counters; None if the fence is being changed.
+        """Return a reading of all counters; None if the fence or a counter changes meanwhile.
 
         Raises NotComparableError if the fence or an uplink is missing, and SourceError.
         """
@@ -113,11 +113,18 @@ class SentFrames:
             return None
         seen, stopped = before
         stopped_later, seen_later = later
+        handles = (*seen.handles, *stopped.handles)
+        passed_before, passed_after = _passed(seen, stopped), _passed(seen_later, stopped_later)
+        was_replaced = handles != (*seen_later.handles, *stopped_later.handles)
+        # A reset between the two readings: the next reading shows it.
+        was_reset = passed_after.packets < passed_before.packets
+        if was_replaced or was_reset:
+            return None
         return FrameReading(
-            epoch=(*seen.handles, *stopped.handles, *self._ends, *self._indexes),
-            passed_before=_passed(seen, stopped),
+            epoch=(*handles, *self._ends, *self._indexes),
+            passed_before=passed_before,
             sent=sent,
-            passed_after=_passed(seen_later, stopped_later),
+            passed_after=passed_after,
         )
 
     def check_offload(self) -> None:

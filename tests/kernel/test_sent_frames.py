@@ -15,8 +15,10 @@ import pytest
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.fence import sent_frames
+from ocsf_nft.fence.rule_counters import NamedCounter
 from ocsf_nft.fence.sent_frames import NotComparableError, SegmentingError, SentFrames
 from ocsf_nft.fence.spec import HostEnd, HostLinks, Surroundings
+from ocsf_nft.flow import Count
 from ocsf_nft.lab import ip
 from ocsf_nft.rtnetlink import RouteSocket
 from tests.kernel import ethtool
@@ -91,6 +93,25 @@ def test_offload_is_read_again_if_the_uplink_is_renamed_meanwhile(
         monkeypatch.setattr(sent_frames, "_name_of", lambda _: "earlier0")
         with pytest.raises(NotComparableError, match="an interface is missing"):
             frames.check_offload()
+
+
+@pytest.mark.parametrize(
+    ("handles", "frames"),
+    [((7, 2), 3), ((8, 1), 3), ((7, 1), 2)],
+    ids=["counter", "table", "reset"],
+)
+def test_counters_that_are_replaced_or_reset_during_a_reading_are_not_compared(
+    lab: Lab, beside: socket.socket, handles: tuple[int, int], frames: int
+) -> None:
+    seen, stopped = NamedCounter((7, 1), Count(3, 180)), NamedCounter((7, 3), Count())
+    seen_later = NamedCounter(handles, Count(frames, 60 * frames))
+    readings = iter([[seen, stopped], [stopped, seen_later], [seen, stopped], [stopped, seen]])
+    opened = SentFrames(beside, _around(lab), lambda *_: next(readings))
+    with contextlib.closing(opened) as found:
+        assert found.read() is None
+        reading = found.read()
+        assert reading is not None
+        assert reading.passed_before == reading.passed_after == seen.total
 
 
 @pytest.mark.parametrize("has_end", [False, True])
