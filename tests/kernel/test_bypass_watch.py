@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ocsf_nft.fence.frame_balance import FrameBalance
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.service import bypass_watch
 from tests.kernel import conftest, ethtool, ordinary_traffic, packets, xdp
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.frame_balance import FrameReading
+    from ocsf_nft.flow import Count
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -263,18 +266,31 @@ async def test_frames_that_the_interface_divides_are_not_compared(lab: Lab, tmp_
 
 
 @pytest.mark.usefixtures("proxy")
-async def test_reset_counters_are_reported(lab: Lab, tmp_path: Path) -> None:
+async def test_reset_counters_are_reported(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = sandbox(_NAME, netns=lab.sandbox, proxy=_PROXIES)
+    readings: list[FrameReading] = []
+    observe = FrameBalance.observe
+
+    def noted(balance: FrameBalance, reading: FrameReading) -> Count | None:
+        readings.append(reading)
+        return observe(balance, reading)
+
+    monkeypatch.setattr(FrameBalance, "observe", noted)
     async with serving(tmp_path) as served:
         # A fence that the service replaces or restores has new counters, which is no reset.
         for is_permissive in (False, True, False):
             await served.service.put(config.model_copy(update={"permissive": is_permissive}))
             await asyncio.to_thread(_send, lab, 1000, 10)
             await _until_compared(served)
+        epoch = readings[-1].epoch
         nft(lab.sandbox_namespace, "delete", "table", "netdev", "ocsf_nft")
         await served.wait_for(lambda event: event["metadata"]["event_code"] == "fence-restored")
         await asyncio.to_thread(_send, lab, 1000, 10)
         await _until_compared(served)
+        # Without a reading of these frames, the counters would not seem to decrease.
+        await until(lambda: readings[-1].epoch != epoch and readings[-1].passed_before.packets > 0)
         assert not any(map(_is_no_comparison, served.events))
         nft(lab.sandbox_namespace, "reset", "counters")
         event = await served.wait_for(_is_no_comparison)
