@@ -135,6 +135,8 @@ def run(  # noqa: PLR0913 - each is an option
 
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
+    # Imports create many objects and no garbage: to look for some is a twentieth of their time.
+    gc.disable()
     from ocsf_nft import config as configuration
     from ocsf_nft import malloc_trim, privileges
     from ocsf_nft.cli.logs import to_stderr_at_once
@@ -146,6 +148,7 @@ def run(  # noqa: PLR0913 - each is an option
     from ocsf_nft.service.run import Service
     from ocsf_nft.state.state_db import FILE
 
+    gc.enable()
     log_settings: LogSettings = context.obj
     to_stderr_at_once(log_settings)
     if source.startswith(_REPLAY):
