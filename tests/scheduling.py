@@ -2,6 +2,7 @@
 
 Most tests run in parallel, file by file. The marker ``alone`` is for a test that needs the whole
 machine (a flood, many forks, a latency): it runs after all others, with no other test beside it.
+The marker ``long`` is for a test of more than a minute: it begins before those of other files.
 The marker ``kernel_log`` is for a test that reads the machine's only kernel log. It is also for a
 test that changes the sysctl that lets namespaces write to that log. One such test runs at a time.
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ALONE: Final = "alone"
+LONG: Final = "long"
 KERNEL_LOG: Final = "kernel_log"
 _LOCKS: Final = Path("/run/lock")
 
@@ -48,16 +50,18 @@ def schedule(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Return a test's rank: long groups come first, tests that need the whole machine last.
+    """Return a test's rank: groups and long tests come first, those that run alone last.
 
     Of the groups, that of the kernel log comes first: a worker that has begun with another long one
     would run its many kills after all other tests.
     """
     if item.get_closest_marker(ALONE) is not None:
-        return 4
+        return 5
     if item.get_closest_marker("xdist_group") is not None:
         return 0 if item.get_closest_marker(KERNEL_LOG) is not None else 1
-    return 2 if item.get_closest_marker("kernel") is not None else 3
+    if item.get_closest_marker(LONG) is not None:
+        return 2
+    return 3 if item.get_closest_marker("kernel") is not None else 4
 
 
 @contextlib.contextmanager

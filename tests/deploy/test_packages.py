@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.deploy.debian_root import DebianRoot
 
-pytestmark = [pytest.mark.slow, pytest.mark.kernel]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.kernel]
 
 _VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
     "version"

@@ -232,6 +232,7 @@ def test_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path, is_guarded: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_day_of_ordinary_traffic_is_not_reported(lab: Lab, tmp_path: Path) -> None:
     # One connection in four seconds.
     day = partial(_go_through_a_day, lab, tmp_path, hours=24, connections=1800, is_guarded=True)

@@ -40,7 +40,7 @@ def resident_kib(pid: int) -> int:
         pytest.param(5, id="seconds"),
         pytest.param(
             float(os.environ.get("OCSF_NFT_OUTAGE_SECONDS", "60")), id="long",
-            marks=pytest.mark.slow,
+            marks=[pytest.mark.slow, pytest.mark.long],
         ),
     ],
 )  # fmt: skip

@@ -158,5 +158,6 @@ def test_service_is_stopped_in_the_middle_of_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_service_is_killed_a_hundred_times_in_the_middle_of_calls(tmp_path: Path) -> None:
     _crash(tmp_path, 100, _kill)
