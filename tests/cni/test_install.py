@@ -49,7 +49,9 @@ def _write_network(node: Path, *plugins: dict[str, Any]) -> None:
     path = _network(node)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"cniVersion": "0.3.1", "name": "net", "plugins": list(plugins)}
-    path.write_text(json.dumps(found), encoding="utf-8")
+    whole = node / "whole.conflist"  # a watch must not read a part
+    whole.write_text(json.dumps(found), encoding="utf-8")
+    whole.replace(path)
 
 
 def _plugins(node: Path) -> list[dict[str, Any]]:
