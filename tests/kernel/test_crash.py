@@ -37,8 +37,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 UID = 1001
 PORTS = 60_000
-#: A run is ready after about a second: kills hit its start, its work and its deliveries.
-LATEST_SECONDS = 2.5
+#: Half of the kills hit a run this long after its start at the latest: while it starts, works or
+#: delivers. The others hit one that is ready.
+LATEST_SECONDS = 2.0
 
 #: Send a packet to another port each time until the input ends, then print the number of packets.
 _LOAD = f"""
@@ -93,15 +94,29 @@ async def start_run(
     )  # fmt: skip
 
 
-async def run_and_kill(config: Path, under: Sequence[str], seconds: float) -> None:
+async def run_and_kill(
+    config: Path, under: Sequence[str], seconds: float, *, is_ready: bool
+) -> None:
+    """Start a run and kill it some time later; with ``is_ready``, that long after it is ready."""
     process = await start_run(config, under)
     assert process.stderr is not None
-    reading = asyncio.create_task(process.stderr.read())
+    messages, ready = [], asyncio.Event()
+
+    async def read(stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            messages.append(line.decode())
+            if '"event":"ready"' in messages[-1]:
+                ready.set()
+
+    reading = asyncio.create_task(read(process.stderr))
+    if is_ready:
+        async with asyncio.timeout(120):
+            await ready.wait()
     await asyncio.sleep(seconds)
     process.kill()
     await process.wait()
-    messages = (await reading).decode()
-    assert "Traceback" not in messages, messages
+    await reading
+    assert "Traceback" not in "".join(messages), messages
 
 
 async def run_until_delivered(config: Path, under: Sequence[str], has_all: Any) -> None:
@@ -166,8 +181,13 @@ async def crash(
                 """
             )
             async with load(lab, sent):
-                for _ in range(kills):
-                    await run_and_kill(config, under, random.uniform(0.05, LATEST_SECONDS))
+                for number in range(kills):
+                    if number % 2:
+                        seconds = random.uniform(0.05, LATEST_SECONDS)
+                        await run_and_kill(config, under, seconds, is_ready=False)
+                    else:
+                        seconds = random.uniform(0, 0.8)
+                        await run_and_kill(config, under, seconds, is_ready=True)
 
             async def has_all() -> bool:
                 packets = sum(event["count"] for event in attempted(stored(state)))
