@@ -116,7 +116,8 @@ class SentFrames:
         handles = (*seen.handles, *stopped.handles)
         passed_before, passed_after = _passed(seen, stopped), _passed(seen_later, stopped_later)
         was_replaced = handles != (*seen_later.handles, *stopped_later.handles)
-        # A reset between the two readings: the next reading shows it.
+        # A reset between the two readings. The next one shows it, or the frames before the reset
+        # seem to have bypassed the fence: each is a finding.
         was_reset = passed_after.packets < passed_before.packets
         if was_replaced or was_reset:
             return None
