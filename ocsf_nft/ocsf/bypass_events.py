@@ -52,9 +52,10 @@ def gate_blocked(  # noqa: PLR0913 - each is one fact of the event, named at the
             f"{'was' if frames.packets == 1 else 'were'} stopped by the last gate."
         ),
         (
-            "A rule or an interface of another process has led them past the fence, or has "
-            "rewritten them after it, or a socket has requested a checksum in place of another "
-            "field. Only a process with CAP_NET_ADMIN or CAP_NET_RAW can do this"
+            "The fence was deleted for a time, or a rule or an interface of another process has "
+            "led them past it, or has rewritten them after it. Or a socket has requested a "
+            "checksum in place of another field. Only a process with CAP_NET_ADMIN or "
+            "CAP_NET_RAW can do this"
         ),
         sandbox=sandbox,
         uplinks=uplinks,
