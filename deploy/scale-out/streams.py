@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cluster import BLOCKS, EVENTS, REFUSED, ClusterTable, connected
 from nats.js.api import DiscardPolicy, StorageType, StoreCompression, StreamConfig
-from nats.js.errors import NotFoundError, ServiceUnavailableError
+from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -41,6 +42,11 @@ _REFUSED: Final = StreamConfig(
     name=REFUSED, subjects=[REFUSED], max_bytes=10 << 30, max_age=30 * 86_400
 )
 
+#: The server's error code if too few servers can store a stream (``JSClusterNoPeersErrF``).
+_TOO_FEW_SERVERS: Final = 10005
+_TRIES: Final = 60
+_PAUSE_SECONDS: Final = 1.0
+
 
 async def make(table: ClusterTable, *, replicas: int, gib: int) -> None:
     """Create the streams, each on ``replicas`` servers, with ``gib`` GiB of uncompressed events."""
@@ -51,7 +57,7 @@ async def make(table: ClusterTable, *, replicas: int, gib: int) -> None:
             try:
                 await stream.stream_info(config.name or "")
             except NotFoundError:
-                await stream.add_stream(required)
+                await _add(stream, required)
             else:
                 await stream.update_stream(required)
             print(f"{config.name}: on {replicas} servers")
@@ -66,6 +72,28 @@ async def _wait_for_leader(stream: JetStreamContext) -> None:
                 return
 
 
+async def _add(stream: JetStreamContext, config: StreamConfig) -> None:
+    """Create a stream, once enough servers are there: those of a new cluster join one by one."""
+    tries = 0
+    while True:
+        try:
+            await stream.add_stream(config)
+        except (BadRequestError, ServiceUnavailableError, TimeoutError) as error:
+            if tries == _TRIES or not _is_for_now(error):
+                raise
+            if not tries:
+                print(f"{config.name}: wait for {config.num_replicas} servers", file=sys.stderr)
+        else:
+            return
+        tries += 1
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _is_for_now(error: Exception) -> bool:
+    """Return True if servers that join may end an error: too few of them, or no leader yet."""
+    return not isinstance(error, BadRequestError) or error.err_code == _TOO_FEW_SERVERS
+
+
 def main() -> None:
     """Create the streams with the options of the command line."""
     parser = argparse.ArgumentParser(description="Create the streams of the cluster.")
@@ -76,7 +104,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     table = ClusterTable.model_validate(tomllib.loads(options.config.read_text(encoding="utf-8")))
-    asyncio.run(make(table, replicas=options.replicas, gib=options.gib))
+    try:
+        asyncio.run(make(table, replicas=options.replicas, gib=options.gib))
+    except BadRequestError as error:
+        remedy = "Start the missing servers, or choose a smaller --replicas or --gib."
+        if error.err_code != _TOO_FEW_SERVERS:
+            remedy = "Compare the stream with this file: `nats stream info`."
+        sys.exit(f"The cluster refuses the streams: {error.description}. {remedy}")
 
 
 if __name__ == "__main__":

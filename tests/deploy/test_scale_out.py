@@ -77,20 +77,23 @@ def programs() -> Iterator[Programs]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
     with NatsCluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        _make_streams(cluster)
+        _made(_make_streams(cluster))
         yield cluster
 
 
-def _make_streams(cluster: NatsCluster) -> None:
-    done = subprocess.run(
-        [sys.executable, SCALE_OUT / "streams.py", cluster.file("operator"), "--gib", "1"],
-        capture_output=True,
+def _make_streams(cluster: NatsCluster, gib: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, SCALE_OUT / "streams.py", cluster.file("operator"), "--gib", str(gib)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+
+
+def _made(program: subprocess.Popen[str]) -> None:
+    output, errors = program.communicate(timeout=90)
+    assert program.returncode == 0, errors
+    assert output.splitlines() == [
         f"{name}: on 3 servers" for name in ("ocsf", "ocsf-blocks", "ocsf-refused")
     ]
 
@@ -169,10 +172,20 @@ async def test_existing_streams_keep_their_events(
     cluster: NatsCluster, host: JetStreamContext, stream: JetStreamContext
 ) -> None:
     await published(host, messages(b"1", b"2"))
-    await asyncio.to_thread(_make_streams, cluster)
+    await asyncio.to_thread(_made, _make_streams(cluster))
     info = await stream.stream_info("ocsf")
     assert info.state.messages == 2
     assert (info.config.num_replicas, info.config.duplicate_window) == (3, 600)
+
+
+def test_streams_of_a_new_cluster_wait_for_its_servers(tmp_path: Path) -> None:
+    with NatsCluster(tmp_path) as cluster:
+        cluster.kill(2)
+        program = _make_streams(cluster)
+        assert program.stderr is not None
+        assert "ocsf: wait for 3 servers\n" in program.stderr  # after lines of asyncio
+        cluster.start(2)
+        _made(program)
 
 
 async def test_blocks_are_consecutive_with_concurrent_collectors(
