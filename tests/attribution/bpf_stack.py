@@ -52,11 +52,11 @@ class _Object:
                 for name, info, _, of, value, length in _SYMBOL.iter_unpack(self._content[index]):
                     text = names[name:].split(b"\0", 1)[0].decode()
                     symbols.append((text, info & 15, of, value, length))
-        code = {index for index, each in enumerate(sections) if each[2] & _IS_EXECUTABLE}
+        self._code = {index for index, each in enumerate(sections) if each[2] & _IS_EXECUTABLE}
         self.functions = [
             _Function(of, value, length, name)
             for name, kind, of, value, length in symbols
-            if kind == _FUNCTION and of in code
+            if kind == _FUNCTION and of in self._code
         ]
         #: Sections and offsets of the symbols that instructions refer to, by their own place.
         self._referred = {
@@ -93,13 +93,18 @@ class _Object:
         return -lowest
 
     def called(self, function: _Function) -> Iterator[_Function]:
-        """Yield the functions of the object that a function calls."""
+        """Yield the functions of the object that a function calls, or lets the kernel call."""
         for at, opcode, _, source, _, number in self._instructions(function):
+            referred = self._referred.get((function.section, at))
             if opcode == _CALL and source == _OF_PROGRAM:
-                section, start = self._referred.get((function.section, at), (function.section, at))
+                section, start = referred or (function.section, at)
                 if section != _UNDEFINED:  # a function of the kernel
-                    target = section, start + 8 * (number + 1)
-                    yield next(each for each in self.functions if each[:2] == target)
+                    yield self._at(section, start + 8 * (number + 1))
+            elif opcode == _WIDE and referred is not None and referred[0] in self._code:
+                yield self._at(referred[0], referred[1] + number)  # for bpf_loop()
+
+    def _at(self, section: int, start: int) -> _Function:
+        return next(each for each in self.functions if each[:2] == (section, start))
 
     def deepest(self, function: _Function) -> int:
         """Return the bytes of the deepest stack below a call of a function, with its frame."""

@@ -30,6 +30,6 @@ def test_stack_of_each_program_is_small_enough_for_old_kernels(package: str, nam
 def test_depth_of_the_stack_includes_called_functions() -> None:
     content = resources.files("ocsf_nft.attribution.bpf").joinpath("types.bpf.o").read_bytes()
     depths = bpf_stack.depths(content)
-    chain = ("refused", "describe_with_ancestors", "describe", "add_path", "add")
+    chain = ("refused", "describe_with_ancestors", "describe", "add_path", "add_file")
     for caller, called in pairwise(chain):
         assert depths[caller] >= depths[called] + 32

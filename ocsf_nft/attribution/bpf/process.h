@@ -60,6 +60,10 @@ struct {
 #define DRAFTS 4
 struct draft {
 	__u64 is_taken;
+	/* The used bytes of the text; with `most` of them or more, a loop adds no name. They are not on the
+	 * stack of a loop: the verifier would tell apart all their values. */
+	__u32 used;
+	__u32 most;
 	struct process process;
 };
 
@@ -87,84 +91,114 @@ static __always_inline int is_same(const struct image *one, const struct image *
 	       one->execs == other->execs;
 }
 
-/* Add a text with its NUL byte; return the number of used bytes. Not static: so the kernel verifies it
- * once, and not again at each step of each loop below. */
-__noinline __u32 add(struct process *process, __u32 used, __u64 text)
+/* Add a text with its NUL byte, if there is room. */
+static __always_inline void add(struct draft *draft, const void *text)
 {
+	__u32 used = draft->used;
 	long size;
 
-	if (!process || used >= TEXT)
-		return used;
-	size = bpf_probe_read_kernel_str(process->text + (used & (TEXT - 1)), NAME, (void *)text);
-	return size > 0 ? used + size : used;
+	if (used >= TEXT)
+		return;
+	size = bpf_probe_read_kernel_str(draft->process.text + (used & (TEXT - 1)), NAME, text);
+	if (size > 0)
+		draft->used = used + size;
+}
+
+/* State of a loop that adds names. The loops are bpf_loop()'s (Linux 5.17): so the kernel verifies one step,
+ * and not each of them. */
+struct naming {
+	struct draft *draft;
+	void *at; /* the file or the cgroup of the next name */
+	struct mount *mount;
+};
+
+/* Add the name of a file, and go on with its folder; return 1 after the last name. */
+static long add_file(__u32 step, struct naming *naming)
+{
+	struct dentry *dentry = naming->at, *parent;
+	struct mount *mount = naming->mount;
+
+	if (!dentry || naming->draft->used >= naming->draft->most)
+		return 1;
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+		if (above != mount) {
+			naming->at = BPF_CORE_READ(mount, mnt_mountpoint);
+			naming->mount = above;
+			return 0;
+		}
+		parent = dentry;
+	}
+	add(naming->draft, BPF_CORE_READ(dentry, d_name.name));
+	naming->at = parent;
+	return parent == dentry;
 }
 
 /* Add the names of the path to a file, from it up to the root of its mount namespace. `address` is that of
- * the path. Not static, as above. */
-__noinline __u32 add_path(struct process *process, __u32 used, __u64 address)
+ * the path. Not static: so the kernel verifies it once, and not again at each call. */
+__noinline int add_path(struct draft *draft, __u64 address)
 {
 	struct path *at = (void *)address;
-	struct dentry *dentry = BPF_CORE_READ(at, dentry);
 	struct vfsmount *there = BPF_CORE_READ(at, mnt);
-	struct mount *mount = (void *)there - bpf_core_field_offset(struct mount, mnt);
-	__u32 most = used + SECTION;
+	struct naming naming = {
+		.draft = draft,
+		.at = BPF_CORE_READ(at, dentry),
+		.mount = (void *)there - bpf_core_field_offset(struct mount, mnt),
+	};
 
-	for (int step = 0; step < NAMES; step++) {
-		struct dentry *parent;
+	if (!draft)
+		return 0;
+	draft->most = draft->used + SECTION;
+	bpf_loop(NAMES, add_file, &naming, 0);
+	return 0;
+}
 
-		if (!dentry || used >= most)
-			break;
-		if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+/* Add the name of a cgroup, and go on with the one above; return 1 after the last name. */
+static long add_group(__u32 step, struct naming *naming)
+{
+	struct kernfs_node *node = naming->at;
+	struct kernfs_node___before *before = naming->at;
 
-			if (above == mount) {
-				used = add(process, used, (__u64)BPF_CORE_READ(dentry, d_name.name));
-				return used;
-			}
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mount = above;
-			continue;
-		}
-		used = add(process, used, (__u64)BPF_CORE_READ(dentry, d_name.name));
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (parent == dentry)
-			return used;
-		dentry = parent;
-	}
-	return used;
+	if (!node || naming->draft->used >= naming->draft->most)
+		return 1;
+	add(naming->draft, BPF_CORE_READ(node, name));
+	if (bpf_core_field_exists(before->parent))
+		naming->at = BPF_CORE_READ(before, parent);
+	else
+		naming->at = BPF_CORE_READ(node, __parent);
+	return 0;
 }
 
 /* Add the names of the cgroup of the task at `address`. Not static, as above. */
-__noinline __u32 add_cgroup(struct process *process, __u32 used, __u64 address)
+__noinline int add_cgroup(struct draft *draft, __u64 address)
 {
 	struct task_struct *task = (void *)address;
-	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
-	__u32 most = used + SECTION;
+	struct naming naming = {
+		.draft = draft,
+		.at = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn),
+	};
 
-	for (int step = 0; step < NAMES && node && used < most; step++) {
-		struct kernfs_node___before *before = (void *)node;
-
-		used = add(process, used, (__u64)BPF_CORE_READ(node, name));
-		if (bpf_core_field_exists(before->parent))
-			node = BPF_CORE_READ(before, parent);
-		else
-			node = BPF_CORE_READ(node, __parent);
-	}
-	return used;
+	if (!draft)
+		return 0;
+	draft->most = draft->used + SECTION;
+	bpf_loop(NAMES, add_group, &naming, 0);
+	return 0;
 }
 
-static __always_inline __u32 add_arguments(struct process *process, __u32 used, struct mm_struct *mm)
+static __always_inline void add_arguments(struct draft *draft, struct mm_struct *mm)
 {
 	unsigned long begin = BPF_CORE_READ(mm, arg_start), end = BPF_CORE_READ(mm, arg_end);
 	__u64 size = end - begin;
+	__u32 used = draft->used;
 
 	if (end <= begin || used >= TEXT)
-		return used;
+		return;
 	if (size > ARGUMENTS)
 		size = ARGUMENTS;
-	if (bpf_probe_read_user(process->text + (used & (TEXT - 1)), size, (void *)begin))
-		return used;
-	return used + size;
+	if (!bpf_probe_read_user(draft->process.text + (used & (TEXT - 1)), size, (void *)begin))
+		draft->used = used + size;
 }
 
 static __always_inline void read_parent(struct task_struct *task, struct image *parent)
@@ -204,7 +238,7 @@ __noinline int describe(__u64 address)
 	struct pid *pid;
 	struct file *file;
 	struct dentry *dentry;
-	__u32 used, level, slot = take_draft();
+	__u32 level, used, slot = take_draft();
 
 	draft = bpf_map_lookup_elem(&drafts, &slot);
 	if (!draft) {
@@ -228,29 +262,26 @@ __noinline int describe(__u64 address)
 	file = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
 	process->is_deleted = 0;
 	process->inode = 0;
-	used = 0;
+	draft->used = 0;
 	if (file) {
 		dentry = BPF_CORE_READ(file, f_path.dentry);
 		process->inode = BPF_CORE_READ(dentry, d_inode, i_ino);
 		/* The file was removed under this name, as d_path() detects it. */
 		process->is_deleted = BPF_CORE_READ(dentry, d_hash.pprev) == NULL;
-		used = add_path(process, used,
-				(__u64)file + bpf_core_field_offset(struct file, f_path));
+		add_path(draft, (__u64)file + bpf_core_field_offset(struct file, f_path));
 	}
-	process->path = used;
-	used = add_path(process, used,
-			(__u64)BPF_CORE_READ(task, fs) + bpf_core_field_offset(struct fs_struct, pwd));
-	process->directory = used - process->path;
-	used = add_cgroup(process, used, address);
+	process->path = draft->used;
+	add_path(draft,
+		 (__u64)BPF_CORE_READ(task, fs) + bpf_core_field_offset(struct fs_struct, pwd));
+	process->directory = draft->used - process->path;
+	add_cgroup(draft, address);
+	used = draft->used;
 	process->cgroup = used - process->path - process->directory;
-	process->arguments = 0;
 	/* Only the memory of the current process can be read. */
-	if (mm && address == bpf_get_current_task()) {
-		__u32 before = used;
-
-		used = add_arguments(process, used, mm);
-		process->arguments = used - before;
-	}
+	if (mm && address == bpf_get_current_task())
+		add_arguments(draft, mm);
+	process->arguments = draft->used - used;
+	used = draft->used;
 	if (used > TEXT + ARGUMENTS)
 		used = TEXT + ARGUMENTS;
 	if (bpf_ringbuf_output(&processes, process,
