@@ -91,9 +91,11 @@ struct {
 	__type(value, __u8);
 } watched SEC(".maps");
 
+#define RING (1 << 19)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 19);
+	__uint(max_entries, RING);
 } calls SEC(".maps");
 
 /* Numbers of dropped events: calls, processes. */
@@ -124,8 +126,10 @@ static __always_inline __u8 mode_of(__u64 netns)
 #define PAUSE_NS 500000000ULL
 /* Maximum number of reports of the same call in that time. */
 #define MAX_REPEATS 8
-/* Maximum number of reports of one process in that time, so that a flood displaces no other reports. */
+/* Maximum number of reports of one process in that time, so that a flood displaces no other reports; and the
+ * same for refused packets while the ring is half full: the other half is for processes with few reports. */
 #define MAX_CALLS 2000
+#define FEW_CALLS 32
 
 struct budget {
 	__u64 since_ns;
@@ -183,14 +187,18 @@ static __always_inline void spend(struct call *call, const struct budget_key *ke
 				  struct budget *budget)
 {
 	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 };
+	__u64 most = MAX_CALLS;
 
-	if (!budget || call->time_ns - budget->since_ns > PAUSE_NS) {
-		bpf_map_update_elem(&budgets, key, &fresh, BPF_ANY);
-	} else if (__sync_fetch_and_add(&budget->calls, 1) + 1 >= MAX_CALLS) {
-		/* The time without reports begins now. */
-		budget->since_ns = call->time_ns;
+	if (bpf_ringbuf_query(&calls, BPF_RB_AVAIL_DATA) > RING / 2 && mode_of(call->netns) == REFUSALS)
+		most = FEW_CALLS;
+	if (budget && call->time_ns - budget->since_ns <= PAUSE_NS) {
+		if (__sync_fetch_and_add(&budget->calls, 1) + 1 < most)
+			return;
+		/* The time without reports begins now. By key: another key may have got this element. */
+		fresh.calls = MAX_CALLS;
 		call->flags |= MORE | ANY;
 	}
+	bpf_map_update_elem(&budgets, key, &fresh, BPF_ANY);
 }
 
 /* Return 1 if the same call was reported often enough. */
