@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import clocks
 from ocsf_nft.attribution.bpf_capture import Call, ProcessSnapshot
 from ocsf_nft.attribution.flow_callers import FlowProcesses, flow_target
-from ocsf_nft.attribution.packet_matching import LoggedRecord, RefusedPackets
+from ocsf_nft.attribution.packet_matching import LoggedRecord
 from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
+from ocsf_nft.attribution.refused_packets import RefusedPackets
 from ocsf_nft.attribution.send_calls import SendCalls
 from ocsf_nft.process import Attribution, Seen
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
 from ocsf_nft.attribution.packet_matching import key_of_record
+from ocsf_nft.attribution.user_shares import HeavyUsers
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import ProcessImage
@@ -161,10 +162,16 @@ def _later(before: Call, call: Call) -> Call:
 
 
 class FlowProcesses:
-    """Processes that sent packets, for each of the latest flows of one sandbox."""
+    """Processes that sent packets, for each of the latest flows of one sandbox.
+
+    If there are too many, the user with the most flows loses the oldest.
+    """
 
     def __init__(self) -> None:
-        self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
+        #: Flows by user, and last the user of the latest change.
+        self._by_user: OrderedDict[int, OrderedDict[FlowTarget, _Flow]] = OrderedDict()
+        self._heavy = HeavyUsers(_FLOWS)
+        self._number = 0
 
     def add(self, call: Call) -> None:
         """Store the process that sent a packet, under the packet's flow.
@@ -178,14 +185,34 @@ class FlowProcesses:
         self._flow(target).add(call)
 
     def _flow(self, target: FlowTarget) -> _Flow:
-        found = self._flows.get(target)
+        flows = self._by_user.get(target.uid)
+        found = None if flows is None else flows.get(target)
         if found is None:
-            found = self._flows[target] = _Flow()
+            found = _Flow()
         found.used_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._flows.move_to_end(target)
-        while len(self._flows) > _FLOWS:
-            self._flows.popitem(last=False)
+        self._store(target, found)
+        while self._number > _FLOWS:
+            evicted = self._heavy.evicted(self._by_user)
+            self._remove(next(iter(self._by_user[evicted])))
         return found
+
+    def _store(self, target: FlowTarget, flow: _Flow) -> None:
+        flows = self._by_user.setdefault(target.uid, OrderedDict())
+        self._by_user.move_to_end(target.uid)
+        self._number += target not in flows
+        flows[target] = flow
+        flows.move_to_end(target)
+        self._heavy.note(target.uid, flows)
+
+    def _remove(self, target: FlowTarget) -> _Flow | None:
+        flows = self._by_user.get(target.uid)
+        if flows is None or target not in flows:
+            return None
+        self._number -= 1
+        flow = flows.pop(target)
+        if not flows:
+            del self._by_user[target.uid]
+        return flow
 
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
         """Remove and return the processes that sent a flow's packets until ``began_ns``.
@@ -194,23 +221,24 @@ class FlowProcesses:
         ``ended_ns`` (CLOCK_BOOTTIME). Packets sent meanwhile may be counted or not: they make the
         next result uncertain.
         """
-        flow = self._flows.pop(target, None)
+        flow = self._remove(target)
         if flow is None:
             return FlowCallers()
         rest = flow.split_after(began_ns, ended_ns)
         if rest.recent:
             rest.used_ns = flow.used_ns
-            self._flows[target] = rest
+            self._store(target, rest)
         return flow.callers()
 
     def remove_old(self, before_ns: int) -> None:
         """Remove the flows without a change after ``before_ns`` (CLOCK_BOOTTIME)."""
-        while self._flows:
-            target, flow = next(iter(self._flows.items()))
-            if flow.used_ns > before_ns:
-                return
-            del self._flows[target]
-        self._flows = OrderedDict()  # an empty one has the size of its largest content
+        for flows in tuple(self._by_user.values()):
+            for target, flow in tuple(flows.items()):
+                if flow.used_ns > before_ns:
+                    break
+                self._remove(target)
+        if not self._by_user:
+            self._by_user = OrderedDict()  # an empty one has the size of its largest content
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
         """Subtract a packet of process ``pid`` from a flow, because an event reports that packet.
@@ -225,7 +253,7 @@ class FlowProcesses:
             return
         flow.remove_one(image)
         if flow.is_reported:  # it must not evict a flow with unreported calls
-            del self._flows[target]
+            self._remove(target)
 
 
 def flow_target(record: Record) -> FlowTarget | None:

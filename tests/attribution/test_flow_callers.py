@@ -38,13 +38,18 @@ def test_each_process_has_its_latest_call_and_its_number_of_calls() -> None:
     assert times_by_pid(found.take(HERE, LATER, LATER).calls) == {7: 1}
 
 
+def targets(found: FlowProcesses) -> list[FlowTarget]:
+    """Return the stored flows, by user and age."""
+    return [target for flows in found._by_user.values() for target in flows]
+
+
 @pytest.mark.parametrize(
     "facts", [{"owner": 1}, {"protocol": TCP}, {"destination_port": 1}, {"destination": bytes(4)}]
 )
 def test_call_of_another_flow_is_not_counted(facts: dict[str, Any]) -> None:
     found = flows_of(7, **facts)
     assert found.take(HERE, LATER, LATER) == FlowCallers()
-    assert len(found._flows) == 1
+    assert len(targets(found)) == 1
 
 
 def test_flow_is_of_the_owner_of_the_socket() -> None:
@@ -73,7 +78,7 @@ def test_call_after_the_counters_is_of_the_next_packets() -> None:
     assert times_by_pid(found.take(HERE, 3, 3).calls) == {8: 1, 7: 1}
     assert times_by_pid(found.take(HERE, 3, 3).calls) == {}
     assert times_by_pid(found.take(HERE, 4, 4).calls) == {9: 1}
-    assert list(found._flows) == []
+    assert targets(found) == []
 
 
 def test_call_during_the_read_of_the_counters_is_uncertain() -> None:
@@ -112,7 +117,7 @@ def test_connect_is_not_counted() -> None:
 
 def test_frames_are_not_counted() -> None:
     """Other processes may have sent other frames; the counters differ by the frames' fields."""
-    assert list(flows_of(7, is_frame=True)._flows) == []
+    assert targets(flows_of(7, is_frame=True)) == []
     assert flow_target(record(0, rule="link")) is None
     assert flow_target(record(0, rule="link", protocol=None, destination=None)) is None
 
@@ -135,7 +140,7 @@ def test_separately_reported_packet_is_not_counted_again() -> None:
     found.remove_reported(HERE, 9)
     found.remove_reported(HERE._replace(uid=0), 7)
     assert times_by_pid(found.take(HERE, LATER, LATER).calls) == {7: 1}
-    assert list(found._flows) == [HERE._replace(uid=0)]
+    assert targets(found) == [HERE._replace(uid=0)]
 
 
 def test_separately_reported_packet_has_no_stored_time() -> None:
@@ -179,15 +184,32 @@ def test_oldest_of_too_many_flows_are_evicted(monkeypatch: pytest.MonkeyPatch) -
     found = FlowProcesses()
     for port in (1, 2, 3, 1, 4):
         found.add(call(7, 0, destination_port=port))
-    assert [target.port for target in found._flows] == [3, 1, 4]
+    assert [target.port for target in targets(found)] == [3, 1, 4]
+
+
+def test_flood_of_a_user_evicts_no_flow_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_callers, "_FLOWS", 4)
+    found = FlowProcesses()
+    for user in (2000, 2001):
+        found.add(call(user, 0, owner=user, uid=user))
+        for port in range(1, 9):
+            found.add(call(7, 0, destination_port=port))
+    assert [(target.uid, target.port) for target in targets(found)][:2] == [
+        (2000, HERE.port), (2001, HERE.port),
+    ]  # fmt: skip
+    assert found._number == len(targets(found)) == 4
+    for user in (2000, 2001):
+        assert [each.image.pid for each, _ in found.take(HERE._replace(uid=user), 0, 0).calls] == [
+            user
+        ]
 
 
 def test_flow_is_dropped_after_the_report_of_its_last_call() -> None:
     found = flows_of(7, 8)
     found.remove_reported(HERE, 7)
-    assert list(found._flows) == [HERE]
+    assert targets(found) == [HERE]
     found.remove_reported(HERE, 8)
-    assert list(found._flows) == []
+    assert targets(found) == []
 
 
 def test_reported_flow_with_unnamed_or_uncertain_senders_stays() -> None:
@@ -240,4 +262,5 @@ def test_flows_without_a_change_for_long_are_removed(monkeypatch: pytest.MonkeyP
     found.remove_reported(HERE, 99)  # another process: the flow is uncertain from now on
     found.remove_old(20)
     assert found.take(HERE, LATER, LATER).is_mixed
-    assert not found._flows
+    assert targets(found) == []
+    assert not found._by_user

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import packet_matching, send_calls
+from ocsf_nft.attribution import refused_packets, send_calls
 from ocsf_nft.attribution.bpf_capture import Call
-from ocsf_nft.attribution.packet_matching import RefusedPackets
+from ocsf_nft.attribution.refused_packets import RefusedPackets
 from ocsf_nft.attribution.send_calls import SendCalls
 from tests.attribution.calling import (
     ICMP,
@@ -175,7 +175,7 @@ def test_attributed_sender_is_the_real_sender_for_any_table_size(
 ) -> None:
     """Random actions go further than Hypothesis, which searches for the smallest example."""
     monkeypatch.setattr(send_calls, "_MOST_STORED", stored)
-    monkeypatch.setattr(packet_matching, "_MOST_STORED", stored)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", stored)
     sure = 0
     for seed in range(500):
         reader = Reader(Kernel(**_MODES[mode]))

@@ -189,9 +189,10 @@ async def _reported(
                 for pid, times in processes.items():
                     reported.named[port, pid] += times
                     reported.sure[port, pid] += times * is_sure
-        for target, flow in watched.flows._flows.items():
-            for call, times in flow.callers().calls:
-                reported.left[target.port, call.image.pid] += times
+        for flows in watched.flows._by_user.values():
+            for target, flow in flows.items():
+                for call, times in flow.callers().calls:
+                    reported.left[target.port, call.image.pid] += times
     return await running, reported
 
 

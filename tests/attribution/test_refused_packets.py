@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.attribution import packet_matching
+from ocsf_nft.attribution import refused_packets
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
-from ocsf_nft.attribution.packet_matching import SILENCE_NS, LoggedRecord, RefusedPackets
-from tests.attribution.calling import SECOND, TCP, call, logged, record
+from ocsf_nft.attribution.packet_matching import SILENCE_NS, LoggedRecord
+from ocsf_nft.attribution.refused_packets import RefusedPackets
+from tests.attribution.calling import PORTS, SECOND, TCP, call, logged, record
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.packet_matching import Match
@@ -22,9 +23,9 @@ ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b"
 
 
 def test_repetition_limits_are_those_of_the_bpf_program() -> None:
-    source = (Path(packet_matching.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
-    assert f"#define PAUSE_NS {packet_matching.SILENCE_NS}ULL\n" in source
-    assert f"#define MAX_REPEATS {packet_matching._MOST_SIMILAR}\n" in source
+    source = (Path(refused_packets.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
+    assert f"#define PAUSE_NS {SILENCE_NS}ULL\n" in source
+    assert f"#define MAX_REPEATS {refused_packets._MOST_SIMILAR}\n" in source
 
 
 def stored(*packets: Call) -> RefusedPackets:
@@ -32,6 +33,11 @@ def stored(*packets: Call) -> RefusedPackets:
     for each in packets:
         found.add(each)
     return found
+
+
+def stored_ports(refused: RefusedPackets) -> list[list[int]]:
+    """Return the source ports of the stored packets of each user."""
+    return [[key.packet.source_port for key in each._by_key] for each in refused._by_user.values()]
 
 
 def matches(refused: RefusedPackets, *records: Record, since_ns: int = 0) -> list[Match | None]:
@@ -97,7 +103,7 @@ def test_reported_packet_belongs_to_one_record() -> None:
         ({7}, True),
         None,
     ]
-    assert (refused._number, refused._by_key) == (0, {})
+    assert (refused._number, refused._by_user) == (0, {})
     refused.add(call(8, NOW - 1))
     assert senders(refused, record(NOW)) == [({8}, True)]
 
@@ -234,9 +240,9 @@ def test_dropped_reports_make_candidates_uncertain_until_packets_are_later() -> 
 def test_evicted_packets_make_later_candidates_uncertain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packet_matching, "_MOST_STORED", 10)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 10)
     refused = stored(*(call(7, NOW + each, source_port=each + 1) for each in range(25)))
-    assert (refused._number, len(refused._by_key)) == (10, 10)
+    assert (refused._number, len(refused._by_user[1000])) == (10, 10)
     packet = record(NOW, source_port=25)
     assert senders(refused, packet, since_ns=NOW + 14) == [({7}, False)]
     refused.add(call(7, NOW + 25, source_port=25))
@@ -246,11 +252,51 @@ def test_evicted_packets_make_later_candidates_uncertain(
 def test_refused_packets_evict_the_packets_refused_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packet_matching, "_MOST_STORED", 3)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 3)
     refused = stored(
         *(call(7, NOW + each, source_port=port) for each, port in enumerate((1, 2, 1, 3)))
     )
-    assert [key.packet.source_port for key in refused._by_key] == [1, 3]
+    (ports,) = stored_ports(refused)
+    assert ports == [1, 3]
+
+
+def test_flood_of_a_user_evicts_no_packet_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 10)
+    rare = [call(each, NOW, owner=each, uid=each) for each in (8, 9)]
+    flood = [call(7, NOW + each, source_port=each + 1) for each in range(1, 100)]
+    refused = stored(*flood[:30], rare[0], *flood[30:60], rare[1], *flood[60:])
+    assert refused._number == 10
+    assert senders(refused, record(NOW, uid=8), since_ns=NOW - 1) == [({8}, True)]
+    assert senders(refused, record(NOW, uid=9), since_ns=NOW - 1) == [({9}, True)]
+    assert senders(refused, record(NOW, source_port=100), since_ns=NOW - 1) == [({7}, False)]
+    assert refused._number == 7
+
+
+def test_evicted_packets_of_a_user_make_only_his_senders_uncertain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 2)
+    refused = stored(*(call(7, NOW + each, source_port=each + 1) for each in range(3)))
+    assert senders(refused, record(NOW, source_port=2), record(NOW, source_port=3)) == [
+        ({7}, False),
+        ({7}, False),
+    ]
+    assert not refused._by_user
+    for each in (call(8, NOW, owner=8, uid=8), call(7, NOW + 3)):
+        refused.add(each)
+    assert senders(refused, record(NOW, uid=8), since_ns=NOW - 1) == [({8}, True)]
+    assert senders(refused, record(NOW), since_ns=NOW - 1) == [({7}, False)]
+
+
+def test_evicted_packets_of_too_many_users_make_all_senders_uncertain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
+    monkeypatch.setattr(refused_packets, "_MOST_EVICTED", 1)
+    users = [call(user, NOW + user, owner=user, uid=user) for user in (1, 2, 3)]
+    for since_ns, is_sender in ((NOW + 1, False), (NOW + 2, True)):
+        packet = record(NOW, uid=3)
+        assert senders(stored(*users), packet, since_ns=since_ns) == [({3}, is_sender)]
 
 
 def test_match_has_the_latest_packet_of_a_process() -> None:
@@ -263,7 +309,7 @@ def test_match_has_the_latest_packet_of_a_process() -> None:
 def test_evicted_sender_with_unreported_packets_stays_possible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packet_matching, "_MOST_STORED", 1)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
     refused = stored(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
     packet = record(NOW, source_port=9)
     assert senders(refused, packet, since_ns=NOW + 1) == [({8}, False)]
@@ -272,7 +318,7 @@ def test_evicted_sender_with_unreported_packets_stays_possible(
 def test_dropped_report_does_not_shorten_the_time_of_an_evicted_sender(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packet_matching, "_MOST_STORED", 1)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
     refused = stored(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
     refused.note_dropped(NOW)
     packet = record(NOW, source_port=9)
@@ -300,13 +346,13 @@ def test_first_of_many_senders_of_similar_packets_is_evicted() -> None:
 def test_old_packets_are_removed() -> None:
     found = stored(call(7, NOW - 3), call(8, NOW - 2, source_port=9))
     found.remove_old(NOW - 4)
-    assert len(found._by_key) == 2
+    assert stored_ports(found) == [[PORTS[0], 9]]
     found.remove_old(NOW - 3)
     assert senders(found, record(NOW)) == [None]
     found.add(call(9, NOW, source_port=8))
     assert senders(found, record(NOW, source_port=9)) == [({8}, True)]
     found.remove_old(NOW)
-    assert not found._by_key
+    assert not found._by_user
     assert found._number == 0
 
 
