@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _STORED_NS: Final = 120 * 1_000_000_000
 _CLEAN_NS: Final = 10 * 1_000_000_000
 
+#: A report comes no later than this after its log record.
+_LATE_NS: Final = 1_000_000_000
+
 _SENT: Final = "the kernel saw it send the packet"
 _SEVERAL: Final = "the kernel saw each of them send a packet that may be this one"
 _CALLED: Final = "the kernel saw it make a call that may have sent the packet"
@@ -153,6 +156,24 @@ class CaptureMethod:
         # Only reports of refused packets follow the log record; a system call comes before it.
         events = self._watched[netns].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
+
+    def are_awaited(self, netns: int, records: Sequence[Record]) -> Iterator[bool]:
+        """Yield for each log record whether a report of its packet is still to come.
+
+        Pass the records in the order of the kernel's log. The kernel may interrupt the sender
+        between the log record and the report, or the host of a virtual machine may.
+        """
+        watched = self._watched[netns]
+        events, booted_ns = watched.events, _booted_ns()
+        if not isinstance(events, RefusedPackets):
+            yield from (False for _ in records)
+            return
+        since_ns = max(watched.began_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _LATE_NS)
+        for record, is_awaited in zip(
+            records, events.are_awaited(_logged(records, 0)), strict=True
+        ):
+            is_new = record.time_ns - booted_ns >= since_ns and record.verdict != "permit"
+            yield is_new and is_awaited
 
     def matches(
         self, netns: int, records: Sequence[Record], since_ns: int

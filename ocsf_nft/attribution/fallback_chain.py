@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 #: The best method to be used.
 TopMethod: TypeAlias = Literal["capture", "socket", "user"]
-#: The kernel reports a refused packet microseconds after its record, so this delay is enough.
+#: The kernel usually reports a refused packet microseconds after its record.
 _EVENT_DELAY_SECONDS: Final = 0.001
 _CHECK_SECONDS: Final = 1.0
 #: Maximum number of reads at once: more than a ring holds, unless events are added meanwhile.
@@ -368,6 +368,7 @@ class FallbackChain:
             if captured.is_event_pending(netns, sent_records[begin : begin + _SLICE]):
                 await asyncio.sleep(_EVENT_DELAY_SECONDS)
                 await self.read_events()
+                await self._wait_for_reports(captured, netns, sent_records, deadline)
                 break
         matches = await _in_slices(captured.matches(netns, sent_records, since_ns))
         found = await _in_slices(captured.attribution(netns, each) for each in matches)
@@ -378,6 +379,19 @@ class FallbackChain:
             await self._add_hashes(captured, matches, found, deadline)
         by_number = dict(zip(sent, found, strict=True))
         return [by_number.get(number) for number in range(len(records))]
+
+    async def _wait_for_reports(
+        self, captured: CaptureMethod, netns: int, records: Sequence[Record], deadline: float
+    ) -> None:
+        """Wait for reports that are still to come, for at most half of ``wait_seconds``."""
+        loop, delay = asyncio.get_running_loop(), _EVENT_DELAY_SECONDS
+        until = deadline - self.wait_seconds / 2  # the lookups of sockets need the rest
+        while self._capture is captured and loop.time() + delay <= until:
+            if not any(await _in_slices(captured.are_awaited(netns, records))):
+                return
+            await asyncio.sleep(delay)
+            await self.read_events()
+            delay *= 2
 
     async def _add_hashes(
         self,

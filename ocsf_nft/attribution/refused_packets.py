@@ -18,7 +18,7 @@ from ocsf_nft.attribution.packet_matching import (
 from ocsf_nft.attribution.user_shares import HeavyUsers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.attribution.packet_matching import LoggedRecord, Match
@@ -167,6 +167,14 @@ class _UserPackets:
                 if calls := similar.candidates(query):
                     yield key, image, calls
 
+    def is_incomplete(self, query: _Query) -> bool:
+        """Return True if the packet of a query may be one that is never reported."""
+        return any(
+            similar.is_incomplete(query)
+            for key in query.keys
+            for similar in self._by_key.get(key, {}).values()
+        )
+
     def number_of_likely(self, query: _Query) -> int:
         return sum(
             query.is_likely(each)
@@ -263,6 +271,25 @@ class RefusedPackets:
                 if numbers[query.keys, query.sum] > self._number_of_likely(query):
                     return True
         return False
+
+    def are_awaited(self, logged: Iterable[LoggedRecord]) -> Iterator[bool]:
+        """Yield for each log record whether the report of its packet is still to come.
+
+        It is if there are fewer stored reports of such packets than log records so far, and if the
+        BPF program reports each of them.
+        """
+        numbers: Counter[tuple[tuple[_Key, _Key], int | None]] = Counter()
+        for each in logged:
+            query = _query(each)
+            if query is None:
+                yield False
+                continue
+            numbers[query.keys, query.sum] += 1
+            stored = self._by_user.get(query.user)
+            yield stored is None or (
+                numbers[query.keys, query.sum] > stored.number_of_likely(query)
+                and not stored.is_incomplete(query)
+            )
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
         """Yield the possible senders of each log record's packet; None if they are unknown.

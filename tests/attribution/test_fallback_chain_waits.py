@@ -6,16 +6,14 @@ import asyncio
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
+
+import pytest
 
 from ocsf_nft.attribution import fallback_chain, socket_method
 from ocsf_nft.process import Process
 from tests.attribution.fallback_host import Host, Reasons, by_socket
 from tests.attribution.programs import call_now, record_now
-
-if TYPE_CHECKING:
-    import pytest
-
 
 #: Upper limit of each wait, enough for a slow machine.
 _LONG = 5.0
@@ -26,6 +24,44 @@ async def test_chain_finds_a_call_reported_a_bit_later(host: Host) -> None:
     async with host.chain() as chain:
         (found,) = await chain.attributions("sb", [record_now()], 0)
     assert (found.process and found.process.pid, host.sockets.asked) == (7, [])
+
+
+async def test_chain_waits_for_the_report_of_a_sender_who_was_interrupted(host: Host) -> None:
+    host.programs.readings = [[], [], [], [call_now(7)]]
+    async with host.chain(wait_seconds=_LONG) as chain:
+        (found,) = await chain.attributions("sb", [record_now()], 0)
+    assert (found.process and found.process.pid, host.sockets.asked) == (7, [])
+
+
+async def test_chain_waits_for_the_report_of_each_of_two_equal_packets(host: Host) -> None:
+    host.programs.readings = [[call_now(7)], [], [], [call_now(8)]]
+    async with host.chain(wait_seconds=_LONG) as chain:
+        found = await chain.attributions("sb", [record_now(), record_now()], 0)
+    assert [each.confidence for each in found] == ["medium", "medium"]
+    assert host.programs.readings == []
+
+
+async def test_chain_leaves_half_of_the_time_to_the_lookups(host: Host) -> None:
+    host.programs.readings = [[]] * 1000
+    host.sockets.results = {1: by_socket(9)}
+    loop = asyncio.get_running_loop()
+    async with host.chain(wait_seconds=2.0) as chain:
+        began = loop.time()
+        (found,) = await chain.attributions("sb", [record_now()], 0)
+        assert loop.time() - began < 1.5
+    assert found.process == Process(pid=9)
+
+
+@pytest.mark.parametrize("facts", [{"verdict": "permit"}, {"time_ns": 0}])
+async def test_chain_waits_for_no_report_that_never_comes(
+    host: Host, facts: dict[str, Any]
+) -> None:
+    host.programs.readings = [[]] * 1000
+    loop = asyncio.get_running_loop()
+    async with host.chain(wait_seconds=60.0) as chain:
+        began = loop.time()
+        await chain.attributions("sb", [replace(record_now(), **facts)], 0)
+        assert loop.time() - began < _LONG
 
 
 async def test_chain_does_not_wait_for_a_call_that_it_has_read(

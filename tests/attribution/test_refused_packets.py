@@ -299,6 +299,20 @@ def test_evicted_packets_of_too_many_users_make_all_senders_uncertain(
         assert senders(stored(*users), packet, since_ns=since_ns) == [({3}, is_sender)]
 
 
+def test_report_is_awaited_if_there_are_fewer_than_records() -> None:
+    refused = stored(call(7, NOW), call(8, NOW, source_port=9, has_more=True))
+    packets = [
+        record(NOW),
+        record(NOW),  # only one report
+        record(NOW, source_port=9),
+        record(NOW, source_port=9),  # more packets may be unreported
+        record(NOW, uid=5),
+        record(NOW, uid=None),  # no socket sent it
+    ]
+    awaited = list(refused.are_awaited(logged(*packets, now_ns=NOW, since_ns=0)))
+    assert awaited == [False, True, False, False, True, False]
+
+
 def test_match_has_the_latest_packet_of_a_process() -> None:
     refused = stored(call(7, NOW - 2, comm=b"early"), call(7, NOW - 1, comm=b"late"))
     (found,) = matches(refused, record(NOW))
