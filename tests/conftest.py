@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: On other systems only the pure parts are tested. On Linux no test is skipped.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
+#: What each file with a slow test contains.
+_SLOW = b"mark.slow"
+
 # The speed of an example depends on the machine; `make bench` measures speed.
 settings.register_profile("house", deadline=None, print_blob=True)
 #: More examples for tests without their own number: `pytest --hypothesis-profile thorough`.
@@ -46,11 +49,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(leftovers.Leftovers(config))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip files without a slow test for ``-m slow``: each worker needs 8 s to import all files."""
+    if config.option.markexpr != "slow" or collection_path.suffix != ".py":
+        return None
+    return True if _SLOW not in collection_path.read_bytes() else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Drop the tests that need Linux on other systems, and sort the remaining tests."""
     if sys.platform != "linux":
         items[:] = [item for item in items if item.get_closest_marker("kernel") is None]
+    for path in {item.path for item in items if item.get_closest_marker("slow") is not None}:
+        if _SLOW not in path.read_bytes():
+            raise pytest.UsageError(f"{path} has a slow test, so it must contain {_SLOW.decode()}")
     scheduling.schedule(items)
 
 
