@@ -52,7 +52,7 @@ DIST ?= dist
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules ways fuzz lint bench soak package docs \
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules ways fuzz lint lint-types lint-rest bench soak package docs \
         reference detections screenshots clean system system-demo
 
 help:  ## List the targets.
@@ -86,9 +86,14 @@ mutants-rules: .venv/ready  ## Break the rulesets line by line: make mutants-rul
 	$(SUDO) $(BIN)/python -m tests.mutants.rules $(ARGS)
 
 lint: .venv/ready  ## Check style, types and the direction of imports.
+	@$(MAKE) --no-print-directory -j2 --output-sync lint-types lint-rest
+
+lint-types: .venv/ready
+	$(BIN)/mypy --num-workers auto
+
+lint-rest: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.plain_english
 	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
