@@ -112,27 +112,52 @@ def test_rare_attempts_in_each_flood_keep_destination_port_and_process(
 ) -> None:
     output, namespace = tmp_path / "events.jsonl", installed.namespace
     delays: list[int] = []
-    named: dict[str, list[int | None]] = {}
+    unnamed: list[tuple[str, str]] = []
     with command.running(*accounts.options(state, output), under=command.FRESH) as running:
         for number, name in enumerate(_FLOODS):
             with _flood(name, namespace, installed, forks):
                 pid, rare = _try(namespace, number, _TIMES)
                 events = _wait_for_all(output, rare)
             assert [each["count"] for each in events] == [1] * _TIMES, name
-            named[name] = [each["actor"].get("process", {}).get("pid") for each in events]
-            assert set(named[name]) <= {pid, None}
+            pids = [each["actor"].get("process", {}).get("pid") for each in events]
+            assert set(pids) <= {pid, None}
+            unnamed += [
+                (name, each["enrichments"][0]["data"]["reason"])
+                for each, found in zip(events, pids, strict=True)
+                if found is None
+            ]
             delays += [
                 each["metadata"]["processed_time"] - attempt["time"]
                 for each, attempt in zip(events, rare, strict=True)
             ]
         code, messages = running.stop(signal.SIGTERM)
     assert code == 0, messages
-    assert not [name for name, pids in named.items() if None in pids]
+    assert not unnamed
     assert statistics.median(delays) <= _USUAL_MS
     assert max(delays) <= _LATEST_MS
     events = accounts.events_of(output)
     assert accounts.reported_by_rule(events) == accounts.refused_by(installed)
     assert accounts.status(state).code == 0
+
+
+def test_rare_attempts_keep_their_process_while_the_reader_is_stopped_in_each_flood(
+    installed: InstalledFence, state: StateDirectory, tmp_path: Path, forks: Path
+) -> None:
+    output, namespace = tmp_path / "events.jsonl", installed.namespace
+    with command.running(*accounts.options(state, output), under=command.FRESH) as running:
+        for number, name in enumerate(_FLOODS):
+            with _flood(name, namespace, installed, forks):
+                running.process.send_signal(signal.SIGSTOP)
+                (pid, rare), (other, more) = (
+                    _try(namespace, 2 * number + each, _TIMES) for each in range(2)
+                )
+                running.process.send_signal(signal.SIGCONT)
+                events = _wait_for_all(output, rare + more)
+            pids = [each["actor"].get("process", {}).get("pid") for each in events]
+            assert pids == [pid] * _TIMES + [other] * _TIMES, name
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    assert accounts.reported_by_rule(accounts.events_of(output)) == accounts.refused_by(installed)
 
 
 def test_first_attempts_of_a_user_keep_their_destination_while_many_users_flood(
