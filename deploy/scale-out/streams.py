@@ -53,13 +53,7 @@ async def make(table: ClusterTable, *, replicas: int, gib: int) -> None:
     async with connected(table) as stream:
         await _wait_for_leader(stream)
         for config in (_EVENTS.evolve(max_bytes=gib << 30), _BLOCKS, _REFUSED):
-            required = config.evolve(num_replicas=replicas, storage=StorageType.FILE)
-            try:
-                await stream.stream_info(config.name or "")
-            except NotFoundError:
-                await _add(stream, required)
-            else:
-                await stream.update_stream(required)
+            await _make_one(stream, config.evolve(num_replicas=replicas, storage=StorageType.FILE))
             print(f"{config.name}: on {replicas} servers")
 
 
@@ -72,12 +66,12 @@ async def _wait_for_leader(stream: JetStreamContext) -> None:
                 return
 
 
-async def _add(stream: JetStreamContext, config: StreamConfig) -> None:
-    """Create a stream, once enough servers are there: those of a new cluster join one by one."""
+async def _make_one(stream: JetStreamContext, config: StreamConfig) -> None:
+    """Create or change a stream, once enough servers are there: new ones join one by one."""
     tries = 0
     while True:
         try:
-            await stream.add_stream(config)
+            await _make_now(stream, config)
         except (BadRequestError, ServiceUnavailableError, TimeoutError) as error:
             if tries == _TRIES or not _is_for_now(error):
                 raise
@@ -87,6 +81,15 @@ async def _add(stream: JetStreamContext, config: StreamConfig) -> None:
             return
         tries += 1
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _make_now(stream: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await stream.stream_info(config.name or "")
+    except NotFoundError:
+        await stream.add_stream(config)
+    else:
+        await stream.update_stream(config)
 
 
 def _is_for_now(error: Exception) -> bool:
@@ -106,6 +109,8 @@ def main() -> None:
     table = ClusterTable.model_validate(tomllib.loads(options.config.read_text(encoding="utf-8")))
     try:
         asyncio.run(make(table, replicas=options.replicas, gib=options.gib))
+    except (ServiceUnavailableError, TimeoutError) as error:
+        sys.exit(f"The cluster has no leader: {error}. Start the missing servers.")
     except BadRequestError as error:
         remedy = "Start the missing servers, or choose a smaller --replicas or --gib."
         if error.err_code != _TOO_FEW_SERVERS:

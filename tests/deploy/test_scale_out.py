@@ -188,6 +188,17 @@ def test_streams_of_a_new_cluster_wait_for_its_servers(tmp_path: Path) -> None:
         _made(program)
 
 
+def test_streams_for_more_servers_than_there_are_end_with_a_sentence(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs.streams, "_TRIES", 1)
+    with NatsCluster(tmp_path) as cluster:
+        arguments = ["streams.py", str(cluster.file("operator")), "--replicas", "5", "--gib", "1"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match=r"no suitable peers .* Start the missing servers"):
+            programs.streams.main()
+
+
 async def test_blocks_are_consecutive_with_concurrent_collectors(
     cluster: NatsCluster,
     programs: Programs,
