@@ -10,8 +10,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.heavy_users import HeavyUsers
 from ocsf_nft.attribution.packet_matching import key_of_record
-from ocsf_nft.attribution.user_shares import HeavyUsers
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_capture import ProcessImage

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_capture import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.heavy_users import HeavyUsers
 from ocsf_nft.attribution.packet_matching import (
     MOST_PROCESSES,
     SILENCE_NS,
@@ -15,7 +16,6 @@ from ocsf_nft.attribution.packet_matching import (
     key_of_record,
     make_match,
 )
-from ocsf_nft.attribution.user_shares import HeavyUsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -139,7 +139,7 @@ class _UserPackets:
         return self._number - before
 
     def evict_oldest(self) -> int:
-        """Evict the packets of the key without news for the longest time; return their number."""
+        """Evict the packets of the least recently updated key; return their number."""
         before = self._number
         for each in self._by_key.popitem(last=False)[1].values():
             self._evict(each)
@@ -206,8 +206,8 @@ class _UserPackets:
 class RefusedPackets:
     """Latest packets that the kernel refused in one network namespace, with their senders.
 
-    If there are too many, the user with the most packets loses the oldest: a flood evicts no packet
-    of a user who sends few.
+    If there are too many, the oldest of the user with the most packets are evicted: a flood evicts
+    no packet of a user who sends few.
     """
 
     def __init__(self) -> None:
@@ -263,33 +263,28 @@ class RefusedPackets:
         ``logged`` has the log records of the packets. A report is probably still to come if there
         are more log records than stored reports of similar packets.
         """
-        numbers: Counter[tuple[tuple[_Key, _Key], int | None]] = Counter()
-        for each in logged:
-            query = _query(each)
-            if query is not None:
-                numbers[query.keys, query.sum] += 1
-                if numbers[query.keys, query.sum] > self._number_of_likely(query):
-                    return True
-        return False
+        return any(query is not None for query in self._unreported(logged))
 
     def are_awaited(self, logged: Iterable[LoggedRecord]) -> Iterator[bool]:
         """Yield for each log record whether the report of its packet is still to come.
 
-        It is if there are fewer stored reports of such packets than log records so far, and if the
-        BPF program reports each of them.
+        It is if there are more log records so far than stored reports of similar packets, and if
+        the BPF program reports each of these packets.
         """
+        for query in self._unreported(logged):
+            yield query is not None and not self._is_incomplete(query)
+
+    def _unreported(self, logged: Iterable[LoggedRecord]) -> Iterator[_Query | None]:
+        """Yield the query for each log record that has no stored report of its own, else None."""
         numbers: Counter[tuple[tuple[_Key, _Key], int | None]] = Counter()
         for each in logged:
             query = _query(each)
             if query is None:
-                yield False
+                yield None
                 continue
             numbers[query.keys, query.sum] += 1
-            stored = self._by_user.get(query.user)
-            yield stored is None or (
-                numbers[query.keys, query.sum] > stored.number_of_likely(query)
-                and not stored.is_incomplete(query)
-            )
+            is_lacking = numbers[query.keys, query.sum] > self._number_of_likely(query)
+            yield query if is_lacking else None
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
         """Yield the possible senders of each log record's packet; None if they are unknown.
@@ -321,6 +316,10 @@ class RefusedPackets:
             self._remove_if_empty(query.user)
         found.pop(UNKNOWN_IMAGE, None)
         return make_match(found.values(), is_sender=is_sender)
+
+    def _is_incomplete(self, query: _Query) -> bool:
+        stored = self._by_user.get(query.user)
+        return stored is not None and stored.is_incomplete(query)
 
     def _number_of_likely(self, query: _Query) -> int:
         stored = self._by_user.get(query.user)

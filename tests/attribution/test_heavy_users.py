@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ocsf_nft.attribution.user_shares import HeavyUsers
+from ocsf_nft.attribution.heavy_users import HeavyUsers
 
 
 def evicted(numbers: dict[int, int], later: dict[int, int] | None = None) -> int:
