@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: On other systems only the pure parts are tested. On Linux no test is skipped.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
-#: What each file with a slow test contains.
+#: Text in each file that has a slow test.
 _SLOW = b"mark.slow"
 
 # The speed of an example depends on the machine; `make bench` measures speed.
