@@ -144,7 +144,7 @@ PIP_PROGRESS := sed -un 's/^Collecting \([^ ]*\).*/  \1/p'
 APT_PROGRESS := sed -un 's/^Setting up \([^ ]*\).*/  \1/p'
 
 # The package without extras.
-.venv/demo: pyproject.toml setup.py constraints.txt $(wildcard ocsf_nft/*/bpf/*.[ch]) | system-demo
+.venv/demo: pyproject.toml setup.py constraints.txt $(wildcard ocsf_nft/*/bpf/*.[ch] ocsf_nft/*/native/*.[ch]) | system-demo
 	@echo "making .venv: a virtual environment with ocsf-nft and its libraries (about a minute)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --constraint constraints.txt --editable . | $(PIP_PROGRESS)

@@ -18,7 +18,7 @@ import pytest
 from tests.cli import forked
 
 _ROOT = Path(__file__).parents[1]
-_PROGRAMS = ("ocsf_nft/attribution/bpf", "ocsf_nft/fence/bpf")
+_COMPILED = ("ocsf_nft/attribution/bpf", "ocsf_nft/conversion/native", "ocsf_nft/fence/bpf")
 _DEBIAN = _ROOT / "deploy/debian"
 
 #: Import of the package without the names that CPython lacks on macOS.
@@ -85,20 +85,21 @@ def test_commands_work_or_name_linux_where_system_is_not_linux(tmp_path: Path) -
 
 #: Sources that clang compiles, and their objects.
 _SOURCES = {
-    f"{folder}/{path.name}" for folder in _PROGRAMS for path in (_ROOT / folder).glob("*.[ch]")
+    f"{folder}/{path.name}" for folder in _COMPILED for path in (_ROOT / folder).glob("*.[ch]")
 }
 _OBJECTS = {
     "ocsf_nft/attribution/bpf/plain.bpf.o",
     "ocsf_nft/attribution/bpf/types.bpf.o",
     "ocsf_nft/fence/bpf/gate.bpf.o",
 }
+_LIBRARY = "ocsf_nft/conversion/native/converter.so"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a copy of the files in git: a build writes files to its tree."""
     made = tmp_path / "tree"
-    ignored = shutil.ignore_patterns("__pycache__", "*.bpf.o")
+    ignored = shutil.ignore_patterns("__pycache__", "*.bpf.o", "*.so")
     for name in ("ocsf_nft", "rules"):
         shutil.copytree(_ROOT / name, made / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
@@ -117,7 +118,7 @@ def _wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
+def test_wheel_contains_rulesets_types_and_all_that_clang_compiles_with_sources(
     tree: Path,
 ) -> None:
     done = _wheel(tree)
@@ -129,7 +130,7 @@ def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
     assert modules <= names
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert "ocsf_nft/attribution/bpf/capture.bpf.c" in _SOURCES
-    assert names >= _SOURCES | _OBJECTS
+    assert names >= _SOURCES | _OBJECTS | {_LIBRARY}
     # An object has the format that its loader reads on either kernel: ELF, for BPF (elf.h, EM_BPF).
     with zipfile.ZipFile(wheel) as archive:
         for name in _OBJECTS:
@@ -142,10 +143,19 @@ def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
     assert wheel.stem.endswith(f"-py3-none-linux_{platform.machine()}")
 
 
+def test_wheel_without_extensions_has_no_library(tree: Path) -> None:
+    done = _wheel(tree, OCSF_NFT_NO_EXTENSIONS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tree.parent.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert names >= _OBJECTS
+    assert _LIBRARY not in names
+
+
 def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
     tree: Path,
 ) -> None:
-    for name in _OBJECTS:  # as left by an earlier build
+    for name in _OBJECTS | {_LIBRARY}:  # as left by an earlier build
         (tree / name).write_bytes(b"")
     subprocess.run(
         [sys.executable, "-m", "build", "--sdist", "--outdir", tree.parent, tree],
@@ -157,7 +167,7 @@ def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
         names = {name.partition("/")[2] for name in found.getnames()}
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "rules/sandbox.nft"} <= names
     assert names >= _SOURCES
-    assert not [name for name in names if name.endswith(".o")]
+    assert not [name for name in names if name.endswith((".o", ".so"))]
 
 
 def test_debian_package_has_the_version_of_the_project() -> None:
@@ -204,11 +214,12 @@ def test_failed_compilation_is_reported_with_its_cause(
 
 
 def test_objects_of_clang_are_not_in_git() -> None:
-    assert "*.bpf.o" in (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignored = (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"*.bpf.o", "*.so"} <= set(ignored)
     if shutil.which("git") is None or not (_ROOT / ".git").exists():
         return
     listed = subprocess.run(
-        ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "*.o"],
+        ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "*.o", "*.so"],
         cwd=_ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert listed.stdout == ""

@@ -8,7 +8,7 @@ import contextlib
 import os
 import stat
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
 
-    from ocsf_nft.attempt import Attempt
-    from ocsf_nft.ocsf.mapper import Mapper
-    from ocsf_nft.record import Batch, Record, Reject
-    from ocsf_nft.sources.replay import LineTally
+    from _typeshed import ReadableBuffer
+
+    from ocsf_nft.record import Reject
 
 _CHUNK_BYTES = 1 << 18
 
@@ -92,68 +91,75 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     """
     from ocsf_nft import redaction
     from ocsf_nft.cli.formats import writer
+    from ocsf_nft.conversion import log_file
+    from ocsf_nft.conversion.converter import Converter
     from ocsf_nft.ocsf.mapper import Mapper
-    from ocsf_nft.ocsf.redacted import redacted_record, redacted_reject
+    from ocsf_nft.ocsf.redacted import redacted_reject
     from ocsf_nft.ocsf.versions import full_version
+    from ocsf_nft.record import Reject
     from ocsf_nft.sources import replay
 
     paths = paths or ["-"]
-    written, version = writer(form), full_version(ocsf_version)
+    write = writer(form)
+    formatted = _formatter(None if form == "jsonl" else write, detail)
+    version = full_version(ocsf_version)
     boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
     if no_redact:
         redaction.configure(redaction.Redactor(is_enabled=False))
-    line_of = _line_function(detail, Mapper(context), version)
+    converter = Converter(
+        mapper=Mapper(context), prefixes=prefixes, version=version, selected=prefix or ""
+    )
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_unparsed_file(unparsed, paths))
         for path in paths:
             file = stack.enter_context(options.input_file(path))
-            for batch in _batches(file, tally, boot_ns):
-                records: Iterable[Record] = batch.records
-                if prefix is not None:
-                    records = (each for each in records if each.prefix.startswith(prefix))
-                records = map(prefixes.named, map(redacted_record, records))
-                output.write(b"".join(written(_events(records, line_of))))
-                for line in batch.rejected:
-                    reject(redacted_reject(line))
+            make_reader = partial(
+                replay.Reader,
+                boot_ns=boot_ns,
+                unstamped_ns=replay.modification_ns(file.fileno()),
+                tally=tally,
+            )
+            for found in log_file.convert(_chunks(file), converter, make_reader):
+                if isinstance(found, Reject):
+                    reject(redacted_reject(found))
+                else:
+                    output.write(formatted(found))
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"
     )
 
 
-def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Iterator[Batch]:
-    from ocsf_nft.sources.replay import Reader, modification_ns
-
-    unstamped_ns = modification_ns(file.fileno())
-    reader = Reader(boot_ns=boot_ns, unstamped_ns=unstamped_ns, tally=tally)
+def _chunks(file: BufferedReader) -> Iterator[bytes]:
     while chunk := file.read1(_CHUNK_BYTES):
-        yield from reader.feed(chunk)
-    yield from reader.finish()
+        yield chunk
 
 
-def _line_function(detail: str, mapper: Mapper, version: str) -> Callable[[Attempt], bytes]:
-    """Return the function that makes the JSON line of an event with this detail.
+def _formatter(
+    write: Callable[[Iterable[bytes]], Iterator[bytes]] | None, detail: str
+) -> Callable[[ReadableBuffer], ReadableBuffer]:
+    """Return the function that formats events, which are lines of JSON.
 
-    Raises UsageError if there is no such detail.
+    ``write`` is None for JSON. Raises UsageError if there is no such detail.
     """
     from ocsf_nft.ocsf.lean import lean_line
 
-    def full(attempt: Attempt) -> bytes:
-        return mapper.line(attempt, processed_ns=time.time_ns(), version=version)
-
-    functions = {"full": full, "lean": lambda attempt: lean_line(full(attempt))}
-    if detail not in functions:
+    if detail not in {"full", "lean"}:
         raise UsageError(f"{quoted(detail)} is no detail of events: give full or lean")
-    return functions[detail]
+    if write is None and detail == "full":
+        return lambda events: events
 
+    def formatted(events: ReadableBuffer) -> bytes:
+        lines: Iterable[bytes] = bytes(events).splitlines()
+        if detail == "lean":
+            lines = map(lean_line, lines)
+        return (
+            b"".join(b"%b\n" % line for line in lines) if write is None else b"".join(write(lines))
+        )
 
-def _events(records: Iterable[Record], line_of: Callable[[Attempt], bytes]) -> Iterator[bytes]:
-    from ocsf_nft.attempt import Attempt
-
-    for record in records:
-        yield line_of(Attempt.of(record))
+    return formatted
 
 
 def _is_same_file(path: Path, name: str) -> bool:

@@ -85,7 +85,7 @@ def prepare() -> None:
     sys.stderr = _text(_Stderr(_STDERR, "w", closefd=False), sys.stderr)
 
 
-def write(data: bytes) -> None:
+def write(data: ReadableBuffer) -> None:
     """Write ``data`` to standard output without buffering; raises DeliveryError if writing fails.
 
     Raises SystemExit with code 0 if the reader closed the pipe.

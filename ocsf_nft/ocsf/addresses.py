@@ -135,3 +135,18 @@ def _is_in(networks: tuple[_Network, ...], version: _Version, address: int) -> b
 
 #: Tables by the number of bytes of an address.
 _TABLES: Final = {4: _table(4, 4), 16: _table(6, 16)}
+
+
+def packed_tables() -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the tables of all address ranges: those of IPv4, and those of IPv6.
+
+    Of each family, the first table has the first address of each range, and the second one a number
+    for the kind of each range: equal kinds have equal numbers.
+    """
+    (starts4, kinds4), (starts6, kinds6) = _TABLES[4], _TABLES[16]
+    return b"".join(starts4), _numbers(kinds4), b"".join(starts6), _numbers(kinds6)
+
+
+def _numbers(kinds: list[AddressKind]) -> bytes:
+    found = {kind: number for number, kind in enumerate(dict.fromkeys(map(id, kinds)))}
+    return bytes(found[id(kind)] for kind in kinds)

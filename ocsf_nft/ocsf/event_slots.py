@@ -110,7 +110,7 @@ def shape_of(
     several possible senders or DNS questions. ``derived`` has values computed from the attempt.
     ``version`` is the OCSF version.
     """
-    record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
+    record, by = attempt.record, attempt.attribution
     if attempt.aggregation is not None:
         return None
     if around.labels and is_before(STORED, version):  # a conversion may copy parts of labels
@@ -132,16 +132,10 @@ def shape_of(
         if details is None:
             return None
     return (
-        version,
-        _text_shape(record.sandbox),
-        record.rule,
-        record.verdict,
-        _text_shape(record.in_interface),
-        _text_shape(record.out_interface),
+        rule_shape(record, derived, around, version),
         _text_shape(record.mac_source),
         _text_shape(record.mac_destination),
         record.ethertype,
-        record.ip_version,
         derived.source,
         derived.destination,
         record.protocol,
@@ -149,21 +143,38 @@ def shape_of(
         record.destination_port if record.destination_port in PORTS else COPIED,
         None if record.tcp_flags is None else record.tcp_flags & TCP_FLAGS,
         details,
-        origin.log_source,
-        origin.log_format,
-        None if derived.host is None else derived.host.shape,
-        derived.firewall,
         derived.severity,
         min(attempt.packets, 2),
         attempt.start_ns // 1_000_000 == attempt.end_ns // 1_000_000,
         attempt.bytes is not None,
         record.uid is not None,
         record.gid is not None,
-        origin.sequence is not None,
-        origin.original_time is not None,
         derived.community_uid is not None,
         questions[0].type if questions else None,
         None if by is None else _attribution_shape(by, record),
+    )
+
+
+def rule_shape(record: Record, derived: Derived, around: Surroundings, version: str) -> Shape:
+    """Return the part of a shape that the rule, the devices, the log and the IP version decide.
+
+    ``derived`` has values computed from the attempt of ``record``. ``version`` is the OCSF version.
+    """
+    origin = record.origin
+    return (
+        version,
+        _text_shape(record.sandbox),
+        record.rule,
+        record.verdict,
+        _text_shape(record.in_interface),
+        _text_shape(record.out_interface),
+        record.ip_version,
+        origin.log_source,
+        origin.log_format,
+        None if derived.host is None else derived.host.shape,
+        derived.firewall,
+        origin.sequence is not None,
+        origin.original_time is not None,
         *around.shape,
     )
 
@@ -306,7 +317,8 @@ def values_of(
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
-    # The ports are first, because templates._slots_of_ports gives them the indexes 0 to 2.
+    # The ports are first, because templates._slots_of_ports gives them the indexes 0 to 2. The enum
+    # ``slot`` of ocsf_nft/conversion/native/converter.c has the indexes of the first 32 values.
     return (
         record.source_port,
         record.destination_port,

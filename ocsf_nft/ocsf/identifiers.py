@@ -29,6 +29,10 @@ _VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in rang
 #: ``class_uid`` of Network Activity: each of its events has one record.
 NETWORK_ACTIVITY: Final = 4001
 
+#: Start of what is hashed for the uid of a Network Activity event. The first 16 bytes are the
+#: namespace, which all uids have.
+EVENT_UID_START: Final = _NAMESPACE + b"%d:" % NETWORK_ACTIVITY
+
 #: Seed of a Community ID: the usual default.
 _SEED: Final = b"\0\0"
 _PORTS: Final = struct.Struct("!HH")
@@ -52,6 +56,11 @@ def stable_uid(*parts: str | int | None) -> str:
     The type of a part matters: ``1`` and ``"1"`` give different UUIDs. A text may contain lone
     surrogates.
     """
+    return _uuid5(_encoded(parts))
+
+
+def _encoded(parts: tuple[str | int | None, ...]) -> bytes:
+    """Encode parts as JSON in printable ASCII."""
     try:
         encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits
@@ -59,12 +68,12 @@ def stable_uid(*parts: str | int | None) -> str:
     if not encoded or not encoded.isascii() or b"\x7f" in encoded:
         # The same JSON, with all characters outside printable ASCII escaped.
         encoded = json.dumps(parts, separators=(",", ":")).encode()
-    return _uuid5(encoded)
+    return encoded
 
 
 def event_uid(identity: str) -> str:
     """Return the ``metadata.uid`` of a Network Activity event from its record's ``identity``."""
-    return _uuid5(f"{NETWORK_ACTIVITY}:{identity}".encode("utf-8", "surrogatepass"))
+    return _uuid(EVENT_UID_START + identity.encode("utf-8", "surrogatepass"))
 
 
 def incident_uid(identity: str) -> str:
@@ -77,16 +86,21 @@ def incident_uid(identity: str) -> str:
 
 def flow_uid(record: Record) -> str:
     """Return the uid that all attempts of a record's flow share if they are in no incident."""
-    return stable_uid(
-        "attempt",
-        record.prefix if record.sandbox is None else record.sandbox,
-        record.sandbox is None,
-        record.rule,
-        record.uid,
-        record.protocol,
-        record.destination,
-        record.destination_port,
-    )
+    flow = record.uid, record.protocol, record.destination, record.destination_port
+    return stable_uid(*_rule_parts(record), *flow)
+
+
+def flow_uid_start(record: Record) -> bytes:
+    """Return the beginning of the JSON that is hashed for :func:`flow_uid`: the parts of the rule.
+
+    A comma and the user, protocol, destination and port follow in it.
+    """
+    return _encoded(_rule_parts(record))[:-1] + b","
+
+
+def _rule_parts(record: Record) -> tuple[str | int | None, ...]:
+    name = record.prefix if record.sandbox is None else record.sandbox
+    return "attempt", name, record.sandbox is None, record.rule
 
 
 def aggregation_uid(
@@ -100,7 +114,11 @@ def aggregation_uid(
 
 
 def _uuid5(name: bytes) -> str:
-    digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
+    return _uuid(_NAMESPACE + name)
+
+
+def _uuid(hashed: bytes) -> str:
+    digest = sha1(hashed, usedforsecurity=False).hexdigest()
     variant = _VARIANTS[digest[16]]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.attempt import IncidentEnd
+    from ocsf_nft.ocsf.activity import Derived
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.dns_tunnel import Tunnel
     from ocsf_nft.ocsf.events import DetectionFinding, DnsActivity, NetworkActivity
+    from ocsf_nft.ocsf.templates import Pieces
     from ocsf_nft.record import DnsQuestion, Record
 
 _DNS_PORT: Final = 53
@@ -70,6 +72,19 @@ class Mapper:
             event = self._activities.event(attempt, derived, processed_ns=processed_ns)
             line = line_at(event.to_json(), version)
         return line
+
+    @property
+    def has_severities(self) -> bool:
+        """Return True if severities are configured."""
+        return bool(self._context.severities)
+
+    def derived(self, attempt: Attempt) -> Derived:
+        """Return the values that follow from an attempt."""
+        return derive(attempt, self._context.severities)
+
+    def pieces(self, attempt: Attempt, version: str) -> Pieces | None:
+        """Return the template of an attempt's event in an OCSF version; None if there is none."""
+        return self._templates.pieces(attempt, self.derived(attempt), self.around(attempt), version)
 
     def around(self, attempt: Attempt) -> Surroundings:
         """Return the facts about the sandbox that the event of an attempt has."""

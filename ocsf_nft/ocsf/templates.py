@@ -39,14 +39,28 @@ MAX_TEMPLATE_BYTES: Final = 3 << 20
 _MAX_BYTES_EACH: Final = 1 << 14
 
 
+class Pieces(NamedTuple):
+    """JSON line of an event in pieces: literals, and the indexes of the values between them."""
+
+    #: One more than ``numbers``.
+    literals: tuple[bytes, ...]
+    #: Indexes of the values in the result of :func:`values_of`.
+    numbers: tuple[int, ...]
+
+
 class _Template:
     """Format string of an event's JSON line, and a function that selects the values to insert."""
 
-    __slots__ = ("form", "is_used", "pick")
+    __slots__ = ("form", "is_used", "pick", "pieces")
 
-    def __init__(self, form: bytes, pick: Callable[[Values], tuple[Any, ...]]) -> None:
-        self.form = form
-        self.pick = pick
+    def __init__(self, pieces: Pieces, values: Values) -> None:
+        """Create the template; ``values`` have the types of all later ones."""
+        self.pieces = pieces
+        formats = [b"%d" if isinstance(values[each], int) else b"%b" for each in pieces.numbers]
+        literals = [literal.replace(b"%", b"%%") for literal in pieces.literals]
+        pairs = zip(literals, (*formats, b""), strict=True)
+        self.form = b"".join(literal + spec for literal, spec in pairs)
+        self.pick: Callable[[Values], tuple[Any, ...]] = itemgetter(*pieces.numbers)
         #: Whether a later event was made from it since the last search for a template to remove.
         self.is_used = False
 
@@ -94,6 +108,17 @@ class Templates:
             if template is None:
                 return None
         return template.form % template.pick(values_of(attempt, derived, around, processed_ns))
+
+    def pieces(
+        self, attempt: Attempt, derived: Derived, around: Surroundings, version: str
+    ) -> Pieces | None:
+        """Return the template for the event of an attempt; None if there is none yet.
+
+        The arguments are those of :meth:`line`.
+        """
+        shape = shape_of(attempt, derived, around, version)
+        template = None if shape is None else self._stored.get(shape)
+        return None if template is None else template.pieces
 
     def _new(
         self,
@@ -158,14 +183,9 @@ def _template(
     # Each placeholder in the line becomes a slot.
     one, other, values = placeholder_events.lines(host, attempt, derived, around, version)
     slots = _outer([*_slots_of_ports(one, other), *_slots(one, values)])
-    numbers = [slot.number for slot in slots]
-    formats = [b"%d" if isinstance(values[number], int) else b"%b" for number in numbers] + [b""]
     starts, ends = [0, *(slot.end for slot in slots)], [*(slot.start for slot in slots), len(one)]
-    literals = [
-        one[start:end].replace(b"%", b"%%") for start, end in zip(starts, ends, strict=True)
-    ]
-    form = b"".join(literal + spec for literal, spec in zip(literals, formats, strict=True))
-    return _Template(form, itemgetter(*numbers))
+    literals = tuple(one[start:end] for start, end in zip(starts, ends, strict=True))
+    return _Template(Pieces(literals, tuple(slot.number for slot in slots)), values)
 
 
 class _Slot(NamedTuple):

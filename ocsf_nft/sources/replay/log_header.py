@@ -76,6 +76,7 @@ HOST_CHARACTERS: Final = 255
 _AHEAD_NS: Final = 86_400_000_000_000
 #: Maximum by which stamps of this boot may be ahead of the clock (it may have been set since).
 _BOOT_AHEAD_NS: Final = 60_000_000_000
+_NO_LIMIT: Final = (1 << 63) - 1
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNKNOWN_AUTHOR: Final = "an unknown program"
 
@@ -92,6 +93,11 @@ class StampReference:
     #: True if the boot time of the log's machine is unknown.
     is_assumed_boot: bool
 
+    @property
+    def latest_ns(self) -> int:
+        """Return the latest possible result of :meth:`since_boot`."""
+        return self.now_ns() + _BOOT_AHEAD_NS if self.is_assumed_boot else _NO_LIMIT
+
     def since_boot(self, microseconds: int) -> int:
         """Convert a time since boot, in microseconds, to nanoseconds since the epoch.
 
@@ -100,7 +106,7 @@ class StampReference:
         future.
         """
         time_ns = self.boot_ns + microseconds * 1000
-        if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
+        if self.is_assumed_boot and time_ns > self.latest_ns:
             raise MalformedError(
                 "its stamp counts from boot and is later than now by this machine's boot: "
                 "give the boot time of the log's machine (convert --boot TIME)"

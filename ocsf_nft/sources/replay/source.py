@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
@@ -25,6 +25,7 @@ from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.packet_fields import readable
 from ocsf_nft.sources.replay import journal_entry, log_header
+from ocsf_nft.sources.replay.line_numbers import LineNumbers, is_counted
 from ocsf_nft.sources.replay.log_header import LoggedLine
 from ocsf_nft.sources.replay.splitter import OverlongLine, Splitter
 from ocsf_nft.sources.wait_readable import until_readable
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.kmsg import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
-#: Maximum number of different lines that are counted.
-MAX_COUNTED_LINES: Final = 65_536
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"
 #: Second or later line of a kmsg record.
@@ -66,10 +65,11 @@ class Reader:
 
     ``boot_ns`` is the boot time, from which kernel timestamps count. ``unstamped_ns`` is the time
     for lines without a timestamp; None means the time of reading. Both are since the epoch.
-    ``zone`` is the time zone of timestamps that state no zone.
+    ``zone`` is the time zone of timestamps that state no zone. ``number_of`` returns the number of
+    a line among all equal ones, from 1; by default, of those that this reader has read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a log lacks facts, which are arguments
         self,
         *,
         boot_ns: int | None = None,
@@ -77,8 +77,11 @@ class Reader:
         now_ns: Callable[[], int] = time.time_ns,
         zone: dt.tzinfo | None = None,
         tally: LineTally | None = None,
+        number_of: Callable[[bytes], int] | None = None,
     ) -> None:
         self.tally = LineTally() if tally is None else tally
+        #: True if the line before was one of /dev/kmsg: the next lines may belong to it.
+        self.is_after_kmsg = False
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
         # A kernel timestamp counts from boot. Without ``boot_ns``, this machine's last boot is
@@ -86,15 +89,31 @@ class Reader:
         self._stamp_reference = log_header.StampReference(
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._number_of = LineNumbers().count_line if number_of is None else number_of
+        #: Number of the present line among all equal ones; None if it is not counted.
+        self._number: int | None = None
         self._splitter = Splitter(journal_entry.FIELDS)
-        self._after_kmsg = False
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
         """Yield the records in all ``chunks`` of a file, in batches."""
         for chunk in chunks:
             yield from self.feed(chunk)
         yield from self.finish()
+
+    @property
+    def is_inside(self) -> bool:
+        """Return True if the last chunk ended inside a line or a journal export entry."""
+        return self._splitter.is_inside
+
+    @property
+    def boot_ns(self) -> int:
+        """Boot time from which kernel timestamps count, in ns since the epoch."""
+        return self._stamp_reference.boot_ns
+
+    @property
+    def latest_ns(self) -> int:
+        """Return the latest time (ns since the epoch) of a timestamp that counts from boot."""
+        return self._stamp_reference.latest_ns
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
         """Yield at most one batch: the records of the lines that ``chunk`` completes.
@@ -127,6 +146,7 @@ class Reader:
             yield Batch(records=tuple(records), rejected=tuple(rejected))
 
     def _read(self, piece: Piece, received_ns: int) -> Record | Reject | None:
+        self._number = None
         if isinstance(piece, Reject):
             return piece
         if isinstance(piece, OverlongLine):
@@ -137,6 +157,8 @@ class Reader:
             entry = journal_entry.from_export(piece)
             return self._to_record(entry, entry.message if entry else "", received_ns)
         line = piece.rstrip(b"\r")
+        if is_counted(line):
+            self._number = self._number_of(line)
         if line.startswith(b"{"):
             return self._to_record(journal_entry.from_json(line), readable(line), received_ns)
         if line.startswith(_NFLOG):
@@ -144,14 +166,14 @@ class Reader:
         return self._text(line, received_ns)
 
     def _text(self, line: bytes, received_ns: int) -> Record | Reject | None:
-        after_kmsg, self._after_kmsg = self._after_kmsg, False
+        after_kmsg, self.is_after_kmsg = self.is_after_kmsg, False
         if after_kmsg and _DICTIONARY.match(line):
-            self._after_kmsg = True
+            self.is_after_kmsg = True
             return None
         if line.startswith((b" ", b"\t")):
             return self._indented(line)
         record = kmsg.parse(line)
-        self._after_kmsg = record is not None
+        self.is_after_kmsg = record is not None
         if not any(part in line for part in _CANDIDATE_PARTS):
             return None
         raw = readable(line)
@@ -226,12 +248,9 @@ class Reader:
         # A record gets the same identity each time its file is read: from its cursor (journal), its
         # sequence number, timestamp and text (kmsg), or from its ``id`` (NFLOG line). For any
         # other line, it is made of the text and of the number of equal lines before it.
-        digest = hashlib.blake2b(line.encode(), digest_size=12).digest()
-        number = self._seen.pop(digest, 0) + 1
-        self._seen[digest] = number
-        if len(self._seen) > MAX_COUNTED_LINES:
-            self._seen.popitem(last=False)
-        return f"line:{digest.hex()}:{number}"
+        text = line.encode()
+        number = self._number_of(text) if self._number is None else self._number
+        return f"line:{hashlib.blake2b(text, digest_size=12).hexdigest()}:{number}"
 
 
 class Replay:

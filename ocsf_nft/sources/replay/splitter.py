@@ -51,6 +51,13 @@ class Splitter:
         self._overlong: bytes | None = None
         self._fields: dict[str, bytes] | None = None
 
+    @property
+    def is_inside(self) -> bool:
+        """Return True if the last chunk ended inside a line or a journal export entry."""
+        return bool(
+            self._rest or self._skip or self._overlong is not None or self._fields is not None
+        )
+
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         """Yield the lines and journal export entries that end in this chunk.
 

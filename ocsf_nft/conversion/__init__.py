@@ -1,0 +1,1 @@
+"""Conversion of kernel log files to OCSF events, as ``ocsf-nft convert`` does it."""

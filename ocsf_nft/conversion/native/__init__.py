@@ -1,0 +1,1 @@
+"""Library in C that converts the usual log lines, and its sources."""
