@@ -41,8 +41,8 @@ PEERS := mawk ulogd2 ulogd2-json
 
 # Build-Depends of deploy/debian/control, for `make package`.
 PACKAGING := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
-             python3-orjson python3-prometheus-client python3-pydantic python3-rich \
-             python3-structlog python3-typer
+             python3-click python3-orjson python3-prometheus-client python3-pydantic python3-rich \
+             python3-structlog
 # Programs of the slow tests of these packages.
 PACKAGING_TESTS := lintian man-db mmdebstrap
 # The folder of the built packages.
@@ -123,8 +123,7 @@ reference: .venv/ready  ## Write the generated files of docs/reference again.
 	$(BIN)/python -m tests.docs.field_guide docs/reference/events.md
 	$(BIN)/python -m tests.docs.sinks_page docs/reference/sinks.md
 	$(BIN)/python -m tests.docs.openapi_file docs/reference/control-api.openapi.json
-	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
-	    --output docs/reference/cli.md
+	$(BIN)/python -m tests.docs.cli_page docs/reference/cli.md
 
 detections: .venv/ready  ## Write the generated files of detections/ again.
 	$(BIN)/python -m tests.detections.conversion

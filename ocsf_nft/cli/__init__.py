@@ -11,122 +11,12 @@ import signal
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
-
-from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typer is imported
-
-# isort: split
-
-import typer
+from typing import Final, NoReturn
 
 from ocsf_nft.cli import output
-from ocsf_nft.cli.change_sandboxes import add, change, release
-from ocsf_nft.cli.check import check
-from ocsf_nft.cli.config import config
-from ocsf_nft.cli.convert import convert
-from ocsf_nft.cli.demo import demo
-from ocsf_nft.cli.events import events
-from ocsf_nft.cli.explain import explain
-from ocsf_nft.cli.fence import install, remove, verify
-from ocsf_nft.cli.incident import incident
-from ocsf_nft.cli.list_sandboxes import list_all, show
-from ocsf_nft.cli.report import report
-from ocsf_nft.cli.run import run
-from ocsf_nft.cli.status import status
-from ocsf_nft.cli.tail import tail
-from ocsf_nft.cli.validate import validate
-from ocsf_nft.cli.watch import watch
+from ocsf_nft.cli.program import app
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.quoted import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def _print_version(is_requested: bool) -> None:
-    if is_requested:
-        from importlib.metadata import version  # noqa: PLC0415 - slow to import
-
-        output.write(f"ocsf-nft {version('ocsf-nft')}\n".encode())
-        raise typer.Exit
-
-
-app = typer.Typer(
-    name="ocsf-nft",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help=(
-        "Fence a sandbox with nftables, and report every attempt to bypass its egress proxy as "
-        "OCSF events.\n\n"
-        "Exit codes: 0 success, 1 the answer is no, 2 not found or bad usage, "
-        "3 the system can't do it (kernel, privilege, missing tool)."
-    ),
-    epilog="Try it: ocsf-nft demo (as root; leaves nothing behind).",
-)
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    *,
-    version: Annotated[  # noqa: ARG001 - its callback has the effect
-        bool,
-        typer.Option(
-            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-    log_format: Annotated[
-        str | None,
-        typer.Option(
-            "--log-format",
-            help="Form of the log records on standard error. Default: text on a terminal, JSON "
-            "Lines elsewhere.",
-            metavar="text|json",
-            envvar="OCSF_NFT_LOG_FORMAT",
-        ),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also write log records of level debug.")
-    ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Write only log records of level warning or higher."),
-    ] = False,
-) -> None:
-    """Set up the log on standard error from the options before the command's name."""
-    from ocsf_nft.cli import logs  # noqa: PLC0415 - slow to import, and --help needs none
-
-    context.obj = logs.log_settings(log_format, is_verbose=verbose, is_quiet=quiet)
-    logs.to_stderr(context.obj)
-
-
-_COMMANDS: Final[dict[str, Callable[..., None]]] = {
-    "install": install,
-    "verify": verify,
-    "remove": remove,
-    "run": run,
-    "add": add,
-    "set": change,
-    "release": release,
-    "list": list_all,
-    "show": show,
-    "watch": watch,
-    "status": status,
-    "events": events,
-    "incident": incident,
-    "report": report,
-    "tail": tail,
-    "convert": convert,
-    "validate": validate,
-    "explain": explain,
-    "config": config,
-    "check": check,
-    "demo": demo,
-}
-for name, command in _COMMANDS.items():
-    app.command(name)(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 _SYSTEM_FAILED: Final = 3

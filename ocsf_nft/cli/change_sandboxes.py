@@ -5,43 +5,48 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedCommand
 from ocsf_nft.cli.policy_options import Policy, with_policy, without_defaults
 from ocsf_nft.errors import UsageError
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
-Labels = Annotated[
-    list[str],
-    typer.Option(
-        "--label", help="A label, by which its user finds the sandbox; repeatable.",
-        metavar="KEY=VALUE",
-    ),
-]  # fmt: skip
-TenantUid = Annotated[
-    str | None,
-    typer.Option(
-        "--tenant-uid", help="The tenant that the sandbox belongs to: metadata.tenant_uid.",
-        metavar="ID",
-    ),
-]  # fmt: skip
+_labels_option = click.option(
+    "--label",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A label, by which its user finds the sandbox; repeatable.",
+)
+_tenant_uid_option = click.option(
+    "--tenant-uid",
+    metavar="ID",
+    help="The tenant that the sandbox belongs to: metadata.tenant_uid.",
+)
 
 
-@with_policy(options.ServiceNetns)
+@click.command("add", cls=DocumentedCommand)
+@options.sandbox_name
+@with_policy(options.service_netns)
+@_labels_option
+@_tenant_uid_option
+@options.control
+@options.answer_as_json
 def add(  # noqa: PLR0913 - each is an option
-    name: options.SandboxName,
     *,
+    name: str,
     policy: Policy,
-    label: Labels = [],  # noqa: B006 - typer copies it
-    tenant_uid: TenantUid = None,
-    control: options.Control = options.DEFAULT_CONTROL,
-    as_json: options.AnswerAsJson = False,
+    label: tuple[str, ...],
+    tenant_uid: str | None,
+    control: Path,
+    as_json: bool,
 ) -> None:
     """Add a sandbox to a running service, which fences it.
 
@@ -70,43 +75,47 @@ def add(  # noqa: PLR0913 - each is an option
     _report(call(control, "PUT", sandbox_target(name), given), as_json=as_json)
 
 
-def change(  # noqa: PLR0913, PLR0917 - each is an option
-    name: options.SandboxName,
-    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
-    allow: options.Exceptions = [],  # noqa: B006 - the same
-    permissive: Annotated[
-        bool | None,
-        typer.Option(
-            "--permissive/--enforcing",
-            help="Report packets that would be refused and allow them, or refuse them.",
-            show_default=False,
-        ),
-    ] = None,
-    strict: Annotated[
-        bool | None,
-        typer.Option(
-            "--strict/--no-strict",
-            help="Let a VM reach the gateway's port, the exceptions, and nothing else; or also the "
-            "internet and the host's networks.",
-            show_default=False,
-        ),
-    ] = None,
-    label: Labels = [],  # noqa: B006 - the same
-    tenant_uid: TenantUid = None,
-    unset: Annotated[
-        list[str],
-        typer.Option(
-            "--unset",
-            help="Return a key to its default, such as allow or labels; repeatable.",
-            metavar="KEY",
-        ),
-    ] = [],  # noqa: B006 - the same
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the difference of the policies and change nothing."),
-    ] = False,
-    control: options.Control = options.DEFAULT_CONTROL,
-    as_json: options.AnswerAsJson = False,
+@click.command("set", cls=DocumentedCommand)
+@options.sandbox_name
+@options.proxies
+@options.exceptions
+@click.option(
+    "--permissive/--enforcing",
+    default=None,
+    help="Report packets that would be refused and allow them, or refuse them.",
+)
+@click.option(
+    "--strict/--no-strict",
+    default=None,
+    help="Let a VM reach the gateway's port, the exceptions, and nothing else; or also the "
+    "internet and the host's networks.",
+)
+@_labels_option
+@_tenant_uid_option
+@click.option(
+    "--unset",
+    multiple=True,
+    metavar="KEY",
+    help="Return a key to its default, such as allow or labels; repeatable.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print the difference of the policies and change nothing."
+)
+@options.control
+@options.answer_as_json
+def change(  # noqa: PLR0913 - each is an option
+    *,
+    name: str,
+    proxy: tuple[str, ...],
+    allow: tuple[str, ...],
+    permissive: bool | None,
+    strict: bool | None,
+    label: tuple[str, ...],
+    tenant_uid: str | None,
+    unset: tuple[str, ...],
+    dry_run: bool,
+    control: Path,
+    as_json: bool,
 ) -> None:
     """Change the policy of a sandbox that a running service watches.
 
@@ -151,11 +160,11 @@ def change(  # noqa: PLR0913, PLR0917 - each is an option
     _report(answer, as_json=as_json)
 
 
-def release(
-    name: options.SandboxName,
-    control: options.Control = options.DEFAULT_CONTROL,
-    as_json: options.AnswerAsJson = False,
-) -> None:
+@click.command("release", cls=DocumentedCommand)
+@options.sandbox_name
+@options.control
+@options.answer_as_json
+def release(*, name: str, control: Path, as_json: bool) -> None:
     """Release a sandbox of a running service: remove its fence.
 
     Shows the final packet counts. The events stay stored. Only sandboxes that were added with
@@ -233,4 +242,4 @@ def _report(answer: Mapping[str, Any], *, as_json: bool) -> None:
         for each in answer["changes"]:
             output.show(f"  {each}")
     if sandbox["state"] != "active":
-        raise typer.Exit(1)
+        raise SystemExit(1)

@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ocsf_nft.check import CheckScope, Finding
     from ocsf_nft.netns import Namespace
@@ -28,54 +28,58 @@ _STYLES: Final = {
 }
 
 
-def check(  # noqa: PLR0913, PLR0917 - each is an option
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object a finding to standard output.")
-    ] = False,
-    netns: options.Netns = None,
-    pid: options.Pid = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            help="Check the rules for a VM on this TAP device, or on those of a pattern. "
-            f"Default: {_DEVICES}, if no --proxy is given.",
-            metavar="DEV",
-        ),
-    ] = None,
-    subnets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--subnet",
-            help="The gateway's address in the VM's subnet; repeatable, IPv4 and IPv6.",
-            metavar="CIDR",
-        ),
-    ] = None,
-    gateway_port: Annotated[
-        int,
-        typer.Option("--gateway-port", help="The host's port that the VM uses.", metavar="PORT"),
-    ] = 3128,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict", help="Check the rules for a VM that reaches the gateway's port alone."
-        ),
-    ] = False,
-    proxies: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--proxy",
-            help="Check the rules for a sandbox with this proxy; repeatable.",
-            metavar="ADDR:PORT",
-        ),
-    ] = None,
-    remove_leftovers: Annotated[
-        bool,
-        typer.Option(
-            "--remove-leftovers",
-            help="Only remove the reported leftovers of an older iptables set-up.",
-        ),
-    ] = False,
+@click.command("check")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write one JSON object a finding to standard output."
+)
+@options.netns
+@options.pid
+@click.option(
+    "--device",
+    metavar="DEV",
+    help="Check the rules for a VM on this TAP device, or on those of a pattern. "
+    f"Default: {_DEVICES}, if no --proxy is given.",
+)
+@click.option(
+    "--subnet",
+    "subnets",
+    multiple=True,
+    metavar="CIDR",
+    help="The gateway's address in the VM's subnet; repeatable, IPv4 and IPv6.",
+)
+@click.option(
+    "--gateway-port",
+    type=int,
+    default=3128,
+    metavar="PORT",
+    help="The host's port that the VM uses.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Check the rules for a VM that reaches the gateway's port alone."
+)
+@click.option(
+    "--proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDR:PORT",
+    help="Check the rules for a sandbox with this proxy; repeatable.",
+)
+@click.option(
+    "--remove-leftovers",
+    is_flag=True,
+    help="Only remove the reported leftovers of an older iptables set-up.",
+)
+def check(  # noqa: PLR0913 - each is an option
+    *,
+    as_json: bool,
+    netns: str | None,
+    pid: int | None,
+    device: str | None,
+    subnets: tuple[str, ...],
+    gateway_port: int,
+    strict: bool,
+    proxies: tuple[str, ...],
+    remove_leftovers: bool,
 ) -> None:
     """Check whether a fence works here, and what would block it.
 
@@ -93,13 +97,13 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
     scope = _scope(
         _namespace(netns, pid),
         device,
-        subnets or [],
+        subnets,
         port=gateway_port,
         is_strict=strict,
-        proxies=proxies or [],
+        proxies=proxies,
     )
     if remove_leftovers:
-        raise typer.Exit(_remove(scope, as_json=as_json))
+        raise SystemExit(_remove(scope, as_json=as_json))
     found = []
     for finding in findings(scope):
         found.append(finding)
@@ -107,7 +111,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
             output.write_json(finding)
     if not as_json:
         _show(found)
-    raise typer.Exit(exit_code(found))
+    raise SystemExit(exit_code(found))
 
 
 def _namespace(netns: str | None, pid: int | None) -> Namespace:
@@ -123,11 +127,11 @@ def _namespace(netns: str | None, pid: int | None) -> Namespace:
 def _scope(  # noqa: PLR0913 - each is an option
     namespace: Namespace,
     device: str | None,
-    subnets: list[str],
+    subnets: Sequence[str],
     *,
     port: int,
     is_strict: bool,
-    proxies: list[str],
+    proxies: Sequence[str],
 ) -> CheckScope:
     from ocsf_nft import check
     from ocsf_nft.fence import values

@@ -5,36 +5,38 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedArgument, DocumentedCommand
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ocsf_nft.config import Config
     from ocsf_nft.service.outlet import Outlet
 
 
-def config(
-    path: Annotated[
-        Path | None,
-        typer.Argument(help="The file.", metavar="FILE", readable=False, show_default=False),
-    ] = None,
-    connect: Annotated[
-        bool,
-        typer.Option("--connect", help="Also open each sink as a run would, and close it again."),
-    ] = False,
-    schema: Annotated[
-        bool,
-        typer.Option(
-            "--schema",
-            help="In place of FILE: write the JSON Schema of a file to standard output, for "
-            "editors.",
-        ),
-    ] = False,
-) -> None:
+@click.command("config", cls=DocumentedCommand)
+@click.argument(
+    "path",
+    cls=DocumentedArgument,
+    required=False,
+    type=options.PATH,
+    metavar="[FILE]",
+    text="The file.",
+)
+@click.option(
+    "--connect", is_flag=True, help="Also open each sink as a run would, and close it again."
+)
+@click.option(
+    "--schema",
+    is_flag=True,
+    help="In place of FILE: write the JSON Schema of a file to standard output, for editors.",
+)
+def config(*, path: Path | None, connect: bool, schema: bool) -> None:
     """Check a configuration file, and show what a run would do.
 
     Checks each key, and that the libraries of its sinks are installed. With --connect, each sink is
@@ -61,7 +63,7 @@ def config(
     sinks = outlets(found.sinks)
     _show(found)
     if connect and not asyncio.run(_connect(sinks)):
-        raise typer.Exit(3)
+        raise SystemExit(3)
 
 
 def _write_schema() -> None:

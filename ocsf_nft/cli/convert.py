@@ -10,11 +10,12 @@ import stat
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedCommand
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import time_us
@@ -30,56 +31,48 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 18
 
 
-def convert(  # noqa: PLR0913, PLR0917 - each is an option
-    paths: Annotated[
-        list[str] | None,  # click 8.1 (Debian 13) accepts no other default for it
-        typer.Argument(
-            help="Files of kernel log text; - is standard input, the default.",
-            metavar="[PATH… | -]",
-        ),
-    ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option("--prefix", help="Only records whose log prefix begins with P.", metavar="P"),
-    ] = None,
-    unparsed: Annotated[
-        Path | None,
-        typer.Option(
-            "--rejects",
-            help="Write the lines that could not be parsed, with the reasons, to this file.",
-            metavar="PATH",
-            readable=False,  # it is written only
-        ),
-    ] = None,
-    boot: Annotated[
-        str | None,
-        typer.Option(
-            "--boot",
-            help="Boot time of the machine that wrote the log (ISO 8601, local time by default).",
-            metavar="TIME",
-        ),
-    ] = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Form of an event: JSON, a short line for people, or an RFC 5424 message.",
-            metavar="jsonl|shorthand|syslog",
-        ),
-    ] = "jsonl",
-    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
-    detail: Annotated[
-        str,
-        typer.Option(
-            "--detail",
-            help="Detail of an event: lean has no captions, raw data and repetitions.",
-            metavar="full|lean",
-        ),
-    ] = "full",
-    config: options.MappingConfig = None,
-    no_redact: Annotated[
-        bool, typer.Option("--no-redact", help="Leave secrets, such as tokens, in the texts.")
-    ] = False,
+@click.command("convert", cls=DocumentedCommand)
+@options.input_paths("Files of kernel log text")
+@click.option("--prefix", metavar="P", help="Only records whose log prefix begins with P.")
+@click.option(
+    "--rejects",
+    "unparsed",
+    type=options.PATH,
+    metavar="PATH",
+    help="Write the lines that could not be parsed, with the reasons, to this file.",
+)
+@click.option(
+    "--boot",
+    metavar="TIME",
+    help="Boot time of the machine that wrote the log (ISO 8601, local time by default).",
+)
+@click.option(
+    "--format",
+    "form",
+    default="jsonl",
+    metavar="jsonl|shorthand|syslog",
+    help="Form of an event: JSON, a short line for people, or an RFC 5424 message.",
+)
+@options.ocsf_version
+@click.option(
+    "--detail",
+    default="full",
+    metavar="full|lean",
+    help="Detail of an event: lean has no captions, raw data and repetitions.",
+)
+@options.mapping_config
+@click.option("--no-redact", is_flag=True, help="Leave secrets, such as tokens, in the texts.")
+def convert(  # noqa: PLR0913 - each is an option
+    *,
+    paths: list[str],
+    prefix: str | None,
+    unparsed: Path | None,
+    boot: str | None,
+    form: str,
+    ocsf_version: str,
+    detail: str,
+    config: Path | None,
+    no_redact: bool,
 ) -> None:
     """Convert kernel log text to OCSF events, one event a line.
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import typer  # noqa: TC002 - typer reads it
+import click
 
 
-def demo(context: typer.Context) -> None:
+@click.command("demo")
+@click.pass_context
+def demo(context: click.Context) -> None:
     """Fence a throw-away sandbox, try to get out, show the events.
 
     Creates two network namespaces and runs real programs in them. Removes everything at the end,

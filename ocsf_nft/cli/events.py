@@ -7,10 +7,9 @@ from __future__ import annotations
 import contextlib
 import signal
 from functools import partial
-from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output, service_access
 from ocsf_nft.cli.event_sources import selection, store_paths
@@ -19,88 +18,81 @@ from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from ocsf_nft.cli.stored_events import Selection
 
 
-def events(  # noqa: PLR0913, PLR0917 - each is an option
-    sandbox: Annotated[
-        str | None, typer.Option("--sandbox", help="Only events of this sandbox.", metavar="NAME")
-    ] = None,
-    kind: Annotated[
-        list[str],
-        typer.Option(
-            "--class",
-            help="Only events of this class, by name (network_activity) or uid; repeatable.",
-            metavar="CLASS",
-        ),
-    ] = [],  # noqa: B006 - typer copies it
-    severity: Annotated[
-        str | None,
-        typer.Option(
-            "--severity",
-            help="Only events of this severity or a higher one.",
-            metavar="informational|low|medium|high|critical",
-        ),
-    ] = None,
-    since: options.Since = None,
-    until: options.Until = None,
-    uid: Annotated[
-        str | None,
-        typer.Option("--uid", help="Only the event with this metadata.uid.", metavar="UID"),
-    ] = None,
-    lines: Annotated[
-        int,
-        typer.Option(
-            "--lines",
-            "-n",
-            help="Only the last N events. 0: all events, or with --follow only new ones.",
-            min=0,
-            metavar="N",
-        ),
-    ] = 20,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Continue with new events as they are stored.")
-    ] = False,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Form of an event: a short line for people, JSON, or an RFC 5424 message.",
-            metavar="shorthand|jsonl|syslog",
-        ),
-    ] = "shorthand",
-    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
-    dead: Annotated[
-        bool, typer.Option("--dead", help="Show the events that sinks refused, and the reasons.")
-    ] = False,
-    sink: Annotated[
-        str | None, typer.Option("--sink", help="With --dead: only this sink.", metavar="NAME")
-    ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="With --dead: send them once more.")
-    ] = False,
-    sinks: Annotated[
-        bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")
-    ] = False,
-    control: options.ServiceOrFiles = None,
-    state_dir: options.StateDir = None,
-    config: Annotated[
-        Path | None,
-        options.config_option(
-            "The TOML file of a run: its control socket, or its store, is used. Other keys are not "
-            "used here."
-        ),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            help="Read this store in place of all stores below the state directory.",
-            metavar="FILE",
-            readable=False,
-        ),
-    ] = None,
+@click.command("events")
+@options.events_of
+@click.option(
+    "--class",
+    "kind",
+    multiple=True,
+    metavar="CLASS",
+    help="Only events of this class, by name (network_activity) or uid; repeatable.",
+)
+@click.option(
+    "--severity",
+    metavar="informational|low|medium|high|critical",
+    help="Only events of this severity or a higher one.",
+)
+@options.since
+@options.until
+@click.option("--uid", metavar="UID", help="Only the event with this metadata.uid.")
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(0),
+    default=20,
+    metavar="N",
+    help="Only the last N events. 0: all events, or with --follow only new ones.",
+)
+@click.option("--follow", "-f", is_flag=True, help="Continue with new events as they are stored.")
+@click.option(
+    "--format",
+    "form",
+    default="shorthand",
+    metavar="shorthand|jsonl|syslog",
+    help="Form of an event: a short line for people, JSON, or an RFC 5424 message.",
+)
+@options.ocsf_version
+@click.option("--dead", is_flag=True, help="Show the events that sinks refused, and the reasons.")
+@click.option("--sink", metavar="NAME", help="With --dead: only this sink.")
+@click.option("--retry", is_flag=True, help="With --dead: send them once more.")
+@click.option("--sinks", is_flag=True, help="Show the backlog of each sink in place of events.")
+@options.service_or_files
+@options.state_dir
+@options.config(
+    "The TOML file of a run: its control socket, or its store, is used. Other keys are not "
+    "used here."
+)
+@click.option(
+    "--store",
+    type=options.PATH,
+    metavar="FILE",
+    help="Read this store in place of all stores below the state directory.",
+)
+def events(  # noqa: PLR0913 - each is an option
+    *,
+    sandbox: str | None,
+    kind: tuple[str, ...],
+    severity: str | None,
+    since: str | None,
+    until: str | None,
+    uid: str | None,
+    lines: int,
+    follow: bool,
+    form: str,
+    ocsf_version: str,
+    dead: bool,
+    sink: str | None,
+    retry: bool,
+    sinks: bool,
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
+    store: Path | None,
 ) -> None:
     """List stored events: the last 20 that match the filters.
 
@@ -132,7 +124,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry need --dead: give --dead as well")
-    if retry and (sandbox, kind, severity, since, until) != (None, [], None, None, None):
+    if retry and (sandbox, kind, severity, since, until) != (None, (), None, None, None):
         raise UsageError(
             "--retry selects dead letters by --sink and --uid only: leave out the other filters"
         )

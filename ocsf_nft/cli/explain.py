@@ -5,27 +5,31 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedArgument, DocumentedCommand
 from ocsf_nft.ocsf.safe_text import plain, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.record import Record
 
 
-def explain(
-    line: Annotated[
-        str,
-        typer.Argument(help="A line of a kernel log, or an event as JSON, quoted.", metavar="LINE"),
-    ],
-    config: options.MappingConfig = None,
-) -> None:
+@click.command("explain", cls=DocumentedCommand)
+@click.argument(
+    "line",
+    cls=DocumentedArgument,
+    metavar="LINE",
+    text="A line of a kernel log, or an event as JSON, quoted.",
+)
+@options.mapping_config
+def explain(*, line: str, config: Path | None) -> None:
     """Show each field of a log line or of an event.
 
     For a line of a kernel log, shows a table of the log record's fields. A second table shows the
@@ -49,7 +53,7 @@ def explain(
     records = list(_records(line, prefixes))
     if not records:
         output.show("this line is neither a record of a packet nor an event")
-        raise typer.Exit(1)
+        raise SystemExit(1)
     mapper = Mapper(context)
     for record in records:
         _table("Fields of the record", ("field", "value"), _facts(record))

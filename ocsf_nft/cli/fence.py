@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.cli.policy_options import Policy, with_policy
@@ -15,22 +15,27 @@ from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.event_base import Event
 
 
+@click.command("install")
+@options.sandbox
 @with_policy()
+@options.state_dir
+@options.state_config
+@click.option("--dry-run", is_flag=True, help="Print the ruleset and change nothing.")
+@options.event_as_json
 def install(  # noqa: PLR0913 - each is an option
-    sandbox: options.Sandbox,
     *,
+    sandbox: str,
     policy: Policy,
-    state_dir: options.StateDir = None,
-    config: options.StateConfig = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
-    ] = False,
-    as_json: options.EventAsJson = False,
+    state_dir: Path | None,
+    config: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
 
@@ -76,7 +81,7 @@ def install(  # noqa: PLR0913 - each is an option
     if fence.reason is not None:
         refuses = " and permissive, so it refuses nothing" if requested.permissive else ""
         output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
-        raise typer.Exit(1)
+        raise SystemExit(1)
     if as_json:
         output.show(_sentence(fence.installed))
         return
@@ -131,13 +136,21 @@ def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]
     yield f"        ocsf-nft remove {named}  removes the fence"
 
 
-def verify(  # noqa: PLR0913, PLR0917 - each is an option
-    sandbox: options.Sandbox,
-    netns: options.RecordedNetns = None,
-    pid: options.Pid = None,
-    device: options.Device = None,
-    state_dir: options.StateDir = None,
-    config: options.StateConfig = None,
+@click.command("verify")
+@options.sandbox
+@options.recorded_netns
+@options.pid
+@options.device
+@options.state_dir
+@options.state_config
+def verify(  # noqa: PLR0913 - each is an option
+    *,
+    sandbox: str,
+    netns: str | None,
+    pid: int | None,
+    device: str | None,
+    state_dir: Path | None,
+    config: Path | None,
 ) -> None:
     """Compare a sandbox's fence with what was installed.
 
@@ -162,7 +175,7 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
         output.show(f"uplinks: {visible(uplinks)}")
     is_weaker = found.installed is not None and _show_surroundings(found.installed, state)
     code = {"as installed": 0, "differs": 1, "absent": 2}[found.verdict]
-    raise typer.Exit(code or int(is_weaker))
+    raise SystemExit(code or int(is_weaker))
 
 
 def _show_surroundings(installed: InstalledFence, state: StateDirectory) -> bool:
@@ -179,14 +192,23 @@ def _show_surroundings(installed: InstalledFence, state: StateDirectory) -> bool
     return bool(compared.changes)
 
 
-def remove(  # noqa: PLR0913, PLR0917 - each is an option
-    sandbox: options.Sandbox,
-    netns: options.RecordedNetns = None,
-    pid: options.Pid = None,
-    device: options.Device = None,
-    state_dir: options.StateDir = None,
-    config: options.StateConfig = None,
-    as_json: options.EventAsJson = False,
+@click.command("remove")
+@options.sandbox
+@options.recorded_netns
+@options.pid
+@options.device
+@options.state_dir
+@options.state_config
+@options.event_as_json
+def remove(  # noqa: PLR0913 - each is an option
+    *,
+    sandbox: str,
+    netns: str | None,
+    pid: int | None,
+    device: str | None,
+    state_dir: Path | None,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Remove a sandbox's fence.
 

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedArgument, DocumentedCommand
 from ocsf_nft.cli.report import found_incident, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from ocsf_nft.cli.event_sources import EventReader
     from ocsf_nft.report.findings import Finding
@@ -25,23 +27,30 @@ _DETECTION_FINDING: Final = b"2004"
 _BOLD: Final = "\x1b[1m{}\x1b[0m"
 
 
-def incident(  # noqa: PLR0913, PLR0917 - each is an option
-    uid: Annotated[
-        str | None,
-        typer.Argument(
-            help="The beginning of a finding's finding_info.uid, or of a "
-            "metadata.correlation_uid. Default: a list of the open findings.",
-            metavar="[ID]",
-            show_default=False,
-        ),
-    ] = None,
-    paths: options.EventFiles = [],  # noqa: B006 - typer copies it
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write the merged facts as JSON to standard output.")
-    ] = False,
-    control: options.ServiceOrFiles = None,
-    state_dir: options.StateDir = None,
-    config: options.SourceConfig = None,
+@click.command("incident", cls=DocumentedCommand)
+@click.argument(
+    "uid",
+    cls=DocumentedArgument,
+    required=False,
+    metavar="[ID]",
+    text="The beginning of a finding's finding_info.uid, or of a metadata.correlation_uid. "
+    "Default: a list of the open findings.",
+)
+@options.event_files
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write the merged facts as JSON to standard output."
+)
+@options.service_or_files
+@options.state_dir
+@options.source_config
+def incident(  # noqa: PLR0913 - each is an option
+    *,
+    uid: str | None,
+    paths: tuple[str, ...],
+    as_json: bool,
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
 ) -> None:
     """Show all facts about an incident, or list the open findings.
 

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedCommand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 _HEADINGS: Final = ("sandbox", "state", "mode", "from", "added", "namespace", "labels")
 _COUNTS: Final = (
@@ -19,19 +21,20 @@ _COUNTS: Final = (
 )  # fmt: skip
 
 
+@click.command("list")
+@options.control
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write one JSON object a line to standard output."
+)
+@click.option(
+    "--unfenced",
+    is_flag=True,
+    help="List the host's network namespaces that no fence encloses instead.",
+)
+@options.state_dir
+@options.state_config
 def list_all(
-    control: options.Control = options.DEFAULT_CONTROL,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object a line to standard output.")
-    ] = False,
-    unfenced: Annotated[
-        bool,
-        typer.Option(
-            "--unfenced", help="List the host's network namespaces that no fence encloses instead."
-        ),
-    ] = False,
-    state_dir: options.StateDir = None,
-    config: options.StateConfig = None,
+    *, control: Path, as_json: bool, unfenced: bool, state_dir: Path | None, config: Path | None
 ) -> None:
     """List the sandboxes of a running service.
 
@@ -72,11 +75,11 @@ def list_all(
         output.show("the service has no sandbox: `ocsf-nft add` adds one")
 
 
-def show(
-    name: options.SandboxName,
-    control: options.Control = options.DEFAULT_CONTROL,
-    as_json: options.AnswerAsJson = False,
-) -> None:
+@click.command("show", cls=DocumentedCommand)
+@options.sandbox_name
+@options.control
+@options.answer_as_json
+def show(*, name: str, control: Path, as_json: bool) -> None:
     """Show a sandbox: its state, its policy and its packet counts.
 
     `ocsf-nft status --help` explains the counts.
@@ -101,7 +104,7 @@ def show(
                 ("rule", *_COUNTS[:-1], "mismatch"), [_counts(each) for each in found["counts"]]
             )
     if found["state"] != "active":
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _row(view: Mapping[str, Any]) -> list[str]:

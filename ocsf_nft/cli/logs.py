@@ -16,6 +16,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
+from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before structlog is imported
+
+# isort: split
+
 import structlog
 
 from ocsf_nft import library_log

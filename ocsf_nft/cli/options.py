@@ -7,19 +7,32 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-import typer
+import click
 
+from ocsf_nft.cli.documented_command import DocumentedArgument
 from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import BufferedReader
 
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.ocsf.context import Context
+
+#: Function of a command, or the command that was made of it.
+_Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+class Decorator(Protocol):
+    """Decorator that adds an option or an argument to a command."""
+
+    def __call__(self, command: _Command, /) -> _Command:
+        """Return the command with the option."""
+
 
 # Copies of defaults in other modules, because importing those is slow. A test compares them.
 DEFAULT_GROUP: Final = 4001
@@ -31,200 +44,133 @@ DEFAULT_OCSF_VERSION: Final = "1.8.0"
 DEFAULT_CONTROL: Final = Path(SOCKET)
 CONTROL_VARIABLE: Final = "OCSF_NFT_CONTROL"
 
+#: Type of an option that names a file or directory. click does not check if the path is readable:
+#: reading it raises an error with our own sentence. A user who may not read the default state
+#: directory can still replay a file, which needs no state.
+PATH: Final = click.Path(path_type=Path, readable=False)
+#: Type of an argument or option that names an input; ``-`` is standard input.
+INPUT: Final = click.Path(readable=False)
 
-def config_option(text: str) -> Any:
+
+def config(text: str) -> Decorator:
     """Return the option ``--config`` with ``text`` as its help."""
-    # Not checked by typer: reading the file raises an error with our own sentence.
-    return typer.Option("--config", help=text, metavar="FILE", readable=False)
+    return click.option("--config", type=PATH, metavar="FILE", help=text)
 
 
-def _netns_option(default: str) -> Any:
+def input_paths(text: str) -> Decorator:
+    """Return an argument ``paths``, a list of input files; without one, it is empty.
+
+    The command reads standard input then. ``text`` is the help of the argument.
+    """
+    return click.argument(
+        "paths",
+        cls=DocumentedArgument,
+        nargs=-1,
+        type=INPUT,
+        metavar="[PATH… | -]",
+        callback=lambda _context, _parameter, paths: list(paths),
+        text=f"{text}; - is standard input, the default.",
+    )
+
+
+def _netns(default: str) -> Decorator:
     text = f"The network namespace: an `ip netns` name or a path. Default: {default}."
-    return typer.Option("--netns", help=text, metavar="NAME|PATH")
+    return click.option("--netns", metavar="NAME|PATH", help=text)
 
 
-SandboxName = Annotated[
-    str, typer.Argument(help="The sandbox's name.", metavar="NAME", show_default=False)
-]
-Control = Annotated[
-    Path,
-    typer.Option(
-        "--control",
-        help="The control socket of the service.",
-        metavar="PATH",
-        envvar=CONTROL_VARIABLE,
-        readable=False,
-    ),
-]
-ServiceOrFiles = Annotated[
-    Path | None,
-    typer.Option(
-        "--control",
-        help="The control socket of a service. Default: control of --config, else the environment "
-        f"variable {CONTROL_VARIABLE}, else {DEFAULT_CONTROL}. If none listens, the files are "
-        "read.",
-        metavar="PATH",
-        readable=False,
-        show_default=False,
-    ),
-]
-AnswerAsJson = Annotated[
-    bool, typer.Option("--json", help="Write the answer of the service to standard output.")
-]
-Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
-Netns = Annotated[str | None, _netns_option("the current one")]
-ServiceNetns = Annotated[str | None, _netns_option("that of the service")]
-RecordedNetns = Annotated[str | None, _netns_option("the one in which the fence was installed")]
-Pid = Annotated[
-    int | None, typer.Option("--pid", help="A process in the network namespace.", metavar="PID")
-]
-Proxies = Annotated[
-    list[str],
-    typer.Option(
-        "--proxy",
-        help="A proxy that the sandbox may reach; repeatable, IPv4 and IPv6. A service also "
-        "resolves NAME:PORT.",
-        metavar="ADDR:PORT",
-    ),
-]  # fmt: skip
-Exceptions = Annotated[
-    list[str],
-    typer.Option(
-        "--allow",
-        help="Another destination that the sandbox may reach, also a network or a range of ports, "
-        "such as tcp:10.0.0.0/8:8000-8100; repeatable. A service also resolves tcp:NAME:PORT.",
-        metavar="tcp|udp:ADDR:PORT",
-    ),
-]
-HostGuard = Annotated[
-    str,
-    typer.Option(
-        "--host-guard",
-        help="Also guard the host's end of the sandbox's veth pair: find it, or name it.",
-        metavar="auto|off|DEV",
-    ),
-]
-Profile = Annotated[
-    str,
-    typer.Option(
-        "--profile",
-        help="What to fence: a namespace; one that also has the proxy; a VM, on its host.",
-        metavar="sandbox|sidecar|tap",
-    ),
-]
-ProxyUids = Annotated[
-    list[int],
-    typer.Option(
-        "--proxy-uid",
-        help="sidecar: a user of the proxy; traffic of this user may leave; repeatable.",
-        metavar="UID",
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="tap: the VM's TAP device.", metavar="DEV")
-]
-Subnets = Annotated[
-    list[str],
-    typer.Option(
-        "--subnet",
-        help="tap: the gateway's address in the VM's subnet; repeatable, IPv4 and IPv6.",
-        metavar="CIDR",
-    ),
-]
-GatewayPort = Annotated[
-    int | None,
-    typer.Option(
-        "--gateway-port", help="tap: the proxy's port on the gateway's address.", metavar="PORT"
-    ),
-]
-Mac = Annotated[
-    str | None,
-    typer.Option(
-        "--mac",
-        help="tap: the VM's link address. Default: the first one it sends from.",
-        metavar="MAC",
-    ),
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="tap: the VM reaches the gateway's port, the exceptions, and nothing else. Default: "
-        "it also reaches the internet and the host's networks, without the proxy.",
-    ),
-]
-Permissive = Annotated[
-    bool, typer.Option("--permissive", help="Report packets that would be refused, and allow them.")
-]
-Exclusive = Annotated[
-    bool,
-    typer.Option("--exclusive", help="Let no other process change the tables while a run watches."),
-]
-Transport = Annotated[
-    str,
-    typer.Option(
-        "--transport",
-        help="Log transport of the fence; auto selects the best one that the kernel has.",
-        metavar="auto|nflog|kmsg|none",
-    ),
-]
-Group = Annotated[int, typer.Option("--group", help="The NFLOG group, 1 to 65535.", metavar="N")]
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state-dir",
-        help="Directory with the state of the installed fences. Default: state_dir of --config, "
-        f"else the environment variable {STATE_DIR_VARIABLE}, else {DEFAULT_STATE_DIR}.",
-        metavar="DIR",
-        # A user who may not read the default one can still replay a file, which needs no state.
-        readable=False,
-    ),
-]
-StateConfig = Annotated[
-    Path | None,
-    config_option("The TOML file of a run: its state_dir is used. Other keys are not used here."),
-]
-SourceConfig = Annotated[
-    Path | None,
-    config_option(
-        "The TOML file of a run: its control socket, or its state_dir, is used. Other keys are not "
-        "used here."
-    ),
-]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        "--since",
-        help="Only events since this time (ISO 8601, local time by default), or since this "
-        "long ago: 90s, 15m, 12h, 7d.",
-        metavar="TIME",
-    ),
-]
-Until = Annotated[
-    str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
-]
-EventFiles = Annotated[
-    list[str],
-    typer.Option(
-        "--input",
-        help="A file of events, one JSON object a line; - is standard input; repeatable. Default: "
-        "the stored events.",
-        metavar="PATH",
-    ),
-]
-EventAsJson = Annotated[
-    bool, typer.Option("--json", help="Write the event of the change to standard output, as JSON.")
-]
-OcsfVersion = Annotated[
-    str, typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V")
-]
-MappingConfig = Annotated[
-    Path | None,
-    config_option(
-        "A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
-        "tables set severities, [redaction] is about secrets. Other keys are not used here."
-    ),
-]
+sandbox_name = click.argument(
+    "name", cls=DocumentedArgument, metavar="NAME", text="The sandbox's name."
+)
+control = click.option(
+    "--control",
+    type=PATH,
+    default=DEFAULT_CONTROL,
+    metavar="PATH",
+    envvar=CONTROL_VARIABLE,
+    show_envvar=True,
+    help="The control socket of the service.",
+)
+service_or_files = click.option(
+    "--control",
+    type=PATH,
+    metavar="PATH",
+    help="The control socket of a service. Default: control of --config, else the environment "
+    f"variable {CONTROL_VARIABLE}, else {DEFAULT_CONTROL}. If none listens, the files are "
+    "read.",
+)
+answer_as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write the answer of the service to standard output.",
+)
+sandbox = click.option("--sandbox", required=True, metavar="NAME", help="The sandbox's name.")
+netns = _netns("the current one")
+service_netns = _netns("that of the service")
+recorded_netns = _netns("the one in which the fence was installed")
+pid = click.option("--pid", type=int, metavar="PID", help="A process in the network namespace.")
+proxies = click.option(
+    "--proxy",
+    multiple=True,
+    metavar="ADDR:PORT",
+    help="A proxy that the sandbox may reach; repeatable, IPv4 and IPv6. A service also "
+    "resolves NAME:PORT.",
+)
+exceptions = click.option(
+    "--allow",
+    multiple=True,
+    metavar="tcp|udp:ADDR:PORT",
+    help="Another destination that the sandbox may reach, also a network or a range of ports, "
+    "such as tcp:10.0.0.0/8:8000-8100; repeatable. A service also resolves tcp:NAME:PORT.",
+)
+device = click.option("--device", metavar="DEV", help="tap: the VM's TAP device.")
+state_dir = click.option(
+    "--state-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Directory with the state of the installed fences. Default: state_dir of --config, "
+    f"else the environment variable {STATE_DIR_VARIABLE}, else {DEFAULT_STATE_DIR}.",
+)
+state_config = config(
+    "The TOML file of a run: its state_dir is used. Other keys are not used here."
+)
+source_config = config(
+    "The TOML file of a run: its control socket, or its state_dir, is used. Other keys are not "
+    "used here."
+)
+mapping_config = config(
+    "A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
+    "tables set severities, [redaction] is about secrets. Other keys are not used here."
+)
+events_of = click.option("--sandbox", metavar="NAME", help="Only events of this sandbox.")
+since = click.option(
+    "--since",
+    metavar="TIME",
+    help="Only events since this time (ISO 8601, local time by default), or since this "
+    "long ago: 90s, 15m, 12h, 7d.",
+)
+until = click.option("--until", metavar="TIME", help="Only events before this time.")
+event_files = click.option(
+    "--input",
+    "paths",
+    multiple=True,
+    type=INPUT,
+    metavar="PATH",
+    help="A file of events, one JSON object a line; - is standard input; repeatable. Default: "
+    "the stored events.",
+)
+event_as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write the event of the change to standard output, as JSON.",
+)
+ocsf_version = click.option(
+    "--ocsf-version",
+    default=DEFAULT_OCSF_VERSION,
+    metavar="V",
+    help="OCSF version of the events.",
+)
 
 
 def input_file(path: str) -> BufferedReader:

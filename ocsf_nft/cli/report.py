@@ -10,9 +10,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
@@ -23,36 +23,42 @@ if TYPE_CHECKING:
     from ocsf_nft.report.view import View
 
 
-def report(  # noqa: PLR0913, PLR0917 - each is an option
-    paths: options.EventFiles = [],  # noqa: B006 - typer copies it
-    incident: Annotated[
-        str | None,
-        typer.Option(
-            "--incident",
-            help="Only this incident: the beginning of a finding's finding_info.uid, or of a "
-            "metadata.correlation_uid.",
-            metavar="ID",
-        ),
-    ] = None,
-    sandbox: Annotated[
-        str | None, typer.Option("--sandbox", help="Only events of this sandbox.", metavar="NAME")
-    ] = None,
-    since: options.Since = None,
-    until: options.Until = None,
-    target: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The file to write, with mode 0600. Default: standard output, which must not be "
-            "a terminal.",
-            metavar="FILE",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    control: options.ServiceOrFiles = None,
-    state_dir: options.StateDir = None,
-    config: options.SourceConfig = None,
+@click.command("report")
+@options.event_files
+@click.option(
+    "--incident",
+    metavar="ID",
+    help="Only this incident: the beginning of a finding's finding_info.uid, or of a "
+    "metadata.correlation_uid.",
+)
+@options.events_of
+@options.since
+@options.until
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    type=options.PATH,
+    metavar="FILE",
+    help="The file to write, with mode 0600. Default: standard output, which must not be "
+    "a terminal.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@options.service_or_files
+@options.state_dir
+@options.source_config
+def report(  # noqa: PLR0913 - each is an option
+    *,
+    paths: tuple[str, ...],
+    incident: str | None,
+    sandbox: str | None,
+    since: str | None,
+    until: str | None,
+    target: Path | None,
+    force: bool,
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
 ) -> None:
     """Write a report about an incident or a time span as HTML.
 

@@ -12,10 +12,10 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
+import click
 import structlog
-import typer
 
 from ocsf_nft import sd_notify
 from ocsf_nft.cli import options
@@ -43,62 +43,64 @@ _REPLAY: Final = "replay:"
 _REPEATED_SIGNAL_SECONDS: Final = 1.0
 
 
+@click.command("run")
+@options.config("A TOML file, in place of the other options.")
+@click.option("--sandbox", metavar="NAME", help="The sandbox's name.")
 @with_policy()
+@click.option(
+    "--source",
+    default="auto",
+    metavar="auto|nflog|kmsg|journal|replay:PATH",
+    help="Source of the records; auto selects the source for the fence's log transport.",
+)
+@click.option(
+    "--output",
+    type=options.INPUT,
+    default="-",
+    metavar="FILE",
+    help="File for the events, or - for standard output.",
+)
+@click.option(
+    "--handshake",
+    is_flag=True,
+    help="Write a first line to standard output when the fence is active.",
+)
+@options.ocsf_version
+@click.option("--install", is_flag=True, help="Install the fence; remove it at exit if it is new.")
+@click.option(
+    "--self-heal/--no-self-heal",
+    default=True,
+    help="Restore the fence at once if another process changes it, or only report that.",
+)
+@click.option(
+    "--attribution",
+    default="capture",
+    metavar="capture|socket|user",
+    help="Best method to use for finding the process behind an attempt.",
+)
+@click.option(
+    "--store-max-bytes",
+    default="1GiB",
+    metavar="SIZE",
+    help="Maximum size of the stored events and dead letters, without packet counts.",
+)
+@options.state_dir
+@click.pass_context
 def run(  # noqa: PLR0913 - each is an option
-    context: typer.Context,
-    config: Annotated[
-        Path | None, options.config_option("A TOML file, in place of the other options.")
-    ] = None,
-    sandbox: Annotated[
-        str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
-    ] = None,
+    context: click.Context,
     *,
+    config: Path | None,
+    sandbox: str | None,
     policy: Policy,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--source",
-            help="Source of the records; auto selects the source for the fence's log transport.",
-            metavar="auto|nflog|kmsg|journal|replay:PATH",
-        ),
-    ] = "auto",
-    output: Annotated[
-        str, typer.Option("--output", help="File for the events, or - for standard output.")
-    ] = "-",
-    handshake: Annotated[
-        bool,
-        typer.Option(
-            "--handshake", help="Write a first line to standard output when the fence is active."
-        ),
-    ] = False,
-    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
-    install: Annotated[
-        bool, typer.Option("--install", help="Install the fence; remove it at exit if it is new.")
-    ] = False,
-    self_heal: Annotated[
-        bool,
-        typer.Option(
-            "--self-heal/--no-self-heal",
-            help="Restore the fence at once if another process changes it, or only report that.",
-        ),
-    ] = True,
-    attribution: Annotated[
-        str,
-        typer.Option(
-            "--attribution",
-            help="Best method to use for finding the process behind an attempt.",
-            metavar="capture|socket|user",
-        ),
-    ] = "capture",
-    store_max_bytes: Annotated[
-        str,
-        typer.Option(
-            "--store-max-bytes",
-            help="Maximum size of the stored events and dead letters, without packet counts.",
-            metavar="SIZE",
-        ),
-    ] = "1GiB",
-    state_dir: options.StateDir = None,
+    source: str,
+    output: str,
+    handshake: bool,
+    ocsf_version: str,
+    install: bool,
+    self_heal: bool,
+    attribution: str,
+    store_max_bytes: str,
+    state_dir: Path | None,
 ) -> None:
     """Watch fenced sandboxes and report each bypass attempt.
 
@@ -213,7 +215,7 @@ def run(  # noqa: PLR0913 - each is an option
         names = ", ".join(counts.given_up)
         sentence = f"ocsf-nft: restoring was given up, and the fence is not active: {names}\n"
         write_stderr_at_once(sentence.encode())
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 async def _watch(
@@ -356,7 +358,7 @@ def _end_at_once() -> NoReturn:
     os._exit(3)  # any other exit would wait for a thread that waits for the full pipe
 
 
-def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
+def _require_only(context: click.Context, allowed: set[str], sentence: str) -> None:
     """Raise UsageError if an option that is not in ``allowed`` is given; its name replaces {}."""
     given = [
         f"--{name.replace('_', '-')}"

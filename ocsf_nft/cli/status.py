@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
@@ -14,6 +14,7 @@ from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ocsf_nft.cli.service_access import Access
     from ocsf_nft.flows.sandbox_account import Balance
@@ -25,20 +26,28 @@ _HEADINGS: Final = {
 }
 
 
-def status(  # noqa: PLR0913, PLR0917 - each is an option
-    sandbox: Annotated[
-        str | None,
-        typer.Option("--sandbox", help="One sandbox; default: all recorded ones.", metavar="NAME"),
-    ] = None,
-    control: options.ServiceOrFiles = None,
-    state_dir: options.StateDir = None,
-    config: options.SourceConfig = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
-    ] = False,
-    as_metrics: Annotated[
-        bool, typer.Option("--metrics", help="Write Prometheus' text format to standard output.")
-    ] = False,
+@click.command("status")
+@click.option("--sandbox", metavar="NAME", help="One sandbox; default: all recorded ones.")
+@options.service_or_files
+@options.state_dir
+@options.source_config
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write one JSON object a rule to standard output."
+)
+@click.option(
+    "--metrics",
+    "as_metrics",
+    is_flag=True,
+    help="Write Prometheus' text format to standard output.",
+)
+def status(  # noqa: PLR0913 - each is an option
+    *,
+    sandbox: str | None,
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
+    as_json: bool,
+    as_metrics: bool,
 ) -> None:
     """Show whether every refused packet is accounted for.
 
@@ -85,9 +94,9 @@ def status(  # noqa: PLR0913, PLR0917 - each is an option
     if faults:
         raise faults[0]
     if any(each.absent for each in found):
-        raise typer.Exit(2)
+        raise SystemExit(2)
     if any(balance.counter_mismatch for each in found for balance in each.balances):
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _statuses(

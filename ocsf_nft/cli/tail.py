@@ -11,11 +11,12 @@ import stat
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedArgument, DocumentedCommand
 from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import event_of
 from ocsf_nft.errors import UsageError
@@ -26,29 +27,43 @@ if TYPE_CHECKING:
 _PAUSE_MS: Final = 200
 
 
-def tail(  # noqa: PLR0913, PLR0917 - each is an option
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            help="A file of events, or a pipe; - is standard input. Default: standard input, or "
-            "the stored events if that is a terminal.",
-            metavar="PATH | -",
-            show_default=False,
-        ),
-    ] = None,
-    lines: Annotated[
-        int,
-        typer.Option(
-            "--lines", "-n", help="Show the last N lines.", min=0, max=1_000_000, metavar="N"
-        ),
-    ] = 20,
-    follow: Annotated[
-        bool,
-        typer.Option("--follow", "-f", help="Continue as the file grows, also over its rotation."),
-    ] = False,
-    control: options.ServiceOrFiles = None,
-    state_dir: options.StateDir = None,
-    config: options.SourceConfig = None,
+@click.command("tail", cls=DocumentedCommand)
+@click.argument(
+    "path",
+    cls=DocumentedArgument,
+    required=False,
+    type=options.INPUT,
+    metavar="[PATH | -]",
+    text="A file of events, or a pipe; - is standard input. Default: standard input, or "
+    "the stored events if that is a terminal.",
+)
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(0, 1_000_000),
+    default=20,
+    metavar="N",
+    help="Show the last N lines.",
+)
+@click.option(
+    "--follow",
+    "-f",
+    is_flag=True,
+    help="Continue as the file grows, also over its rotation.",
+)
+@options.service_or_files
+@options.state_dir
+@options.source_config
+@click.pass_context
+def tail(  # noqa: PLR0913 - each is an option
+    context: click.Context,
+    *,
+    path: str | None,
+    lines: int,
+    follow: bool,
+    control: Path | None,
+    state_dir: Path | None,
+    config: Path | None,
 ) -> None:
     """Show the last events of a file, or the last stored ones.
 
@@ -68,7 +83,14 @@ def tail(  # noqa: PLR0913, PLR0917 - each is an option
         )
     if path is None and (names_source or sys.stdin.isatty()):
         if lines or follow:
-            events(lines=lines, follow=follow, control=control, state_dir=state_dir, config=config)
+            context.invoke(
+                events,
+                lines=lines,
+                follow=follow,
+                control=control,
+                state_dir=state_dir,
+                config=config,
+            )
         return
     if path is None:
         path = "-"
@@ -159,4 +181,4 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
     while not reader.poll(_PAUSE_MS):
         for lines in file.new_lines():
             screen.show(lines)
-    raise typer.Exit
+    raise SystemExit(0)

@@ -6,51 +6,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedCommand
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ocsf_nft.validation import Fault
 
 
+@click.command("validate", cls=DocumentedCommand)
+@options.input_paths(
+    "Files of events, one JSON object a line, or JSON documents over several lines"
+)
+@click.option(
+    "--ocsf-version",
+    metavar="V",
+    help="OCSF version to check against; default: metadata.version of each event.",
+)
+@click.option(
+    "--schema",
+    type=options.PATH,
+    metavar="FILE",
+    help="A compiled OCSF schema to check against, as a schema server exports it: JSON, "
+    "also compressed by gzip; in place of the published schemas.",
+)
+@click.option("--recommended", is_flag=True, help="Warn about missing recommended attributes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write one JSON object a fault to standard output."
+)
 def validate(
-    paths: Annotated[
-        list[str] | None,  # click 8.1 (Debian 13) accepts no other default for it
-        typer.Argument(
-            help="Files of events, one JSON object a line, or JSON documents over several lines; "
-            "- is standard input, the default.",
-            metavar="[PATH… | -]",
-        ),
-    ] = None,
-    ocsf_version: Annotated[
-        str | None,
-        typer.Option(
-            "--ocsf-version",
-            help="OCSF version to check against; default: metadata.version of each event.",
-            metavar="V",
-        ),
-    ] = None,
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            "--schema",
-            help="A compiled OCSF schema to check against, as a schema server exports it: JSON, "
-            "also compressed by gzip; in place of the published schemas.",
-            metavar="FILE",
-        ),
-    ] = None,
-    recommended: Annotated[
-        bool, typer.Option("--recommended", help="Warn about missing recommended attributes.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object a fault to standard output.")
-    ] = False,
+    *,
+    paths: list[str],
+    ocsf_version: str | None,
+    schema: Path | None,
+    recommended: bool,
+    as_json: bool,
 ) -> None:
     """Check events of any product against the published OCSF schema.
 
@@ -93,7 +90,7 @@ def validate(
         f"{_counted(numbers, 'warning')}"
     )
     if numbers["error"] or is_empty:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _counted(numbers: Counter[str], noun: str) -> str:

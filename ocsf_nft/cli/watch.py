@@ -11,14 +11,16 @@ import sys
 import time
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.cli.documented_command import DocumentedCommand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ocsf_nft.cli.sandbox_follow import Item
 
@@ -26,16 +28,18 @@ if TYPE_CHECKING:
 _DRAW_SECONDS: Final = 0.25
 
 
-def watch(
-    name: options.SandboxName,
-    lines: Annotated[
-        int,
-        typer.Option(
-            "--lines", "-n", help="Begin with the last N events.", min=0, max=10_000, metavar="N"
-        ),
-    ] = 20,
-    control: options.Control = options.DEFAULT_CONTROL,
-) -> None:
+@click.command("watch", cls=DocumentedCommand)
+@options.sandbox_name
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(0, 10_000),
+    default=20,
+    metavar="N",
+    help="Begin with the last N events.",
+)
+@options.control
+def watch(*, name: str, lines: int, control: Path) -> None:
     """Watch a sandbox live: its attempts, processes, counts and fence.
 
     On a terminal, it is a live view. Processes are counted by the shown events. Elsewhere, or with

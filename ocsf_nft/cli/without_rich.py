@@ -1,21 +1,16 @@
-"""Import of structlog and typer without the package rich; import this module before these two.
+"""Import of structlog without the package rich; import this module before structlog.
 
-structlog, and typer before 0.16, import rich if rich is installed. Importing rich would cost 4 MB
-of memory, and a third of the time of ``--help``.
+structlog imports rich, if rich is installed, for coloured tracebacks. ocsf-nft logs none. Importing
+rich would cost 4 MB of memory, and as much time as Python needs to start.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-#: structlog needs rich only for coloured tracebacks. With rich, typer before 0.16 prints a wrong
-#: backslash before each default value.
-_IMPORTERS: Final = ("structlog", "typer")
 
 
 def _import_without_rich() -> None:
@@ -24,8 +19,7 @@ def _import_without_rich() -> None:
     # A module that is None in sys.modules can't be imported (importlib, "sys.modules").
     sys.modules["rich"] = cast("ModuleType", None)
     try:
-        for name in _IMPORTERS:
-            importlib.import_module(name)
+        import structlog  # noqa: F401, PLC0415 - for its effect
     finally:
         del sys.modules["rich"]
 

@@ -10,7 +10,7 @@ import pytest
 from ocsf_nft.errors import UsageError
 from ocsf_nft.netns import Namespace
 
-#: In the package, `ocsf_nft.cli.check` is the function.
+#: Untyped: the test calls it with parts of its arguments.
 _MODULE: Final[Any] = import_module("ocsf_nft.cli.check")
 
 

@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from ocsf_nft.cli import stored_events
+from ocsf_nft.cli.program import program
 from ocsf_nft.cli.stored_events import StoreSelection
 from ocsf_nft.delivery.sink_db import RefusedEvent
 from ocsf_nft.state.archive import Archive
@@ -182,7 +183,7 @@ def test_events_follow_with_no_lines_shows_only_new_events(
     monkeypatch.setattr(stored_events, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(module.output, "write", shown.append)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-    module.events(state_dir=state, lines=0, follow=True, form="jsonl")
+    _follow(state, "--lines=0")
     assert b"".join(shown) == new + b"\n"
 
 
@@ -198,8 +199,14 @@ def test_events_follow_can_be_ended_from_the_first_line_on(
 
     monkeypatch.setattr(module.output, "write", write)
     monkeypatch.setattr(module.signal, "signal", lambda *_: calls.append("signal"))
-    module.events(state_dir=state, follow=True, form="jsonl")
+    _follow(state)
     assert calls == ["signal", "write"]
+
+
+def _follow(state: Path, *arguments: str) -> None:
+    given = [f"--state-dir={state}", "--follow", "--format=jsonl", *arguments]
+    with program.commands["events"].make_context("events", given) as context:
+        context.command.invoke(context)
 
 
 async def _put(path: Path, events: list[bytes]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.main import get_command
 
-from ocsf_nft.cli import app, options
+from ocsf_nft.cli import options
+from ocsf_nft.cli.lazy_command import LazyCommand
+from ocsf_nft.cli.program import program
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import spec, state
 from ocsf_nft.ocsf import versions
@@ -17,6 +18,8 @@ from tests.cli import forked
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import click
 
 
 def test_defaults_of_the_command_line_are_those_of_the_fence() -> None:
@@ -28,11 +31,29 @@ def test_default_version_of_the_command_line_is_that_of_the_mapper() -> None:
     assert options.DEFAULT_OCSF_VERSION == versions.STORED
 
 
+def _commands() -> dict[str, click.Command]:
+    return {
+        name: command.loaded()
+        for name, command in program.commands.items()
+        if isinstance(command, LazyCommand)
+    }
+
+
+def test_summary_of_a_command_is_the_first_sentence_of_its_help() -> None:
+    summaries = {name: command.short_help for name, command in program.commands.items()}
+    assert len(summaries) == 21
+    assert summaries == {
+        name: (command.help or "").partition("\n")[0] for name, command in _commands().items()
+    }
+    assert {name: command.name for name, command in _commands().items()} == {
+        name: name for name in summaries
+    }
+
+
 def test_numbers_of_the_command_line_have_their_defaults() -> None:
-    commands: Any = get_command(app)
     numbers = {
         (name, option.name): option.default
-        for name, command in commands.commands.items()
+        for name, command in _commands().items()
         for option in command.params
         if isinstance(option.default, int | float) and not isinstance(option.default, bool)
     }
@@ -182,10 +203,8 @@ def test_state_directory_is_that_of_the_option_the_file_or_the_environment(
 
 
 def test_commands_with_a_state_directory_take_it_from_a_file() -> None:
-    commands: Any = get_command(app)
     named = {
-        name: {option.name for option in command.params}
-        for name, command in commands.commands.items()
+        name: {option.name for option in command.params} for name, command in _commands().items()
     }
     with_directory = {name for name, options in named.items() if "state_dir" in options}
     readers = {"status", "events", "incident", "report", "tail", "list"}

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
+
+import click
 
 from ocsf_nft.cli import options
 from ocsf_nft.cli.policy_options import Policy, with_policy, without_defaults
 
 
-def test_policy_options_stand_where_the_parameter_was() -> None:
+def test_policy_options_stand_where_the_decorator_is() -> None:
     got: dict[str, Any] = {}
 
-    def command(name: str, *, policy: Policy, last: bool = False) -> None:
+    @click.command()
+    @click.option("--first")
+    @with_policy(options.service_netns)
+    @click.option("--last", is_flag=True)
+    def command(*, first: str, policy: Policy, last: bool) -> None:
         """Do it."""
-        got.update(name=name, policy=policy, last=last)
+        got.update(first=first, policy=policy, last=last)
 
-    decorated = with_policy(options.ServiceNetns)(command)
-    parameters = inspect.signature(decorated).parameters
-    first, *names, last = parameters
-    assert (first, last, decorated.__doc__) == ("name", "last", "Do it.")
-    assert names[:4] == ["profile", "proxy", "netns", "pid"]
-    assert parameters["netns"].annotation == options.ServiceNetns
-    decorated(name="a", last=True, **dict.fromkeys(names, 1))
-    assert got == {"name": "a", "policy": dict.fromkeys(names, 1), "last": True}
+    first, *ours, last = command.params
+    assert (first.name, last.name, command.help) == ("first", "last", "Do it.")
+    assert [each.name for each in ours][:4] == ["profile", "proxy", "netns", "pid"]
+    netns = ours[2]
+    assert isinstance(netns, click.Option)
+    assert netns.help is not None
+    assert "that of the service" in netns.help
+    command.main(["--first=a", "--last", "--pid=5", "--proxy=b"], standalone_mode=False)
+    policy = got.pop("policy")
+    assert got == {"first": "a", "last": True}
+    assert list(policy) == [each.name for each in ours]
+    assert without_defaults(policy) == {"pid": 5, "proxy": ("b",)}
 
 
 def test_options_with_their_defaults_are_left_out() -> None:
     usual: Policy = {
         "profile": "sandbox",
-        "proxy": [],
+        "proxy": (),
         "netns": None,
         "strict": False,
         "permissive": False,

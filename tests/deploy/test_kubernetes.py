@@ -10,9 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
-from typer.main import get_command
 
-from ocsf_nft.cli import app, options
+from ocsf_nft.cli import options
+from ocsf_nft.cli.program import program
 from tests.deploy.manifests import (
     EXAMPLE,
     KUBERNETES,
@@ -238,8 +238,8 @@ def _commands(container: Container) -> list[list[str]]:
 )
 def test_command_line_accepts_each_command(pod: Pod, name: str, expected: list[str]) -> None:
     found = []
-    for program, command, *arguments in _commands(pod[name]):
-        assert program == "ocsf-nft"
+    for started, command, *arguments in _commands(pod[name]):
+        assert started == "ocsf-nft"
         assert not any("$(" in word for word in arguments)
         parsed = _parsed(command, arguments)
         assert parsed["sandbox"] == "example-agent"
@@ -283,8 +283,8 @@ def test_patches_of_the_guide_set_their_values(tmp_path: Path) -> None:
     pod = pod_of(found)
     parsed = _parsed("install", pod["fence-install"].arguments[1:])
     assert parsed["sandbox"] == "scraper"
-    assert parsed["proxy_uid"] == [1337]
-    assert parsed["proxy"] == ["127.0.0.1:15001"]
+    assert parsed["proxy_uid"] == (1337,)
+    assert parsed["proxy"] == ("127.0.0.1:15001",)
     assert parsed["permissive"] is True
     for arguments in (pod["fence"].arguments[1:], pod["fence"].probe("readinessProbe")[2:]):
         assert "--sandbox=scraper" in arguments
@@ -292,6 +292,4 @@ def test_patches_of_the_guide_set_their_values(tmp_path: Path) -> None:
 
 def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     """Return the parsed parameters of a command; raises if the command does not accept them."""
-    commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
-    parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
-    return parsed
+    return program.commands[command].make_context(command, list(arguments)).params

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import kubernetes_validate
 import pytest
 from kubernetes_validate.utils import all_versions
-from typer.main import get_command
 
 from ocsf_nft import config
-from ocsf_nft.cli import app
+from ocsf_nft.cli.program import program
 from ocsf_nft.cni import install
 from ocsf_nft.control.attach import decide
 from ocsf_nft.control.container_facts import ContainerFacts
@@ -85,11 +84,10 @@ def test_plugin_container_has_no_capability_and_three_folders_of_the_node(pod: P
 
 def test_commands_accept_their_arguments(pod: Pod) -> None:
     arguments = pod["service"].arguments
-    commands: Any = getattr(get_command(app), "commands")  # noqa: B009 - no public type
-    parsed = commands[arguments[0]].make_context(arguments[0], arguments[1:]).params
+    parsed = program.commands[arguments[0]].make_context(arguments[0], arguments[1:]).params
     assert str(parsed["config"]).startswith("/etc/ocsf-nft/")
-    program, *words = pod["plugin"].arguments
-    assert (program, words[:2]) == ("/opt/ocsf-nft/bin/python", ["-m", "ocsf_nft.cni.install"])
+    started, *words = pod["plugin"].arguments
+    assert (started, words[:2]) == ("/opt/ocsf-nft/bin/python", ["-m", "ocsf_nft.cni.install"])
     given = install._parser().parse_args(words[2:])
     assert (str(given.host), given.watch, given.remove) == ("/host", True, False)
 

@@ -175,8 +175,14 @@ def test_debian_package_has_a_manual_page_for_each_command(installed: DebianRoot
 
 def test_debian_package_completes_commands(installed: DebianRoot) -> None:
     assert "events" in installed.run("bash", "-c", _COMPLETE, "-", "eve").stdout.split()
-    for path in ("zsh/vendor-completions/_ocsf-nft", "fish/vendor_completions.d/ocsf-nft.fish"):
-        assert "_OCSF_NFT_COMPLETE=complete_" in installed.run("cat", f"/usr/share/{path}").stdout
+    for shell, path in (
+        ("zsh", "zsh/vendor-completions/_ocsf-nft"),
+        ("fish", "fish/vendor_completions.d/ocsf-nft.fish"),
+    ):
+        assert (
+            f"_OCSF_NFT_COMPLETE={shell}_complete"
+            in installed.run("cat", f"/usr/share/{path}").stdout
+        )
 
 
 def test_debian_package_names_processes_in_its_demo(installed: DebianRoot) -> None:

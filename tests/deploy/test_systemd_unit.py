@@ -11,10 +11,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.main import get_command
 
 from ocsf_nft import config
-from ocsf_nft.cli import app, options
+from ocsf_nft.cli import options
+from ocsf_nft.cli.program import program
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:
@@ -326,9 +326,7 @@ def test_sysusers_creates_the_user_and_the_group_of_readers(tmp_path: Path) -> N
 
 def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     """Return the parsed parameters of a command; raises if the command does not accept them."""
-    commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
-    parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
-    return parsed
+    return program.commands[command].make_context(command, list(arguments)).params
 
 
 def test_tmpfiles_makes_the_root_directory_of_the_hosts_unit(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def _mark(comment: str, position: str) -> tuple[str, str]:
 def pages() -> list[Page]:
     """Return all pages for users and maintainers; raises MarkError.
 
-    The page of the command line is left out: its blocks are usage lines, which typer writes.
+    The page of the command line is left out: its blocks are usage lines, which a program writes.
     """
     paths = {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")}
     paths -= {ROOT / "docs/reference/cli.md"}

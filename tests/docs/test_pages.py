@@ -75,16 +75,6 @@ def test_units_that_a_guide_names_exist() -> None:
         assert set(re.findall(r"\bocsf-nft[\w-]*\.service\b", _text(_ROOT / guide))) == units
 
 
-def test_page_of_the_command_line_is_generated_from_it(tmp_path: Path) -> None:
-    made = tmp_path / "cli.md"
-    subprocess.run(
-        [sys.executable, "-m", "typer", "ocsf_nft.cli", "utils", "docs", "--name", "ocsf-nft",
-         "--title", "Command line", "--output", made],
-        check=True, capture_output=True, cwd=_ROOT,
-    )  # fmt: skip
-    assert _text(_ROOT / "docs/reference/cli.md") == _text(made), "run: make reference"
-
-
 def _examples() -> list[tuple[str, str]]:
     return [
         (f"{page.relative_to(_ROOT)} {number}", found["text"])
