@@ -10,7 +10,7 @@ import stat
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from ocsf_nft.conversion.converter import Converted
+    from ocsf_nft.conversion.log_file import EventOutput, LineConverter
     from ocsf_nft.record import Reject
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES: Final = 1 << 18
 
 
 @click.command("convert", cls=DocumentedCommand)
@@ -61,6 +63,12 @@ _CHUNK_BYTES = 1 << 18
     help="Detail of an event: lean has no captions, raw data and repetitions.",
 )
 @options.mapping_config
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Number of processes that convert (default: one for each core).",
+)
 @click.option("--no-redact", is_flag=True, help="Leave secrets, such as tokens, in the texts.")
 def convert(  # noqa: PLR0913 - each is an option
     *,
@@ -72,20 +80,24 @@ def convert(  # noqa: PLR0913 - each is an option
     ocsf_version: str,
     detail: str,
     config: Path | None,
+    jobs: int | None,
     no_redact: bool,
 ) -> None:
     """Convert kernel log text to OCSF events, one event a line.
 
     Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and the NFLOG lines that
-    ocsf-nft writes. Timestamps relative to boot belong to the current boot unless --boot is given.
-    Lines without a timestamp get the time of the file's last change. Needs no privilege.
+    ocsf-nft writes, also if compressed by gzip, xz or zstd. Timestamps relative to boot belong to
+    the current boot unless --boot is given. Lines without a timestamp get the time of the file's
+    last change. Needs no privilege.
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
     from ocsf_nft import redaction
+    from ocsf_nft.cli.conversion_progress import progress
     from ocsf_nft.cli.formats import writer
     from ocsf_nft.conversion import log_file
     from ocsf_nft.conversion.converter import Converter
+    from ocsf_nft.conversion.log_file import EventOutput
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.ocsf.redacted import redacted_reject
     from ocsf_nft.ocsf.versions import full_version
@@ -94,7 +106,7 @@ def convert(  # noqa: PLR0913 - each is an option
 
     paths = paths or ["-"]
     write = writer(form)
-    formatted = _formatter(None if form == "jsonl" else write, detail)
+    events = EventOutput(_formatter(None if form == "jsonl" else write, detail), output.write)
     version = full_version(ocsf_version)
     boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
@@ -105,6 +117,7 @@ def convert(  # noqa: PLR0913 - each is an option
     )
     tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
+        on_read = stack.enter_context(progress(tally))
         reject = stack.enter_context(_unparsed_file(unparsed, paths))
         for path in paths:
             file = stack.enter_context(options.input_file(path))
@@ -114,20 +127,48 @@ def convert(  # noqa: PLR0913 - each is an option
                 unstamped_ns=replay.modification_ns(file.fileno()),
                 tally=tally,
             )
-            for found in log_file.convert(_chunks(file), converter, make_reader):
+            lines = log_file.line_converter(converter, make_reader)
+            chunks = _chunks(file, path, on_read)
+            for found in _converted(chunks, lines, events, jobs or _cores()):
                 if isinstance(found, Reject):
                     reject(redacted_reject(found))
                 else:
-                    output.write(formatted(found))
+                    events.write(events.form(found))
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"
     )
 
 
-def _chunks(file: BufferedReader) -> Iterator[bytes]:
-    while chunk := file.read1(_CHUNK_BYTES):
+def _converted(
+    chunks: Iterator[bytes],
+    lines: LineConverter,
+    events: EventOutput,
+    jobs: int,
+) -> Iterator[Converted]:
+    from ocsf_nft.conversion import log_file
+
+    if jobs == 1:
+        return log_file.convert(chunks, lines)
+    from ocsf_nft.conversion import parallel
+
+    return parallel.convert(chunks, lines, events, jobs)
+
+
+def _cores() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _chunks(
+    file: BufferedReader, path: str, on_read: Callable[[BufferedReader], None]
+) -> Iterator[bytes]:
+    from ocsf_nft.conversion.compressed import decompressed
+
+    content = decompressed(file, "standard input" if path == "-" else path)
+    while chunk := content.read1(_CHUNK_BYTES):
         yield chunk
+        on_read(file)
 
 
 def _formatter(

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ocsf_nft.sources.replay.line_numbers import LineNumbers
 from ocsf_nft.sources.replay.splitter import LINE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from _typeshed import ReadableBuffer
 
     from ocsf_nft.conversion.converter import Converted, Converter
     from ocsf_nft.sources.replay import Reader
@@ -27,11 +29,24 @@ class MakeReader(Protocol):
         """Return the reader; ``number_of`` is that of :class:`Reader`."""
 
 
+class EventOutput(NamedTuple):
+    """Output of events, which arrive as lines of JSON with line ends."""
+
+    #: Converts events to their form in the output.
+    form: Callable[[ReadableBuffer], ReadableBuffer]
+    write: Callable[[ReadableBuffer], None]
+
+
 class LineConverter(Protocol):
     """Converter of the lines of one log file."""
 
-    reader: Reader
-    counter: LineCounter
+    @property
+    def reader(self) -> Reader:
+        """General reader of the file."""
+
+    @property
+    def counter(self) -> LineCounter:
+        """Counter of equal lines."""
 
     def convert(self, lines: bytes) -> Iterator[Converted]:
         """Convert complete lines."""

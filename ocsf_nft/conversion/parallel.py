@@ -19,17 +19,14 @@ from ocsf_nft.errors import OcsfNftError, SourceError
 from ocsf_nft.record import Reject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
     from types import TracebackType
-    from typing import Self, TypeAlias
+    from typing import Self
 
     from ocsf_nft.conversion.converter import Converted
-    from ocsf_nft.conversion.log_file import LineConverter
+    from ocsf_nft.conversion.log_file import EventOutput, LineConverter
     from ocsf_nft.sources.replay import LineTally
-
-    #: Formats events with line ends, and writes them.
-    Emit: TypeAlias = "Callable[[bytes | memoryview], None]"
 
 #: Minimum size of a block. A process converts one in some milliseconds.
 _BLOCK_BYTES: Final = 1 << 19
@@ -53,21 +50,20 @@ class _Result(NamedTuple):
 def convert(
     chunks: Iterable[bytes],
     lines: LineConverter,
-    format_events: Callable[[bytes | memoryview], bytes | memoryview],
-    write: Callable[[bytes | memoryview], None],
+    output: EventOutput,
     jobs: int,
 ) -> Iterator[Converted]:
     """Convert a file, which arrives in chunks, by ``jobs`` processes.
 
     Those processes write the events, and this function yields only what they have not written:
-    events of short files and of journal exports, and rejected lines. ``format_events`` changes the
-    form of events. Raises what ``write`` raises, and SourceError if a process ends early.
+    events of short files and of journal exports, and rejected lines. Raises what
+    ``output.write`` raises, and SourceError if a process ends early.
     """
     blocks = _Blocks(chunks)
     first = blocks.next()
     if first is not None:
         yield from lines.convert(first)
-        with _Processes(lines, format_events, write) as processes:
+        with _Processes(lines, output) as processes:
             while (block := blocks.next()) is not None:
                 yield from processes.convert(block, jobs)
             yield from processes.finish()
@@ -126,16 +122,15 @@ class _Process:
     def __init__(
         self,
         lines: LineConverter,
-        format_events: Callable[[bytes | memoryview], bytes | memoryview],
-        write: Callable[[bytes | memoryview], None],
+        output: EventOutput,
         others: Iterable[_Process],
     ) -> None:
         context = multiprocessing.get_context("fork")
         self._slot = mmap.mmap(-1, _SLOT_BYTES)
-        self._connection, end = context.Pipe()
-        to_close = (self._connection, *(each._connection for each in others))
+        self.connection, end = context.Pipe()
+        to_close = (self.connection, *(each.connection for each in others))
         self._process = context.Process(
-            target=_work, args=(end, to_close, self._slot, lines, format_events, write), daemon=True
+            target=_work, args=(end, to_close, self._slot, lines, output), daemon=True
         )
         self._process.start()
         end.close()
@@ -143,7 +138,7 @@ class _Process:
     def begin(self, block: bytes, numbers: bytes) -> None:
         """Begin the conversion of a block, whose ``numbers`` the counter of lines returned."""
         self._slot[: len(block)] = block
-        self._connection.send((len(block), numbers))
+        self.connection.send((len(block), numbers))
 
     def wait_converted(self) -> None:
         """Wait until the block is converted; raises the error that ended the conversion."""
@@ -151,7 +146,7 @@ class _Process:
 
     def let_write(self) -> None:
         """Let the process write the events of its block."""
-        self._connection.send(None)
+        self.connection.send(None)
 
     def wait_written(self) -> _Result:
         """Wait until the events are written; raises the error that ended the write."""
@@ -159,7 +154,7 @@ class _Process:
 
     def _receive(self) -> _Result:
         try:
-            found: _Result | BaseException = self._connection.recv()
+            found: _Result | BaseException = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             raise SourceError(
@@ -172,7 +167,7 @@ class _Process:
 
     def close(self) -> None:
         """End the process."""
-        self._connection.close()
+        self.connection.close()
         self._process.terminate()
         self._process.join()
         self._slot.close()
@@ -184,12 +179,10 @@ class _Processes:
     def __init__(
         self,
         lines: LineConverter,
-        format_events: Callable[[bytes | memoryview], bytes | memoryview],
-        write: Callable[[bytes | memoryview], None],
+        output: EventOutput,
     ) -> None:
         self._lines = lines
-        self._format_events = format_events
-        self._write = write
+        self._output = output
         self._stack = ExitStack()
         self._all: list[_Process] = []
         #: Processes with a block, the oldest block first.
@@ -209,10 +202,10 @@ class _Processes:
         self._stack.close()
 
     def convert(self, block: bytes, limit: int) -> Iterator[Reject]:
-        """Give a block to one of up to ``limit`` processes; yield rejected lines of earlier ones."""
+        """Give a block to one of ``limit`` processes; yield rejected lines of earlier blocks."""
         numbers = self._lines.counter.count_lines(block)
         if len(self._all) < limit:
-            process = _Process(self._lines, self._format_events, self._write, self._all)
+            process = _Process(self._lines, self._output, self._all)
             self._stack.callback(process.close)
             self._all.append(process)
             process.begin(block, numbers)
@@ -241,13 +234,12 @@ class _Processes:
         yield from result.rejects
 
 
-def _work(  # noqa: PLR0913, PLR0917 - what a process inherits
+def _work(
     connection: Connection,
     to_close: Iterable[Connection],
     slot: mmap.mmap,
     lines: LineConverter,
-    format_events: Callable[[bytes | memoryview], bytes | memoryview],
-    write: Callable[[bytes | memoryview], None],
+    output: EventOutput,
 ) -> None:
     """Convert blocks until the other end of the connection is closed."""
     # The first process ends the others after an interrupt.
@@ -262,10 +254,10 @@ def _work(  # noqa: PLR0913, PLR0917 - what a process inherits
         except EOFError:
             return
         try:
-            result, end = _converted(slot[:size], numbers, lines, format_events, events)
+            result, end = _converted(slot[:size], numbers, lines, output, events)
             connection.send(None)
             connection.recv()  # its turn
-            write(memoryview(events)[:end])
+            output.write(memoryview(events)[:end])
             connection.send(result)
         except (OcsfNftError, SystemExit) as error:
             connection.send(error)
@@ -278,7 +270,7 @@ def _converted(
     block: bytes,
     numbers: bytes,
     lines: LineConverter,
-    format_events: Callable[[bytes | memoryview], bytes | memoryview],
+    output: EventOutput,
     events: bytearray,
 ) -> tuple[_Result, int]:
     """Convert a block into ``events``; return the result, and the size of the events."""
@@ -291,7 +283,7 @@ def _converted(
         if isinstance(found, Reject):
             rejects.append(found)
         else:
-            formatted = format_events(found)
+            formatted = memoryview(output.form(found))
             # The memory of the block before is used again.
             events[end : end + len(formatted)] = formatted
             end += len(formatted)

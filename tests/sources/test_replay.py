@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import Record, Reject
 from ocsf_nft.sources.replay import Replay
-from ocsf_nft.sources.replay import source as replay
 from tests.descriptors import open_descriptors
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 from tests.sources.replaying import (
@@ -125,17 +124,6 @@ def test_replay_gives_a_repeated_kmsg_record_one_identity() -> None:
     line = f"4,77,1500000,-;{MESSAGE}"
     assert len({identity(found) for found in read(line, line)}) == 1
     assert identity(one(line)) != identity(one(line.replace("77", "78")))
-
-
-def test_replay_counts_occurrences_of_a_bounded_number_of_lines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(replay, "MAX_COUNTED_LINES", 10)
-    reading = reader()
-    for number in range(50):
-        line = f"[    1.{number:06d}] {MESSAGE}\n".encode()
-        assert len(flat(reading.batches([line]))) == 1
-    assert len(reading._seen) == 10
 
 
 def test_replay_counts_lines_by_result() -> None:

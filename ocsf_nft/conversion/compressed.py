@@ -1,0 +1,96 @@
+"""Reading of log files that gzip, xz or zstd compressed, as if they were not compressed."""
+
+# ruff: noqa: PLC0415 - most files are not compressed
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+
+from ocsf_nft.errors import SourceError, UnsupportedError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable
+
+
+class Chunks(Protocol):
+    """Source of the bytes of a file."""
+
+    def read1(self, size: int, /) -> bytes:
+        """Return at most ``size`` bytes; none at the end of the file."""
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def decompressed(file: io.BufferedReader, name: str) -> Chunks:
+    """Return the content of a file, whose first bytes show its format.
+
+    ``name`` is the name of the file in errors. Raises UnsupportedError if the format needs a
+    library that is not installed.
+    """
+    start = file.peek(_LONGEST_START)
+    for magic, open_file in _FORMATS.items():
+        if start.startswith(magic):
+            return _Decompressed(open_file(file), name)
+    return file
+
+
+class _Decompressed:
+    """Content of a compressed file."""
+
+    def __init__(self, file: _Readable, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._bytes = 0
+
+    def read1(self, size: int, /) -> bytes:
+        """Return at most ``size`` bytes; none at the end of the file.
+
+        Raises SourceError if the file is damaged or cut off.
+        """
+        try:
+            content = self._file.read(size)
+        except Exception as error:  # each library has its own errors
+            if isinstance(error, OSError) and error.errno is not None:  # of the file itself
+                raise
+            raise SourceError(
+                f"{self._name} can't be decompressed after {self._bytes:,} bytes of its content: "
+                f"{error}"
+            ) from error
+        self._bytes += len(content)
+        return content
+
+
+def _gzip(file: BinaryIO) -> _Readable:
+    import gzip
+
+    return gzip.open(file)
+
+
+def _xz(file: BinaryIO) -> _Readable:
+    import lzma
+
+    return lzma.open(file)
+
+
+def _zstd(file: BinaryIO) -> _Readable:
+    try:
+        # A backport of compression.zstd (Python 3.14), which reports a file that is cut off.
+        from backports import zstd
+    except ImportError:
+        raise UnsupportedError(
+            "a file is compressed by zstd, which needs a library: install 'ocsf-nft[zstd]', or "
+            "give the output of zstdcat to standard input"
+        ) from None
+    return zstd.open(file)
+
+
+#: Functions that open a file, by its first bytes: RFC 1952, the .xz file format, RFC 8878.
+_FORMATS: Final[dict[bytes, Callable[[BinaryIO], _Readable]]] = {
+    b"\x1f\x8b": _gzip,
+    b"\xfd7zXZ\0": _xz,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
+_LONGEST_START: Final = max(map(len, _FORMATS))
