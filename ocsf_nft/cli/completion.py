@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from click.shell_completion import get_completion_class
+from click.shell_completion import (
+    ZshComplete,
+    add_completion_class,
+    get_completion_class,
+    shell_complete,
+)
 
-from ocsf_nft import proc
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -34,6 +38,29 @@ _FILES: Final = {
     "zsh": _Files(".zfunc/_ocsf-nft", ".zshrc", "fpath+=~/.zfunc; autoload -Uz compinit; compinit"),
     "fish": _Files(".config/fish/completions/ocsf-nft.fish"),
 }
+
+
+class _ReloadedZsh(ZshComplete):
+    """Completion for zsh, which also works at the second call of an autoloaded script.
+
+    click's script checks only if zsh has just loaded it.
+    """
+
+    source_template = ZshComplete.source_template.replace(
+        "== loadautofunc ", "== (loadautofunc|shfunc) "
+    )
+
+
+add_completion_class(_ReloadedZsh)
+
+
+def answer(program: click.Command, name: str, variable: str, request: str) -> int:
+    """Write the script, or the words that complete a command, that a shell requests.
+
+    ``request`` is the value of the environment variable ``variable``, for example ``bash_source``.
+    Return the exit code.
+    """
+    return shell_complete(program, {}, name, variable, request)
 
 
 def shell() -> str:
@@ -81,6 +108,8 @@ def install(shell: str, text: str) -> Path:
 
 def _ancestors(pid: int) -> Iterator[str]:
     """Yield the names of a process and its ancestors, as far as /proc shows them."""
+    from ocsf_nft import proc  # noqa: PLC0415 - a shell that asks for words starts without it
+
     with contextlib.suppress(OSError):
         while pid > 0:
             with proc.opened(f"/proc/{pid}") as where:

@@ -16,14 +16,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
-from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before structlog is imported
-
-# isort: split
-
-import structlog
-
-from ocsf_nft import library_log
-from ocsf_nft.cli import output
+from ocsf_nft.cli import output, structlog_import
 from ocsf_nft.errors import UsageError, reason_of
 from ocsf_nft.ocsf.safe_text import encodable, printable, visible
 from ocsf_nft.quoted import quoted
@@ -97,6 +90,8 @@ def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
     number of dropped records in the key ``log_dropped``.
     """
     # A sandboxed program can cause log records, so a full pipe must not block the service.
+    from ocsf_nft import library_log  # noqa: PLC0415 - imports structlog, which is slow
+
     _configure(output.write_stderr_at_once, settings)
     library_log.use()
 
@@ -121,17 +116,23 @@ class _Logger:
 
 def _configure(write: Callable[[bytes], bool], settings: LogSettings) -> None:
     logger = _Logger(as_json if settings.is_json else as_text, write)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-            simple,
-            # As the only argument of the logger, which makes a line of it.
-            lambda _, __, record: ((record,), {}),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
-        logger_factory=lambda *_: logger,
-    )
+
+    def configure() -> None:
+        import structlog  # noqa: PLC0415 - slow, and most commands log nothing
+
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+                simple,
+                # As the only argument of the logger, which makes a line of it.
+                lambda _, __, record: ((record,), {}),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+            logger_factory=lambda *_: logger,
+        )
+
+    structlog_import.when_imported(configure)
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:

@@ -169,10 +169,10 @@ def app() -> None:
     If a shell asks for completion, print the answer instead. Raises SystemExit if the command
     fails, or if its arguments are wrong.
     """
-    if instruction := os.environ.get(COMPLETION_VARIABLE):
-        from click.shell_completion import shell_complete
+    if request := os.environ.get(COMPLETION_VARIABLE):
+        from ocsf_nft.cli import completion
 
-        raise SystemExit(shell_complete(program, {}, NAME, COMPLETION_VARIABLE, instruction))
+        raise SystemExit(completion.answer(program, NAME, COMPLETION_VARIABLE, request))
     # click's own main() would end with 1 on Ctrl-C.
     try:
         with program.make_context(NAME, sys.argv[1:]) as context:

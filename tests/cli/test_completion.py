@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.cli import completion
+from ocsf_nft.cli.program import COMPLETION_VARIABLE, NAME, program
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -77,11 +78,16 @@ def test_completion_is_installed_for_other_shells(home: Path, shell: str) -> Non
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_shown_completion_is_that_of_the_shell_that_asks(home: Path, shell: str) -> None:
     # A copy of sh with the name of the shell, which need not be installed.
-    program = shutil.copy(os.path.realpath("/bin/sh"), home / shell)
+    copy = shutil.copy(os.path.realpath("/bin/sh"), home / shell)
     done = subprocess.run(
-        [program, "-c", "ocsf-nft --show-completion; :"], capture_output=True, text=True, check=True
+        [copy, "-c", "ocsf-nft --show-completion; :"], capture_output=True, text=True, check=True
     )
     assert f"_OCSF_NFT_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_script_of_zsh_completes_when_zsh_has_loaded_it_before() -> None:
+    script = completion.script(program, NAME, COMPLETION_VARIABLE, "zsh")
+    assert "[[ $zsh_eval_context[-1] == (loadautofunc|shfunc) ]]" in script
 
 
 def test_shell_is_that_of_the_login_if_no_ancestor_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,12 @@ import orjson
 import pytest
 
 from ocsf_nft.cli import stored_events
-from ocsf_nft.cli.program import program
 from ocsf_nft.cli.stored_events import StoreSelection
 from ocsf_nft.delivery.sink_db import RefusedEvent
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.state_db import FILE
 from tests.cli import forked
+from tests.cli.parsed import context_of
 from tests.conformance.spoiling import GOOD
 from tests.delivery.stores import Store
 
@@ -205,7 +205,7 @@ def test_events_follow_can_be_ended_from_the_first_line_on(
 
 def _follow(state: Path, *arguments: str) -> None:
     given = [f"--state-dir={state}", "--follow", "--format=jsonl", *arguments]
-    with program.commands["events"].make_context("events", given) as context:
+    with context_of("events", given) as context:
         context.command.invoke(context)
 
 

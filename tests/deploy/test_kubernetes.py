@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import kubernetes_validate
 import pytest
@@ -12,7 +12,7 @@ import yaml
 from kubernetes_validate.utils import all_versions
 
 from ocsf_nft.cli import options
-from ocsf_nft.cli.program import program
+from tests.cli.parsed import parsed
 from tests.deploy.manifests import (
     EXAMPLE,
     KUBERNETES,
@@ -238,32 +238,32 @@ def _commands(container: Container) -> list[list[str]]:
 )
 def test_command_line_accepts_each_command(pod: Pod, name: str, expected: list[str]) -> None:
     found = []
-    for started, command, *arguments in _commands(pod[name]):
-        assert started == "ocsf-nft"
+    for program, command, *arguments in _commands(pod[name]):
+        assert program == "ocsf-nft"
         assert not any("$(" in word for word in arguments)
-        parsed = _parsed(command, arguments)
-        assert parsed["sandbox"] == "example-agent"
+        given = parsed(command, arguments)
+        assert given["sandbox"] == "example-agent"
         # The mount path of the volume.
-        assert str(parsed["state_dir"] or options.DEFAULT_STATE_DIR) in pod[name].mounts()
+        assert str(given["state_dir"] or options.DEFAULT_STATE_DIR) in pod[name].mounts()
         found.append(command)
     assert found == expected
 
 
 def test_parsing_finds_an_unknown_option() -> None:
     with pytest.raises(Exception, match="No such option"):
-        _parsed("verify", ["--sandbx=a"])
+        parsed("verify", ["--sandbx=a"])
 
 
 def test_run_never_removes_the_fence_and_writes_to_standard_output(pod: Pod) -> None:
-    parsed = _parsed("run", pod["fence"].arguments[1:])
-    assert parsed["install"] is False
-    assert parsed["output"] == "-"
+    found = parsed("run", pod["fence"].arguments[1:])
+    assert found["install"] is False
+    assert found["output"] == "-"
 
 
 def test_installation_fails_on_a_kernel_without_nflog(pod: Pod) -> None:
-    parsed = _parsed("install", pod["fence-install"].arguments[1:])
-    assert parsed["transport"] == "nflog"
-    assert not parsed["permissive"]
+    found = parsed("install", pod["fence-install"].arguments[1:])
+    assert found["transport"] == "nflog"
+    assert not found["permissive"]
 
 
 def test_workload_has_the_proxys_address(pod: Pod) -> None:
@@ -281,15 +281,10 @@ def test_patches_of_the_guide_set_their_values(tmp_path: Path) -> None:
     resources = _users_object("Deployment").replace("name: own\nspec", "name: scraper\nspec")
     (found,) = with_components(tmp_path, resources, "base", patches=patches)
     pod = pod_of(found)
-    parsed = _parsed("install", pod["fence-install"].arguments[1:])
-    assert parsed["sandbox"] == "scraper"
-    assert parsed["proxy_uid"] == (1337,)
-    assert parsed["proxy"] == ("127.0.0.1:15001",)
-    assert parsed["permissive"] is True
+    found = parsed("install", pod["fence-install"].arguments[1:])
+    assert found["sandbox"] == "scraper"
+    assert found["proxy_uid"] == (1337,)
+    assert found["proxy"] == ("127.0.0.1:15001",)
+    assert found["permissive"] is True
     for arguments in (pod["fence"].arguments[1:], pod["fence"].probe("readinessProbe")[2:]):
         assert "--sandbox=scraper" in arguments
-
-
-def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
-    """Return the parsed parameters of a command; raises if the command does not accept them."""
-    return program.commands[command].make_context(command, list(arguments)).params

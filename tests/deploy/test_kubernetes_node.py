@@ -12,10 +12,10 @@ import pytest
 from kubernetes_validate.utils import all_versions
 
 from ocsf_nft import config
-from ocsf_nft.cli.program import program
 from ocsf_nft.cni import install
 from ocsf_nft.control.attach import decide
 from ocsf_nft.control.container_facts import ContainerFacts
+from tests.cli.parsed import parsed
 from tests.deploy.manifests import KUBERNETES, Object, Pod, pod_of, rendered
 from tests.engines.engine import PROGRAM
 
@@ -84,10 +84,9 @@ def test_plugin_container_has_no_capability_and_three_folders_of_the_node(pod: P
 
 def test_commands_accept_their_arguments(pod: Pod) -> None:
     arguments = pod["service"].arguments
-    parsed = program.commands[arguments[0]].make_context(arguments[0], arguments[1:]).params
-    assert str(parsed["config"]).startswith("/etc/ocsf-nft/")
-    started, *words = pod["plugin"].arguments
-    assert (started, words[:2]) == ("/opt/ocsf-nft/bin/python", ["-m", "ocsf_nft.cni.install"])
+    assert str(parsed(arguments[0], arguments[1:])["config"]).startswith("/etc/ocsf-nft/")
+    program, *words = pod["plugin"].arguments
+    assert (program, words[:2]) == ("/opt/ocsf-nft/bin/python", ["-m", "ocsf_nft.cni.install"])
     given = install._parser().parse_args(words[2:])
     assert (str(given.host), given.watch, given.remove) == ("/host", True, False)
 

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import config
 from ocsf_nft.cli import options
-from ocsf_nft.cli.program import program
+from tests.cli.parsed import parsed
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:
@@ -290,9 +290,9 @@ def test_command_line_accepts_each_command(unit: str) -> None:
     found = []
     for line in commands:
         words = re.sub(r"\$([A-Z_]+)", lambda name: variables[name[1]], line).split()
-        parsed = _parsed(words[1], words[2:])
+        given = parsed(words[1], words[2:])
         # The state directory is one that the unit may write.
-        directory = parsed.get("state_dir") or options.DEFAULT_STATE_DIR
+        directory = given.get("state_dir") or options.DEFAULT_STATE_DIR
         assert str(directory) == "/var/lib/ocsf-nft"
         found.append(words[1])
     assert found == {_MACHINE: ["install", "run"], _HOST: ["run", "config"]}[unit]
@@ -322,11 +322,6 @@ def test_sysusers_creates_the_user_and_the_group_of_readers(tmp_path: Path) -> N
     assert (name, home, shell) == ("ocsf-nft", "/var/lib/ocsf-nft", "/usr/sbin/nologin")
     assert 0 < int(uid) < 1000
     assert (tmp_path / "etc/group").read_text() == f"ocsf-nft:x:{gid}:\n"
-
-
-def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
-    """Return the parsed parameters of a command; raises if the command does not accept them."""
-    return program.commands[command].make_context(command, list(arguments)).params
 
 
 def test_tmpfiles_makes_the_root_directory_of_the_hosts_unit(tmp_path: Path) -> None:
