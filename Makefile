@@ -154,7 +154,7 @@ APT_PROGRESS := sed -un 's/^Setting up \([^ ]*\).*/  \1/p'
 	@echo "adding to .venv: all extras, and what the tests, lint and docs use (some minutes)"
 	@$(PIP) --upgrade pip | $(PIP_PROGRESS)  # --group needs version 25.1
 	@PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt \
-	    --editable '.[journal,validate,http,nats,kafka,parquet,names]' \
+	    --editable '.[journal,validate,http,nats,kafka,parquet,names,zstd]' \
 	    --group test --group lint --group docs | $(PIP_PROGRESS)
 	@touch $@
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from ocsf_nft.errors import SourceError, UnsupportedError
@@ -77,8 +78,10 @@ def _xz(file: BinaryIO) -> _Readable:
 
 def _zstd(file: BinaryIO) -> _Readable:
     try:
-        # A backport of compression.zstd (Python 3.14), which reports a file that is cut off.
-        from backports import zstd
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
     except ImportError:
         raise UnsupportedError(
             "a file is compressed by zstd, which needs a library: install 'ocsf-nft[zstd]', or "

@@ -44,7 +44,7 @@ class _Result(NamedTuple):
     records: int
     skipped: int
     rejected: Counter[str]
-    rejects: tuple[Reject, ...]
+    unparsed: tuple[Reject, ...]
 
 
 def convert(
@@ -231,7 +231,7 @@ class _Processes:
         tally.records += result.records
         tally.skipped += result.skipped
         tally.rejected += result.rejected
-        yield from result.rejects
+        yield from result.unparsed
 
 
 def _work(
@@ -277,18 +277,18 @@ def _converted(
     tally = lines.reader.tally
     _clear(tally)
     lines.counter.use_counted(numbers)
-    rejects: list[Reject] = []
+    unparsed: list[Reject] = []
     end = 0
     for found in lines.convert(block):
         if isinstance(found, Reject):
-            rejects.append(found)
+            unparsed.append(found)
         else:
             formatted = memoryview(output.form(found))
             # The memory of the block before is used again.
             events[end : end + len(formatted)] = formatted
             end += len(formatted)
     rejected = Counter(tally.rejected)
-    return _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(rejects)), end
+    return _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed)), end
 
 
 def _clear(tally: LineTally) -> None:

@@ -80,4 +80,4 @@ class Change:
     account: AccountChange | None = None
     position: Position | None = None
     dropped: Sequence[tuple[str, DroppedRecords]] = ()
-    findings: Mapping[str, bytes | None] = MappingProxyType({})
+    findings: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))

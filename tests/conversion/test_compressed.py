@@ -25,7 +25,7 @@ _COMPRESSIONS = pytest.mark.parametrize("compress", [gzip.compress, lzma.compres
 
 
 def _content(data: bytes) -> bytes:
-    file = decompressed(io.BufferedReader(io.BytesIO(data)), "a.gz")  # type: ignore[arg-type]
+    file = decompressed(io.BufferedReader(io.BytesIO(data)), "a.gz")
     return b"".join(iter(lambda: file.read1(1000), b""))
 
 
@@ -63,9 +63,7 @@ def test_missing_library_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyP
 
 
 @_COMPRESSIONS
-def test_convert_reads_compressed_files(
-    tmp_path: Path, compress: Callable[[bytes], bytes]
-) -> None:
+def test_convert_reads_compressed_files(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "log"
     path.write_bytes(compress(_TEXT))
     found = forked.run("convert", path)

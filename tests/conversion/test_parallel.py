@@ -8,7 +8,8 @@ import select
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -16,9 +17,6 @@ from ocsf_nft.conversion import parallel
 from tests.cli import forked
 from tests.conversion.both_ways import without_times
 from tests.sources.replaying import MESSAGE, entry, export
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _BOOT: Final = ("--boot", "2026-11-01T00:00:00Z")
 #: Lines of several blocks.
@@ -105,7 +103,7 @@ def test_line_that_is_longer_than_a_block_is_reported_once(tmp_path: Path) -> No
 def test_full_disk_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(_text(_FORMS["dmesg"]))
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         found = forked.run("convert", *_BOOT, "--jobs", "2", path, stdout=full, stderr=-1)
     assert found.returncode == 3
     assert found.stderr == "ocsf-nft: standard output can't be written: No space left on device\n"
@@ -127,8 +125,8 @@ def test_reader_that_has_enough_ends_all_processes(tmp_path: Path) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return [int(each) for each in file.read().split()]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(each) for each in children.split()]
 
 
 @pytest.fixture
@@ -171,4 +169,4 @@ def test_interrupt_ends_all_processes(running: subprocess.Popen[bytes]) -> None:
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode == 130
-    assert not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

@@ -86,7 +86,7 @@ static void append_line(struct line_counts *counts, uint32_t at)
 	counts->newest = at;
 }
 
-static uint32_t forget_oldest(struct line_counts *counts)
+static uint32_t evict_oldest(struct line_counts *counts)
 {
 	uint32_t at = counts->oldest;
 	uint32_t *link = &counts->buckets[counts->lines[at].hash & counts->buckets_mask];
@@ -110,7 +110,7 @@ static uint64_t number_of(struct line_counts *counts, uint64_t hash)
 			return ++counts->lines[at].number;
 		}
 	}
-	at = counts->used < counts->limit ? counts->used++ : forget_oldest(counts);
+	at = counts->used < counts->limit ? counts->used++ : evict_oldest(counts);
 	counts->lines[at].hash = hash;
 	counts->lines[at].number = 1;
 	counts->lines[at].next = *bucket;

@@ -15,7 +15,7 @@ struct repeated_line {
 
 #pragma GCC visibility push(default)
 
-/* Count up to ``limit`` different lines: the one that has not occurred for longest is forgotten.
+/* Count up to ``limit`` different lines: the one that has not occurred for longest is evicted.
  * Return NULL if memory is short. */
 struct line_counts *line_counts_new(size_t limit, const uint64_t key[2]);
 void line_counts_free(struct line_counts *counts);

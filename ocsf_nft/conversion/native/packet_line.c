@@ -292,7 +292,7 @@ static int take_rule(struct cursor *cursor, struct packet *packet)
 	if (in == NULL)
 		return 0;
 	cursor->at = in + 3;
-	/* A second place may look like the begin of the packet. */
+	/* A second ``IN=`` may be the begin of the packet, too. */
 	if (memmem(cursor->at, (size_t)(cursor->end - cursor->at), "IN=", 3) != NULL)
 		return 0;
 	if (!take_device(cursor) || !TAKE(cursor, "OUT=") || !take_device(cursor))
