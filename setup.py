@@ -50,9 +50,9 @@ class BuildWithPrograms(build_py):
         folder = where / _LIBRARY
         folder.mkdir(parents=True, exist_ok=True)
         if os.environ.get(_NO_LIBRARY):
-            (folder / "converter.so").unlink(missing_ok=True)
+            (folder / "libconverter.so.1").unlink(missing_ok=True)
         else:
-            compile_library(sorted(_LIBRARY.glob("*.c")), folder / "converter.so")
+            compile_library(sorted(_LIBRARY.glob("*.c")), folder / "libconverter.so.1")
 
 
 def compile_program(source: Path, target: Path, options: list[str]) -> None:

@@ -92,14 +92,14 @@ _OBJECTS = {
     "ocsf_nft/attribution/bpf/types.bpf.o",
     "ocsf_nft/fence/bpf/gate.bpf.o",
 }
-_LIBRARY = "ocsf_nft/conversion/native/converter.so"
+_LIBRARY = "ocsf_nft/conversion/native/libconverter.so.1"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a copy of the files in git: a build writes files to its tree."""
     made = tmp_path / "tree"
-    ignored = shutil.ignore_patterns("__pycache__", "*.bpf.o", "*.so")
+    ignored = shutil.ignore_patterns("__pycache__", "*.bpf.o", "*.so.1")
     for name in ("ocsf_nft", "rules"):
         shutil.copytree(_ROOT / name, made / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
@@ -167,7 +167,7 @@ def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
         names = {name.partition("/")[2] for name in found.getnames()}
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "rules/sandbox.nft"} <= names
     assert names >= _SOURCES
-    assert not [name for name in names if name.endswith((".o", ".so"))]
+    assert not [name for name in names if name.endswith((".o", ".so.1"))]
 
 
 def test_debian_package_has_the_version_of_the_project() -> None:
@@ -215,11 +215,11 @@ def test_failed_compilation_is_reported_with_its_cause(
 
 def test_objects_of_clang_are_not_in_git() -> None:
     ignored = (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
-    assert {"*.bpf.o", "*.so"} <= set(ignored)
+    assert {"*.bpf.o", "*.so.1"} <= set(ignored)
     if shutil.which("git") is None or not (_ROOT / ".git").exists():
         return
     listed = subprocess.run(
-        ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "*.o", "*.so"],
+        ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "*.o", "*.so.1"],
         cwd=_ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert listed.stdout == ""

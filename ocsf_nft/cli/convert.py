@@ -157,7 +157,10 @@ def _converted(
 
 def _cores() -> int:
     """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # on systems other than Linux
+        return os.cpu_count() or 1
 
 
 def _chunks(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Environment variable that leaves the library out, at a build and at run time.
 VARIABLE: Final = "OCSF_NFT_NO_EXTENSIONS"
-_FILE: Final = Path(__file__).parent / "native" / "converter.so"
+_FILE: Final = Path(__file__).parent / "native" / "libconverter.so.1"
 _LONGEST_KEY: Final = 1024
 #: Size of the buffer for events.
 _OUTPUT_BYTES: Final = 1 << 18

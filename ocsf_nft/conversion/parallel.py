@@ -10,7 +10,7 @@ import mmap
 import multiprocessing
 import signal
 from collections import Counter, deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -248,22 +248,17 @@ def _work(
     for each in to_close:  # else this process would keep the connections of others open
         each.close()
     events = bytearray()
-    while True:
+    with suppress(EOFError, ConnectionError):  # the first process has ended
         try:
-            size, numbers = connection.recv()
-        except EOFError:
-            return
-        try:
-            result, end = _converted(slot[:size], numbers, lines, output, events)
-            connection.send(None)
-            connection.recv()  # its turn
-            output.write(memoryview(events)[:end])
-            connection.send(result)
+            while True:
+                size, numbers = connection.recv()
+                result, end = _converted(slot[:size], numbers, lines, output, events)
+                connection.send(None)
+                connection.recv()  # its turn
+                output.write(memoryview(events)[:end])
+                connection.send(result)
         except (OcsfNftError, SystemExit) as error:
             connection.send(error)
-            return
-        except EOFError:
-            return
 
 
 def _converted(

@@ -6,6 +6,7 @@ values.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -39,6 +40,12 @@ MAX_TEMPLATE_BYTES: Final = 3 << 20
 _MAX_BYTES_EACH: Final = 1 << 14
 
 
+#: Format of a value.
+_FORMAT: Final = re.compile(rb"%[bd]")
+#: Byte that no JSON text has, in place of a percent sign.
+_PERCENT: Final = b"\0"
+
+
 class Pieces(NamedTuple):
     """JSON line of an event in pieces: literals, and the indexes of the values between them."""
 
@@ -51,11 +58,11 @@ class Pieces(NamedTuple):
 class _Template:
     """Format string of an event's JSON line, and a function that selects the values to insert."""
 
-    __slots__ = ("form", "is_used", "pick", "pieces")
+    __slots__ = ("form", "is_used", "numbers", "pick")
 
     def __init__(self, pieces: Pieces, values: Values) -> None:
         """Create the template; ``values`` have the types of all later ones."""
-        self.pieces = pieces
+        self.numbers = pieces.numbers
         formats = [b"%d" if isinstance(values[each], int) else b"%b" for each in pieces.numbers]
         literals = [literal.replace(b"%", b"%%") for literal in pieces.literals]
         pairs = zip(literals, (*formats, b""), strict=True)
@@ -63,6 +70,11 @@ class _Template:
         self.pick: Callable[[Values], tuple[Any, ...]] = itemgetter(*pieces.numbers)
         #: Whether a later event was made from it since the last search for a template to remove.
         self.is_used = False
+
+    def pieces(self) -> Pieces:
+        """Return the literals and slots, which are stored only as the format string."""
+        literals = _FORMAT.split(self.form.replace(b"%%", _PERCENT))
+        return Pieces(tuple(each.replace(_PERCENT, b"%") for each in literals), self.numbers)
 
 
 class Templates:
@@ -118,7 +130,7 @@ class Templates:
         """
         shape = shape_of(attempt, derived, around, version)
         template = None if shape is None else self._stored.get(shape)
-        return None if template is None else template.pieces
+        return None if template is None else template.pieces()
 
     def _new(
         self,
