@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tests.fuzz.targets import (
     containers,
     control,
+    conversion,
     events,
     files,
     kernel_log,
@@ -33,6 +34,7 @@ def targets() -> dict[str, Target]:
     modules: tuple[ModuleType, ...] = (
         packets,
         kernel_log,
+        conversion,
         netlink,
         processes,
         control,
