@@ -37,7 +37,7 @@ MONITORING := prometheus
 ENGINES := docker.io docker-cli podman containerd containernetworking-plugins
 
 # Programs that `make bench` compares with.
-PEERS := mawk ulogd2 ulogd2-json
+PEERS := mawk gawk ulogd2 ulogd2-json
 
 # Build-Depends of deploy/debian/control, for `make package`.
 PACKAGING := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
@@ -103,6 +103,7 @@ fuzz: .venv/ready  ## Fuzz all parsers of hostile bytes, 100 million inputs: mak
 
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
 	$(SUDO) $(BIN)/python -m bench
 
 soak: .venv/ready  ## Run services with 6 and 50 sandboxes through bursts and faults for 30 minutes.

@@ -15,7 +15,10 @@ fails. These are failures:
 - an attempt that is attributed to another process;
 - a run that takes 60 MB or more while calm, or that keeps growing under load;
 - a sandbox more in a service that takes 0.05% of a core, 4 descriptors, 0.25 MB or 0.05 s more;
-- a program for a container engine that takes more than 80 ms without the work of others.
+- a program for a container engine that takes more than 80 ms without the work of others;
+- a conversion of log files that is slower than mawk; that is less than 1.7 times as fast with two
+  jobs as with one, or less than 0.9 times as fast for 64 sandboxes as for one; or whose events
+  depend on the library or on the number of jobs.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from bench import (
     attributing,
     coming_and_going,
     command,
+    converting,
     cost,
     counting,
     delivering,
@@ -43,7 +47,7 @@ from bench import (
 _SUBJECTS: Final = (
     refusal.run, cost.run, counting.run, flooding.run, healing.run, *attributing.SUBJECTS,
     latency.run, storing.run, delivering.run, resident.run, many.run,
-    coming_and_going.run, starting.run, reading.run,
+    coming_and_going.run, starting.run, reading.run, converting.run,
 )  # fmt: skip
 
 

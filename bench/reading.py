@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import resource
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
-from itertools import islice
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
@@ -52,23 +44,6 @@ _NOTHING: Final = Reading(
     },
 )
 _CHUNK_BYTES: Final = 1 << 18
-_AWKS: Final = ("mawk", "gawk")
-#: The same six fields, taken by name without checks: the last one of a name wins.
-_AWK: Final = r"""
-/ocsf-nft:/ {
-    s = d = p = a = b = u = ""
-    for (i = 1; i <= NF; i++) {
-        k = substr($i, 1, 4)
-        if (k == "SRC=") s = substr($i, 5)
-        else if (k == "DST=") d = substr($i, 5)
-        else if (k == "SPT=") a = substr($i, 5)
-        else if (k == "DPT=") b = substr($i, 5)
-        else if (k == "UID=") u = substr($i, 5)
-        else if (substr($i, 1, 6) == "PROTO=") p = substr($i, 7)
-    }
-    print s, d, p, a, b, u
-}
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,25 +69,11 @@ def run() -> Subject:
     odd, _ = _reading("text to record, every odd form", dmesg.every_form(_SOME_LINES))
     mapping = _mapping(records)
     measured = [reading, odd, mapping, *_accounting(records[0])]
-    lines = int(_PROGRAM_S / (reading.wall_s / reading.lines + mapping.wall_s / mapping.lines))
-    missing = tuple(awk for awk in _AWKS if shutil.which(awk) is None)
-    with tempfile.TemporaryFile() as file:
-        _write(text, lines, file)
-        convert = [sys.executable, "-m", "ocsf_nft", "convert", "--boot", dmesg.BOOT, "-"]
-        name = f"ocsf-nft {version('ocsf-nft')} convert, whole process"
-        measured.append(_program(name, convert, file, lines))
-        for awk in (awk for awk in _AWKS if awk not in missing):
-            name = f"{_awk_version(awk)}, six fields, flat"
-            measured.append(_program(name, [awk, _AWK], file, lines))
     return Subject(
         title="Kernel log text (dmesg; TCP and UDP, IPv4 and IPv6), one core",
         columns=("what", "lines", "lines/s", "CPU µs a line"),
         rows=tuple(each.row() for each in measured),
-        notes=(
-            "awk is a landmark, not a peer: it takes fields by name, at any position,",
-            "checks nothing and writes no events.",
-            *(f"{awk} is not installed: not measured." for awk in missing),
-        ),
+        notes=("All by the general code, in Python. bench/converting.py measures whole programs.",),
     )
 
 
@@ -175,36 +136,5 @@ def _accounting(record: Record) -> tuple[_Measured, _Measured]:
     return new, more
 
 
-def _write(text: bytes, lines: int, file: IO[bytes]) -> None:
-    """Write a number of lines: the beginning of a text, or the text repeatedly."""
-    repeats, rest = divmod(lines, LINES)
-    for _ in range(repeats):
-        file.write(text)
-    file.writelines(islice(io.BytesIO(text), rest))
-    file.flush()
-
-
-def _program(what: str, command: Sequence[str], text: IO[bytes], lines: int) -> _Measured:
-    text.seek(0)
-    cpu, wall = _children_cpu(), time.perf_counter()
-    done = subprocess.run(
-        command, stdin=text, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-    )
-    wall, cpu = time.perf_counter() - wall, _children_cpu() - cpu
-    if done.returncode != 0:
-        raise stage.BenchError(f"{command[0]} failed: {done.stderr.decode(errors='replace')}")
-    return _Measured(what=what, lines=lines, wall_s=wall, cpu_s=cpu)
-
-
 def _chunks(text: bytes) -> Iterator[bytes]:
     return (text[at : at + _CHUNK_BYTES] for at in range(0, len(text), _CHUNK_BYTES))
-
-
-def _children_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _awk_version(awk: str) -> str:
-    shown = subprocess.run([awk, "-W", "version"], capture_output=True, text=True, check=True)
-    return shown.stdout.splitlines()[0].split(",")[0]
