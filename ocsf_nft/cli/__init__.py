@@ -13,7 +13,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
-from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typer is imported
+# For their effects, before typer is imported.
+from ocsf_nft.cli import without_plugins, without_rich  # noqa: F401
 
 # isort: split
 
