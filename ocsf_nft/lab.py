@@ -7,6 +7,7 @@ rest of the world. Traffic never leaves the two namespaces. Needs root and iprou
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import socket
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import netns
-from ocsf_nft.errors import UnsupportedError
+from ocsf_nft import lab_links, netns
+from ocsf_nft.errors import UnsupportedError, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PROXY_PORT: Final = 3128
 GATEWAY4: Final = "10.200.0.1"
@@ -90,13 +91,17 @@ class Lab:
         return netns.named(self.gateway)
 
 
-def ip(*arguments: str) -> None:
-    """Run iproute2's ``ip`` with these arguments; raises UnsupportedError on failure."""
+def ip(*arguments: str, batch: str | None = None) -> None:
+    """Run iproute2's ``ip`` with these arguments; raises UnsupportedError on failure.
+
+    ``batch`` is its standard input, for the argument ``-batch -``.
+    """
     binary = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if binary is None:
         raise UnsupportedError("the ip command is missing: install iproute2")
     done = subprocess.run(
         [binary, *arguments],
+        input=batch,
         capture_output=True,
         text=True,
         check=False,
@@ -112,13 +117,26 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 
     Raises UnsupportedError if the system does not permit it.
     """
-    ip("netns", "add", name)
+    with new_namespaces(name):
+        yield netns.named(name)
+
+
+@contextlib.contextmanager
+def new_namespaces(*names: str) -> Iterator[None]:
+    """Create network namespaces as :func:`new_namespace` does, with one process for all."""
+    others = set(filter(_exists, names))  # a failure must not remove them
     try:
-        made = netns.named(name)
-        made.call(set_sysctls)
-        yield made
+        ip("-batch", "-", batch="".join(f"netns add {name}\n" for name in names))
+        for name in names:
+            netns.named(name).call(set_sysctls)
+        yield
     finally:
-        ip("netns", "del", name)
+        made = [name for name in names if name not in others and _exists(name)]
+        ip("-batch", "-", batch="".join(f"netns del {name}\n" for name in made))
+
+
+def _exists(name: str) -> bool:
+    return (netns.NAMED / name).exists()
 
 
 def set_sysctls() -> None:
@@ -131,17 +149,24 @@ def set_sysctls() -> None:
     _set("ipv4/ip_forward", "0")
     _set("ipv6/conf/all/forwarding", "0")
     for version, values in (("ipv4", _CONF4), ("ipv6", _CONF6)):
-        for device in (_NET / version / "conf").iterdir():
+        for device in os.listdir(_NET / version / "conf"):  # noqa: PTH208 - names suffice
             for key, value in values.items():
-                _set(f"{version}/conf/{device.name}/{key}", value)
+                _set(f"{version}/conf/{device}/{key}", value)
     _set("ipv4/tcp_rmem", "4096 131072 6291456")
     _set("ipv4/tcp_wmem", "4096 16384 4194304")
     _set("ipv4/tcp_congestion_control", "reno")
 
 
 def _set(key: str, value: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # some kernels lack some of them
-        (_NET / key).write_text(value, encoding="ascii")
+    # Not by pathlib and a text file: a lab sets hundreds of them.
+    try:
+        descriptor = os.open(f"{_NET}/{key}", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # some kernels lack some of them
+        return
+    try:
+        os.write(descriptor, value.encode("ascii"))
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -152,18 +177,22 @@ def throwaway() -> Iterator[Lab]:
     """
     token = secrets.token_hex(3)
     lab = Lab(f"ocsf-nft-{token}-sb", f"ocsf-nft-{token}-gw", "sb0", "gw0")
-    with contextlib.ExitStack() as cleanup:
-        for name in (lab.sandbox, lab.gateway):
-            cleanup.enter_context(new_namespace(name))
-        ip("-n", lab.sandbox, "link", "add", lab.sandbox_device, "type", "veth", "peer",
-           "name", lab.gateway_device, "address", GATEWAY_MAC, "netns", lab.gateway)  # fmt: skip
+    with new_namespaces(lab.sandbox, lab.gateway):
+        _furnish(lab.sandbox, lambda: _join(lab))
         configure(lab.gateway, lab.gateway_device, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
-        configure(lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64")
-        ip("-n", lab.sandbox, "route", "add", "default", "via", GATEWAY4)
-        ip("-n", lab.sandbox, "-6", "route", "add", "default", "via", GATEWAY6)
+        configure(
+            lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64",
+            gateways=(GATEWAY4, GATEWAY6),
+        )  # fmt: skip
         lab.gateway_namespace.call(lambda: _wait_for_address(GATEWAY6))
         lab.sandbox_namespace.call(lambda: _wait_for_address(SANDBOX6))
         yield lab
+
+
+def _join(lab: Lab) -> None:
+    """Create the veth pair; its sandbox's end is in the calling thread's namespace."""
+    with (netns.NAMED / lab.gateway).open("rb") as gateway:
+        lab_links.add_veth(lab.sandbox_device, lab.gateway_device, GATEWAY_MAC, gateway.fileno())
 
 
 def _wait_for_address(address: str) -> None:
@@ -187,12 +216,28 @@ def _wait_for_address(address: str) -> None:
             time.sleep(0.001)
 
 
-def configure(name: str, device: str, *addresses: str) -> None:
+def configure(name: str, device: str, *addresses: str, gateways: tuple[str, ...] = ()) -> None:
     """Enable a network device and the loopback in the namespace ``name``.
 
-    ``addresses`` are added to the device, for example ``10.200.0.1/24``.
+    ``addresses`` are added to the device, for example ``10.200.0.1/24``. ``gateways`` are the
+    addresses of its default routes. Raises UnsupportedError if the kernel refuses one of them.
     """
-    ip("-n", name, "link", "set", "lo", "up")
-    for address in addresses:
-        ip("-n", name, "address", "add", address, "dev", device)
-    ip("-n", name, "link", "set", device, "up")
+
+    def work() -> None:
+        lab_links.enable("lo")
+        for address in addresses:
+            lab_links.add_address(device, address)
+        lab_links.enable(device)
+        for gateway in gateways:
+            lab_links.add_default_route(gateway)
+
+    _furnish(name, work)
+
+
+def _furnish(name: str, work: Callable[[], None]) -> None:
+    try:
+        netns.named(name).call(work)
+    except OSError as error:
+        raise UnsupportedError(
+            f"the network namespace {name} can't be configured: {reason_of(error)}"
+        ) from error

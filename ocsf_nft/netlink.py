@@ -166,24 +166,27 @@ def namespace_cookie(sock: socket.socket) -> int:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
+def request(
+    protocol: int, kind: int, payload: bytes, *, dump: bool = False, flags: int = 0
+) -> list[bytes]:
     """Send a netlink request in the calling thread's network namespace; return the reply payloads.
 
     ``protocol`` is, for example, NETLINK_ROUTE. ``kind`` is the message type. ``dump`` requests a
-    list of objects. Raises OSError with the kernel's errno, TimeoutError after 5 s without a reply.
+    list of objects. ``flags`` are further flags of the header, such as NLM_F_CREATE. Raises OSError
+    with the kernel's errno, TimeoutError after 5 s without a reply.
     """
-    return list(replies(protocol, kind, payload, dump=dump))
+    return list(replies(protocol, kind, payload, dump=dump, flags=flags))
 
 
 def replies(
-    protocol: int, kind: int, payload: bytes, *, dump: bool = False
+    protocol: int, kind: int, payload: bytes, *, dump: bool = False, flags: int = 0
 ) -> Generator[bytes, None, None]:
     """Yield the reply payloads as :func:`request` returns them, as soon as they arrive.
 
     A caller that needs only some of them can stop early: ``close()`` of the result closes the
     socket.
     """
-    flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
+    flags |= NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
         # Connected to the kernel's port, so that no other process can send to this socket or fill
         # its buffer. Otherwise a process with CAP_NET_ADMIN in the namespace could.

@@ -13,7 +13,8 @@ import time
 import traceback
 from typing import Final, NoReturn
 
-from ocsf_nft.cli import output
+# Without plugins, for its effect: before a command imports pydantic.
+from ocsf_nft.cli import output, without_plugins  # noqa: F401
 from ocsf_nft.cli.program import app
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.quoted import quoted

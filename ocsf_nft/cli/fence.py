@@ -221,15 +221,16 @@ def remove(  # noqa: PLR0913 - each is an option
     """
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.ocsf.context import this_host
-    from ocsf_nft.ocsf.fence_state_events import FenceState
-    from ocsf_nft.service import fences
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
     installer.remove(requested.name, state, requested.namespace, requested.device)
     if as_json and installed is not None:
+        from ocsf_nft.ocsf.context import this_host
+        from ocsf_nft.ocsf.fence_state_events import FenceState
+        from ocsf_nft.service import fences
+
         before, after = fences.state_of(installed), FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
     output.show(f"sandbox {sandbox} is no longer fenced")
@@ -237,11 +238,11 @@ def remove(  # noqa: PLR0913 - each is an option
 
 def _show_blocking_rules(installed: InstalledFence) -> None:
     """Show the host's rules outside a VM's fence that drop traffic which the fence allows."""
-    from ocsf_nft import check
-
     spec = installed.spec
     if spec.tap is None:
         return
+    from ocsf_nft import check
+
     scope = check.check_scope(
         installed.namespace,
         device=spec.tap.device,

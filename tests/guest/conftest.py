@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.guest import image, kernel, network
+from tests.guest import image, kernel, network, system
+from tests.kernel import far_side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,10 +17,7 @@ if TYPE_CHECKING:
     from tests.guest.kernel import Kernel
     from tests.guest.machine import Machine
     from tests.guest.network import Network
-
-
-#: A step that takes longer than this hangs, even on a busy machine.
-TIMEOUT_SECONDS = 900
+    from tests.kernel.far_side import FarSide
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +49,31 @@ def initramfs(
 @pytest.fixture(scope="module")
 def around() -> Iterator[Network]:
     """Create the guest's host and the internet, with servers that send the client's address."""
+    with _surroundings() as made:
+        yield made
+
+
+class CompleteSystem(NamedTuple):
+    """A system that systemd has booted, and the frames that leave it."""
+
+    guest: Machine
+    far: FarSide
+
+
+@pytest.fixture(scope="package")
+def complete_system(
+    guest_kernel: Kernel, package_layer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CompleteSystem]:
+    """Boot a complete system once for all files that test it: a boot takes most of a minute."""
+    folder = tmp_path_factory.mktemp("system")
+    with _surroundings() as outside, far_side.watch(outside.lab) as far:
+        assert far.strays() == []
+        with system.booted(guest_kernel, package_layer, outside, folder) as guest:
+            yield CompleteSystem(guest, far)
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[Network]:
     with (
         network.throwaway() as made,
         network.address_server(made.host_namespace, GATEWAY4, PROXY_PORT),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
     from tests.guest.kernel import Kernel
 
+#: A step that takes longer than this hangs, even on a busy machine.
+TIMEOUT_SECONDS: Final = 900
 _LINES_OF_CONSOLE: Final = 60
 _ARGUMENTS: Final = (
     "qemu-system-x86_64",

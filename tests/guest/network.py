@@ -51,19 +51,18 @@ def throwaway() -> Iterator[Network]:
     """Create the two namespaces, and remove them at the end."""
     token = secrets.token_hex(3)
     network = Network(f"ocsf-nft-{token}-vmhost", f"ocsf-nft-{token}-inet")
-    with contextlib.ExitStack() as cleanup:
-        for name in (network.host, network.internet):
-            cleanup.enter_context(lab.new_namespace(name))
+    with lab.new_namespaces(network.host, network.internet):
         ip("-n", network.host, "tuntap", "add", "dev", TAP, "mode", "tap")
         ip("-n", network.host, "link", "set", TAP, "address", GATEWAY_MAC)
         ip("-n", network.host, "link", "add", UPLINK, "type", "veth", "peer",
            "name", "inet0", "netns", network.internet)  # fmt: skip
         lab.configure(network.host, TAP, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
         lab.configure(network.host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
-        lab.configure(network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64")
         # A route through the host is the only way from the internet back to the guest.
-        ip("-n", network.internet, "route", "add", "default", "via", UPLINK4)
-        ip("-n", network.internet, "-6", "route", "add", "default", "via", UPLINK6)
+        lab.configure(
+            network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64",
+            gateways=(UPLINK4, UPLINK6),
+        )  # fmt: skip
         yield network
 
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.guest import image, kernel
-from tests.guest.conftest import TIMEOUT_SECONDS
+from tests.guest.machine import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
 from tests.guest import cache, distribution, image, kernel, machine, network
-from tests.guest.conftest import TIMEOUT_SECONDS
+from tests.guest.machine import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +117,13 @@ ExecStart=/bin/sh -c '\\
     busybox ip address add 10.200.0.2/24 dev sb0; busybox ip address add fd00:200::2/64 dev sb0; \\
     busybox ip route add default via 10.200.0.1; busybox ip route add default via fd00:200::1'
 """
+#: Units of a distribution that no test needs. An emulated machine takes seconds for them.
+_MASKED: Final = (
+    "dev-hugepages.mount", "dev-mqueue.mount", "getty-static.service", "ldconfig.service",
+    "modprobe@configfs.service", "modprobe@drm.service", "modprobe@fuse.service",
+    "sys-fs-fuse-connections.mount", "systemd-journal-catalog-update.service",
+    "systemd-random-seed.service", "systemd-update-done.service",
+)  # fmt: skip
 _PROGRAM: Final = f"""Environment=PYTHONPATH=/{image.SITE}:/{image.TESTS}
 StandardOutput=journal+console
 StandardError=journal+console
@@ -166,7 +173,7 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
         drop_in = f"ocsf-nft-host.service.d/{name}"
         files[f"{units}/{drop_in}"] = _deployed(f"examples/{drop_in}")
     # As `systemctl enable` creates them.
-    links = {
+    links = {f"{units}/{name}": "/dev/null" for name in _MASKED} | {
         f"{units}/sysinit.target.wants/ocsf-nft.service": "../ocsf-nft.service",
         f"{units}/multi-user.target.wants/workload.service": "../workload.service",
     }

@@ -14,7 +14,8 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import machine, network
-from tests.guest.conftest import IN_LAB, TIMEOUT_SECONDS, captured, counter_mismatches, refusals
+from tests.guest.conftest import IN_LAB, captured, counter_mismatches, refusals
+from tests.guest.machine import TIMEOUT_SECONDS
 from tests.guest.stripped import GUEST_INIT, NO_FENCE, Stripped
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES

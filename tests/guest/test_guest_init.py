@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest import cache, machine, network
-from tests.guest.conftest import IN_LAB, TIMEOUT_SECONDS
+from tests.guest.conftest import IN_LAB
+from tests.guest.machine import TIMEOUT_SECONDS
 from tests.guest.stripped import NO_FENCE
 
 if TYPE_CHECKING:

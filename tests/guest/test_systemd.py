@@ -16,15 +16,13 @@ from ocsf_nft.state.state_db import FILE
 from tests.guest import system
 from tests.guest.conftest import captured, counter_mismatches, refusals
 from tests.guest.system import SANDBOX, shell, show, until
-from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from tests.guest.kernel import Kernel
+    from tests.guest.conftest import CompleteSystem
     from tests.guest.machine import Machine
-    from tests.guest.network import Network
     from tests.kernel.far_side import FarSide
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system")]
@@ -36,25 +34,14 @@ _STORE = f"/var/lib/ocsf-nft/{SANDBOX}/{FILE}"
 _PYTHON = str(Path(sys.executable).resolve())
 
 
-@pytest.fixture(scope="module")
-def far(around: Network) -> Iterator[FarSide]:
-    with far_side.watch(around.lab) as watching:
-        yield watching
+@pytest.fixture
+def far(complete_system: CompleteSystem) -> FarSide:
+    return complete_system.far
 
 
-@pytest.fixture(scope="module")
-def guest(
-    guest_kernel: Kernel,
-    package_layer: Path,
-    around: Network,
-    far: FarSide,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Machine]:
-    assert far.strays() == []
-    with system.booted(
-        guest_kernel, package_layer, around, tmp_path_factory.mktemp("system")
-    ) as running:
-        yield running
+@pytest.fixture
+def guest(complete_system: CompleteSystem) -> Machine:
+    return complete_system.guest
 
 
 def _microseconds(guest: Machine, unit: str, name: str) -> int:

@@ -14,13 +14,10 @@ from tests.guest.conftest import captured
 from tests.guest.system import AGENT, CONFIG, RECEIVED, shell, show, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.guest.kernel import Kernel
+    from tests.guest.conftest import CompleteSystem
     from tests.guest.machine import Machine
-    from tests.guest.network import Network
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system of a host")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system")]
 
 _HOST = "ocsf-nft-host.service"
 _ACTIVITY = 4001  # Network Activity
@@ -57,29 +54,23 @@ _PYTHON = str(Path(sys.executable).resolve())
 
 
 @pytest.fixture(scope="module")
-def host(
-    guest_kernel: Kernel,
-    package_layer: Path,
-    around: Network,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Machine]:
-    """Yield a system with a sandbox in its own namespace that the host's unit watches."""
-    folder = tmp_path_factory.mktemp("system")
-    with system.booted(guest_kernel, package_layer, around, folder) as guest:
-        shell(guest, "mkdir", "-p", "/run/netns")
-        shell(guest, "touch", f"/run/netns/{AGENT}")
-        shell(guest, "unshare", f"--net=/run/netns/{AGENT}", "true")
-        for command in (
-            "link set lo up",
-            "link add e0 type veth",  # with veth0 at its other end
-            "link set e0 up",
-            "link set veth0 up",
-            "address add 10.9.0.1/24 dev e0",
-            "route add default via 10.9.0.9",
-        ):
-            shell(guest, *_IN_SANDBOX, "busybox", "ip", *command.split())
-        shell(guest, "systemctl", "start", "receiver.service", _HOST)
-        yield guest
+def host(complete_system: CompleteSystem) -> Machine:
+    """Return a system with a sandbox in its own namespace that the host's unit watches."""
+    guest = complete_system.guest
+    shell(guest, "mkdir", "-p", "/run/netns")
+    shell(guest, "touch", f"/run/netns/{AGENT}")
+    shell(guest, "unshare", f"--net=/run/netns/{AGENT}", "true")
+    for command in (
+        "link set lo up",
+        "link add e0 type veth",  # with veth0 at its other end
+        "link set e0 up",
+        "link set veth0 up",
+        "address add 10.9.0.1/24 dev e0",
+        "route add default via 10.9.0.9",
+    ):
+        shell(guest, *_IN_SANDBOX, "busybox", "ip", *command.split())
+    shell(guest, "systemctl", "start", "receiver.service", _HOST)
+    return guest
 
 
 def test_hosts_unit_is_ready_when_its_sandbox_is_fenced(host: Machine) -> None:
@@ -125,19 +116,6 @@ def test_hosts_unit_undoes_a_weakened_sysctl_of_its_sandbox(host: Machine) -> No
     assert event["status_detail"].startswith("undone ")
 
 
-def test_hosts_unit_reads_another_group_if_a_program_has_taken_its_own(host: Machine) -> None:
-    shell(host, "systemctl", "stop", _HOST)
-    shell(host, *_IN_SANDBOX, _PYTHON, "-c", _SQUAT_PROGRAM, "squatter")
-    shell(host, "systemctl", "start", _HOST)
-    until(
-        lambda: [each for each in _received(host) if "log-group-taken" in each["metadata"].values()]
-    )
-    assert _connect(host, "203.0.113.46") == "ConnectionRefusedError"
-    event = until(lambda: _event_to(_received(host), "203.0.113.46"))
-    assert event["metadata"]["log_format"] == "nfnetlink_log"
-    assert host.ask("terminate", "squatter") == 1
-
-
 def test_reload_adds_a_sink_and_refuses_a_wrong_configuration(host: Machine) -> None:
     before = show(host, _HOST, "MainPID")
     host.ask("write", CONFIG, f"sinks = 1\n{system.HOST_CONFIG}")
@@ -153,6 +131,25 @@ def test_reload_adds_a_sink_and_refuses_a_wrong_configuration(host: Machine) -> 
     assert show(host, _HOST, "ActiveState") == "active"
 
 
+def test_fence_is_removed_by_the_run_that_installed_it(host: Machine) -> None:
+    # No run was killed before: the present one has installed it.
+    shell(host, "systemctl", "stop", _HOST)
+    assert _verdict(host) == _ABSENT
+
+
+def test_hosts_unit_reads_another_group_if_a_program_has_taken_its_own(host: Machine) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    shell(host, *_IN_SANDBOX, _PYTHON, "-c", _SQUAT_PROGRAM, "squatter")
+    shell(host, "systemctl", "start", _HOST)
+    until(
+        lambda: [each for each in _received(host) if "log-group-taken" in each["metadata"].values()]
+    )
+    assert _connect(host, "203.0.113.46") == "ConnectionRefusedError"
+    event = until(lambda: _event_to(_received(host), "203.0.113.46"))
+    assert event["metadata"]["log_format"] == "nfnetlink_log"
+    assert host.ask("terminate", "squatter") == 1
+
+
 def test_hung_run_is_killed_and_restarted_while_its_fence_remains_active(host: Machine) -> None:
     before = show(host, _HOST, "MainPID")
     shell(host, "kill", "-s", "STOP", before)
@@ -161,14 +158,7 @@ def test_hung_run_is_killed_and_restarted_while_its_fence_remains_active(host: M
     until(lambda: _event_to(_received(host), "203.0.113.42"))
 
 
-def test_fence_is_removed_by_the_run_that_installed_it_and_by_no_later_run(host: Machine) -> None:
-    shell(host, "systemctl", "stop", _HOST)
-    # The fence still exists if a run was killed before.
-    assert host.ask("shell", "ocsf-nft", "remove", *_WHERE)["code"] in {_ACTIVE, _ABSENT}
-    shell(host, "systemctl", "start", _HOST)
-    shell(host, "systemctl", "stop", _HOST)
-    assert _verdict(host) == _ABSENT
-    shell(host, "systemctl", "start", _HOST)
+def test_fence_is_removed_by_no_later_run(host: Machine) -> None:
     before = show(host, _HOST, "MainPID")
     shell(host, "kill", "-s", "KILL", before)
     until(lambda: show(host, _HOST, "MainPID") not in {before, "0"})

@@ -14,7 +14,8 @@ import pytest
 
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
 from tests.guest import machine, network
-from tests.guest.conftest import OWN_INIT, TIMEOUT_SECONDS, refusals
+from tests.guest.conftest import OWN_INIT, refusals
+from tests.guest.machine import TIMEOUT_SECONDS
 from tests.kernel import command, conftest, tap, written
 from tests.kernel.packets import PAYLOAD
 from tests.kernel.vm_escapes import FORBIDDEN

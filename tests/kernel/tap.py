@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocsf_nft import lab_links
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
-from ocsf_nft.lab import INTERNET4, INTERNET6, ip, new_namespace
+from ocsf_nft.lab import INTERNET4, INTERNET6, configure, ip, new_namespace, new_namespaces
 from ocsf_nft.netns import Namespace, named
 from tests.kernel import packets
 
@@ -142,16 +143,13 @@ def site() -> Iterator[Site]:
     token = secrets.token_hex(3)
     with contextlib.ExitStack() as cleanup:
         host, internet = (f"ocsf-nft-{token}-{kind}" for kind in ("host", "inet"))
-        for name in (host, internet):
-            _namespace(name, cleanup)
+        cleanup.enter_context(new_namespaces(host, internet))
         ip("-n", host, "link", "add", UPLINK, "type", "veth", "peer", "name", INTERNET_END,
            "netns", internet)  # fmt: skip
-        _up(host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
+        _up(host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64", gateways=NEXT_HOPS)
         _up(internet, INTERNET_END, f"{_NEXT4}/24", f"{_NEXT6}/64")
         for address in (f"{INTERNET4}/32", f"{INTERNET6}/128"):
-            ip("-n", internet, "address", "add", address, "dev", "lo")
-        ip("-n", host, "route", "add", "default", "via", _NEXT4)
-        ip("-n", host, "-6", "route", "add", "default", "via", _NEXT6)
+            named(internet).call(partial(lab_links.add_address, "lo", address))
         for address in (UPLINK4, UPLINK6):
             named(internet).call(partial(_await, address))
         for address in (INTERNET4, INTERNET6):
@@ -170,13 +168,11 @@ def machine(
     """Plug a VM into a host. It has the addresses, and the host is its gateway."""
     name = f"{site.host_name}-{device}"
     with contextlib.ExitStack() as cleanup:
-        _namespace(name, cleanup)
+        cleanup.enter_context(new_namespace(name))
         guest_end = made(named(name), "eth0", mac)
         cleanup.callback(os.close, guest_end)
-        _up(name, "eth0", *addresses)
-        for gateway in gateways:
-            version = "-6" if ":" in gateway else "-4"
-            ip("-n", name, version, "route", "add", "default", "via", gateway.split("/")[0])
+        next_hops = tuple(gateway.split("/")[0] for gateway in gateways)
+        _up(name, "eth0", *addresses, gateways=next_hops)
         with _plugged(site, device, gateways, named(name), guest_end) as plugged:
             yield plugged
 
@@ -209,11 +205,6 @@ def _plugged(
             os.close(stopped)
     finally:
         os.close(host_end)
-
-
-def _namespace(name: str, cleanup: contextlib.ExitStack) -> None:
-    cleanup.enter_context(new_namespace(name))
-    ip("-n", name, "link", "set", "lo", "up")
 
 
 def routes_back(site: Site) -> None:
@@ -253,10 +244,8 @@ def wait_until_local(address: str) -> None:
         time.sleep(0.002)
 
 
-def _up(namespace: str, device: str, *addresses: str) -> None:
-    for address in addresses:
-        ip("-n", namespace, "address", "add", address, "dev", device)
-    ip("-n", namespace, "link", "set", device, "up")
+def _up(namespace: str, device: str, *addresses: str, gateways: tuple[str, ...] = ()) -> None:
+    configure(namespace, device, *addresses, gateways=gateways)
     for address in addresses:
         if ":" in address:
             named(namespace).call(partial(wait_until_local, address.split("/")[0]))

@@ -10,6 +10,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -21,6 +22,7 @@ from nats.js.api import StreamConfig
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.state_db import FILE
+from tests.cli import forked
 from tests.delivery.sinks.brokers import NatsServer
 from tests.delivery.sinks.servers import Bulk, serving
 from tests.kernel import attempts, command, conftest
@@ -38,8 +40,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 UID = 1001
 PORTS = 60_000
 #: Half of the kills hit a run this long after its start at the latest: while it starts, works or
-#: delivers. The others hit one that is ready.
+#: delivers. The others hit one that is ready. A fork of the tests has imported everything already.
 LATEST_SECONDS = 2.0
+LATEST_SECONDS_OF_FORK = 1.2
 
 #: Send a packet to another port each time until the input ends, then print the number of packets.
 _LOAD = f"""
@@ -94,11 +97,24 @@ async def start_run(
     )  # fmt: skip
 
 
+async def _fork_or_start_run(
+    config: Path, under: Sequence[str], program: Sequence[str] = command.COMMAND
+) -> asyncio.subprocess.Process:
+    """Start a run: a fork of this process, in a third of the time, unless ``under`` runs it."""
+    if under:
+        return await start_run(config, under, program)
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=1 << 20,
+        preexec_fn=partial(forked.become, ("run", "--config", str(config))),
+    )  # fmt: skip
+
+
 async def run_and_kill(
     config: Path, under: Sequence[str], seconds: float, *, is_ready: bool
 ) -> None:
     """Start a run and kill it some time later; with ``is_ready``, that long after it is ready."""
-    process = await start_run(config, under)
+    process = await _fork_or_start_run(config, under)
     assert process.stderr is not None
     messages, ready = [], asyncio.Event()
 
@@ -121,7 +137,7 @@ async def run_and_kill(
 
 async def run_until_delivered(config: Path, under: Sequence[str], has_all: Any) -> None:
     """Run until the sinks have all events, then stop in the regular way."""
-    process = await start_run(config, under, (sys.executable, "-c", _PATIENT))
+    process = await _fork_or_start_run(config, under, (sys.executable, "-c", _PATIENT))
     assert process.stderr is not None
     reading = asyncio.create_task(process.stderr.read())
     try:
@@ -183,7 +199,8 @@ async def crash(
             async with load(lab, sent):
                 for number in range(kills):
                     if number % 2:
-                        seconds = random.uniform(0.05, LATEST_SECONDS)
+                        latest = LATEST_SECONDS if under else LATEST_SECONDS_OF_FORK
+                        seconds = random.uniform(0.05, latest)
                         await run_and_kill(config, under, seconds, is_ready=False)
                     else:
                         seconds = random.uniform(0, 0.8)
