@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import stat
 import sys
 from functools import partial
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Reject
 
 _CHUNK_BYTES: Final = 1 << 18
+#: Pause of a pipe after which its lines are converted, although there may soon be more.
+_PAUSE_SECONDS: Final = 0.05
 
 
 @click.command("convert", cls=DocumentedCommand)
@@ -166,12 +169,16 @@ def _cores() -> int:
 def _chunks(
     file: BufferedReader, path: str, on_read: Callable[[BufferedReader], None]
 ) -> Iterator[bytes]:
+    """Yield the content of a file; an empty chunk if no more data is there for now."""
     from ocsf_nft.conversion.compressed import decompressed
 
     content = decompressed(file, "standard input" if path == "-" else path)
+    can_wait = content is file and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     while chunk := content.read1(_CHUNK_BYTES):
         yield chunk
         on_read(file)
+        if can_wait and not select.select((file,), (), (), _PAUSE_SECONDS)[0]:
+            yield b""
 
 
 def _formatter(

@@ -11,7 +11,6 @@ import multiprocessing
 import signal
 from collections import Counter, deque
 from contextlib import ExitStack, suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.conversion import log_file
@@ -55,48 +54,30 @@ def convert(
 ) -> Iterator[Converted]:
     """Convert a file, which arrives in chunks, by ``jobs`` processes.
 
-    Those processes write the events, and this function yields only what they have not written:
-    events of short files and of journal exports, and rejected lines. Raises what
-    ``output.write`` raises, and SourceError if a process ends early.
+    Those processes write the events of whole blocks. This function yields all other events, and the
+    rejected lines. An empty chunk means that no more data is there for now: then all lines until
+    there are converted at once. Raises what ``output.write`` raises, and SourceError if a process
+    ends early.
     """
-    blocks = _Blocks(chunks)
-    first = blocks.next()
-    if first is not None:
-        yield from lines.convert(first)
-        with _Processes(lines, output) as processes:
-            while (block := blocks.next()) is not None:
-                yield from processes.convert(block, jobs)
-            yield from processes.finish()
-    yield from log_file.convert(blocks.rest(), lines)
-
-
-class _Blocks:
-    """Divider of a file into blocks of whole records."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._rest = b""
-
-    def next(self) -> bytes | None:
-        """Return the next block; None if what follows must stay in one piece."""
-        data = self._rest
-        while True:
-            end = _end_of_block(data) if len(data) >= _BLOCK_BYTES else 0
-            if end or len(data) > _SLOT_BYTES:
-                break
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                break
-            data += chunk
-        if not end or end > _SLOT_BYTES or _has_entry(data[:end]):
-            self._rest = data
-            return None
-        self._rest = data[end:]
-        return data[:end]
-
-    def rest(self) -> Iterator[bytes]:
-        """Return what :meth:`next` has not returned."""
-        return chain((self._rest,), self._chunks)
+    waiting = b""
+    has_templates = False
+    with _Processes(lines, output, jobs) as processes:
+        for chunk in chunks:
+            waiting += chunk
+            if chunk and len(waiting) < _BLOCK_BYTES:
+                continue
+            end = _end_of_block(waiting) if chunk else waiting.rfind(b"\n") + 1
+            if len(waiting) - end > log_file.LONGEST_REST:  # for the reader, it is no line
+                end = len(waiting)
+            block, waiting = waiting[:end], waiting[end:]
+            if chunk and has_templates and _can_be_divided(block, lines):
+                yield from processes.convert(block)
+            elif block:
+                yield from processes.finish()
+                yield from lines.convert(block)
+                has_templates = True
+        yield from processes.finish()
+    yield from lines.finish(waiting)
 
 
 def _end_of_block(data: bytes) -> int:
@@ -112,8 +93,11 @@ def _end_of_block(data: bytes) -> int:
     return 0
 
 
-def _has_entry(block: bytes) -> bool:
-    return block.startswith(_ENTRY) or b"\n" + _ENTRY in block
+def _can_be_divided(block: bytes, lines: LineConverter) -> bool:
+    """Return True if a process can convert a block without the lines before and after it."""
+    if not block.endswith(b"\n") or len(block) > _SLOT_BYTES or lines.reader.is_inside:
+        return False
+    return not (block.startswith((_ENTRY, *_INDENTED)) or b"\n" + _ENTRY in block)
 
 
 class _Process:
@@ -180,8 +164,10 @@ class _Processes:
         self,
         lines: LineConverter,
         output: EventOutput,
+        limit: int,
     ) -> None:
         self._lines = lines
+        self._limit = limit
         self._output = output
         self._stack = ExitStack()
         self._all: list[_Process] = []
@@ -201,10 +187,10 @@ class _Processes:
         """End all processes."""
         self._stack.close()
 
-    def convert(self, block: bytes, limit: int) -> Iterator[Reject]:
-        """Give a block to one of ``limit`` processes; yield rejected lines of earlier blocks."""
+    def convert(self, block: bytes) -> Iterator[Reject]:
+        """Give a block to a process; yield rejected lines of earlier blocks."""
         numbers = self._lines.counter.count_lines(block)
-        if len(self._all) < limit:
+        if len(self._all) < self._limit:
             process = _Process(self._lines, self._output, self._all)
             self._stack.callback(process.close)
             self._all.append(process)

@@ -124,6 +124,28 @@ def test_reader_that_has_enough_ends_all_processes(tmp_path: Path) -> None:
     process.stderr.close()
 
 
+def test_lines_of_a_slow_pipe_are_converted_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with path.open("wb") as events:
+        process = forked.popen(
+            "convert", *_BOOT, "--jobs", "2",
+            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert process.stdin is not None
+    block = _text(_FORMS["kmsg"], 4_000)
+    assert len(block) > 3 * parallel._BLOCK_BYTES
+    # Less than a block, several blocks, and a record whose next line comes later.
+    records = 0
+    for text in (f"[ 1.0] {MESSAGE}\n".encode(), block, f"4,1,2,-;{MESSAGE}\n".encode(), b" A=1\n"):
+        process.stdin.write(text)
+        process.stdin.flush()
+        records += text.count(b"OUT=eth0")
+        while path.read_bytes().count(b"\n") < records:
+            time.sleep(0.01)
+    _, errors = process.communicate(timeout=60)
+    assert errors.decode().startswith(f"4003 lines: {records} records")
+
+
 def _children(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     return [int(each) for each in children.split()]
