@@ -170,9 +170,10 @@ class _Processes:
         self._limit = limit
         self._output = output
         self._stack = ExitStack()
-        self._all: list[_Process] = []
-        #: Processes with a block, the oldest block first.
+        self._started = 0
+        #: Processes with a block, the oldest block first, and those without one.
         self._busy: deque[_Process] = deque()
+        self._idle: list[_Process] = []
 
     def __enter__(self) -> Self:
         """Return the object; processes start with the first blocks."""
@@ -190,10 +191,8 @@ class _Processes:
     def convert(self, block: bytes) -> Iterator[Reject]:
         """Give a block to a process; yield rejected lines of earlier blocks."""
         numbers = self._lines.counter.count_lines(block)
-        if len(self._all) < self._limit:
-            process = _Process(self._lines, self._output, self._all)
-            self._stack.callback(process.close)
-            self._all.append(process)
+        if self._idle or self._started < self._limit:
+            process = self._idle.pop() if self._idle else self._start()
             process.begin(block, numbers)
         else:
             process = self._busy.popleft()
@@ -204,12 +203,20 @@ class _Processes:
         self._busy.append(process)
 
     def finish(self) -> Iterator[Reject]:
-        """Wait for all blocks; yield their rejected lines."""
+        """Wait until all blocks are converted; yield their rejected lines."""
         while self._busy:
             process = self._busy.popleft()
             process.wait_converted()
             process.let_write()
             yield from self._counted(process.wait_written())
+            self._idle.append(process)
+
+    def _start(self) -> _Process:
+        # The process must close the connections of the others.
+        process = _Process(self._lines, self._output, (*self._busy, *self._idle))
+        self._stack.callback(process.close)
+        self._started += 1
+        return process
 
     def _counted(self, result: _Result) -> Iterator[Reject]:
         tally = self._lines.reader.tally
