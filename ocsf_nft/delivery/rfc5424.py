@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.json_access import integer, text
 from ocsf_nft.utc_text import utc_text
 
@@ -26,34 +27,56 @@ _HOSTNAME_LENGTH: Final = 255
 _MSGID_END: Final = 10**32
 
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
-#: White space between JSON tokens. Strings of JSON contain no ASCII control character below DEL.
-_LINE_ENDS: Final = re.compile(rb"[\x00-\x1f]")
+#: Space in place of white space between JSON tokens, such as a line end. Strings of JSON contain no
+#: ASCII control character below DEL.
+_LINE_ENDS_AS_SPACES: Final = bytes([0x20] * 0x20) + bytes(range(0x20, 0x100))
+_DELETE: Final = b"\x7f"
 _ESCAPED: Final = re.compile(r"[^\x20-\x7e]")
 
 
-def frame(event: Mapping[str, Any], json: bytes) -> bytes:
+def frame_line(json: bytes) -> bytes:
     """Build the syslog message of one event: one line of printable ASCII, without the line end.
 
-    ``event`` is the parsed form of ``json``. A header field without a valid value becomes ``-``
-    (RFC 5424's nil value).
+    ``json`` is the event. A header field without a valid value becomes ``-``, RFC 5424's nil value.
     """
-    severity = _SEVERITIES.get(integer(event, "severity_id") or 0, _NOTICE)
+    fields = LineFields(json)
+    return _message(
+        fields.integer("severity_id"),
+        fields.integer("time"),
+        fields.hostname(),
+        fields.integer("type_uid"),
+        json,
+    )
+
+
+def frame(event: Mapping[str, Any], json: bytes) -> bytes:
+    """Build the syslog message of one event as :func:`frame_line` does.
+
+    ``event`` is the parsed form of ``json``, and has the values of the header.
+    """
+    return _message(
+        integer(event, "severity_id"),
+        integer(event, "time"),
+        text(event, "device", "hostname"),
+        integer(event, "type_uid"),
+        json,
+    )
+
+
+def _message(
+    severity_id: int | None, time: int | None, host: str, type_uid: int | None, json: bytes
+) -> bytes:
     head = (
-        f"<{_FACILITY * 8 + severity}>{_VERSION}",
-        utc_text(event.get("time")) or _NIL,
-        _hostname(event),
+        f"<{_FACILITY * 8 + _SEVERITIES.get(severity_id or 0, _NOTICE)}>{_VERSION}",
+        utc_text(time) or _NIL,
+        _UNPRINTABLE.sub("?", host[:_HOSTNAME_LENGTH]) or _NIL,
         _APP_NAME,
         _NIL,
-        _message_id(integer(event, "type_uid")),
+        _message_id(type_uid),
         # No structured data: the JSON has all values.
         _NIL,
     )
     return f"{' '.join(head)} ".encode("ascii") + _ascii(json)
-
-
-def _hostname(event: Mapping[str, Any]) -> str:
-    name = text(event, "device", "hostname")
-    return _UNPRINTABLE.sub("?", name[:_HOSTNAME_LENGTH]) or _NIL
 
 
 def _message_id(type_uid: int | None) -> str:
@@ -64,7 +87,9 @@ def _message_id(type_uid: int | None) -> str:
 def _ascii(json: bytes) -> bytes:
     # ASCII needs no byte order mark: RFC 5424 requires one before UTF-8, RFC 8259 forbids one
     # before JSON.
-    line = _LINE_ENDS.sub(b" ", json)
+    line = json.translate(_LINE_ENDS_AS_SPACES)
+    if line.isascii() and _DELETE not in line:
+        return line
     return _ESCAPED.sub(_escape, line.decode()).encode("ascii")
 
 

@@ -9,8 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-import orjson
-
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchSettings, Message, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
 
@@ -74,8 +73,10 @@ class Outlet:
 
         Return None if the sink gets no events of this class.
         """
-        if self.classes is not None and orjson.loads(line)["class_uid"] not in self.classes:
-            return None
+        if self.classes is not None:
+            class_uid = LineFields(line).integer("class_uid")
+            if class_uid is not None and class_uid not in self.classes:
+                return None
         if self.other_version is not None:
             from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
 

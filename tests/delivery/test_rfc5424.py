@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ocsf_nft.delivery.rfc5424 import frame
+from ocsf_nft.delivery.rfc5424 import frame, frame_line
+from ocsf_nft.delivery.sinks.json_access import decoded
 from tests.hostile_events import EVENTS
 from tests.strategies import HOSTILE_TEXT
 
@@ -29,6 +30,9 @@ _EVENT = {
 
 def framed(event: dict[str, Any], text: bytes | None = None) -> re.Match[str]:
     found = frame(event, json.dumps(event).encode() if text is None else text).decode("ascii")
+    if text is None and decoded(json.dumps(event).encode()) == event:  # else it is not our JSON
+        for line in (json.dumps(event).encode(), orjson.dumps(event)):
+            assert frame_line(line) == frame(event, line)
     match = _FRAME.fullmatch(found)
     assert match is not None, found
     return match
@@ -79,6 +83,7 @@ def test_header_field_without_a_valid_value_is_nil(
     ("text", "written"),
     [
         ("ü", r"\u00fc"),
+        ("\x7f", r"\u007f"),
         ("\x7f\x9b", r"\u007f\u009b"),
         ("\u2028\u202e\ufeff", r"\u2028\u202e\ufeff"),
         ("\U0001f480", r"\ud83d\udc80"),

@@ -38,7 +38,10 @@ _CHUNK_BYTES: Final = 1 << 14
 _GZIP_BYTES: Final = 1 << 10
 #: Minimum size for gzip in a thread: compression of it would block the event loop noticeably.
 _THREAD_BYTES: Final = 1 << 16
-_GZIP_LEVEL: Final = 6
+#: Level of gzip. It takes 10 µs an event of 3.3 kB and leaves 260 bytes; level 6 takes 23 µs and
+#: leaves 160: only a network below 60 Mbit/s would be busy longer with the rest. The next one, 4,
+#: takes twice the time.
+_GZIP_LEVEL: Final = 2
 
 _CLOSED_EARLY: Final = "it closed the connection before the end of its answer"
 #: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
-from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
+from ocsf_nft.delivery.sinks.json_access import integer, text, value_at
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.utc_text import utc_text
 
@@ -110,7 +111,7 @@ class OpenSearch(HttpSession, Sink):
         return f"a document was not indexed ({item.status}): {error}"
 
     def _document(self, message: Message) -> bytes:
-        time = milliseconds(message.event(), "time")
+        time = LineFields(message.line).milliseconds("time")
         day = (utc_text(time) or "")[:_DAY_LENGTH].replace("-", ".")
         # An event that is sent twice is stored once, because its uid is the identifier. In a data
         # stream, the identifier is unique only within one index: the event is stored twice if the

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
-from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
+from ocsf_nft.delivery.sinks.json_access import integer, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -158,10 +159,10 @@ class SplunkHec(HttpSession, Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _envelope(self, message: Message) -> bytes:
-        event = message.event()
-        metadata = {**self._metadata, "host": text(event, "device", "hostname")}
+        fields = LineFields(message.line)
+        metadata = {**self._metadata, "host": fields.hostname()}
         head = orjson.dumps({name: value for name, value in metadata.items() if value})
-        time = milliseconds(event, "time")
+        time = fields.milliseconds("time")
         # Seconds with three decimals, exact without a float.
         time_field = b',"time":%d.%03d' % divmod(time, 1000) if time else b""
         return head[:-1] + time_field + b',"event":' + message.line + b"}"

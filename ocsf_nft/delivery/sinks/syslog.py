@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.receiver_settings import Tls
-from ocsf_nft.delivery.rfc5424 import frame
+from ocsf_nft.delivery.rfc5424 import frame_line
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.stream_connection import Stream
@@ -89,7 +89,7 @@ class Syslog(Sink):
         frames: list[bytes] = []
         refused: list[Refusal] = []
         for number, message in enumerate(messages, 1):
-            framed = frame(message.event(), message.line)
+            framed = frame_line(message.line)
             if len(framed) > self._max_bytes:
                 reason = (
                     f"its syslog message of {len(framed)} bytes is longer than max_bytes, which is "
