@@ -15,12 +15,21 @@ from ocsf_nft.delivery.sinks.json_access import decoded, integer, text
 # A string of JSON has no quotation mark without a backslash before it. So `,"time":` in valid JSON
 # is always a key, never a part of a text.
 
+
+def _object(depth: int) -> bytes:
+    inner = rb"|" + _object(depth - 1) if depth else b""
+    return rb'\{(?:[^"{}]++|"(?:[^"\\]++|\\.)*+"' + inner + rb")*+\}"
+
+
 #: Integer with so few digits that it has 64 bits, and the end of its value.
 _INTEGER: Final = re.compile(rb"(-?(?:0|[1-9][0-9]{0,17}))[,}]")
 _TEXT: Final = re.compile(rb'"([^"\\]*)"')
 _DEVICE: Final = b',"device":{"hostname":'
-_UNMAPPED: Final = b',"unmapped":'
+_UNMAPPED: Final = b'"unmapped":'
+_DATA: Final = b'"data":'
 _METADATA: Final = b',"metadata":{'
+#: JSON object with objects in it, three levels deep.
+_OBJECT: Final = re.compile(_object(3))
 _UNREAD: Final = object()
 
 
@@ -59,8 +68,8 @@ class LineFields:
         """Return the name of the event's device; an empty text without such a name."""
         line = self._line
         start = line.find(_DEVICE)
-        # In the models only events have a ``device``.
-        if start >= 0 and _is_defined(line, start):
+        # In the models only events have a ``device``. But a free value may have any key.
+        if start >= 0 and line.find(_DATA, 0, start) < 0 and line.find(_UNMAPPED, 0, start) < 0:
             found = _TEXT.match(line, start + len(_DEVICE))
             if found is not None:
                 return found[1].decode()
@@ -68,9 +77,13 @@ class LineFields:
 
     def unmapped_text(self, name: str) -> str:
         """Return the text ``name`` in ``unmapped`` of the event; an empty text if there is none."""
-        span = unmapped_span(self._line)
-        inner = None if span is None else decoded(self._line[slice(*span)])
-        return text(self._parsed(), "unmapped", name) if inner is None else text(inner, name)
+        line = self._line
+        for start, end in free_spans(line) or ():
+            if line.startswith(_UNMAPPED, start - len(_UNMAPPED)):
+                inner = decoded(line[start:end])
+                if inner is not None:
+                    return text(inner, name)
+        return text(self._parsed(), "unmapped", name)
 
     def _own(self, value: re.Pattern[bytes], name: str) -> bytes | None:
         key = _key(name)
@@ -88,22 +101,30 @@ class LineFields:
         return self._event
 
 
-def unmapped_span(line: bytes) -> tuple[int, int] | None:
-    """Return the start and the end of the value of ``unmapped`` in an event's line of JSON.
+def free_spans(line: bytes) -> list[tuple[int, int]] | None:
+    """Return the start and the end of each value of ``data`` and ``unmapped`` in an event's line.
 
-    If the value at these positions is not valid JSON, they are wrong. Return None if the positions
-    are unknown.
+    The models do not define the content of these values. Return None if a position is unknown. If
+    the text at one of the positions is not valid JSON, all positions are unknown.
     """
-    # In the models only events have ``unmapped``, and ``metadata`` is the last attribute.
-    key = line.find(_UNMAPPED)
-    start, end = key + len(_UNMAPPED), line.rfind(_METADATA)
-    return (start, end) if 0 <= key < end and _is_defined(line, key) else None
-
-
-def _is_defined(line: bytes, end: int) -> bool:
-    """Return True if the models define all attributes before the position ``end``."""
-    # The content of these two objects is not defined: any key may be in it.
-    return line.find(b'"data":', 0, end) < 0 and line.find(b'"unmapped":', 0, end) < 0
+    # In the models only enrichments have ``data``, and only events have ``unmapped`` and
+    # ``metadata``. Keys inside a free value are not found, since the search continues after it.
+    found: list[tuple[int, int]] = []
+    end = 0
+    while True:
+        data, unmapped = line.find(_DATA, end), line.find(_UNMAPPED, end)
+        if data < 0 and unmapped < 0:
+            return found
+        if data >= 0 and (unmapped < 0 or data < unmapped):
+            value = _OBJECT.match(line, data + len(_DATA))
+            if value is None:
+                return None
+            start, end = value.span()
+        else:
+            start, end = unmapped + len(_UNMAPPED), line.rfind(_METADATA)
+            if end <= start:
+                return None
+        found.append((start, end))
 
 
 @cache

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ocsf_nft.delivery.line_fields import LineFields, unmapped_span
+from ocsf_nft.config.sinks.columns import columns
+from ocsf_nft.delivery.line_fields import LineFields, free_spans
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct
 from ocsf_nft.delivery.sinks import json_access
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.lean import lean_line
@@ -18,6 +20,11 @@ from ocsf_nft.ocsf.versions import VERSIONS
 from tests.delivery import sample_events as samples
 from tests.hostile_events import EVENTS
 from tests.strategies import HOSTILE_TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.delivery.parquet_columns import Column
 
 INTEGERS: Final = ("class_uid", "type_uid", "time", "severity_id", "count")
 TEXTS: Final = ("class_name", "message", "severity")
@@ -110,14 +117,31 @@ def test_line_that_is_no_object_in_the_usual_form_has_the_parsed_fields(line: by
     assert fields.text("class_name") == fields.hostname() == fields.unmapped_text("sandbox") == ""
 
 
+def _free_values(event: Any) -> list[Any]:
+    enrichments = event.get("enrichments", ())
+    free = [each["data"] for each in enrichments if "data" in each]
+    return [*free, event["unmapped"]] if "unmapped" in event else free
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_value_of_unmapped_is_found_without_a_parse(version: str) -> None:
-    found = 0
+def test_free_values_of_every_event_are_found_without_a_parse(version: str) -> None:
     for message in samples.messages(version):
-        if "unmapped" in (event := message.event()) and (span := unmapped_span(message.line)):
-            assert orjson.loads(message.line[slice(*span)]) == event["unmapped"]
-            found += 1
-    assert found > 5
+        spans = free_spans(message.line)
+        assert spans is not None
+        found = [orjson.loads(message.line[start:end]) for start, end in spans]
+        assert found == _free_values(message.event())
+
+
+@given(_LINES)
+@example({"unmapped": {"x": 1, "data": {}}, "metadata": {}})
+@example({"enrichments": [{"data": {"data": {"unmapped": {}}}}]})
+@example({"enrichments": [{"data": {"x": '{"'}}], "unmapped": {"x": "}"}, "metadata": {"data": 1}})
+def test_free_values_of_any_object_are_found_or_unknown(event: dict[str, Any]) -> None:
+    line = orjson.dumps(event)
+    spans = free_spans(line)
+    found = [json_access.decoded(line[start:end]) for start, end in spans or ()]
+    if spans is not None and None not in found and list(event)[-1:] == ["metadata"]:
+        assert found == _free_values(event)
 
 
 def _inner_models(model: type[Model]) -> set[type[Model]]:
@@ -131,3 +155,21 @@ def test_attribute_that_is_searched_for_is_only_of_events(name: str) -> None:
         assert name in model.model_fields
         for inner in _inner_models(model):
             assert name not in inner.model_fields
+
+
+def _free_paths(column: Column, path: str = "") -> Iterator[str]:
+    """Yield the paths of the columns for JSON of any form."""
+    if isinstance(column, Struct):
+        for name, inner in column.columns.items():
+            assert name != "data" or inner is Scalar.JSON
+            yield from _free_paths(inner, f"{path}.{name}")
+    elif isinstance(column, ListOf):
+        yield from _free_paths(column.item, path)
+    elif column is Scalar.JSON:
+        yield path
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_two_attributes_have_any_content(version: str) -> None:
+    for struct in columns(version).values():
+        assert set(_free_paths(struct)) <= {".enrichments.data", ".unmapped"}
