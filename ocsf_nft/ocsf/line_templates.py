@@ -41,11 +41,10 @@ _COST_OF_TEMPLATE: Final = 32.0
 #: at most.
 _TEXT: Final = rb'(?:[^"\\\x00-\x1f]++|\\["\\bfnrt]|\\u00(?:0[0-7be]|1[0-9a-f]))++'
 _INTEGER: Final = rb"(?:0|-?[1-9][0-9]{0,17}+)"
-#: Byte on both sides of the number of a slot, and between values. JSON does not contain it.
+#: Byte on both sides of the number of a slot. JSON does not contain it.
 _EDGE: Final = b"\x00"
 _PLACEHOLDER: Final = re.compile(rb"\x00([0-9]+)\x00")
-#: Number of bytes of a text that are searched for, before the rest is compared.
-_FIRST_BYTES: Final = 12
+_FIRST_BYTES: Final = 4
 _TIME: Final = b',"time":'
 
 
@@ -66,15 +65,10 @@ class LineConverter:
         """
         self._budget += _BUDGET_OF_LINE
         beginning = line[: line.find(_TIME)]
-        templates = self._templates.get(beginning, ())
-        for number, template in enumerate(templates):
+        for template in self._templates.get(beginning, ()):
             form = template.form
             if form is not None and (converted := form.converted(line)) is not None:
-                if number:
-                    # It is tried earlier the next time. The last one is removed first.
-                    before, after = templates[: number - 1], templates[number + 1 :]
-                    earlier = templates[number - 1]
-                    self._templates[beginning] = *before, template, earlier, *after
+                template.uses += 1
                 return converted
         event = orjson.loads(line)
         if self._budget > _COST_OF_TEMPLATE and len(line) <= _MAX_BYTES:
@@ -90,12 +84,20 @@ class LineConverter:
             template = next((each for each in templates if each.is_of(shape, values)), None)
             if template is None:
                 template = _Template(shape, values)
-                self._templates[beginning] = (*templates[: MAX_TEMPLATES - 1], template)
+                self._templates[beginning] = (*_most_used(templates), template)
                 if len(self._templates) > MAX_BEGINNINGS:
                     del self._templates[next(iter(self._templates))]
             if template.learn(values):
                 self._budget -= _COST_OF_TEMPLATE
                 template.make(event, self._convert)
+
+
+def _most_used(templates: Sequence[_Template]) -> Sequence[_Template]:
+    """Return the templates that stay beside a new one, with the most used ones first."""
+    found = sorted(templates, key=lambda template: template.uses, reverse=True)
+    for template in found:
+        template.uses //= 2  # earlier uses count less
+    return found[: MAX_TEMPLATES - 1]
 
 
 class _Form:
@@ -107,31 +109,28 @@ class _Form:
         ``kinds`` are the types of the event's values, in the order of their numbers. Raises
         ValueError if the output has less than two of the values.
         """
-        literals, numbers = _parts(given)
-        self._start, *rest = map(printable, literals)
-        #: Text after each value, and the beginning of this text.
-        self._literals = [(each[:_FIRST_BYTES], each) for each in rest]
-        patterns = [_TEXT if kinds[number] is str else _INTEGER for number in numbers]
-        self._are_values = re.compile(_EDGE.join(patterns)).fullmatch
-        literals, copied = _parts(output)
-        self._output = b"%b".join(each.replace(b"%", b"%%") for each in literals)
+        texts, numbers = _parts(given)
+        texts = list(map(printable, texts))
+        values = [b"(%b)" % (_TEXT if kinds[each] is str else _INTEGER) for each in numbers]
+        # The expression compares only the first bytes of a text, since it is slow at that. With DOTALL
+        # it skips the others in one step.
+        skips = [
+            re.escape(each[:_FIRST_BYTES]) + b".{%d}" % len(each[_FIRST_BYTES:]) for each in texts
+        ]
+        self._match = re.compile(_joined(skips, values), re.DOTALL).fullmatch
+        self._start = texts[0]
+        self._given = _format(texts)
+        texts, copied = _parts(output)
+        self._output = _format(texts)
         first, second, *others = map(numbers.index, copied)
         self._pick = itemgetter(first, second, *others)
 
     def converted(self, line: bytes) -> bytes | None:
         """Return the converted form of a line; None if the line has another form."""
-        if not line.startswith(self._start):
+        if not line.startswith(self._start) or (found := self._match(line)) is None:
             return None
-        at = len(self._start)
-        values: list[bytes] = []
-        for first_bytes, literal in self._literals:
-            end = line.find(first_bytes, at)
-            # A hostile text may contain the literal. Then the text before it is no whole value.
-            if end < 0 or not line.startswith(literal, end):
-                return None
-            values.append(line[at:end])
-            at = end + len(literal)
-        if at != len(line) or self._are_values(_EDGE.join(values)) is None:
+        values = found.groups()
+        if self._given % values != line:
             return None
         return printable(self._output % self._pick(values))
 
@@ -140,6 +139,7 @@ class _Template:
     """Form of lines of one shape, and what is known about the values in them."""
 
     def __init__(self, shape: object, values: Sequence[object]) -> None:
+        self.uses = 0
         #: None until enough lines are known.
         self.form: _Form | None = None
         self._shape = shape
@@ -193,3 +193,12 @@ def _parts(line: bytes) -> tuple[list[bytes], list[int]]:
     """Return the texts of a line with placeholders, and the numbers of the values between them."""
     parts = _PLACEHOLDER.split(line)
     return parts[::2], [int(each) for each in parts[1::2]]
+
+
+def _format(texts: Sequence[bytes]) -> bytes:
+    return b"%b".join(each.replace(b"%", b"%%") for each in texts)
+
+
+def _joined(texts: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+    pairs = zip(texts, [*values, b""], strict=True)
+    return b"".join(part for pair in pairs for part in pair)
