@@ -112,8 +112,8 @@ class _Form:
         texts, numbers = _parts(given)
         texts = list(map(printable, texts))
         values = [b"(%b)" % (_TEXT if kinds[each] is str else _INTEGER) for each in numbers]
-        # The expression compares only the first bytes of a text, since it is slow at that. With DOTALL
-        # it skips the others in one step.
+        # The expression is slow at texts: it compares only their first bytes. With DOTALL it skips
+        # the others in one step.
         skips = [
             re.escape(each[:_FIRST_BYTES]) + b".{%d}" % len(each[_FIRST_BYTES:]) for each in texts
         ]

@@ -160,9 +160,12 @@ class SplunkHec(HttpSession, Sink):
 
     def _envelope(self, message: Message) -> bytes:
         fields = LineFields(message.line)
-        metadata = {**self._metadata, "host": fields.hostname()}
-        head = orjson.dumps({name: value for name, value in metadata.items() if value})
+        head = self._head(fields.hostname())
         time = fields.milliseconds("time")
         # Seconds with three decimals, exact without a float.
         time_field = b',"time":%d.%03d' % divmod(time, 1000) if time else b""
-        return head[:-1] + time_field + b',"event":' + message.line + b"}"
+        return b"".join((head, time_field, b',"event":', message.line, b"}"))
+
+    def _head(self, host: str) -> bytes:
+        metadata = {**self._metadata, "host": host}
+        return orjson.dumps({name: value for name, value in metadata.items() if value})[:-1]
