@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_TEMPLATES: Final = 8
 MAX_BEGINNINGS: Final = 16
 #: Longer lines get no template.
-_MAX_BYTES: Final = 1 << 14
+_MAX_BYTES: Final = 1 << 13
 #: Number of examined lines before a template is made. It grows by as many each time.
 _SIGHTINGS: Final = 3
 #: Time that may be used for learning, in units of the examination of a line. Each line adds to it.
