@@ -15,8 +15,9 @@ from pyarrow.parquet import ParquetFile
 
 from bench import disk, jetstream, lines, receivers, rsyslog, stage
 from bench.subject import Subject
+from ocsf_nft.config.sinks.base import SecretTable
 from ocsf_nft.config.sinks.brokers import NatsSink
-from ocsf_nft.config.sinks.http import HttpSink, OpenSearchSink
+from ocsf_nft.config.sinks.http import HttpSink, OpenSearchSink, OtlpSink, SplunkHecSink
 from ocsf_nft.config.sinks.local import FileSink, UnixSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
@@ -63,8 +64,8 @@ class _Measured:
 
 
 #: A sink's configuration (None for none), and a function that counts the events that arrived.
-_Target: TypeAlias = "tuple[SinkTable | None, Callable[[], int]]"
-_Destination: TypeAlias = "Callable[[Path], AbstractContextManager[_Target]]"
+Target: TypeAlias = "tuple[SinkTable | None, Callable[[], int]]"
+Destination: TypeAlias = "Callable[[Path], AbstractContextManager[Target]]"
 
 
 def run() -> Subject:
@@ -77,8 +78,8 @@ def run() -> Subject:
         "CPU: all of ours for storing and delivering; rsyslog's own.",
         f"Disk: {disk.name()}.",
     ]
-    measured = [_ours("no sink: stored only", _nowhere, events)]
-    measured += [_ours(what, destination, events) for what, destination in _DESTINATIONS.items()]
+    measured = [_ours("no sink: stored only", nowhere, events)]
+    measured += [_ours(what, destination, events) for what, destination in DESTINATIONS.items()]
     server = jetstream.binary()
     if server is None:
         notes.append("nats-server is not installed: not measured.")
@@ -104,10 +105,10 @@ def run() -> Subject:
     )
 
 
-def _ours(what: str, destination: _Destination, events: Sequence[bytes]) -> _Measured:
+def _ours(what: str, destination: Destination, events: Sequence[bytes]) -> _Measured:
     with disk.folder() as folder, destination(Path(folder)) as (table, arrived):
         try:
-            seconds, cpu_s = asyncio.run(_delivered(table, Path(folder) / "store.sqlite3", events))
+            seconds, cpu_s = asyncio.run(delivered(table, Path(folder) / "store.sqlite3", events))
         except TimeoutError as error:
             raise stage.BenchError(f"{what}: not delivered within {_TIMEOUT_S:g} s") from error
         missing = abs(len(events) - _settled(arrived, len(events)))
@@ -124,10 +125,13 @@ def _settled(arrived: Callable[[], int], expected: int) -> int:
     return number
 
 
-async def _delivered(
+async def delivered(
     table: SinkTable | None, path: Path, events: Sequence[bytes]
 ) -> tuple[float, float]:
-    """Return seconds and CPU seconds until a sink has all events but the first, which starts it."""
+    """Return seconds and CPU seconds until a sink has all events but the first, which starts it.
+
+    The events are stored in a new database at ``path``. Raises TimeoutError after a minute.
+    """
     found = [] if table is None else [Outlet.of(table)]
     retrier = StorageRetrier(asyncio.Event())
     sinks = SinkDatabase(path.with_name("sinks.sqlite3"), max_bytes=1 << 30, max_seconds=1e9)
@@ -156,12 +160,13 @@ def _stream(store: StateStore) -> EventStream:
 
 
 @contextlib.contextmanager
-def _nowhere(_: Path) -> Iterator[_Target]:
+def nowhere(_: Path) -> Iterator[Target]:
+    """Yield no destination: events are only stored."""
     yield None, lambda: _EVENTS + 1
 
 
 @contextlib.contextmanager
-def _file(folder: Path, **more: Any) -> Iterator[_Target]:
+def _file(folder: Path, **more: Any) -> Iterator[Target]:
     destination = folder / "out"
     yield FileSink(path=destination / "events.jsonl", **more), lambda: _lines_in(destination)
 
@@ -176,7 +181,7 @@ def _lines_in(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _parquet(folder: Path) -> Iterator[_Target]:
+def _parquet(folder: Path) -> Iterator[Target]:
     destination = folder / "lake"
     yield (
         ParquetSink(type="parquet", directory=destination, region="eu-central-1"),
@@ -187,13 +192,26 @@ def _parquet(folder: Path) -> Iterator[_Target]:
 @contextlib.contextmanager
 def _received(
     kind: receivers.Kind, table: Callable[[str], SinkTable], folder: Path
-) -> Iterator[_Target]:
+) -> Iterator[Target]:
     with receivers.listening(kind, folder) as receiver:
         yield table(receiver.address), lambda: receiver.events
 
 
 @contextlib.contextmanager
-def _nats(server: str, folder: Path) -> Iterator[_Target]:
+def _hec(folder: Path) -> Iterator[Target]:
+    token = folder / "token"
+    token.write_text("none")
+    with receivers.listening("hec", folder) as receiver:
+        yield (
+            SplunkHecSink(
+                type="splunk_hec", url=_url(receiver.address), token=SecretTable(file=token)
+            ),
+            lambda: receiver.events,
+        )
+
+
+@contextlib.contextmanager
+def _nats(server: str, folder: Path) -> Iterator[Target]:
     with jetstream.serving(server, folder) as url:
         table = NatsSink(type="nats", servers=(url,), subject=jetstream.SUBJECT)
         yield table, lambda: asyncio.run(jetstream.events(url))
@@ -203,13 +221,16 @@ def _url(port: str) -> str:
     return f"http://{receivers.HOST}:{port}"
 
 
-_DESTINATIONS: Final[dict[str, _Destination]] = {
+#: Context manager of each destination, by its name in tables. The first one is a file.
+DESTINATIONS: Final[dict[str, Destination]] = {
     "file": _file,
     "file, not synced": functools.partial(_file, sync=False),
     "file, rotated at 8 MiB, compressed": functools.partial(
         _file, rotate_bytes=8 << 20, compress=True
     ),
     "file, in OCSF 1.1.0": functools.partial(_file, ocsf_version="1.1.0"),
+    "file, in OCSF 1.9.0": functools.partial(_file, ocsf_version="1.9.0"),
+    "file, lean": functools.partial(_file, detail="lean"),
     "Unix socket": functools.partial(
         _received, "unix", lambda destination: UnixSink(type="unix", path=destination)
     ),
@@ -228,6 +249,10 @@ _DESTINATIONS: Final[dict[str, _Destination]] = {
         "bulk",
         lambda destination: OpenSearchSink(type="opensearch", url=_url(destination)),
     ),
+    "OTLP, gzip": functools.partial(
+        _received, "otlp", lambda destination: OtlpSink(type="otlp", url=_url(destination))
+    ),
+    "Splunk HEC, gzip": _hec,
     "Parquet in a directory": _parquet,
 }
 

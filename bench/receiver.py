@@ -4,6 +4,7 @@
 ``unix PATH COUNTS``: the same for a Unix stream socket.
 ``http PORT COUNTS``: answers each request with 200.
 ``bulk PORT COUNTS``: answers as OpenSearch's bulk API does, after parsing each document as JSON.
+``hec PORT COUNTS``, ``otlp PORT COUNTS``: as ``http``; for OTLP it counts log records.
 
 It writes the number of received events to the file COUNTS, in 8 bytes.
 """
@@ -22,8 +23,9 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The first bytes of each event, which do not occur within one.
-_BEGINNING = b'{"class_uid":'
+#: First bytes of an event, and of a log record of OpenTelemetry. They do not occur within it.
+_EVENT = b'{"class_uid":'
+_LOG_RECORD = b'{"timeUnixNano":'
 _CHUNK_BYTES = 1 << 18
 _LOCALHOST = "127.0.0.1"
 
@@ -31,13 +33,14 @@ _LOCALHOST = "127.0.0.1"
 class Counts:
     """Number of received events, readable by another process."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, beginning: bytes) -> None:
+        self.beginning = beginning
         self._number = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def add(self, data: bytes) -> None:
         """Count the events that begin in the data."""
-        self._number += data.count(_BEGINNING)
+        self._number += data.count(self.beginning)
         os.pwrite(self._file, struct.pack("=Q", self._number), 0)
 
 
@@ -49,7 +52,7 @@ def take(listener: socket.socket, counts: Counts) -> None:
         while chunk := connection.recv(_CHUNK_BYTES):
             data = rest + chunk
             counts.add(data)
-            rest = data[1 - len(_BEGINNING) :]
+            rest = data[1 - len(counts.beginning) :]
         connection.close()
 
 
@@ -78,9 +81,14 @@ def indexed(body: bytes) -> web.Response:
     return web.Response(body=answer, content_type="application/json")
 
 
+def accepted(_: bytes) -> web.Response:
+    """Return the answer to any request: all of it is accepted, in the words of Splunk."""
+    return web.json_response({"text": "Success", "code": 0})
+
+
 def main(kind: str, address: str, path: str) -> None:
     """Run with the arguments of the command line."""
-    counts = Counts(path)
+    counts = Counts(path, _LOG_RECORD if kind == "otlp" else _EVENT)
     if kind == "unix":
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(address)
@@ -90,7 +98,7 @@ def main(kind: str, address: str, path: str) -> None:
         with socket.create_server((_LOCALHOST, int(address))) as listener:
             take(listener, counts)
     else:
-        answer = indexed if kind == "bulk" else lambda _: web.Response()
+        answer = indexed if kind == "bulk" else accepted
 
         def counted(body: bytes) -> web.Response:
             counts.add(body)

@@ -16,7 +16,7 @@ from bench import stage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Kind: TypeAlias = Literal["tcp", "unix", "http", "bulk"]
+Kind: TypeAlias = Literal["tcp", "unix", "http", "bulk", "hec", "otlp"]
 
 HOST: Final = "127.0.0.1"
 _PROGRAM: Final = Path(__file__).with_name("receiver.py")

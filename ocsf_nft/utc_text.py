@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import lru_cache
 from typing import Final
 
 _EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
@@ -15,8 +16,16 @@ def utc_text(milliseconds: object) -> str | None:
     """
     if not isinstance(milliseconds, int) or isinstance(milliseconds, bool):
         return None
+    seconds, rest = divmod(milliseconds, 1000)
+    whole = _seconds_text(seconds)
+    return None if whole is None else f"{whole}.{rest:03d}Z"
+
+
+# Most events of a batch are of the same few seconds.
+@lru_cache(maxsize=64)
+def _seconds_text(seconds: int) -> str | None:
     try:
-        time = _EPOCH + dt.timedelta(milliseconds=milliseconds)
+        time = _EPOCH + dt.timedelta(seconds=seconds)
     except OverflowError:
         return None
-    return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return time.isoformat(timespec="seconds").removesuffix("+00:00")

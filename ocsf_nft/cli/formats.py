@@ -74,7 +74,7 @@ def _shorthand(events: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _syslog(events: Iterable[bytes]) -> Iterator[bytes]:
-    return (rfc5424.frame(orjson.loads(event), event) + b"\n" for event in events)
+    return (rfc5424.frame(event) + b"\n" for event in events)
 
 
 _WRITERS: Final[dict[str, Writer]] = {"jsonl": _jsonl, "shorthand": _shorthand, "syslog": _syslog}

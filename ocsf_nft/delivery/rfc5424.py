@@ -6,13 +6,10 @@ A message may be longer than 2,048 bytes. Configure each receiver to accept long
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from ocsf_nft.delivery.sinks.json_access import integer, text
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.utc_text import utc_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: local0: free for the site's use, and every syslog daemon can select it by its name.
 _FACILITY: Final = 16
@@ -23,48 +20,46 @@ _VERSION: Final = 1
 _APP_NAME: Final = "ocsf-nft"
 _NIL: Final = "-"
 _HOSTNAME_LENGTH: Final = 255
-_MSGID_END: Final = 10**32
 
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
-#: White space between JSON tokens. Strings of JSON contain no ASCII control character below DEL.
-_LINE_ENDS: Final = re.compile(rb"[\x00-\x1f]")
+#: Space in place of white space between JSON tokens, such as a line end. Strings of JSON contain no
+#: ASCII control character below DEL.
+_LINE_ENDS_AS_SPACES: Final = bytes([0x20] * 0x20) + bytes(range(0x20, 0x100))
+_DELETE: Final = b"\x7f"
 _ESCAPED: Final = re.compile(r"[^\x20-\x7e]")
 
 
-def frame(event: Mapping[str, Any], json: bytes) -> bytes:
+def frame(json: bytes) -> bytes:
     """Build the syslog message of one event: one line of printable ASCII, without the line end.
 
-    ``event`` is the parsed form of ``json``. A header field without a valid value becomes ``-``
-    (RFC 5424's nil value).
+    ``json`` is the event. A header field without a valid value becomes ``-``, RFC 5424's nil value.
     """
-    severity = _SEVERITIES.get(integer(event, "severity_id") or 0, _NOTICE)
+    fields = LineFields(json)
+    severity = _SEVERITIES.get(fields.integer("severity_id") or 0, _NOTICE)
     head = (
         f"<{_FACILITY * 8 + severity}>{_VERSION}",
-        utc_text(event.get("time")) or _NIL,
-        _hostname(event),
+        utc_text(fields.integer("time")) or _NIL,
+        _UNPRINTABLE.sub("?", fields.hostname()[:_HOSTNAME_LENGTH]) or _NIL,
         _APP_NAME,
         _NIL,
-        _message_id(integer(event, "type_uid")),
+        _message_id(fields.integer("type_uid")),
         # No structured data: the JSON has all values.
         _NIL,
     )
     return f"{' '.join(head)} ".encode("ascii") + _ascii(json)
 
 
-def _hostname(event: Mapping[str, Any]) -> str:
-    name = text(event, "device", "hostname")
-    return _UNPRINTABLE.sub("?", name[:_HOSTNAME_LENGTH]) or _NIL
-
-
 def _message_id(type_uid: int | None) -> str:
-    is_valid = type_uid is not None and 0 <= type_uid < _MSGID_END
-    return str(type_uid) if is_valid else _NIL
+    # An integer of 64 bits has fewer digits than the limit of 32.
+    return _NIL if type_uid is None or type_uid < 0 else str(type_uid)
 
 
 def _ascii(json: bytes) -> bytes:
     # ASCII needs no byte order mark: RFC 5424 requires one before UTF-8, RFC 8259 forbids one
     # before JSON.
-    line = _LINE_ENDS.sub(b" ", json)
+    line = json.translate(_LINE_ENDS_AS_SPACES)
+    if line.isascii() and _DELETE not in line:
+        return line
     return _ESCAPED.sub(_escape, line.decode()).encode("ascii")
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from ocsf_nft.ocsf.enums import OTHER, ObservableType
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
-from ocsf_nft.ocsf.safe_text import printable
+from ocsf_nft.ocsf.line_templates import LineConverter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +55,7 @@ _QUERIED: Final = ("query.hostname", "enrichments[")
 
 def lean_line(line: bytes) -> bytes:
     """Return the lean form of an event that is a line of JSON."""
-    return printable(orjson.dumps(lean(orjson.loads(line))))
+    return _LEAN(line)
 
 
 def lean(event: dict[str, Any]) -> dict[str, Any]:
@@ -175,3 +173,6 @@ def _drop_empty(found: dict[str, Any]) -> None:
             _drop_empty(value)
         if value in ({}, [], ""):
             del found[name]
+
+
+_LEAN: Final = LineConverter(lean)

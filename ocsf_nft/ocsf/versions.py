@@ -10,8 +10,6 @@ import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import orjson
-
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.ai_agents import agent_of
 from ocsf_nft.ocsf.enums import Action, Direction, NetworkActivityId, ObservableType
@@ -19,6 +17,7 @@ from ocsf_nft.ocsf.event_base import SCHEMA_VERSION
 from ocsf_nft.ocsf.events import CLASSES, DetectionFinding, DeviceConfigStateChange, NetworkActivity
 from ocsf_nft.ocsf.finding_objects import FindingInfo, RelatedEvent
 from ocsf_nft.ocsf.identifiers import NETWORK_ACTIVITY
+from ocsf_nft.ocsf.line_templates import LineConverter
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.objects import (
     Container,
@@ -31,7 +30,6 @@ from ocsf_nft.ocsf.objects import (
     ParentProcess,
     Process,
 )
-from ocsf_nft.ocsf.safe_text import printable
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
@@ -126,7 +124,12 @@ def line_at(line: bytes, version: str) -> bytes:
     """Convert an event, as a line of JSON, from the stored OCSF version to ``version``."""
     if version == STORED:
         return line
-    return printable(orjson.dumps(at_version(orjson.loads(line), version)))
+    return _converter(version)(line)
+
+
+@cache
+def _converter(version: str) -> LineConverter:
+    return LineConverter(partial(at_version, version=version))
 
 
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:

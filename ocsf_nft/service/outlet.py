@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-import orjson
-
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchSettings, Message, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ocsf_nft.config.sinks import SinkTable
@@ -74,16 +74,14 @@ class Outlet:
 
         Return None if the sink gets no events of this class.
         """
-        if self.classes is not None and orjson.loads(line)["class_uid"] not in self.classes:
-            return None
+        if self.classes is not None:
+            class_uid = LineFields(line).integer("class_uid")
+            if class_uid is not None and class_uid not in self.classes:
+                return None
         if self.other_version is not None:
-            from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415 - it needs the models
-
-            line = line_at(line, self.other_version)
+            line = _conversions().line_at(line, self.other_version)
         if self.is_lean:
-            from ocsf_nft.ocsf.lean import lean_line  # noqa: PLC0415 - only where configured
-
-            line = lean_line(line)
+            line = _conversions().lean_line(line)
         return line
 
     async def deliver(self, change: Change) -> None:
@@ -100,6 +98,20 @@ class Outlet:
         if outcome.refused or outcome.again:
             reason = outcome.reason or outcome.refused[0].reason
             raise DeliveryError(f"{self.name} did not accept all events: {reason}")
+
+
+class _Conversions(NamedTuple):
+    line_at: Callable[[bytes, str], bytes]
+    lean_line: Callable[[bytes], bytes]
+
+
+@cache
+def _conversions() -> _Conversions:
+    # Loaded only where configured: they need the models.
+    from ocsf_nft.ocsf.lean import lean_line  # noqa: PLC0415
+    from ocsf_nft.ocsf.versions import line_at  # noqa: PLC0415
+
+    return _Conversions(line_at, lean_line)
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:

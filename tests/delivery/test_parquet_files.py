@@ -105,7 +105,14 @@ def test_file_has_the_format_that_security_lake_requires() -> None:
 def test_pages_of_a_file_have_less_than_1_mb(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(pq, "write_table", lambda *_, **options: given.update(options))
-    _files(samples.packets(1))
+    (message,) = samples.packets(1)
+    _files([message])
+    assert 8 < given["write_batch_size"] <= given["data_page_size"] / len(message.line)
+    long = message.event() | {"message": "x" * 60_000}
+    _files([message, Message(message.uid, orjson.dumps(long))])
+    # A page that is nearly full gets at most as many values more.
+    assert given["write_batch_size"] * 60_000 < (1 << 20) - given["data_page_size"]
+    _files([message])
     assert 100_000 < given["data_page_size"] <= 900_000
     assert 100_000 < given["dictionary_pagesize_limit"] <= 900_000
     assert given["row_group_size"] == 1

@@ -28,14 +28,14 @@ _EVENT = {
 
 
 def framed(event: dict[str, Any], text: bytes | None = None) -> re.Match[str]:
-    found = frame(event, json.dumps(event).encode() if text is None else text).decode("ascii")
+    found = frame(json.dumps(event).encode() if text is None else text).decode("ascii")
     match = _FRAME.fullmatch(found)
     assert match is not None, found
     return match
 
 
 def test_an_event_is_one_message_with_its_json_as_the_text() -> None:
-    assert frame(_EVENT, orjson.dumps(_EVENT)) == (
+    assert frame(orjson.dumps(_EVENT)) == (
         b"<132>1 2026-11-24T23:47:46.123Z host-1 ocsf-nft - 400105 - " + orjson.dumps(_EVENT)
     )
 
@@ -65,8 +65,8 @@ def test_syslog_severity_is_that_of_the_event(severity_id: object, severity: int
         ({"type_uid": "400105"}, "id", "-"),
         ({"type_uid": -1}, "id", "-"),
         ({"type_uid": True}, "id", "-"),
-        ({"type_uid": 10**32 - 1}, "id", "9" * 32),
-        ({"type_uid": 10**32}, "id", "-"),
+        ({"type_uid": 2**64 - 1}, "id", str(2**64 - 1)),
+        ({"type_uid": 2**64}, "id", "-"),
     ],
 )
 def test_header_field_without_a_valid_value_is_nil(
@@ -79,6 +79,7 @@ def test_header_field_without_a_valid_value_is_nil(
     ("text", "written"),
     [
         ("ü", r"\u00fc"),
+        ("\x7f", r"\u007f"),
         ("\x7f\x9b", r"\u007f\u009b"),
         ("\u2028\u202e\ufeff", r"\u2028\u202e\ufeff"),
         ("\U0001f480", r"\ud83d\udc80"),
@@ -115,5 +116,6 @@ def test_a_message_of_any_event_is_one_line_of_printable_ascii(event: dict[str, 
 
 @given(HOSTILE_TEXT)
 def test_no_hostname_ends_the_header_early(hostname: str) -> None:
-    match = framed(_EVENT | {"device": {"hostname": hostname}}, b"{}")
-    assert match["id"] == "400105"
+    match = framed(_EVENT | {"device": {"hostname": hostname}})
+    assert match["id"] in {"400105", "-"}  # a lone surrogate is no valid JSON
+    assert match["text"].startswith("{")

@@ -38,7 +38,10 @@ _CHUNK_BYTES: Final = 1 << 14
 _GZIP_BYTES: Final = 1 << 10
 #: Minimum size for gzip in a thread: compression of it would block the event loop noticeably.
 _THREAD_BYTES: Final = 1 << 16
-_GZIP_LEVEL: Final = 6
+#: Levels of gzip. For an event of 3.3 kB, isal takes 1.7 µs and leaves 230 bytes. Python's zlib
+#: takes 10 µs and leaves 260; its level 6 takes 23 µs and leaves 160.
+_ISAL_LEVEL: Final = 2
+_ZLIB_LEVEL: Final = 2
 
 _CLOSED_EARLY: Final = "it closed the connection before the end of its answer"
 #: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
@@ -227,7 +230,11 @@ async def _compress(body: bytes) -> bytes:
 
 
 def _gzip(body: bytes) -> bytes:
-    return gzip.compress(body, _GZIP_LEVEL, mtime=0)
+    try:
+        from isal import igzip  # noqa: PLC0415 - not available for every processor
+    except ImportError:
+        return gzip.compress(body, _ZLIB_LEVEL, mtime=0)
+    return igzip.compress(body, _ISAL_LEVEL, mtime=0)
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:

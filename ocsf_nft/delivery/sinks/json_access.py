@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -43,7 +42,7 @@ def integer(document: Any, *path: str) -> int | None:
 def value_at(document: Any, *path: str) -> Any:
     """Return the value at ``path`` in decoded JSON; None if ``path`` leads to no value."""
     for name in path:
-        if not isinstance(document, Mapping):
+        if not isinstance(document, dict):
             return None
         document = document.get(name)
     return document

@@ -10,9 +10,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
-from ocsf_nft.delivery.sinks.json_access import text
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.errors import DeliveryError, RefusedError
 
@@ -168,9 +168,9 @@ class Kafka(Sink):
 
     async def _send(self, message: Message) -> asyncio.Future[Any]:
         # Waits if too many earlier messages are not acknowledged yet.
-        event = message.event()
+        fields = LineFields(message.line)
         # All events of a sandbox have one key, so they stay in one partition, in order.
-        key = text(event, "unmapped", "sandbox") or text(event, "device", "hostname")
+        key = fields.unmapped_text("sandbox") or fields.hostname()
         sent: asyncio.Future[Any] = await self._producer.send(
             self.topic,
             message.line,

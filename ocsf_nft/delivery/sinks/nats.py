@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.json_access import decoded, integer, text, value_at
@@ -212,7 +213,7 @@ class Nats(Sink):
             return None  # the server would close the connection
         subject = self.subject
         if self.has_class:
-            name = text(message.event(), "class_name").lower()
+            name = LineFields(message.line).text("class_name").lower()
             subject = f"{subject}.{_NOT_IN_TOKEN.sub('_', name) or 'none'}"
         return await connection.publish(subject, headers, message.line)
 

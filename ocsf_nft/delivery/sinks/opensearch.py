@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
-from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
+from ocsf_nft.delivery.sinks.json_access import integer, text, value_at
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.utc_text import utc_text
 
@@ -78,7 +79,7 @@ class OpenSearch(HttpSession, Sink):
         answer = await self.request(
             "POST",
             _BULK,
-            body=await asyncio.to_thread(lambda: b"".join(map(self._document, messages))),
+            body=await asyncio.to_thread(self._body, messages),
             content_type=_CONTENT_TYPE,
             answer_bytes=_ANSWER_BYTES + _ITEM_BYTES * len(messages),
         )
@@ -109,17 +110,20 @@ class OpenSearch(HttpSession, Sink):
         error = self.printable(f"{item.kind}: {item.reason}")
         return f"a document was not indexed ({item.status}): {error}"
 
-    def _document(self, message: Message) -> bytes:
-        time = milliseconds(message.event(), "time")
+    def _body(self, messages: Sequence[Message]) -> bytes:
+        return b"".join(part for message in messages for part in self._document(message))
+
+    def _document(self, message: Message) -> tuple[bytes, ...]:
+        time = LineFields(message.line).milliseconds("time")
         day = (utc_text(time) or "")[:_DAY_LENGTH].replace("-", ".")
         # An event that is sent twice is stored once, because its uid is the identifier. In a data
         # stream, the identifier is unique only within one index: the event is stored twice if the
         # stream has begun a new index in between.
         target = {"_index": self._index.replace(DATE, day), "_id": message.uid}
-        line = message.line
+        action = orjson.dumps({"create": target})
         if self._is_data_stream:
-            line = b'{"@timestamp":%d,' % time + line[1:]
-        return orjson.dumps({"create": target}) + b"\n" + line + b"\n"
+            return action, b'\n{"@timestamp":%d,' % time, message.line[1:], b"\n"
+        return action, b"\n", message.line, b"\n"
 
 
 def _items(reply: Any) -> list[_Item]:
@@ -128,6 +132,8 @@ def _items(reply: Any) -> list[_Item]:
 
 
 def _item(result: Any) -> _Item:
-    error = value_at(result, "create", "error")
-    status = integer(result, "create", "status") or 0
+    created = value_at(result, "create")
+    status, error = integer(created, "status") or 0, value_at(created, "error")
+    if error is None:
+        return _Item(status, "", "")
     return _Item(status, text(error, "type"), text(error, "reason"))

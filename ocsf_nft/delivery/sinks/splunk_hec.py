@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from ocsf_nft.delivery.line_fields import LineFields
 from ocsf_nft.delivery.sinks.base import BatchResult, Message, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
-from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
+from ocsf_nft.delivery.sinks.json_access import integer, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -158,10 +159,13 @@ class SplunkHec(HttpSession, Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _envelope(self, message: Message) -> bytes:
-        event = message.event()
-        metadata = {**self._metadata, "host": text(event, "device", "hostname")}
-        head = orjson.dumps({name: value for name, value in metadata.items() if value})
-        time = milliseconds(event, "time")
+        fields = LineFields(message.line)
+        head = self._head(fields.hostname())
+        time = fields.milliseconds("time")
         # Seconds with three decimals, exact without a float.
         time_field = b',"time":%d.%03d' % divmod(time, 1000) if time else b""
-        return head[:-1] + time_field + b',"event":' + message.line + b"}"
+        return b"".join((head, time_field, b',"event":', message.line, b"}"))
+
+    def _head(self, host: str) -> bytes:
+        metadata = {**self._metadata, "host": host}
+        return orjson.dumps({name: value for name, value in metadata.items() if value})[:-1]

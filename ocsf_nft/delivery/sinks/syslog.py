@@ -89,7 +89,7 @@ class Syslog(Sink):
         frames: list[bytes] = []
         refused: list[Refusal] = []
         for number, message in enumerate(messages, 1):
-            framed = frame(message.event(), message.line)
+            framed = frame(message.line)
             if len(framed) > self._max_bytes:
                 reason = (
                     f"its syslog message of {len(framed)} bytes is longer than max_bytes, which is "

@@ -65,7 +65,7 @@ async def wait_until_blocked(sink: Syslog) -> None:
 def event_of_size(size: int) -> Message:
     """Return an event whose syslog message has ``size`` bytes."""
     event = {"class_uid": 4001, "type_uid": 400105, "time": 0, "message": ""}
-    event["message"] = "x" * (size - len(frame(event, orjson.dumps(event))))
+    event["message"] = "x" * (size - len(frame(orjson.dumps(event))))
     return Message("uid", orjson.dumps(event))
 
 
