@@ -36,6 +36,22 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _MAX_SHAPES: Final = 4096
 
 
+class _Numbers:
+    """Numbers of the lines that the general code converts, among equal ones.
+
+    An object of its own: a reader with a method of its owner would only be freed by the garbage
+    collector, and the memory of the library with it.
+    """
+
+    def __init__(self, counter: LineCounts) -> None:
+        self._counter = counter
+        #: Number of the present line; 0 if it is not counted yet.
+        self.present = 0
+
+    def number_of(self, line: bytes) -> int:
+        return self.present or self._counter.count_line(line)
+
+
 class FastPath:
     """Converter of the complete lines of one log file to events.
 
@@ -51,9 +67,8 @@ class FastPath:
     ) -> None:
         self._converter = converter
         self.counter = LineCounts(library, MAX_COUNTED_LINES)
-        #: Number of the line that the general code converts; 0 if it is not counted yet.
-        self._number = 0
-        self.reader = make_reader(number_of=self._number_of)
+        self._numbers = _Numbers(self.counter)
+        self.reader = make_reader(number_of=self._numbers.number_of)
         self._native = NativeConverter(library, _settings(self.reader.boot_ns))
         self._shapes: dict[tuple[object, ...], int] = {}
         self._made_shapes = 0
@@ -73,7 +88,7 @@ class FastPath:
                 lines,
                 at,
                 self.counter,
-                number=self._number,
+                number=self._numbers.present,
                 received_ns=received_ns,
                 latest_ns=self.reader.latest_ns,
                 is_after_kmsg=self.reader.is_after_kmsg,
@@ -81,22 +96,19 @@ class FastPath:
             self._count(result)
             if result.events:
                 yield result.events
-            at, self._number = result.end, result.number
+            at, self._numbers.present = result.end, result.number
             if result.state is State.FULL or at == len(lines):
                 continue
             end = _line_end(lines, at)
             for batch in self.reader.feed(lines[at:end]):
                 self._learn(lines[at:end], result, batch)
                 yield from self._converter.converted(batch)
-            at, self._number = end, 0
+            at, self._numbers.present = end, 0
 
     def finish(self, rest: bytes) -> Iterator[Converted]:
         """Convert the rest of the file, which has no line end."""
         for batch in (*self.reader.feed(rest), *self.reader.finish()):
             yield from self._converter.converted(batch)
-
-    def _number_of(self, line: bytes) -> int:
-        return self._number or self.counter.count_line(line)
 
     def _count(self, result: Result) -> None:
         tally = self.reader.tally
@@ -164,7 +176,7 @@ class FastPath:
             line,
             0,
             self.counter,
-            number=self._number,
+            number=self._numbers.present,
             received_ns=record.received_ns,
             latest_ns=self.reader.latest_ns,
             is_after_kmsg=False,
