@@ -17,7 +17,7 @@ import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.cli.documented_command import DocumentedCommand
-from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.errors import DeliveryError, UnsupportedError, UsageError
 from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import time_us
 
@@ -55,8 +55,22 @@ _PAUSE_SECONDS: Final = 0.05
     "--format",
     "form",
     default="jsonl",
-    metavar="jsonl|shorthand|syslog",
-    help="Form of an event: JSON, a short line for people, or an RFC 5424 message.",
+    metavar="jsonl|shorthand|syslog|parquet",
+    help="Form of an event: JSON, a short line for people, an RFC 5424 message, or Parquet files.",
+)
+@click.option(
+    "--output",
+    "directory",
+    type=options.PATH,
+    metavar="DIR",
+    help="Directory of the Parquet files, which must be new or empty.",
+)
+@click.option(
+    "--region",
+    default="local",
+    metavar="NAME",
+    show_default=True,
+    help="Region in the paths of the Parquet files.",
 )
 @options.ocsf_version
 @click.option(
@@ -80,6 +94,8 @@ def convert(  # noqa: PLR0913 - each is an option
     unparsed: Path | None,
     boot: str | None,
     form: str,
+    directory: Path | None,
+    region: str,
     ocsf_version: str,
     detail: str,
     config: Path | None,
@@ -97,10 +113,8 @@ def convert(  # noqa: PLR0913 - each is an option
     """
     from ocsf_nft import redaction
     from ocsf_nft.cli.conversion_progress import progress
-    from ocsf_nft.cli.formats import writer
     from ocsf_nft.conversion import log_file
     from ocsf_nft.conversion.converter import Converter
-    from ocsf_nft.conversion.log_file import EventOutput
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.ocsf.redacted import redacted_reject
     from ocsf_nft.ocsf.versions import full_version
@@ -108,9 +122,8 @@ def convert(  # noqa: PLR0913 - each is an option
     from ocsf_nft.sources import replay
 
     paths = paths or ["-"]
-    write = writer(form)
-    events = EventOutput(_formatter(None if form == "jsonl" else write, detail), output.write)
     version = full_version(ocsf_version)
+    events = _event_output(form, detail, version, directory, region)
     boot_ns = None if boot is None else time_us("--boot", boot) * 1000
     prefixes, context = options.prefixes_and_context(config)
     if no_redact:
@@ -137,6 +150,7 @@ def convert(  # noqa: PLR0913 - each is an option
                     reject(redacted_reject(found))
                 else:
                     events.write(events.form(found))
+        events.finish()
     output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
         f"{output.rejected(tally.rejected)}"
@@ -179,6 +193,32 @@ def _chunks(
         on_read(file)
         if can_wait and not select.select((file,), (), (), _PAUSE_SECONDS)[0]:
             yield b""
+
+
+def _event_output(
+    form: str, detail: str, version: str, directory: Path | None, region: str
+) -> EventOutput:
+    from ocsf_nft.conversion.log_file import EventOutput
+
+    if form != "parquet":
+        from ocsf_nft.cli.formats import writer
+
+        if directory is not None:
+            raise UsageError("--output is only for --format parquet: redirect standard output")
+        write = writer(form)
+        return EventOutput(_formatter(None if form == "jsonl" else write, detail), output.write)
+    if directory is None:
+        raise UsageError("--format parquet writes files: give their directory by --output")
+    if detail != "full":
+        raise UsageError("--format parquet has all columns of a class: leave --detail out")
+    from importlib.util import find_spec
+
+    if find_spec("pyarrow") is None:
+        raise UnsupportedError("--format parquet needs pyarrow: install 'ocsf-nft[parquet]'")
+    from ocsf_nft.conversion.parquet_output import ParquetOutput
+
+    files = ParquetOutput(directory, version, region)
+    return EventOutput(files.form, output.write, files.finish)
 
 
 def _formatter(

@@ -35,6 +35,8 @@ class EventOutput(NamedTuple):
     #: Converts events to their form in the output.
     form: Callable[[ReadableBuffer], ReadableBuffer]
     write: Callable[[ReadableBuffer], None]
+    #: Writes what ``form`` has kept.
+    finish: Callable[[], None] = lambda: None
 
 
 class LineConverter(Protocol):

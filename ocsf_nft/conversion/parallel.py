@@ -77,6 +77,7 @@ def convert(
                 yield from lines.convert(block)
                 has_templates = True
         yield from processes.finish()
+        processes.end()
     yield from lines.finish(waiting)
 
 
@@ -149,6 +150,14 @@ class _Process:
             raise found
         return found
 
+    def begin_end(self) -> None:
+        """Let the process write what its output has kept."""
+        self.connection.send(None)
+
+    def wait_ended(self) -> None:
+        """Wait until that is written; raises the error that ended the write."""
+        self._receive()
+
     def close(self) -> None:
         """End the process."""
         self.connection.close()
@@ -211,7 +220,15 @@ class _Processes:
             yield from self._counted(process.wait_written())
             self._idle.append(process)
 
+    def end(self) -> None:
+        """Wait until all processes, which have no block, have ended their output."""
+        for process in self._idle:
+            process.begin_end()
+        for process in self._idle:
+            process.wait_ended()
+
     def _start(self) -> _Process:
+        self._output.finish()  # the process must not inherit what the output has kept
         # The process must close the connections of the others.
         process = _Process(self._lines, self._output, (*self._busy, *self._idle))
         self._stack.callback(process.close)
@@ -243,13 +260,15 @@ def _work(
     events = bytearray()
     with suppress(EOFError, ConnectionError):  # the first process has ended
         try:
-            while True:
-                size, numbers = connection.recv()
+            while (task := connection.recv()) is not None:
+                size, numbers = task
                 result, end = _converted(slot[:size], numbers, lines, output, events)
                 connection.send(None)
                 connection.recv()  # its turn
                 output.write(memoryview(events)[:end])
                 connection.send(result)
+            output.finish()
+            connection.send(None)
         except (OcsfNftError, SystemExit) as error:
             connection.send(error)
 

@@ -16,6 +16,7 @@ import orjson
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.object_storage import Directory
+from ocsf_nft.delivery.parquet_layout import Layout
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.flow import Key
 from ocsf_nft.flows.incidents import extend_incident
@@ -234,10 +235,7 @@ async def write_parquet(folder: Path, lines: Iterable[bytes], version: str) -> N
     sink = Parquet(
         storage=Directory(path=folder),
         columns=columns(version),
-        source="ocsf-nft",
-        source_version=version,
-        region="eu-west-1",
-        account="external",
+        layout=Layout("ocsf-nft", version, "eu-west-1", "external"),
     )
     async with sink:
         await sink.deliver(list(map(message_of, lines)))

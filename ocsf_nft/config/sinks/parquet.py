@@ -139,16 +139,14 @@ class ParquetSink(SinkTable):
         return self.ocsf_version if self.source_version is None else self.source_version
 
     def _sink(self) -> Sink:
-        from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
+        from ocsf_nft.delivery.parquet_layout import Layout  # noqa: PLC0415 - if configured
+        from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - the same
 
         selected = self.class_uids
         return Parquet(
             storage=self._storage(),
             columns={uid: of for uid, of in columns(self.ocsf_version).items() if uid in selected},
-            source=self.source,
-            source_version=self._version,
-            region=self.region,
-            account=self.account,
+            layout=Layout(self.source, self._version, self.region, self.account),
         )
 
     def _storage(self) -> Storage:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.object_storage import Storage
     from ocsf_nft.delivery.parquet_columns import Struct
-    from ocsf_nft.delivery.parquet_files import File, Maker
+    from ocsf_nft.delivery.parquet_files import Maker
+    from ocsf_nft.delivery.parquet_layout import Layout
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -28,11 +29,7 @@ class Parquet(Sink):
     storage: Storage
     #: Columns of each class, by ``class_uid``.
     columns: Mapping[int, Struct]
-    #: Name of the custom source in Security Lake, and its version; empty without a version.
-    source: str
-    source_version: str
-    region: str
-    account: str
+    layout: Layout
     _maker: Maker | None = field(init=False, default=None)
     _thread: ThreadPoolExecutor | None = field(init=False, default=None)
 
@@ -43,7 +40,7 @@ class Parquet(Sink):
 
         self._maker = Maker(self.columns)
         try:
-            await self.storage.open(self._location(next(iter(self.columns))))
+            await self.storage.open(self.layout.location(next(iter(self.columns))))
         except BaseException:
             await self.storage.close()
             raise
@@ -68,17 +65,5 @@ class Parquet(Sink):
         loop = asyncio.get_running_loop()
         files, refused = await loop.run_in_executor(self._thread, self._maker.make, messages)
         for file in files:
-            await self.storage.put(self._key(file), file.content)
+            await self.storage.put(self.layout.key(file), file.content)
         return BatchResult(refused=tuple(refused))
-
-    # ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/<name>
-    # Source: "Collecting data from custom sources", Amazon Security Lake User Guide.
-
-    def _location(self, class_uid: int) -> str:
-        # Security Lake requires a separate custom source for each class.
-        location = f"ext/{self.source}-{class_uid}"
-        return f"{location}/{self.source_version}" if self.source_version else location
-
-    def _key(self, file: File) -> str:
-        folder = f"region={self.region}/accountId={self.account}/eventDay={file.day}"
-        return f"{self._location(file.class_uid)}/{folder}/{file.name}"

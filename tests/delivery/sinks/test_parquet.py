@@ -19,6 +19,7 @@ import pytest
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.object_storage import Directory
 from ocsf_nft.delivery.parquet_files import Maker
+from ocsf_nft.delivery.parquet_layout import Layout
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError
@@ -37,14 +38,11 @@ TIME_MS: Final = TIME_NS // 1_000_000
 OTHER_USER_ID: Final = 65534
 
 
-def parquet(path: Path, **parts: str) -> Parquet:
-    defaults = {
-        "source": "ocsf-nft",
-        "source_version": "1.8.0",
-        "region": "eu-west-1",
-        "account": "external",
-    }
-    return Parquet(storage=Directory(path=path), columns=columns(STORED), **(defaults | parts))
+_LAYOUT: Final = Layout("ocsf-nft", "1.8.0", "eu-west-1", "external")
+
+
+def parquet(path: Path, layout: Layout = _LAYOUT) -> Parquet:
+    return Parquet(storage=Directory(path=path), columns=columns(STORED), layout=layout)
 
 
 async def deliver(path: Path, messages: list[Message]) -> BatchResult:
@@ -84,7 +82,7 @@ async def test_batch_becomes_one_file_for_each_class_and_day_at_the_security_lak
 
 
 async def test_path_has_no_part_for_a_missing_source_version(tmp_path: Path) -> None:
-    sink = parquet(tmp_path, source="s", source_version="", region="r", account="123456789012")
+    sink = parquet(tmp_path, Layout("s", "", "r", "123456789012"))
     async with sink:
         await sink.deliver(samples.packets(1))
     (path,) = read_back.files(tmp_path)

@@ -16,6 +16,7 @@ import trustme
 
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.delivery.object_storage import Bucket
+from ocsf_nft.delivery.parquet_layout import Layout
 from ocsf_nft.delivery.receiver_settings import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet
@@ -76,10 +77,7 @@ def parquet(
     return Parquet(
         storage=bucket,
         columns=columns(STORED),
-        source="ocsf-nft",
-        source_version=source_version,
-        region="eu-west-1",
-        account="external",
+        layout=Layout("ocsf-nft", source_version, "eu-west-1", "external"),
     )
 
 
