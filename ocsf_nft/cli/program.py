@@ -12,6 +12,7 @@ import click
 
 from ocsf_nft.cli import output
 from ocsf_nft.cli.lazy_command import LazyCommand
+from ocsf_nft.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,9 +86,7 @@ def _flag(act: Callable[[], None]) -> Callable[[click.Context, click.Parameter, 
 
 
 def _print_version() -> None:
-    from importlib.metadata import version
-
-    output.write(f"{NAME} {version(NAME)}\n".encode())
+    output.write(f"{NAME} {VERSION}\n".encode())
 
 
 def _install_completion() -> None:

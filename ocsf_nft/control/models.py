@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,6 +17,7 @@ from ocsf_nft.errors import UsageError
 from ocsf_nft.flow import Mode
 from ocsf_nft.service.sandbox_view import Origin, State
 from ocsf_nft.utc_text import utc_text
+from ocsf_nft.version import VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,7 +220,7 @@ def final_status(status: Status) -> FinalStatus:
 def service_status(engine: Engine) -> ServiceStatus:
     """Return the answer about the service of this process."""
     return ServiceStatus(
-        version=version("ocsf-nft"),
+        version=VERSION,
         pid=os.getpid(),
         state_dir=_text(engine.state_dir),
         store=_text(engine.events.path),

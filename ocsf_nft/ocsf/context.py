@@ -6,7 +6,6 @@ import os
 import platform
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,6 +27,7 @@ from ocsf_nft.ocsf.objects import (
     Product,
 )
 from ocsf_nft.ocsf.safe_text import shown, visible
+from ocsf_nft.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -247,7 +247,7 @@ def foreign_rule(rule: str, firewall: str | None) -> FirewallRule | None:
 @lru_cache(maxsize=1)
 def product() -> Product:
     """Return the OCSF product that reports the events: ocsf-nft, with its installed version."""
-    return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
+    return Product(name=_NAME, vendor_name=_NAME, version=VERSION)
 
 
 def own_metadata(  # noqa: PLR0913 - each is one fact of the event, named at the call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ocsf_nft.errors import (
     SourceError,
     UnsupportedError,
 )
+from ocsf_nft.version import VERSION
 from tests.control.engine import HUGE
 from tests.control.raw_client import ask, connected
 
@@ -138,7 +138,7 @@ async def test_status_of_the_service_and_reload(served: Served) -> None:
         await client.ask("PUT", "/v1/sandboxes/a", BODY)
         status = (await client.ask("GET", "/v1/status")).json
         assert status == {
-            "version": version("ocsf-nft"),
+            "version": VERSION,
             "pid": os.getpid(),
             "state_dir": str(served.path.parent),
             "store": str(served.path.with_name("store")),

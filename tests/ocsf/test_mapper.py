@@ -3,13 +3,13 @@ from __future__ import annotations
 import random
 import tracemalloc
 from dataclasses import replace
-from importlib.metadata import version
 
 import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.version import VERSION
 from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, record
 from tests.ocsf.mapped import MAPPER, event_of
 
@@ -136,7 +136,7 @@ def test_refused_connection_has_all_attributes() -> None:
             "product": {
                 "name": "ocsf-nft",
                 "vendor_name": "ocsf-nft",
-                "version": version("ocsf-nft"),
+                "version": VERSION,
             },
             "profiles": ["host", "network_proxy", "security_control"],
             "log_name": "netfilter",
