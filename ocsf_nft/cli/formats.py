@@ -1,5 +1,7 @@
 """Formats of events on standard output: JSON, syslog, or short lines, coloured on a terminal."""
 
+# ruff: noqa: PLC0415 - only the form that is used is imported, so that a command starts fast
+
 from __future__ import annotations
 
 import os
@@ -8,9 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
-from ocsf_nft.delivery import rfc5424
 from ocsf_nft.errors import UsageError
-from ocsf_nft.ocsf.oneline import GAP, plain, shorthand
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
@@ -48,12 +48,16 @@ def painter() -> Callable[[Mapping[str, Any]], bytes]:
 
     The line is coloured on a terminal with colours, unless NO_COLOR is set (https://no-color.org).
     """
+    from ocsf_nft.ocsf.oneline import plain, shorthand
+
     has_colours = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
     line = _painted if sys.stdout.isatty() and has_colours else plain
     return lambda event: f"{line(shorthand(event))}\n".encode()
 
 
 def _painted(segments: tuple[Segment, ...]) -> str:
+    from ocsf_nft.ocsf.oneline import GAP
+
     return GAP.join(map(_paint, segments))
 
 
@@ -74,6 +78,8 @@ def _shorthand(events: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _syslog(events: Iterable[bytes]) -> Iterator[bytes]:
+    from ocsf_nft.delivery import rfc5424
+
     return (rfc5424.frame(event) + b"\n" for event in events)
 
 

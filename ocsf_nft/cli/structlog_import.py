@@ -8,12 +8,12 @@ memory, and as much time as Python needs to start.
 from __future__ import annotations
 
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -30,7 +30,8 @@ def when_imported(configure: Callable[[], None]) -> None:
         sys.meta_path.insert(0, _Finder(configure))
 
 
-class _Finder(MetaPathFinder):
+# No subclasses of importlib.abc, which imports tempfile and shutil: Python needs only the methods.
+class _Finder:
     def __init__(self, configure: Callable[[], None]) -> None:
         self._configure = configure
 
@@ -45,11 +46,11 @@ class _Finder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._configure)
+            spec.loader = cast("Loader", _Loader(spec.loader, self._configure))
         return spec
 
 
-class _Loader(Loader):
+class _Loader:
     def __init__(self, loader: Loader, configure: Callable[[], None]) -> None:
         self._loader = loader
         self._configure = configure

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError, UnsupportedError
@@ -22,6 +20,7 @@ from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
 from ocsf_nft.sources.boot import KMSG_SLACK_NS, KernelClock, boot_id, boottime_ns, wall_ns
 from ocsf_nft.sources.kernel_message import PrefixFilter, author_of_facility, reject_forged
+from ocsf_nft.sources.kmsg_line import KmsgLine, parse
 from ocsf_nft.sources.packet_fields import readable
 from ocsf_nft.sources.wait_readable import until_readable
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ocsf_nft.log_prefixes import Prefixes
+
+__all__ = ["Kmsg", "parse"]
 
 _DEVICE: Final = "/dev/kmsg"
 #: Twice the maximum size of a record (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX).
@@ -45,48 +46,6 @@ _CURSOR_INTERVAL_NS: Final = 1_000_000_000
 _SCAN_NS: Final = 1_000_000_000
 
 _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
-#: ``priority,sequence,microseconds,flags;`` and then the message. The next lines of a record are a
-#: dictionary (`` KEY=value``).
-_HEADER: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,19}),([0-9]{1,16}),[^;\n]*;")
-#: The kernel writes unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c,
-#: append_char). So a line break is never part of the message.
-_ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
-_FACILITY_SHIFT: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class KmsgLine:
-    """Fields of one record of /dev/kmsg, the kernel log."""
-
-    #: 0 only if the kernel wrote the message: the kernel changes the facility 0 of a program.
-    facility: int
-    sequence: int
-    #: Kernel's (printk) timestamp, in microseconds since boot.
-    stamp_us: int
-    #: Logged bytes, without the escapes of /dev/kmsg.
-    message: bytes
-
-    @property
-    def identity(self) -> str:
-        """Return a text that identifies the record: ``kmsg:SEQUENCE:TIMESTAMP:HASH``.
-
-        A record has the same identity each time it is read, from the kernel or from a file. The
-        sequence number alone is not enough, because it restarts with each boot.
-        """
-        digest = hashlib.blake2b(self.message, digest_size=12).hexdigest()
-        return f"kmsg:{self.sequence}:{self.stamp_us}:{digest}"
-
-
-def parse(raw: bytes) -> KmsgLine | None:
-    """Parse one record of /dev/kmsg; return None if ``raw`` is not such a record."""
-    header = _HEADER.match(raw)
-    if header is None:
-        return None
-    priority, sequence, stamp = header.groups()
-    message = raw[header.end() :].partition(b"\n")[0]
-    if b"\\" in message:
-        message = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), message)
-    return KmsgLine(int(priority) >> _FACILITY_SHIFT, int(sequence), int(stamp), message)
 
 
 class Kmsg:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
@@ -11,6 +14,8 @@ async def until_readable(descriptor: int, timeout_s: float | None = None) -> boo
     Return True if it is readable, False after the timeout. A regular file is always readable. The
     event loop watches the descriptor only during the call.
     """
+    import asyncio  # noqa: PLC0415 - a reader of files that calls no such wait starts without it
+
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.record import Record, Reject
-from ocsf_nft.sources import kmsg
+from ocsf_nft.sources import kmsg_line
 from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
 from ocsf_nft.sources.kernel_message import PrefixFilter
 from ocsf_nft.sources.kmsg import Kmsg
@@ -36,7 +36,7 @@ def _in_kernel_log(
     message: str, facility: int, sandboxes: frozenset[str] | None, foreign: Prefixes | None
 ) -> Record | Reject | None:
     raw = f"{facility << 3 | 4},7,1000,-;{message}\n".encode()
-    line = kmsg.parse(raw)
+    line = kmsg_line.parse(raw)
     assert line is not None
     return Kmsg(sandboxes, foreign=foreign)._read_line(line, raw, 0, 0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
-from ocsf_nft.sources import kmsg
+from ocsf_nft.sources import kmsg_line
 from ocsf_nft.sources.boot import boottime_ns
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.journal import library as journal_library
@@ -68,13 +68,13 @@ def test_batching_counts_records_after_a_long_pause_from_their_arrival() -> None
 
 @given(st.binary(max_size=300))
 def test_kmsg_parser_never_raises_on_other_bytes(raw: bytes) -> None:
-    found = kmsg.parse(raw)
+    found = kmsg_line.parse(raw)
     assert found is None or found.facility >= 0
 
 
 def test_kmsg_parser_splits_a_record() -> None:
     raw = b"12,5,67,-,caller=T1;one\\x0a\\x5cx41 two\n SUBSYSTEM=net\n DEVICE=n2\n"
-    assert kmsg.parse(raw) == kmsg.KmsgLine(1, 5, 67, b"one\n\\x41 two")
+    assert kmsg_line.parse(raw) == kmsg_line.KmsgLine(1, 5, 67, b"one\n\\x41 two")
 
 
 @given(st.binary(max_size=100))
@@ -83,7 +83,7 @@ def test_kmsg_parser_decodes_escapes_exactly(message: bytes) -> None:
         b"\\x%02x" % byte if byte < 32 or byte >= 127 or byte == 0x5C else bytes([byte])
         for byte in message
     )
-    found = kmsg.parse(b"4,1,2,-;" + escaped + b"\n")
+    found = kmsg_line.parse(b"4,1,2,-;" + escaped + b"\n")
     assert found is not None
     assert found.message == message
 

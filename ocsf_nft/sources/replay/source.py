@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
-from ocsf_nft.sources import boot, kmsg, text
+from ocsf_nft.sources import boot, kmsg_line, text
 from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.kernel_message import author_of_facility, reject_forged
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocsf_nft.sources.kmsg import KmsgLine
+    from ocsf_nft.sources.kmsg_line import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -172,7 +172,7 @@ class Reader:
             return None
         if line.startswith((b" ", b"\t")):
             return self._indented(line)
-        record = kmsg.parse(line)
+        record = kmsg_line.parse(line)
         self.is_after_kmsg = record is not None
         if not any(part in line for part in _CANDIDATE_PARTS):
             return None
