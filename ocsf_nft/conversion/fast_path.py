@@ -105,6 +105,10 @@ class FastPath:
                 yield from self._converter.converted(batch)
             at, self._numbers.present = end, 0
 
+    def keep_events(self) -> None:
+        """Keep the events of all later conversions valid until the next call."""
+        self._native.keep_events()
+
     def finish(self, rest: bytes) -> Iterator[Converted]:
         """Convert the rest of the file, which has no line end."""
         for batch in (*self.reader.feed(rest), *self.reader.finish()):

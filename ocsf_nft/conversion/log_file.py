@@ -50,6 +50,9 @@ class LineConverter(Protocol):
     def counter(self) -> LineCounter:
         """Counter of equal lines."""
 
+    def keep_events(self) -> None:
+        """Keep the events of all later conversions valid until the next call."""
+
     def convert(self, lines: bytes) -> Iterator[Converted]:
         """Convert complete lines."""
 
@@ -64,6 +67,9 @@ class GeneralConverter:
         self._converter = converter
         self.counter = LineNumbers()
         self.reader = make_reader(number_of=self.counter.count_line)
+
+    def keep_events(self) -> None:
+        """Do nothing: events are bytes of their own."""
 
     def convert(self, lines: bytes) -> Iterator[Converted]:
         """Convert complete lines."""

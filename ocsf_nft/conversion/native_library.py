@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 VARIABLE: Final = "OCSF_NFT_NO_EXTENSIONS"
 _FILE: Final = Path(__file__).parent / "native" / "libconverter.so.1"
 _LONGEST_KEY: Final = 1024
-#: Size of the buffer for events.
-_OUTPUT_BYTES: Final = 1 << 18
+#: Size of a buffer for events. Small ones stay in the processor's cache. All events of a block of
+#: lines fit into a large one in most cases.
+_BUFFER_BYTES: Final = 1 << 18
+_LARGE_BUFFER_BYTES: Final = 1 << 22
 
 
 class State(IntEnum):
@@ -146,7 +148,7 @@ class Result(NamedTuple):
     """Result of a conversion; see ``struct run`` in ``native/converter.h``."""
 
     state: State
-    #: Events with line ends; valid until the next conversion.
+    #: Events with line ends; valid until the next conversion, or until ``keep_events``.
     events: memoryview
     end: int
     #: 0 if the line is not counted.
@@ -178,9 +180,11 @@ class NativeConverter:
         *tables, boot_ns, uid_start = settings
         made = _Settings(*map(_bytes, tables), _random_key(), boot_ns, _bytes(uid_start))
         self._converter = c_void_p(_checked(library.converter_new(ctypes.byref(made))))
-        output = ctypes.create_string_buffer(_OUTPUT_BYTES)
-        self._events = memoryview(output).cast("B").toreadonly()
-        self._run = _Run(output=ctypes.addressof(output), output_size=_OUTPUT_BYTES)
+        self._run = _Run()
+        self._buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
+        #: End of the events that must be kept in the buffer.
+        self._kept = 0
+        self._keeps_events = False
 
     def __del__(self) -> None:
         """Free the memory of the library."""
@@ -211,10 +215,21 @@ class NativeConverter:
         run.counts = counts.pointer
         run.received_ns, run.processed_ns, run.latest_ns = received_ns, processed_ns, latest_ns
         run.is_after_kmsg = is_after_kmsg
+        start_of_events = self._kept
+        run.output = ctypes.addressof(self._buffer) + start_of_events
+        run.output_size = len(self._buffer) - start_of_events
         self._library.convert(self._converter, ctypes.byref(run))
+        events = memoryview(self._buffer)[start_of_events : start_of_events + run.written]
+        state = State(run.state)
+        if state is State.FULL and not run.written and not start_of_events:
+            state = State.ODD  # an event that is larger than the buffer
+        elif self._keeps_events:
+            self._kept += run.written
+            if state is State.FULL:  # the events so far hold the buffer before
+                self._buffer, self._kept = ctypes.create_string_buffer(len(self._buffer)), 0
         return Result(
-            State(run.state),
-            self._events[: run.written],
+            state,
+            events.cast("B").toreadonly(),
             run.end,
             run.number,
             bool(run.is_after_kmsg),
@@ -223,6 +238,13 @@ class NativeConverter:
             run.skipped,
             bytes(memoryview(run.key)[: run.key_size]),
         )
+
+    def keep_events(self) -> None:
+        """Keep the events of all later conversions valid until the next call."""
+        if not self._keeps_events:
+            self._keeps_events = True
+            self._buffer = ctypes.create_string_buffer(_LARGE_BUFFER_BYTES)
+        self._kept = 0
 
     def add_stamp(self, key: bytes, time_ns: int) -> None:
         """Add the time of a timestamp; the key is that of a result with NEW_STAMP."""

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from _typeshed import ReadableBuffer
+
     from ocsf_nft.conversion.converter import Converted
     from ocsf_nft.conversion.log_file import EventOutput, LineConverter
     from ocsf_nft.sources.replay import LineTally
 
 #: Minimum size of a block. A process converts one in some milliseconds.
-_BLOCK_BYTES: Final = 1 << 19
+_BLOCK_BYTES: Final = 1 << 18
 #: Maximum size: a block ends at a line end.
 _SLOT_BYTES: Final = _BLOCK_BYTES + log_file.LONGEST_REST
 #: Start of a journal export entry, whose lines can't be divided.
@@ -257,15 +259,15 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for each in to_close:  # else this process would keep the connections of others open
         each.close()
-    events = bytearray()
     with suppress(EOFError, ConnectionError):  # the first process has ended
         try:
             while (task := connection.recv()) is not None:
                 size, numbers = task
-                result, end = _converted(slot[:size], numbers, lines, output, events)
+                events, result = _converted(slot[:size], numbers, lines, output)
                 connection.send(None)
                 connection.recv()  # its turn
-                output.write(memoryview(events)[:end])
+                for events_of_part in events:
+                    output.write(events_of_part)
                 connection.send(result)
             output.finish()
             connection.send(None)
@@ -274,28 +276,23 @@ def _work(
 
 
 def _converted(
-    block: bytes,
-    numbers: bytes,
-    lines: LineConverter,
-    output: EventOutput,
-    events: bytearray,
-) -> tuple[_Result, int]:
-    """Convert a block into ``events``; return the result, and the size of the events."""
+    block: bytes, numbers: bytes, lines: LineConverter, output: EventOutput
+) -> tuple[list[ReadableBuffer], _Result]:
+    """Convert a block; return the events in the form of the output, and the other results."""
     tally = lines.reader.tally
     _clear(tally)
     lines.counter.use_counted(numbers)
+    lines.keep_events()  # without a copy
+    events: list[ReadableBuffer] = []
     unparsed: list[Reject] = []
-    end = 0
     for found in lines.convert(block):
         if isinstance(found, Reject):
             unparsed.append(found)
         else:
-            formatted = memoryview(output.form(found))
-            # The memory of the block before is used again.
-            events[end : end + len(formatted)] = formatted
-            end += len(formatted)
+            events.append(output.form(found))
     rejected = Counter(tally.rejected)
-    return _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed)), end
+    result = _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed))
+    return events, result
 
 
 def _clear(tally: LineTally) -> None:

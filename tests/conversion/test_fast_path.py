@@ -14,10 +14,11 @@ from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.templates import SIGHTINGS, Pieces
 from ocsf_nft.ocsf.versions import VERSIONS
+from ocsf_nft.record import Reject
 from ocsf_nft.sources.replay import line_numbers
 from ocsf_nft.sources.replay.line_numbers import LineNumbers
 from tests.conversion import log_lines
-from tests.conversion.both_ways import BothWays
+from tests.conversion.both_ways import BothWays, without_times
 from tests.sources.corpus_cases import cases
 from tests.sources.replaying import MESSAGE
 
@@ -190,6 +191,29 @@ def test_library_counts_equal_lines_as_the_general_code(monkeypatch: pytest.Monk
         assert all(one == other for one, other in found)
     assert [fast.count_line(line) for line in lines] == [general.count_line(line) for line in lines]
     assert max(number for number, _ in found) > 1
+
+
+def test_kept_events_stay_valid_over_several_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "_LARGE_BUFFER_BYTES", 10_000)
+    ways = BothWays()
+    ways.fast.keep_events()
+    block = b"".join(_numbered(MESSAGE, each) for each in range(300))
+    for _ in range(3):
+        ways.fast.keep_events()
+        found = [each for each in ways.fast.convert(block) if not isinstance(each, Reject)]
+        expected = [each for each in ways.general.convert(block) if not isinstance(each, Reject)]
+        assert without_times(b"".join(found)) == without_times(b"".join(expected))
+    assert ways.fast.records > 800
+
+
+def test_event_that_is_larger_than_a_buffer_is_made_by_the_general_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native_library, "_BUFFER_BYTES", 1_000)
+    ways = BothWays()
+    found = ways.convert_lines(b"".join(_numbered(MESSAGE, each) for each in range(20)))
+    assert found.tally.records == 20
+    assert ways.fast.records == 0
 
 
 def test_variable_leaves_the_library_out(monkeypatch: pytest.MonkeyPatch) -> None:

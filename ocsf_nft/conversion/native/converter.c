@@ -729,7 +729,7 @@ static enum state convert_line(struct converter *converter, struct run *run, str
 	if (template->pieces_size == 0)
 		return IS_ODD;
 	if (size_limit(template, rule, line) > run->output_size - run->written)
-		return run->written > 0 ? IS_FULL : IS_ODD;
+		return IS_FULL;
 	made.time_ms = time_ns / NS_PER_MS;
 	made.received_ms = run->received_ns / NS_PER_MS;
 	made.processed_ms = (run->processed_ns ? run->processed_ns : now_ns()) / NS_PER_MS;
