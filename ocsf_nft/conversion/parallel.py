@@ -125,7 +125,7 @@ class _Process:
     def begin(self, block: bytes, numbers: bytes) -> None:
         """Begin the conversion of a block, whose ``numbers`` the counter of lines returned."""
         self._slot[: len(block)] = block
-        self.connection.send((len(block), numbers))
+        self._send((len(block), numbers))
 
     def wait_converted(self) -> None:
         """Wait until the block is converted; raises the error that ended the conversion."""
@@ -133,28 +133,37 @@ class _Process:
 
     def let_write(self) -> None:
         """Let the process write the events of its block."""
-        self.connection.send(None)
+        self._send(None)
 
     def wait_written(self) -> _Result:
         """Wait until the events are written; raises the error that ended the write."""
         return self._receive()
 
+    def _send(self, task: tuple[int, bytes] | None) -> None:
+        try:
+            self.connection.send(task)
+        except ConnectionError:
+            raise self._end_error() from None
+
     def _receive(self) -> _Result:
         try:
             found: _Result | BaseException = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            raise SourceError(
-                f"a process that converts lines has ended with code {self._process.exitcode}: "
-                "give --jobs 1 to convert without such processes"
-            ) from None
+        except (EOFError, ConnectionError):
+            raise self._end_error() from None
         if isinstance(found, BaseException):
             raise found
         return found
 
+    def _end_error(self) -> SourceError:
+        self._process.join()
+        return SourceError(
+            f"a process that converts lines has ended with code {self._process.exitcode}: "
+            "give --jobs 1 to convert without such processes"
+        )
+
     def begin_end(self) -> None:
         """Let the process write what its output has kept."""
-        self.connection.send(None)
+        self._send(None)
 
     def wait_ended(self) -> None:
         """Wait until that is written; raises the error that ended the write."""
