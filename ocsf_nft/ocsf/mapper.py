@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import dns_queries, findings, packet_outcome, severity
+from ocsf_nft.ocsf import dns_queries, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import event_labels, event_tenant
@@ -144,6 +144,8 @@ class Mapper:
             attribution=incident.attribution,
             questions=incident.questions,
         )
+        from ocsf_nft.ocsf import findings  # noqa: PLC0415 - convert makes no findings
+
         tunnel = self._tunnel(record, incident.questions)
         level = self._severity(record)
         return findings.of_attempt(

@@ -232,7 +232,8 @@ class Model(metaclass=_ModelClass):
         return self._as_json()
 
     def _as_json(self) -> orjson.Fragment:
-        return orjson.Fragment(self.json())
+        # A copy, because orjson leaves at least 4 kB allocated for its result.
+        return orjson.Fragment(bytes(memoryview(self.json())))
 
     def json(self) -> bytes:
         """Return the object as encoded JSON without null values."""

@@ -145,6 +145,46 @@ def test_endpoint_and_device_need_an_identity() -> None:
     assert Actor(user=User(uid="1000")).process is None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"port": 65536}, "port can't be 65536"),
+        ({"port": -1}, "port can't be -1"),
+        ({"port": True}, "port can't be True"),
+        ({"port": "443"}, "port can't be '443'"),
+        ({"network_scope_id": 1}, "network_scope_id can't be 1"),
+        ({"container": {"uid": "1"}}, "container can't be"),
+        ({"ip": b"203.0.113.7"}, "ip can't be"),
+    ],
+)
+def test_value_of_another_type_is_refused(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        NetworkEndpoint(**({"ip": "203.0.113.7"} | wrong))
+
+
+def test_list_with_an_item_of_another_type_is_refused() -> None:
+    assert Container(uid="1", labels=("a=b",)).labels == ("a=b",)
+    for labels in (["a=b"], ("a=b", 1)):
+        with pytest.raises(ValueError, match="labels can't be"):
+            Container(uid="1", labels=labels)  # type: ignore[arg-type]  # what is tested
+
+
+def test_attribute_that_must_be_given_can_not_be_missing() -> None:
+    with pytest.raises(ValueError, match="User needs uid"):
+        User()  # type: ignore[call-arg]  # what is tested
+    with pytest.raises(ValueError, match="uid can't be None"):
+        User(uid=None)  # type: ignore[arg-type]  # the same
+
+
+def test_equal_objects_have_equal_hashes_and_different_copies_do_not() -> None:
+    user, same = User(uid="1000", name="a"), User(name="a", uid="1000").cache_json()
+    other = same.model_copy(update={"name": "b"})
+    assert (user == same, hash(user) == hash(same), user == other) == (True, True, False)
+    assert other.json() == b'{"name":"b","uid":"1000"}'
+    assert other.fragment() is not same.fragment()
+    assert repr(user) == "User(name='a', uid='1000', groups=None)"
+
+
 def _known(value: Any) -> Any:
     """Return the values of an object and of those inside it, without null values."""
     if isinstance(value, Model):

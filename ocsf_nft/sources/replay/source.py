@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
 from ocsf_nft.sources import boot, kmsg_line, text
-from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.base import NFLOG_LINE_START, MalformedError
 from ocsf_nft.sources.kernel_message import author_of_facility, reject_forged
-from ocsf_nft.sources.nflog import datagram as nflog_datagram
-from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.packet_fields import readable
 from ocsf_nft.sources.replay import journal_entry, log_header
 from ocsf_nft.sources.replay.line_numbers import LineNumbers, is_counted
@@ -43,7 +41,7 @@ _STDIN: Final = "-"
 #: Second or later line of a kmsg record.
 _DICTIONARY: Final = re.compile(rb" [A-Z_]+=")
 _CANDIDATE_PARTS: Final = (b"IN=", PREFIX_ROOT.encode())
-_NFLOG: Final = nflog_line.START.encode()
+_NFLOG: Final = NFLOG_LINE_START.encode()
 
 
 @dataclass(slots=True)
@@ -232,6 +230,10 @@ class Reader:
         )
 
     def _nflog(self, line: str) -> Record | Reject:
+        # Few files have such lines, and netlink and the decoder are slow to import.
+        from ocsf_nft.sources.nflog import datagram as nflog_datagram  # noqa: PLC0415
+        from ocsf_nft.sources.nflog import line as nflog_line  # noqa: PLC0415
+
         parsed = nflog_line.parse(line)
         if parsed is None:
             return _malformed("it begins like an NFLOG line of ours but is not one", line)
