@@ -11,8 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from ocsf_nft.cli import output, structlog_import
 from ocsf_nft.errors import UsageError, reason_of
@@ -39,8 +38,7 @@ _WORDS: Final = {True: "true", False: "false", None: "null"}
 _PLAIN: Final = re.compile(r'[^ "=\\]+')
 
 
-@dataclass(frozen=True, slots=True)
-class LogSettings:
+class LogSettings(NamedTuple):
     """Form of ocsf-nft's log, and the lowest level (of :mod:`logging`) that is written.
 
     If ``form`` is None, the log is text if standard error is a terminal, and JSON if it is not.
