@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.sources.base import MalformedError
 
@@ -20,8 +19,7 @@ _BOOT_AHEAD_NS: Final = 60_000_000_000
 _NO_LIMIT: Final = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class StampReference:
+class StampReference(NamedTuple):
     """Reference times for log timestamps that lack the date, the year or the time zone."""
 
     #: Boot time of the log's machine (ns since the epoch), or of this machine if it is unknown.
@@ -53,8 +51,7 @@ class StampReference:
         return time_ns
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedLine:
+class LoggedLine(NamedTuple):
     """Message of a line in a log file, or of a journal entry, and the content of its header."""
 
     message: str
