@@ -7,8 +7,7 @@ the IPv4 address. So each of these forms reaches the same service.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +40,7 @@ SERVICES: Final[dict[Address, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Ipv4Form:
+class Ipv4Form(NamedTuple):
     """Form of an IPv6 address that contains an IPv4 address.
 
     ``places`` are the positions of the four bytes of the IPv4 address. With ``is_inverted``, each

@@ -238,7 +238,7 @@ def test_help_imports_no_slow_library_and_no_module_of_a_command() -> None:
     assert "click" in imported
     assert imported & {"asyncio", "orjson", "pydantic", "rich", "structlog"} == set()
     ours = {name.partition(".cli.")[2] for name in imported if name.startswith("ocsf_nft.cli.")}
-    assert ours == {"lazy_command", "output", "program"}
+    assert ours == {"lazy_command", "output", "program", "without_plugins"}
 
 
 def test_help_shows_an_example_for_each_command() -> None:

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from typing import Final, NoReturn
 
 # Without plugins, for its effect: before a command imports pydantic.
@@ -54,6 +53,8 @@ def _leave_threads(ended: BaseException) -> None:
     if not any(each.is_alive() and not each.daemon for each in others):
         return
     if not isinstance(ended, SystemExit):  # a bug, which Python would print too late
+        import traceback  # noqa: PLC0415 - slow, and needed only for a bug
+
         traceback.print_exception(ended)
         os._exit(1)
     os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)

@@ -7,14 +7,11 @@ for programs, or text for people.
 from __future__ import annotations
 
 import enum
-import logging
 import re
 import sys
-import traceback
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from ocsf_nft.cli import output, structlog_import
 from ocsf_nft.errors import UsageError, reason_of
@@ -26,6 +23,11 @@ if TYPE_CHECKING:
 
 LogForm: TypeAlias = Literal["text", "json"]
 
+#: Levels of :mod:`logging`, which is slow to import.
+_DEBUG: Final = 10
+_INFO: Final = 20
+_WARNING: Final = 30
+
 _CUT: Final = "…"
 #: First keys of a record, in this order.
 _HEAD: Final = ("ts", "level", "event")
@@ -36,15 +38,14 @@ _WORDS: Final = {True: "true", False: "false", None: "null"}
 _PLAIN: Final = re.compile(r'[^ "=\\]+')
 
 
-@dataclass(frozen=True, slots=True)
-class LogSettings:
+class LogSettings(NamedTuple):
     """Form of ocsf-nft's log, and the lowest level (of :mod:`logging`) that is written.
 
     If ``form`` is None, the log is text if standard error is a terminal, and JSON if it is not.
     """
 
     form: LogForm | None = None
-    level: int = logging.INFO
+    level: int = _INFO
 
     @property
     def is_json(self) -> bool:
@@ -54,7 +55,7 @@ class LogSettings:
     @property
     def is_quiet(self) -> bool:
         """Return True if log records of level info are not written."""
-        return self.level > logging.INFO
+        return self.level > _INFO
 
 
 _DEFAULT: Final = LogSettings()
@@ -69,7 +70,7 @@ def log_settings(
     """
     if is_verbose and is_quiet:
         raise UsageError("--verbose and --quiet can't be combined: give one of them")
-    level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
+    level = _DEBUG if is_verbose else _WARNING if is_quiet else _INFO
     if form is not None and form not in get_args(LogForm):
         raise UsageError(f"--log-format {quoted(form)} is not known: give text or json")
     return LogSettings(cast("LogForm | None", form), level)
@@ -190,6 +191,8 @@ def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMappi
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given
     if isinstance(error, BaseException):
+        import traceback  # noqa: PLC0415 - slow, and few log records have an error
+
         values["error"] = f"{type(error).__name__}: {_cause(error)}"
         if frames := traceback.extract_tb(error.__traceback__):
             values["at"] = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"

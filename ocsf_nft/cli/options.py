@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import click
 
 from ocsf_nft.cli.documented_command import DocumentedArgument
-from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 #: commands outside the unit would use another directory.
 STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
-DEFAULT_CONTROL: Final = Path(SOCKET)
+DEFAULT_CONTROL: Final = Path("/run/ocsf-nft/control.sock")
 CONTROL_VARIABLE: Final = "OCSF_NFT_CONTROL"
 
 #: Type of an option that names a file or directory. click does not check if the path is readable:

@@ -15,9 +15,8 @@ from ocsf_nft.fence import values
 from ocsf_nft.flows.dns_questions import MAX_OF_FLOW
 from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
-from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
-from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.finding_settings import FindingSettings, TunnelThreshold
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.quoted import quoted
 from ocsf_nft.record import ForeignVerdict

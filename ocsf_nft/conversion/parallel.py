@@ -7,7 +7,6 @@ Then each block goes to a process of its own, which has its turn to write the ev
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import signal
 from collections import Counter, deque
 from contextlib import ExitStack, suppress
@@ -112,6 +111,8 @@ class _Process:
         output: EventOutput,
         others: Iterable[_Process],
     ) -> None:
+        import multiprocessing  # noqa: PLC0415 - slow, and a short file needs no other process
+
         context = multiprocessing.get_context("fork")
         self._slot = mmap.mmap(-1, _SLOT_BYTES)
         self.connection, end = context.Pipe()

@@ -19,16 +19,19 @@ _Version: TypeAlias = Literal[4, 6]
 
 
 class _Network(NamedTuple):
-    version: _Version
     first: int
     last: int
 
 
-def _networks(*names: str) -> tuple[_Network, ...]:
-    return tuple(
-        _Network(network.version, int(network[0]), int(network[-1]))
-        for network in map(ip_network, names)
-    )
+#: Networks by IP version.
+_Networks: TypeAlias = dict[_Version, list[_Network]]
+
+
+def _networks(*names: str) -> _Networks:
+    found: _Networks = {4: [], 6: []}
+    for network in map(ip_network, names):
+        found[network.version].append(_Network(int(network[0]), int(network[-1])))
+    return found
 
 
 _METADATA: Final = _networks(*map(str, cloud_metadata.SERVICES))
@@ -38,7 +41,11 @@ _INTERNAL: Final = _networks(
     "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
     "127.0.0.0/8", "198.18.0.0/15", "224.0.0.0/24", "239.0.0.0/8", "255.255.255.255/32",
     "::1/128", "fc00::/7", "fe80::/10", "fec0::/10",
-    *(f"ff{flags:x}{scope}::/16" for flags in range(16) for scope in (1, 2, 3, 4, 5, 8)),
+    # The scopes 1 to 5 and 8, in as few networks as possible, because each takes time at the start.
+    *(
+        f"ff{flags:x}{scope}" for flags in range(16)
+        for scope in ("1::/16", "2::/15", "4::/15", "8::/16")
+    ),
 )  # fmt: skip
 #: Unspecified and never assigned addresses, which have no scope.
 _UNASSIGNED: Final = _networks("0.0.0.0/8", "240.0.0.0/4", "::/128")
@@ -89,20 +96,9 @@ def address_kind(text: str | None) -> AddressKind | None:
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
     """Return the first address of each address range, and the kind of each range."""
-    networks = (
-        *_INTERNAL,
-        *_UNASSIGNED,
-        *_LOOPBACK,
-        *_LINK_LOCAL,
-        *_MULTICAST,
-        *_BROADCAST,
-        *_METADATA,
-    )
-    starts = {0, *_changes(networks, version)}
+    starts = {0, *_changes(version)}
     if version == 6:
-        starts |= {
-            carrier.first + start for carrier in _CARRY_IPV4 for start in _changes(networks, 4)
-        }
+        starts |= {carrier.first + start for carrier in _CARRY_IPV4[6] for start in _changes(4)}
     found: dict[tuple[NetworkScope | None, tuple[bool, ...]], AddressKind] = {}
     begins, kinds = [], []
     for start in sorted(starts):
@@ -113,9 +109,12 @@ def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]
     return begins, kinds
 
 
-def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
-    ours = [network for network in networks if network.version == version]
-    return {network.first for network in ours} | {network.last + 1 for network in ours}
+def _changes(version: _Version) -> set[int]:
+    kinds = (
+        _INTERNAL, _UNASSIGNED, _LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA,
+    )  # fmt: skip
+    networks = [network for each in kinds for network in each[version]]
+    return {network.first for network in networks} | {network.last + 1 for network in networks}
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
@@ -129,8 +128,8 @@ def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple
     return None if _is_in(_UNASSIGNED, version, address) else NetworkScope.EXTERNAL, flags
 
 
-def _is_in(networks: tuple[_Network, ...], version: _Version, address: int) -> bool:
-    return any(each.version == version and each.first <= address <= each.last for each in networks)
+def _is_in(networks: _Networks, version: _Version, address: int) -> bool:
+    return any(first <= address <= last for first, last in networks[version])
 
 
 #: Tables by the number of bytes of an address.

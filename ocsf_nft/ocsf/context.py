@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+import socket
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -282,7 +282,7 @@ def own_metadata(  # noqa: PLR0913 - each is one fact of the event, named at the
 def this_host() -> Host:
     """Return the name, kernel release and boot time of this machine; unknown values are None."""
     return Host(
-        hostname=platform.node() or "localhost",
+        hostname=socket.gethostname() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,
         boot_uid=_read(_PROC / "sys/kernel/random/boot_id"),
         boot_time_ns=_boot_time_ns(),

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from ocsf_nft.ocsf.finding_settings import TunnelThreshold
     from ocsf_nft.record import DnsQuestion
 
 #: Names as their labels.
@@ -31,19 +31,6 @@ _BYTE: Final = re.compile(r"\\(?:\d{3}|.)|[^\\]")
 _SHARED: Final = 3
 #: Domains of reverse lookups: their names are addresses.
 _REVERSE: Final = frozenset({("in-addr", "arpa"), ("ip6", "arpa")})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelThreshold:
-    """Condition for DNS queries to be a tunnel: that many distinct long names below one domain.
-
-    ``length`` is the number of characters of a long name, without the domain and the dots.
-    ``entropy`` is the minimum of bits a character in all these names together.
-    """
-
-    names: int = 50
-    length: int = 30
-    entropy: float = 3.0
 
 
 class Tunnel(NamedTuple):

@@ -1,15 +1,16 @@
 """Base of the OCSF event classes: computed fields, profiles, and encoding as JSON."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
-import orjson
-from pydantic import AfterValidator, ValidationInfo, model_validator
-
-from ocsf_nft.ocsf.model import Model
+from ocsf_nft.ocsf.model import Model, Rule
 from ocsf_nft.ocsf.objects import Metadata
 from ocsf_nft.ocsf.safe_text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ocsf_nft.ocsf.enums import Captioned
 
 SCHEMA_VERSION: Final = "1.8.0"
@@ -26,58 +27,50 @@ SECURITY_CONTROL: Final = (
 )
 
 
-def type_uid_of(data: dict[str, Any]) -> int:
+def type_uid_of(data: Mapping[str, Any]) -> int:
     """Return ``type_uid`` of an event from its values so far."""
     return int(data["class_uid"] * 100 + data["activity_id"])
 
 
-def type_name_of(data: dict[str, Any]) -> str:
+def type_name_of(data: Mapping[str, Any]) -> str:
     """Return ``type_name`` of an event from its values so far."""
     activity: Captioned = data["activity_id"]
     return f"{data['class_name']}: {activity.caption}"
 
 
-def duration_of(data: dict[str, Any]) -> int | None:
+def duration_of(data: Mapping[str, Any]) -> int | None:
     """Return the time from the start of an event to its end in ms; None if unknown or zero."""
     start, end = data["start_time"], data["end_time"]
     return None if start is None or end is None else (end - start or None)
 
 
-def _is_type_uid(value: int, info: ValidationInfo) -> int:
-    if value != type_uid_of(info.data):
+def _is_type_uid(_name: str, value: int, before: Mapping[str, Any]) -> None:
+    if value != type_uid_of(before):
         raise ValueError("type_uid is class_uid * 100 + activity_id")
-    return value
 
 
-def _is_type_name(value: str, info: ValidationInfo) -> str:
-    if value != type_name_of(info.data):
+def _is_type_name(_name: str, value: str, before: Mapping[str, Any]) -> None:
+    if value != type_name_of(before):
         raise ValueError("type_name is the class's name and the activity's caption")
-    return value
 
 
 TYPE_UID: Final = "class_uid * 100 + activity_id"
 TYPE_NAME: Final = "the class's name and the activity's"
-TypeUid: TypeAlias = Annotated[int, AfterValidator(_is_type_uid)]
-TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
+TypeUid: TypeAlias = Annotated[int, Rule(_is_type_uid)]
+TypeName: TypeAlias = Annotated[str, Rule(_is_type_name)]
 
 
 class Event(Model):
     """Base of the OCSF event classes: sets ``metadata.profiles``, and encodes an event as JSON."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _derive_profiles(cls, data: dict[str, Any]) -> dict[str, Any]:
-        profiles = tuple(sorted(set(cls.profiles_of(data)))) or None
-        metadata = data.get("metadata")
+    def _prepared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        profiles = tuple(sorted(set(cls.profiles_of(values)))) or None
+        metadata = values.get("metadata")
         if isinstance(metadata, Metadata):
-            return {**data, "metadata": metadata.model_copy(update={"profiles": profiles})}
-        return data
+            return {**values, "metadata": metadata.model_copy(update={"profiles": profiles})}
+        return values
 
     def to_json(self) -> bytes:
         """Return the event as one line of printable JSON, without a line end and null values."""
-        return printable(
-            orjson.dumps(
-                {name: value for name, value in self.__dict__.items() if value is not None},
-                default=Model.fragment,
-            )
-        )
+        return printable(self.json())

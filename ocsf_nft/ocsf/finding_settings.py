@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelThreshold:
+    """Condition for DNS queries to be a tunnel: that many distinct long names below one domain.
+
+    ``length`` is the number of characters of a long name, without the domain and the dots.
+    ``entropy`` is the minimum of bits a character in all these names together.
+    """
+
+    names: int = 50
+    length: int = 30
+    entropy: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import dns_queries, findings, packet_outcome, severity
+from ocsf_nft.ocsf import dns_queries, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derive
 from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import event_labels, event_tenant
-from ocsf_nft.ocsf.dns_tunnel import find_tunnel
 from ocsf_nft.ocsf.enums import Direction, Severity
 from ocsf_nft.ocsf.event_slots import Surroundings
 from ocsf_nft.ocsf.model import CACHED
@@ -144,6 +143,8 @@ class Mapper:
             attribution=incident.attribution,
             questions=incident.questions,
         )
+        from ocsf_nft.ocsf import findings  # noqa: PLC0415 - convert makes no findings
+
         tunnel = self._tunnel(record, incident.questions)
         level = self._severity(record)
         return findings.of_attempt(
@@ -172,6 +173,8 @@ class Mapper:
         direction = packet_outcome.direction(record, self._context.uplinks)
         if record.destination_port != _DNS_PORT or direction is Direction.INBOUND:
             return None
+        from ocsf_nft.ocsf.dns_tunnel import find_tunnel  # noqa: PLC0415 - only findings need it
+
         return find_tunnel(questions, self._context.findings.tunnel)
 
     def _severity(self, record: Record) -> Severity:

@@ -4,9 +4,7 @@ Names, meanings and requirements are those of OCSF 1.8.0. ``None`` means unknown
 serialized. Each field's description states where the field's value comes from.
 """
 
-from typing import Annotated, Any, ClassVar, Self
-
-from pydantic import Field, model_validator
+from typing import Annotated, Any, ClassVar
 
 from ocsf_nft.ocsf.enums import (
     Boundary,
@@ -21,48 +19,48 @@ from ocsf_nft.ocsf.enums import (
     ProtocolVersion,
 )
 from ocsf_nft.ocsf.event_codes import EventCode
-from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
+from ocsf_nft.ocsf.model import Caption, Limits, Long, Model, Port, caption_of, optional, required
 
 
 class Product(Model):
     """OCSF object ``product``: the program that detected or logged what the event reports."""
 
-    name: str = Field(
-        description="ocsf-nft; or the other firewall that logged the packet, such as ufw: netfilter"
+    name: str = required(
+        "ocsf-nft; or the other firewall that logged the packet, such as ufw: netfilter"
         " if the log prefix does not show which one"
     )
-    vendor_name: str = Field(description="ocsf-nft, or the vendor of the other firewall")
+    vendor_name: str = required("ocsf-nft, or the vendor of the other firewall")
     version: str | None = optional("the installed version of ocsf-nft")
 
 
 class Logger(Model):
     """OCSF object ``logger``: a program that passed the event on, here the converter of a log."""
 
-    name: str = Field(description="ocsf-nft")
-    product: Product = Field(description="ocsf-nft")
-    logged_time: Long = Field(description="as metadata.logged_time")
+    name: str = required("ocsf-nft")
+    product: Product = required("ocsf-nft")
+    logged_time: Long = required("as metadata.logged_time")
 
 
 class KeyValue(Model):
     """OCSF object ``key_value_object``: a tag of an event."""
 
-    name: str = Field(description="sandbox")
-    value: str = Field(description="name of the sandbox")
+    name: str = required("sandbox")
+    value: str = required("name of the sandbox")
 
 
 class Metadata(Model):
     """OCSF object ``metadata``: facts about the event itself, such as its uid and OCSF version."""
 
-    version: str = Field(description="the OCSF version of the event")
-    uid: str = Field(
-        description="derived from the kernel's record or from the content: the same if the event "
+    version: str = required("the OCSF version of the event")
+    uid: str = required(
+        "derived from the kernel's record or from the content: the same if the event "
         "is made again, and in every OCSF version"
     )
-    event_code: EventCode = Field(
-        description="code of the situation that the event reports, such as egress-blocked"
+    event_code: EventCode = required(
+        "code of the situation that the event reports, such as egress-blocked"
     )
-    product: Product = Field(
-        description="ocsf-nft, if one of its fences logged the packet, and in all other classes; "
+    product: Product = required(
+        "ocsf-nft, if one of its fences logged the packet, and in all other classes; "
         "else the firewall that logged it"
     )
     loggers: tuple[Logger, ...] | None = optional("ocsf-nft, if another firewall logged the packet")
@@ -95,8 +93,8 @@ class Metadata(Model):
 class FirewallRule(Model):
     """OCSF object ``firewall_rule``: the firewall's rule that logged the packet."""
 
-    name: str = Field(
-        description="the rule in the log prefix: egress, forward, ingress, link, guard, "
+    name: str = required(
+        "the rule in the log prefix: egress, forward, ingress, link, guard, "
         "guard-ingress; for a VM vm-forward, vm-input, vm-ingress, vm-link"
     )
     uid: str | None = optional("family/table/chain/handle of the rule in the kernel")
@@ -111,7 +109,7 @@ class FirewallRule(Model):
 class Image(Model):
     """OCSF object ``image``: the image of a container."""
 
-    uid: str = Field(description="the image's id, from the configuration")
+    uid: str = required("the image's id, from the configuration")
     name: str | None = optional("the image's name, from the configuration")
 
 
@@ -126,11 +124,9 @@ class Container(Model):
     orchestrator: str | None = optional("the program that has started the container")
     labels: tuple[str, ...] | None = optional("the container's labels, each as key=value")
 
-    @model_validator(mode="after")
-    def _is_something(self) -> Self:
+    def _check(self) -> None:
         if self.uid is self.name is None:
             raise ValueError("a container needs a uid or a name")
-        return self
 
 
 class NetworkEndpoint(Model):
@@ -149,30 +145,26 @@ class NetworkEndpoint(Model):
     network_scope: Caption | None = caption_of("network_scope_id")
     container: Container | None = optional("the container that is the sandbox")
 
-    @model_validator(mode="after")
-    def _is_someone(self) -> Self:
+    def _check(self) -> None:
         if self.ip is self.name is self.uid is self.interface_name is None:
             raise ValueError("an endpoint needs an ip, a name, a uid or an interface_name")
-        return self
 
 
 class NetworkProxy(Model):
     """OCSF object ``network_proxy``: the proxy through which the sandbox is allowed to send."""
 
-    ip: str = Field(
-        description="address of the proxy, of the packet's family if the sandbox has such a proxy"
+    ip: str = required(
+        "address of the proxy, of the packet's family if the sandbox has such a proxy"
     )
-    port: Port = Field(description="port of the proxy")
+    port: Port = required("port of the proxy")
 
 
 class NetworkConnectionInfo(Model):
     """OCSF object ``network_connection_info``: direction, protocol and flags of packets."""
 
-    direction_id: Direction = Field(description="direction from the sandbox's view, by the rule")
+    direction_id: Direction = required("direction from the sandbox's view, by the rule")
     direction: Caption = caption_of("direction_id")
-    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = optional(
-        "the protocol in the packet"
-    )
+    protocol_num: Annotated[int, Limits(0, 255)] | None = optional("the protocol in the packet")
     protocol_name: str | None = optional("IANA's name of the protocol, in lower case")
     protocol_ver_id: ProtocolVersion | None = optional("the packet's IP version")
     protocol_ver: Caption | None = caption_of("protocol_ver_id")
@@ -185,7 +177,7 @@ class NetworkConnectionInfo(Model):
 class NetworkTraffic(Model):
     """OCSF object ``network_traffic``: the numbers of packets and bytes that the event reports."""
 
-    packets: Long = Field(description="the same as count")
+    packets: Long = required("the same as count")
     bytes: Long | None = optional("bytes by the kernel's counter, or length of the packet")
 
 
@@ -200,7 +192,7 @@ class User(Model):
     """OCSF object ``user``: the user that a socket belongs to, or that a process runs as."""
 
     name: str | None = optional("the user's name")
-    uid: str = Field(description="the user's id in the host's user namespace")
+    uid: str = required("the user's id in the host's user namespace")
     groups: tuple[Group, ...] | None = optional(
         "the group of the packet's socket or of the process"
     )
@@ -209,17 +201,17 @@ class User(Model):
 class Fingerprint(Model):
     """OCSF object ``fingerprint``: a hash of a file's content."""
 
-    algorithm_id: FingerprintAlgorithm = Field(description="3")
+    algorithm_id: FingerprintAlgorithm = required("3")
     algorithm: Caption = caption_of("algorithm_id")
-    value: str = Field(description="hash of the whole content, in hexadecimal")
+    value: str = required("hash of the whole content, in hexadecimal")
 
 
 class File(Model):
     """OCSF object ``file``: the program file of a process."""
 
-    name: str = Field(description="last part of the path")
-    path: str = Field(description="path of the program; memfd:NAME if it exists only in memory")
-    type_id: FileType = Field(description="1")
+    name: str = required("last part of the path")
+    path: str = required("path of the program; memfd:NAME if it exists only in memory")
+    type_id: FileType = required("1")
     type: Caption = caption_of("type_id")
     is_deleted: bool | None = optional("true if the program was deleted while it runs")
     hashes: tuple[Fingerprint, ...] | None = optional("hashes of the program")
@@ -229,7 +221,7 @@ class ProcessEntity(Model):
     """OCSF object ``process_entity``: an ancestor of a process."""
 
     name: str | None = optional("the ancestor's name")
-    pid: int = Field(description="the ancestor's id in the host's PID namespace")
+    pid: int = required("the ancestor's id in the host's PID namespace")
     path: str | None = optional("the ancestor's program")
 
 
@@ -237,7 +229,7 @@ class ParentProcess(Model):
     """OCSF object ``process``: the parent of a process."""
 
     name: str | None = optional("the parent's name")
-    pid: int = Field(description="the parent's id in the host's PID namespace")
+    pid: int = required("the parent's id in the host's PID namespace")
     path: str | None = optional("the parent's program")
     file: File | None = optional("the parent's program")
 
@@ -250,7 +242,7 @@ class Process(Model):
     name: str | None = optional(
         "name of the program; the process's own name if the program is unknown"
     )
-    pid: int = Field(description="the process's id in the host's PID namespace")
+    pid: int = required("the process's id in the host's PID namespace")
     ptid: Long | None = optional("id of the thread that sent the packet")
     path: str | None = optional("path of the program")
     cmd_line: str | None = optional("arguments of the process")
@@ -274,25 +266,23 @@ class Actor(Model):
     )
     user: User | None = optional("the user of the packet's socket")
 
-    @model_validator(mode="after")
-    def _is_someone(self) -> Self:
+    def _check(self) -> None:
         if self.process is None and self.user is None:
             raise ValueError("an actor needs a process or a user")
-        return self
 
 
 class Enrichment(Model):
     """OCSF object ``enrichment``: how the sending process was found, or a name in a DNS query."""
 
-    name: str = Field(description="actor.process; of a DNS query: dst_endpoint")
-    value: str = Field(
-        description="the process's id; unknown if no process, or no single one, is known; of a DNS "
+    name: str = required("actor.process; of a DNS query: dst_endpoint")
+    value: str = required(
+        "the process's id; unknown if no process, or no single one, is known; of a DNS "
         "query: the name"
     )
-    type: str = Field(description="attribution, or dns_query")
-    provider: str = Field(description="ocsf-nft")
-    data: dict[str, Any] = Field(
-        description="method: capture (the kernel reported the sender), socket (the process "
+    type: str = required("attribution, or dns_query")
+    provider: str = required("ocsf-nft")
+    data: dict[str, Any] = required(
+        "method: capture (the kernel reported the sender), socket (the process "
         "had the socket when the record was read), user (only the user in the kernel's record) or "
         "none; confidence: High, Medium or Low; reason: one sentence; processes: if there were "
         "several, each with the number of its calls; unnamed: number of further processes, as a "
@@ -303,19 +293,19 @@ class Enrichment(Model):
 class DnsQuery(Model):
     """OCSF object ``dns_query``: a question to a name server; its class is always IN."""
 
-    hostname: str = Field(
-        description="the name in presentation format (RFC 1035), in lower case and without the "
+    hostname: str = required(
+        "the name in presentation format (RFC 1035), in lower case and without the "
         "last dot; bytes that are not printable ASCII are escaped"
     )
-    type: str = Field(description="the record type, such as AAAA; TYPE65280 if it has no name")
-    opcode_id: DnsOpcode = Field(description="0")
+    type: str = required("the record type, such as AAAA; TYPE65280 if it has no name")
+    opcode_id: DnsOpcode = required("0")
 
 
 class Os(Model):
     """OCSF object ``os``: the operating system of the host."""
 
-    name: str = Field(description="Linux")
-    type_id: OsType = Field(description="200")
+    name: str = required("Linux")
+    type_id: OsType = required("200")
     type: Caption = caption_of("type_id")
     kernel_release: str | None = optional("release of the kernel")
 
@@ -323,14 +313,14 @@ class Os(Model):
 class Account(Model):
     """OCSF object ``account``: an account at a cloud provider."""
 
-    uid: str = Field(description="id of the account, from the configuration")
+    uid: str = required("id of the account, from the configuration")
     name: str | None = optional("name of the account, from the configuration")
 
 
 class Cloud(Model):
     """OCSF object ``cloud``: the cloud in which the machine runs, from the configuration."""
 
-    provider: str = Field(description="name of the cloud provider")
+    provider: str = required("name of the cloud provider")
     account: Account | None = optional("account at the cloud provider")
     region: str | None = optional("region of the cloud")
     zone: str | None = optional("availability zone in the region")
@@ -351,7 +341,7 @@ class Device(Model):
     ip: str | None = optional("the host in a log, if it is an address")
     uid: str | None = optional("the host's machine id, in a journal of another machine")
     instance_uid: str | None = optional("id of the machine at its cloud, from the configuration")
-    type_id: DeviceType = Field(description="6 if this machine is virtual, else 0")
+    type_id: DeviceType = required("6 if this machine is virtual, else 0")
     type: Caption = caption_of("type_id")
     os: Os | None = optional("operating system of the host")
     boot_uid: str | None = optional("the kernel's id of the current boot")
@@ -360,17 +350,15 @@ class Device(Model):
         "the container that is the sandbox, if the event has no endpoint"
     )
 
-    @model_validator(mode="after")
-    def _is_something(self) -> Self:
+    def _check(self) -> None:
         if self.hostname is self.name is self.ip is None:
             raise ValueError("a device needs a hostname, a name or an ip")
-        return self
 
 
 class Observable(Model):
     """OCSF object ``observable``: an event's attribute that analysts search for: path and value."""
 
-    name: str = Field(description="path of the attribute in the event")
-    type_id: ObservableType = Field(description="type of the attribute")
+    name: str = required("path of the attribute in the event")
+    type_id: ObservableType = required("type of the attribute")
     type: Caption = caption_of("type_id")
-    value: str = Field(description="value of the attribute, as text")
+    value: str = required("value of the attribute, as text")

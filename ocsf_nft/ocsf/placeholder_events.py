@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import secrets
+import os
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -131,7 +131,7 @@ def _host_specimen(host: LoggingHost) -> LogHost:
     kind, has_boot_id, has_machine_id = host.shape
     names = {
         "hostname": _text(),
-        "ip": str(ipaddress.IPv6Address(secrets.token_bytes(16))),
+        "ip": str(ipaddress.IPv6Address(os.urandom(16))),
         "name": f"_{_text()}",
     }
     return LogHost(
@@ -170,7 +170,7 @@ def _attribution_specimen(by: Attribution, record: Record, made: Record) -> Attr
 
 def _program_specimen(process: Process) -> Process:
     program = program_of(process)
-    name = secrets.token_hex(_LONG) if program.has_long_name else _text()
+    name = os.urandom(_LONG).hex() if program.has_long_name else _text()
     paths = {
         None: None,
         "memory": f"{actors.MEMORY}{name}",
@@ -179,7 +179,7 @@ def _program_specimen(process: Process) -> Process:
     }
     sha256 = process.sha256
     if sha256 is not None:
-        sha256 = secrets.token_hex(32) if actors.is_valid_hash(sha256) else _text()
+        sha256 = os.urandom(32).hex() if actors.is_valid_hash(sha256) else _text()
     return Process(
         pid=_number(),
         name=name if process.name else process.name,
@@ -250,7 +250,7 @@ def _context(host: Host | None, around: Surroundings, record: Record, proxy_port
 
 def _text() -> str:
     """Return a random text, which no event contains by chance."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _text_like(text: str | None) -> str | None:
@@ -260,7 +260,7 @@ def _text_like(text: str | None) -> str | None:
 def _number() -> int:
     """Return a random number of 18 or 19 digits, which no event contains by chance."""
     # The end of an attempt is the sum of two such numbers, which must fit into 64 bits.
-    return (1 << 59) + secrets.randbits(59)
+    return (1 << 59) + int.from_bytes(os.urandom(8)) % (1 << 59)
 
 
 def _number_like(number: int | None) -> int | None:
@@ -269,7 +269,7 @@ def _number_like(number: int | None) -> int | None:
 
 def _mac() -> str:
     # Locally administered, and not the address of a real interface.
-    return ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
+    return ":".join(f"{byte:02x}" for byte in (0x02, *os.urandom(5)))
 
 
 def _address(kind: AddressKind) -> str:

@@ -1,4 +1,4 @@
-"""Templates that make the JSON of Network Activity events faster than the pydantic models do.
+"""Templates that make the JSON of Network Activity events faster than the models do.
 
 Events that differ only in copied values, such as times, share a template: JSON with slots for these
 values.

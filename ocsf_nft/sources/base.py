@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ocsf_nft.record import Batch
+
+#: First characters of a line of an NFLOG record.
+NFLOG_LINE_START: Final = "NFLOG group="
 
 
 class MalformedError(Exception):

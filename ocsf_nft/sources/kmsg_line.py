@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 #: ``priority,sequence,microseconds,flags;`` and then the message. The next lines of a record are a
 #: dictionary (`` KEY=value``).
@@ -19,8 +18,7 @@ _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FACILITY_SHIFT: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class KmsgLine:
+class KmsgLine(NamedTuple):
     """Fields of one record of /dev/kmsg, the kernel log."""
 
     #: 0 only if the kernel wrote the message: the kernel changes the facility 0 of a program.

@@ -23,6 +23,13 @@ MESSAGE = (
 )
 
 
+#: Modules that cost a short command more time than its work, and that a conversion does not need.
+SLOW_MODULES = (
+    "asyncio", "email", "importlib.metadata", "logging", "multiprocessing", "pydantic", "rich",
+    "ssl", "structlog", "tempfile", "traceback",
+)  # fmt: skip
+
+
 def convert(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return forked.run("convert", *arguments, input=stdin, env=os.environ | {"TZ": "Asia/Tokyo"})
 
@@ -263,3 +270,18 @@ def test_lean_events_are_converted_on_request() -> None:
     done = convert("--detail", "small", stdin=MESSAGE)
     assert done.returncode == 2
     assert "give full or lean" in done.stderr
+
+
+def test_convert_of_one_line_imports_no_slow_modules() -> None:
+    program = (
+        "import sys\n"
+        "from ocsf_nft.cli import main\n"
+        "sys.argv = ['ocsf-nft', 'convert', '--jobs', '2']\n"
+        "main()\n"
+        f"print(*sorted(set({SLOW_MODULES}) & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", program), input=MESSAGE, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["class_uid"] == 4001
+    assert done.stderr.splitlines() == ["1 lines: 1 records, 0 others", ""]

@@ -11,6 +11,7 @@ import pytest
 from ocsf_nft.cli import options
 from ocsf_nft.cli.lazy_command import LazyCommand
 from ocsf_nft.cli.program import program
+from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import spec, state
 from ocsf_nft.ocsf import versions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def test_defaults_of_the_command_line_are_those_of_the_fence() -> None:
     assert options.DEFAULT_GROUP == spec.DEFAULT_GROUP
     assert options.DEFAULT_STATE_DIR == state.DEFAULT_DIRECTORY
+    assert str(options.DEFAULT_CONTROL) == SOCKET
 
 
 def test_default_version_of_the_command_line_is_that_of_the_mapper() -> None:

@@ -9,10 +9,9 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import UsageError
-from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.finding_settings import FindingSettings, TunnelThreshold
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.process import Container
 

@@ -61,17 +61,15 @@ KINDS = [addresses._INTERNAL, addresses._UNASSIGNED, addresses._MULTICAST, addre
 #: First and last addresses of each network of the tables, and their neighbours.
 EDGES4 = {
     (end + step) % (1 << 32)
-    for network in itertools.chain(*KINDS)
-    for end in (network.first, network.last)
+    for network in itertools.chain(*(kind[4] for kind in KINDS))
+    for end in network
     for step in (-1, 0, 1)
-    if network.version == 4
 }
 EDGES6 = {
     (end + step) % (1 << 128)
-    for network in (*itertools.chain(*KINDS), *addresses._networks(*CARRIERS))
-    for end in (network.first, network.last)
+    for network in itertools.chain(*(kind[6] for kind in (*KINDS, addresses._networks(*CARRIERS))))
+    for end in network
     for step in (-1, 0, 1)
-    if network.version == 6
 }
 CARRIED = {int(ipaddress.ip_network(carrier)[0]) + edge for carrier in CARRIERS for edge in EDGES4}
 EDGES = sorted(

@@ -10,8 +10,7 @@ import pytest
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.dns_queries import dns_activity, question_text, type_name
-from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold
-from ocsf_nft.ocsf.finding_settings import FindingSettings
+from ocsf_nft.ocsf.finding_settings import FindingSettings, TunnelThreshold
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import DnsQuestion, Record

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.dns_tunnel import TunnelThreshold, find_tunnel
+from ocsf_nft.ocsf.dns_tunnel import find_tunnel
+from ocsf_nft.ocsf.finding_settings import TunnelThreshold
 from ocsf_nft.record import DnsQuestion
 from tests.strategies import QUESTIONS
 

@@ -53,10 +53,9 @@ def severities() -> dict[EventCode, frozenset[str]]:
     every = chain(attempt_events(CONTEXT), fence_events(CONTEXT), service_events(CONTEXT))
     for event in (*(event for _, event in every), *_state_events()):
         class_uid = next(uid for uid, model in CLASSES.items() if isinstance(event, model))
-        emitted = event.model_dump()
-        at = emitted["metadata"]["event_code"]
+        at = event.__dict__["metadata"].event_code
         assert at.class_uid == class_uid
-        found[at].add(emitted["severity"])
+        found[at].add(event.__dict__["severity"])
     return {each: frozenset(names) for each, names in found.items()}
 
 

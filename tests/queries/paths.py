@@ -11,17 +11,15 @@ from ocsf_nft.ocsf.model import children
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pydantic.fields import FieldInfo
-
-    from ocsf_nft.ocsf.model import Model
+    from ocsf_nft.ocsf.model import Model, ModelField
 
 
-def fields(path: str) -> list[FieldInfo]:
+def fields(path: str) -> list[ModelField]:
     """Return the fields of our classes at a path; none if no class has it."""
     return [field for model in CLASSES.values() for field in _below(model, path.split("."))]
 
 
-def _below(model: type[Model], steps: list[str]) -> Iterator[FieldInfo]:
+def _below(model: type[Model], steps: list[str]) -> Iterator[ModelField]:
     name, *rest = steps
     field = model.model_fields.get(name)
     if field is None:
@@ -34,7 +32,7 @@ def _below(model: type[Model], steps: list[str]) -> Iterator[FieldInfo]:
         yield field
 
 
-def _is_described(name: str, unmapped: FieldInfo) -> bool:
+def _is_described(name: str, unmapped: ModelField) -> bool:
     """Return whether the description of ``unmapped`` names an attribute."""
     return re.search(rf"\b{name}\b", unmapped.description or "") is not None
 

@@ -9,7 +9,7 @@ from ocsf_nft.record import LogHost
 from ocsf_nft.sources.replay.journal_entry import from_export, from_json
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.replay.log_header import LoggedLine
+    from ocsf_nft.sources.replay.logged_line import LoggedLine
 
 _FIELDS: Final = {
     "MESSAGE": "text",

@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from annotated_types import Le
-from pydantic.fields import FieldInfo
-
 from ocsf_nft.delivery.parquet_columns import Column, ListOf, Scalar, Struct
 from ocsf_nft.ocsf.events import CLASSES, NetworkActivity
 from ocsf_nft.ocsf.finding_objects import Evidences, RelatedEvent
-from ocsf_nft.ocsf.model import Model
+from ocsf_nft.ocsf.model import Limits, Model, ModelField
 from ocsf_nft.ocsf.objects import Process
 from ocsf_nft.ocsf.versions import SINCE, UNTIL, is_before
 
@@ -70,10 +67,10 @@ def _columns(model: type[Model], version: str, depth: int) -> dict[str, Column]:
     return found
 
 
-def _column(name: str, field: FieldInfo, version: str, depth: int) -> Column:
+def _column(name: str, field: ModelField, version: str, depth: int) -> Column:
     if name in _LONG:
         return Scalar.INT64
-    return _of_type(field.annotation, field.metadata, version, depth)
+    return _of_type(field.annotation, (), version, depth)
 
 
 def _of_type(annotation: Any, limits: Sequence[Any], version: str, depth: int) -> Column:
@@ -82,9 +79,7 @@ def _of_type(annotation: Any, limits: Sequence[Any], version: str, depth: int) -
         known = [each for each in inner if each is not NoneType]
         return _of_type(known[0], limits, version, depth) if len(known) == 1 else Scalar.JSON
     if origin is Annotated:
-        more = annotation.__metadata__
-        fields = [each for field in more if isinstance(field, FieldInfo) for each in field.metadata]
-        return _of_type(inner[0], [*limits, *more, *fields], version, depth)
+        return _of_type(inner[0], inner[1:], version, depth)
     if origin is tuple:
         return ListOf(_of_type(inner[0], (), version, depth))
     if origin is Literal:
@@ -104,7 +99,6 @@ def _scalar(kind: Any, limits: Sequence[Any]) -> Scalar:
     if issubclass(kind, bool):
         return Scalar.FLAG
     if issubclass(kind, int):
-        highest = (each.le for each in limits if isinstance(each, Le))
-        is_long = any(isinstance(each, int) and each > _INT32_MAX for each in highest)
+        is_long = any(isinstance(each, Limits) and each.highest > _INT32_MAX for each in limits)
         return Scalar.INT64 if is_long else Scalar.INT32
     return Scalar.JSON

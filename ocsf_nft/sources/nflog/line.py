@@ -26,8 +26,6 @@ from ocsf_nft.sources.packet_fields import DEVICE_CHARACTERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: First characters of such a line.
-START: Final = "NFLOG group="
 #: First characters of an identity, and a maximum length far above that of ours.
 IDENTITY_START: Final = "nflog:"
 _IDENTITY_CHARACTERS: Final = 256

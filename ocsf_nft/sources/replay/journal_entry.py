@@ -14,7 +14,7 @@ import orjson
 from ocsf_nft.record import LogHost
 from ocsf_nft.sources.kernel_message import author_of_facility
 from ocsf_nft.sources.packet_fields import readable
-from ocsf_nft.sources.replay.log_header import HOST_CHARACTERS, LoggedLine
+from ocsf_nft.sources.replay.logged_line import HOST_CHARACTERS, LoggedLine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

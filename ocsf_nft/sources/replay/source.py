@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
 from ocsf_nft.sources import boot, kmsg_line, text
-from ocsf_nft.sources.base import MalformedError
+from ocsf_nft.sources.base import NFLOG_LINE_START, MalformedError
 from ocsf_nft.sources.kernel_message import author_of_facility, reject_forged
-from ocsf_nft.sources.nflog import datagram as nflog_datagram
-from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.packet_fields import readable
-from ocsf_nft.sources.replay import journal_entry, log_header
+from ocsf_nft.sources.replay import journal_entry
 from ocsf_nft.sources.replay.line_numbers import LineNumbers, is_counted
-from ocsf_nft.sources.replay.log_header import LoggedLine
+from ocsf_nft.sources.replay.logged_line import LoggedLine, StampReference
 from ocsf_nft.sources.replay.splitter import OverlongLine, Splitter
 from ocsf_nft.sources.wait_readable import until_readable
 
@@ -43,7 +41,7 @@ _STDIN: Final = "-"
 #: Second or later line of a kmsg record.
 _DICTIONARY: Final = re.compile(rb" [A-Z_]+=")
 _CANDIDATE_PARTS: Final = (b"IN=", PREFIX_ROOT.encode())
-_NFLOG: Final = nflog_line.START.encode()
+_NFLOG: Final = NFLOG_LINE_START.encode()
 
 
 @dataclass(slots=True)
@@ -86,7 +84,7 @@ class Reader:
         self._unstamped_ns = unstamped_ns
         # A kernel timestamp counts from boot. Without ``boot_ns``, this machine's last boot is
         # assumed: so a log of another machine or of an earlier boot needs ``boot_ns``.
-        self._stamp_reference = log_header.StampReference(
+        self._stamp_reference = StampReference(
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
         self._number_of = LineNumbers().count_line if number_of is None else number_of
@@ -178,11 +176,7 @@ class Reader:
             return None
         raw = readable(line)
         try:
-            logged = (
-                log_header.parse(raw, self._stamp_reference)
-                if record is None
-                else self._of_kmsg(record)
-            )
+            logged = self._of_header(raw) if record is None else self._of_kmsg(record)
         except MalformedError as error:
             return _malformed(str(error), raw) if _is_candidate(raw) else None
         return self._to_record(logged, raw, received_ns)
@@ -194,6 +188,12 @@ class Reader:
         if not _is_candidate(raw):
             return None
         return _malformed("it is indented: it belongs to the message above it", raw)
+
+    def _of_header(self, raw: str) -> LoggedLine:
+        # Lines of /dev/kmsg have no header, and its patterns take long to compile.
+        from ocsf_nft.sources.replay import log_header  # noqa: PLC0415
+
+        return log_header.parse(raw, self._stamp_reference)
 
     def _of_kmsg(self, record: KmsgLine) -> LoggedLine:
         return LoggedLine(
@@ -232,6 +232,10 @@ class Reader:
         )
 
     def _nflog(self, line: str) -> Record | Reject:
+        # Few files have such lines, and netlink and the decoder are slow to import.
+        from ocsf_nft.sources.nflog import datagram as nflog_datagram  # noqa: PLC0415
+        from ocsf_nft.sources.nflog import line as nflog_line  # noqa: PLC0415
+
         parsed = nflog_line.parse(line)
         if parsed is None:
             return _malformed("it begins like an NFLOG line of ours but is not one", line)

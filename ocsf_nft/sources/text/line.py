@@ -17,7 +17,6 @@ from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.base import MalformedError
 from ocsf_nft.sources.packet import TCP, UDP
 from ocsf_nft.sources.packet_fields import canonical_address
-from ocsf_nft.sources.text import grammar
 from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
 
 if TYPE_CHECKING:
@@ -156,6 +155,9 @@ def _packet(message: str, start: int) -> Facts:
         if facts is not None:
             return facts
     # It also reports the fault if a value is out of range.
+    # Only unusual lines need it, and it takes as long to import as this module.
+    from ocsf_nft.sources.text import grammar  # noqa: PLC0415
+
     return grammar.read(message[start:])
 
 
