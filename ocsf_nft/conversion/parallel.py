@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.replay import LineTally
 
 #: Minimum size of a block. A process converts one in some milliseconds.
-_BLOCK_BYTES: Final = 1 << 18
+_BLOCK_BYTES: Final = 1 << 19
 #: Maximum size: a block ends at a line end.
 _SLOT_BYTES: Final = _BLOCK_BYTES + log_file.LONGEST_REST
 #: Start of a journal export entry, whose lines can't be divided.
@@ -195,6 +195,8 @@ class _Processes:
         #: Processes with a block, the oldest block first, and those without one.
         self._busy: deque[_Process] = deque()
         self._idle: list[_Process] = []
+        #: Process that may write now.
+        self._writing: _Process | None = None
 
     def __enter__(self) -> Self:
         """Return the object; processes start with the first blocks."""
@@ -217,20 +219,30 @@ class _Processes:
             process.begin(block, numbers)
         else:
             process = self._busy.popleft()
-            process.wait_converted()
-            process.let_write()
+            yield from self._let_write(process)
+            # It can begin as soon as it has written. Meanwhile this process prepares a block.
             process.begin(block, numbers)
-            yield from self._counted(process.wait_written())
         self._busy.append(process)
 
     def finish(self) -> Iterator[Reject]:
         """Wait until all blocks are converted; yield their rejected lines."""
         while self._busy:
             process = self._busy.popleft()
-            process.wait_converted()
-            process.let_write()
-            yield from self._counted(process.wait_written())
+            yield from self._let_write(process)
             self._idle.append(process)
+        yield from self._wait_written()
+
+    def _let_write(self, process: _Process) -> Iterator[Reject]:
+        """Let the process with the oldest block write when the one before has written."""
+        yield from self._wait_written()
+        process.wait_converted()
+        process.let_write()
+        self._writing = process
+
+    def _wait_written(self) -> Iterator[Reject]:
+        if self._writing is not None:
+            process, self._writing = self._writing, None
+            yield from self._counted(process.wait_written())
 
     def end(self) -> None:
         """Wait until all processes, which have no block, have ended their output."""
