@@ -105,9 +105,9 @@ class FastPath:
                 yield from self._converter.converted(batch)
             at, self._numbers.present = end, 0
 
-    def keep_events(self) -> None:
-        """Keep the events of all later conversions valid until the next call."""
-        self._native.keep_events()
+    def keep_events(self, *, is_on: bool) -> None:
+        """Keep the events of all later conversions valid until the next call, or not."""
+        self._native.keep_events(is_on=is_on)
 
     def finish(self, rest: bytes) -> Iterator[Converted]:
         """Convert the rest of the file, which has no line end."""

@@ -50,8 +50,8 @@ class LineConverter(Protocol):
     def counter(self) -> LineCounter:
         """Counter of equal lines."""
 
-    def keep_events(self) -> None:
-        """Keep the events of all later conversions valid until the next call."""
+    def keep_events(self, *, is_on: bool) -> None:
+        """Keep the events of all later conversions valid until the next call, or not."""
 
     def convert(self, lines: bytes) -> Iterator[Converted]:
         """Convert complete lines."""
@@ -68,7 +68,7 @@ class GeneralConverter:
         self.counter = LineNumbers()
         self.reader = make_reader(number_of=self.counter.count_line)
 
-    def keep_events(self) -> None:
+    def keep_events(self, *, is_on: bool) -> None:
         """Do nothing: events are bytes of their own."""
 
     def convert(self, lines: bytes) -> Iterator[Converted]:

@@ -217,7 +217,7 @@ class NativeConverter:
         run.is_after_kmsg = is_after_kmsg
         start_of_events = self._kept
         run.output = ctypes.addressof(self._buffer) + start_of_events
-        run.output_size = len(self._buffer) - start_of_events
+        run.output_size = min(len(self._buffer) - start_of_events, _BUFFER_BYTES)
         self._library.convert(self._converter, ctypes.byref(run))
         events = memoryview(self._buffer)[start_of_events : start_of_events + run.written]
         state = State(run.state)
@@ -225,7 +225,8 @@ class NativeConverter:
             state = State.ODD  # an event that is larger than the buffer
         elif self._keeps_events:
             self._kept += run.written
-            if state is State.FULL:  # the events so far hold the buffer before
+            if len(self._buffer) - self._kept < _BUFFER_BYTES:
+                # The events so far hold the buffer before.
                 self._buffer, self._kept = ctypes.create_string_buffer(len(self._buffer)), 0
         return Result(
             state,
@@ -239,12 +240,12 @@ class NativeConverter:
             bytes(memoryview(run.key)[: run.key_size]),
         )
 
-    def keep_events(self) -> None:
-        """Keep the events of all later conversions valid until the next call."""
-        if not self._keeps_events:
-            self._keeps_events = True
-            self._buffer = ctypes.create_string_buffer(_LARGE_BUFFER_BYTES)
+    def keep_events(self, *, is_on: bool) -> None:
+        """Keep the events of all later conversions valid until the next call, or not."""
+        self._keeps_events = is_on
         self._kept = 0
+        if is_on and len(self._buffer) < _LARGE_BUFFER_BYTES:
+            self._buffer = ctypes.create_string_buffer(_LARGE_BUFFER_BYTES)
 
     def add_stamp(self, key: bytes, time_ns: int) -> None:
         """Add the time of a timestamp; the key is that of a result with NEW_STAMP."""

@@ -10,7 +10,7 @@ import mmap
 import signal
 from collections import Counter, deque
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.conversion import log_file
 from ocsf_nft.errors import OcsfNftError, SourceError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES: Final = 1 << 19
 #: Maximum size: a block ends at a line end.
 _SLOT_BYTES: Final = _BLOCK_BYTES + log_file.LONGEST_REST
+#: Offset and size of a block, and the numbers of its repeated lines.
+_Task: TypeAlias = tuple[int, int, bytes]
 #: Start of a journal export entry, whose lines can't be divided.
 _ENTRY: Final = b"__CURSOR="
 _INDENTED: Final = (b" ", b"\t")
@@ -114,33 +116,35 @@ class _Process:
         import multiprocessing  # noqa: PLC0415 - slow, and a short file needs no other process
 
         context = multiprocessing.get_context("fork")
-        self._slot = mmap.mmap(-1, _SLOT_BYTES)
+        #: Memory for two blocks, and the offset of the last one.
+        self._slots = mmap.mmap(-1, 2 * _SLOT_BYTES)
+        self._at = 0
         self.connection, end = context.Pipe()
         to_close = (self.connection, *(each.connection for each in others))
         self._process = context.Process(
-            target=_work, args=(end, to_close, self._slot, lines, output), daemon=True
+            target=_work, args=(end, to_close, self._slots, lines, output), daemon=True
         )
         self._process.start()
         end.close()
 
     def begin(self, block: bytes, numbers: bytes) -> None:
-        """Begin the conversion of a block, whose ``numbers`` the counter of lines returned."""
-        self._slot[: len(block)] = block
-        self._send((len(block), numbers))
+        """Begin the conversion of a block, whose ``numbers`` the counter of lines returned.
 
-    def wait_converted(self) -> None:
-        """Wait until the block is converted; raises the error that ended the conversion."""
-        self._receive()
+        A second block may wait until the first one is written.
+        """
+        self._at = _SLOT_BYTES - self._at
+        self._slots[self._at : self._at + len(block)] = block
+        self._send((self._at, len(block), numbers))
 
     def let_write(self) -> None:
-        """Let the process write the events of its block."""
+        """Let the process write the events of its block, also those that it makes from now on."""
         self._send(None)
 
     def wait_written(self) -> _Result:
-        """Wait until the events are written; raises the error that ended the write."""
+        """Wait until the events are written; raises the error that ended the conversion."""
         return self._receive()
 
-    def _send(self, task: tuple[int, bytes] | None) -> None:
+    def _send(self, task: _Task | None) -> None:
         try:
             self.connection.send(task)
         except ConnectionError:
@@ -175,7 +179,7 @@ class _Process:
         self.connection.close()
         self._process.terminate()
         self._process.join()
-        self._slot.close()
+        self._slots.close()
 
 
 class _Processes:
@@ -192,11 +196,9 @@ class _Processes:
         self._output = output
         self._stack = ExitStack()
         self._started = 0
-        #: Processes with a block, the oldest block first, and those without one.
+        #: Processes with a block, the oldest block first, which may be written; and those without.
         self._busy: deque[_Process] = deque()
         self._idle: list[_Process] = []
-        #: Process that may write now.
-        self._writing: _Process | None = None
 
     def __enter__(self) -> Self:
         """Return the object; processes start with the first blocks."""
@@ -217,32 +219,30 @@ class _Processes:
         if self._idle or self._started < self._limit:
             process = self._idle.pop() if self._idle else self._start()
             process.begin(block, numbers)
+            self._busy.append(process)
+            if len(self._busy) == 1:
+                process.let_write()
         else:
-            process = self._busy.popleft()
-            yield from self._let_write(process)
-            # It can begin as soon as it has written. Meanwhile this process prepares a block.
-            process.begin(block, numbers)
-        self._busy.append(process)
+            self._busy[0].begin(block, numbers)  # when it has written its present block
+            process, result = self._wait_written()
+            self._busy.append(process)
+            self._busy[0].let_write()
+            yield from self._counted(result)
 
     def finish(self) -> Iterator[Reject]:
         """Wait until all blocks are converted; yield their rejected lines."""
         while self._busy:
-            process = self._busy.popleft()
-            yield from self._let_write(process)
+            process, result = self._wait_written()
             self._idle.append(process)
-        yield from self._wait_written()
+            if self._busy:
+                self._busy[0].let_write()
+            yield from self._counted(result)
 
-    def _let_write(self, process: _Process) -> Iterator[Reject]:
-        """Let the process with the oldest block write when the one before has written."""
-        yield from self._wait_written()
-        process.wait_converted()
-        process.let_write()
-        self._writing = process
-
-    def _wait_written(self) -> Iterator[Reject]:
-        if self._writing is not None:
-            process, self._writing = self._writing, None
-            yield from self._counted(process.wait_written())
+    def _wait_written(self) -> tuple[_Process, _Result]:
+        """Wait until the oldest block is written; return its process, and its result."""
+        process = self._busy[0]
+        result = process.wait_written()
+        return self._busy.popleft(), result
 
     def end(self) -> None:
         """Wait until all processes, which have no block, have ended their output."""
@@ -271,7 +271,7 @@ class _Processes:
 def _work(
     connection: Connection,
     to_close: Iterable[Connection],
-    slot: mmap.mmap,
+    slots: mmap.mmap,
     lines: LineConverter,
     output: EventOutput,
 ) -> None:
@@ -284,37 +284,48 @@ def _work(
     with suppress(EOFError, ConnectionError):  # the first process has ended
         try:
             while (task := connection.recv()) is not None:
-                size, numbers = task
-                events, result = _converted(slot[:size], numbers, lines, output)
-                connection.send(None)
-                connection.recv()  # its turn
-                for events_of_part in events:
-                    output.write(events_of_part)
-                connection.send(result)
+                at, size, numbers = task
+                lines.counter.use_counted(numbers)
+                connection.send(_convert_block(slots[at : at + size], lines, output, connection))
             output.finish()
             connection.send(None)
         except (OcsfNftError, SystemExit) as error:
             connection.send(error)
 
 
-def _converted(
-    block: bytes, numbers: bytes, lines: LineConverter, output: EventOutput
-) -> tuple[list[ReadableBuffer], _Result]:
-    """Convert a block; return the events in the form of the output, and the other results."""
+def _convert_block(
+    block: bytes, lines: LineConverter, output: EventOutput, connection: Connection
+) -> _Result:
+    """Convert a block, and write its events from the turn on, which comes by the connection."""
     tally = lines.reader.tally
     _clear(tally)
-    lines.counter.use_counted(numbers)
-    lines.keep_events()  # without a copy
-    events: list[ReadableBuffer] = []
     unparsed: list[Reject] = []
+    #: Events that wait for the turn.
+    waiting: list[ReadableBuffer] = []
+    has_turn = False
+    lines.keep_events(is_on=True)
     for found in lines.convert(block):
         if isinstance(found, Reject):
             unparsed.append(found)
-        else:
-            events.append(output.form(found))
+            continue
+        waiting.append(output.form(found))
+        if has_turn or connection.poll():
+            if not has_turn:
+                connection.recv()
+                has_turn = True
+            _write(waiting, output)
+            lines.keep_events(is_on=False)
+    if not has_turn:
+        connection.recv()
+    _write(waiting, output)
     rejected = Counter(tally.rejected)
-    result = _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed))
-    return events, result
+    return _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed))
+
+
+def _write(events: list[ReadableBuffer], output: EventOutput) -> None:
+    for each in events:
+        output.write(each)
+    events.clear()
 
 
 def _clear(tally: LineTally) -> None:

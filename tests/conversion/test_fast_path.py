@@ -194,12 +194,12 @@ def test_library_counts_equal_lines_as_the_general_code(monkeypatch: pytest.Monk
 
 
 def test_kept_events_stay_valid_over_several_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "_LARGE_BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(native_library, "_LARGE_BUFFER_BYTES", 300_000)
     ways = BothWays()
-    ways.fast.keep_events()
+    ways.fast.keep_events(is_on=True)
     block = b"".join(_numbered(MESSAGE, each) for each in range(300))
     for _ in range(3):
-        ways.fast.keep_events()
+        ways.fast.keep_events(is_on=True)
         found = [each for each in ways.fast.convert(block) if not isinstance(each, Reject)]
         expected = [each for each in ways.general.convert(block) if not isinstance(each, Reject)]
         assert without_times(b"".join(found)) == without_times(b"".join(expected))
