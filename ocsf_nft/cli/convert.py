@@ -17,7 +17,7 @@ import click
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.cli.documented_command import DocumentedCommand
-from ocsf_nft.errors import DeliveryError, UnsupportedError, UsageError
+from ocsf_nft.errors import DeliveryError, SourceError, UnsupportedError, UsageError
 from ocsf_nft.quoted import quoted
 from ocsf_nft.time_text import time_us
 
@@ -188,11 +188,15 @@ def _chunks(
 
     content = decompressed(file, "standard input" if path == "-" else path)
     can_wait = content is file and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    while chunk := content.read1(_CHUNK_BYTES):
-        yield chunk
-        on_read(file)
-        if can_wait and not select.select((file,), (), (), _PAUSE_SECONDS)[0]:
-            yield b""
+    try:
+        while chunk := content.read1(_CHUNK_BYTES):
+            yield chunk
+            on_read(file)
+            if can_wait and not select.select((file,), (), (), _PAUSE_SECONDS)[0]:
+                yield b""
+    except SourceError:  # the lines before the fault are converted
+        yield b""
+        raise
 
 
 def _event_output(

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import click
 
 
@@ -26,5 +24,5 @@ def demo(context: click.Context) -> None:
     from ocsf_nft.demo import demonstrate
 
     # Among text for people; it is JSON only if that is requested.
-    to_stderr(replace(context.obj, form=context.obj.form or "text"))
+    to_stderr(context.obj._replace(form=context.obj.form or "text"))
     demonstrate()

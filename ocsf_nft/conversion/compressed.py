@@ -22,7 +22,7 @@ class Chunks(Protocol):
 
 
 class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+    def read1(self, size: int, /) -> bytes: ...
 
 
 def decompressed(file: io.BufferedReader, name: str) -> Chunks:
@@ -52,7 +52,7 @@ class _Decompressed:
         Raises SourceError if the file is damaged or cut off.
         """
         try:
-            content = self._file.read(size)
+            content = self._file.read1(size)
         except Exception as error:  # each library has its own errors
             if isinstance(error, OSError) and error.errno is not None:  # of the file itself
                 raise

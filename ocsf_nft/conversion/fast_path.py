@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.conversion import native_library
 from ocsf_nft.conversion.native_library import LineCounts, NativeConverter, Rule, Settings, State
 from ocsf_nft.ocsf import addresses, identifiers
 from ocsf_nft.ocsf.event_slots import PORTS, rule_shape, values_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _OF_RULE: Final = frozenset({2, 20, 26, 27, 28})
 _FIRST_OF_RULE: Final = 32
 _NS_PER_SECOND: Final = 1_000_000_000
+#: Latest second whose time in ns has 64 bits.
+_LATEST_NS: Final = (1 << 63) - 1 - _NS_PER_SECOND
 #: Maximum number of shapes with a number.
 _MAX_SHAPES: Final = 4096
 
@@ -127,13 +130,18 @@ class FastPath:
             return
         record = batch.records[0]
         if result.state is State.NEW_STAMP:
-            self._native.add_stamp(result.key, record.time_ns // _NS_PER_SECOND * _NS_PER_SECOND)
+            second_ns = record.time_ns // _NS_PER_SECOND * _NS_PER_SECOND
+            if 0 <= second_ns <= _LATEST_NS:
+                self._native.add_stamp(result.key, second_ns)
             return
         attempt = self._converter.attempt(record)
-        if attempt.record.origin.raw != record.origin.raw:  # it has a secret
+        origin, prefix = attempt.record.origin, attempt.record.prefix
+        if origin.raw != record.origin.raw or prefix != record.prefix:  # it has a secret
             return
         if result.state is State.NEW_RULE:
-            self._native.add_rule(result.key, self._rule(record, attempt))
+            rule = self._rule(record, attempt)
+            if len(rule.flow_start) <= native_library.LONGEST_FLOW_START:
+                self._native.add_rule(result.key, rule)
         else:
             self._learn_form(line, result.key, record, attempt)
 
@@ -146,7 +154,7 @@ class FastPath:
                 rule_shape(attempt.record, derived, around, self._converter.version)
             ),
             not self._converter.is_selected(record),
-            attempt.record.rule in VM_RULES,
+            record.rule in VM_RULES,  # before a configured prefix names another rule
             identifiers.flow_uid_start(attempt.record),
             [
                 _bytes(value) if number in _OF_RULE or number >= _FIRST_OF_RULE else b""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 VARIABLE: Final = "OCSF_NFT_NO_EXTENSIONS"
 _FILE: Final = Path(__file__).parent / "native" / "libconverter.so.1"
 _LONGEST_KEY: Final = 1024
+#: Maximum size of a rule's ``flow_start``.
+LONGEST_FLOW_START: Final = 800
 #: Size of a buffer for events. Small ones stay in the processor's cache. All events of a block of
 #: lines fit into a large one in most cases.
 _BUFFER_BYTES: Final = 1 << 18

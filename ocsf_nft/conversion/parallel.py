@@ -7,13 +7,17 @@ Then each block goes to a process of its own, which has its turn to write the ev
 from __future__ import annotations
 
 import mmap
+import os
 import signal
+import sys
+import time
 from collections import Counter, deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.conversion import log_file
 from ocsf_nft.errors import OcsfNftError, SourceError
+from ocsf_nft.privileges import end_with_parent
 from ocsf_nft.record import Reject
 
 if TYPE_CHECKING:
@@ -32,8 +36,13 @@ if TYPE_CHECKING:
 _BLOCK_BYTES: Final = 1 << 19
 #: Maximum size: a block ends at a line end.
 _SLOT_BYTES: Final = _BLOCK_BYTES + log_file.LONGEST_REST
-#: Offset and size of a block, and the numbers of its repeated lines.
-_Task: TypeAlias = tuple[int, int, bytes]
+#: Longest wait of lines for more lines.
+_LONGEST_WAIT_SECONDS: Final = 0.1
+#: Maximum size of the numbers of a block's repeated lines: 16 bytes for a line of 4, ``IN=``.
+_NUMBERS_BYTES: Final = 4 * _SLOT_BYTES
+#: Offset of a block in the shared memory, its size, and the size of the numbers behind it. Both
+#: ends of a connection may send at the same time: so a task must always fit into the connection.
+_Task: TypeAlias = tuple[int, int, int]
 #: Start of a journal export entry, whose lines can't be divided.
 _ENTRY: Final = b"__CURSOR="
 _INDENTED: Final = (b" ", b"\t")
@@ -59,21 +68,25 @@ def convert(
 
     Those processes write the events of whole blocks. This function yields all other events, and the
     rejected lines. An empty chunk means that no more data is there for now: then all lines until
-    there are converted at once. Raises what ``output.write`` raises, and SourceError if a process
-    ends early.
+    there are converted at once, as are lines that have waited for others for a while. Raises what
+    ``output.write`` raises, and SourceError if a process ends early.
     """
     waiting = b""
+    began = time.monotonic()
     has_templates = False
     with _Processes(lines, output, jobs) as processes:
         for chunk in chunks:
             waiting += chunk
-            if chunk and len(waiting) < _BLOCK_BYTES:
+            is_late = not chunk or time.monotonic() > began + _LONGEST_WAIT_SECONDS
+            if len(waiting) < _BLOCK_BYTES and not is_late:
                 continue
-            end = _end_of_block(waiting) if chunk else waiting.rfind(b"\n") + 1
+            began = time.monotonic()
+            is_whole = len(waiting) >= _BLOCK_BYTES
+            end = _end_of_block(waiting) if is_whole else waiting.rfind(b"\n") + 1
             if len(waiting) - end > log_file.LONGEST_REST:  # for the reader, it is no line
                 end = len(waiting)
             block, waiting = waiting[:end], waiting[end:]
-            if chunk and has_templates and _can_be_divided(block, lines):
+            if is_whole and has_templates and _can_be_divided(block, lines):
                 yield from processes.convert(block)
             elif block:
                 yield from processes.finish()
@@ -117,12 +130,14 @@ class _Process:
 
         context = multiprocessing.get_context("fork")
         #: Memory for two blocks, and the offset of the last one.
-        self._slots = mmap.mmap(-1, 2 * _SLOT_BYTES)
+        self._slots = mmap.mmap(-1, 2 * (_SLOT_BYTES + _NUMBERS_BYTES))
         self._at = 0
         self.connection, end = context.Pipe()
         to_close = (self.connection, *(each.connection for each in others))
         self._process = context.Process(
-            target=_work, args=(end, to_close, self._slots, lines, output), daemon=True
+            target=_work,
+            args=(os.getpid(), end, to_close, self._slots, lines, output),
+            daemon=True,
         )
         self._process.start()
         end.close()
@@ -132,9 +147,11 @@ class _Process:
 
         A second block may wait until the first one is written.
         """
-        self._at = _SLOT_BYTES - self._at
-        self._slots[self._at : self._at + len(block)] = block
-        self._send((self._at, len(block), numbers))
+        self._at = _SLOT_BYTES + _NUMBERS_BYTES - self._at
+        end = self._at + len(block)
+        self._slots[self._at : end] = block
+        self._slots[end : end + len(numbers)] = numbers
+        self._send((self._at, len(block), len(numbers)))
 
     def let_write(self) -> None:
         """Let the process write the events of its block, also those that it makes from now on."""
@@ -148,23 +165,21 @@ class _Process:
         try:
             self.connection.send(task)
         except ConnectionError:
-            raise self._end_error() from None
+            while True:  # until the error that has ended the process
+                self._receive()
 
     def _receive(self) -> _Result:
         try:
             found: _Result | BaseException = self.connection.recv()
         except (EOFError, ConnectionError):
-            raise self._end_error() from None
+            self._process.join()
+            raise SourceError(
+                "the events are incomplete, because a process that converts lines has ended with "
+                f"code {self._process.exitcode}: give --jobs 1 to convert without such processes"
+            ) from None
         if isinstance(found, BaseException):
             raise found
         return found
-
-    def _end_error(self) -> SourceError:
-        self._process.join()
-        return SourceError(
-            f"a process that converts lines has ended with code {self._process.exitcode}: "
-            "give --jobs 1 to convert without such processes"
-        )
 
     def begin_end(self) -> None:
         """Let the process write what its output has kept."""
@@ -268,7 +283,8 @@ class _Processes:
         yield from result.unparsed
 
 
-def _work(
+def _work(  # noqa: PLR0913, PLR0917 - what a process inherits
+    parent: int,
     connection: Connection,
     to_close: Iterable[Connection],
     slots: mmap.mmap,
@@ -279,14 +295,17 @@ def _work(
     # The first process ends the others after an interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        end_with_parent(parent)
     for each in to_close:  # else this process would keep the connections of others open
         each.close()
     with suppress(EOFError, ConnectionError):  # the first process has ended
         try:
             while (task := connection.recv()) is not None:
-                at, size, numbers = task
-                lines.counter.use_counted(numbers)
-                connection.send(_convert_block(slots[at : at + size], lines, output, connection))
+                at, size, numbers_size = task
+                end = at + size
+                lines.counter.use_counted(slots[end : end + numbers_size])
+                connection.send(_convert_block(slots[at:end], lines, output, connection))
             output.finish()
             connection.send(None)
         except (OcsfNftError, SystemExit) as error:

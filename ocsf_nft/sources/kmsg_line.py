@@ -16,6 +16,7 @@ _HEADER: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,19}),([0-9]{1,16}),[^;\n]*
 #: append_char). So a line break is never part of the message.
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 _FACILITY_SHIFT: Final = 3
+_INT64_MAX: Final = (1 << 63) - 1
 
 
 class KmsgLine(NamedTuple):
@@ -46,6 +47,8 @@ def parse(raw: bytes) -> KmsgLine | None:
     if header is None:
         return None
     priority, sequence, stamp = header.groups()
+    if int(sequence) > _INT64_MAX:  # the kernel's number has 64 bits, but no log is so long
+        return None
     message = raw[header.end() :].partition(b"\n")[0]
     if b"\\" in message:
         message = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), message)

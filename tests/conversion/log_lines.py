@@ -141,7 +141,14 @@ def _header(chance: random.Random) -> bytes:
     forms = (
         b"[%5d.%06d] " % (seconds, micros),
         b"[%5d.%06d] " % (seconds, micros),
-        b"4,%d,%d,-;" % (chance.randrange(10 ** chance.randrange(1, 9)), seconds * micros),
+        b"4,%d,%d,%b;"
+        % (
+            chance.randrange(10 ** chance.randrange(1, 21)),
+            seconds * micros,
+            chance.choice((b"-", b"c", b"", b"-,caller=T1", b"-,password=hunter2hunter2")),
+        ),
+        b"%d-11-%02dT%b.5Z h kernel: "
+        % (chance.choice((1969, 1970, 2262, 2263, 9999)), day, clock),
         b"Nov %2d %b host%d kernel: " % (day, clock, chance.randrange(3)),
         b"Nov %02d %b host kernel: [%5d.%06d] " % (day, clock, seconds, micros),
         b"2026-11-%02dT%b.%06d+00:00 web.example kernel: [ 12.123456] " % (day, clock, micros),

@@ -73,3 +73,4 @@ def test_convert_reads_compressed_files(tmp_path: Path, compress: Callable[[byte
     found = forked.run("convert", path)
     assert found.returncode == 3
     assert found.stderr.startswith(f"ocsf-nft: {path} can't be decompressed after ")
+    assert found.stdout.count("\n") > 1_000

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ocsf_nft.conversion import native_library
+from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.templates import SIGHTINGS, Pieces
@@ -91,6 +92,9 @@ def test_library_converts_all_usual_forms_of_the_corpus() -> None:
         ("Nov 24 12:34:56 host.example kernel: [ 1234.{:06d}] ", _LEARNT),
         ("2026-11-24T12:34:56.{:06d}+01:00 host kernel: ", _LEARNT),
         ("2026-11-24T12:34:56Z 192.0.2.1 kernel: [ 1234.{:06d}] ", _LEARNT),
+        ("4,{},123456,c;", _LEARNT),
+        ("4,{},123456,-,caller=T1;", 20),
+        ("Nov 24 12:34:56 host kernel: [UFW BLOCK] ", _LEARNT),
         ("{:06d} ", 20),
     ],
 )
@@ -101,6 +105,45 @@ def test_library_converts_lines_with_usual_headers(header: str, learnt: int) -> 
     )
     assert found.tally.records == 20
     assert ways.fast.records == 20 - learnt
+
+
+def test_secret_in_the_flags_of_a_kmsg_line_is_redacted() -> None:
+    ways = BothWays()
+    found = ways.convert_lines(
+        b"".join(
+            f"4,{each},77,-{flags};{MESSAGE}\n".encode()
+            for flags in ("", ",password=hunter2hunter2")
+            for each in range(20)
+        )
+    )
+    assert ways.fast.records == 20 - _LEARNT
+    assert b"hunter2" not in found.events
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    ["2300-12-31T23:59:58.1Z", "9999-12-31T23:59:58Z", "0001-01-01T00:00:00Z",
+     "1969-12-31T23:59:58.123457Z", "1970-01-01T00:00:00.5Z", "2262-04-11T23:47:16.9Z"],
+)  # fmt: skip
+def test_extreme_times_are_those_of_the_general_code(stamp: str) -> None:
+    ways = BothWays()
+    found = ways.convert_lines(f"{stamp} h kernel: {MESSAGE}\n".encode() * 20)
+    assert found.tally.records == 20
+
+
+def test_configured_rules_keep_their_users_and_may_have_long_names() -> None:
+    message = MESSAGE.replace("ocsf-nft:sb:egress:", "{}x ")
+    plain = message.replace("UID=0 GID=0 ", "")
+    prefixes = Prefixes(
+        [
+            Configured(begins="vm:", verdict="drop", sandbox="s", rule="vm-forward"),
+            Configured(begins="long:", verdict="drop", sandbox="s", rule="\u00e9" * 200),
+        ]
+    )
+    for prefix in ("vm:", "long:"):
+        ways = BothWays(prefixes=prefixes)
+        for form in (plain, message):
+            ways.convert_lines(b"".join(_numbered(form.format(prefix), each) for each in range(20)))
 
 
 def test_sandboxes_share_templates() -> None:

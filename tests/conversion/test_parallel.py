@@ -100,6 +100,31 @@ def test_line_that_is_longer_than_a_block_is_reported_once(tmp_path: Path) -> No
     ]
 
 
+def test_many_repeated_and_unparsed_lines_block_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"IN=\n" * 100_000 + b"ocsf-nft:IN=\n" * 60_000 + _text(_FORMS["dmesg"]))
+    one = _converted(path, 1)
+    assert _converted(path, 2) == one
+
+
+def test_lines_that_trickle_are_converted_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with path.open("wb") as events:
+        process = forked.popen(
+            "convert", *_BOOT, "--jobs", "2",
+            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert process.stdin is not None
+    for each in range(1_000):
+        process.stdin.write(f"[ 1.{each:06d}] {MESSAGE}\n".encode())
+        process.stdin.flush()
+        if path.stat().st_size:
+            break
+        time.sleep(0.01)  # without a pause that would end a block
+    assert each < 500
+    process.communicate(timeout=60)
+
+
 def test_full_disk_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(_text(_FORMS["dmesg"]))
@@ -167,13 +192,23 @@ def running(tmp_path: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+def test_terminated_conversion_ends_all_processes(running: subprocess.Popen[bytes]) -> None:
+    children = [os.pidfd_open(pid) for pid in _children(running.pid)]
+    running.terminate()
+    running.communicate(timeout=60)
+    for each in children:
+        assert select.select((each,), (), (), 60)[0], "a process has not ended"
+        os.close(each)
+    assert running.returncode in {-signal.SIGTERM, 128 + signal.SIGTERM}
+
+
 def test_killed_process_is_reported(running: subprocess.Popen[bytes]) -> None:
     os.kill(_children(running.pid)[0], signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert errors.decode() == (
-        "ocsf-nft: a process that converts lines has ended with code -9: give --jobs 1 to convert "
-        "without such processes\n"
+        "ocsf-nft: the events are incomplete, because a process that converts lines has ended with "
+        "code -9: give --jobs 1 to convert without such processes\n"
     )
 
 

@@ -143,8 +143,10 @@ static int take_kmsg(struct cursor *cursor, struct header *header)
 		return 0;
 	if (!TAKE(cursor, ","))
 		return 0;
-	while (cursor->at < cursor->end && *cursor->at != ';')
-		cursor->at++;
+	for (; cursor->at < cursor->end && *cursor->at != ';'; cursor->at++)
+		/* The general parser redacts the whole line in this case (``_has_more``). */
+		if (*cursor->at == '=')
+			return 0;
 	return TAKE(cursor, ";");
 }
 
@@ -228,6 +230,16 @@ static int take_host(struct cursor *cursor, struct header *header)
 	       && TAKE(cursor, " kernel: ");
 }
 
+/* Return 1 if the kernel's timestamp may follow: a prefix such as ``[UFW BLOCK]`` is none. */
+static int is_monotonic(struct cursor cursor)
+{
+	if (!TAKE(&cursor, "["))
+		return 0;
+	while (cursor.at < cursor.end && *cursor.at == ' ')
+		cursor.at++;
+	return cursor.at < cursor.end && is_digit(*cursor.at);
+}
+
 int parse_header(struct span line, struct header *header)
 {
 	struct cursor cursor = { line.at, line.at + line.size };
@@ -257,7 +269,7 @@ int parse_header(struct span line, struct header *header)
 		if (!take_syslog_stamp(&cursor, header) || !take_host(&cursor, header))
 			return 0;
 		/* rsyslog leaves the kernel's own timestamp in the message. */
-		if (cursor.at < cursor.end && *cursor.at == '[' && !take_monotonic(&cursor, &inner))
+		if (is_monotonic(cursor) && !take_monotonic(&cursor, &inner))
 			return 0;
 	}
 	header->message.at = cursor.at;
