@@ -16,6 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from cluster import BLOCKS, EVENTS, REFUSED, ClusterTable, connected
 from nats.js.api import DiscardPolicy, StorageType, StoreCompression, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
@@ -99,6 +100,8 @@ def _is_for_now(error: Exception) -> bool:
 
 def main() -> None:
     """Create the streams with the options of the command line."""
+    # Standard output has only the streams; faults of a connection go to standard error.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     parser = argparse.ArgumentParser(description="Create the streams of the cluster.")
     parser.add_argument("config", type=Path, help="the cluster and its login: operator.toml")
     parser.add_argument("--replicas", type=int, default=3, help="servers that store each event")
