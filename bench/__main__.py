@@ -16,6 +16,8 @@ fails. These are failures:
 - a run that takes 60 MB or more while calm, or that keeps growing under load;
 - a sandbox more in a service that takes 0.05% of a core, 4 descriptors, 0.25 MB or 0.05 s more;
 - a program for a container engine that takes more than 80 ms without the work of others;
+- a --help or --version that takes 3 times the CPU time of Python's own start, or a conversion of
+  one line that takes 6 times that time;
 - a conversion of log files that is slower than mawk; that is less than 1.7 times as fast with two
   jobs as with one, or less than 0.9 times as fast for 64 sandboxes as for one; or whose events
   depend on the library or on the number of jobs.
@@ -29,6 +31,7 @@ from bench import (
     attributing,
     coming_and_going,
     command,
+    command_start,
     converting,
     cost,
     counting,
@@ -47,7 +50,7 @@ from bench import (
 _SUBJECTS: Final = (
     refusal.run, cost.run, counting.run, flooding.run, healing.run, *attributing.SUBJECTS,
     latency.run, storing.run, delivering.run, resident.run, many.run,
-    coming_and_going.run, starting.run, reading.run, converting.run,
+    coming_and_going.run, starting.run, command_start.run, reading.run, converting.run,
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ _PAUSE_SECONDS: Final = 0.05
     "--jobs",
     type=click.IntRange(1, 1024),
     metavar="N",
-    help="Number of processes that convert (default: one for each core).",
+    help="Number of parallel processes; 1 starts none (default: one for each core).",
 )
 @click.option("--no-redact", is_flag=True, help="Leave secrets, such as tokens, in the texts.")
 def convert(  # noqa: PLR0913 - each is an option

@@ -8,6 +8,7 @@ line that the template was learnt from.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _OF_RULE: Final = frozenset({2, 20, 26, 27, 28})
 _FIRST_OF_RULE: Final = 32
 _NS_PER_SECOND: Final = 1_000_000_000
+#: Lines of ``journalctl -o json``; start of an entry of ``journalctl -o export``.
+_JSON_LINES: Final = re.compile(rb"(?:\{[^\n]*+\n)++")
+_ENTRY: Final = b"__CURSOR="
 #: Latest second whose time in ns has 64 bits.
 _LATEST_NS: Final = (1 << 63) - 1 - _NS_PER_SECOND
 #: Maximum number of shapes with a number.
@@ -82,7 +86,7 @@ class FastPath:
         at = 0
         while at < len(lines):
             if self.reader.is_inside:  # a journal export entry, or a line that is too long
-                end = _line_end(lines, at)
+                end = _end_of_entry(lines, at)
                 for batch in self.reader.feed(lines[at:end]):
                     yield from self._converter.converted(batch)
                 at = end
@@ -102,7 +106,7 @@ class FastPath:
             at, self._numbers.present = result.end, result.number
             if result.state is State.FULL or at == len(lines):
                 continue
-            end = _line_end(lines, at)
+            end = _end_of_odd_lines(lines, at)
             for batch in self.reader.feed(lines[at:end]):
                 self._learn(lines[at:end], result, batch)
                 yield from self._converter.converted(batch)
@@ -197,8 +201,20 @@ class FastPath:
         return made.state is State.DONE and made.events == event + b"\n"
 
 
-def _line_end(lines: bytes, start: int) -> int:
-    return lines.find(b"\n", start) + 1 or len(lines)
+def _end_of_odd_lines(lines: bytes, start: int) -> int:
+    """Return the end of a line, or of a run of lines that are all of the journal."""
+    if (run := _JSON_LINES.match(lines, start)) is not None:
+        return run.end()
+    end = start
+    while lines.startswith(_ENTRY, end):
+        end = _end_of_entry(lines, end)
+    return end if end > start else lines.find(b"\n", start) + 1 or len(lines)
+
+
+def _end_of_entry(lines: bytes, start: int) -> int:
+    """Return the possible end of a journal export entry: an empty line."""
+    end = lines.find(b"\n\n", start)
+    return len(lines) if end < 0 else end + 2
 
 
 def _bytes(value: bytes | int | None) -> bytes:

@@ -164,10 +164,10 @@ def test_random_files_give_the_same_events_in_both_ways(seed: int) -> None:
         version=sorted(VERSIONS)[seed % len(VERSIONS)],
         selected=("", "ocsf-nft:", "[UFW")[seed % 3],
     )
-    data = log_lines.log_file(chance, 1_500)
+    data = log_lines.log_file(chance, 2_500)
     size = chance.choice((1_000, 70_000, 1 << 18))
     found = ways.convert(data[at : at + size] for at in range(0, len(data), size))
-    assert found.tally.records > 750
+    assert found.tally.records > 1_250
     assert ways.fast.records > 20
 
 

@@ -52,7 +52,7 @@ enum slot {
 #define COPIED_PORT (-1)
 #define NO_PORT (-2)
 
-/* Key of a template: what decides about an event besides its rule. */
+/* Key of a template: what affects an event besides its rule. */
 struct form {
 	uint32_t shape;
 	int32_t source_port;
@@ -598,9 +598,7 @@ static int has_odd_start(struct span line)
 {
 	static const char CURSOR[] = "__CURSOR=", NFLOG[] = "NFLOG group=";
 
-	if (line.size == 0)
-		return 0;
-	if (*line.at == ' ' || *line.at == '\t' || *line.at == '{')
+	if (line.size > 0 && *line.at == '{')
 		return 1;
 	return (line.size >= sizeof(CURSOR) - 1 && !memcmp(line.at, CURSOR, sizeof(CURSOR) - 1))
 	       || (line.size >= sizeof(NFLOG) - 1 && !memcmp(line.at, NFLOG, sizeof(NFLOG) - 1));
@@ -643,6 +641,22 @@ static int is_of_kmsg(struct span line)
 			return 0;
 	}
 	return memchr(line.at + at, ';', line.size - at) != NULL;
+}
+
+static int is_indented(struct span line)
+{
+	return line.size > 0 && (*line.at == ' ' || *line.at == '\t');
+}
+
+/* Return 1 if a line has the form of a later line of /dev/kmsg (_DICTIONARY in
+ * ocsf_nft/sources/replay/source.py). */
+static int is_of_dictionary(struct span line)
+{
+	uint32_t at = 1;
+
+	while (at < line.size && ((line.at[at] >= 'A' && line.at[at] <= 'Z') || line.at[at] == '_'))
+		at++;
+	return line.size > 0 && *line.at == ' ' && at > 1 && at < line.size && line.at[at] == '=';
 }
 
 static size_t rule_key(const struct header *header, const struct packet *packet,
@@ -767,10 +781,17 @@ void convert(struct converter *converter, struct run *run)
 			break;
 		}
 		if (!is_candidate(line)) {
-			run->is_after_kmsg = (uint32_t)is_of_kmsg(line);
+			if (is_indented(line))
+				run->is_after_kmsg = run->is_after_kmsg && is_of_dictionary(line);
+			else
+				run->is_after_kmsg = (uint32_t)is_of_kmsg(line);
 			run->lines++;
 			run->skipped++;
 			continue;
+		}
+		if (is_indented(line)) {
+			run->state = IS_ODD;
+			break;
 		}
 		text = without_returns((struct bytes){ line.at, line.size });
 		if (run->number == 0 && is_counted(text))

@@ -27,7 +27,7 @@ struct settings {
 	struct bytes ipv4_kinds;
 	struct bytes ipv6_starts;
 	struct bytes ipv6_kinds;
-	/* One bit for each port whose number decides about an event, the lowest bit first. */
+	/* One bit for each port whose number affects an event, the lowest bit first. */
 	struct bytes ports;
 	/* Hash key that no sender of packets knows. */
 	uint64_t key[2];
@@ -117,7 +117,7 @@ void converter_free(struct converter *converter);
  * too long. */
 int add_stamp(struct converter *converter, struct bytes key, int64_t time_ns);
 int add_rule(struct converter *converter, struct bytes key, const struct rule *rule);
-/* Without pieces, the lines of this form are left to the general code for good. */
+/* Without pieces, the lines of this form are always left to the general code. */
 int add_template(struct converter *converter, struct bytes key, const struct piece *pieces,
 		 size_t pieces_size);
 

@@ -37,7 +37,7 @@ def is_counted(line: bytes) -> bool:
 class LineNumbers:
     """Counter of equal lines.
 
-    It counts at most MAX_COUNTED_LINES different lines, and forgets the one that has not occurred
+    It counts at most MAX_COUNTED_LINES different lines, and evicts the one that has not occurred
     for longest.
     """
 
