@@ -218,7 +218,7 @@ def test_library_counts_equal_lines_as_the_general_code(monkeypatch: pytest.Monk
     assert library is not None
     chance = random.Random(1)
     fast, general = native_library.LineCounts(library, 50), LineNumbers()
-    fast_user, general_user = native_library.LineCounts(library, 0), LineNumbers()
+    fast_user, general_user = native_library.LineCounts(library, 1), LineNumbers()
     for _ in range(60):
         lines = [b"IN=%d" % min(chance.randrange(100), chance.randrange(100)) for _ in range(40)]
         block = b"".join(

@@ -42,8 +42,10 @@ struct line_counts *line_counts_new(size_t limit, const uint64_t key[2])
 	struct line_counts *counts = calloc(1, sizeof(*counts));
 	uint32_t buckets = 1;
 
-	if (counts == NULL)
+	if (counts == NULL || limit == 0) {
+		free(counts);
 		return NULL;
+	}
 	while (buckets < 2 * limit)
 		buckets *= 2;
 	counts->limit = (uint32_t)limit;

@@ -16,7 +16,7 @@ struct repeated_line {
 #pragma GCC visibility push(default)
 
 /* Count up to ``limit`` different lines: the one that has not occurred for longest is evicted.
- * Return NULL if memory is short. */
+ * Return NULL if memory is short, or if ``limit`` is 0. */
 struct line_counts *line_counts_new(size_t limit, const uint64_t key[2]);
 void line_counts_free(struct line_counts *counts);
 
