@@ -223,8 +223,8 @@ class NativeConverter:
         self._library.convert(self._converter, ctypes.byref(run))
         events = memoryview(self._buffer)[start_of_events : start_of_events + run.written]
         state = State(run.state)
-        if state is State.FULL and not run.written and not start_of_events:
-            state = State.ODD  # an event that is larger than the buffer
+        if state is State.FULL and not run.written:
+            state = State.ODD  # an event that is larger than a buffer
         elif self._keeps_events:
             self._kept += run.written
             if len(self._buffer) - self._kept < _BUFFER_BYTES:
