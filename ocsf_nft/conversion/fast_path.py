@@ -18,6 +18,8 @@ from ocsf_nft.ocsf import addresses, identifiers
 from ocsf_nft.ocsf.event_slots import PORTS, rule_shape, values_of
 from ocsf_nft.record import VM_RULES, Record
 from ocsf_nft.sources.replay.line_numbers import MAX_COUNTED_LINES
+from ocsf_nft.sources.replay.source import LineTally
+from ocsf_nft.sources.replay.splitter import ENTRY_START
 
 if TYPE_CHECKING:
     import ctypes
@@ -34,9 +36,8 @@ if TYPE_CHECKING:
 _OF_RULE: Final = frozenset({2, 20, 26, 27, 28})
 _FIRST_OF_RULE: Final = 32
 _NS_PER_SECOND: Final = 1_000_000_000
-#: Lines of ``journalctl -o json``; start of an entry of ``journalctl -o export``.
+#: Lines of ``journalctl -o json``.
 _JSON_LINES: Final = re.compile(rb"(?:\{[^\n]*+\n)++")
-_ENTRY: Final = b"__CURSOR="
 #: Latest second whose time in ns has 64 bits.
 _LATEST_NS: Final = (1 << 63) - 1 - _NS_PER_SECOND
 #: Maximum number of shapes with a number.
@@ -122,10 +123,7 @@ class FastPath:
             yield from self._converter.converted(batch)
 
     def _count(self, result: Result) -> None:
-        tally = self.reader.tally
-        tally.lines += result.lines
-        tally.records += result.records
-        tally.skipped += result.skipped
+        self.reader.tally.add(LineTally(result.lines, result.records, result.skipped))
         self.reader.is_after_kmsg = result.is_after_kmsg
 
     def _learn(self, line: bytes, result: Result, batch: Batch) -> None:
@@ -206,7 +204,7 @@ def _end_of_odd_lines(lines: bytes, start: int) -> int:
     if (run := _JSON_LINES.match(lines, start)) is not None:
         return run.end()
     end = start
-    while lines.startswith(_ENTRY, end):
+    while lines.startswith(ENTRY_START, end):
         end = _end_of_entry(lines, end)
     return end if end > start else lines.find(b"\n", start) + 1 or len(lines)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -19,6 +19,8 @@ from ocsf_nft.conversion import log_file
 from ocsf_nft.errors import OcsfNftError, SourceError
 from ocsf_nft.privileges import end_with_parent
 from ocsf_nft.record import Reject
+from ocsf_nft.sources.replay.source import LineTally
+from ocsf_nft.sources.replay.splitter import ENTRY_START
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
     from ocsf_nft.conversion.converter import Converted
     from ocsf_nft.conversion.log_file import EventOutput, LineConverter
-    from ocsf_nft.sources.replay import LineTally
 
 #: Minimum size of a block. A process converts one in some milliseconds.
 _BLOCK_BYTES: Final = 1 << 19
@@ -43,18 +44,13 @@ _NUMBERS_BYTES: Final = 4 * _SLOT_BYTES
 #: Offset of a block in the shared memory, its size, and the size of the numbers behind it. Both
 #: ends of a connection may send at the same time: so a task must always fit into the connection.
 _Task: TypeAlias = tuple[int, int, int]
-#: Start of a journal export entry, whose lines can't be divided.
-_ENTRY: Final = b"__CURSOR="
 _INDENTED: Final = (b" ", b"\t")
 
 
 class _Result(NamedTuple):
     """Result of a block, besides its events."""
 
-    lines: int
-    records: int
-    skipped: int
-    rejected: Counter[str]
+    tally: LineTally
     unparsed: tuple[Reject, ...]
 
 
@@ -80,7 +76,6 @@ def convert(
             is_late = not chunk or time.monotonic() > began + _LONGEST_WAIT_SECONDS
             if len(waiting) < _BLOCK_BYTES and not is_late:
                 continue
-            began = time.monotonic()
             is_whole = len(waiting) >= _BLOCK_BYTES
             end = _end_of_block(waiting) if is_whole else waiting.rfind(b"\n") + 1
             if len(waiting) - end > log_file.LONGEST_REST:  # for the reader, it is no line
@@ -92,6 +87,7 @@ def convert(
                 yield from processes.finish()
                 yield from lines.convert(block)
                 has_templates = True
+            began = time.monotonic()  # the conversion itself is no wait for more lines
         yield from processes.finish()
         processes.end()
     yield from lines.finish(waiting)
@@ -111,10 +107,13 @@ def _end_of_block(data: bytes) -> int:
 
 
 def _can_be_divided(block: bytes, lines: LineConverter) -> bool:
-    """Return True if a process can convert a block without the lines before and after it."""
+    """Return True if a process can convert a block without the lines before and after it.
+
+    It can't if the block has a journal export entry, because a block may end inside of an entry.
+    """
     if not block.endswith(b"\n") or len(block) > _SLOT_BYTES or lines.reader.is_inside:
         return False
-    return not (block.startswith((_ENTRY, *_INDENTED)) or b"\n" + _ENTRY in block)
+    return not (block.startswith((ENTRY_START, *_INDENTED)) or b"\n" + ENTRY_START in block)
 
 
 class _Process:
@@ -275,11 +274,7 @@ class _Processes:
         return process
 
     def _counted(self, result: _Result) -> Iterator[Reject]:
-        tally = self._lines.reader.tally
-        tally.lines += result.lines
-        tally.records += result.records
-        tally.skipped += result.skipped
-        tally.rejected += result.rejected
+        self._lines.reader.tally.add(result.tally)
         yield from result.unparsed
 
 
@@ -316,8 +311,7 @@ def _convert_block(
     block: bytes, lines: LineConverter, output: EventOutput, connection: Connection
 ) -> _Result:
     """Convert a block, and write its events from the turn on, which comes by the connection."""
-    tally = lines.reader.tally
-    _clear(tally)
+    lines.reader.tally = LineTally()
     unparsed: list[Reject] = []
     #: Events that wait for the turn.
     waiting: list[ReadableBuffer] = []
@@ -337,16 +331,10 @@ def _convert_block(
     if not has_turn:
         connection.recv()
     _write(waiting, output)
-    rejected = Counter(tally.rejected)
-    return _Result(tally.lines, tally.records, tally.skipped, rejected, tuple(unparsed))
+    return _Result(lines.reader.tally, tuple(unparsed))
 
 
 def _write(events: list[ReadableBuffer], output: EventOutput) -> None:
     for each in events:
         output.write(each)
     events.clear()
-
-
-def _clear(tally: LineTally) -> None:
-    tally.lines = tally.records = tally.skipped = 0
-    tally.rejected.clear()

@@ -9,18 +9,56 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
 from ocsf_nft.conversion import parallel
+from ocsf_nft.conversion.log_file import EventOutput
+from tests.attribution import living
 from tests.cli import forked
-from tests.conversion.both_ways import without_times
+from tests.conversion.both_ways import BothWays, without_times
 from tests.sources.replaying import MESSAGE, entry, export
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.conversion.converter import Converted
 
 _BOOT: Final = ("--boot", "2026-11-01T00:00:00Z")
 #: Lines of several blocks.
 _LINES: Final = 6_000
+
+
+class _Conversion(NamedTuple):
+    """Conversion of standard input by two processes, and the file of its events."""
+
+    process: subprocess.Popen[bytes]
+    events: Path
+
+    def send(self, text: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def end(self) -> str:
+        """End the input; return the text on standard error."""
+        _, errors = self.process.communicate(timeout=60)
+        return errors.decode()
+
+
+@pytest.fixture
+def converting(tmp_path: Path) -> Iterator[_Conversion]:
+    """Yield a conversion that waits for lines."""
+    path = tmp_path / "events"
+    with path.open("wb") as events:
+        process = forked.popen(
+            "convert", *_BOOT, "--jobs", "2",
+            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    with process:
+        yield _Conversion(process, path)
+        process.kill()  # if it has not ended
 
 
 @pytest.fixture(autouse=True)
@@ -107,22 +145,37 @@ def test_many_repeated_and_unparsed_lines_block_no_process(tmp_path: Path) -> No
     assert _converted(path, 2) == one
 
 
-def test_lines_that_trickle_are_converted_in_time(tmp_path: Path) -> None:
-    path = tmp_path / "events"
-    with path.open("wb") as events:
-        process = forked.popen(
-            "convert", *_BOOT, "--jobs", "2",
-            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    assert process.stdin is not None
+def test_lines_that_trickle_are_converted_in_time(converting: _Conversion) -> None:
     for each in range(1_000):
-        process.stdin.write(f"[ 1.{each:06d}] {MESSAGE}\n".encode())
-        process.stdin.flush()
-        if path.stat().st_size:
+        converting.send(f"[ 1.{each:06d}] {MESSAGE}\n".encode())
+        if converting.events.stat().st_size:
             break
-        time.sleep(0.01)  # without a pause that would end a block
+        time.sleep(0.01)  # a shorter pause than one that ends a block
     assert each < 500
-    process.communicate(timeout=60)
+    converting.end()
+
+
+def test_blocks_are_divided_among_processes_while_the_output_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = _text(_FORMS["dmesg"])
+    chunks = [text[at : at + 50_000] for at in range(0, len(text), 50_000)]
+    lines = BothWays().fast
+    here: list[int] = []
+    convert = lines.convert
+
+    def convert_here(block: bytes) -> Iterator[Converted]:
+        here.append(len(block))
+        return convert(block)
+
+    monkeypatch.setattr(lines, "convert", convert_here)
+    output = EventOutput(lambda events: events, lambda _: time.sleep(0.15))
+    for _ in parallel.convert(chunks, lines, output, 2):
+        pass
+    assert lines.reader.tally.lines == _LINES
+    # The first block, from which templates are learnt, and no other one.
+    assert len(here) == 1
+    assert here[0] < len(text) / 5
 
 
 def test_full_disk_is_reported(tmp_path: Path) -> None:
@@ -149,51 +202,28 @@ def test_reader_that_has_enough_ends_all_processes(tmp_path: Path) -> None:
     process.stderr.close()
 
 
-def test_lines_of_a_slow_pipe_are_converted_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "events"
-    with path.open("wb") as events:
-        process = forked.popen(
-            "convert", *_BOOT, "--jobs", "2",
-            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    assert process.stdin is not None
+def test_lines_of_a_slow_pipe_are_converted_at_once(converting: _Conversion) -> None:
     block = _text(_FORMS["kmsg"], 4_000)
     assert len(block) > 3 * parallel._BLOCK_BYTES
     # Less than a block, several blocks, and a record whose next line comes later.
     records = 0
     for text in (f"[ 1.0] {MESSAGE}\n".encode(), block, f"4,1,2,-;{MESSAGE}\n".encode(), b" A=1\n"):
-        process.stdin.write(text)
-        process.stdin.flush()
+        converting.send(text)
         records += text.count(b"OUT=eth0")
-        while path.read_bytes().count(b"\n") < records:
-            time.sleep(0.01)
-    _, errors = process.communicate(timeout=60)
-    assert errors.decode().startswith(f"4003 lines: {records} records")
-
-
-def _children(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    return [int(each) for each in children.split()]
+        living.until(lambda: converting.events.read_bytes().count(b"\n") == records)  # noqa: B023
+    assert converting.end().startswith(f"4003 lines: {records} records")
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> subprocess.Popen[bytes]:
-    """Return a conversion of standard input by two processes, which has converted a part."""
-    with (tmp_path / "events").open("wb") as events:
-        process = forked.popen(
-            "convert", *_BOOT, "--jobs", "2",
-            stdin=subprocess.PIPE, stdout=events, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(_text(_FORMS["dmesg"]))
-    process.stdin.flush()
-    while len(_children(process.pid)) < 2:
-        time.sleep(0.01)
-    return process
+def running(converting: _Conversion) -> subprocess.Popen[bytes]:
+    """Return a conversion by two processes, which have started."""
+    converting.send(_text(_FORMS["dmesg"]))
+    living.until(lambda: len(living.children(converting.process.pid)) == 2)
+    return converting.process
 
 
 def test_terminated_conversion_ends_all_processes(running: subprocess.Popen[bytes]) -> None:
-    children = [os.pidfd_open(pid) for pid in _children(running.pid)]
+    children = [os.pidfd_open(pid) for pid in living.children(running.pid)]
     running.terminate()
     running.communicate(timeout=60)
     for each in children:
@@ -203,7 +233,7 @@ def test_terminated_conversion_ends_all_processes(running: subprocess.Popen[byte
 
 
 def test_killed_process_is_reported(running: subprocess.Popen[bytes]) -> None:
-    os.kill(_children(running.pid)[0], signal.SIGKILL)
+    os.kill(living.children(running.pid)[0], signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert errors.decode() == (
@@ -213,7 +243,7 @@ def test_killed_process_is_reported(running: subprocess.Popen[bytes]) -> None:
 
 
 def test_processes_end_with_the_first_one(running: subprocess.Popen[bytes]) -> None:
-    children = [os.pidfd_open(pid) for pid in _children(running.pid)]
+    children = [os.pidfd_open(pid) for pid in living.children(running.pid)]
     running.kill()
     running.communicate(timeout=60)
     for each in children:
@@ -222,7 +252,7 @@ def test_processes_end_with_the_first_one(running: subprocess.Popen[bytes]) -> N
 
 
 def test_interrupt_ends_all_processes(running: subprocess.Popen[bytes]) -> None:
-    children = _children(running.pid)
+    children = living.children(running.pid)
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode == 130

@@ -7,11 +7,11 @@ import struct
 from collections import OrderedDict, deque
 from typing import Final, Protocol
 
+from ocsf_nft.sources.replay.splitter import ENTRY_START
+
 #: Maximum number of different lines that are counted.
 MAX_COUNTED_LINES: Final = 65_536
 _NFLOG: Final = b"NFLOG group="
-#: Start of a journal export entry, which is no line.
-_ENTRY: Final = b"__CURSOR="
 #: Index of a repeated line among the counted lines of a block, and its number.
 _REPEATED: Final = struct.Struct("=QQ")
 
@@ -31,6 +31,8 @@ class LineCounter(Protocol):
 
 def is_counted(line: bytes) -> bool:
     """Return True if the identity of a line's record may be made of its text and its number."""
+    if line.startswith(ENTRY_START):  # it is no line
+        return False
     return b"IN=" in line or line.startswith((b"{", _NFLOG))
 
 
@@ -64,7 +66,9 @@ class LineNumbers:
     def count_lines(self, lines: bytes) -> bytes:
         """Count complete lines; return the numbers for :meth:`use_counted`."""
         stripped = (line.rstrip(b"\r") for line in lines.split(b"\n"))
-        counted = (line for line in stripped if is_counted(line) and not line.startswith(_ENTRY))
+        counted = (
+            line for line in stripped if is_counted(line) and not line.startswith(ENTRY_START)
+        )
         numbers = enumerate(map(self.count_line, counted))
         return b"".join(_REPEATED.pack(*pair) for pair in numbers if pair[1] > 1)
 

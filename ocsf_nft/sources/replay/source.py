@@ -57,6 +57,13 @@ class LineTally:
     #: Lines that may be a packet record but are not valid, by ``Reject.kind``.
     rejected: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: LineTally) -> None:
+        """Add the numbers of other lines."""
+        self.lines += other.lines
+        self.records += other.records
+        self.skipped += other.skipped
+        self.rejected += other.rejected
+
 
 class Reader:
     """Converter of bytes from a log file to batches of packet log records.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LINE_LIMIT: Final = 1 << 20
 #: Start of an export entry, which has each field on a line. The entry ends with an empty line, or
 #: with a line that is not a field.
-_START: Final = b"__CURSOR="
+ENTRY_START: Final = b"__CURSOR="
 #: journal_field_valid() in systemd's src/libsystemd/sd-journal/journal-file.c.
 _NAME: Final = re.compile(rb"[A-Z_][A-Z0-9_]{0,63}")
 #: Maximum length of any field (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
@@ -79,7 +79,7 @@ class Splitter:
             if self._overlong is not None:
                 yield OverlongLine(self._overlong)
                 self._overlong = None
-            elif self._fields is None and not line.startswith(_START):
+            elif self._fields is None and not line.startswith(ENTRY_START):
                 yield line
             elif _NAME.fullmatch(line):
                 try:
@@ -110,7 +110,7 @@ class Splitter:
             yield OverlongLine(self._overlong)
         elif self._skip or b"\n" in rest:
             yield from self._broken_field("is cut by the end of the file")
-        elif self._fields is not None or rest.startswith(_START):
+        elif self._fields is not None or rest.startswith(ENTRY_START):
             yield from self._entry_line(rest)
             yield from self._end_of_entry()
         elif rest:
@@ -118,7 +118,7 @@ class Splitter:
 
     def _entry_line(self, line: bytes) -> Iterator[Piece]:
         name, equals, value = line.partition(b"=")
-        if line.startswith(_START) or not (equals and _NAME.fullmatch(name)):
+        if line.startswith(ENTRY_START) or not (equals and _NAME.fullmatch(name)):
             yield from self._end_of_entry()
         if equals and _NAME.fullmatch(name):
             self._store(name, value)
