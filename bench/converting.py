@@ -33,7 +33,7 @@ _COMPARED: Final = 30_000
 _ROUNDS: Final = 3
 _SANDBOXES: Final = 64
 #: A file system in memory: a disk would be the limit.
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only as the place of a temporary directory
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - for a temporary directory
 #: Bytes of an event, about.
 _EVENT_BYTES: Final = 3_500
 _TIMEOUT_S: Final = 120.0

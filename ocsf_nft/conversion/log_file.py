@@ -35,7 +35,7 @@ class EventOutput(NamedTuple):
     #: Converts events to their form in the output.
     form: Callable[[ReadableBuffer], ReadableBuffer]
     write: Callable[[ReadableBuffer], None]
-    #: Writes what ``form`` has kept.
+    #: Writes the events that ``form`` has collected.
     finish: Callable[[], None] = lambda: None
 
 

@@ -184,8 +184,8 @@ class NativeConverter:
         self._converter = c_void_p(_checked(library.converter_new(ctypes.byref(made))))
         self._run = _Run()
         self._buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
-        #: End of the events that must be kept in the buffer.
-        self._kept = 0
+        #: Size of the events in the buffer that are still needed.
+        self._occupied = 0
         self._keeps_events = False
 
     def __del__(self) -> None:
@@ -217,7 +217,7 @@ class NativeConverter:
         run.counts = counts.pointer
         run.received_ns, run.processed_ns, run.latest_ns = received_ns, processed_ns, latest_ns
         run.is_after_kmsg = is_after_kmsg
-        start_of_events = self._kept
+        start_of_events = self._occupied
         run.output = ctypes.addressof(self._buffer) + start_of_events
         run.output_size = min(len(self._buffer) - start_of_events, _BUFFER_BYTES)
         self._library.convert(self._converter, ctypes.byref(run))
@@ -226,10 +226,10 @@ class NativeConverter:
         if state is State.FULL and not run.written:
             state = State.ODD  # an event that is larger than a buffer
         elif self._keeps_events:
-            self._kept += run.written
-            if len(self._buffer) - self._kept < _BUFFER_BYTES:
+            self._occupied += run.written
+            if len(self._buffer) - self._occupied < _BUFFER_BYTES:
                 # The events so far hold the buffer before.
-                self._buffer, self._kept = ctypes.create_string_buffer(len(self._buffer)), 0
+                self._buffer, self._occupied = ctypes.create_string_buffer(len(self._buffer)), 0
         return Result(
             state,
             events.cast("B").toreadonly(),
@@ -245,7 +245,7 @@ class NativeConverter:
     def keep_events(self, *, is_on: bool) -> None:
         """Keep the events of all later conversions valid until the next call, or not."""
         self._keeps_events = is_on
-        self._kept = 0
+        self._occupied = 0
         if is_on and len(self._buffer) < _LARGE_BUFFER_BYTES:
             self._buffer = ctypes.create_string_buffer(_LARGE_BUFFER_BYTES)
 

@@ -181,7 +181,7 @@ class _Process:
         return found
 
     def begin_end(self) -> None:
-        """Let the process write what its output has kept."""
+        """Let the process write the events that its output has collected."""
         self._send(None)
 
     def wait_ended(self) -> None:
@@ -266,7 +266,7 @@ class _Processes:
             process.wait_ended()
 
     def _start(self) -> _Process:
-        self._output.finish()  # the process must not inherit what the output has kept
+        self._output.finish()  # the process must not inherit collected events
         # The process must close the connections of the others.
         process = _Process(self._lines, self._output, (*self._busy, *self._idle))
         self._stack.callback(process.close)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
+from ocsf_nft.ocsf.placeholder_values import Placeholder, ReadError, taken_apart, with_placeholders
 from ocsf_nft.ocsf.safe_text import printable
-from ocsf_nft.ocsf.stand_ins import ReadError, StandIn, taken_apart, with_stand_ins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ _TEXT: Final = rb'(?:[^"\\\x00-\x1f]++|\\["\\bfnrt]|\\u00(?:0[0-7be]|1[0-9a-f]))
 _INTEGER: Final = rb"(?:0|-?[1-9][0-9]{0,17}+)"
 #: Byte on both sides of the number of a slot. JSON does not contain it.
 _EDGE: Final = b"\x00"
-_PLACEHOLDER: Final = re.compile(rb"\x00([0-9]+)\x00")
+_SLOT: Final = re.compile(rb"\x00([0-9]+)\x00")
 _FIRST_BYTES: Final = 4
 _TIME: Final = b',"time":'
 
@@ -170,9 +170,9 @@ class _Template:
         while True:
             slots = self._varying - self._read
             try:
-                given = orjson.dumps(with_stand_ins(event, slots), default=_placeholder)
-                converted = convert(with_stand_ins(event, slots))
-                output = orjson.dumps(converted, default=_placeholder)
+                given = orjson.dumps(with_placeholders(event, slots), default=_encoded)
+                converted = convert(with_placeholders(event, slots))
+                output = orjson.dumps(converted, default=_encoded)
                 self.form = _Form(given, output, list(map(type, self._values)))
             except ReadError as error:
                 self._read.add(error.number)
@@ -182,8 +182,8 @@ class _Template:
                 return
 
 
-def _placeholder(value: Any) -> orjson.Fragment:
-    if type(value) is not StandIn:
+def _encoded(value: Any) -> orjson.Fragment:
+    if type(value) is not Placeholder:
         raise TypeError
     edge = b'"' if value.kind is str else b""
     return orjson.Fragment(b"%b%b%d%b%b" % (edge, _EDGE, value.number, _EDGE, edge))
@@ -191,7 +191,7 @@ def _placeholder(value: Any) -> orjson.Fragment:
 
 def _parts(line: bytes) -> tuple[list[bytes], list[int]]:
     """Return the texts of a line with placeholders, and the numbers of the values between them."""
-    parts = _PLACEHOLDER.split(line)
+    parts = _SLOT.split(line)
     return parts[::2], [int(each) for each in parts[1::2]]
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ocsf_nft.ocsf.lean import lean
 from ocsf_nft.ocsf.line_templates import MAX_BEGINNINGS, MAX_TEMPLATES, LineConverter
+from ocsf_nft.ocsf.placeholder_values import taken_apart
 from ocsf_nft.ocsf.safe_text import encodable, printable
-from ocsf_nft.ocsf.stand_ins import taken_apart
 from ocsf_nft.ocsf.versions import STORED, VERSIONS, at_version
 from tests.delivery import sample_events as samples
 from tests.strategies import HOSTILE_TEXT

@@ -388,7 +388,7 @@ static int take_ipv4(struct cursor *cursor, struct address *address)
 }
 
 /* IPv6 addresses that may have an IPv4 address in them, as in ocsf_nft/cloud_metadata.py: the general
- * code looks at that one too. */
+ * code checks that one, too. */
 static int may_have_ipv4(const uint8_t bytes[16])
 {
 	static const uint8_t ZEROS[8];

@@ -1,4 +1,4 @@
-"""Stand-ins for the values of an event, which show what values a conversion of the event reads."""
+"""Placeholders for the values of an event, which show the values that a conversion reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ReadError(Exception):
         self.number = number
 
 
-class StandIn:
-    """Stand-in for a value of an event: for a text that is not empty, or for an integer.
+class Placeholder:
+    """Placeholder for a value of an event: for a text that is not empty, or for an integer.
 
     A conversion can copy it, inspect its type with isinstance, and compare it with an empty text or
     a container. Any other use raises ReadError, or another exception.
@@ -34,14 +34,14 @@ class StandIn:
 
     def __eq__(self, other: object) -> bool:
         """Return False for what the value can't be equal to; raise ReadError for another value."""
-        if type(other) is not StandIn and (isinstance(other, dict | list) or other == ""):
+        if type(other) is not Placeholder and (isinstance(other, dict | list) or other == ""):
             return False
         raise ReadError(self.number)
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _fail(value: StandIn, *_: object) -> None:
+def _fail(value: Placeholder, *_: object) -> None:
     raise ReadError(value.number)
 
 
@@ -52,7 +52,7 @@ for _operation in (
     "rpow", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rlshift", "rshift", "rrshift",
     "neg", "pos", "abs", "invert", "copy", "deepcopy",
 ):  # fmt: skip
-    setattr(StandIn, f"__{_operation}__", _fail)
+    setattr(Placeholder, f"__{_operation}__", _fail)
 
 
 def taken_apart(value: Any) -> tuple[object, list[object]]:
@@ -65,8 +65,8 @@ def taken_apart(value: Any) -> tuple[object, list[object]]:
     return _shape(value, found), found
 
 
-def with_stand_ins(event: Any, numbers: Collection[int]) -> Any:
-    """Return a copy of decoded JSON with stand-ins for the values with these numbers.
+def with_placeholders(event: Any, numbers: Collection[int]) -> Any:
+    """Return a copy of decoded JSON with placeholders for the values with these numbers.
 
     The numbers are the positions in the list that :func:`taken_apart` returns.
     """
@@ -81,7 +81,7 @@ def with_stand_ins(event: Any, numbers: Collection[int]) -> Any:
         if not _is_value(value):
             return value
         number += 1
-        return StandIn(number, type(value)) if number in numbers else value
+        return Placeholder(number, type(value)) if number in numbers else value
 
     return copied(event)
 
