@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
@@ -55,28 +54,26 @@ def collect(
     """Add all changes of ``account`` since the last call to ``change``, in steps.
 
     The time of the last reading is added if something else has changed, if the stored time is older
-    by :data:`READ_TIME_SECONDS`, or if ``is_final`` is true. The iterator yields after each step,
+    by :data:`READ_TIME_SECONDS`, or if ``is_final`` is true. The iterator yields between its steps,
     so that the caller can let other tasks run. Until the iterator ends, other tasks must not use
     ``account``.
     """
     for name, rule in account.rules.items():
         if rule.stored is None:
             change.renewed_rules.append(name)
-        touched = iter(rule.counters.touched)
-        while some := tuple(islice(touched, _SLICE)):
-            for key in some:
-                counter = rule.counters.entry(key)
-                value = None if counter is None else _COUNTER.pack(*counter.stored())
-                _add(change, PartKey(name, *key), value)
-                rule.counters.rest(key)
-            yield
+        for number, key in enumerate(rule.counters.touched):
+            if number and number % _SLICE == 0:
+                yield
+            counter = rule.counters.entry(key)
+            value = None if counter is None else _COUNTER.pack(*counter.stored())
+            _add(change, PartKey(name, *key), value)
+            rule.counters.rest(key)
         rule.counters.clear_touched()
-        opened = iter(rule.opened.items())
-        while some_open := tuple(islice(opened, _FEW)):
-            for identity, each in some_open:
-                key_of = PartKey(name, _OPEN, identity.encode(errors="surrogatepass"))
-                _add(change, key_of, None if each is None else _json_of(each))
-            yield
+        for number, (identity, each) in enumerate(rule.opened.items()):
+            if number and number % _FEW == 0:
+                yield
+            key_of = PartKey(name, _OPEN, identity.encode(errors="surrogatepass"))
+            _add(change, key_of, None if each is None else _json_of(each))
         rule.opened.clear()
         state = _state(rule)
         if is_final or _is_news(state, rule.stored):
