@@ -12,6 +12,7 @@ import os
 import secrets
 import struct
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import netlink
@@ -134,8 +135,7 @@ class Nflog:
         found: list[Record | Gap | Reject] = []
         since_ns = max(0, self._empty_ns - _HELD_BACK_NS)
         self._interface_names.refresh(sock)
-        # Not for the life of the source: a host may have a thousand of them.
-        view = memoryview(bytearray(group_binding.DATAGRAM_BYTES))
+        view = _datagram_buffer()
         end_ns = time.monotonic_ns() + _BATCH_NS
         while len(found) < _BATCH_RECORDS and time.monotonic_ns() < end_ns:
             if self._early:
@@ -228,6 +228,12 @@ class Nflog:
 
     def _report_overrun(self) -> Batch:
         return Batch(gaps=(self._gap(None, time.time_ns()),) if self._overrun else ())
+
+
+@cache
+def _datagram_buffer() -> memoryview:
+    """Return the buffer of all sources: each decodes a datagram before another one is read."""
+    return memoryview(bytearray(group_binding.DATAGRAM_BYTES))
 
 
 def _reject_forged(port: int, datagram: memoryview) -> Reject:
