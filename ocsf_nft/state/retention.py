@@ -6,10 +6,9 @@ sink still needs are removed only if the configuration allows that.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.state import dropped_events
@@ -55,6 +54,14 @@ class StorageClock:
         return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
 
+class _Disk(NamedTuple):
+    """Free bytes of a disk, bytes that must stay free there, and size of SQLite's log on it."""
+
+    free_bytes: int
+    reserve_bytes: int
+    log_bytes: int
+
+
 class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
@@ -75,6 +82,7 @@ class Retention:
         #: Space in the file for new events, in bytes.
         self._free_bytes = 0
         self._database = database
+        self._folder = database.path.parent
         #: Maximum age of the events in milliseconds.
         self._max_ms = max_ms
         self._drops = drops
@@ -105,39 +113,38 @@ class Retention:
         Return False if there is room now; call the method again otherwise. Raises FullError if no
         more events may be removed, DeliveryError if the database can't be written.
         """
-        self._bound_log()
-        shortage = self._shortage()
+        disk = self._bound_log()
+        shortage = self._shortage(disk)
         if not shortage:
             return False
-        if self._is_disk_short():
+        if self._is_short(disk):
             self._database.try_to_checkpoint_log()
-            shortage = self._shortage()
+            shortage = self._shortage(self._disk())
             if not shortage:
                 return False
         if not self._remove_some():
             raise FullError(shortage)
         return True
 
-    def _shortage(self) -> str:
+    def _shortage(self, disk: _Disk | None) -> str:
         path = self._database.path
         if self.used_bytes >= self.max_bytes:
             return (
                 f"{path} holds {self.max_bytes} bytes that sinks have not received yet: "
                 "it accepts no more events until they have"
             )
-        if self._is_disk_short():
+        if self._is_short(disk):
             return (
                 f"{path} can't be written (the disk is nearly full, and no stored event may be "
                 "removed): make room"
             )
         return ""
 
-    def _is_disk_short(self) -> bool:
-        try:
-            free_bytes, reserve_bytes = self._disk()
-        except OSError:  # the next transaction restores the folder, or raises the cause
-            return False
-        return free_bytes < reserve_bytes
+    def _is_short(self, disk: _Disk | None, more_bytes: int = 0) -> bool:
+        # SQLite's log needs some of the free bytes when it is copied into the file.
+        return disk is not None and (
+            disk.free_bytes - disk.log_bytes + self._free_bytes + more_bytes < disk.reserve_bytes
+        )
 
     def _remove_some(self) -> int:
         with self._database.transaction("NORMAL") as connection:
@@ -152,23 +159,28 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        free_bytes, reserve_bytes = self._disk()
-        return free_bytes + self.used_bytes >= reserve_bytes
+        return not self._is_short(self._disk(), self.used_bytes)
 
-    def _bound_log(self) -> None:
+    def _bound_log(self) -> _Disk | None:
         # The log of the next transactions needs room on the disk, however much is free in the
         # database file.
-        with contextlib.suppress(OSError):
-            disk = os.statvfs(self._database.path.parent)
-            if self._database.log_bytes > disk.f_bavail * disk.f_frsize:
-                self._database.try_to_checkpoint_log()
+        disk = self._disk()
+        if disk is not None and disk.log_bytes > disk.free_bytes:
+            self._database.try_to_checkpoint_log()
+            disk = self._disk()
+        return disk
 
-    def _disk(self) -> tuple[int, int]:
-        """Return the number of free bytes, and the number of bytes that must stay free."""
-        # SQLite's log needs some of the free bytes when it is copied into the file.
-        disk = os.statvfs(self._database.path.parent)
-        free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes - self._database.log_bytes
-        return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
+    def _disk(self) -> _Disk | None:
+        """Measure the disk; return None if the next transaction restores the folder, or fails."""
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError:
+            return None
+        return _Disk(
+            free_bytes=disk.f_bavail * disk.f_frsize,
+            reserve_bytes=min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4),
+            log_bytes=self._database.log_bytes,
+        )
 
     def sweep(self, now_ms: int) -> bool:
         """Remove some of the events that are too old.
