@@ -141,8 +141,8 @@ static __always_inline int is_own(const struct policy *policy, const struct addr
 
 	if (policy->unknown & unknown)
 		return 1;
-	bpf_for(number, 0, policy->addresses)
-		if (number < ADDRESSES && is_equal(&policy->address[number], source))
+	for (number = 0; number < ADDRESSES && number < policy->addresses; number++)
+		if (is_equal(&policy->address[number], source))
 			return 1;
 	return 0;
 }
@@ -166,12 +166,9 @@ static __always_inline int is_allowed(const struct policy *policy, const struct 
 {
 	__u32 number;
 
-	bpf_for(number, 0, policy->destinations) {
-		const struct destination *where;
+	for (number = 0; number < DESTINATIONS && number < policy->destinations; number++) {
+		const struct destination *where = &policy->destination[number];
 
-		if (number >= DESTINATIONS)
-			break;
-		where = &policy->destination[number];
 		if (where->protocol == protocol && port >= where->first_port &&
 		    port <= where->last_port && is_in(to, where))
 			return 1;
@@ -179,33 +176,39 @@ static __always_inline int is_allowed(const struct policy *policy, const struct 
 	return 0;
 }
 
-/* Return true if no later device writes a checksum anywhere but in the checksum of the packet's own
+/* Begin of a frame: enough for Ethernet, and for IPv4 without options and its ports. Shorter frames are
+ * refused: ARP has 42 bytes. */
+struct head {
+	struct ethhdr link;
+	struct iphdr ip;
+	__be16 ports[2];
+} __attribute__((packed));
+
+static __always_inline int asks_for_checksum(const struct sk_buff *frame)
+{
+	return BPF_CORE_READ_BITFIELD(frame, ip_summed) == CHECKSUM_PARTIAL;
+}
+
+/* Return true if no later device writes a requested checksum anywhere but in the checksum of the packet's own
  * transport header. One in the payload of UDP is allowed too: a tunnel's inner packet has it there.
  */
-static __always_inline int has_own_checksum(struct __sk_buff *skb, const struct sk_buff *frame)
+static __always_inline int has_own_checksum(struct __sk_buff *skb, const struct sk_buff *frame,
+					    const struct head *head)
 {
+	const struct ipv6hdr *ip6 = (const void *)&head->ip;
 	__u32 start, transport;
-	struct ipv6hdr ip6;
-	struct iphdr ip;
 	__u8 protocol;
-	__be16 kind;
 
-	if (BPF_CORE_READ_BITFIELD(frame, ip_summed) != CHECKSUM_PARTIAL)
-		return 1;
-	if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto), &kind, sizeof(kind)))
-		return 0;
-	if (kind == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (head->link.h_proto == bpf_htons(ETH_P_IP)) {
+		if (head->ip.version != 4 || head->ip.frag_off & bpf_htons(0x3fff))
 			return 0;
-		if (ip.version != 4 || ip.frag_off & bpf_htons(0x3fff))
+		transport = ETH_HLEN + head->ip.ihl * 4;
+		protocol = head->ip.protocol;
+	} else if (head->link.h_proto == bpf_htons(ETH_P_IPV6)) {
+		if (ip6->version != 6)
 			return 0;
-		transport = ETH_HLEN + ip.ihl * 4;
-		protocol = ip.protocol;
-	} else if (kind == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)) || ip6.version != 6)
-			return 0;
-		transport = ETH_HLEN + sizeof(ip6);
-		protocol = ip6.nexthdr;
+		transport = ETH_HLEN + sizeof(*ip6);
+		protocol = ip6->nexthdr;
 	} else {
 		return 0;
 	}
@@ -245,12 +248,9 @@ static __always_inline int is_own_mac(const struct policy *policy, const __u8 *m
 {
 	__u32 number;
 
-	bpf_for(number, 0, policy->macs) {
-		const __u8 *own;
+	for (number = 0; number < MACS && number < policy->macs; number++) {
+		const __u8 *own = policy->mac[number];
 
-		if (number >= MACS)
-			break;
-		own = policy->mac[number];
 		if (own[0] == mac[0] && own[1] == mac[1] && own[2] == mac[2] && own[3] == mac[3] &&
 		    own[4] == mac[4] && own[5] == mac[5])
 			return 1;
@@ -274,21 +274,14 @@ static __always_inline int is_neighbour_group(const struct address *one)
 	       (one->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
-static __always_inline int judge4(struct __sk_buff *skb, const struct policy *policy)
+static __always_inline int judge4(const struct policy *policy, const struct head *head)
 {
-	struct address source, to;
-	struct iphdr ip;
-	__be16 ports[2];
+	struct address source = mapped4(head->ip.saddr), to = mapped4(head->ip.daddr);
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(ip), ports, sizeof(ports)))
+	if (head->ip.version != 4 || head->ip.ihl != 5 || head->ip.frag_off & bpf_htons(0x3fff))
 		return 0;
-	if (ip.version != 4 || ip.ihl != 5 || ip.frag_off & bpf_htons(0x3fff))
-		return 0;
-	source = mapped4(ip.saddr);
-	to = mapped4(ip.daddr);
 	return is_own(policy, &source, UNKNOWN4) &&
-	       is_allowed(policy, &to, ip.protocol, bpf_ntohs(ports[1]));
+	       is_allowed(policy, &to, head->ip.protocol, bpf_ntohs(head->ports[1]));
 }
 
 static __always_inline int judge_discovery(struct __sk_buff *skb, const struct policy *policy,
@@ -355,20 +348,17 @@ static __always_inline int judge_arp(struct __sk_buff *skb, const struct policy 
 	return is_neighbour(policy, &target) || is_own(policy, &target, UNKNOWN4);
 }
 
-static __always_inline int judge(struct __sk_buff *skb, const struct policy *policy)
+static __always_inline int judge(struct __sk_buff *skb, const struct policy *policy,
+				 const struct head *head)
 {
-	struct ethhdr frame;
-
-	if (skb->vlan_present || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+	if (skb->vlan_present || !is_own_mac(policy, head->link.h_source))
 		return 0;
-	if (!is_own_mac(policy, frame.h_source))
-		return 0;
-	if (frame.h_proto == bpf_htons(ETH_P_ARP))
-		return judge_arp(skb, policy);
-	if (frame.h_proto == bpf_htons(ETH_P_IP))
-		return !(frame.h_dest[0] & 1) && judge4(skb, policy);
-	if (frame.h_proto == bpf_htons(ETH_P_IPV6))
+	if (head->link.h_proto == bpf_htons(ETH_P_IP))
+		return !(head->link.h_dest[0] & 1) && judge4(policy, head);
+	if (head->link.h_proto == bpf_htons(ETH_P_IPV6))
 		return judge6(skb, policy);
+	if (head->link.h_proto == bpf_htons(ETH_P_ARP))
+		return judge_arp(skb, policy);
 	return 0;
 }
 
@@ -399,13 +389,16 @@ int gate(struct __sk_buff *skb)
 	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
 	struct uplink key = key_of(frame);
 	struct policy *policy = bpf_map_lookup_elem(&policies, &key);
+	struct head head;
 
 	/* TCX_PASS, so that no classifier of tc runs after this program. */
 	if (policy != NULL && policy->is_permissive)
 		return TCX_PASS;
-	if (policy != NULL && has_own_checksum(skb, frame) && judge(skb, policy))
-		return TCX_PASS;
-	return stop(skb, &key);
+	if (policy == NULL || bpf_skb_load_bytes(skb, 0, &head, sizeof(head)))
+		return stop(skb, &key);
+	if (asks_for_checksum(frame) && !has_own_checksum(skb, frame, &head))
+		return stop(skb, &key);
+	return judge(skb, policy, &head) ? TCX_PASS : stop(skb, &key);
 }
 
 /* At the host's end of a guarded link. The guard judges the rest: nftables can't match the request. */
@@ -414,9 +407,12 @@ int guarded_end(struct __sk_buff *skb)
 {
 	struct sk_buff *frame = bpf_cast_to_kern_ctx(skb);
 	struct uplink key;
+	struct head head;
 
 	/* TCX_NEXT: the host may have programs of its own there. */
-	if (has_own_checksum(skb, frame))
+	if (!asks_for_checksum(frame))
+		return TCX_NEXT;
+	if (!bpf_skb_load_bytes(skb, 0, &head, sizeof(head)) && has_own_checksum(skb, frame, &head))
 		return TCX_NEXT;
 	key = key_of(frame);
 	return stop(skb, &key);
