@@ -57,6 +57,14 @@ _OPENING: Final = re.compile(
 _ENSURE_TABLE: Final = re.compile(r"^(table \w+ [\w.-]+)$", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^(table \w+ [\w.-]+ \{)$", re.MULTILINE)
 _SET: Final = re.compile(r"^\tset (\w+) \{$")
+#: Parts of the guard about uplinks, which are needed only if another end is guarded, too.
+_ABOUT_UPLINKS: Final = re.compile(
+    r"^define uplinks = .*\n|^\t\t[io]ifname != \$uplinks .*\n|(?<=^\t\t)[io]ifname \$uplinks ",
+    re.MULTILINE,
+)
+#: Lookups in sets of the own addresses, and of the gateways: only a new ruleset changes their
+#: elements. Not of interfaces: nft lists the same index as a number, or as a name.
+_LOOKUP: Final = re.compile(r"(?<= )@(own4|own6|own_macs|gateway_macs|direct_macs)\b")
 #: Where the accounting of a rule is inserted: the family of its table, and the rule's name.
 _ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
 #: Objects in accounting.nft that count packets: their kind and their name before the rule's name;
@@ -150,6 +158,8 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         own = [each for each in around.addresses if each.version == version]
         defines[f"own{version}_quoted"] = _set_literal(f"{int(each):#x}" for each in own or (0,))
     text = _render("guard.nft", spec, defines, device_table(device), transport)
+    if all(end.is_uplink for end in ends):
+        text = _ABOUT_UPLINKS.sub("", text)
     if spec.finds_guard and (not ends or spec.is_permissive):
         text = guard_conditions.without_hooks(text)
     return _complete(guard_conditions.without_unknown(text, spec, around), spec, around)
@@ -278,12 +288,22 @@ def _rule_for(destination: Destination, line: str) -> str | None:
 
 
 def _complete(text: str, spec: FenceSpec, around: Surroundings) -> str:
-    more = guard_conditions.learned_elements(around)
-    text += _fill_sets(text, _static_elements(spec, around) | more)
+    static = _static_elements(spec, around)
+    text = _compare_with_single_elements(text, static)
+    text += _fill_sets(text, static | guard_conditions.learned_elements(around))
     if not spec.is_owned:
         return text
     text = _ENSURE_TABLE.sub(rf"\1 {{ {EXCLUSIVE_FLAGS} }}", text)
     return _BLOCK.sub(rf"\1\n\t{EXCLUSIVE_FLAGS}", text)
+
+
+def _compare_with_single_elements(text: str, contents: Mapping[str, list[str]]) -> str:
+    """Return ``text`` with comparisons in place of lookups in sets of one element.
+
+    A lookup takes three times as long, and each allowed packet has a dozen.
+    """
+    single = {name: found[0] for name, found in contents.items() if len(found) == 1}
+    return _LOOKUP.sub(lambda found: single.get(found[1], found[0]), text)
 
 
 def _policy(file: str) -> str:

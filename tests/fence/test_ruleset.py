@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, device_table
+from ocsf_nft.fence.spec import (
+    FenceSpec,
+    HostEnd,
+    HostLinks,
+    Surroundings,
+    Tap,
+    Uplink,
+    device_table,
+)
 from ocsf_nft.fence.values import Endpoint, Subnet, endpoint, exception, subnet
 
 SPEC = FenceSpec(
@@ -85,6 +93,29 @@ def test_guard_has_the_table_of_its_device() -> None:
     assert "ocsf_nft_guard" not in text
     assert 'define links = { "veth.7" }' in text
     assert "add element netdev ocsf_nft_veth.7 allowed6 { fd00::1 . tcp . 3128 }" in text
+
+
+def test_set_of_one_element_is_a_comparison_and_others_are_lookups() -> None:
+    own = tuple(map(ipaddress.ip_address, ("10.0.0.2", "10.0.0.3")))
+    pinned = replace(AROUND, pins=(Uplink(name="eth0", ifindex=3),))
+    for addresses, expected in ((own[:1], "10.0.0.2"), (own, "@own4")):
+        text = ruleset.fence(SPEC, replace(pinned, addresses=addresses), "nflog")
+        found = set(re.findall(r"ip saddr (@own4|10\S+) ", text))
+        assert found == {expected}
+        # nft lists an index as a number or as a name.
+        assert "oif @uplinks counter name seen_link" in text
+        # One destination too: a service changes these without new rules.
+        assert "@allowed6 accept" in text
+
+
+def test_guard_compares_the_device_only_if_another_end_is_guarded_too() -> None:
+    uplink, other = HostEnd(name="v0", ifindex=7), HostEnd(name="v1", ifindex=8, is_uplink=False)
+    names = re.compile(r"[io]ifname (?:!= )?\$uplinks")
+    for ends, expected in (((), 0), ((uplink,), 0), ((uplink, other), 7)):
+        text = ruleset.guard(SPEC, replace(AROUND, host=HostLinks(ends=ends)), "nflog")
+        assert len(names.findall(text)) == expected
+        assert ("define uplinks = " in text) == bool(expected)
+    assert 'define uplinks = { "v0" }' in text
 
 
 @pytest.mark.parametrize("device", ["a{b}", "a;b", "0@x", "-"])
