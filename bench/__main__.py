@@ -3,6 +3,7 @@
 Run as root; takes seven or eight minutes. Exits with 3 if the system can't, and with 1 if a check
 fails. These are failures:
 - a TCP connect() that is refused in 1 ms or more at the 99th percentile;
+- an allowed packet that takes 2.5 µs more to the proxy, or 1.5 µs more from it;
 - more or less than one packet of an attempt;
 - a flood on one flow that takes the program 3% of a core or more;
 - a refused packet that no event reports, or that two events report;
@@ -28,6 +29,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench import (
+    allowed,
     attributing,
     coming_and_going,
     command,
@@ -48,9 +50,10 @@ from bench import (
 )
 
 _SUBJECTS: Final = (
-    refusal.run, cost.run, counting.run, flooding.run, healing.run, *attributing.SUBJECTS,
-    latency.run, storing.run, delivering.run, resident.run, many.run,
-    coming_and_going.run, starting.run, command_start.run, reading.run, converting.run,
+    refusal.run, allowed.packets, allowed.rates, cost.run, counting.run, flooding.run,
+    healing.run, *attributing.SUBJECTS, latency.run, storing.run, delivering.run, resident.run,
+    many.run, coming_and_going.run, starting.run, command_start.run, reading.run,
+    converting.run,
 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class Fenced:
 
     def _started(self, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ocsf_nft", "run", *arguments]
-        with _messages_path(output).open("wb") as stderr:
+        with messages(output).open("wb") as stderr:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
 
 
@@ -269,10 +269,10 @@ def wait_for(
 
 def wait_until_ready(service: subprocess.Popen[bytes], output: Path) -> None:
     """Wait until a run that writes to a file is ready; raise BenchError if it fails."""
-    wait_for("`ocsf-nft run`", lambda: b"ready" in _messages_path(output).read_bytes(), service)
+    wait_for("`ocsf-nft run`", lambda: b"ready" in messages(output).read_bytes(), service)
 
 
-def _messages_path(output: Path) -> Path:
+def messages(output: Path) -> Path:
     """Return the path of the messages of a run that writes to a file."""
     return output.with_suffix(".stderr")
 
