@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ _ENOUGH = 0.999
 _ATTEMPTS_A_SECOND = 333
 _FORKS_AN_ATTEMPT = 15
 _AT_ONCE = 1500
+#: A flood without the limit would have reports each half second. A pause is over after a second.
+_FLOOD_SECONDS = 3.0
+_PAUSE_SECONDS = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,41 @@ def test_many_events_are_read_in_parts(
         if isinstance(each, Call) and each.image.pid == pid
     ]
     assert sent == list(range(1, _AT_ONCE + 1))
+
+
+@pytest.mark.alone  # it must be a flood
+def test_flood_gets_fewer_and_fewer_reports_until_it_pauses(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that goes on has 2,000 reports at first, a quarter of it after half a second."""
+    fence(lab, state, monkeypatch)
+    program = f"""
+        sock, port, end = udp(), 1, time.monotonic() + {_FLOOD_SECONDS}
+        print_pid()
+        while time.monotonic() < end:
+            port = port % 30_000 + 1
+            with refused: sock.sendto(b"x", (TO4[0], port))
+        time.sleep({_PAUSE_SECONDS})
+        for port in range(40_000, 40_000 + {_AT_ONCE}):
+            with refused: sock.sendto(b"x", (TO4[0], port))
+    """
+    reports: list[Call] = []
+    with Capture() as capture:
+        capture.watch(cookie(lab.sandbox_namespace))
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(scripted.run, lab, program)
+            is_over = False
+            while not is_over:
+                is_over = running.done()
+                events, has_more = capture.read()
+                reports += [each for each in events if isinstance(each, Call)]
+                is_over = is_over and not has_more
+                time.sleep(0.001)
+        (pid,) = running.result()
+    ports = [each.destination_port for each in reports if each.image.pid == pid]
+    in_flood = [port for port in ports if port < 40_000]
+    assert 2000 <= len(in_flood) < 3500
+    assert ports[len(in_flood) :] == list(range(40_000, 40_000 + _AT_ONCE))
 
 
 @pytest.mark.alone  # it must be a flood

@@ -126,15 +126,26 @@ static __always_inline __u8 mode_of(__u64 netns)
 #define PAUSE_NS 500000000ULL
 /* Maximum number of reports of the same call in that time. */
 #define MAX_REPEATS 8
-/* Maximum number of reports of one process in that time, so that a flood displaces no other reports; and the
- * same for refused packets while the ring is half full: the other half is for processes with few reports. */
+/* Maximum number of reports of one process in that time, so that a flood displaces no other reports. After
+ * each such pause a process that goes on has a quarter of it: its packets are hardly logged any more. The
+ * smallest number is also that for refused packets while the ring is half full: the other half is for
+ * processes with few reports. */
 #define MAX_CALLS 2000
 #define FEW_CALLS 32
 
-struct budget {
+struct repetitions {
 	__u64 since_ns;
 	__u64 calls;
 };
+
+/* Reports of a process since a time; EXHAUSTED in a pause. `most` is the limit after the pause. */
+struct budget {
+	__u64 since_ns;
+	__u64 calls;
+	__u64 most;
+};
+
+#define EXHAUSTED (1ULL << 32)
 
 /* Key of a budget. Another program of a process, or a socket of another user, has a budget of its own: a
  * reader identifies unreported events by these. */
@@ -172,13 +183,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 14);
 	__type(key, struct repeated);
-	__type(value, struct budget);
+	__type(value, struct repetitions);
 } repeats SEC(".maps");
 
 /* Return 1 if a process has no reports left for some time. */
 static __always_inline int is_exhausted(const struct budget *budget, __u64 now_ns)
 {
-	return budget && budget->calls >= MAX_CALLS && now_ns - budget->since_ns <= PAUSE_NS;
+	return budget && budget->calls >= EXHAUSTED && now_ns - budget->since_ns <= PAUSE_NS;
 }
 
 /* Use one report of a process's budget. The last report gets the flag ANY, because the next packets are
@@ -186,17 +197,23 @@ static __always_inline int is_exhausted(const struct budget *budget, __u64 now_n
 static __always_inline void spend(struct call *call, const struct budget_key *key,
 				  struct budget *budget)
 {
-	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 };
-	__u64 most = MAX_CALLS;
+	struct budget fresh = { .since_ns = call->time_ns, .calls = 1, .most = MAX_CALLS };
+	__u64 passed_ns = budget ? call->time_ns - budget->since_ns : ~0ULL;
+	__u64 most;
 
-	if (bpf_ringbuf_query(&calls, BPF_RB_AVAIL_DATA) > RING / 2 && mode_of(call->netns) == REFUSALS)
-		most = FEW_CALLS;
-	if (budget && call->time_ns - budget->since_ns <= PAUSE_NS) {
+	if (budget && passed_ns <= PAUSE_NS) {
+		most = budget->most;
+		if (most > FEW_CALLS && mode_of(call->netns) == REFUSALS &&
+		    bpf_ringbuf_query(&calls, BPF_RB_AVAIL_DATA) > RING / 2)
+			most = FEW_CALLS;
 		if (__sync_fetch_and_add(&budget->calls, 1) + 1 < most)
 			return;
 		/* The time without reports begins now. By key: another key may have got this element. */
-		fresh.calls = MAX_CALLS;
+		fresh.calls = EXHAUSTED;
+		fresh.most = budget->most / 4 > FEW_CALLS ? budget->most / 4 : FEW_CALLS;
 		call->flags |= MORE | ANY;
+	} else if (budget && budget->calls >= EXHAUSTED && passed_ns <= 2 * PAUSE_NS) {
+		fresh.most = budget->most;
 	}
 	bpf_map_update_elem(&budgets, key, &fresh, BPF_ANY);
 }
@@ -216,7 +233,7 @@ static __always_inline int is_repeated(struct call *call, __u64 socket)
 		.protocol = call->protocol,
 		.flags = call->flags,
 	};
-	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 }, *known;
+	struct repetitions fresh = { .since_ns = call->time_ns, .calls = 1 }, *known;
 	__u64 calls;
 
 	__builtin_memcpy(key.destination, call->destination, sizeof(key.destination));
@@ -277,9 +294,9 @@ static __always_inline int read_caller(struct caller *caller)
 	return caller->image.tgid != 0;
 }
 
-/* Report a call or a packet, unless it was reported often enough; return 1 if reported. `socket` is an id
- * of the socket, or 0 if no call is a repetition. Not static: so its callers need less stack. */
-__noinline int emit_call(struct call *call, __u64 socket)
+/* Return 1 if a call or a packet must be reported, 0 if it was reported often enough. `socket` is an id of
+ * the socket, or 0 if no call is a repetition. Not static: so its callers need less stack. */
+__noinline int take_report(struct call *call, __u64 socket)
 {
 	struct budget_key key = {};
 	struct budget *budget;
@@ -293,6 +310,14 @@ __noinline int emit_call(struct call *call, __u64 socket)
 	if (is_exhausted(budget, call->time_ns) || (socket && is_repeated(call, socket)))
 		return 0;
 	spend(call, &key, budget);
+	return 1;
+}
+
+/* Report a call, unless it was reported often enough; return 1 if reported. */
+static __always_inline int emit_call(struct call *call, __u64 socket)
+{
+	if (!take_report(call, socket))
+		return 0;
 	emit(call, sizeof(*call));
 	return 1;
 }

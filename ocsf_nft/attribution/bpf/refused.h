@@ -226,6 +226,25 @@ static __always_inline int is_sent_now(struct call *call, struct sk_buff *skb, s
 	return (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data);
 }
 
+/* Return 1 if the sender of a datagram has no reports left, before anything else is read: a flood has a
+ * hundred thousand packets a second. `packet` and `socket` are addresses. Not static, as above. */
+__noinline int is_unreported(struct call *call, __u64 packet, __u64 socket)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct sk_buff *skb = (void *)packet;
+	struct sock *sk = (void *)socket;
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	struct budget_key key = {};
+
+	if (!call || family == AF_PACKET || BPF_CORE_READ(sk, sk_type) == SOCK_STREAM ||
+	    !is_sent_now(call, skb, sk, family))
+		return 0;
+	key.netns = call->netns;
+	key.image = image_of(task);
+	key.owner = call->owner;
+	return is_exhausted(bpf_map_lookup_elem(&budgets, &key), call->time_ns);
+}
+
 /* include/trace/events/skb.h: TP_PROTO(struct sk_buff *skb, void *location,
  * enum skb_drop_reason reason, …); since Linux 5.17. */
 SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
@@ -257,14 +276,18 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 	call.owner = BPF_CORE_READ(file, f_cred, fsuid.val);
 	call.time_ns = bpf_ktime_get_boot_ns();
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (is_unreported(&call, (__u64)skb, (__u64)sk))
+		return 0;
 	if (is_frame(skb, family))
 		call.family = AF_PACKET;
 	else
 		read_header(&call, (__u64)skb);
-	call.sum = sum_of((__u64)skb);
 	if (is_sent_now(&call, skb, sk, family))
 		read_caller(&call.caller);
 	/* The first packet of a connection is not a repetition. */
-	emit_call(&call, call.flags & SYN ? 0 : (__u64)sk);
+	if (take_report(&call, call.flags & SYN ? 0 : (__u64)sk)) {
+		call.sum = sum_of((__u64)skb);
+		emit(&call, sizeof(call));
+	}
 	return 0;
 }
