@@ -21,8 +21,6 @@ _MATCHES: Final = {
 }
 #: A match that a match on own addresses implies; it takes a lookup of the routes.
 _LOCAL_SOURCE: Final = re.compile(r"fib saddr type local (?=ip6? saddr @own[46] )")
-#: The same for destinations, if none of them has an own address.
-_FOREIGN_DESTINATION: Final = re.compile(r"fib daddr type != local (?=ip6? daddr \. )")
 #: A jump to the rules for neighbour discovery from own addresses.
 _STRICT_DISCOVERY: Final = re.compile(
     r"^(\t\t)oif @uplinks (?:ether saddr @own_macs )?(.*) jump neighbour_discovery$", re.MULTILINE
@@ -55,10 +53,6 @@ def adapt(text: str, spec: FenceSpec, around: Surroundings) -> str:
     for name, match in _MATCHES.items():
         if name not in known:
             text = match.sub("", text)
-    own = {*around.addresses, *around.link_locals}
-    allowed = {each.address for each in spec.allowed}
-    if around.pins and not (own & allowed or any(each.is_loopback for each in allowed)):
-        text = _FOREIGN_DESTINATION.sub("", text)
     text = _repeat_for_networks(text, around.link_networks)
     # What remains has both matches.
     return _LOCAL_SOURCE.sub("", text)

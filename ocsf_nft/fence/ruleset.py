@@ -62,9 +62,11 @@ _ABOUT_UPLINKS: Final = re.compile(
     r"^define uplinks = .*\n|^\t\t[io]ifname != \$uplinks .*\n|(?<=^\t\t)[io]ifname \$uplinks ",
     re.MULTILINE,
 )
-#: Lookups in sets of the own addresses, and of the gateways: only a new ruleset changes their
-#: elements. Not of interfaces: nft lists the same index as a number, or as a name.
-_LOOKUP: Final = re.compile(r"(?<= )@(own4|own6|own_macs|gateway_macs|direct_macs)\b")
+#: Lookups in sets of the own addresses: only a new ruleset changes their elements. Not in those of
+#: interfaces, because nft lists the same index as a number, or as a name. Not in those of link
+#: addresses: nft would read such an address and the ethertype at once. Before Linux 6.6 the kernel
+#: then overlooks a VLAN tag that it has taken out of the frame.
+_LOOKUP: Final = re.compile(r"(?<= )@(own4|own6)\b")
 #: Where the accounting of a rule is inserted: the family of its table, and the rule's name.
 _ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
 #: Objects in accounting.nft that count packets: their kind and their name before the rule's name;

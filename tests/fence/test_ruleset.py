@@ -108,6 +108,14 @@ def test_set_of_one_element_is_a_comparison_and_others_are_lookups() -> None:
         assert "@allowed6 accept" in text
 
 
+def test_guard_judges_frames_to_groups_before_replies_whatever_is_known() -> None:
+    """Without a known link address of the sandbox, a reply is not compared with one."""
+    for macs in ((), ("02:00:00:00:00:07",)):
+        text = ruleset.guard(SPEC, replace(AROUND, macs=macs), "nflog")
+        egress = text[text.index("\tchain egress {") :]
+        assert egress.index(" goto to_group") < egress.index(" jump usual_reply")
+
+
 def test_guard_compares_the_device_only_if_another_end_is_guarded_too() -> None:
     uplink, other = HostEnd(name="v0", ifindex=7), HostEnd(name="v1", ifindex=8, is_uplink=False)
     names = re.compile(r"[io]ifname (?:!= )?\$uplinks")

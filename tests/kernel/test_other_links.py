@@ -244,6 +244,35 @@ def test_packets_to_an_inner_proxy_do_not_leave_by_a_link(
         assert not far.strays()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("address", "add", "10.66.0.1/32", "dev", "lo"),
+        ("route", "add", "local", "10.66.0.0/24", "dev", "lo"),
+    ],
+    ids=["address", "route"],
+)
+def test_packets_to_an_address_that_is_local_later_do_not_leave_by_a_link(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, command: tuple[str, ...]
+) -> None:
+    inner = Endpoint("tcp", ipaddress.ip_address("10.66.0.1"), PROXY_PORT)
+    proxies = (*spec.proxies, inner)
+    installer.install(dataclasses.replace(spec, proxies=proxies), lab.sandbox_namespace, state)
+    ip("-n", lab.sandbox, *command)
+
+    def connect() -> None:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"sb0")
+            sock.settimeout(0.2)
+            sock.connect(("10.66.0.1", PROXY_PORT))
+
+    with far_side.watch(lab) as far:
+        far.strays()
+        lab.sandbox_namespace.call(connect)
+        time.sleep(0.05)
+        assert not [each for each in far.strays() if socket.inet_aton("10.66.0.1") in each]
+
+
 async def test_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:
     ip("-n", fenced.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
     ip("-n", fenced.sandbox, "link", "set", "child", "up")

@@ -5,18 +5,20 @@ They take effect only after minutes or under a flood. Each test states what depe
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import re
 import socket
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
 from ocsf_nft import netns
 from ocsf_nft.fence import nft, rule_counters, ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.spec import FenceSpec, HostEnd, HostLinks, Surroundings, Tap, Uplink
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import KINDS
 from ocsf_nft.flows import flow_counter
@@ -156,6 +158,35 @@ def test_permissive_mark_is_one_bit(
     assert bool(bits) == loaded.name.startswith("permissive")
     assert len(set(bits)) <= 1
     assert all(int(bit, 16).bit_count() == 1 for bit in bits)
+
+
+def test_no_rule_reads_the_ethertype_together_with_a_link_address() -> None:
+    """Before Linux 6.6, the kernel then reads no VLAN tag that it has taken out of the frame."""
+    mac = "02:00:00:00:00:07"
+    around = dataclasses.replace(
+        _AROUND,
+        addresses=(ipaddress.ip_address("10.0.0.2"), ipaddress.ip_address("fd00::2")),
+        macs=(mac,),
+        pins=(Uplink(name="d0", ifindex=7, mac=mac),),
+        host=HostLinks(ends=(HostEnd(name="d0", ifindex=7),), gateway_macs=(mac,)),
+    )
+    texts = [ruleset.fence(_FENCES[each], around, "nflog") for each in ("sandbox", "sidecar")]
+    texts.append(ruleset.guard(_FENCES["guard"], around, "nflog"))
+    for text in texts:
+        loads = netns.in_scratch(partial(_link_loads, text))
+        assert (6, 6) in loads
+        assert (2, 12) in loads
+        assert all(size + offset <= 12 or offset >= 12 for size, offset in loads)
+
+
+def _link_loads(text: str) -> set[tuple[int, int]]:
+    """Return size and offset of each load from the link header in a loaded ruleset."""
+    nft.load(HOST, text)
+    listed = subprocess.run(
+        ["nft", "--debug=netlink", "list", "ruleset"], capture_output=True, text=True, check=True
+    )
+    loads = re.findall(r"payload load (\d+)b @ link header \+ (\d+)", listed.stdout)
+    return {(int(size), int(offset)) for size, offset in loads}
 
 
 def test_vm_has_one_link_address(loaded: Loaded) -> None:
