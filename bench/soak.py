@@ -161,13 +161,14 @@ def _soaking(number: int) -> Iterator[Soak]:
 
 def _idle(soak: Soak) -> tuple[Use, float]:
     service = soak.running()
-    begin, began = host.use(service), time.monotonic()
-    descriptors = begin.descriptors
-    while time.monotonic() < began + _CALM_S:
-        time.sleep(_SAMPLE_S)
-        # A reading that goes on has some sockets more.
-        descriptors = min(descriptors, host.use(service).descriptors)
-    end, ended = host.use(service), time.monotonic()
+    with soak.watch.paused():
+        begin, began = host.use(service), time.monotonic()
+        descriptors = begin.descriptors
+        while time.monotonic() < began + _CALM_S:
+            time.sleep(_SAMPLE_S)
+            # A reading that goes on has some sockets more.
+            descriptors = min(descriptors, host.use(service).descriptors)
+        end, ended = host.use(service), time.monotonic()
     percent = 100 * (end.cpu_s - begin.cpu_s) / (ended - began)
     return replace(end, descriptors=descriptors), percent
 

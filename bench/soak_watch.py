@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -9,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _INTERVAL_S: Final = 1.0
 _MISMATCH: Final = "ocsf_nft_counter_mismatch_packets{"
@@ -25,6 +26,7 @@ class Watch:
         self.answers = 0
         self._mismatches: dict[str, list[str]] = {}
         self._end = threading.Event()
+        self._is_paused = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.forget()
 
@@ -37,6 +39,15 @@ class Watch:
         """End the thread."""
         self._end.set()
         self._thread.join()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Ask nothing meanwhile: each answer needs a reading of all counters."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def forget(self) -> None:
         """Forget the answers of a service that has been killed."""
@@ -85,6 +96,8 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._end.wait(_INTERVAL_S):
+            if self._is_paused:
+                continue
             try:
                 status, health = self._get("/readyz")
                 _, text = self._get("/metrics")
