@@ -83,6 +83,9 @@ class Counters:
         #: Last reading of each rule with its flows, but without these flows; None of a rule that
         #: has no counters or sets.
         self._latest: dict[str, RuleCounters | None] = {}
+        #: How much the totals of rules had grown since then at the last reading that left their
+        #: flows out.
+        self._growth: dict[str, int] = {}
         spec = installed.spec
         self._namespaces = [
             _NamespaceTables(
@@ -161,9 +164,10 @@ class Counters:
 
         ``explained`` has, by account name, how many packets log records have shown since the last
         reading of a rule's flows. If the rule's total has grown by this number, its flows are not
-        read: the result has the totals if the number is 0, else nothing about the rule. Raises
-        FenceError if reading fails, lasts 10 s, or finds a set that is too large. Also raises the
-        errors of :meth:`open`.
+        read: the result has the totals if the number is 0, else nothing about the rule. The same
+        holds if each packet was logged, and only records after the previous reading are missing.
+        Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large. Also
+        raises the errors of :meth:`open`.
         """
         began_ns, began_ms = time.time_ns(), time.monotonic_ns() // 1_000_000
         deadline = time.monotonic() + _READ_SECONDS
@@ -218,7 +222,14 @@ class Counters:
             if explained is not None and rule in self._latest and last is None:
                 found[rule] = None  # absent: it can't have been created since then
                 continue
-            if last and now and packets is not None and _explains(packets, last.reading, now):
+            before = self._growth.pop(rule, 0)
+            if (
+                last
+                and now
+                and packets is not None
+                and _explains(packets, before, last.reading, now)
+            ):
+                self._growth[rule] = now.refused.packets - last.reading.refused.packets
                 found[rule] = last if packets else last._replace(reading=now)
                 continue
             new = self._read(entry, family, name, suffix, deadline)
@@ -370,11 +381,16 @@ def _suffixes(rules: Collection[str]) -> dict[str, str]:
     }
 
 
-def _explains(packets: int, last: RuleReading, now: RuleReading) -> bool:
-    """Return True if the rule has refused exactly ``packets`` since ``last``, and logged each."""
+def _explains(packets: int, before: int, last: RuleReading, now: RuleReading) -> bool:
+    """Return True if the rule has logged each packet since ``last``, and the records are known.
+
+    ``packets`` is the number of known records since ``last``. Records of the latest packets may
+    still be on their way, but not those of the first ``before`` packets.
+    """
     grown, logged = now.refused.packets - last.refused.packets, now.logged - last.logged
     has_grown = packets > 0 or now.refused == last.refused
-    return has_grown and grown == logged == packets and now.overflow == last.overflow
+    is_known = before <= packets <= grown
+    return has_grown and is_known and grown == logged and now.overflow == last.overflow
 
 
 def _close(entry: _NamespaceTables) -> None:

@@ -81,4 +81,26 @@ def test_growth_is_explained_if_each_packet_was_logged(
         elements=None,
     )  # fmt: skip
     grown = {"refused_before": Count(10, 800), "refused": Count(10, 800), "logged": 10}
-    assert counters._explains(2, last, replace(last, **{**grown, **now})) is explained
+    assert counters._explains(2, 0, last, replace(last, **{**grown, **now})) is explained
+
+
+@pytest.mark.parametrize(
+    ("packets", "before", "explained"),
+    [
+        (1, 0, True),  # the record of the second one is on its way
+        (1, 1, True),
+        (1, 2, False),  # a record of a packet before the previous reading is missing
+        (2, 2, True),
+        (3, 0, False),  # more records than packets
+        (0, 0, False),  # no record of the rule is known
+    ],
+)
+def test_growth_is_explained_if_only_records_after_the_previous_reading_are_missing(
+    packets: int, before: int, explained: bool
+) -> None:
+    last = RuleReading(
+        refused_before=Count(8, 600), refused=Count(8, 600), overflow=Count(), logged=8,
+        elements=None,
+    )  # fmt: skip
+    now = replace(last, refused=Count(10, 800), logged=10)
+    assert counters._explains(packets, before, last, now) is explained

@@ -279,6 +279,20 @@ def test_deleted_table_has_no_rules(lab: Lab, reader: Counters) -> None:
     assert not reader.read().rules
 
 
+def test_rule_is_left_out_while_records_of_its_latest_packets_are_on_their_way(
+    lab: Lab, reader: Counters
+) -> None:
+    lab.sandbox_namespace.call(without_ipv6)
+    unchanged = dict.fromkeys(at_rest(reader).rules, 0)
+    attempts.attempt(lab.sandbox_namespace, _UID, 2, "udp4")
+    assert reader.read({**unchanged, "egress": 1}).explained == ["egress"]
+    assert reader.read({**unchanged, "egress": 2}).explained == ["egress"]
+    attempts.attempt(lab.sandbox_namespace, _UID + 1, 2, "udp4")
+    assert reader.read({**unchanged, "egress": 3}).explained == ["egress"]
+    # The fourth record did not come until the next reading.
+    assert reader.read({**unchanged, "egress": 3}).rules["egress"].elements is not None
+
+
 @pytest.mark.parametrize("other", [0, 1, 3])
 def test_rule_is_left_out_only_if_log_records_explain_its_growth(
     lab: Lab, reader: Counters, other: int
