@@ -79,6 +79,8 @@ class Reconciler:
         self.unreported: set[Key] = set()
         #: Flows reported by a record; no reading has shown yet which counter has the packet.
         self.unread: set[Key] = set()
+        #: Whether an unread flow may be missing in so many readings that its packet is moved.
+        self._has_missed = False
         #: Unread flows with packets that the counters have, as their total shows.
         self.explained: frozenset[Key] = frozenset()
         #: Unread flows with packets that the rule's earlier counters may have counted.
@@ -261,12 +263,14 @@ class Reconciler:
             # Its packet came before the reading, so another element counted it. Two readings must
             # lack it, because the kernel may omit an element while it enlarges its table.
             counter.missed += counter.last_ns < reading.began_ns
+            self._has_missed |= counter.missed >= LAST_READINGS
         elif counter.unreported_packets < 1 and (
             counter.may_have_expired(reading) or len(self.entries[key.kind]) > _CROWDED
         ):
             counter.missed += 1
             if counter.missed > 1 and counter.unreported_packets:
                 self.unread.add(key)
+                self._has_missed = True
             elif counter.missed > 1:
                 self.drop(key)
                 return None
@@ -366,11 +370,15 @@ class Reconciler:
         returns True for a flow without a log record. With ``closing``, a counter with too few
         packets is reduced.
         """
+        if not self._has_missed:
+            return
+        self._has_missed = False
         unlogged: UnloggedFlows | None = None
         for key in list(self.unread):
             counter = self.entry(key)
             if counter is None or counter.missed < LAST_READINGS:
                 continue
+            self._has_missed = True  # a later call looks at the rest again
             packets = -counter.unreported_packets
             if key in self.inherited:
                 self._settle_inherited(key, counter, packets)

@@ -343,7 +343,9 @@ class AccountLoop:
             reason = f"the counters of {', '.join(rules)} were created again"
             await self.gaps.report(reason, is_finding=is_first)
         async with self._lock:
-            self._before = self._account.balances()
+            # Other tasks get turns only while the flows are processed.
+            if any(each.elements is not None for each in reading.rules.values()):
+                self._before = self._account.balances()
             try:
                 for _ in self._account.observe(reading):
                     await asyncio.sleep(0)
