@@ -41,6 +41,7 @@ _PRIORITIES: Final = {
     "-20": ("20", "filter", "-500"),
     "mangle": ("raw", "-90"),
     "srcnat": ("filter", "300"),
+    "500": ("filter", "1000", "-500"),
     "2147483647": ("filter", "1000", "-500"),
 }
 _NUMBER: Final = re.compile(r"(?<![\w.:$-])(?:0x[0-9a-f]+|\d+)(?![\w.:])")
