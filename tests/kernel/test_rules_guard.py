@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import socket
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -23,6 +24,7 @@ from ocsf_nft.lab import (
     PROXY_PORT,
     SANDBOX4,
     SANDBOX6,
+    ip,
 )
 from tests.kernel import conftest, headers
 from tests.kernel.outcomes import Case, Outcomes, send_frame
@@ -49,6 +51,7 @@ _HOP: Final = b"\x02\0\0\0\0\x09"
 _OWN_LINK6: Final = "fe80::2"
 _STRANGER4: Final = "10.200.0.77"
 _STRANGER6: Final = "fd00:200::77"
+_DNS: Final = 53
 _SPEC: Final = FenceSpec(
     sandbox="lab",
     proxies=(
@@ -229,6 +232,7 @@ def test_guard_accepts_packets_to_the_proxy_and_refuses_variants(
                 for kind, packet in ((ETH_IP, _PROXIED4), (ETH_IP6, _PROXIED6))
             },
             "forged link source": (ETH_IP, _PROXIED4, {"source": _STRANGER}),
+            "forged link source over ip6": (ETH_IP6, _PROXIED6, {"source": _STRANGER}),
             "group as link source": (ETH_IP, _PROXIED4, {"source": b"\x03\0\0\0\0\2"}),
         },
     }  # fmt: skip
@@ -458,6 +462,90 @@ def test_guard_sends_only_replies_of_the_proxy(lab: Lab, outcomes: Outcomes) -> 
             "unknown": (0x88B5, bytes(46), {}),
         },
     }  # fmt: skip
+    _check(outcomes, partial(_to_sandbox, lab), frames)
+
+
+@pytest.fixture
+def routing() -> Iterator[tuple[Lab, Outcomes]]:
+    """Guard a sandbox behind a bridge: only what the host itself has routed is from the gateway."""
+    around = replace(_AROUND, host=replace(_AROUND.host, direct_macs=()))
+    spec = replace(_SPEC, exceptions=(exception(f"udp:{GATEWAY4}:{_DNS}"),))
+    with laboratory.throwaway() as made:
+        conftest.load(made.sandbox_namespace, _MUTE)
+        nft.load(made.gateway_namespace, ruleset.guard(spec, around, "nflog"))
+        conftest.load(made.gateway_namespace, _RIVALS)
+        with contextlib.closing(Outcomes(made.gateway_namespace, _COUNTED)) as outcomes:
+            outcomes.quiet()
+            yield made, outcomes
+
+
+def _routed(lab: Lab, to: bytes, packet: bytes) -> None:
+    """Send a packet by the gateway's IP stack, with a link address of its destination."""
+    is_ip6 = packet[0] >> 4 == 6
+    family = socket.AF_INET6 if is_ip6 else socket.AF_INET
+    address = socket.inet_ntop(family, packet[24:40] if is_ip6 else packet[16:20])
+    ip(
+        "-n", lab.gateway, "neighbour", "replace", address, "lladdr", to.hex(":"),
+        "dev", _DEVICE, "nud", "permanent",
+    )  # fmt: skip
+
+    def send() -> None:
+        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            sock.sendto(packet, (address, 0))
+
+    lab.gateway_namespace.call(send)
+
+
+def test_guard_sends_only_routed_replies_of_a_gateway_on_a_bridge(
+    routing: tuple[Lab, Outcomes],
+) -> None:
+    """Another machine on the bridge could send with the gateway's link address."""
+    lab, outcomes = routing
+    usual = headers.tcp(GATEWAY4, SANDBOX4, 4000, ACK, PROXY_PORT)
+    usual6 = headers.tcp(GATEWAY6, SANDBOX6, 4000, ACK, PROXY_PORT)
+    answer = headers.udp(GATEWAY4, SANDBOX4, 4000, _DNS)
+    cases: dict[str, dict[str, tuple[bytes, bytes]]] = {
+        "arrives": {
+            "reply": (_MAC, usual),
+            "reply over ip6": (_MAC, usual6),
+            "datagram": (_MAC, answer),
+            "first fragment": (_MAC, headers.with_flags4(usual, 0x2000)),
+            "late fragment": (_MAC, headers.with_flags4(usual, 3)),
+        },
+        "maintenance": {
+            "to another station": (_STRANGER, usual),
+            "to another station over ip6": (_STRANGER, usual6),
+        },
+        "guard-ingress": {
+            "begin of a connection": (
+                _MAC, headers.tcp(GATEWAY4, SANDBOX4, 4000, SYN, PROXY_PORT)
+            ),
+            "begin of a connection over ip6": (
+                _MAC, headers.tcp(GATEWAY6, SANDBOX6, 4000, SYN, PROXY_PORT)
+            ),
+            "of another port": (_MAC, headers.tcp(GATEWAY4, SANDBOX4, 4000, ACK, 443)),
+            "of another port over ip6": (_MAC, headers.tcp(GATEWAY6, SANDBOX6, 4000, ACK, 443)),
+            "of another protocol": (_MAC, headers.udp(GATEWAY4, SANDBOX4, 4000, PROXY_PORT)),
+            "to another address": (
+                _MAC, headers.tcp(GATEWAY4, _STRANGER4, 4000, ACK, PROXY_PORT)
+            ),
+            "to another address over ip6": (
+                _MAC, headers.tcp(GATEWAY6, _STRANGER6, 4000, ACK, PROXY_PORT)
+            ),
+        },
+    }  # fmt: skip
+    assert not outcomes.wrong(
+        Case(name, partial(_routed, lab, *packet), expected)
+        for expected, named in cases.items()
+        for name, packet in named.items()
+    )
+    frames: dict[str, dict[str, _Frame]] = {
+        "guard-ingress": {
+            "not routed": (ETH_IP, usual, {}),
+            "not routed, over ip6": (ETH_IP6, usual6, {}),
+            "datagram that is not routed": (ETH_IP, answer, {}),
+        }
+    }
     _check(outcomes, partial(_to_sandbox, lab), frames)
 
 
