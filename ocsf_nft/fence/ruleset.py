@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import itertools
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import cloud_metadata
@@ -121,7 +122,8 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
 
     All other sets are filled later, from packets.
     """
-    return tuple(_static_elements(spec, Surroundings()))
+    around = Surroundings()
+    return tuple(_static_elements(spec, around) | guard_conditions.elements(spec, around))
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -143,7 +145,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         text = _without_families(text, spec.tap)
     else:
         text = pinned_rules.adapt(text, spec, around)
-    return _complete(text, spec, around)
+    return _complete(text, spec, _static_elements(spec, around))
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -164,7 +166,10 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
         text = _ABOUT_UPLINKS.sub("", text)
     if spec.finds_guard and (not ends or spec.is_permissive):
         text = guard_conditions.without_hooks(text)
-    return _complete(guard_conditions.without_unknown(text, spec, around), spec, around)
+    text = guard_conditions.without_unknown(text, spec, around)
+    # Own addresses are others in a guard: the link-local ones have a set of their own there.
+    static = _static_elements(spec, around) | guard_conditions.elements(spec, around)
+    return _complete(text, spec, static, guard_conditions.learned_elements(around))
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -289,10 +294,14 @@ def _rule_for(destination: Destination, line: str) -> str | None:
     return _EXCEPTION_VALUE.sub(lambda found: values[found[1]], line)
 
 
-def _complete(text: str, spec: FenceSpec, around: Surroundings) -> str:
-    static = _static_elements(spec, around)
+def _complete(
+    text: str,
+    spec: FenceSpec,
+    static: Mapping[str, list[str]],
+    learned: Mapping[str, list[str]] = MappingProxyType({}),
+) -> str:
     text = _compare_with_single_elements(text, static)
-    text += _fill_sets(text, static | guard_conditions.learned_elements(around))
+    text += _fill_sets(text, {**static, **learned})
     if not spec.is_owned:
         return text
     text = _ENSURE_TABLE.sub(rf"\1 {{ {EXCLUSIVE_FLAGS} }}", text)
@@ -399,7 +408,7 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
 
 
 def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
-    """Return the elements of the sets that the installer fills, in whichever table they are."""
+    """Return the elements of the sets that the installer fills, but of those of a guard alone."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [
@@ -415,7 +424,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
         found |= pinned_rules.elements(around)
     elif spec.tap.mac is not None:
         found["macs"] = [spec.tap.mac]
-    return found | guard_conditions.elements(spec, around)
+    return found
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:

@@ -77,6 +77,14 @@ def test_fence_with_a_route_matches_all_own_values() -> None:
     assert f"solicited6 {{ {groups} }}" in ruleset.fence(_SANDBOX, _AROUND, "nflog")
 
 
+def test_own_addresses_of_a_fence_do_not_depend_on_its_guard() -> None:
+    """A guard has the link-local addresses in a set of its own."""
+    guarded = dataclasses.replace(_SANDBOX, guard_device="veth7")
+    assert ruleset.fence(guarded, _AROUND, "nflog") == ruleset.fence(_SANDBOX, _AROUND, "nflog")
+    text = ruleset.guard(guarded, _AROUND, "nflog")
+    assert "own6 { fd00::2 }" in text
+
+
 def test_fence_with_a_route_looks_up_no_source() -> None:
     """An own address was local when it was pinned."""
     local = re.compile(r"fib saddr type local (?:ip6? [sd]addr|fib daddr)")

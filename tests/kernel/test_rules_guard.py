@@ -126,21 +126,32 @@ _PROXIED6: Final = headers.tcp(SANDBOX6, GATEWAY6, PROXY_PORT)
 _Frame: TypeAlias = tuple[int, bytes, dict[str, bytes]]
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+@contextlib.contextmanager
+def _guarded(spec: FenceSpec, around: Surroundings) -> Iterator[tuple[Lab, Outcomes]]:
+    """Make a lab with a guard and its rivals; yield it, and the outcomes of its frames."""
     with laboratory.throwaway() as made:
         conftest.load(made.sandbox_namespace, _MUTE)
-        nft.load(made.gateway_namespace, ruleset.guard(_SPEC, _AROUND, "nflog"))
+        nft.load(made.gateway_namespace, ruleset.guard(spec, around, "nflog"))
         conftest.load(made.gateway_namespace, _RIVALS)
+        with contextlib.closing(Outcomes(made.gateway_namespace, _COUNTED)) as outcomes:
+            outcomes.quiet()
+            yield made, outcomes
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[tuple[Lab, Outcomes]]:
+    with _guarded(_SPEC, _AROUND) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def outcomes(lab: Lab) -> Iterator[Outcomes]:
-    made = Outcomes(lab.gateway_namespace, _COUNTED)
-    made.quiet()
-    yield made
-    made.close()
+def lab(guarded: tuple[Lab, Outcomes]) -> Lab:
+    return guarded[0]
+
+
+@pytest.fixture(scope="module")
+def outcomes(guarded: tuple[Lab, Outcomes]) -> Outcomes:
+    return guarded[1]
 
 
 #: Offset of the reserved word of neighbour discovery, after the header of IPv6 and a checksum.
@@ -470,13 +481,8 @@ def routing() -> Iterator[tuple[Lab, Outcomes]]:
     """Guard a sandbox behind a bridge: only what the host itself has routed is from the gateway."""
     around = replace(_AROUND, host=replace(_AROUND.host, direct_macs=()))
     spec = replace(_SPEC, exceptions=(exception(f"udp:{GATEWAY4}:{_DNS}"),))
-    with laboratory.throwaway() as made:
-        conftest.load(made.sandbox_namespace, _MUTE)
-        nft.load(made.gateway_namespace, ruleset.guard(spec, around, "nflog"))
-        conftest.load(made.gateway_namespace, _RIVALS)
-        with contextlib.closing(Outcomes(made.gateway_namespace, _COUNTED)) as outcomes:
-            outcomes.quiet()
-            yield made, outcomes
+    with _guarded(spec, around) as made:
+        yield made
 
 
 def _routed(lab: Lab, to: bytes, packet: bytes) -> None:
@@ -647,13 +653,8 @@ def test_guard_learns_the_link_address_of_a_next_hop_only(lab: Lab, outcomes: Ou
 def excepting() -> Iterator[tuple[Lab, Outcomes]]:
     """Guard a sandbox with an exception that contains all machines on the bridge."""
     spec = replace(_SPEC, exceptions=tuple(map(exception, _NETWORK)))
-    with laboratory.throwaway() as made:
-        conftest.load(made.sandbox_namespace, _MUTE)
-        nft.load(made.gateway_namespace, ruleset.guard(spec, _AROUND, "nflog"))
-        conftest.load(made.gateway_namespace, _RIVALS)
-        with contextlib.closing(Outcomes(made.gateway_namespace, _COUNTED)) as outcomes:
-            outcomes.quiet()
-            yield made, outcomes
+    with _guarded(spec, _AROUND) as made:
+        yield made
 
 
 def _machine(number: int) -> tuple[bytes, str, str]:
