@@ -317,6 +317,24 @@ def test_gate_follows_a_changed_policy(
         assert arrived() == [True, True]
 
 
+@pytest.mark.parametrize("number", [6, 7, 20])
+def test_gate_allows_each_of_many_destinations(
+    lab: Lab, gate: Gate, uplink: Uplink, spec: FenceSpec, number: int
+) -> None:
+    """The first eight, two of which are the proxies, are compared in another loop."""
+    around = links.survey(lab.sandbox_namespace, [each.address for each in spec.allowed])
+    allowed = tuple(exception(f"udp:203.0.113.{each}:53") for each in range(1, number + 1))
+    gate.set_policy(uplink, gate_policy((replace(spec, exceptions=allowed), around)))
+    frames = [headers.udp(SANDBOX4, f"203.0.113.{each}", 53) for each in range(number + 2)]
+    with far_side.watch(lab) as far:
+        for frame in frames:
+            _send(lab, ETH_IP, frame)
+        found = far.frames()
+    assert [any(frame in each for each in found) for frame in frames] == [
+        False, *[True] * number, False
+    ]  # fmt: skip
+
+
 def _has_gate(lab: Lab, name: str) -> bool:
     def find() -> bool:
         (link,) = (each for each in rtnetlink.links() if each.name == name)
