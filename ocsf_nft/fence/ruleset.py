@@ -8,24 +8,28 @@ that the kernel logs packets to NFLOG, to the kernel log, or not at all.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import itertools
 import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import cloud_metadata
-from ocsf_nft.fence import guard_conditions, permissive, pinned_rules
-from ocsf_nft.fence.spec import TABLE, Surroundings, device_table
-from ocsf_nft.flow import counter_suffix
+from ocsf_nft.fence import (
+    accounting_rules,
+    exception_rules,
+    guard_conditions,
+    permissive,
+    pinned_rules,
+    policy_file,
+)
+from ocsf_nft.fence.spec import Surroundings, device_table
 from ocsf_nft.ip_text import text_of
-from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Tap
-    from ocsf_nft.fence.values import Destination, Subnet
+    from ocsf_nft.fence.values import Subnet
 
 LOOPBACK: Final = "lo"
 #: Placeholder in conditions that are omitted.
@@ -49,11 +53,6 @@ _LOG_TAIL: Final = " group 4001 snaplen 128"
 #: The same of the log statement for DNS, and a rule that jumps to it.
 _DNS_LOG_TAIL: Final = " group 4001 snaplen 512"
 _DNS_LOG_RULE: Final = " goto log_dns_"
-#: Table names in a policy file: if a table is named for a device, the file has a placeholder.
-_OPENING: Final = re.compile(
-    r"^(?P<before>(?:delete )?table (?P<family>\w+) )(?P<table>ocsf_nft[\w.-]*)(?P<after> \{)?$",
-    re.MULTILINE,
-)
 #: Lines that create a table if it is missing, so that it can be deleted; and lines that open one.
 _ENSURE_TABLE: Final = re.compile(r"^(table \w+ [\w.-]+)$", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^(table \w+ [\w.-]+ \{)$", re.MULTILINE)
@@ -68,19 +67,6 @@ _ABOUT_UPLINKS: Final = re.compile(
 #: addresses: nft would read such an address and the ethertype at once. Before Linux 6.6 the kernel
 #: then overlooks a VLAN tag that it has taken out of the frame.
 _LOOKUP: Final = re.compile(r"(?<= )@(own4|own6)\b")
-#: Where the accounting of a rule is inserted: the family of its table, and the rule's name.
-_ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
-#: Objects in accounting.nft that count packets: their kind and their name before the rule's name;
-#: and their definitions.
-_COUNTER: Final = re.compile(
-    r"((?:@|\bset |\bcounter |\bcounter name )"
-    r"(?:flows4|flows6|others|refused|overflow|logged))_egress\b"
-)
-_COUNTING_OBJECTS: Final = re.compile(
-    r"^\t(?:set (?:flows4|flows6|others)_egress \{\n(?:\t\t.*\n)+\t\}"
-    r"|counter (?:refused|overflow|logged)_egress \{ \})\n",
-    re.MULTILINE,
-)
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is shared with all
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
@@ -89,32 +75,6 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 _IPV4_BYTES: Final = 4
 #: Number of conntrack zones for VMs.
 _ZONES: Final = 0xFFFF
-#: Values of an exception that is a network or has a range of ports, in a rule of a policy file.
-_EXCEPTION_VALUE: Final = re.compile(r"\$exception(4|6|_protocol|_ports)\b")
-_EXCEPTION_DEFINE: Final = re.compile(
-    r"^(?:#.*\n)*(?:define exception(?:4|6|_protocol|_ports) = .*\n)+", re.MULTILINE
-)
-#: In accounting.nft, the jump to the first chain for packets with an owner, and these chains.
-_OWNER_CHAIN: Final = re.compile(
-    r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
-    r"|^\tchain \w+_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
-    re.MULTILINE,
-)
-_OWNER_CHAINS: Final = 12
-#: In accounting.nft, the sets, chains and single statements that limit each user's new flows.
-_QUOTAS: Final = re.compile(
-    r"^(?:\t#.*\n)*"
-    r"(?:\tset (?:new_flows|first_flows|shared[46])_egress \{\n(?:\t\t.*\n)+\t\}\n)+\n?"
-    r"|^\tchain new_\w+_egress \{\n(?:\t\t.*\n)+\t\}\n\n"
-    r"|^\t+[^#\n]* (?:goto new_\w+_egress|@shared[46]_egress .*)\n",
-    re.MULTILINE,
-)
-#: Size of the sets of flows in accounting.nft; and without the reserve.
-_SLOTS: Final = "\t\tsize 32768\n"
-_SLOTS_WITHOUT_RESERVE: Final = "\t\tsize 16384\n"
-#: Rules for packets that users of the sandbox send. All other rules see one sender, or have no
-#: packets with a user.
-_RULES_OF_USERS: Final = frozenset({"egress", "link"})
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
@@ -131,9 +91,9 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None and (options := pinned_rules.options(around)):
-        defines["own_options"] = _set_literal(options)
+        defines["own_options"] = policy_file.set_literal(options)
     if spec.profile == "sidecar":
-        defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
+        defines["proxy_uids"] = policy_file.set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
         # A new device has another index, so a new VM can't use the tracked connections of an
         # earlier VM. The numbers repeat after 65535 indexes.
@@ -156,11 +116,15 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     defines = {
         "links": _names(tuple(end.name for end in ends) or (device,)),
         "uplinks": _names(uplinks or (device,)),
-        "own_options": _set_literal(f"0x{mac.replace(':', '')}" for mac in around.macs or _NO_MACS),
+        "own_options": policy_file.set_literal(
+            f"0x{mac.replace(':', '')}" for mac in around.macs or _NO_MACS
+        ),
     }
     for version in (4, 6):
         own = [each for each in around.addresses if each.version == version]
-        defines[f"own{version}_quoted"] = _set_literal(f"{int(each):#x}" for each in own or (0,))
+        defines[f"own{version}_quoted"] = policy_file.set_literal(
+            f"{int(each):#x}" for each in own or (0,)
+        )
     text = _render("guard.nft", spec, defines, device_table(device), transport)
     if all(end.is_uplink for end in ends):
         text = _ABOUT_UPLINKS.sub("", text)
@@ -194,7 +158,7 @@ def vm_addresses(tap: Tap) -> dict[str, str]:
     """
     found = {}
     for subnet in tap.subnets:
-        found[f"vm{subnet.version}"] = _set_literal(_vm_ranges(subnet))
+        found[f"vm{subnet.version}"] = policy_file.set_literal(_vm_ranges(subnet))
         found[f"subnet{subnet.version}"] = str(subnet.network)
     return found
 
@@ -208,7 +172,7 @@ def _metadata() -> dict[str, str]:
     of_ipv4 = [each for each in addresses if len(each) == _IPV4_BYTES]
 
     def literal(values: Iterable[bytes]) -> str:
-        return _set_literal(map(text_of, values))
+        return policy_file.set_literal(map(text_of, values))
 
     found = {
         f"metadata_{name}": literal(map(form.address_of, of_ipv4))
@@ -233,65 +197,34 @@ def ensure_table(family: str, name: str, *, persists: bool) -> str:
 def _render(
     file: str, spec: FenceSpec, defines: Mapping[str, str], table: str, transport: LogTransport
 ) -> str:
-    text = _policy(file)
+    text = policy_file.read(file)
     if spec.tap is not None and spec.tap.is_strict:
         text = _make_strict(text)
     if spec.is_permissive:
         more = _PERMISSIVE.get(file)
-        text = permissive.make_permissive(text, "" if more is None else _policy(more))
-    text = _repeat_for_exceptions(text, spec.ranges)
+        text = permissive.make_permissive(text, "" if more is None else policy_file.read(more))
+    text = exception_rules.repeat_rules(text, spec.ranges)
     for name, value in defines.items():
-        text = _define(text, name, value)
-    opened = _OPENING.search(text)
+        text = policy_file.define(text, name, value)
+    opened = policy_file.OPENING.search(text)
     if opened is None:
         raise AssertionError("the policy file must open a table of ours")
-    text = _add_accounting(text, opened["table"], spec)
+    text = accounting_rules.insert(text, opened["table"], spec)
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
-    text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
+    text = policy_file.OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _set_log_transport(text, spec.group, transport)
 
 
 def _make_strict(text: str) -> str:
     """Return a VM's policy with the chains of a strict fence."""
-    opened = _OPENING.search(_policy(_STRICT))
-    chains = "" if opened is None else _policy(_STRICT)[opened.end() + 1 :].removesuffix("}\n")
+    opened = policy_file.OPENING.search(policy_file.read(_STRICT))
+    chains = (
+        "" if opened is None else policy_file.read(_STRICT)[opened.end() + 1 :].removesuffix("}\n")
+    )
     text, count = _NOT_STRICT.subn(lambda _: chains, text)
     if count != 1 or not chains:
         raise AssertionError("the policy file must have the chains that a strict fence replaces")
     return text
-
-
-def _repeat_for_exceptions(text: str, ranges: tuple[Destination, ...]) -> str:
-    """Return ``text`` with a copy of each rule for exceptions, for each exception in ``ranges``.
-
-    Such a rule names an exception's values (``$exception4``, ``$exception_ports``). Rules for IPv4
-    have copies for networks of IPv4, rules for IPv6 for networks of IPv6.
-    """
-    text, count = _EXCEPTION_DEFINE.subn("", text)
-    if count != 1:
-        raise AssertionError("the policy file must define the values of an exception once")
-    lines: list[str] = []
-    for line in text.splitlines(keepends=True):
-        if _EXCEPTION_VALUE.search(line):
-            # A rule without a port is the same for all exceptions with one network.
-            copies = dict.fromkeys(filter(None, (_rule_for(each, line) for each in ranges)))
-            while not copies and lines[-1].lstrip().startswith("#"):
-                lines.pop()  # the comment on the rule
-            lines += copies
-        else:
-            lines.append(line)
-    return "".join(lines)
-
-
-def _rule_for(destination: Destination, line: str) -> str | None:
-    values = {
-        str(destination.network.version): str(destination.network),
-        "_protocol": destination.protocol,
-        "_ports": destination.ports,
-    }
-    if f"$exception{destination.network.version}" not in line:
-        return None
-    return _EXCEPTION_VALUE.sub(lambda found: values[found[1]], line)
 
 
 def _complete(
@@ -317,36 +250,6 @@ def _compare_with_single_elements(text: str, contents: Mapping[str, list[str]]) 
     return _LOOKUP.sub(lambda found: single.get(found[1], found[0]), text)
 
 
-def _policy(file: str) -> str:
-    return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
-
-
-def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
-    policy = _define(_policy("accounting.nft"), "sandbox", f'"{spec.sandbox}"')
-    defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
-    if spec.tap is not None:
-        body = _without_owners(body)
-    preserved = (
-        "".join(found[0] for found in _COUNTING_OBJECTS.finditer(body)) if spec.has_changed else ""
-    )
-    preserved = _named_for_mode(preserved, is_permissive=not spec.is_permissive)
-    body = preserved + _named_for_mode(body, is_permissive=spec.is_permissive)
-    if spec.is_permissive:
-        body = body.replace(":egress:", f":egress:{PERMISSIVE}:")
-
-    def of_rule(match: re.Match[str]) -> str:
-        family, rule = match.groups()
-        limited = body if rule in _RULES_OF_USERS else _without_quotas(body)
-        renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", limited).replace(":egress:", f":{rule}:")
-        return f"table {family} {table} {{\n{renamed}\n"
-
-    first = _ACCOUNTING.search(text)
-    if first is None:
-        raise AssertionError("the policy file must mark where its accounting is inserted")
-    before, after = text[: first.start()], text[first.start() :]
-    return before + defines + _ACCOUNTING.sub(of_rule, after)
-
-
 def _without_families(text: str, tap: Tap) -> str:
     """Return ``text`` without the lines of an IP version of which a VM has no subnet."""
     for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
@@ -356,39 +259,8 @@ def _without_families(text: str, tap: Tap) -> str:
     return text
 
 
-def _without_owners(accounting: str) -> str:
-    # Of a VM's packet, the kernel reports a process on the host as the owner, for example the
-    # hypervisor.
-    remaining, count = _OWNER_CHAIN.subn("", accounting)
-    if count != _OWNER_CHAINS:
-        raise AssertionError("accounting.nft must count packets with an owner in known chains")
-    return remaining
-
-
-def _without_quotas(accounting: str) -> str:
-    return _QUOTAS.sub("", accounting).replace(_SLOTS, _SLOTS_WITHOUT_RESERVE)
-
-
-def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    name = counter_suffix("egress", is_permissive=is_permissive)
-    return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
-
-
 def _names(links: tuple[str, ...]) -> str:
-    return _set_literal(f'"{link}"' for link in links)
-
-
-def _set_literal(values: Iterable[str]) -> str:
-    return "{ " + ", ".join(values) + " }"
-
-
-def _define(text: str, name: str, value: str) -> str:
-    replaced, count = re.subn(
-        rf"^define {name} = .*$", lambda _: f"define {name} = {value}", text, flags=re.MULTILINE
-    )
-    if count != 1:
-        raise AssertionError(f"the policy file must define {name} once, not {count} times")
-    return replaced
+    return policy_file.set_literal(f'"{link}"' for link in links)
 
 
 def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
@@ -432,10 +304,12 @@ def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
     lines = []
     where = ""
     for line in text.splitlines():
-        if opened := _OPENING.fullmatch(line):
+        if opened := policy_file.OPENING.fullmatch(line):
             where = f"{opened['family']} {opened['table']}"
         elif (found := _SET.fullmatch(line)) and contents.get(found[1]):
-            lines.append(f"add element {where} {found[1]} {_set_literal(contents[found[1]])}\n")
+            lines.append(
+                f"add element {where} {found[1]} {policy_file.set_literal(contents[found[1]])}\n"
+            )
     return "".join(lines)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.fence import ruleset
+from ocsf_nft.fence import exception_rules, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import Destination, endpoint, exception, subnet
 from tests.fence.destinations import DESTINATIONS
@@ -98,4 +98,4 @@ def test_rules_of_ranges_change_no_other_line(exceptions: list[Destination]) -> 
 
 def test_policy_file_without_the_values_of_an_exception_is_refused() -> None:
     with pytest.raises(AssertionError, match="must define the values of an exception once"):
-        ruleset._repeat_for_exceptions("table inet ocsf_nft\n", ())
+        exception_rules.repeat_rules("table inet ocsf_nft\n", ())

@@ -180,12 +180,6 @@ def test_exclusive_fence_differs_only_in_its_flags(profile: str) -> None:
     assert exclusive.count(ruleset.EXCLUSIVE_FLAGS) == len(table_lines)
 
 
-def test_policy_file_that_lacks_or_repeats_a_definition_is_refused() -> None:
-    for text, times in (("", 0), ("define links = a\ndefine links = b\n", 2)):
-        with pytest.raises(AssertionError, match=f"must define links once, not {times} times"):
-            ruleset._define(text, "links", "c")
-
-
 def _tap(*subnets: str, mac: str | None = None) -> Tap:
     return Tap(device="vmtap-0", subnets=tuple(map(subnet, subnets)), mac=mac)
 

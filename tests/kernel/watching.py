@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft.attribution import fallback_chain
 from ocsf_nft.attribution.fallback_chain import FallbackChain
-from ocsf_nft.fence import installer, ruleset
+from ocsf_nft.fence import installer, policy_file
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab, ip
@@ -75,17 +75,17 @@ def fence(
     is_generous: bool = True,
 ) -> None:
     """Install the real fence; if it ``is_generous`` it logs each packet."""
-    policy = ruleset._policy
+    read = policy_file.read
 
     @functools.cache
     def generous(file: str) -> str:
-        text = policy(file)
+        text = read(file)
         for usual, more in _BUDGETS.items():
             text = text.replace(usual, more)
         return text
 
     if is_generous:
-        monkeypatch.setattr(ruleset, "_policy", generous)
+        monkeypatch.setattr(policy_file, "read", generous)
     proxies = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
     spec = FenceSpec(sandbox=SANDBOX, proxies=proxies, is_permissive=is_permissive)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 from unittest import mock
 
-from ocsf_nft.fence import ruleset
+from ocsf_nft.fence import policy_file, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap, Uplink
 from ocsf_nft.fence.values import endpoint, exception, subnet
 
@@ -72,7 +72,7 @@ def rendered(file: str, text: str) -> str:
         return text if name == file else policy(name)
 
     render = ruleset.guard if file == "guard.nft" else ruleset.fence
-    with mock.patch.object(ruleset, "_policy", read):
+    with mock.patch.object(policy_file, "read", read):
         lines = render(_SPECS[file], _AROUND, "nflog").splitlines()
     return "\n".join(line for line in map(str.strip, lines) if line and line[0] != "#")
 
