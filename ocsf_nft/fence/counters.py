@@ -6,65 +6,31 @@ unexpected elements, and limits the time and memory of a reading.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft import userns
-from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence import rule_counters
-from ocsf_nft.flow import (
-    Reading,
-    RuleReading,
-    account_name,
-    counter_suffix,
-    map_uids,
-)
-from ocsf_nft.netns import HOST, Namespace, call_beside
-from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
+from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence.namespace_reader import NamespaceReader
+from ocsf_nft.flow import Reading, account_name, counter_suffix
+from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from types import TracebackType
 
     from ocsf_nft.fence.rule_counters import RuleCounters
-    from ocsf_nft.fence.spec import TableId, Tables
+    from ocsf_nft.fence.spec import TableId
     from ocsf_nft.fence.state import InstalledFence
-    from ocsf_nft.userns import UserIdMap
+    from ocsf_nft.flow import RuleReading
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-_TRIES: Final = 3
 _READ_SECONDS: Final = 10.0
-#: Temporary errors: the request can be repeated.
-_TEMPORARY: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOBUFS})
-#: Errors of a kernel without nf_tables, or without the netns cookie.
-_MISSING_FEATURE: Final = frozenset(
-    {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.EPROTONOSUPPORT}
-)
-
-
-@dataclass(slots=True, kw_only=True)
-class _NamespaceTables:
-    """Tables of a fence in one network namespace, and the netlink socket to read their counters."""
-
-    namespace: Namespace
-    #: Identifies the namespace in which the fence was installed; None means any namespace.
-    identity: str | None = None
-    tables: Tables
-    nftables: Nftables | None = field(default=None)
-    #: Converts user ids of counted flows to our user namespace; None if they are not converted.
-    users: UserIdMap | None = field(default=None)
-    #: Cookie of the namespace for which ``users`` was read. It is read once: later, the owning user
-    #: namespace may have no process.
-    cookie: int | None = field(default=None)
-    #: Number of the ruleset (:meth:`Nftables.generation`) at the last reading.
-    generation: int | None = field(default=None)
 
 
 class Counters:
@@ -75,27 +41,21 @@ class Counters:
     """
 
     def __init__(self, installed: InstalledFence) -> None:
-        self._sandbox = installed.spec.sandbox
         self._is_permissive = installed.spec.is_permissive
         self._boot = ""
-        #: Socket in the sandbox's namespace, to enter it although its file may be gone.
-        self._beside: socket.socket | None = None
         #: Last reading of each rule with its flows, but without these flows; None of a rule that
         #: has no counters or sets.
         self._latest: dict[str, RuleCounters | None] = {}
         #: How much the totals of rules had grown since then at the last reading that left their
         #: flows out.
         self._growth: dict[str, int] = {}
-        spec = installed.spec
-        self._namespaces = [
-            _NamespaceTables(
-                namespace=installed.namespace,
-                identity=installed.identity,
-                tables=spec.tables,
-            )
-        ]
+        spec, sandbox = installed.spec, installed.spec.sandbox
+        self._inside = NamespaceReader(
+            installed.namespace, spec.tables, sandbox=sandbox, identity=installed.identity
+        )
+        self._readers = [self._inside]
         if guarded := spec.guard_tables:
-            self._namespaces.append(_NamespaceTables(namespace=Namespace(), tables=guarded))
+            self._readers.append(NamespaceReader(Namespace(), guarded, sandbox=sandbox))
 
     def __enter__(self) -> Self:
         """Open a socket in each namespace of the fence; raises the errors of :meth:`open`."""
@@ -120,8 +80,8 @@ class Counters:
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()
-            for entry in self._namespaces:
-                self._open(entry)
+            for each in self._readers:
+                each.open()
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -130,17 +90,17 @@ class Counters:
 
     def close(self) -> None:
         """Close the netlink sockets."""
-        for entry in self._namespaces:
-            _close(entry)
+        for each in self._readers:
+            each.close()
 
     @property
     def is_open(self) -> bool:
         """Return True if a socket is open in each namespace of the fence."""
-        return all(entry.nftables is not None for entry in self._namespaces)
+        return all(each.is_open for each in self._readers)
 
     def enter_beside(self, sock: socket.socket) -> None:
         """Open later sockets in the network namespace of ``sock``, which is in the sandbox."""
-        self._beside = sock
+        self._inside.beside = sock
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -148,14 +108,14 @@ class Counters:
 
         If the fence is permissive, each name has a suffix: ``egress:permissive``.
         """
-        return _account_names(self._namespaces, is_permissive=self._is_permissive)
+        return _account_names(self._readers, is_permissive=self._is_permissive)
 
     def absent(self, *, is_permissive: bool) -> tuple[str, ...]:
         """Return the names of the rules without counters in the last reading.
 
         The fence has the given mode now. Before the first reading, no rule is absent.
         """
-        read = [each for each in self._namespaces if each.generation is not None]
+        read = [each for each in self._readers if each.generation is not None]
         names = _account_names(read, is_permissive=is_permissive)
         return tuple(name for name in names if self._latest.get(name) is None)
 
@@ -173,12 +133,12 @@ class Counters:
         deadline = time.monotonic() + _READ_SECONDS
         found: dict[str, RuleCounters | None] = {}
         generations: list[int | None] = []
-        for entry in self._namespaces:
+        for reader in self._readers:
             # Before the counters are read: a change during the reading is seen by the next one.
-            generations.append(self._generation(entry, deadline))
-            is_same = generations[-1] is not None and generations[-1] == entry.generation
-            for table in entry.tables:
-                found |= self._read_table(entry, table, explained if is_same else None, deadline)
+            generations.append(reader.current_generation(deadline))
+            is_same = generations[-1] is not None and generations[-1] == reader.generation
+            for table in reader.tables:
+                found |= self._read_table(reader, table, explained if is_same else None, deadline)
         new = {
             name: each
             for name, each in found.items()
@@ -189,8 +149,8 @@ class Counters:
             name: each._replace(reading=replace(each.reading, elements=None))
             for name, each in new.items()
         }
-        for entry, generation in zip(self._namespaces, generations, strict=True):
-            entry.generation = generation
+        for reader, generation in zip(self._readers, generations, strict=True):
+            reader.generation = generation
         return Reading(
             epochs={name: each.epoch for name, each in new.items()},
             began_ns=began_ns,
@@ -203,7 +163,7 @@ class Counters:
 
     def _read_table(
         self,
-        entry: _NamespaceTables,
+        reader: NamespaceReader,
         table: TableId,
         explained: Mapping[str, int] | None,
         deadline: float,
@@ -212,9 +172,8 @@ class Counters:
 
         ``explained`` is the argument of :meth:`read`; None if the ruleset has changed.
         """
-        family, name = table
-        suffixes = _suffixes(entry.tables[table])
-        totals = self._totals(entry, family, name, suffixes, deadline) if explained else {}
+        suffixes = _suffixes(reader.tables[table])
+        totals = reader.totals(table, suffixes, deadline) if explained else {}
         found: dict[str, RuleCounters | None] = {}
         for rule, suffix in suffixes.items():
             last, packets = self._latest.get(rule), (explained or {}).get(rule)
@@ -232,142 +191,23 @@ class Counters:
                 self._growth[rule] = now.refused.packets - last.reading.refused.packets
                 found[rule] = last if packets else last._replace(reading=now)
                 continue
-            new = self._read(entry, family, name, suffix, deadline)
+            new = self._with_boot(reader.rule(table, suffix, deadline))
             # The kernel has the new number of a ruleset a moment before the new ruleset
             # (nf_tables_commit): a rule is absent if two readings with that number lack it.
             if new is not None or explained is not None:
                 found[rule] = new
         return found
 
-    def _generation(self, entry: _NamespaceTables, deadline: float) -> int | None:
-        """Return the number of the namespace's ruleset; None if it can't be read now.
-
-        If it is that of the last reading, no counter or set was created again. Packets do not
-        change a ruleset.
-        """
-        nftables = self._open(entry)
-        nftables.deadline = deadline
-        try:
-            return nftables.generation()
-        except OSError as error:
-            _close(entry)
-            if error.errno not in _TEMPORARY:
-                raise _unreadable(entry.namespace, error) from error
-            return None
-
-    def _totals(
-        self,
-        entry: _NamespaceTables,
-        family: str,
-        table: str,
-        suffixes: Mapping[str, str],
-        deadline: float,
-    ) -> Mapping[str, RuleReading]:
-        """Return the totals of a table's rules: none if they can't be read at once.
-
-        ``suffixes`` are those of the counters' names, by rule.
-        """
-        nftables = self._open(entry)
-        nftables.deadline = deadline
-        try:
-            return rule_counters.read_totals(nftables, family, table, suffixes)
-        except InterruptedDumpError:  # the caller reads one rule after the other
-            return {}
-        except rule_counters.CrowdedError:
-            _close(entry)  # the rest of the list may still arrive
-            return {}
-        except OSError as error:
-            _close(entry)
-            if error.errno not in _TEMPORARY:
-                raise _unreadable(entry.namespace, error) from error
-            return {}
-        except BaseException:
-            _close(entry)
-            raise
-
-    def _read(
-        self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
-    ) -> RuleCounters | None:
-        """Read one rule's counters and flows; return None if they are missing.
-
-        ``rule`` is the suffix of the counters' names in nftables. ``deadline`` is a time of
-        :func:`time.monotonic`.
-        """
-        for _ in range(_TRIES):
-            try:
-                nftables = self._open(entry)  # again after an error
-                nftables.deadline = deadline
-                found = rule_counters.RuleReader(nftables, family, table, rule).read()
-                return None if found is None else self._localize(entry, found)
-            except rule_counters.ReplacedError:
-                continue
-            except OSError as error:
-                _close(entry)
-                if error.errno not in _TEMPORARY:
-                    raise _unreadable(entry.namespace, error) from error
-            except BaseException:
-                _close(entry)  # the rest of a list may still arrive
-                raise
-        raise FenceError(
-            f"the counters of rule {rule} in {entry.namespace} are replaced again and again"
-        )
-
-    def _localize(self, entry: _NamespaceTables, found: RuleCounters) -> RuleCounters:
-        """Return a reading with the boot id in its epoch, and with converted user ids.
-
-        The boot id makes the epoch unique across reboots. ``entry.users`` converts user ids to this
-        process's user namespace.
-        """
-        reading = found.reading
-        if entry.users is not None:
-            reading = map_uids(reading, entry.users.to_local)
-        return found._replace(epoch=f"{self._boot}:{found.epoch}", reading=reading)
-
-    def _open(self, entry: _NamespaceTables) -> Nftables:
-        if entry.nftables is None:
-            try:
-                entry.nftables = self._call_inside(entry, lambda: self._open_here(entry))
-            except OSError as error:
-                raise _unreadable(entry.namespace, error) from error
-        return entry.nftables
-
-    def _call_inside(self, entry: _NamespaceTables, work: Callable[[], Nftables]) -> Nftables:
-        beside = self._beside
-        # A run in the sandbox's own namespace may lack the privilege to enter even this one.
-        is_own = entry.namespace == HOST or entry is not self._namespaces[0]
-        if beside is None or beside.fileno() < 0 or is_own:
-            return entry.namespace.call(work)
-        return call_beside(beside, work)
-
-    def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Open and return a netlink socket in the calling thread's network namespace.
-
-        Also set ``entry.users``, which converts the user ids in the counters to user ids of this
-        process. Raises AbsentError if the fence was installed in another network namespace.
-        """
-        if entry.identity not in {None, Namespace().identity()}:
-            raise AbsentError(
-                f"{entry.namespace} is no longer the namespace in which the fence of sandbox "
-                f"{self._sandbox} was installed"
-            )
-        # While this socket is open, the kernel keeps the namespace.
-        nftables = Nftables()
-        try:
-            if entry.cookie != nftables.cookie:
-                entry.users, entry.cookie = userns.user_id_map(), nftables.cookie
-        except BaseException:
-            nftables.close()
-            raise
-        return nftables
+    def _with_boot(self, found: RuleCounters | None) -> RuleCounters | None:
+        """Return a reading with the boot id in its epoch, which makes the epoch unique."""
+        return None if found is None else found._replace(epoch=f"{self._boot}:{found.epoch}")
 
 
-def _account_names(
-    namespaces: Iterable[_NamespaceTables], *, is_permissive: bool
-) -> tuple[str, ...]:
+def _account_names(readers: Iterable[NamespaceReader], *, is_permissive: bool) -> tuple[str, ...]:
     return tuple(
         account_name(rule, is_permissive=is_permissive)
-        for entry in namespaces
-        for names in entry.tables.values()
+        for reader in readers
+        for names in reader.tables.values()
         for rule in names
     )
 
@@ -391,25 +231,3 @@ def _explains(packets: int, before: int, last: RuleReading, now: RuleReading) ->
     has_grown = packets > 0 or now.refused == last.refused
     is_known = before <= packets <= grown
     return has_grown and is_known and grown == logged and now.overflow == last.overflow
-
-
-def _close(entry: _NamespaceTables) -> None:
-    if entry.nftables is not None:
-        entry.nftables.close()
-        entry.nftables = None
-
-
-def _unreadable(namespace: Namespace, error: OSError) -> FenceError | UnsupportedError:
-    if isinstance(error, PermissionError):
-        return UnsupportedError(
-            f"the kernel does not let us read counters in {namespace}: run as root, or with "
-            "CAP_NET_ADMIN over it"
-        )
-    if error.errno in _MISSING_FEATURE:
-        return UnsupportedError(
-            f"the kernel has no counters in {namespace} ({error.strerror}): it needs nf_tables "
-            "and Linux 5.14"
-        )
-    return FenceError(
-        f"the counters in {namespace} can't be read: {error.strerror or 'the kernel is too slow'}"
-    )

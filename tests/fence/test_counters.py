@@ -12,6 +12,7 @@ import pytest
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import counters, rule_counters
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.namespace_reader import NamespaceReader
 from ocsf_nft.flow import Count, RuleReading
 from ocsf_nft.nfnetlink import InterruptedDumpError
 from tests.standing import INSTALLED
@@ -24,8 +25,10 @@ def test_counters_are_read_until_one_deadline_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     deadlines: set[float] = set()
-    monkeypatch.setattr(Counters, "_read", lambda *asked: deadlines.add(asked[-1]))
-    monkeypatch.setattr(Counters, "_generation", lambda *asked: deadlines.add(asked[-1]))
+    monkeypatch.setattr(NamespaceReader, "rule", lambda *asked: deadlines.add(asked[-1]))
+    monkeypatch.setattr(
+        NamespaceReader, "current_generation", lambda *asked: deadlines.add(asked[-1])
+    )
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     Counters(INSTALLED).read()
     assert deadlines == {110.0}
@@ -42,7 +45,7 @@ def test_counters_that_are_replaced_in_each_of_three_readings_are_an_error(
         raise rule_counters.ReplacedError
 
     monkeypatch.setattr(rule_counters.RuleReader, "read", read)
-    monkeypatch.setattr(Counters, "_open", lambda *_: SimpleNamespace(generation=lambda: 1))
+    monkeypatch.setattr(NamespaceReader, "open", lambda _: SimpleNamespace(generation=lambda: 1))
     with pytest.raises(FenceError, match="are replaced again and again"):
         Counters(INSTALLED).read()
     assert readings == 3

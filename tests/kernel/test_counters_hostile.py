@@ -16,13 +16,14 @@ from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import counters, installer, rule_counters, ruleset
 from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.namespace_reader import NamespaceReader
 from ocsf_nft.fence.nft import load
 from ocsf_nft.flow import Count
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import Nftables
 from tests.descriptors import no_more_descriptors
 from tests.kernel import accounts
-from tests.kernel.conftest import nft
+from tests.kernel.conftest import SANDBOX, nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def test_too_large_set_is_an_error_and_the_next_reading_is_correct(
     _swap(lab, 70_000)
     with pytest.raises(FenceError, match="flows4_egress has more than 65536 elements"):
         reader.read()
-    assert reader._namespaces[0].nftables is None, "the rest of the list may still arrive"
+    assert not reader._inside.is_open, "the rest of the list may still arrive"
     nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
@@ -214,15 +215,16 @@ def test_counters_that_cannot_be_read_are_an_error_with_its_cause(
         (errno.EMFILE, FenceError, "can't be read: Too many open files"),
         (errno.EIO, FenceError, "can't be read: Input/output error"),
     )
+    inside = NamespaceReader(Namespace(), {}, sandbox=SANDBOX)
     for code, kind, sentence in cases:
-        found = counters._unreadable(Namespace(), OSError(code, os.strerror(code)))
+        found = inside._unreadable(OSError(code, os.strerror(code)))
         assert type(found) is kind
         assert sentence in str(found)
     with monkeypatch.context() as patched:
         patched.setattr(counters, "_READ_SECONDS", -1.0)
         with pytest.raises(FenceError, match="can't be read: the kernel is too slow"):
             reader.read()
-    assert reader._namespaces[0].nftables is None, "the rest of an answer may still arrive"
+    assert not reader._inside.is_open, "the rest of an answer may still arrive"
     assert "egress" in reader.read().rules
 
 
