@@ -11,16 +11,12 @@ import contextlib
 import os
 import signal
 import socket
-import sys
-import threading
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import structlog
 
-from ocsf_nft import landlock, library_log, malloc_trim, privileges, redaction, seccomp
+from ocsf_nft import landlock, malloc_trim, privileges, redaction, seccomp
 from ocsf_nft.delivery.event_stream import EventStream
 from ocsf_nft.delivery.name_resolver import NameResolver
 from ocsf_nft.delivery.sink_db import SinkDatabase
@@ -32,17 +28,16 @@ from ocsf_nft.errors import (
     UsageError,
     reason_of,
 )
+from ocsf_nft.service import delivery_log
 from ocsf_nft.service.delivery_link import Kind, Link, clean
+from ocsf_nft.service.delivery_start import CODE, OUTDATED, SERVICE_SIGNALS, Start
 from ocsf_nft.service.sink_delivery import SinkDelivery
 from ocsf_nft.state.dropped_events import DroppedEvents
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Sequence
 
-    from ocsf_nft.delivery.name_resolver import ResolverFiles
-    from ocsf_nft.landlock import Rule
-    from ocsf_nft.redaction import Redactor
     from ocsf_nft.service.delivery_link import Frame
     from ocsf_nft.service.outlet import Outlet
 
@@ -50,64 +45,10 @@ _log = structlog.get_logger()
 
 #: Longest time between a change of the sinks' progress and the report of it.
 _STATUS_SECONDS: Final = 0.05
-#: Signals for the service. systemd sends them to this process too.
-SERVICE_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Time for the last frames at the end.
 _CLOSE_SECONDS: Final = 1.0
 _STDERR: Final = 2
 _OOM: Final = Path("/proc/self/oom_score_adj")
-
-
-def _code() -> str:
-    status = Path(__file__).stat()
-    return f"{status.st_ino}-{status.st_mtime_ns}"
-
-
-#: Text that changes if another version of the program is installed. A service that runs meanwhile
-#: has the old one.
-CODE: Final = _code()
-#: Sentence about such a service.
-OUTDATED: Final = "another version of ocsf-nft was installed: restart the service"
-
-
-def is_outdated() -> bool:
-    """Return True if another version of the program was installed after the start of this one."""
-    try:
-        return _code() != CODE
-    except OSError:  # the installation goes on
-        return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Settings that the delivery process needs at its start."""
-
-    outlets: Sequence[Outlet]
-    #: Whether an earlier process of the same service has ended unexpectedly.
-    is_again: bool
-    #: Whether the start fails if a file or standard output can't be opened. Otherwise the process
-    #: retries that, as for any other sink.
-    opens_local: bool
-    #: State database, a text that no other one has, and the number of its last event.
-    events: Path
-    identity: str
-    end: int
-    #: Database of the checkpoints, and the limits of its dead letters.
-    sinks: Path
-    max_bytes: int
-    max_seconds: float
-    #: First line of sinks that require it; None until the service is ready.
-    handshake: bytes | None
-    #: Time for the last events at the end.
-    drain_seconds: float
-    #: Lowest level of log records, of :mod:`logging`.
-    log_level: int
-    #: Files that configure the resolver of host names.
-    resolver: ResolverFiles
-    #: Redactor of the answers of receivers.
-    redactor: Redactor
-    #: Files that the process may open.
-    files: frozenset[Rule]
 
 
 class DeliveryChild:
@@ -300,64 +241,6 @@ def _cleaned(status: dict[str, Any]) -> dict[str, Any]:
     return status | {"fault": None if status["fault"] is None else clean(status["fault"])}
 
 
-class _LinkLogger:
-    """Logger that sends records to the service, which writes them in its own form."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-
-    def msg(self, record: MutableMapping[str, Any]) -> None:
-        values = {name: _plain(value) for name, value in record.items()}
-        if threading.get_ident() == self._thread:
-            self._send(values)
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._send, values)
-
-    debug = info = warning = error = critical = msg
-
-    def _send(self, values: MutableMapping[str, Any]) -> None:
-        if not self._link.is_behind:
-            self._link.send_json(Kind.LOG, values)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that the service accepts: a number as it is, anything else as a short text."""
-    if value is None or isinstance(value, (bool, float)):
-        return value
-    if isinstance(value, int) and 0 <= value < 1 << 63:
-        return value
-    return clean(str(value))
-
-
-def _log_over(link: Link, level: int) -> None:
-    level = min(max(level, 0) // 10 * 10, 50)  # structlog knows no others
-    logger = _LinkLogger(link)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _with_error,
-            # As the only argument of the logger.
-            lambda _, __, record: ((record,), {}),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: logger,
-    )
-    library_log.use()
-
-
-def _with_error(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace ``exc_info`` in a log record by the exception as text, and its source line."""
-    error = sys.exc_info()[1] if values.pop("exc_info", None) else None
-    if error is not None:
-        values["error"] = f"{type(error).__name__}: {reason_of(error)}"
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        values["at"] = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    return values
-
-
 async def _main(descriptor: int, code: str, *, is_filtered: bool) -> NoReturn:
     link = await Link.open(socket.socket(fileno=descriptor))
     status = await _run(link, code, is_filtered=is_filtered)
@@ -377,7 +260,7 @@ async def _run(link: Link, code: str, *, is_filtered: bool) -> int:
         return 0
     start: Start = frame.unpickled()
     redaction.configure(start.redactor)
-    _log_over(link, start.log_level)
+    delivery_log.use(link, start.log_level)
     _close_stderr()
     if not is_filtered:
         _log.info("the delivery process has no filter of system calls", reason=seccomp.UNKNOWN)

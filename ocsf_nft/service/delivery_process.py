@@ -15,10 +15,10 @@ from ocsf_nft import redaction
 from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.errors import OcsfNftError, UsageError
-from ocsf_nft.service import delivery_child, sink_delivery
+from ocsf_nft.service import delivery_start
 from ocsf_nft.service.delivery_answers import SinkStatus, Status
-from ocsf_nft.service.delivery_child import Start
 from ocsf_nft.service.delivery_run import DeliveryRun
+from ocsf_nft.service.delivery_start import Start
 from ocsf_nft.service.granted_files import GrantedFiles
 from ocsf_nft.service.iteration import NAME
 from ocsf_nft.service.name_requests import NameRequests
@@ -179,7 +179,7 @@ class DeliveryProcess:
         if is_cancelled:
             run.end()
         else:
-            seconds += sink_delivery.DRAIN_SECONDS
+            seconds += delivery_start.DRAIN_SECONDS
             run.drain(self._store.database.end, self._reported, self._reported_faults)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -189,7 +189,7 @@ class DeliveryProcess:
     async def _drain_iteration(self) -> None:
         if self._iteration is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(sink_delivery.DRAIN_SECONDS):
+                async with asyncio.timeout(delivery_start.DRAIN_SECONDS):
                     await self._iteration.drain()
 
     def has_run(self, pid: int) -> bool:
@@ -252,8 +252,8 @@ class DeliveryProcess:
     ) -> None:
         if can_open:
             await run.replace(outlets)
-        elif delivery_child.is_outdated():  # the next process could not start
-            raise UsageError(delivery_child.OUTDATED)
+        elif delivery_start.is_outdated():  # the next process could not start
+            raise UsageError(delivery_start.OUTDATED)
         else:
             await self._start_next(run, outlets, opens_local=True)
 
@@ -312,10 +312,10 @@ class DeliveryProcess:
         run = self._run
         if run is None or run.is_late or not await self._files.are_replaced():
             return
-        if delivery_child.is_outdated():  # the next process could not start
+        if delivery_start.is_outdated():  # the next process could not start
             if not self._is_outdated:
                 _log.warning(
-                    "the delivery process can't open replaced files", reason=delivery_child.OUTDATED
+                    "the delivery process can't open replaced files", reason=delivery_start.OUTDATED
                 )
             self._is_outdated = True
             return
@@ -408,7 +408,7 @@ class DeliveryProcess:
                     max_bytes=self._max_bytes,
                     max_seconds=self._max_seconds,
                     handshake=self._handshake,
-                    drain_seconds=sink_delivery.DRAIN_SECONDS,
+                    drain_seconds=delivery_start.DRAIN_SECONDS,
                     log_level=_log_level(),
                     resolver=self._resolver,
                     redactor=redaction.current().with_random_key(),

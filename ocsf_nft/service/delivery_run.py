@@ -21,16 +21,16 @@ from ocsf_nft.delivery.sinks.stdout import Stdout
 from ocsf_nft.errors import ClosedError, DeliveryError, reason_of
 from ocsf_nft.service import delivery_answers
 from ocsf_nft.service.delivery_answers import MAX_BYTES, Status
-from ocsf_nft.service.delivery_child import CODE, SERVICE_SIGNALS
 from ocsf_nft.service.delivery_link import Kind, Link, LinkError
+from ocsf_nft.service.delivery_start import CODE, SERVICE_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ocsf_nft.errors import OcsfNftError
     from ocsf_nft.service.delivery_answers import NameAnswer
-    from ocsf_nft.service.delivery_child import Start
     from ocsf_nft.service.delivery_link import Frame
+    from ocsf_nft.service.delivery_start import Start
     from ocsf_nft.service.outlet import Outlet
     from ocsf_nft.state.dropped_events import DroppedEvents
 

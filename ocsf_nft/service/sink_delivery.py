@@ -11,6 +11,7 @@ import structlog
 
 from ocsf_nft.delivery.forwarder import Forwarder, Progress
 from ocsf_nft.errors import DeliveryError
+from ocsf_nft.service import delivery_start
 from ocsf_nft.service.outlet import file_identity
 from ocsf_nft.service.shielded import run_shielded
 
@@ -27,8 +28,6 @@ T = TypeVar("T")
 
 _log = structlog.get_logger()
 
-#: Time for the delivery of the last events when a run ends. The next run delivers the rest.
-DRAIN_SECONDS: Final = 5.0
 #: Time limit for opening a local sink: a sink whose last write was interrupted may block forever.
 _OPEN_SECONDS: Final = 10.0
 
@@ -54,11 +53,13 @@ class SinkDelivery:
         """Create the delivery of the events of ``stream``; ``database`` has the checkpoints.
 
         ``on_change`` is called if the progress of a sink has changed. ``drain_seconds`` is the time
-        for the last events; by default ``DRAIN_SECONDS``. Without ``opens_local``, opening a file
-        or standard output at the start is retried, as for any other sink.
+        for the last events; None means ``delivery_start.DRAIN_SECONDS``. Without ``opens_local``,
+        opening a file or standard output at the start is retried, as for any other sink.
         """
         self._opens_local = opens_local
-        self._drain_seconds = DRAIN_SECONDS if drain_seconds is None else drain_seconds
+        self._drain_seconds = (
+            delivery_start.DRAIN_SECONDS if drain_seconds is None else drain_seconds
+        )
         #: Number of the last event that each sink has acknowledged.
         self.acknowledged: Mapping[str, int] = {}
         #: Whether to end without waiting for the sinks.

@@ -28,7 +28,7 @@ COMMAND = (sys.executable, "-m", "ocsf_nft")
 #: Constants for the stop of a run, which a busy machine may hold up for seconds. Otherwise the run
 #: leaves events in its store, or counts the records of events without reading them.
 LONG_STOP: Final[Mapping[str, float]] = {
-    "ocsf_nft.service.sink_delivery.DRAIN_SECONDS": 60.0,
+    "ocsf_nft.service.delivery_start.DRAIN_SECONDS": 60.0,
     "ocsf_nft.service.pipeline._DRAIN_SECONDS": 60.0,
     "ocsf_nft.service.pipeline._COUNT_SECONDS": 60.0,
 }

@@ -18,7 +18,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT, ip
-from ocsf_nft.service import pipeline, sink_delivery
+from ocsf_nft.service import delivery_start, pipeline
 from tests.cli import forked
 from tests.kernel import attempts, command, conftest
 
@@ -271,7 +271,7 @@ def _start(watch: Sequence[str], **streams: Any) -> subprocess.Popen[bytes]:
 @pytest.fixture
 def endless_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run wait for its reader until a second signal."""
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 600.0)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 600.0)
     monkeypatch.setattr(pipeline, "_DRAIN_SECONDS", 600.0)
 
 
@@ -325,7 +325,7 @@ def _signalled_until_its_end(process: subprocess.Popen[bytes]) -> int:
 def test_signal_ends_a_run_without_reader_and_the_next_run_delivers_the_rest(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)  # the run is a fork of this process
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.5)  # the run is a fork of this process
     reader, writer = os.pipe()
     options = _watch(lab, state)[len(command.COMMAND) + 1 :]
     with (

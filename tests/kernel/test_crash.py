@@ -82,8 +82,8 @@ async def load(lab: Lab, sent: list[int], ports: int = PORTS) -> AsyncIterator[N
 #: A run with a busy machine's time to deliver all events after SIGTERM.
 _PATIENT: Final = """
 from ocsf_nft.cli import main
-from ocsf_nft.service import sink_delivery
-sink_delivery.DRAIN_SECONDS = 60.0
+from ocsf_nft.service import delivery_start
+delivery_start.DRAIN_SECONDS = 60.0
 main()
 """
 

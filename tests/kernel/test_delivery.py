@@ -15,7 +15,7 @@ import pytest
 from ocsf_nft.delivery import backoff, sink_db
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.service import sink_delivery
+from ocsf_nft.service import delivery_start
 from ocsf_nft.state import retry_until_writable
 from ocsf_nft.state.state_db import FILE
 from tests.kernel import accounts, attempts, command, conftest, written
@@ -45,7 +45,7 @@ def quick_end() -> Iterator[pytest.MonkeyPatch]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry_until_writable, "_SHUTDOWN_GRACE_SECONDS", 0.5)
-        patch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
+        patch.setattr(delivery_start, "DRAIN_SECONDS", 0.5)
         yield patch
 
 

@@ -26,7 +26,7 @@ import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import sink_delivery, startup
+from ocsf_nft.service import delivery_start, startup
 from ocsf_nft.state.state_db import StateDatabase
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
@@ -106,7 +106,7 @@ def test_run_serves_its_metrics_and_its_health(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run is a fork of this process. At its end it allows little time for the sink that is down.
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.5)
     output = tmp_path / "events.jsonl"
     down = {"type": "http", "name": "down", "url": "http://127.0.0.1:9/", "retry_seconds": 0.1}
     config = write(
@@ -431,7 +431,7 @@ async def test_supervisor_exception_is_raised_unchanged(lab: Lab, state: StateDi
 async def test_service_after_a_cancelled_one_delivers_all_events(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)  # no task reads the remaining events
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.5)  # no task reads the remaining events
     config = ocsf_nft.parse(settings(lab, state), where="test")
 
     async def supervise() -> None:

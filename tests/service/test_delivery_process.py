@@ -27,8 +27,8 @@ from ocsf_nft.service import (
     delivery_link,
     delivery_process,
     delivery_run,
+    delivery_start,
     name_requests,
-    sink_delivery,
 )
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.outlet import Outlet, outlets
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def long_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an end wait for the sinks, and a request for its answer, on the slowest machine too."""
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 60.0)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 60.0)
     monkeypatch.setattr(delivery_run, "_SYNC_SECONDS", 60.0)
 
 
@@ -446,7 +446,7 @@ async def test_process_of_another_version_asks_for_a_restart(
 async def test_log_of_the_process_is_in_the_service_s_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.05)
     found = sinks({"type": "unix", "path": str(tmp_path / "nobody"), "retry_seconds": 0.01})
     async with delivering(tmp_path, found) as (store, _):
         await store.commit(Change(events=events(range(1))))
@@ -465,7 +465,7 @@ async def test_answers_of_receivers_have_no_configured_secret(
 
     redactor = Redactor(bytes(32), [re.compile("corp-[0-9]+")])
     monkeypatch.setattr(redaction, "_current", redactor)
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.05)
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         table = {"type": "http", "url": f"http://127.0.0.1:{port}/", "retry_seconds": 0.01}

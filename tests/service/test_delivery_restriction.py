@@ -23,12 +23,11 @@ from ocsf_nft.delivery.name_resolver import ResolverFiles
 from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Message, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.service import (
-    delivery_child,
     delivery_files,
     delivery_process,
     delivery_run,
+    delivery_start,
     granted_files,
-    sink_delivery,
 )
 from ocsf_nft.service.outlet import Outlet
 from ocsf_nft.state.change import Change
@@ -54,7 +53,7 @@ pytestmark = pytest.mark.skipif(landlock.abi() == 0, reason="the kernel has no L
 @pytest.fixture(autouse=True)
 def long_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an end wait for the sinks on the slowest machine too."""
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 60.0)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 60.0)
 
 
 class _Reading(Sink):
@@ -230,7 +229,7 @@ async def test_renewal_after_an_installation_keeps_the_process(
         tmp_path / "state", sinks({"path": str(output), "name": "x"}), resolver=files
     ) as (store, delivery):
         pid = pid_of(delivery)
-        monkeypatch.setattr(delivery_child, "CODE", "1-1")
+        monkeypatch.setattr(delivery_start, "CODE", "1-1")
         monkeypatch.setattr(delivery_run, "CODE", "1-1")
         _replace(settings)
         for _ in range(3):
@@ -241,7 +240,7 @@ async def test_renewal_after_an_installation_keeps_the_process(
         await until(lambda: delivered(output) == uids(range(2)))
         assert pid_of(delivery) == pid
     reasons = [each["reason"] for each in log if "replaced files" in each["event"]]
-    assert reasons == [delivery_child.OUTDATED]
+    assert reasons == [delivery_start.OUTDATED]
 
 
 async def test_renewal_that_fails_is_retried_while_the_service_goes_on(
@@ -381,7 +380,7 @@ async def test_reload_with_a_directory_that_can_not_be_searched_is_refused(tmp_p
 async def test_secret_whose_path_is_a_loop_holds_back_only_its_sink(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.05)
     (tmp_path / "state").mkdir()
     token, output = tmp_path / "token", tmp_path / "out"
     token.symlink_to(token)
@@ -444,7 +443,7 @@ async def test_connection_of_the_process_is_known_also_after_its_end(
 async def test_replaced_directory_is_written_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_recreated: bool
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.5)
     for name in ("state", "a"):
         (tmp_path / name).mkdir()
     output = tmp_path / "a/out"

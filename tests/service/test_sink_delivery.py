@@ -18,7 +18,7 @@ from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import lifecycle
-from ocsf_nft.service import sink_delivery
+from ocsf_nft.service import delivery_start, sink_delivery
 from ocsf_nft.service.outlet import Outlet, outlets
 from ocsf_nft.state.change import Change
 from tests.conformance.attributed import ATTRIBUTED
@@ -40,7 +40,7 @@ OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_N
 @pytest.fixture(autouse=True)
 def endless_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an end and a replacement wait for the sinks on the slowest machine too."""
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 600.0)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 600.0)
 
 
 class LineReceiver(Receiver):
@@ -98,7 +98,7 @@ async def test_undelivered_events_wait_for_the_next_run(
 ) -> None:
     down, well = LineReceiver(down=True), LineReceiver()
     with monkeypatch.context() as impatient:
-        impatient.setattr(sink_delivery, "DRAIN_SECONDS", 0.05)
+        impatient.setattr(delivery_start, "DRAIN_SECONDS", 0.05)
         async with made(tmp_path, down=one("down", down), well=one("well", well)) as delivery:
             await delivery.store_events([REFUSED])
             while delivery.forwarders[1].pending:  # noqa: ASYNC110 - no other task waits
@@ -215,7 +215,7 @@ async def test_sink_that_is_down_does_not_delay_a_replacement(tmp_path: Path) ->
 async def test_cancelled_replacement_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_delivery, "DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr(delivery_start, "DRAIN_SECONDS", 0.3)
     stuck, well = LineReceiver(stuck=True), LineReceiver()
     slow_outlet = Outlet(
         name="stuck", sink=stuck, batch_settings=BatchSettings(timeout_seconds=3600.0)
