@@ -84,7 +84,7 @@ _PAUSE_SECONDS: Final = 0.05
     "--jobs",
     type=click.IntRange(1, 1024),
     metavar="N",
-    help="Number of parallel processes; 1 starts none (default: one for each core).",
+    help="Number of parallel processes; 1 starts none (default: one for each usable core).",
 )
 @click.option("--no-redact", is_flag=True, help="Leave secrets, such as tokens, in the texts.")
 def convert(  # noqa: PLR0913 - each is an option
@@ -115,6 +115,7 @@ def convert(  # noqa: PLR0913 - each is an option
     from ocsf_nft.cli.conversion_progress import progress
     from ocsf_nft.conversion import log_file
     from ocsf_nft.conversion.converter import Converter
+    from ocsf_nft.conversion.cores import usable_cores
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.ocsf.redacted import redacted_reject
     from ocsf_nft.ocsf.versions import full_version
@@ -145,7 +146,7 @@ def convert(  # noqa: PLR0913 - each is an option
             )
             lines = log_file.line_converter(converter, make_reader)
             chunks = _chunks(file, path, on_read)
-            for found in _converted(chunks, lines, events, jobs or _cores()):
+            for found in _converted(chunks, lines, events, jobs or usable_cores()):
                 if isinstance(found, Reject):
                     reject(redacted_reject(found))
                 else:
@@ -170,14 +171,6 @@ def _converted(
     from ocsf_nft.conversion import parallel
 
     return parallel.convert(chunks, lines, events, jobs)
-
-
-def _cores() -> int:
-    """Return the number of processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # on systems other than Linux
-        return os.cpu_count() or 1
 
 
 def _chunks(
