@@ -62,6 +62,13 @@ _WORDS: Final = (
     b"0", b"9", b"MARK=0x1 ", b"FRAG:8 ", b"MF ", b"CE ", b"A", b"f", b":", b".", b"\r", b"\t",
     b"MAC=", b"URG ", b"RST ", b"\x7f", b"%", b"\n",
 )  # fmt: skip
+_DECODED: Final = (
+    b"kern  :warn  :", b"kern:info:", b"kern  :warning:", b"user  :warn  :", b"kern  :err :",
+    b"<4>kern  :debug :", b"kern  :warn  ",
+)  # fmt: skip
+_DMESG_FRACTIONS: Final = (
+    b"000001+00:00", b"123456-05:30", b"12345+00:00", b"1234567+00:00", b"123456Z", b"123456+0000",
+)  # fmt: skip
 _OTHER_LINES: Final = (
     b"",
     b" cont IN=x OUT=y",
@@ -129,12 +136,12 @@ def _changed(chance: random.Random, message: bytes) -> bytes:
 
 def _header(chance: random.Random) -> bytes:
     seconds, micros = chance.randrange(100_000), chance.randrange(10**6)
-    clock = b"%02d:%02d:%02d" % (
-        chance.randrange(24),
-        chance.randrange(60),
-        chance.randrange(60),
-    )
-    day = chance.randrange(1, 31)
+    # Mostly equal times: the library learns each one.
+    clock, day, year = b"12:34:56", 24, 2026
+    if chance.random() < 0.2:
+        times = chance.randrange(24), chance.randrange(60), chance.randrange(60)
+        clock, day = b"%02d:%02d:%02d" % times, chance.randrange(1, 31)
+        year = chance.choice((1969, 2026, 2263, 9999))
     zone = chance.choice(
         (b"", b"Z", b"+01:00", b"-0330", b",123456+00:00", b".5Z", b".1234567890Z")
     )
@@ -154,6 +161,13 @@ def _header(chance: random.Random) -> bytes:
         b"2026-11-%02dT%b.%06d+00:00 web.example kernel: [ 12.123456] " % (day, clock, micros),
         b"2026-11-%02dT%b%b h kernel: " % (day, clock, zone),
         b"<%d>[%5d.%06d] " % (chance.randrange(16), seconds, micros),
+        b"<4>[%5d.%06d][%6b] " % (seconds, micros, chance.choice((b"T1", b"C12", b"X1", b"T"))),
+        b"%b [%5d.%06d] " % (chance.choice(_DECODED), seconds, micros),
+        b"[%b Nov %2d %b %d] " % (chance.choice((b"Sun", b"Mon", b"Xyz")), day, clock, year),
+        b"2026-11-%02dT%b,%b " % (day, clock, chance.choice(_DMESG_FRACTIONS)),
+        b"<%b>Nov %2d %b host kernel: " % (chance.choice((b"4", b"04", b"12", b"x")), day, clock),
+        b"<4>1 2026-11-%02dT%bZ host kernel - - - " % (day, clock),
+        b"<4>4,%d,%d,-;" % (micros, seconds),
         b"Nov %2d %b kern.warn kernel: " % (day, clock),
         b"",
     )

@@ -676,14 +676,14 @@ static size_t stamp_key(const struct header *header, uint8_t key[LONGEST_KEY])
 {
 	size_t size = put(key, header->whole_seconds.at, header->whole_seconds.size);
 
-	return size + put(key + size, header->zone.at, header->zone.size);
+	return size + put_span(key + size, header->zone, "");
 }
 
 /* Set the time of a line. Return IS_DONE, or the reason why it is unknown. */
 static enum state find_time(struct converter *converter, const struct header *header,
 			    struct run *run, int64_t *time_ns)
 {
-	if (header->kind == LOG_SYSLOG) {
+	if (header->whole_seconds.at != NULL) {
 		const int64_t *found;
 
 		run->key_size = stamp_key(header, run->key);

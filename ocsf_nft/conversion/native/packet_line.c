@@ -99,6 +99,22 @@ static void add_number(struct packet *packet, uint32_t number)
 	add(packet, digits + at, sizeof(digits) - (size_t)at);
 }
 
+/* Take the thread or processor that printed the message, if the kernel names it: ``[ T1]``, ``[ C0]``. */
+static int take_caller(struct cursor *cursor)
+{
+	const uint8_t *digits;
+
+	if (!TAKE(cursor, "["))
+		return 1;
+	while (cursor->at < cursor->end && *cursor->at == ' ')
+		cursor->at++;
+	if (!TAKE(cursor, "T") && !TAKE(cursor, "C"))
+		return 0;
+	for (digits = cursor->at; cursor->at < cursor->end && is_digit(*cursor->at);)
+		cursor->at++;
+	return cursor->at > digits && TAKE(cursor, "]");
+}
+
 static int take_monotonic(struct cursor *cursor, struct header *header)
 {
 	uint64_t seconds = 0, microseconds = 0;
@@ -125,7 +141,7 @@ static int take_monotonic(struct cursor *cursor, struct header *header)
 	header->stamp.at = start;
 	header->stamp.size = (uint32_t)(cursor->at - start);
 	header->since_boot_us = seconds * 1000000 + microseconds;
-	return TAKE(cursor, " ");
+	return take_caller(cursor) && TAKE(cursor, " ");
 }
 
 /* Take ``4,1234,5678901,-;``: facility and level, sequence number, microseconds since boot, flags. */
@@ -162,12 +178,38 @@ static int take_form(struct cursor *cursor, const char *form)
 	return 1;
 }
 
+/* Take one of the words of three letters. */
+static int take_word(struct cursor *cursor, const char *words)
+{
+	if (cursor->end - cursor->at < 3)
+		return 0;
+	for (; *words != '\0'; words += 3)
+		if (memcmp(cursor->at, words, 3) == 0) {
+			cursor->at += 3;
+			return 1;
+		}
+	return 0;
+}
+
+/* Take ``Nov  1 12:34:56``. */
+static int take_date(struct cursor *cursor)
+{
+	return take_word(cursor, "JanFebMarAprMayJunJulAugSepOctNovDec")
+	       && (take_form(cursor, " 00 ") || take_form(cursor, "  0 "))
+	       && take_form(cursor, "00:00:00");
+}
+
+static struct span span_from(const uint8_t *start, const struct cursor *cursor)
+{
+	return (struct span){ start, (uint32_t)(cursor->at - start) };
+}
+
 static void take_fraction(struct cursor *cursor, struct header *header)
 {
 	struct cursor next = *cursor;
 	uint32_t digits = 0;
 
-	if (!TAKE(&next, "."))
+	if (!TAKE(&next, ".") && !TAKE(&next, ","))
 		return;
 	header->fraction_ns = 0;
 	for (; next.at < next.end && is_digit(*next.at) && digits < 9; next.at++, digits++)
@@ -182,39 +224,97 @@ static void take_fraction(struct cursor *cursor, struct header *header)
  * here only its form decides. */
 static int take_syslog_stamp(struct cursor *cursor, struct header *header)
 {
-	static const char MONTHS[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
 	const uint8_t *start = cursor->at;
-	int is_month = 0;
 
-	header->fraction_ns = 0;
 	if (take_form(cursor, "0000-00-00T00:00:00")) {
-		header->whole_seconds.at = start;
-		header->whole_seconds.size = (uint32_t)(cursor->at - start);
-		take_fraction(cursor, header);
+		header->whole_seconds = span_from(start, cursor);
+		if (cursor->at < cursor->end && *cursor->at == '.')
+			take_fraction(cursor, header);
 		header->zone.at = cursor->at;
 		if (!TAKE(cursor, "Z") && !take_form(cursor, "+00:00"))
 			take_form(cursor, "-00:00");
 		header->zone.size = (uint32_t)(cursor->at - header->zone.at);
 	} else {
-		if (cursor->end - cursor->at < 4)
+		if (!take_date(cursor))
 			return 0;
-		for (size_t month = 0; month < sizeof(MONTHS) - 1; month += 3)
-			is_month |= memcmp(cursor->at, MONTHS + month, 3) == 0;
-		cursor->at += 3;
-		if (!is_month || !(take_form(cursor, " 00 ") || take_form(cursor, "  0 ")))
-			return 0;
-		if (!take_form(cursor, "00:00:00"))
-			return 0;
-		header->whole_seconds.at = start;
-		header->whole_seconds.size = (uint32_t)(cursor->at - start);
-		header->zone.at = cursor->at;
-		header->zone.size = 0;
+		header->whole_seconds = span_from(start, cursor);
 		if (cursor->at < cursor->end && *cursor->at == '.')
 			take_fraction(cursor, header);
 	}
-	header->stamp.at = start;
-	header->stamp.size = (uint32_t)(cursor->at - start);
+	header->stamp = span_from(start, cursor);
 	return TAKE(cursor, " ");
+}
+
+/* Take ``[Sun Nov  1 12:34:56 2026]``, of dmesg -T. */
+static int take_human(struct cursor *cursor, struct header *header)
+{
+	const uint8_t *start = cursor->at;
+
+	if (!TAKE(cursor, "[") || !take_word(cursor, "MonTueWedThuFriSatSun") || !TAKE(cursor, " ")
+	    || !take_date(cursor) || !take_form(cursor, " 0000]"))
+		return 0;
+	header->whole_seconds = header->stamp = span_from(start, cursor);
+	return TAKE(cursor, " ");
+}
+
+/* Take ``2026-11-01T12:34:56,123456+01:00``, of dmesg --time-format iso. */
+static int take_dmesg_iso(struct cursor *cursor, struct header *header)
+{
+	const uint8_t *start = cursor->at;
+	struct cursor fraction;
+
+	if (!take_form(cursor, "0000-00-00T00:00:00"))
+		return 0;
+	header->whole_seconds = span_from(start, cursor);
+	fraction = *cursor;
+	if (!take_form(cursor, ",000000"))
+		return 0;
+	take_fraction(&fraction, header);
+	header->zone.at = cursor->at;
+	if (!take_form(cursor, "+00:00") && !take_form(cursor, "-00:00"))
+		return 0;
+	header->zone.size = (uint32_t)(cursor->at - header->zone.at);
+	header->stamp = span_from(start, cursor);
+	return TAKE(cursor, " ");
+}
+
+/* Take what shows that the kernel wrote the message: ``<4>`` of dmesg -r and of syslog. Below 8 the
+ * facility is 0. */
+static int take_priority(struct cursor *cursor)
+{
+	if (cursor->end - cursor->at < 3 || cursor->at[0] != '<' || cursor->at[1] < '0'
+	    || cursor->at[1] > '7' || cursor->at[2] != '>')
+		return 0;
+	cursor->at += 3;
+	return 1;
+}
+
+/* Take ``kern  :warn  : ``, of dmesg -x. */
+static int take_decoded(struct cursor *cursor)
+{
+	static const char *const LEVELS[] = { "emerg", "alert",  "crit", "err",
+					      "warn",  "notice", "info", "debug" };
+	struct cursor next = *cursor;
+
+	if (!TAKE(&next, "kern"))
+		return 0;
+	while (next.at < next.end && *next.at == ' ')
+		next.at++;
+	if (!TAKE(&next, ":"))
+		return 0;
+	for (size_t level = 0; level < sizeof(LEVELS) / sizeof(*LEVELS); level++) {
+		struct cursor rest = next;
+
+		if (!take_form(&rest, LEVELS[level]))
+			continue;
+		while (rest.at < rest.end && *rest.at == ' ')
+			rest.at++;
+		if (!TAKE(&rest, ": "))
+			return 0;
+		*cursor = rest;
+		return 1;
+	}
+	return 0;
 }
 
 /* Take a host and the program's name: ``host kernel: ``. */
@@ -240,41 +340,53 @@ static int is_monotonic(struct cursor cursor)
 	return cursor.at < cursor.end && is_digit(*cursor.at);
 }
 
+/* Take a header of dmesg, after the facility. */
+static int take_dmesg(struct cursor *cursor, struct header *header)
+{
+	header->kind = LOG_DMESG;
+	if (*cursor->at != '[')
+		return take_dmesg_iso(cursor, header);
+	return is_monotonic(*cursor) ? take_monotonic(cursor, header) : take_human(cursor, header);
+}
+
+/* Take a header of syslog, after the priority. */
+static int take_syslog(struct cursor *cursor, struct header *header)
+{
+	struct header inner;
+
+	header->kind = LOG_SYSLOG;
+	if (!take_syslog_stamp(cursor, header) || !take_host(cursor, header))
+		return 0;
+	/* rsyslog leaves the kernel's own timestamp in the message. */
+	return !is_monotonic(*cursor) || take_monotonic(cursor, &inner);
+}
+
+static int is_form(struct cursor cursor, const char *form)
+{
+	return take_form(&cursor, form);
+}
+
 int parse_header(struct span line, struct header *header)
 {
 	struct cursor cursor = { line.at, line.at + line.size };
-	struct header inner;
+	int has_facility, is_taken;
 
 	memset(header, 0, sizeof(*header));
+	has_facility = take_priority(&cursor);
+	has_facility |= take_decoded(&cursor);
 	if (cursor.at == cursor.end)
 		return 0;
-	if (*cursor.at == '[') {
-		header->kind = LOG_DMESG;
-		if (!take_monotonic(&cursor, header))
-			return 0;
-	} else if (is_digit(*cursor.at)) {
-		struct cursor iso = cursor;
-
-		if (take_form(&iso, "0000-")) {
-			header->kind = LOG_SYSLOG;
-		} else {
-			header->kind = LOG_KMSG;
-			if (!take_kmsg(&cursor, header))
-				return 0;
-		}
+	if (*cursor.at == '[' || is_form(cursor, "0000-00-00T00:00:00,")) {
+		is_taken = take_dmesg(&cursor, header);
+	} else if (is_digit(*cursor.at) && !is_form(cursor, "0000-")) {
+		header->kind = LOG_KMSG;
+		is_taken = !has_facility && take_kmsg(&cursor, header);
 	} else {
-		header->kind = LOG_SYSLOG;
-	}
-	if (header->kind == LOG_SYSLOG) {
-		if (!take_syslog_stamp(&cursor, header) || !take_host(&cursor, header))
-			return 0;
-		/* rsyslog leaves the kernel's own timestamp in the message. */
-		if (is_monotonic(cursor) && !take_monotonic(&cursor, &inner))
-			return 0;
+		is_taken = take_syslog(&cursor, header);
 	}
 	header->message.at = cursor.at;
 	header->message.size = (uint32_t)(cursor.end - cursor.at);
-	return 1;
+	return is_taken;
 }
 
 static int take_device(struct cursor *cursor)

@@ -29,13 +29,13 @@ struct header {
 	enum log_kind kind;
 	/* Timestamp, as the event copies it. */
 	struct span stamp;
-	/* Microseconds since boot, of LOG_DMESG and LOG_KMSG. */
+	/* Microseconds since boot, of a stamp that is no date. */
 	uint64_t since_boot_us;
-	/* Of LOG_SYSLOG: the stamp without the fraction, whose nanoseconds are apart; and the rest of
-	 * the header, which names the host. */
+	/* Of a date: the stamp without the fraction, whose nanoseconds are apart. */
 	struct span whole_seconds;
 	struct span zone;
 	uint32_t fraction_ns;
+	/* Of LOG_SYSLOG. */
 	struct span host;
 	/* Of LOG_KMSG. */
 	struct span sequence;

@@ -16,6 +16,10 @@ _HEADERS: Final = (
     b"4,4647837,5051267347,-;",
     b"Nov 30 10:11:12 host kernel: [ 5051.267347] ",
     b"2026-11-30T10:11:12.123456+01:00 host.example kernel: ",
+    b"<4>[ 5051.267347][    T1] ",
+    b"kern  :warn  : [ 5051.267347] ",
+    b"[Mon Nov 30 10:11:12 2026] ",
+    b"2026-11-30T10:11:12,123456+01:00 ",
 )
 _PREFIXES: Final = (b"ocsf-nft:lab:egress:", b"[UFW BLOCK] ", b"ocsf-nft:vm:vm-input:")
 #: Inputs of a pair of conversions: later ones begin with the templates of the seeds again.
