@@ -262,4 +262,4 @@ def one(sandbox: dict[str, Any], **others: Any) -> Config:
     from ocsf_nft import config
 
     given = {key: value for key, value in sandbox.items() if value is not None}
-    return config.parse({"sandbox": [given], **others}, where="options")
+    return config.parse_options({"sandbox": [given], **others})

@@ -53,8 +53,8 @@ def _listen_address(text: str) -> Endpoint:
         found = None
     if found is None or str(found) != text or not 0 < found.port < 1 << 16:
         raise UsageError(
-            f"{quoted(text)} is no address to listen at: write 127.0.0.1:9469, [::1]:9469 or "
-            "0.0.0.0:9469"
+            f"{quoted(text)} is no address to listen at: write 127.0.0.1:9464, [::1]:9464 or "
+            "0.0.0.0:9464"
         )
     return found
 
@@ -160,7 +160,7 @@ def sink(output: str, ocsf_version: str) -> SinkTable:
     ``output`` is the path of a file, or ``-`` for standard output. Raises UsageError if a value is
     invalid.
     """
-    return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
+    return parse_options({"output": output, "ocsf_version": ocsf_version}).sinks[0]
 
 
 def load(path: Path) -> Config:
@@ -198,6 +198,14 @@ def parse(found: dict[str, Any], *, where: str) -> Config:
     return _require_watched(_parsed(found, where=where), where=where)
 
 
+def parse_options(found: dict[str, Any]) -> Config:
+    """Return the configuration from options of the command line, given as keys of a file.
+
+    Messages of errors name the options. Raises UsageError if a value is wrong.
+    """
+    return _parsed(found, where=None)
+
+
 def _require_watched(config: Config, *, where: str) -> Config:
     if not config.sandbox and config.host_log is None and config.control is None:
         raise UsageError(
@@ -206,7 +214,9 @@ def _require_watched(config: Config, *, where: str) -> Config:
     return config
 
 
-def _parsed(found: dict[str, Any], *, where: str) -> Config:
+def _parsed(found: dict[str, Any], *, where: str | None) -> Config:
+    """Return the configuration from ``found``: from the file ``where``, or from options if None."""
+    prefix = "" if where is None else f"{where}: "
     try:
         config = Config.model_validate(found)
         for sandbox in (*config.sandbox, *config.attach):
@@ -214,29 +224,30 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         _ = config.prefixes  # raises if two rows begin with the same text
         sinks = config.sinks
     except ValidationError as error:
-        raise UsageError(f"{where}: {sentence_of(error, Config)}") from error
+        sentence = sentence_of(error, Config, are_options=where is None)
+        raise UsageError(f"{prefix}{sentence}") from error
     except OcsfNftError as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{prefix}{error}") from error
     single = (config.output, config.ocsf_version, config.handshake)
     if config.sink and single != (None, None, False):
         raise UsageError(
-            f"{where}: output, ocsf_version and handshake replace a single [[sink]]: "
+            f"{prefix}output, ocsf_version and handshake replace a single [[sink]]: "
             "put them into the sinks"
         )
     if config.control is None and config.model_fields_set & {"control_mode", "control_group"}:
-        raise UsageError(f"{where}: control_mode and control_group need control: give its path")
+        raise UsageError(f"{prefix}control_mode and control_group need control: give its path")
     _require_unique(
-        [sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name"
+        [sandbox.name for sandbox in config.sandbox], prefix, "two sandboxes have the same name"
     )
     _require_unique(
-        [table.name for table in config.attach], where, "two [[attach]] tables have the same name"
+        [table.name for table in config.attach], prefix, "two [[attach]] tables have the same name"
     )
     _require_unique(
-        [sink.called for sink in sinks], where, "two sinks are the same: give each a name"
+        [sink.called for sink in sinks], prefix, "two sinks are the same: give each a name"
     )
     return config
 
 
-def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
+def _require_unique(values: Sequence[str], prefix: str, sentence: str) -> None:
     if len(set(values)) != len(values):
-        raise UsageError(f"{where}: {sentence}")
+        raise UsageError(f"{prefix}{sentence}")

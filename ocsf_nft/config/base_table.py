@@ -78,7 +78,7 @@ def _kind(value: object) -> str:
 
 def _file_name(value: object) -> object:
     if value == "":
-        raise ValueError("must not be empty: leave the key out for its default")
+        raise ValueError("must not be empty: leave it out for its default")
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"must not hold a NUL character, which {quoted(value)} does")
     return value

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 #: Maximum number of characters of a key in a sentence: a caller of the control API may send more.
 _MOST_CHARACTERS: Final = 100
+#: Options whose names are not those of their keys.
+_OPTIONS: Final = {"name": "--sandbox", "max_bytes": "--store-max-bytes", "method": "--attribution"}
 
 
-def sentence_of(error: ValidationError, root: type[BaseModel]) -> str:
+def sentence_of(error: ValidationError, root: type[BaseModel], *, are_options: bool = False) -> str:
     """Return the first fault of a validation as one sentence with its key and its remedy.
 
-    ``root`` is the class of the validated table. An unknown key is the first fault.
+    ``root`` is the class of the validated table. An unknown key is the first fault. With
+    ``are_options``, the values are those of options, and the sentence has the option in place of
+    the key.
     """
     # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
@@ -27,6 +31,7 @@ def sentence_of(error: ValidationError, root: type[BaseModel]) -> str:
     # The type of a sink is in the location, but is no key of the file.
     steps = [step for at, step in enumerate(fault["loc"]) if (at, fault["loc"][0]) != (2, "sink")]
     path = ".".join(map(str, steps))
+    path = _option(fault["loc"]) if are_options else path
     path = path if len(path) <= _MOST_CHARACTERS else f"{path[:_MOST_CHARACTERS]}…"
     if fault["type"] == "extra_forbidden":
         model = _model_at(root, table)
@@ -44,6 +49,12 @@ def sentence_of(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{path}: must be {fault['ctx']['expected'].replace(chr(39), '')}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{path}: {message[:1].lower()}{message[1:]}"
+
+
+def _option(path: Sequence[int | str]) -> str:
+    """Return the option with the value at the location ``path`` of an error."""
+    *_, key = (step for step in path if isinstance(step, str))
+    return _OPTIONS.get(key, f"--{key.replace('_', '-')}")
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

@@ -77,8 +77,7 @@ def test_strict_is_for_a_vm_alone(profile: str) -> None:
     done = forked.run("install", "--sandbox", "a", "--profile", profile, *given, "--strict")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "ocsf-nft: options: --strict has no meaning for a fence of profile "
-        f"{profile}: leave it out\n"
+        f"ocsf-nft: --strict has no meaning for a fence of profile {profile}: leave it out\n"
     )
 
 

@@ -29,6 +29,26 @@ def test_defaults_of_the_command_line_are_those_of_the_fence() -> None:
     assert str(options.DEFAULT_CONTROL) == SOCKET
 
 
+@pytest.mark.parametrize(
+    ("sandbox", "others", "sentence"),
+    [
+        ({"proxy": ["10.0.0.1:70000"]}, {}, '--proxy: "10.0.0.1:70000" is no ADDR:PORT: write '),
+        ({"name": "a b"}, {}, '--sandbox: "a b" is no sandbox name: use 1 to 64 letters'),
+        ({"netns": ""}, {}, "--netns: must not be empty: leave it out for its default"),
+        ({"group": 70_000}, {}, "--group: input should be less than or equal to 65535"),
+        ({}, {"store": {"max_bytes": "1 B"}}, "--store-max-bytes: "),
+        ({"proxy": []}, {}, "a fence of profile sandbox needs --proxy ADDR:PORT"),
+    ],
+)
+def test_wrong_value_of_an_option_is_reported_by_the_name_of_the_option(
+    sandbox: dict[str, object], others: dict[str, object], sentence: str
+) -> None:
+    valid = {"name": "agent", "proxy": ["10.0.0.1:3128"], "install": True}
+    with pytest.raises(UsageError) as refused:
+        options.one(valid | sandbox, **others)
+    assert str(refused.value).startswith(sentence)
+
+
 def test_default_version_of_the_command_line_is_that_of_the_mapper() -> None:
     assert options.DEFAULT_OCSF_VERSION == versions.STORED
 
@@ -142,9 +162,7 @@ def test_standard_input_that_is_named_twice_is_empty_the_second_time(command: st
 def test_unknown_attribution_method_is_answered_with_the_known_ones() -> None:
     done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
-    assert done.stderr == (
-        "ocsf-nft: options: attribution.method: must be capture, socket or user\n"
-    )
+    assert done.stderr == ("ocsf-nft: --attribution: must be capture, socket or user\n")
 
 
 @pytest.mark.parametrize(
