@@ -195,7 +195,18 @@ def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | Unsuppor
         )
     if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # not an error of the namespace
         return UnsupportedError(f"opening {namespace} failed: {error.strerror}")
-    return AbsentError(f"there is no network namespace at {namespace}: {error.strerror}")
+    return AbsentError(
+        f"there is no network namespace at {namespace} ({error.strerror}): {_remedy(namespace)}"
+    )
+
+
+def _remedy(namespace: Namespace) -> str:
+    path = namespace.path
+    if path is not None and path.parent == NAMED:
+        return "`ip netns list` shows the names"
+    if path is not None and path.is_relative_to("/proc"):
+        return "name a process that runs"
+    return "name the file of one"
 
 
 def _open(namespace: Namespace, path: Path) -> int:
@@ -212,7 +223,10 @@ def _open(namespace: Namespace, path: Path) -> int:
             os.close(handle)
     except OSError as error:
         raise _unreachable(namespace, error) from error
-    raise AbsentError(f"there is no network namespace at {namespace}: it is another kind of file")
+    raise AbsentError(
+        f"there is no network namespace at {namespace} (it is another kind of file): "
+        f"{_remedy(namespace)}"
+    )
 
 
 def _enter(namespace: Namespace, path: Path) -> None:

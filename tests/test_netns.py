@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -49,6 +50,20 @@ def test_namespace_that_cannot_be_opened_is_absent_only_if_it_is_missing(
         netns.named("x").identity()
 
 
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("/run/netns/no-such", "`ip netns list` shows the names"),
+        ("/proc/4194305/ns/net", "name a process that runs"),
+        ("/no-such", "name the file of one"),
+    ],
+)
+def test_missing_namespace_has_the_remedy_of_its_kind(path: str, remedy: str) -> None:
+    sentence = f"there is no network namespace at {path} (No such file or directory): {remedy}"
+    with pytest.raises(AbsentError, match=f"^{re.escape(sentence)}$"):
+        netns.Namespace(Path(path)).identity()
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("kind", ["fifo", "file", "folder", "device"])
 def test_other_file_at_the_path_is_not_opened(tmp_path: Path, kind: str) -> None:
@@ -61,7 +76,7 @@ def test_other_file_at_the_path_is_not_opened(tmp_path: Path, kind: str) -> None
         path.mkdir()
     else:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
-    with pytest.raises(AbsentError, match=r"at .*/x: it is another kind of file"):
+    with pytest.raises(AbsentError, match=r"/x \(it is another kind of file\): name the file"):
         netns.Namespace(path).call(lambda: None)
 
 
