@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.cli import service_access
 from ocsf_nft.cli.stored_events import ServiceSelection, StoreSelection
-from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.errors import AbsentError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -129,7 +129,7 @@ def _other_stores(service: RunningService) -> Sequence[Path]:
 
     try:
         found = stores(service.state_dir)
-    except (OSError, AbsentError):  # without permission, or its store is elsewhere
+    except (AbsentError, UnsupportedError):  # without permission, or its store is elsewhere
         return ()
     own = os.path.realpath(service.store)
     return [path for path in found if os.path.realpath(path) != own]

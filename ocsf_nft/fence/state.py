@@ -250,8 +250,9 @@ class StateDirectory:
 
     @staticmethod
     def _unwritable(path: Path, error: OSError) -> DeliveryError:
+        remedy = "run as root" if isinstance(error, PermissionError) else "make room"
         return DeliveryError(
-            f"{path} can't be written ({error.strerror}): make room or name another --state-dir"
+            f"{path} can't be written ({error.strerror}): {remedy} or name another --state-dir"
         )
 
     def sandboxes(self) -> Iterator[str]:

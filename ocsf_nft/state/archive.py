@@ -5,9 +5,10 @@ The service can write to the store at the same time.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ocsf_nft.errors import AbsentError, SourceError
+from ocsf_nft.errors import AbsentError, SourceError, UnsupportedError
 from ocsf_nft.state.change import Account
 from ocsf_nft.state.database import Database, has_table
 from ocsf_nft.state.retention import LAST
@@ -24,9 +25,16 @@ _ROWS: Final = 500
 def stores(folder: Path) -> list[Path]:
     """Return the state databases of all runs below a state directory.
 
-    Raises AbsentError if there are none.
+    Raises AbsentError if there are none, UnsupportedError if the directory can't be read.
     """
-    found = [path for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    paths = (folder / FILE, *sorted(folder.glob(f"*/{FILE}")))
+    # Path.is_file raises PermissionError or returns False, depending on the version of Python.
+    found = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
+    if not found and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise UnsupportedError(
+            f"{folder} can't be read: run as root, or as a member of the group of a service's "
+            "control socket"
+        )
     if not found:
         raise AbsentError(
             f"{folder} holds no events: name the --state-dir of a run, or the --store"

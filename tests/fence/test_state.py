@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -169,6 +169,17 @@ def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) 
         state.locked().__enter__()
     with pytest.raises(FenceError, match="can't be read"):
         list(state.sandboxes())
+
+
+def test_state_that_this_user_may_not_write_needs_root(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_more: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DeliveryError, match=r"\(Permission denied\): run as root or name another"):
+        state.locked().__enter__()
 
 
 def test_state_reads_no_record_that_is_damaged_or_missing(state: StateDirectory) -> None:

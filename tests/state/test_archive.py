@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import orjson
@@ -106,6 +109,28 @@ async def test_archive_waits_for_a_store_that_is_being_created(tmp_path: Path) -
             await store.put(events([9]))
         assert archive.follow(last) is None
         assert uids_of(archive.beyond(0)) == uids([9])
+
+
+@pytest.mark.kernel
+def test_stores_that_this_user_may_not_read_are_not_absent(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    tmp_path.chmod(0o700)
+    # The user must reach the directory, but not read it.
+    inside = os.open(tmp_path, os.O_PATH)
+    code = (
+        "import sys; from pathlib import Path; from ocsf_nft.errors import UnsupportedError\n"
+        "from ocsf_nft.state.archive import stores\n"
+        f"try: stores(Path('/proc/self/fd/{inside}'))\n"
+        "except UnsupportedError as error: print(error)"
+    )
+    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
+    try:
+        done = subprocess.run(
+            command, pass_fds=[inside], capture_output=True, text=True, check=True, timeout=30
+        )
+    finally:
+        os.close(inside)
+    assert "can't be read: run as root, or as a member of the group" in done.stdout
 
 
 def test_stores_are_found_below_a_state_directory(tmp_path: Path) -> None:
