@@ -95,6 +95,8 @@ def report(  # noqa: PLR0913 - each is an option
     with event_reader(paths, control, state_dir, config) as read:
         selected = span if incident is None else found_incident(read, incident)
         view = view_of(read, selected)
+        if sandbox is not None and sandbox not in dict(view.identity):
+            _warn_of_unknown_sandbox(read, sandbox)
     html = page(
         view,
         subject=_subject(selected, view),
@@ -106,6 +108,16 @@ def report(  # noqa: PLR0913 - each is an option
     else:
         write_file(target, html, force=force)
         output.show(f"{target}: {view.totals.events} events, {len(view.findings)} findings")
+
+
+def _warn_of_unknown_sandbox(read: EventReader, sandbox: str) -> None:
+    # A quiet sandbox may have no event, but a misspelt name must not look like one.
+    from ocsf_nft.report.selection import SandboxFinder
+
+    finder = SandboxFinder(sandbox)
+    read(finder.read)
+    if (warning := finder.warning()) is not None:
+        output.show(f"ocsf-nft: {warning}")
 
 
 def found_incident(read: EventReader, prefix: str) -> Incident:

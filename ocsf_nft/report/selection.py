@@ -91,6 +91,35 @@ class Incident:
         return is_before and own_sandbox(event) in self.sandboxes
 
 
+class SandboxFinder:
+    """Search for events about ``sandbox`` at any time, and for the names of other sandboxes."""
+
+    def __init__(self, sandbox: str) -> None:
+        self._sandbox = sandbox
+        self._is_found = False
+        self._others: set[str] = set()
+
+    def read(self, lines: Iterable[bytes]) -> bool:
+        """Search the events of lines of JSON; return True."""
+        for line in lines:
+            event = None if self._is_found else decoded(line)
+            if event is not None:
+                names = {sandbox_or_host(event), own_sandbox(event)} - {""}
+                self._is_found = self._sandbox in names
+                if len(self._others) < _IDS:
+                    self._others |= names
+        return True
+
+    def warning(self) -> str | None:
+        """Return a sentence if no event is about the sandbox, else None."""
+        if self._is_found:
+            return None
+        shown = ", ".join(quoted(name[:100]) for name in sorted(self._others)[:_SHOWN_IDS])
+        others = f"; the events are about {shown}" if shown else ""
+        name = quoted(self._sandbox[:100])
+        return f"no event is about the sandbox {name}: check its name{others}"
+
+
 class IncidentFinder:
     """Search for the incident whose finding uid or correlation uid begins with ``prefix``."""
 

@@ -132,6 +132,16 @@ def test_report_of_a_sandbox_and_a_time_span_has_only_their_events(file: Path) -
     assert "169.254.169.254" not in done.stdout
 
 
+def test_report_of_an_unknown_sandbox_has_a_warning(file: Path) -> None:
+    warning = 'ocsf-nft: no event is about the sandbox "agent-8": check its name; the events are '
+    done = forked.run("report", "--input", file, "--sandbox", "agent-8")
+    assert (done.returncode, done.stderr.startswith(warning)) == (0, True)
+    assert '"agent-7"' in done.stderr
+    # A known sandbox without an event in the time span.
+    done = forked.run("report", "--input", file, "--sandbox", "agent-7", "--until", "2001-01-01")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
