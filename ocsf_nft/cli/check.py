@@ -160,7 +160,9 @@ def _show(found: Iterable[Finding]) -> None:
     from ocsf_nft.ocsf.safe_text import visible
 
     console = Console(stderr=True)
-    table = Table("", "what", "meaning", "what to do")
+    table = Table("", "what")
+    for heading in ("meaning", "what to do"):
+        table.add_column(heading, overflow="fold")  # the end of a sysctl's name matters
     commands: list[str] = []
     for finding in found:
         remedy = finding.remedy or ""
@@ -182,8 +184,9 @@ def _show(found: Iterable[Finding]) -> None:
 def _remove(scope: CheckScope, *, as_json: bool) -> int:
     from ocsf_nft import check
 
-    code = 0
+    code, is_any = 0, False
     for leftover, reason in check.remove_leftovers(scope):
+        is_any = True
         if reason is not None:
             code = 1
         if as_json:
@@ -194,4 +197,6 @@ def _remove(scope: CheckScope, *, as_json: bool) -> int:
         else:
             outcome = "removed" if reason is None else f"not removed ({reason})"
             output.show(f"{outcome}: {leftover.text}")
+    if not is_any and not as_json:
+        output.show("no leftover was found")
     return code

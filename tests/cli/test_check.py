@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from ocsf_nft.check.finding import Finding
 from ocsf_nft.errors import UsageError
 from ocsf_nft.netns import Namespace
 
@@ -25,6 +26,16 @@ def test_check_accepts_valid_ports_only() -> None:
             _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[], is_strict=False)
 
 
+def test_check_shows_long_names_in_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    name = "net.netfilter.nf_log_all_netns"
+    _MODULE._show([Finding(severity="degraded", name="all-netns", meaning=f"{name} is 0")])
+    cells = [line.split("│")[3].strip() for line in capsys.readouterr().err.splitlines()[3:-1]]
+    assert "".join(cells).startswith(name)
+
+
 def test_check_exits_with_1_where_a_leftover_stays(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +47,7 @@ def test_check_exits_with_1_where_a_leftover_stays(
         monkeypatch.setattr("ocsf_nft.check.remove_leftovers", lambda _scope, found=found: found)
         assert _MODULE._remove(None, as_json=False) == code, reasons
     assert capsys.readouterr().err.splitlines() == [
+        "no leftover was found",
         "removed: chain ip filter vmtap-1", "removed: chain ip filter vmtap-1",
         "not removed (changed): chain ip filter vmtap-1", "removed: chain ip filter vmtap-1",
     ]  # fmt: skip
