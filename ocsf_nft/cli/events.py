@@ -209,11 +209,13 @@ def _show_dead(
     from ocsf_nft.ocsf.safe_text import visible
     from ocsf_nft.utc_text import utc_text
 
+    is_any = False
     for path in paths:
         with SinkArchive(path) as archive:
             for letter in archive.dead_letters(sink):
                 if not is_selected(letter.line):
                     continue
+                is_any = True
                 facts = {
                     "sink": letter.sink,
                     "uid": letter.uid,
@@ -228,6 +230,8 @@ def _show_dead(
                     words = (facts["refused"], letter.sink, letter.uid, letter.reason)
                     line = f"{'  '.join(visible(str(word)) for word in words)}{again}\n"
                     output.write(line.encode())
+    if not is_any:
+        output.show("no dead letter matches")
 
 
 def _show_sinks(paths: Sequence[Path]) -> None:
