@@ -212,7 +212,9 @@ def remove(  # noqa: PLR0913 - each is an option
 ) -> None:
     """Remove a sandbox's fence.
 
-    Also removes the table that --host-guard created on the host, if any.
+    Also removes the table that --host-guard created on the host, if any. Shows how many packets the
+    fence has refused since the last run stopped: no event reports them. The next run of a sandbox
+    with this name reports that too.
 
     Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
     another namespace.
@@ -225,7 +227,10 @@ def remove(  # noqa: PLR0913 - each is an option
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
+    unreported = None if installed is None else _unreported_packets(installed, state)
     installer.remove(requested.name, state, requested.namespace, requested.device)
+    if unreported == 0:  # the counters of a later fence are no replacement of these
+        state.delete_account_place(requested.name)
     if as_json and installed is not None:
         from ocsf_nft.ocsf.context import this_host
         from ocsf_nft.ocsf.fence_state_events import FenceState
@@ -233,7 +238,21 @@ def remove(  # noqa: PLR0913 - each is an option
 
         before, after = fences.state_of(installed), FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
-    output.show(f"sandbox {sandbox} is no longer fenced")
+    missing = f"; no event reports its last {unreported:,} packets" if unreported else ""
+    output.show(f"sandbox {sandbox} is no longer fenced{missing}")
+
+
+def _unreported_packets(installed: InstalledFence, state: StateDirectory) -> int | None:
+    from ocsf_nft.errors import FenceError
+
+    try:
+        if state.account_place(installed.spec.sandbox) is None:  # no run has watched it
+            return None
+    except FenceError:
+        return None
+    from ocsf_nft.service.status import unreported_packets
+
+    return unreported_packets(installed, state)
 
 
 def _show_blocking_rules(installed: InstalledFence) -> None:

@@ -97,6 +97,43 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     installed = state.read(sandbox)
     if installed is None:
         raise AbsentError(f"{state.path} has no record of sandbox {sandbox}: is it fenced?")
+    balances, absent, dropped = _counts(installed, state)
+    return Status(
+        sandbox=sandbox,
+        is_watched=state.is_watched(sandbox),
+        mode="permissive" if installed.spec.is_permissive else "enforcing",
+        absent=absent,
+        verdict=_verdict(sandbox, state),
+        guard_note=fences.guard_note(installed),
+        surroundings=_surroundings(installed, state),
+        balances=balances,
+        dropped_records=dropped,
+    )
+
+
+def unreported_packets(installed: InstalledFence, state: StateDirectory) -> int | None:
+    """Return how many packets of a fence no event has reported, since a run has stopped.
+
+    Return None if a run watches the sandbox now, or if the number is not known. Blocks. Needs
+    CAP_NET_ADMIN over the sandbox's namespace.
+    """
+    sandbox = installed.spec.sandbox
+    try:
+        if state.is_watched(sandbox):
+            return None
+        balances, absent, _ = _counts(installed, state)
+    except OcsfNftError:
+        return None
+    if absent or any(each.counter_mismatch for each in balances):
+        return None
+    return sum(each.pending for each in balances)
+
+
+def _counts(
+    installed: InstalledFence, state: StateDirectory
+) -> tuple[tuple[Balance, ...], tuple[str, ...], tuple[DroppedRecords, ...]]:
+    """Return the present balances of a fence, its rules without counters, and dropped records."""
+    sandbox = installed.spec.sandbox
     account = SandboxAccount(sandbox, begun_ns=time.time_ns())
     with Counters(installed) as counters:
         stored = stored_account.read(state, sandbox)
@@ -112,17 +149,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
             for _ in account.observe(reading):
                 pass
             absent = tuple(rule for rule in counters.rules if rule not in reading.rules)
-    return Status(
-        sandbox=sandbox,
-        is_watched=state.is_watched(sandbox),
-        mode="permissive" if installed.spec.is_permissive else "enforcing",
-        absent=absent,
-        verdict=_verdict(sandbox, state),
-        guard_note=fences.guard_note(installed),
-        surroundings=_surroundings(installed, state),
-        balances=account.balances(),
-        dropped_records=tuple(stored.dropped),
-    )
+    return account.balances(), absent, tuple(stored.dropped)
 
 
 def _surroundings(installed: InstalledFence, state: StateDirectory) -> tuple[str, ...]:

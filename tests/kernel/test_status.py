@@ -165,6 +165,31 @@ def test_account_is_stored_as_long_as_its_fence(
         assert next(archive.newest()), "the events stay"
 
 
+@pytest.mark.parametrize("more", [0, 3])
+def test_removed_fence_leaves_a_gap_only_if_it_has_unreported_packets(
+    fenced: Lab, state: StateDirectory, tmp_path: Path, more: int
+) -> None:
+    output = tmp_path / "events.jsonl"
+    options = accounts.options(state, output)
+    # The kernel sends packets of its own as long as the sandbox has IPv6.
+    fenced.sandbox_namespace.call(
+        lambda: Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1", encoding="ascii")
+    )
+    attempts.attempt(fenced.sandbox_namespace, 1000, 5, "udp4")
+    with command.running(*options) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
+    attempts.attempt(fenced.sandbox_namespace, 1000, more, "udp4")
+    removed = command.run("remove", *options[:4])
+    unreported = f"; no event reports its last {more} packets" if more else ""
+    assert removed.stderr == f"sandbox lab is no longer fenced{unreported}\n"
+    proxy = ("--proxy", "10.200.0.1:3128")
+    assert command.run("install", *options[:4], "--netns", fenced.sandbox, *proxy).code == 0
+    output.unlink()
+    with command.running(*options) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert (b"were created again" in output.read_bytes()) == bool(more)
+
+
 def _stored(file: Path) -> Account:
     with Archive(file) as archive:
         return archive.account(conftest.SANDBOX)
