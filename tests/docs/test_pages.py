@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import pytest
@@ -108,6 +108,35 @@ def test_configuration_of_a_page_fits_the_printed_schema(
     assert [error.message for error in schema.iter_errors(found)] == [], place
     spoilt = found | {"no_such_key": 1}
     assert not schema.is_valid(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [
+        ("`[[sandbox]]`", "SandboxConfig"),
+        ("`[sandbox.container]`", "ContainerConfig"),
+        ("`[[attach]]`", "MatchConfig"),
+        ("`[store]`", "StoreConfig"),
+        ("`[attribution]`", "AttributionConfig"),
+        ("`[[severity]]`", "SeverityConfig"),
+        ("`[finding]`", "FindingConfig"),
+        ("`[dns_tunnel]`", "DnsTunnelConfig"),
+        ("`[events]`", "EventsConfig"),
+        ("`[redaction]`", "RedactionConfig"),
+        ("`[[prefix]]`", "PrefixConfig"),
+        ("`[identity]`", "IdentityConfig"),
+    ],
+)
+def test_reference_of_the_configuration_has_each_key(
+    schema: Draft202012Validator, heading: str, table: str
+) -> None:
+    text = _text(_ROOT / "docs/reference/configuration.md")
+    _, _, section = text.partition(f"\n## {heading}\n")
+    section, _, _ = section.partition("\n## ")
+    named = set(re.findall(r"^\| `(\w+)` \||^`\[\w+\.(\w+)\]`:$", section, re.MULTILINE))
+    whole: Any = schema.schema
+    keys = set(whole["$defs"][table]["properties"])
+    assert keys - {name for pair in named for name in pair} == set()
 
 
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
