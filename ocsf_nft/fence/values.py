@@ -196,8 +196,10 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 def port(written: str, text: str) -> int:
     """Parse the port of the proxy ``text``; raises UsageError if it is invalid."""
-    if not _PORT.fullmatch(written) or not 1 <= int(written) <= _LAST_PORT:
+    if not _PORT.fullmatch(written):
         raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
+    if not 1 <= int(written) <= _LAST_PORT:
+        raise UsageError(f"the port of {quoted(text)} is out of range: use 1 to {_LAST_PORT}")
     return int(written)
 
 

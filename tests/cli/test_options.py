@@ -32,7 +32,7 @@ def test_defaults_of_the_command_line_are_those_of_the_fence() -> None:
 @pytest.mark.parametrize(
     ("sandbox", "others", "sentence"),
     [
-        ({"proxy": ["10.0.0.1:70000"]}, {}, '--proxy: "10.0.0.1:70000" is no ADDR:PORT: write '),
+        ({"proxy": ["10.0.0.1:70000"]}, {}, '--proxy: the port of "10.0.0.1:70000" is out'),
         ({"name": "a b"}, {}, '--sandbox: "a b" is no sandbox name: use 1 to 64 letters'),
         ({"netns": ""}, {}, "--netns: must not be empty: leave it out for its default"),
         ({"group": 70_000}, {}, "--group: input should be less than or equal to 65535"),

@@ -136,8 +136,8 @@ def test_wrong_name_is_refused_with_a_sentence(name: str, sentence: str) -> None
     [
         ("proxy.internal", "is no ADDR:PORT"),
         ("proxy.internal:", "is no ADDR:PORT"),
-        ("proxy.internal:0", "is no ADDR:PORT"),
-        ("proxy.internal:65536", "is no ADDR:PORT"),
+        ("proxy.internal:0", "is out of range: use 1 to 65535"),
+        ("proxy.internal:65536", "is out of range: use 1 to 65535"),
         ("proxy.internal:1-2", "is no ADDR:PORT"),
         ("http://proxy.internal:80", "is no IP address: write one"),
         ("1.2.3:80", "is no IP address: write one"),
