@@ -70,10 +70,15 @@ ip -n "$name" link set eth0 up
 ip -n "$name" link set lo up
 ip -n "$name" route add default via "$host"
 
+: >"$folder/added"
 # Before the program starts. When this returns, the fence is active and watched.
 api PUT "/sandboxes/$name" --output "$folder/added" --data "{
     \"netns\": \"$name\", \"proxy\": [\"$host:3128\"], \"labels\": {\"started-by\": \"supervisor.sh\"}
-}" || { cat "$folder/added" >&2; exit 3; }
+}" || {
+    cat "$folder/added" >&2
+    echo "supervisor.sh: the service at $control has added no sandbox" >&2
+    exit 3
+}
 added=1
 
 mkfifo "$folder/events"
