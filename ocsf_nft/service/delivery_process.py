@@ -180,7 +180,7 @@ class DeliveryProcess:
             run.end()
         else:
             seconds += delivery_start.DRAIN_SECONDS
-            run.drain(self._store.database.end, self._reported, self._reported_faults)
+            run.drain(self._store.database.end, *self._take_reported())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await run.ended.wait()
@@ -270,9 +270,13 @@ class DeliveryProcess:
         if run.is_late:  # the caller must not wait for it again and again
             run.kill_if_hung()
             return False
-        dropped, self._reported = self._reported, []
-        faults, self._reported_faults = self._reported_faults, []
-        return await run.synchronize(self._store.database.end, dropped, faults)
+        return await run.synchronize(self._store.database.end, *self._take_reported())
+
+    def _take_reported(self) -> tuple[list[DroppedEvents], list[str]]:
+        # One process only may get a number: it subtracts the number from that in the database.
+        taken = self._reported, self._reported_faults
+        self._reported, self._reported_faults = [], []
+        return taken
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return how many dead letters of each sink were removed, since the last confirmed report.

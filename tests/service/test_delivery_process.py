@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import orjson
 import pytest
 import structlog
 
-from ocsf_nft import config, redaction
+from ocsf_nft import config, landlock, redaction
 from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.redaction import Redactor
@@ -32,7 +33,9 @@ from ocsf_nft.service import (
 )
 from ocsf_nft.service.delivery_process import DeliveryProcess
 from ocsf_nft.service.outlet import Outlet, outlets
+from ocsf_nft.state import dropped_events
 from ocsf_nft.state.change import Change
+from ocsf_nft.state.dropped_events import DroppedEvents
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 from ocsf_nft.state.state_db import FILE
 from ocsf_nft.state.state_store import StateStore
@@ -500,6 +503,32 @@ async def test_report_that_is_confirmed_just_before_the_end_is_not_repeated(tmp_
         await delivery.confirm_fault(report)
     async with delivering(tmp_path, ()) as (_, delivery):
         assert await delivery.faults() == ()
+
+
+@pytest.mark.skipif(landlock.abi() == 0, reason="the kernel has no Landlock")
+async def test_report_is_confirmed_once_although_another_process_takes_over(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("first")
+    headers = {"X-Token": {"file": str(secret)}}
+    found = sinks({"type": "http", "url": "http://127.0.0.1:9/", "headers": headers})
+    dropped = DroppedEvents("former", 5)
+    async with delivering(tmp_path, found) as (_, delivery):
+        _drop_dead_letters(tmp_path, dropped)
+        assert await delivery.dropped_events() == (dropped,)
+        await delivery.confirm_reported([dropped])
+        before = pid_of(delivery)
+        (tmp_path / "renewed").write_text("second")
+        (tmp_path / "renewed").replace(secret)
+        assert await delivery.dropped_events() == ()
+        assert pid_of(delivery) != before
+        _drop_dead_letters(tmp_path, dropped)
+        assert await delivery.dropped_events() == (dropped,)
+
+
+def _drop_dead_letters(folder: Path, dropped: DroppedEvents) -> None:
+    path = sink_db.path_of(folder / FILE)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        dropped_events.add(connection, dropped)
 
 
 async def test_process_that_does_not_answer_does_not_delay_the_end(
