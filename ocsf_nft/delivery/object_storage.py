@@ -78,7 +78,8 @@ class Directory:
 
     def __init__(self, *, path: Path) -> None:
         self._path = path
-        self._writer = WriterThread("directory", path)
+        # Sinks of other classes may have the same directory.
+        self._writer = WriterThread("directory", path, is_shared=True)
 
     async def open(self, prefix: str) -> None:
         """Create the directory if it is missing, and check that files can be written in it.
@@ -106,7 +107,7 @@ class Directory:
             self._path.mkdir(mode=DIRECTORY_MODE)
         probe = self._path / _PROBE_FILE
         _write(probe, b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another sink may have removed it
 
     def _put(self, key: PurePath, content: bytes) -> None:
         path = self._path / key

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Message
 
 
-#: End of the latest writer of each destination. A second writer that starts before that end could
-#: write between the parts of the first one's batch.
-_ENDS: Final[dict[tuple[str, str], Future[None]]] = {}
+#: Ends of the writers of each destination for which a new writer waits. If it started before one of
+#: these ends, it could write between the parts of the earlier one's batch.
+_ENDS: Final[dict[tuple[str, str], list[Future[None]]]] = {}
 
 
 class WriterThread:
@@ -31,14 +31,17 @@ class WriterThread:
     begun continues.
     """
 
-    def __init__(self, name: str, destination: object) -> None:
+    def __init__(self, name: str, destination: object, *, is_shared: bool = False) -> None:
         """Create a writer; :meth:`start` starts its thread, which is called ``name``.
 
         ``destination`` is the output's name in errors, for example the path of the file. If another
-        writer with the same name and destination still runs, :meth:`start` waits for its end.
+        writer with the same name and destination still runs, :meth:`start` waits for its end. With
+        ``is_shared``, it only waits if that writer was stopped already: other sinks may use the
+        destination at the same time.
         """
         self._name = name
         self._destination = destination
+        self._is_shared = is_shared
         self._key = name, str(destination)
         self._thread: ThreadPoolExecutor | None = None
         self._ended: Future[None]
@@ -49,9 +52,12 @@ class WriterThread:
         First wait until an earlier writer with the same name and destination has ended. The caller
         must call :meth:`stop` later.
         """
-        while (before := _ENDS.get(self._key)) is not None and not before.done():
-            await asyncio.wait([asyncio.wrap_future(before)])
-        self._ended = _ENDS[self._key] = Future()
+        while before := [each for each in _ENDS.get(self._key, ()) if not each.done()]:
+            await asyncio.wait(map(asyncio.wrap_future, before))
+        _ENDS[self._key] = []
+        self._ended = Future()
+        if not self._is_shared:
+            _ENDS[self._key].append(self._ended)
         # One thread: no other job writes between the parts of a batch, or closes the descriptor.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
 
@@ -77,6 +83,8 @@ class WriterThread:
             return
         ended = self._thread.submit(close)
         all_ended = self._ended
+        if self._is_shared:
+            _ENDS[self._key].append(all_ended)
         ended.add_done_callback(lambda _: all_ended.set_result(None))
         self._thread.shutdown(wait=False)
         self._thread = None

@@ -121,6 +121,15 @@ async def test_repeated_batch_is_stored_once(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in read_back.files(tmp_path)} == first
 
 
+async def test_two_sinks_may_share_a_directory(tmp_path: Path) -> None:
+    other = _LAYOUT._replace(source="other")
+    async with asyncio.timeout(60), parquet(tmp_path) as one, parquet(tmp_path, other) as two:
+        assert await one.deliver(samples.packets(2)) == DELIVERED
+        assert await two.deliver(samples.packets(3)) == DELIVERED
+    assert counts(tmp_path / "ext/ocsf-nft-4001") == [0, 1]
+    assert counts(tmp_path / "ext/other-4001") == [0, 1, 2]
+
+
 async def test_parquet_sink_refuses_an_invalid_event_and_delivers_the_others(
     tmp_path: Path,
 ) -> None:
