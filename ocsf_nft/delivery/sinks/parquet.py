@@ -64,6 +64,8 @@ class Parquet(Sink):
             raise DeliveryError("the storage of Parquet files is not open")
         loop = asyncio.get_running_loop()
         files, refused = await loop.run_in_executor(self._thread, self._maker.make, messages)
-        for file in files:
+        # The largest first: if one is refused as too large, no file has events that the caller then
+        # delivers again, in smaller batches with other names.
+        for file in sorted(files, key=lambda each: len(each.content), reverse=True):
             await self.storage.put(self.layout.key(file), file.content)
         return BatchResult(refused=tuple(refused))

@@ -260,12 +260,17 @@ NO_SUCH_KEY: Final = b"<Error><Code>NoSuchKey</Code><Message>There is none.</Mes
 
 @dataclass
 class Scripted:
-    """Server without objects; it answers a PUT with ``status`` and ``body``, or not at all."""
+    """Server without objects; it answers a PUT with ``status`` and ``body``, or not at all.
+
+    It accepts a PUT of at most ``most_bytes``.
+    """
 
     url: str = ""
     status: str = ""
     body: bytes = b""
+    most_bytes: int = 0
     puts: int = 0
+    accepted: int = 0
     was_put: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -276,9 +281,13 @@ class Scripted:
                 if head.startswith(b"PUT "):
                     self.puts += 1
                     length = re.search(rb"content-length: (\d+)", head.lower())
-                    await reader.readexactly(int(length[1]) if length else 0)
+                    size = int(length[1]) if length else 0
+                    await reader.readexactly(size)
                     self.was_put.set()
-                    if self.status:
+                    if size <= self.most_bytes:
+                        self.accepted += 1
+                        writer.write(_answer('200 OK\r\nETag: "1"', b""))
+                    elif self.status:
                         writer.write(_answer(self.status, self.body))
                 else:
                     writer.write(_answer("404 Not Found", NO_SUCH_KEY))
@@ -339,6 +348,21 @@ async def test_only_an_object_that_is_too_large_is_refused(
     error = await failure(parquet(scripted.url, secret))
     assert isinstance(error, RefusedError) == is_refused
     assert status[:3] in str(error)
+
+
+async def test_no_file_of_a_batch_is_stored_if_another_one_is_too_large(
+    scripted: Scripted, secret: Path
+) -> None:
+    few = samples.packets(1)
+    next_day = few[0].event()["time"] + 86_400_000
+    many = samples.packets(2000, since_ms=next_day)
+    scripted.status, scripted.most_bytes = "413 Payload Too Large", 75_000
+    async with parquet(scripted.url, secret) as sink:
+        await sink.deliver(few)
+        assert scripted.accepted == 1
+        with pytest.raises(RefusedError):
+            await sink.deliver([*few, *many])
+    assert scripted.accepted == 1
 
 
 async def test_text_of_the_storage_server_is_short_and_printable(
