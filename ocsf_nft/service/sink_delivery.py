@@ -73,6 +73,8 @@ class SinkDelivery:
         self._stack = contextlib.AsyncExitStack()
         self._group: asyncio.TaskGroup
         self._handshake: bytes | None = None
+        #: Forwarders that begin when there is a handshake.
+        self._waiting: list[Forwarder] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._replacing = asyncio.Lock()
         self._is_over = False
@@ -119,11 +121,18 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Set the handshake, and start delivery to the sinks that wait for it."""
+        """Set the handshake, and start delivery to the sinks that wait for it.
+
+        It changes with each sandbox that is added or released. A sink that has begun gets the
+        latest one when it is opened next.
+        """
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.needs_handshake:
-                self._run(forwarder)
+                forwarder.set_handshake(handshake)
+        waiting, self._waiting = self._waiting, []
+        for forwarder in waiting:
+            self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Replace all sinks by those in ``found`` (see ``DeliveryProcess.replace``).
@@ -151,7 +160,7 @@ class SinkDelivery:
         for each in self.forwarders:
             each.request_stop()
         self._found, self.forwarders = found, forwarders
-        old, self._tasks = self._tasks, {}
+        old, self._tasks, self._waiting = self._tasks, {}, []
         # Each begins when its predecessor has ended, and does not wait for any other one.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
@@ -220,6 +229,7 @@ class SinkDelivery:
         outlet = next(each for each in self._found if each.name == forwarder.name)
         if outlet.needs_handshake:
             if self._handshake is None:
+                self._waiting.append(forwarder)
                 return
             forwarder.set_handshake(self._handshake)
         running = forwarder.run()

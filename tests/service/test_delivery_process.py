@@ -347,8 +347,14 @@ async def test_handshake_comes_first_also_after_a_restart(tmp_path: Path) -> Non
         delivery.set_handshake(b'{"handshake":1}')
         assert b"handshake" in await lines.get()
         assert b"uid-0" in await lines.get()
+        delivery.set_handshake(b'{"handshake":2}')  # a sandbox was added
+        await store.commit(Change(events=events(range(1, 3))))
+        found_lines = [await lines.get() for _ in range(2)]
+        assert [orjson.loads(each)["metadata"]["uid"] for each in found_lines] == uids(range(1, 3))
+        await until(lambda: delivery.sinks[0].delivered == 3)
         os.kill(pid_of(delivery), signal.SIGKILL)
-        assert b"handshake" in await lines.get()
+        assert b'"handshake":2' in await lines.get()
+    assert lines.empty()
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,34 @@ async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -
     assert (first.opened, other.opened) == (1, 1)
 
 
+async def test_another_handshake_repeats_no_event(tmp_path: Path) -> None:
+    sink, goes_on = LineReceiver(), asyncio.Event()
+
+    class Stuck(LineReceiver):
+        async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+            await super().deliver(messages)
+            await goes_on.wait()
+            return await super().deliver(())
+
+    stuck = Stuck()
+    begun = made(tmp_path, a=one("a", stuck, needs_handshake=True))
+    async with asyncio.timeout(60), begun as delivery:
+        delivery.set_handshake(b"first")
+        await stuck.has(1)
+        delivery.set_handshake(b"second")
+        replacing = asyncio.create_task(delivery.replace([one("a", sink, needs_handshake=True)]))
+        while delivery.forwarders[0].sink is stuck:  # noqa: ASYNC110 - no event announces it
+            await asyncio.sleep(0)
+        delivery.set_handshake(b"third")
+        goes_on.set()
+        await replacing
+        delivery.set_handshake(b"fourth")
+        await delivery.store_events([STARTED])
+        await sink.has(2)
+    assert (stuck.lines, sink.lines) == ([b"first"], [b"third", STARTED])
+    assert (stuck.opened, sink.opened) == (1, 1)
+
+
 async def test_local_sink_that_can_not_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
     other = LineReceiver()
     with pytest.raises(DeliveryError, match="it is down"):
