@@ -150,7 +150,8 @@ class AccountLoop:
         self._stored = await stored_account.find(self._store, self._state, self.sandbox)
         stored = self._stored.account
         try:
-            codec.restore(self._account, stored.parts)
+            # In a thread, since an account may have thousands of flows.
+            await run_in_pool(self._pool, partial(codec.restore, self._account, stored.parts))
         except codec.DAMAGE as error:
             fault = f"its stored counts are damaged ({type(error).__name__}: {error})"
             self._stored = StoredAccount(fault=fault)

@@ -99,12 +99,14 @@ async def forget_account(
 
     ``seen`` was the record of its fence. Raises DeliveryError.
     """
+    # In a thread, since an account may have thousands of flows.
+    balances = await asyncio.to_thread(_stored_balances, state, sandbox)
     event = fences.state_event(
         seen,
         reporter.host,
         before=fences.state_of(seen),
         after=FenceState.ABSENT,
-        end=sandbox_end(_stored_balances(state, sandbox)),
+        end=sandbox_end(balances),
     )
     # The place first: rows without their place are an old copy, and the reverse is a fault.
     state.delete_account_place(sandbox)

@@ -8,15 +8,18 @@ Rows about the sandbox in other databases are old copies.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence.state import AccountPlace
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.change import Account
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import AccountPlace, StateDirectory
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.state.state_db import StateDatabase
     from ocsf_nft.state.state_store import StateStore
 
 
@@ -56,9 +59,18 @@ async def find(store: StateStore, state: StateDirectory, sandbox: str) -> Stored
         if place is None:
             return StoredAccount()
         if place.identity != store.database.identity:
-            return StoredAccount(account=_read(place, sandbox))
+            return StoredAccount(account=await asyncio.to_thread(_read, place, sandbox))
     except OcsfNftError as error:
         return StoredAccount(fault=f"its stored counts can't be read: {error}")
     if not store.database.has_account(sandbox):
         return StoredAccount(fault=f"its stored counts are no longer in {store.database.path}")
-    return StoredAccount(account=store.database.account(sandbox), is_in_store=True)
+    return StoredAccount(account=await _in_store(store.database, sandbox), is_in_store=True)
+
+
+async def _in_store(database: StateDatabase, sandbox: str) -> Account:
+    # The event loop must not wait for the thousands of flows that an account may have.
+    try:
+        place = AccountPlace(database.path, database.identity)
+        return await asyncio.to_thread(_read, place, sandbox)
+    except OcsfNftError:  # the file was removed: the database itself restores it
+        return database.account(sandbox)

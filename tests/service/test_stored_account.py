@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.fence.state import AccountPlace, StateDirectory
+from ocsf_nft.flows import codec
 from ocsf_nft.service import stored_account
+from ocsf_nft.service.ended_sandboxes import forget_account
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.state import archive, state_db
 from ocsf_nft.state.change import Change, DroppedRecords
 from ocsf_nft.state.state_db import FILE
 from tests.flows.reading import SECOND, key, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
 from tests.service.test_account_loop import Given
+from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -43,6 +50,43 @@ async def test_account_moves_to_the_database_of_each_run(tmp_path: Path) -> None
         reported.append(await _run(tmp_path, folders[number % 3], counters))
     assert sum(reported) == 13 * 13
     assert reported == [2 * number - 1 for number in range(1, 14)]
+
+
+async def test_account_is_restored_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **more: Any) -> Any:
+            threads.append(threading.current_thread())
+            return call(*arguments, **more)
+
+        return noted
+
+    counters = Given({key(tcp()): 4})
+    assert await _run(tmp_path, tmp_path, counters) == 4
+    for module, name in ((codec, "restore"), (archive, "read_account"), (state_db, "read_account")):
+        monkeypatch.setattr(module, name, noting(getattr(module, name)))
+    counters.counts = {key(tcp()): 9}
+    assert await _run(tmp_path, tmp_path, counters) == 5
+    async with keeping.opened_store(tmp_path) as store:
+        reporter = Reporter(store.commit, None)
+        await forget_account("sb", INSTALLED, StateDirectory(tmp_path), store, reporter)
+    assert len(threads) == 4
+    assert threading.main_thread() not in threads
+
+
+async def test_account_is_restored_although_the_database_file_was_removed(tmp_path: Path) -> None:
+    counters = Given({key(tcp()): 4})
+    assert await _run(tmp_path, tmp_path, counters) == 4
+    sink = MemoryStore()
+    async with keeping.opened_store(tmp_path) as store:
+        (tmp_path / FILE).unlink()
+        counters.counts = {key(tcp()): 9}
+        async with keeping.running_account(counters, tmp_path, sink, store=store) as account:
+            await account.close()
+    assert [event["count"] for event in sink.of_class(4001)] == [5]
 
 
 async def test_clock_that_was_set_back_changes_nothing(tmp_path: Path) -> None:
