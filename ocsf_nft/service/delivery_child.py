@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -29,6 +30,7 @@ from ocsf_nft.errors import (
     reason_of,
 )
 from ocsf_nft.service import delivery_log
+from ocsf_nft.service.daemon_thread import run_in_daemon_thread
 from ocsf_nft.service.delivery_link import Kind, Link, clean
 from ocsf_nft.service.delivery_start import CODE, OUTDATED, SERVICE_SIGNALS, Start
 from ocsf_nft.service.sink_delivery import SinkDelivery
@@ -241,6 +243,19 @@ def _cleaned(status: dict[str, Any]) -> dict[str, Any]:
     return status | {"fault": None if status["fault"] is None else clean(status["fault"])}
 
 
+class ChildLoop(asyncio.SelectorEventLoop):
+    """Event loop in which each lookup of a receiver's name has a thread of its own.
+
+    A lookup can't be cancelled, and takes as long as the name servers do not answer. In the threads
+    that all sinks share, the lookups of some sinks would delay the others.
+    """
+
+    async def getaddrinfo(self, *arguments: Any, **options: Any) -> Any:
+        """Look up a name in another thread; see :func:`socket.getaddrinfo`."""
+        look_up = partial(socket.getaddrinfo, *arguments, **options)
+        return await run_in_daemon_thread(look_up, "receiver-name")
+
+
 async def _main(descriptor: int, code: str, *, is_filtered: bool) -> NoReturn:
     link = await Link.open(socket.socket(fileno=descriptor))
     status = await _run(link, code, is_filtered=is_filtered)
@@ -318,4 +333,5 @@ def main(descriptor: str, service: str, code: str) -> None:
     privileges.keep_only(frozenset())
     is_filtered = seccomp.forbid_privileged_calls()
     malloc_trim.use_one_heap()
-    asyncio.run(_main(int(descriptor), code, is_filtered=is_filtered))
+    with asyncio.Runner(loop_factory=ChildLoop) as runner:
+        runner.run(_main(int(descriptor), code, is_filtered=is_filtered))

@@ -7,11 +7,13 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sqlite3
 import struct
 import subprocess
 import sys
 import textwrap
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from ocsf_nft.delivery import sink_db
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.redaction import Redactor
 from ocsf_nft.service import (
+    delivery_child,
     delivery_link,
     delivery_process,
     delivery_run,
@@ -509,6 +512,38 @@ async def test_report_that_is_confirmed_just_before_the_end_is_not_repeated(tmp_
         await delivery.confirm_fault(report)
     async with delivering(tmp_path, ()) as (_, delivery):
         assert await delivery.faults() == ()
+
+
+def test_lookups_without_an_answer_delay_no_other_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, ended = socket.getaddrinfo, threading.Event()
+
+    def without_answer(host: str, *arguments: Any, **options: Any) -> Any:
+        if host != "localhost":
+            ended.wait(120)
+        return look_up(host, *arguments, **options)
+
+    async def deliver() -> None:
+        receiver = await asyncio.start_server(lambda _, writer: writer.close(), "localhost", 0)
+        port = receiver.sockets[0].getsockname()[1]
+        connections = [
+            asyncio.create_task(asyncio.open_connection("receiver.invalid", 514))
+            for _ in range(100)
+        ]
+        await asyncio.sleep(0)
+        async with receiver, asyncio.timeout(60):
+            _, writer = await asyncio.open_connection("localhost", port)
+            writer.close()
+            assert await asyncio.to_thread(len, "abc") == 3
+        for each in connections:
+            each.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    monkeypatch.setattr(socket, "getaddrinfo", without_answer)
+    try:
+        with asyncio.Runner(loop_factory=delivery_child.ChildLoop) as runner:
+            runner.run(deliver())
+    finally:
+        ended.set()
 
 
 @pytest.mark.skipif(landlock.abi() == 0, reason="the kernel has no Landlock")
