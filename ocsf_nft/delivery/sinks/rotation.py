@@ -105,8 +105,9 @@ class OldFiles:
         self.path = path
         self._rotation = rotation
         self._name = re.compile(
-            rf"\.?{re.escape(path.stem)}-(2\d{{7}}T\d{{6}}\.\d{{6}}Z){re.escape(path.suffix)}"
-            rf"({re.escape(_COMPRESSED)}|{re.escape(_PART)})?"
+            rf"\.?{re.escape(path.stem)}-(\d{{8}}T\d{{6}}\.\d{{6}}Z){re.escape(path.suffix)}"
+            rf"({re.escape(_COMPRESSED)}|{re.escape(_PART)})?",
+            re.ASCII,
         )
         self._stop_requested = Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="old-files")

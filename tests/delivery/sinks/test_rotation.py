@@ -104,6 +104,31 @@ async def test_old_files_sort_by_time_though_a_clock_was_set_back(tmp_path: Path
     assert old_files(tmp_path)[1].name == "events-29990101T000000.000000Z.jsonl"
 
 
+@pytest.mark.parametrize("last", ["19700101T000000.000000Z", "29991231T235959.999999Z"])
+async def test_old_file_of_a_wrong_clock_counts_and_is_not_overwritten(
+    tmp_path: Path, last: str
+) -> None:
+    path = tmp_path / "events.jsonl"
+    (tmp_path / f"events-{last}.jsonl").write_bytes(b"0\n")
+    async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
+        for letter in b"ABC":
+            await sink.deliver(messages(b"%c" % letter))
+    assert content([*old_files(tmp_path), path]) == [b"0\n", b"A\n", b"B\n", b"C\n"]
+    async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=1)):
+        await until(lambda: len(old_files(tmp_path)) == 1)
+    assert content([*old_files(tmp_path), path]) == [b"B\n", b"C\n"]
+
+
+async def test_file_with_other_digits_is_no_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    other = tmp_path / "events-2\u0660\u0662\u06661125T204400.123456Z.jsonl"
+    other.write_bytes(b"0\n")
+    async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=2)) as sink:
+        for letter in b"ABC":
+            await sink.deliver(messages(b"%c" % letter))
+    assert content([*old_files(tmp_path), path]) == [b"A\n", b"B\n", b"0\n", b"C\n"]
+
+
 async def test_newest_old_files_remain(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=2)) as sink:
