@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,6 +18,7 @@ from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
 from ocsf_nft.service import fences, stored_account
 from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+#: Attempts in one transaction.
+_BATCH: Final = 256
 #: Ends of the sentences about an ended sandbox.
 ENDED: Final = "has ended, with its network namespace"
 ABANDONED: Final = (
@@ -97,16 +102,20 @@ async def forget_account(
 ) -> None:
     """Remove the counts of a sandbox with an ended network namespace, and emit an event about that.
 
-    ``seen`` was the record of its fence. Raises DeliveryError.
+    Before, emit the events about stored packets that no event has reported, and the last events of
+    open findings. ``seen`` was the record of its fence. Raises DeliveryError.
     """
-    # In a thread, since an account may have thousands of flows.
-    balances = await asyncio.to_thread(_stored_balances, state, sandbox)
+    facts = fences.context(seen, reporter.host)
+    with reporter.facts_of_ended(sandbox, facts):
+        # In a thread, since an account may have thousands of flows.
+        account = await asyncio.to_thread(_stored, sandbox, state, reporter)
+        await _report_rest(account, reporter)
     event = fences.state_event(
         seen,
         reporter.host,
         before=fences.state_of(seen),
         after=FenceState.ABSENT,
-        end=sandbox_end(balances),
+        end=sandbox_end(account.balances()),
     )
     # The place first: rows without their place are an old copy, and the reverse is a fault.
     state.delete_account_place(sandbox)
@@ -114,10 +123,22 @@ async def forget_account(
     await reporter.emit(event)
 
 
-def _stored_balances(state: StateDirectory, sandbox: str) -> tuple[Balance, ...]:
-    account = SandboxAccount(sandbox, begun_ns=time.time_ns())
-    try:
-        codec.restore(account, stored_account.read(state, sandbox).parts, with_open=False)
-    except (OcsfNftError, *codec.DAMAGE):  # the event has no counts then
-        return ()
-    return account.balances()
+async def _report_rest(account: SandboxAccount, reporter: Reporter) -> None:
+    # If this is interrupted, the next run with the account makes events with the same uids.
+    now_ns = time.monotonic_ns()
+    for _ in account.aggregate_overflow(now_ns):
+        await asyncio.sleep(0)
+    due = account.due(now_ns, closing=True)
+    while found := list(islice(due, _BATCH)):
+        await reporter.commit(Change(events=await reporter.lines(found)))
+
+
+def _stored(sandbox: str, state: StateDirectory, reporter: Reporter) -> SandboxAccount:
+    account = SandboxAccount(sandbox, begun_ns=time.time_ns(), is_finding=reporter.is_finding)
+    with contextlib.suppress(OcsfNftError, *codec.DAMAGE):  # the event has no counts then
+        parts = stored_account.read(state, sandbox).parts
+        try:
+            codec.restore(account, parts)
+        except codec.DAMAGE:
+            codec.restore(account, parts, with_open=False)
+    return account

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -87,11 +88,29 @@ class Reporter:
         self._contexts[sandbox] = merged
         self._mappers[sandbox] = Mapper(merged, self._templates)
 
+    @contextlib.contextmanager
+    def facts_of_ended(self, sandbox: str, context: Context) -> Iterator[None]:
+        """Use these facts in the events of a sandbox that has ended, in the ``with`` block.
+
+        If its name has facts already, they remain, because they may be those of a successor.
+        """
+        if sandbox in self._given:
+            yield
+            return
+        self.set_context(sandbox, context)
+        try:
+            yield
+        finally:
+            self._forget_facts(sandbox)
+
+    def _forget_facts(self, sandbox: str) -> None:
+        for facts in (self._given, self._contexts, self._mappers):
+            facts.pop(sandbox, None)
+
     async def drop_context(self, sandbox: str) -> None:
         """Remove the facts about a sandbox that has ended, and end its findings."""
         await self._commit_lines(self.findings.end_sandbox(sandbox, time_ns=time.time_ns()))
-        for facts in (self._given, self._contexts, self._mappers):
-            facts.pop(sandbox, None)
+        self._forget_facts(sandbox)
         self._drop_expired_counts()
 
     def finding_counts(self) -> Mapping[FindingKey, FindingCount]:
