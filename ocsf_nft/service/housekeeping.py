@@ -18,6 +18,7 @@ from ocsf_nft.ocsf import operational_events
 from ocsf_nft.service.ended_sandboxes import forget_ended
 from ocsf_nft.service.health import FaultEvents
 from ocsf_nft.service.shielded import run_shielded
+from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ocsf_nft.service.delivery_process import DeliveryProcess
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.health import Fault
+    from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.state_store import StateStore
 
 _log = structlog.get_logger()
@@ -101,23 +103,32 @@ async def report_dropped_events(
         for report in await database.faults():
             await _emit(reporter, report, None, until_ns, until_ns)
             await database.confirm_fault(report)
-    for source, reason in zip(databases, (_NOT_ACKNOWLEDGED, _REFUSED), strict=True):
-        dropped = await source.dropped_events()
-        for sink, number in dropped:
-            await _emit(reporter, reason.format(sink), number, since_ns, until_ns)
-        if dropped:
-            await source.confirm_reported(dropped)
+    for each in await store.dropped_events():
+        reason = _NOT_ACKNOWLEDGED.format(each.sink)
+        # In one transaction, so that a killed run has reported it or has not.
+        await _emit(reporter, reason, each.events, since_ns, until_ns, reported=(each,))
+    dropped = await delivery.dropped_events()
+    for sink, number in dropped:
+        await _emit(reporter, _REFUSED.format(sink), number, since_ns, until_ns)
+    if dropped:
+        await delivery.confirm_reported(dropped)
     return until_ns
 
 
-async def _emit(
-    reporter: Reporter, reason: str, number: int | None, since_ns: int, until_ns: int
+async def _emit(  # noqa: PLR0913 - the facts of an event
+    reporter: Reporter,
+    reason: str,
+    number: int | None,
+    since_ns: int,
+    until_ns: int,
+    *,
+    reported: Sequence[DroppedEvents] = (),
 ) -> None:
     # The event comes first: standard error may be a pipe without a reader.
     event = operational_events.events_dropped(
         reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
     )
-    await reporter.emit(event)
+    await reporter.commit(Change(events=[event.to_json()], reported=reported))
     _log.error("events dropped", reason=reason, number=number)
 
 

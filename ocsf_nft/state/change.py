@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ocsf_nft.state.dropped_events import DroppedEvents
+
 
 class PartKey(NamedTuple):
     """Key of a stored part of an account: of the firewall rule ``rule``, ``data`` among its kind.
@@ -72,7 +74,8 @@ class Change:
     """Change of the state that is stored completely or not at all.
 
     ``events`` are JSON lines. ``account`` has the counts that these events report. ``dropped`` maps
-    sandboxes to new gaps in their log records. ``findings`` has the new values of open findings
+    sandboxes to new gaps in their log records. ``reported`` has the numbers of this database's
+    dropped events that ``events`` report. ``findings`` has the new values of open findings
     about the protection of sandboxes, by their uids; None ends one.
     """
 
@@ -80,4 +83,5 @@ class Change:
     account: AccountChange | None = None
     position: Position | None = None
     dropped: Sequence[tuple[str, DroppedRecords]] = ()
+    reported: Sequence[DroppedEvents] = ()
     findings: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))

@@ -41,10 +41,7 @@ class DroppingDatabase(Database):
         ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
         with self.transaction() as connection:
-            connection.executemany(
-                "UPDATE dropped_event SET events = events - ? WHERE sink = ?",
-                [(each.events, each.sink) for each in dropped],
-            )
+            subtract(connection, dropped)
 
 
 def add(connection: sqlite3.Connection, dropped: DroppedEvents) -> None:
@@ -53,4 +50,12 @@ def add(connection: sqlite3.Connection, dropped: DroppedEvents) -> None:
         "INSERT INTO dropped_event VALUES (?, ?) "
         "ON CONFLICT DO UPDATE SET events = events + excluded.events",
         dropped,
+    )
+
+
+def subtract(connection: sqlite3.Connection, reported: Sequence[DroppedEvents]) -> None:
+    """Subtract reported dropped events from the table, in an open transaction."""
+    connection.executemany(
+        "UPDATE dropped_event SET events = events - ? WHERE sink = ?",
+        [(each.events, each.sink) for each in reported],
     )

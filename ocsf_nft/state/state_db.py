@@ -327,6 +327,7 @@ def _write_change(
         # Records that another source would read again are reported already.
         number = _id(connection, sandboxes, change.position.sandbox)
         connection.execute("REPLACE INTO cursor VALUES (?, ?, ?)", (number, *change.position[1:]))
+    dropped_events.subtract(connection, change.reported)
     for uid, value in change.findings.items():
         if value is None:
             connection.execute("DELETE FROM open_finding WHERE uid = ?", (uid,))

@@ -190,10 +190,6 @@ class StateStore:
         """Confirm that an event has a report: :meth:`faults` no longer returns it."""
         await self.retry(lambda: self.database.confirm_fault(report))
 
-    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark an earlier result of :meth:`dropped_events` as reported."""
-        await self.retry(lambda: self.database.confirm_reported(dropped))
-
 
 @dataclass(slots=True, eq=False)
 class _Commit:

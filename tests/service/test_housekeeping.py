@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import orjson
 import pytest
 
 from ocsf_nft import malloc_trim, netns
@@ -22,8 +23,10 @@ from ocsf_nft.netns import Namespace
 from ocsf_nft.service import housekeeping
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.outlet import Outlet
+from ocsf_nft.state import dropped_events
 from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.change import AccountChange, Change, PartKey
+from ocsf_nft.state.dropped_events import DroppedEvents
 from ocsf_nft.state.retention import FullError
 from ocsf_nft.state.state_db import FILE
 from tests.delivery.receiver import Receiver, event
@@ -147,6 +150,29 @@ async def test_damaged_file_is_reported_once_as_dropped_events(tmp_path: Path, f
     assert f"{file} was damaged" in event_of_drop["status_detail"]
     assert "a new file was created" in event_of_drop["status_detail"]
     assert event_of_drop.get("count") is None
+
+
+async def test_killed_run_has_reported_dropped_events_or_reports_them_later(tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    async with Delivering([], tmp_path) as delivery:
+        store = delivery.store
+        with store.database.transaction() as connection:
+            for sink in ("a", "b"):
+                dropped_events.add(connection, DroppedEvents(sink, 5))
+
+        async def commit(change: Change) -> None:
+            await store.commit(change)
+            numbers.append(len(change.events))
+            raise asyncio.CancelledError  # as after a kill
+
+        for _ in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                reporter = Reporter(commit, host=None)
+                await housekeeping.report_dropped_events(store, _process(delivery), reporter, 1)
+        with Archive(store.database.path) as archive:
+            found = [orjson.loads(each.line)["count"] for each in archive.read(0)]
+    assert (numbers, found) == ([1, 1], [5, 5])
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

@@ -87,7 +87,7 @@ async def test_store_with_drops_removes_the_oldest_and_counts_it_for_each_sink(
         assert dict(dropped) == {"a": 800 - len(left), "b": 800 - len(left)}
     async with Store(tmp_path / FILE) as store:
         assert await store.dropped_after_sweep() == dropped, "until it is reported"
-        await store.state.confirm_reported(dropped)
+        await store.state.commit(Change(reported=dropped))
         assert await store.dropped_after_sweep() == ()
 
 
