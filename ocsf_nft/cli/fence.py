@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -227,10 +228,16 @@ def remove(  # noqa: PLR0913 - each is an option
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
-    unreported = None if installed is None else _unreported_packets(installed, state)
-    installer.remove(requested.name, state, requested.namespace, requested.device)
-    if unreported == 0:  # the counters of a later fence are no replacement of these
-        state.delete_account_place(requested.name)
+    remove_fence = partial(
+        installer.remove, requested.name, state, requested.namespace, requested.device
+    )
+    unreported = None
+    if installed is not None and requested.namespace in {None, installed.namespace}:
+        from ocsf_nft.service import unwatched_removal
+
+        unreported = unwatched_removal.remove(installed, state, remove_fence)
+    else:
+        remove_fence()
     if as_json and installed is not None:
         from ocsf_nft.ocsf.context import this_host
         from ocsf_nft.ocsf.fence_state_events import FenceState
@@ -240,19 +247,6 @@ def remove(  # noqa: PLR0913 - each is an option
         _print(fences.state_event(installed, this_host(), before=before, after=after))
     missing = f"; no event reports its last {unreported:,} packets" if unreported else ""
     output.show(f"sandbox {sandbox} is no longer fenced{missing}")
-
-
-def _unreported_packets(installed: InstalledFence, state: StateDirectory) -> int | None:
-    from ocsf_nft.errors import FenceError
-
-    try:
-        if state.account_place(installed.spec.sandbox) is None:  # no run has watched it
-            return None
-    except FenceError:
-        return None
-    from ocsf_nft.service.status import unreported_packets
-
-    return unreported_packets(installed, state)
 
 
 def _show_blocking_rules(installed: InstalledFence) -> None:
