@@ -12,7 +12,7 @@ from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.config.labels import MOST, check_label
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sentence import sentence_of
-from ocsf_nft.control.container_facts import sandbox_name
+from ocsf_nft.control.container_facts import MOST_STORED, sandbox_name
 from ocsf_nft.errors import ContainerRefusedError, UsageError
 from ocsf_nft.quoted import quoted
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 #: Prefixes of image names that people do not write: of Podman and of Docker Hub.
 _IMPLIED: Final = ("localhost/", "docker.io/library/", "docker.io/")
 _TAG: Final = re.compile(r"(:[^/:@]+|@[^/@]+)\Z")
-_MAX_TEXT: Final = 256
 
 
 class Decision(NamedTuple):
@@ -178,7 +177,7 @@ def _container(facts: ContainerFacts) -> dict[str, Any]:
         "pod_uid": facts.pod.uid,
         "orchestrator": "kubernetes" if facts.pod.name is not None else None,
     }
-    names = {key: value[:_MAX_TEXT] for key, value in found.items() if value is not None}
+    names = {key: value[:MOST_STORED] for key, value in found.items() if value is not None}
     return names | {"labels": _labels(facts)}
 
 

@@ -12,6 +12,8 @@ from ocsf_nft.config.base_table import FileName, Table
 
 #: Annotation or label of a container with the name of an ``[[attach]]`` table.
 POLICY: Final = "org.ocsf-nft.policy"
+#: Characters of an id or a name that a sandbox stores.
+MOST_STORED: Final = 256
 _MAX_NAME: Final = 64
 _ID_LENGTH: Final = 12
 _LONG_ID: Final = re.compile("[0-9a-f]{64}")
@@ -90,12 +92,15 @@ def sandbox_name(key: str, called: str) -> str:
 
     ``key`` identifies the container in the control API, ``called`` is its name or its id. The name
     of the sandbox is the container's name and 12 digits of its key. A key that is no long id is the
-    name itself if it can be one.
+    name itself if it can be one. Only the part of both that a sandbox stores counts, because the
+    container is found by it again.
     """
+    called = called[:MOST_STORED]
+    is_named = called != key[:MOST_STORED]
     digits = key[:_ID_LENGTH]
     if not _LONG_ID.fullmatch(key):
         if len(key) <= _MAX_NAME and not _NO_NAME_CHARACTERS.search(key) and key not in {".", ".."}:
             return key
         digits = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_ID_LENGTH]
     plain = _NO_NAME_CHARACTERS.sub("-", called).strip("-")[: _MAX_NAME - _ID_LENGTH - 1]
-    return f"{plain}-{digits}" if plain and called != key else digits
+    return f"{plain}-{digits}" if plain and is_named else digits

@@ -117,6 +117,24 @@ async def test_container_becomes_a_sandbox_and_is_released(
         await containers.release(_ID)
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [(_ID, {"name": "\u00e9" * 300 + "web"}), ("w" * 300, {"name": None})],
+    ids=["name", "id"],
+)
+async def test_container_with_a_long_name_is_found_again(
+    lab: Lab, sandboxes: _Sandboxes, key: str, given: dict[str, Any]
+) -> None:
+    table = {"name": "all", "match": {"container": ["*"]}, "proxy": ["10.0.0.1:3128"]}
+    tables = [AttachConfig.model_validate(table)]
+    containers = Containers(cast("Service", sandboxes), lambda: tables)
+    facts = _facts(lab.sandbox, id=key, **given)
+    assert (await containers.put(key, facts)).is_new
+    assert not (await containers.put(key, facts)).is_new
+    await containers.release(key)
+    assert not sandboxes.found
+
+
 async def test_second_put_changes_nothing_although_processes_run(
     lab: Lab, sandboxes: _Sandboxes, containers: Containers
 ) -> None:
