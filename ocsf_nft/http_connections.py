@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES: Final = 8190
 #: Connections that wait to be accepted: these use no resources of the process.
 BACKLOG: Final = 128
+#: Requests of a client that wait for the responses to the ones before; later versions of aiohttp
+#: read no more than half of it. Data is passed on in parts of this size, so that few more can wait.
+_MOST_QUEUED: Final = 64
+_PART_BYTES: Final = 4096
 #: asyncio accepts up to ``backlog`` connections before we can reject one of them. If there is no
 #: free descriptor, it sets as many timers to try again.
 ACCEPTED_AT_ONCE: Final = 1
@@ -153,9 +157,15 @@ class Connection(asyncio.Protocol):
         self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass data to aiohttp."""
+        """Pass data to aiohttp, but close if the client does not wait for its responses."""
         self._has_begun = True
-        self._handler.data_received(data)
+        for start in range(0, len(data), _PART_BYTES):
+            self._handler.data_received(data[start : start + _PART_BYTES])
+            # Versions of aiohttp before 3.14 queue as many requests as a client sends.
+            if len(getattr(self._handler, "_messages", ())) > _MOST_QUEUED:
+                self._has_begun = False
+                self.end()
+                return
 
     def eof_received(self) -> bool | None:
         """Pass the end of the data to aiohttp."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from aiohttp import web_protocol
 
 from ocsf_nft import http_server
 from ocsf_nft.cli import logs
@@ -185,6 +186,22 @@ async def test_client_with_several_requests_is_answered_and_closed_when_idle(por
             assert await client.ask() == "well\n"
             await asyncio.sleep(SHORT_SECONDS / 4)
         assert await client.open_seconds() < SHORT_SECONDS * 5
+
+
+@pytest.mark.parametrize("limits", [Limits(connections=1, client_seconds=60.0)])
+async def test_client_that_waits_for_no_response_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in versions of aiohttp before 3.14.
+    monkeypatch.setattr(web_protocol, "MAX_MSG_QUEUE_SIZE", 1 << 30, raising=False)
+    async with clients(port, 1) as (client,):
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    client.writer.write(ASK * 1000)
+                    await client.writer.drain()
+    await wait_for_a_free_slot(port)
 
 
 @pytest.mark.parametrize("limits", [Limits(connections=2, client_seconds=SHORT_SECONDS)])
