@@ -10,7 +10,7 @@ from ocsf_nft.report.summary import summary
 from ocsf_nft.report.timeline import timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.processes import ProcessNode
@@ -48,16 +48,33 @@ def incident(view: View) -> Iterator[str]:
         yield from _finding(finding)
     yield from _summary(summary(view))
     yield from _timeline(view)
-    yield "Processes:"
+    yield from _part("Processes:", _processes(view))
+    yield from _part("Destinations:", _destinations(view))
+    yield from _part("Names that programs asked for:", _names(view))
+    yield from _part("Identity:", _identity(view))
+
+
+def _part(heading: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield a heading and its lines; nothing without a line."""
+    for number, line in enumerate(lines):
+        if number == 0:
+            yield heading
+        yield line
+
+
+def _processes(view: View) -> Iterator[str]:
     for name, root in tree(view.process_rows).items():
         yield f"  sandbox {name}"
         yield from _tree(root, "  ")
-    yield "Destinations:"
+
+
+def _destinations(view: View) -> Iterator[str]:
     for (_, traffic), counts in view.destinations.rows[:_DESTINATIONS]:
         yield f"  {traffic}  {wording.packets(counts)}"
     yield from _more(len(view.destinations.rows) - _DESTINATIONS + view.destinations.more)
-    yield from _names(view)
-    yield "Identity:"
+
+
+def _identity(view: View) -> Iterator[str]:
     for name, facts in view.identity:
         yield f"  sandbox {name}"
         for kind, value in facts:
@@ -89,11 +106,9 @@ def _finding(finding: Finding) -> Iterator[str]:
 
 
 def _names(view: View) -> Iterator[str]:
-    if view.names.rows:
-        yield "Names that programs asked for:"
-        for name, _ in view.names.rows[:_DESTINATIONS]:
-            yield f"  {name}"
-        yield from _more(len(view.names.rows) - _DESTINATIONS + view.names.more)
+    for name, _ in view.names.rows[:_DESTINATIONS]:
+        yield f"  {name}"
+    yield from _more(len(view.names.rows) - _DESTINATIONS + view.names.more)
 
 
 def _timeline(view: View) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -130,3 +131,10 @@ def test_finding_about_the_host_has_no_sandbox() -> None:
 )
 def test_steps_of_an_advice(advice: str, expected: tuple[str, ...]) -> None:
     assert steps(advice) == expected
+
+
+@pytest.mark.parametrize("name", ["tampering-finding", "a-bypass-is-found", "a-scan-is-found"])
+def test_text_has_no_heading_without_lines(name: str) -> None:
+    lines = [*incident_text(_view(_golden(name))), "end"]
+    headings = [number for number, line in enumerate(lines) if not line.startswith(" ")]
+    assert all(later > number + 1 for number, later in pairwise(headings)), lines
