@@ -117,6 +117,7 @@ def convert(  # noqa: PLR0913 - each is an option
     from ocsf_nft.conversion.converter import Converter
     from ocsf_nft.conversion.cores import usable_cores
     from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.ocsf.messages import counted
     from ocsf_nft.ocsf.redacted import redacted_reject
     from ocsf_nft.ocsf.versions import full_version
     from ocsf_nft.record import Reject
@@ -153,8 +154,8 @@ def convert(  # noqa: PLR0913 - each is an option
                     events.write(events.form(found))
         events.finish()
     output.show(
-        f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
-        f"{output.rejected(tally.rejected)}"
+        f"{counted(tally.lines, 'line')}: {counted(tally.records, 'record')}, "
+        f"{counted(tally.skipped, 'other')}{output.rejected(tally.rejected)}"
     )
 
 

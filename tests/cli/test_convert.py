@@ -284,4 +284,4 @@ def test_convert_of_one_line_imports_no_slow_modules() -> None:
         (sys.executable, "-c", program), input=MESSAGE, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["class_uid"] == 4001
-    assert done.stderr.splitlines() == ["1 lines: 1 records, 0 others", ""]
+    assert done.stderr.splitlines() == ["1 line: 1 record, 0 others", ""]
