@@ -94,5 +94,7 @@ def _without_quotas(accounting: str) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    name = counter_suffix("egress", is_permissive=is_permissive)
+    if not is_permissive:  # the policy file has these names
+        return body
+    name = counter_suffix("egress", is_permissive=True)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)

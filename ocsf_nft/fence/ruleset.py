@@ -66,7 +66,7 @@ _ABOUT_UPLINKS: Final = re.compile(
 #: interfaces, because nft lists the same index as a number, or as a name. Not in those of link
 #: addresses: nft would read such an address and the ethertype at once. Before Linux 6.6 the kernel
 #: then overlooks a VLAN tag that it has taken out of the frame.
-_LOOKUP: Final = re.compile(r"(?<= )@(own4|own6)\b")
+_LOOKUP: Final = re.compile(r" @(own4|own6)\b")
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is shared with all
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
@@ -247,7 +247,7 @@ def _compare_with_single_elements(text: str, contents: Mapping[str, list[str]]) 
     A lookup takes three times as long, and each allowed packet has a dozen.
     """
     single = {name: found[0] for name, found in contents.items() if len(found) == 1}
-    return _LOOKUP.sub(lambda found: single.get(found[1], found[0]), text)
+    return _LOOKUP.sub(lambda found: f" {single.get(found[1], f'@{found[1]}')}", text)
 
 
 def _without_families(text: str, tap: Tap) -> str:
@@ -304,6 +304,8 @@ def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
     lines = []
     where = ""
     for line in text.splitlines():
+        if not line.endswith("{"):
+            continue
         if opened := policy_file.OPENING.fullmatch(line):
             where = f"{opened['family']} {opened['table']}"
         elif (found := _SET.fullmatch(line)) and contents.get(found[1]):
