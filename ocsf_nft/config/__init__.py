@@ -245,6 +245,12 @@ def _parsed(found: dict[str, Any], *, where: str | None) -> Config:
     _require_unique(
         [sink.called for sink in sinks], prefix, "two sinks are the same: give each a name"
     )
+    _require_unique(
+        [place for sink in sinks for place in sink.places],
+        prefix,
+        "two parquet sinks write events of one class to the same place, so that each event would "
+        "be there twice: give each its own classes, source or directory",
+    )
     return config
 
 

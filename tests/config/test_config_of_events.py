@@ -168,6 +168,10 @@ def _sink(**facts: Any) -> dict[str, Any]:
     return {"sink": [{"path": "x"} | facts]}
 
 
+def _lake(name: str, **keys: Any) -> dict[str, Any]:
+    return {"type": "parquet", "name": name, "directory": "/lake", "region": "local"} | keys
+
+
 def _container(**facts: Any) -> dict[str, Any]:
     return {"sandbox": [{"name": "a", "container": facts}]}
 
@@ -184,6 +188,11 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_sink() | {"output": "y"}, "replace a single [[sink]]"),
         (_sink() | {"ocsf_version": "1.1"}, "replace a single [[sink]]"),
         ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks are the same: give each a name"),
+        ({"sink": [_lake("a"), _lake("b")]}, "two parquet sinks write events of one class"),
+        (
+            {"sink": [_lake("a"), _lake("b", directory="/lake/", detail="lean")]},
+            "two parquet sinks write events of one class",
+        ),
         ({"ocsf_version": "2.0"}, 'ocsf_version: "2.0" is no version of OCSF'),
         (_severity(severity="grave"), "informational, low, medium, high or critical"),
         (_severity(protocol="carrier pigeon"), '"carrier pigeon" is no IP protocol'),
@@ -220,3 +229,19 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
     assert sentence in message
     assert message.startswith("ocsf-nft.toml: ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"source": "other"},
+        {"directory": "/other"},
+        {"region": "other"},
+        {"account": "other"},
+        {"ocsf_version": "1.7"},
+        {"classes": ["dns_activity"]},
+    ],
+)
+def test_parquet_sinks_with_other_places_are_accepted(keys: dict[str, Any]) -> None:
+    sinks = [_lake("a", classes=["network_activity"]), _lake("b", **keys)]
+    config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")

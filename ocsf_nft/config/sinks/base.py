@@ -89,6 +89,11 @@ class SinkTable(Table):
         return self.file
 
     @property
+    def places(self) -> frozenset[str]:
+        """Return places in which events of another sink would be taken for events of this one."""
+        return frozenset()
+
+    @property
     def class_uids(self) -> frozenset[int]:
         """Return the ``class_uid`` of each OCSF event class that the sink gets."""
         return frozenset(CLASS_UIDS[name] for name in self.classes)

@@ -128,6 +128,12 @@ class ParquetSink(SinkTable):
         return self.directory
 
     @property
+    def places(self) -> frozenset[str]:
+        """Return the directory of the files of each class, without their day."""
+        where = f"{self._target}/{self.region}/{self.account}"
+        return frozenset(f"{where}/{each}" for each in self.class_uids)
+
+    @property
     def _target(self) -> str:
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
