@@ -36,8 +36,8 @@ class LinkMonitor:
         With ``tap``, only links with the name of this device count. The caller closes ``notices``.
         Raises SourceError if the socket can't be opened, and the errors of :meth:`Namespace.call`.
         """
-        #: New links that no record has yet.
-        self.new: set[str] = set()
+        #: Names of new links that no record has yet, by their indexes: a link may be renamed.
+        self._new: dict[int, str] = {}
         #: True if new links were attached; they may have been removed since.
         self.has_attached = False
         #: Time of the next read (monotonic).
@@ -48,6 +48,11 @@ class LinkMonitor:
         self._device = None if tap is None else tap.device
         self.notices = tables.namespace.call(rtnetlink.subscribe)
 
+    @property
+    def new(self) -> frozenset[str]:
+        """Return the names of new links that no record has yet."""
+        return frozenset(self._new.values())
+
     def read(self, batch: RestoreBatch | None, *, attaches: bool) -> bool:
         """Read the kernel's queued notices about links; with ``attaches``, attach the new links.
 
@@ -55,7 +60,7 @@ class LinkMonitor:
         link or a route may have changed. Raises OSError if the socket fails.
         """
         self.seen.has_links = False
-        names: set[str] = set()
+        found: dict[int, str] = {}
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
@@ -64,17 +69,19 @@ class LinkMonitor:
                     if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
                         raise
                     self.seen.mark_dropped()
+                    # The notice of the end of any of them may be among those that were dropped.
+                    self._new.clear()
                     continue
                 if sender[0] == 0:
-                    self._take(datagram, names, batch.links if batch else frozenset())
-        self.new |= names
+                    self._take(datagram, found, batch.links if batch else frozenset())
+        self._new |= found
         if attaches:
-            self.attach(batch, names)
+            self.attach(batch, frozenset(found.values()))
         self.reads_from = time.monotonic() + _PAUSE_SECONDS
         return self.seen.has_links
 
-    def _take(self, datagram: bytes, names: set[str], fenced: AbstractSet[str]) -> None:
-        known = self.new | fenced
+    def _take(self, datagram: bytes, found: dict[int, str], fenced: AbstractSet[str]) -> None:
+        """Add the names of new links to ``found``, by their indexes; ``fenced`` are not new."""
         for message in netlink.messages_with_headers(memoryview(datagram)):
             self.seen.take(message)
             kind, body = message.kind, message.payload
@@ -82,11 +89,14 @@ class LinkMonitor:
             link = rtnetlink.link(body) if is_of_link else None
             if link is None or link.is_loopback:
                 continue
-            if kind == rtnetlink.RTM_DELLINK:
-                names.discard(link.name)
-                self.new.discard(link.name)
-            elif self._device in {None, link.name} and link.name not in known:
-                names.add(link.name)
+            if self._new.get(link.ifindex) == link.name and kind == rtnetlink.RTM_NEWLINK:
+                continue
+            # It was deleted or renamed, or it is new.
+            self._new.pop(link.ifindex, None)
+            found.pop(link.ifindex, None)
+            is_new = kind == rtnetlink.RTM_NEWLINK and link.name not in fenced
+            if is_new and self._device in {None, link.name}:
+                found[link.ifindex] = link.name
 
     def attach(self, batch: RestoreBatch | None, names: AbstractSet[str]) -> None:
         """Attach the fence's netdev chains to the links ``names`` that are not in ``batch``.

@@ -54,6 +54,8 @@ _NFTA_CHAIN_POLICY: Final = 5
 _NFTA_HOOK_DEV: Final = 3
 _NFTA_HOOK_DEVS: Final = 4
 _NFTA_DEVICE_NAME: Final = 1
+#: Most interfaces in one message (less than NFT_NETDEVICE_MAX); a chain may have more.
+_MOST_DEVICES: Final = 255
 _NLA_F_NESTED: Final = 0x8000
 _NLA_F_NET_BYTEORDER: Final = 0x4000
 _FAMILY_BYTES: Final = 4
@@ -242,17 +244,21 @@ def attach_statements(
     ``statements`` are the statements that created the fence. ``devices`` are the names of the
     interfaces. Without interfaces, the result is empty.
     """
-    names = b"".join(
+    names = [
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")
         for name in devices
-    )
+    ]
+    groups = [
+        b"".join(names[start : start + _MOST_DEVICES])
+        for start in range(0, len(names), _MOST_DEVICES)
+    ]
     return tuple(
-        statement._replace(payload=_with_devices(statement.payload, names))
+        statement._replace(payload=_with_devices(statement.payload, some))
         for statement in statements
-        if names
-        and statement.kind == _NFT_MSG_NEWCHAIN
+        if statement.kind == _NFT_MSG_NEWCHAIN
         and statement.payload[0] == NFPROTO_NETDEV
         and _NFTA_CHAIN_HOOK in dict(_attributes(statement.payload))
+        for some in groups
     )
 
 

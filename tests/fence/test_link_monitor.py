@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import time
@@ -59,23 +60,48 @@ def test_link_monitor_attaches_new_links_in_the_sandbox_and_not_at_the_guard(
     assert monitor.has_attached
 
 
-def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
-    body = struct.pack("=BxHiII", 0, 0, 7, flags, 0)
+def _notice(index: int, name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, index, flags, 0)
     return netlink.message(kind, 0, body + netlink.attribute(3, name.encode() + b"\0"))
 
 
 def test_link_monitor_takes_each_new_link_of_a_datagram(monitor: LinkMonitor) -> None:
     unnamed = netlink.message(rtnetlink.RTM_NEWLINK, 0, bytes(16))
     datagram = b"".join((
-        _notice("route", kind=24), unnamed, _notice("lo", flags=_LOOPBACK), _notice("known"),
-        _notice("fenced"), _notice("new0"), _notice("new1"), _notice("removed"),
-        _notice("removed", kind=rtnetlink.RTM_DELLINK), _notice("late", kind=rtnetlink.RTM_DELLINK),
+        _notice(2, "route", kind=24), unnamed, _notice(1, "lo", flags=_LOOPBACK),
+        _notice(3, "known"), _notice(4, "fenced"), _notice(5, "new0"), _notice(6, "new1"),
+        _notice(7, "removed"), _notice(7, "removed", kind=rtnetlink.RTM_DELLINK),
+        _notice(8, "late", kind=rtnetlink.RTM_DELLINK),
     ))  # fmt: skip
-    monitor.new = {"known", "late"}
-    names: set[str] = set()
-    monitor._take(datagram, names, {"fenced"})
-    assert (names, monitor.new) == ({"new0", "new1"}, {"known"})
+    monitor._new = {3: "known", 8: "late"}
+    found: dict[int, str] = {}
+    monitor._take(datagram, found, {"fenced"})
+    assert (found, monitor.new) == ({5: "new0", 6: "new1"}, frozenset({"known"}))
     monitor._device = "new1"
-    names.clear()
-    monitor._take(datagram, names, {"fenced"})
-    assert names == {"new1"}
+    found.clear()
+    monitor._take(datagram, found, {"fenced"})
+    assert found == {6: "new1"}
+
+
+def test_link_monitor_knows_a_renamed_link_by_its_last_name(monitor: LinkMonitor) -> None:
+    monitor._new = {3: "before"}
+    found: dict[int, str] = {}
+    monitor._take(b"".join(_notice(3, f"name{each}") for each in range(5_000)), found, set())
+    assert (found, monitor.new) == ({3: "name4999"}, frozenset())
+    monitor._take(_notice(3, "fenced"), found, {"fenced"})
+    assert not found
+
+
+def test_link_monitor_discards_new_links_if_notices_are_dropped(
+    monitor: LinkMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ends of some of them may be among the dropped ones, again and again."""
+    errors = [OSError(errno.ENOBUFS, "no buffer space"), BlockingIOError()]
+
+    def receive(_: int) -> tuple[bytes, tuple[int, int]]:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(monitor, "notices", SimpleNamespace(recvfrom=receive))
+    monitor._new = {3: "new0"}
+    monitor.read(None, attaches=True)
+    assert not monitor.new

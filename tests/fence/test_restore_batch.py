@@ -109,6 +109,18 @@ def test_attach_statements_leave_the_policy_of_a_chain_unchanged() -> None:
     ) == restore_batch.attach_statements([chain], ["late0"])
 
 
+def test_attach_statements_have_as_many_links_as_the_kernel_accepts() -> None:
+    chain = _chain(netlink.attribute(1, struct.pack("!I", 1)))
+    names = [f"interface{number}" for number in range(5_000)]
+    found = restore_batch.attach_statements([chain], names)
+    assert found == tuple(
+        each
+        for start in range(0, len(names), 255)
+        for each in restore_batch.attach_statements([chain], names[start : start + 255])
+    )
+    assert len(found) == 20
+
+
 def test_attach_statements_without_links_are_none() -> None:
     assert restore_batch.attach_statements([_chain()], []) == ()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from ocsf_nft import namespace_watch
+from ocsf_nft import namespace_watch, netlink, rtnetlink
 from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.fence.state import StateDirectory
@@ -416,6 +417,30 @@ async def test_end_of_a_sandbox_by_a_reload_says_so(made: tuple[str, ...], tmp_p
         "Its fence refused 0 packets."
     )
     assert event["severity"] == "Informational"
+
+
+async def test_sandbox_that_renames_a_link_again_and_again_ends_no_watch(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+        ip("-n", name, "link", "add", "renamed", "type", "veth", "peer", "name", "its-peer")
+        await asyncio.to_thread(named(name).call, lambda: _rename("renamed", 5_000))
+        nft(named(name), "flush", "ruleset")
+        await until(lambda: "chain output" in nft(named(name), "list", "ruleset"))
+        for each in (name, other):
+            assert await connect_to(each, 443) == {443: "refused"}
+        await until(lambda: {each.state for each in served.service.views()} == {"active"})
+
+
+def _rename(link: str, times: int) -> None:
+    """Rename a link so slowly that no notice about it is dropped."""
+    (index,) = (each.ifindex for each in rtnetlink.links() if each.name == link)
+    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
+    for number in range(times):
+        named_so = body + netlink.attribute(3, b"renamed-%06d\0" % number)
+        netlink.request(netlink.NETLINK_ROUTE, rtnetlink.RTM_NEWLINK, named_so)
+        time.sleep(0.0001)
 
 
 async def test_namespace_with_the_number_of_an_ended_one_is_not_fenced_after_a_restart(
