@@ -177,7 +177,7 @@ class Sandboxes:
         """
         given = {each.name: each for each in configured}
         works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            each.name: partial(self._end_configured, each)
+            each.name: partial(self._end_configured, each.name)
             for each in self.all
             if each.origin == "file" and each.name not in given
         }
@@ -230,9 +230,13 @@ class Sandboxes:
             raise
         self._start(sandbox)
 
-    async def _end_configured(self, sandbox: Sandbox) -> None:
+    async def _end_configured(self, name: str) -> None:
+        # Calls before this one may have watched it again, or ended it.
+        sandbox = self._sandboxes.get(name)
+        if sandbox is None or sandbox.origin != "file":
+            return
         await self._halt(sandbox)
-        if sandbox.name in self._sandboxes:
+        if name in self._sandboxes:
             with sandbox.noting_failure():
                 await self._finish(sandbox, _UNCONFIGURED)
             self._drop(sandbox)

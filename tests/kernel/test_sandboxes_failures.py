@@ -419,6 +419,23 @@ async def test_end_of_a_sandbox_by_a_reload_says_so(made: tuple[str, ...], tmp_p
     assert event["severity"] == "Informational"
 
 
+async def test_sandbox_that_is_watched_again_by_another_call_is_ended_by_a_reload(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path, sandbox(name), sandbox(other)) as served:
+        service = served.service
+        changed, ended = (
+            service.config.model_copy(update={"sandbox": each})
+            for each in ((sandbox(name, group=77), sandbox(other)), (sandbox(other),))
+        )
+        async with asyncio.timeout(_SECONDS):
+            # The second call waits for the first one, which replaces the sandbox.
+            await asyncio.gather(service.reload(changed), service.reload(ended))
+        assert [each.name for each in service.views()] == [other]
+        assert nft(named(name), "list", "ruleset") == ""
+
+
 async def test_sandbox_that_renames_a_link_again_and_again_ends_no_watch(
     made: tuple[str, ...], tmp_path: Path
 ) -> None:
