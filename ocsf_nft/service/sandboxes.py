@@ -279,6 +279,8 @@ class Sandboxes:
             await renewed.activate(self._fence_parts)
             await renewed.begin(self._parts, change if change.changes else None)
         except OcsfNftError:
+            # After an error of the end, the fence is that of before, also for another namespace.
+            stays |= renewed is found
             await (renewed.close() if stays else renewed.undo(self._state))
             self._sandboxes[found.name] = renewed = renewed.successor(found.config, has_fence=stays)
             await renewed.try_activate(self._fence_parts)

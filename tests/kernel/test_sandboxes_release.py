@@ -121,6 +121,33 @@ async def test_fence_is_on_again_if_its_last_counts_cannot_be_stored(
         assert served.attempts(name) == {443: 1, 444: 1}
 
 
+async def test_reload_that_cannot_store_the_last_counts_removes_no_fence(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    close, failed = AccountLoop.close, False
+
+    async def failing(account: AccountLoop) -> tuple[Balance, ...]:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise DeliveryError("the disk is full")
+        return await close(account)
+
+    async with serving(tmp_path, sandbox(name)) as served:
+        service = served.service
+        assert await connect_to(name, 443) == {443: "refused"}
+        monkeypatch.setattr(AccountLoop, "close", failing)
+        moved = service.config.model_copy(update={"sandbox": (sandbox(name, netns=other),)})
+        with pytest.raises(DeliveryError, match="full"):
+            await service.reload(moved)
+        assert await connect_to(name, 444) == {444: "refused"}
+        assert service.view(name).state == "active"
+    assert nft(named(name), "list", "ruleset") == "", "a clean stop removes it"
+    assert served.attempts(name) == {443: 1, 444: 1}
+    assert "Its fence refused 2 packets." in served.messages(name)[-1]
+
+
 @pytest.mark.parametrize("is_turned_on", [False, True])
 async def test_gap_is_reported_if_the_fence_may_have_refused_after_the_last_reading(
     made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_turned_on: bool
