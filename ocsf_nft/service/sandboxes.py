@@ -111,13 +111,16 @@ class Sandboxes:
             if config.name in self._sandboxes:
                 _log.warning("sandbox is now that of the configuration file", sandbox=config.name)
                 self._state.delete_added(config.name)
-            elif has_ended:
-                self._create(config, "api").end_before()
+                continue
+            try:
+                created = self._create(config, "api")
+            except SourceError as error:  # another run watches it
+                _log.error("sandbox not watched", sandbox=config.name, reason=str(error))
             else:
-                try:
-                    others.append(self._create(config, "api"))
-                except SourceError as error:  # another run watches it
-                    _log.error("sandbox not watched", sandbox=config.name, reason=str(error))
+                if has_ended:
+                    created.end_before()
+                else:
+                    others.append(created)
         await run_all(self._sandboxes[name].activate(parts) for name in file)
         await run_all(each.try_activate(parts) for each in others)
 

@@ -388,6 +388,10 @@ async def test_stored_sandbox_that_another_run_watches_keeps_no_service_from_sta
                 await served.service.put(sandbox(name))
     async with serving(tmp_path) as served:
         assert len(served.service.views()) == 2, "it is still stored"
+    await asyncio.to_thread(namespaces.delete, name)
+    with StateDirectory(tmp_path).run_lock(name):  # a run may watch it by one of its processes
+        async with serving(tmp_path) as served:
+            assert [each.name for each in served.service.views()] == [other]
 
 
 async def test_error_of_a_call_is_logged_if_its_caller_has_left(
