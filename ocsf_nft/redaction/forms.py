@@ -18,7 +18,7 @@ compiled: Final = cache(re.compile)
 
 #: Name endings of secrets, such as ``DB_PASSWORD`` or ``X-Api-Key``.
 NAMES: Final = (
-    r"password|passwd|passphrase|passcode|secret|token|api[_-]?key|secret[_-]?key"
+    r"password|passwd|passphrase|passcode|secret|token|(?:api|auth)[_-]?key|secret[_-]?key"
     r"|(?:secret[_-]?)?access[_-]?key(?:[_-]?id)?|(?:account|private|encryption|signing)[_-]?key"
     r"|secret[_-]?key[_-]?base"
     r"|subscription-key|access[_-]?signature|authorization|authentication|credentials?|cookie"
@@ -62,6 +62,11 @@ _KEY_CHARACTERS: Final = f"{string.ascii_letters}{string.digits}_.-[]%"
 _PARAMETER_VALUE: Final = re.compile(r"""[^&#\s"'<>]*""")
 _FIELD_VALUE: Final = re.compile(r"""[^;"']*""")
 _WORD_VALUE: Final = re.compile(r"""(?:\\.|[^\s"'`&;|<>\\])*""", re.DOTALL)
+#: A value in code: a tuple or a call, such as ``('user', 'password')`` or ``Auth('password')``.
+_PLAIN_OR_QUOTED: Final = r"""[^()"']++|"[^"]*+"?+|'[^']*+'?+"""
+_CALL: Final = re.compile(
+    rf"[\w.]{{0,64}}\((?:{_PLAIN_OR_QUOTED}|\((?:{_PLAIN_OR_QUOTED})*+\)?+)*+\)?+"
+)
 
 _AUTHORITY: Final = re.compile(r"""://([^\s/?#"'<>]*)""")
 _REST_OF_URL: Final = re.compile(r"""[^\s"'<>]*""")
@@ -221,10 +226,12 @@ def _value(text: str, name: re.Match[str], *, is_first: bool) -> tuple[int, int]
     while at > 0 and text[at - 1] in _KEY_CHARACTERS:
         at -= 1
     forms = {"?": _PARAMETER_VALUE, "&": _PARAMETER_VALUE, ";": _FIELD_VALUE}
-    value = forms.get(text[max(0, at - 1) : at], _WORD_VALUE).match(text, start)
+    form = forms.get(text[max(0, at - 1) : at], _WORD_VALUE)
+    value = form.match(text, start)
     if value is None or _SETTING.fullmatch(value[0]) is not None:
         return start, start
-    return value.span()
+    call = _CALL.match(text, start) if form is _WORD_VALUE else None
+    return start, value.end() if call is None else max(value.end(), call.end())
 
 
 def _end_of_quoted(text: str, quote: re.Match[str]) -> int:

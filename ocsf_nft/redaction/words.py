@@ -45,11 +45,10 @@ _PROGRAMS: Final = {
     "curl": _Options(
         "-[A-Za-z#]*[uUb]|--user|--proxy-user", r"-[uUb]|[\w.-]{1,64}:(?=[^/@]{1,256}@)", ":=@"
     ),
-    "mysql|mysqldump|mysqladmin|mysqlimport|mysqlsh|mariadb|mariadb-dump|mariadb-admin": _Options(
-        None, "-p"
-    ),
+    "mysql|mysqldump|mysqlimport|mysqlsh|mariadb|mariadb-dump": _Options(None, "-p"),
+    "mysqladmin|mariadb-admin": _Options("password", "-p"),
     "mongo|mongosh|mongodump|mongorestore|mongoexport|mongoimport|sshpass": _PASSWORD,
-    "useradd|usermod|psexec": _PASSWORD,
+    "useradd|usermod|psexec|twine|cqlsh": _PASSWORD,
     "docker login|podman login|buildah login|skopeo login|nerdctl login|helm login": _PASSWORD,
     "oras login|crane login|az login|oc login|cf login": _PASSWORD,
     "vault login": _Options("login"),
@@ -65,7 +64,9 @@ _PROGRAMS: Final = {
     "xfreerdp|xfreerdp3": _Options(None, "/p:"),
     "sqlplus|sqlldr|expdp|impdp": _Options(None, r"[\w.]{1,64}/(?=[^/@]{1,256}(?:@|\Z))"),
     "ncat|nc": _Options("--proxy-auth", None, ":"),
+    "lftp": _Options("-u|--user", "-u", ","),
     "openssl": _Options("-[kK]"),
+    "ssh-keygen": _Options("-[NP]", "-[NP]"),
     "nmcli": _Options("password|psk"),
     "ab": _Options("-[AP]", None, ":"),
     "plink|pscp|psftp": _Options("-pw"),

@@ -122,6 +122,15 @@ BY_POSITION: Final = [
         "sh -c “mysql --password='a'\"'\"'§' db”",
         "kubectl create secret generic x --from-literal=user=§",
         "vault kv put secret/x user=§",
+        "python “-cimport requests; requests.get(u, auth=('me', '§'))”",
+        "python “-crequests.get(u, auth=HTTPBasicAuth(name('me'), '§'), timeout=5)”",
+        "bash -c “python -c 'get(u, auth=(me, \"§\"))'”",
+        "tool --authkey § up",
+        "tool --auth-key=§ up",
+        "mysqladmin -u root password §",
+        "twine upload -u __token__ -p § dist/x",
+        "lftp -u me,§ host",
+        "ssh-keygen -N § -f key",
     )
 ]
 _BASE62: Final = "Ab3De6Gh9Jk2Mn5Pq8St1Vw4Yz7Bc0Df" * 2
@@ -182,6 +191,8 @@ ORDINARY: Final = [
         "openssl s_client -connect host:443",
         "env PWD=/home/me OLDPWD=/tmp bash",
         "ssh-keygen -t ed25519 -f key",
+        "lftp -u me host",
+        "mysqladmin -u root status",
         "nginx: worker process",
         "postgres: app db 10.0.0.1(4242) idle",
         "/usr/lib/systemd/systemd --user",
