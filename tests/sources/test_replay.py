@@ -120,6 +120,14 @@ def test_replay_gives_equal_lines_different_and_repeatable_identities() -> None:
     assert [identity(found) for found in read("other", line, "x", line)] == [first, second]
 
 
+def test_replay_gives_lines_with_equal_texts_and_other_bytes_different_identities() -> None:
+    form = b"%b IN= OUT=eth0 SRC=10.0.0.2 DST=10.0.0.3 LEN=20 PROTO=2 \n"
+    lines = (form % prefix for prefix in (b"\xff", rb"\xff", b"\xff", rb"\xff"))
+    found = read(*lines)
+    assert len({each.prefix for each in found if isinstance(each, Record)}) == 1
+    assert len({identity(each) for each in found}) == 4
+
+
 def test_replay_gives_a_repeated_kmsg_record_one_identity() -> None:
     line = f"4,77,1500000,-;{MESSAGE}"
     assert len({identity(found) for found in read(line, line)}) == 1

@@ -95,7 +95,9 @@ class Reader:
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
         self._number_of = LineNumbers().count_line if number_of is None else number_of
-        #: Number of the present line among all equal ones; None if it is not counted.
+        #: Present line; None at a journal export entry. Its number among all equal ones; None if it
+        #: is not counted.
+        self._line: bytes | None = None
         self._number: int | None = None
         self._splitter = Splitter(journal_entry.FIELDS)
 
@@ -151,7 +153,7 @@ class Reader:
             yield Batch(records=tuple(records), rejected=tuple(rejected))
 
     def _read(self, piece: Piece, received_ns: int) -> Record | Reject | None:
-        self._number = None
+        self._line = self._number = None
         if isinstance(piece, Reject):
             return piece
         if isinstance(piece, OverlongLine):
@@ -161,7 +163,7 @@ class Reader:
         if isinstance(piece, dict):
             entry = journal_entry.from_export(piece)
             return self._to_record(entry, entry.message if entry else "", received_ns)
-        line = piece.rstrip(b"\r")
+        line = self._line = piece.rstrip(b"\r")
         if is_counted(line):
             self._number = self._number_of(line)
         if line.startswith(b"{"):
@@ -258,10 +260,11 @@ class Reader:
     def _line_identity(self, line: str) -> str:
         # A record gets the same identity each time its file is read: from its cursor (journal), its
         # sequence number, timestamp and text (kmsg), or from its ``id`` (NFLOG line). For any
-        # other line, it is made of the text and of the number of equal lines before it.
-        text = line.encode()
-        number = self._number_of(text) if self._number is None else self._number
-        return f"line:{hashlib.blake2b(text, digest_size=12).hexdigest()}:{number}"
+        # other line, it is made of the bytes and of the number of equal lines before it: lines with
+        # other bytes may have the same text.
+        octets = line.encode() if self._line is None else self._line
+        number = self._number_of(octets) if self._number is None else self._number
+        return f"line:{hashlib.blake2b(octets, digest_size=12).hexdigest()}:{number}"
 
 
 class Replay:
