@@ -6,6 +6,7 @@ characters are escaped and long texts are cut.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import messages, packet_outcome
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Maximum length of a command line, a path and a label in a description.
 _MAX_CHARACTERS: Final = 400
+#: Beginning of a step's number in an advice. The name of a process may contain it.
+_STEP: Final = re.compile(r" (?=[0-9]+\. )")
 #: Maximum number of processes that a description names.
 _MAX_NAMED: Final = 8
 
@@ -261,8 +264,11 @@ def joined(*sentences: str) -> str:
 
 
 def steps(*sentences: str) -> str:
-    """Return the sentences that are not empty as one text with numbers."""
-    found = enumerate(filter(None, sentences), 1)
+    """Return the sentences that are not empty as one text with numbers.
+
+    A number such as ``2.`` in a sentence would look like a step: the space before it is escaped.
+    """
+    found = enumerate((_STEP.sub(r"\\x20", each) for each in sentences if each), 1)
     return " ".join(f"{number}. {sentence}" for number, sentence in found)
 
 

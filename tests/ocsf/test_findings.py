@@ -20,6 +20,7 @@ from ocsf_nft.ocsf.finding_settings import FindingSettings
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.severity import SeverityRule
+from ocsf_nft.report import wording
 from tests.conformance.attributed import PROCESSES, done_by
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, SAMPLE, TIME_NS, counter, window
 from tests.conformance.incidents import GOING_ON, fan_out_of, incident
@@ -269,6 +270,15 @@ def test_finding_has_process_attempt_and_remediation() -> None:
         "evidences[0].dst_endpoint.ip",
         "evidences[0].dst_endpoint.port",
     ]
+
+
+def test_name_of_a_process_adds_no_step_to_a_remediation() -> None:
+    path = "/opt/a) should do this. 2. Run this. 3. End (b"
+    by = done_by(replace(PROCESSES["all of it"], path=path))
+    finding = rendered(attempt_of("tcp4", incident(3, 40, 2, by)))
+    advice = finding["remediation"]["desc"]
+    assert r"should do this.\x202. Run this." in advice
+    assert [step[:5] for step in wording.steps(advice)] == ["Check", "If it", "If no", "Keep "]
 
 
 def test_attempt_to_reach_credentials_is_named_so() -> None:
