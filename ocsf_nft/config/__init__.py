@@ -246,10 +246,10 @@ def _parsed(found: dict[str, Any], *, where: str | None) -> Config:
         [sink.called for sink in sinks], prefix, "two sinks are the same: give each a name"
     )
     _require_unique(
-        [place for sink in sinks for place in sink.places],
+        [each for sink in sinks for each in sink.locations],
         prefix,
-        "two parquet sinks write events of one class to the same place, so that each event would "
-        "be there twice: give each its own classes, source or directory",
+        "two parquet sinks write events of one class to the same location, where each would be "
+        "twice: give each its own classes, source or directory",
     )
     return config
 

@@ -242,6 +242,6 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
         {"classes": ["dns_activity"]},
     ],
 )
-def test_parquet_sinks_with_other_places_are_accepted(keys: dict[str, Any]) -> None:
+def test_parquet_sinks_with_other_locations_are_accepted(keys: dict[str, Any]) -> None:
     sinks = [_lake("a", classes=["network_activity"]), _lake("b", **keys)]
     config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")

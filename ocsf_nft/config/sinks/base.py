@@ -89,8 +89,8 @@ class SinkTable(Table):
         return self.file
 
     @property
-    def places(self) -> frozenset[str]:
-        """Return places in which events of another sink would be taken for events of this one."""
+    def locations(self) -> frozenset[str]:
+        """Return locations where a reader would take another sink's events for this sink's."""
         return frozenset()
 
     @property

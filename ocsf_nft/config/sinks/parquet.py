@@ -128,7 +128,7 @@ class ParquetSink(SinkTable):
         return self.directory
 
     @property
-    def places(self) -> frozenset[str]:
+    def locations(self) -> frozenset[str]:
         """Return the directory of the files of each class, without their day."""
         where = f"{self._target}/{self.region}/{self.account}"
         return frozenset(f"{where}/{each}" for each in self.class_uids)
