@@ -22,6 +22,9 @@
 #define COPIED 128
 #define ADLER 65521 /* RFC 1950 */
 
+/* Descriptors of a process that are searched for a socket. */
+#define SEARCHED 4096
+
 /* The readable bytes of a packet: from its network header, `size` bytes. */
 struct header {
 	unsigned char *start;
@@ -226,6 +229,36 @@ static __always_inline int is_sent_now(struct call *call, struct sk_buff *skb, s
 	return (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data);
 }
 
+/* Search for a file among the open ones of a process. */
+struct search {
+	struct file *file;
+	struct file **open;
+	int is_found;
+};
+
+static long compare_file(__u32 number, struct search *search)
+{
+	struct file *file = NULL;
+
+	bpf_probe_read_kernel(&file, sizeof(file), search->open + number);
+	search->is_found = file == search->file;
+	return search->is_found;
+}
+
+/* Return 1 if the current process has the file at `address` open. Another process may send a packet on: a
+ * program to which a rule queues packets (NFQUEUE), by its verdict, also while the sender is in a later call
+ * that holds the socket. Not static, as above. */
+__noinline int has_open(__u64 address)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct search search = { .file = (void *)address, .open = BPF_CORE_READ(table, fd) };
+	__u32 size = BPF_CORE_READ(table, max_fds);
+
+	bpf_loop(size < SEARCHED ? size : SEARCHED, compare_file, &search, 0);
+	return search.is_found;
+}
+
 /* Return 1 if the sender of a datagram has no reports left, before anything else is read: a flood has a
  * hundred thousand packets a second. `packet` and `socket` are addresses. Not static, as above. */
 __noinline int is_unreported(struct call *call, __u64 packet, __u64 socket)
@@ -282,7 +315,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		call.family = AF_PACKET;
 	else
 		read_header(&call, (__u64)skb);
-	if (is_sent_now(&call, skb, sk, family))
+	if (is_sent_now(&call, skb, sk, family) && has_open((__u64)file))
 		read_caller(&call.caller);
 	/* The first packet of a connection is not a repetition. */
 	if (take_report(&call, call.flags & SYN ? 0 : (__u64)sk)) {
