@@ -140,6 +140,14 @@ def test_extreme_times_are_those_of_the_general_code(stamp: str) -> None:
     assert found.tally.records == 20
 
 
+@pytest.mark.parametrize(("sequence", "skipped"), [((1 << 63) - 1, 2), (1 << 63, 1)])
+def test_line_after_a_kmsg_line_with_an_extreme_number_is_read_in_both_ways(
+    sequence: int, skipped: int
+) -> None:
+    found = BothWays().convert([b"4,%d,1,-;usb\n NAME=IN=x OUT=y \n" % sequence])
+    assert found.tally.skipped == skipped
+
+
 def test_configured_rules_keep_their_users_and_may_have_long_names() -> None:
     message = MESSAGE.replace("ocsf-nft:sb:egress:", "{}x ")
     plain = message.replace("UID=0 GID=0 ", "")

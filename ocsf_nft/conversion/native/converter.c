@@ -625,10 +625,12 @@ static int is_candidate(struct span line)
 	       || memmem(line.at, line.size, "ocsf-nft:", 9) != NULL;
 }
 
-/* Return 1 if a line begins as a record of /dev/kmsg (_HEADER in ocsf_nft/sources/kmsg.py). */
+/* Return 1 if a line begins as a record of /dev/kmsg (parse() in ocsf_nft/sources/kmsg_line.py). */
 static int is_of_kmsg(struct span line)
 {
 	static const uint32_t DIGITS[] = { 10, 19, 16 };
+	/* The largest sequence number: INT64_MAX, which has 19 digits. */
+	static const char MOST[] = "9223372036854775807";
 	uint32_t at = 0;
 
 	for (size_t number = 0; number < 3; number++) {
@@ -638,6 +640,9 @@ static int is_of_kmsg(struct span line)
 			at++;
 		if (at == start || at - start > DIGITS[number] || at == line.size
 		    || line.at[at++] != ',')
+			return 0;
+		if (number == 1 && at - 1 - start == sizeof(MOST) - 1
+		    && memcmp(line.at + start, MOST, sizeof(MOST) - 1) > 0)
 			return 0;
 	}
 	return memchr(line.at + at, ';', line.size - at) != NULL;
