@@ -10,7 +10,13 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.errors import (
+    AbsentError,
+    DeliveryError,
+    FenceError,
+    OcsfNftError,
+    UnsupportedError,
+)
 from ocsf_nft.fence import (
     accepted_surroundings,
     host_end,
@@ -371,6 +377,8 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
+    is_known = before is not None and before.identity == intended.identity
+    is_new = not is_known and not load_ruleset.exists(intended)
     state.write(intended)  # a full disk must fail before anything changes
     if replaced is not None:
         state.delete(replaced)
@@ -379,13 +387,21 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
         loaded = load_ruleset.load(intended, before, transports, state, load_text)
     except OcsfNftError as error:
         try:
+            if is_new:
+                _remove_new(intended)
             _undo(before, intended, state)
         except OcsfNftError as other:
             raise FenceError(f"{error}; then {other}") from error
         raise
     if before is not None:
         _remove_replaced(before, loaded)
-    state.write(loaded)
+    try:
+        state.write(loaded)
+    except DeliveryError:  # with its listings, it is larger than the first one
+        if is_new:
+            _remove_new(intended)
+            _undo(before, intended, state)
+        raise
     # Only after the fence is active.
     ip_forwarding.switch_on(loaded.spec, loaded.namespace, state)
     if before is not None and before.identity != loaded.identity:
@@ -406,6 +422,13 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
         table_query.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
     ):
         table_changes.delete(now.namespace, sorted(left_over))
+
+
+def _remove_new(intended: InstalledFence) -> None:
+    """Remove the tables of a fence that replaced none: without a record, nothing would do it."""
+    with contextlib.suppress(OcsfNftError):  # the first error is raised
+        table_changes.delete(intended.namespace, tuple(intended.spec.tables))
+        remove_guard(intended.spec)
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:

@@ -143,7 +143,7 @@ def _load_all(
     nothing.
     """
     spec, namespace = intended.spec, intended.namespace
-    existing = _exists(intended)
+    existing = exists(intended)
     text = ruleset.fence(spec, intended.around, intended.transport)
     preserved = _load_tables(namespace, spec.tables, text, load_text, list_tables)
     if spec.guard_device is None:
@@ -174,7 +174,8 @@ def _load_on_host(namespace: Namespace, text: str) -> None:
         nft.load(namespace, text)  # it says what is wrong
 
 
-def _exists(intended: InstalledFence) -> bool:
+def exists(intended: InstalledFence) -> bool:
+    """Return True if the namespace of a fence has its table; raises the errors of :func:`load`."""
     table_id, _ = intended.spec.tables
     return table_query.comment(intended.namespace, *table_id) is not None
 

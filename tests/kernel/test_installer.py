@@ -255,6 +255,28 @@ def test_change_during_an_installation_is_an_error(
     _, _, altered = str(refused.value).partition("installed: ")
     expected = 'type filter hook output priority filter; policy drop; + accept oif "lo" accept'
     assert altered.split() == expected.split()
+    monkeypatch.undo()
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+    assert state.read(spec.sandbox) is None
+
+
+def test_change_during_a_replacement_leaves_a_fence(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, before = nft.load, state.read(spec.sandbox)
+
+    def tampered(namespace: Namespace, text: str) -> None:
+        load(namespace, text)
+        if namespace == fenced.sandbox_namespace:
+            conftest.nft(namespace, "insert", "rule", "inet", "ocsf_nft", "output", "accept")
+
+    conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
+    monkeypatch.setattr(nft, "load", tampered)
+    with pytest.raises(FenceError, match="altered while it was installed"):
+        installer.renew(spec.sandbox, state)
+    tables = conftest.nft(fenced.sandbox_namespace, "list", "tables")
+    assert tables == "table inet ocsf_nft\ntable netdev ocsf_nft\n"
+    assert state.read(spec.sandbox) == before
 
 
 def test_guard_for_a_missing_interface_is_an_error(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink
-from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
+from ocsf_nft.errors import AbsentError, DeliveryError, FenceError, UnsupportedError
 from ocsf_nft.fence import (
     installer,
     ip_forwarding,
@@ -24,6 +24,7 @@ from ocsf_nft.fence import (
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
+from tests.delivery.sinks.disks import disk
 from tests.descriptors import no_more_descriptors
 from tests.kernel import conftest, namespaces, tap
 
@@ -131,6 +132,18 @@ def test_failed_installation_that_cannot_be_undone_reports_both_errors(
     with pytest.raises(FenceError, match=r"^no fence today; then no sysctl today$"):
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert state.read(spec.sandbox) is None
+
+
+def test_installation_whose_record_cannot_be_stored_leaves_nothing(
+    lab: Lab, spec: FenceSpec, tmp_path: Path
+) -> None:
+    # The first record has no listings of the tables: there is room for it.
+    with disk(tmp_path, size="32k"):
+        state = StateDirectory(tmp_path / "state")
+        with pytest.raises(DeliveryError, match="No space left on device"):
+            installer.install(spec, lab.sandbox_namespace, state, "nflog")
+        assert state.read(spec.sandbox) is None
+    assert _tables(lab.sandbox_namespace) == []
 
 
 def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
