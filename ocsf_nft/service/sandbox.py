@@ -12,6 +12,7 @@ import structlog
 
 from ocsf_nft.errors import (
     AbsentError,
+    DeliveryError,
     FenceError,
     OcsfNftError,
     SourceError,
@@ -343,7 +344,10 @@ class Sandbox:
         await watched.close()
         # If the record is not yet that of the next namespace.
         await remove_record(self.name, state, watched.identity)
-        await watched.account.remove()
+        try:
+            await watched.account.remove()
+        except DeliveryError as error:  # the next watch of this name removes them with the record
+            _log.error("counts can't be removed", sandbox=self.name, reason=str(error))
         end = sandbox_end(balances, ABANDONED if is_abandoned else ENDED)
         await watched.monitor.reports.report_end(end, is_removed=not is_abandoned)
         self.watched = self.failure = None
@@ -357,7 +361,7 @@ class Sandbox:
             return None
         try:
             return await sandbox_start.activate(self._parts.fences, self.config, self._note_fence)
-        except OF_A_SANDBOX:  # it is tried again
+        except (*OF_A_SANDBOX, DeliveryError):  # it is tried again
             return None
 
     async def _begin_when_present(self) -> bool:
@@ -392,7 +396,7 @@ class Sandbox:
         """Run ``work``; note and log an error of the sandbox. Return True if it is watched then."""
         try:
             await run_shielded(work)
-        except OF_A_SANDBOX as error:
+        except (*OF_A_SANDBOX, DeliveryError) as error:  # or its record can't be stored
             self._note(error)
             return False
         if self.watched is None:

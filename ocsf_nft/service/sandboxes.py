@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, SourceError
+from ocsf_nft.errors import AbsentError, ConflictError, DeliveryError, OcsfNftError, SourceError
 from ocsf_nft.ocsf.fence_state_events import PolicyChange
 from ocsf_nft.service import added_sandboxes
 from ocsf_nft.service.calls import Calls
@@ -428,8 +428,11 @@ class Sandboxes:
     async def _run(self, sandbox: Sandbox) -> None:
         await sandbox.run()
         if not sandbox.is_stopping:  # its namespace has ended for good
-            if sandbox.origin == "api":
-                self._state.delete_added(sandbox.name)
+            try:
+                if sandbox.origin == "api":
+                    self._state.delete_added(sandbox.name)
+            except DeliveryError as error:  # the next start finds that it has ended
+                _log.error("sandbox is still stored", sandbox=sandbox.name, reason=str(error))
             self._drop(sandbox)
             self._on_change()
             _log.info("sandbox has ended, with its network namespace", sandbox=sandbox.name)

@@ -26,6 +26,7 @@ from ocsf_nft.netns import named
 from ocsf_nft.service import fences, log_groups, sandboxes, watched_sandbox
 from ocsf_nft.service import sandbox as sandbox_module
 from ocsf_nft.sources.nflog import Nflog
+from tests.delivery.sinks.disks import disk
 from tests.kernel import namespaces
 from tests.kernel.conftest import nft
 from tests.kernel.serving import connect_to, sandbox, serving, until
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.service.run import Service
 
 pytestmark = pytest.mark.kernel
 
@@ -462,6 +464,46 @@ def _rename(link: str, times: int) -> None:
         named_so = body + netlink.attribute(3, b"renamed-%06d\0" % number)
         netlink.request(netlink.NETLINK_ROUTE, rtnetlink.RTM_NEWLINK, named_so)
         time.sleep(0.0001)
+
+
+@pytest.mark.parametrize("origin", ["file", "api"])
+async def test_end_of_a_namespace_on_a_read_only_disk_ends_no_other_sandbox(
+    made: tuple[str, ...], tmp_path: Path, origin: str
+) -> None:
+    name, other, _ = made
+    state, store = tmp_path / "state", tmp_path / "store.db"
+    state.mkdir()
+    configured = (sandbox(name), sandbox(other)) if origin == "file" else ()
+    with disk(state, size="8m"):
+        async with serving(state, *configured, store={"path": str(store)}) as served:
+            service = served.service
+            for each in () if configured else (name, other):
+                await service.put(sandbox(each))
+            with _read_only(state):
+                await asyncio.to_thread(namespaces.delete, name)
+                await until(lambda: _states(service).get(name) in {None, "waiting"})
+                assert await connect_to(other, 443) == {443: "refused"}
+            await asyncio.to_thread(namespaces.make, name)
+            if not configured:
+                await service.put(sandbox(name))
+            await until(lambda: _states(service) == {name: "active", other: "active"})
+            assert await connect_to(name, 443) == {443: "refused"}
+    assert served.attempts(name) == served.attempts(other) == {443: 1}
+
+
+def _states(service: Service) -> dict[str, str]:
+    return {each.name: each.state for each in service.views()}
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Let nothing be created or deleted in a folder; open files can be written."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 async def test_namespace_with_the_number_of_an_ended_one_is_not_fenced_after_a_restart(
