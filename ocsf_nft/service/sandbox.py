@@ -175,10 +175,13 @@ class Sandbox:
         self._parts = parts
         fenced, self._fenced = self._fenced, None
         if fenced is not None:
-            previous = self._previous
-            if previous is not None and previous.identity != fenced.fence.installed.identity:
-                state, store, reporter = parts.fences.state, parts.store, parts.reporter
-                await forget_account(self.name, previous, state, store, reporter)
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(fenced.stack.aclose)
+                previous = self._previous
+                if previous is not None and previous.identity != fenced.fence.installed.identity:
+                    state, store, reporter = parts.fences.state, parts.store, parts.reporter
+                    await forget_account(self.name, previous, state, store, reporter)
+                stack.pop_all()  # the watch closes it
             self.watched = await sandbox_start.watch(parts, fenced, added)
 
     async def try_begin(self, parts: WatchParts) -> None:

@@ -227,6 +227,28 @@ async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
         assert served.service.view(name).config == opened
 
 
+async def test_sandbox_whose_former_counts_cannot_be_removed_leaves_nothing(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    state = StateDirectory(tmp_path)
+    installer.install(sandbox(name).spec(), named(name), state, "nflog")
+    async with serving(tmp_path) as served:
+
+        async def failing(*_: object) -> None:
+            raise DeliveryError("the disk fails")
+
+        await asyncio.to_thread(namespaces.delete, name)
+        with monkeypatch.context() as patched:
+            patched.setattr(sandbox_module, "forget_account", failing)
+            with pytest.raises(DeliveryError, match="the disk fails"):
+                await served.service.put(sandbox(name, netns=other))
+        parts = served.service._sandboxes._fence_parts
+        assert not parts.nflog._feeds
+        assert not parts.accounts._expected
+        assert nft(named(other), "list", "ruleset") == ""
+
+
 async def test_sandbox_without_a_free_nflog_group_leaves_nothing(
     made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
