@@ -93,3 +93,38 @@ async def test_program_that_accepts_queued_packets_is_not_named(
         (by,) = await watched.until(1, protocol=_UDP)
     assert queued
     assert {each.pid for each in (by.process, *(seen.process for seen in by.seen)) if each} <= {pid}
+
+
+#: Sends a datagram by a registered file of io_uring(7), after its descriptor is closed. libc has no
+#: functions for these system calls.
+_BY_IO_URING: Final = """
+    import mmap
+    print_pid()
+    s = udp()
+    s.connect(TO4)
+    parameters = bytearray(120)
+    ring = libc.syscall(425, 1, (ctypes.c_char * 120).from_buffer(parameters))  # io_uring_setup
+    tail, array = struct.unpack_from("4xI16xI", parameters, 40)
+    requests = mmap.mmap(ring, 64, offset=0x10000000)
+    queue = mmap.mmap(ring, array + 4)
+    files = (ctypes.c_int * 1)(s.fileno())
+    assert libc.syscall(427, ring, 2, files, 1) == 0  # io_uring_register: IORING_REGISTER_FILES
+    s.close()
+    data = ctypes.create_string_buffer(b"x")
+    # IORING_OP_SEND with IOSQE_FIXED_FILE
+    requests[:32] = struct.pack("=BBHiQQII", 26, 1, 0, 0, 0, ctypes.addressof(data), 1, 0)
+    queue[array:array + 4] = bytes(4)
+    queue[tail:tail + 4] = struct.pack("=I", 1)
+    assert libc.syscall(426, ring, 1, 1, 1, None, 0) == 1  # io_uring_enter
+    time.sleep(0.3)
+"""
+
+
+async def test_sender_that_has_closed_its_registered_socket_is_named(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence(lab, state, monkeypatch)
+    async with watching(lab) as watched:
+        (pid,) = await asyncio.to_thread(scripted.run, lab, _BY_IO_URING)
+        (by,) = await watched.until(1, protocol=_UDP)
+    assert (by.process and by.process.pid, by.confidence) == (pid, "high")

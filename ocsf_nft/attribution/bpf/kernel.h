@@ -46,6 +46,8 @@ struct cred;
 struct file {
 	struct path f_path;
 	const struct cred *f_cred;
+	const void *f_op;
+	void *private_data;
 };
 
 struct fs_struct {
@@ -150,8 +152,11 @@ struct sock_common {
 	atomic64_t skc_cookie;
 };
 
+struct sock;
+
 struct socket {
 	struct file *file;
+	struct sock *sk;
 };
 
 /* A spinlock, if it is a queued one (not with PREEMPT_RT). */

@@ -10,6 +10,8 @@
 #define ETH_P_IPV6 0x86dd
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
+#define AF_NETLINK 16
+#define NETLINK_NETFILTER 12
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_UDP 17
 #define IPPROTO_ROUTING 43
@@ -22,7 +24,7 @@
 #define COPIED 128
 #define ADLER 65521 /* RFC 1950 */
 
-/* Descriptors of a process that are searched for a socket. */
+/* Maximum number of descriptors of a process that are searched. */
 #define SEARCHED 4096
 
 /* The readable bytes of a packet: from its network header, `size` bytes. */
@@ -229,34 +231,47 @@ static __always_inline int is_sent_now(struct call *call, struct sk_buff *skb, s
 	return (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data);
 }
 
-/* Search for a file among the open ones of a process. */
+/* Search for the file of a packet's socket, and for a socket to netfilter, among the open files. */
 struct search {
 	struct file *file;
+	const void *operations; /* of each socket's file */
 	struct file **open;
 	int is_found;
+	int may_queue;
 };
 
 static long compare_file(__u32 number, struct search *search)
 {
 	struct file *file = NULL;
+	struct socket *socket;
 
 	bpf_probe_read_kernel(&file, sizeof(file), search->open + number);
 	search->is_found = file == search->file;
-	return search->is_found;
+	if (search->is_found || !file || BPF_CORE_READ(file, f_op) != search->operations)
+		return search->is_found;
+	socket = BPF_CORE_READ(file, private_data);
+	if (BPF_CORE_READ(socket, sk, __sk_common.skc_family) == AF_NETLINK &&
+	    BPF_CORE_READ(socket, sk, sk_protocol) == NETLINK_NETFILTER)
+		search->may_queue = 1;
+	return 0;
 }
 
-/* Return 1 if the current process has the file at `address` open. Another process may send a packet on: a
- * program to which a rule queues packets (NFQUEUE), by its verdict, also while the sender is in a later call
- * that holds the socket. Not static, as above. */
-__noinline int has_open(__u64 address)
+/* Return 1 if the current process may only send on a packet of the socket with the file at `address`. That is
+ * a program to which a rule queues packets (NFQUEUE), by its verdict: also while the sender is in a later call
+ * that holds the socket. It has a socket to netfilter open, and not that one. A sender without its socket in
+ * the table of files (io_uring, a close in another thread) is no such program. Not static, as above. */
+__noinline int sends_on(__u64 address)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct search search = { .file = (void *)address, .open = BPF_CORE_READ(table, fd) };
+	struct file *file = (void *)address;
+	struct search search = { .file = file };
 	__u32 size = BPF_CORE_READ(table, max_fds);
 
+	search.operations = BPF_CORE_READ(file, f_op);
+	search.open = BPF_CORE_READ(table, fd);
 	bpf_loop(size < SEARCHED ? size : SEARCHED, compare_file, &search, 0);
-	return search.is_found;
+	return !search.is_found && (search.may_queue || size > SEARCHED);
 }
 
 /* Return 1 if the sender of a datagram has no reports left, before anything else is read: a flood has a
@@ -315,7 +330,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		call.family = AF_PACKET;
 	else
 		read_header(&call, (__u64)skb);
-	if (is_sent_now(&call, skb, sk, family) && has_open((__u64)file))
+	if (is_sent_now(&call, skb, sk, family) && !sends_on((__u64)file))
 		read_caller(&call.caller);
 	/* The first packet of a connection is not a repetition. */
 	if (take_report(&call, call.flags & SYN ? 0 : (__u64)sk)) {
