@@ -80,6 +80,15 @@ def test_container_that_sees_only_its_own_cgroup_has_its_limit(tmp_path: Path, r
 
 
 @pytest.mark.usefixtures("many_cores")
+def test_cgroup_inside_a_container_has_its_own_limit(tmp_path: Path) -> None:
+    _write(tmp_path / "v2/inner", cpu_max="400000 100000")
+    process = _process(
+        tmp_path, "0::/docker/c1/inner\n", f"/docker/c1 {tmp_path}/v2 ro - cgroup2 cgroup2 rw"
+    )
+    assert usable_cores(process) == 4
+
+
+@pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize(
     ("quota", "period"), [("-1", "100000"), ("", "100000"), ("100000", "none")]
 )
