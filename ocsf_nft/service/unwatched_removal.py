@@ -37,8 +37,9 @@ def remove(
     if not has_counts:
         work()
         return None
-    # Off, so that no packet comes after the reading.
-    off = _turn_off(sandbox, state)
+    off = None
+    with contextlib.suppress(OcsfNftError):  # then its counts stay, and a later run reports a gap
+        off = turn_off.turn_off(sandbox, state)  # so that no packet comes after the reading
     try:
         unreported = unreported_packets(installed, state)
         work()
@@ -48,14 +49,6 @@ def remove(
     if unreported == 0 and _was_off(installed, off):
         state.delete_account_place(sandbox)
     return unreported
-
-
-def _turn_off(sandbox: str, state: StateDirectory) -> Generation | None:
-    try:
-        return turn_off.turn_off(sandbox, state)
-    except OcsfNftError as error:  # it is removed without
-        _log.warning("fence not turned off", sandbox=sandbox, reason=str(error))
-        return None
 
 
 def _turn_on(sandbox: str, state: StateDirectory) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, table_changes
+from ocsf_nft.lab import ip
 from ocsf_nft.service import unwatched_removal
 from tests.kernel import accounts, attempts, command
 from tests.kernel.conftest import SANDBOX, nft
@@ -81,6 +82,18 @@ def test_counts_stay_if_another_process_turns_the_fence_on_before_its_removal(
 
     assert unwatched_removal.remove(unwatched, state, work) == 0
     assert state.account_place(SANDBOX) is not None
+
+
+def test_removal_after_the_end_of_the_namespace_is_one_sentence(
+    lab: Lab, unwatched: InstalledFence, state: StateDirectory
+) -> None:
+    assert unwatched.namespace == lab.sandbox_namespace
+    ip("netns", "del", lab.sandbox)
+    try:
+        removed = command.run("remove", "--sandbox", SANDBOX, "--state-dir", str(state.path))
+    finally:
+        ip("netns", "add", lab.sandbox)
+    assert (removed.code, removed.stderr) == (0, f"sandbox {SANDBOX} is no longer fenced\n")
 
 
 def test_counts_end_with_a_fence_whose_packets_are_all_reported(
