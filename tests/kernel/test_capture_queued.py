@@ -84,8 +84,10 @@ async def test_program_that_accepts_queued_packets_is_not_named(
     program = """
         print_pid()
         s = udp()
-        with refused: s.sendto(b"x", TO4)
-        time.sleep(0.3)
+        s.settimeout(10)
+        s.connect(TO4)
+        s.send(b"x")
+        with refused: s.recv(1)  # until the fence refuses the datagram
     """
     async with watching(lab) as watched:
         assert watched.chain.method == "capture", watched.chain.reason
@@ -116,7 +118,6 @@ _BY_IO_URING: Final = """
     queue[array:array + 4] = bytes(4)
     queue[tail:tail + 4] = struct.pack("=I", 1)
     assert libc.syscall(426, ring, 1, 1, 1, None, 0) == 1  # io_uring_enter
-    time.sleep(0.3)
 """
 
 
