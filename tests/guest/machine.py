@@ -26,7 +26,8 @@ _ARGUMENTS: Final = (
     "qemu-system-x86_64",
     *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-display", "none", "-nodefaults", "-no-reboot"),
 )
-_COMMAND_LINE: Final = "console=ttyS0 panic=-1 quiet net.ifnames=0"
+#: Without mitigations and the zeroing of memory, the emulation takes a sixth less of the CPU.
+_COMMAND_LINE: Final = "console=ttyS0 panic=-1 quiet net.ifnames=0 mitigations=off init_on_alloc=0"
 
 
 class HungError(AssertionError):
