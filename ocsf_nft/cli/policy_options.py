@@ -65,6 +65,12 @@ _strict = click.option(
     help="tap: the VM reaches the gateway's port, the exceptions, and nothing else. Default: "
     "it also reaches the internet and the host's networks, without the proxy.",
 )
+_whole_machine = click.option(
+    "--whole-machine",
+    is_flag=True,
+    help="Allow a fence around this whole machine, if no other network namespace is named. Its "
+    "connections that the fence does not allow end, such as SSH.",
+)
 _permissive = click.option(
     "--permissive", is_flag=True, help="Report packets that would be refused, and allow them."
 )
@@ -101,6 +107,7 @@ def with_policy(
         "proxy": options.proxies,
         "netns": netns,
         "pid": options.pid,
+        "whole_machine": _whole_machine,
         "allow": options.exceptions,
         "host_guard": _host_guard,
         "proxy_uid": _proxy_uids,

@@ -19,6 +19,7 @@ _Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 #: Keys of ``[[sandbox]]`` that the container itself determines, or that are for a VM.
 _NOT_HERE: Final = (
     "netns", "pid", "container", "install", "device", "subnet", "gateway_port", "mac",
+    "whole_machine",
 )  # fmt: skip
 _OWN: Final = frozenset(("name", "action", "match"))
 

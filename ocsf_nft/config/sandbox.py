@@ -35,7 +35,7 @@ _NEEDED: Final[dict[Profile, tuple[str, ...]]] = {
 _OTHERS: Final[dict[Profile, tuple[str, ...]]] = {
     "sandbox": ("proxy_uid", "device", "subnet", "gateway_port", "mac", "strict"),
     "sidecar": ("device", "subnet", "gateway_port", "mac", "strict", "host_guard"),
-    "tap": ("proxy", "proxy_uid", "host_guard"),
+    "tap": ("proxy", "proxy_uid", "host_guard", "whole_machine"),
 }
 #: Values of ``host_guard`` that name no device.
 _NO_DEVICE: Final = frozenset({"auto", "off"})
@@ -97,6 +97,9 @@ class SandboxConfig(Table):
     For a VM, select the network namespace of the VM's host. With ``install``, the default is the
     namespace of `ocsf-nft run`. Without ``install``, it is the namespace of the installed fence.
 
+    Without ``whole_machine``, no new fence is installed in the initial network namespace: it would
+    enclose the whole machine.
+
     ``transport`` is how the kernel logs the packets that the fence refuses: ``nflog`` (netlink),
     ``kmsg`` (kernel log) or ``none``. ``source`` is where `ocsf-nft run` reads these log records:
     ``nflog``, or for the kernel log ``kmsg`` or ``journal`` (systemd's journal). If both are
@@ -155,6 +158,9 @@ class SandboxConfig(Table):
     strict: _Flag = False
     """Let the VM reach the gateway's port, the exceptions, and nothing else. If false, it also
     reaches the internet and the host's networks, without the proxy. Profile tap only."""
+    whole_machine: _Flag = False
+    """Allow a new fence around the initial network namespace: this whole machine, or this VM from
+    inside. Its connections that the fence does not allow end, such as SSH."""
     permissive: _Flag = False
     """Refuse nothing, and report the packets that would be refused."""
     exclusive: _Flag = False

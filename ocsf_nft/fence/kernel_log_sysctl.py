@@ -26,13 +26,22 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 _STORED: Final = "nf_log_all_netns"
 
 
+def is_initial(namespace: Namespace) -> bool:
+    """Return True if a network namespace is the initial one of this machine.
+
+    The kernel has the sysctl only there (netfilter_log_sysctl_init). The inode of the initial
+    namespace is fixed only since Linux 6.17. Raises the errors of :meth:`Namespace.call`.
+    """
+    return namespace.call(_SYSCTL.exists)
+
+
 def blocking_value(namespace: Namespace) -> str | None:
     """Return the value of the sysctl if it excludes a namespace from the kernel log, else None.
 
     Any value except 1 excludes all namespaces except the initial one. Raises UnsupportedError if
     the value can't be read.
     """
-    if namespace.call(_SYSCTL.exists):  # the initial namespace itself
+    if is_initial(namespace):
         return None
     value = _in_initial(lambda: _SYSCTL.read_text("ascii").strip())
     return None if value == "1" else value
@@ -96,7 +105,7 @@ def _value_before(state: StateDirectory) -> str | None:
 
 def _in_initial(work: Callable[[], T]) -> T:
     try:
-        return (HOST if HOST.call(_SYSCTL.exists) else of_process(1)).call(work)
+        return (HOST if is_initial(HOST) else of_process(1)).call(work)
     except (OSError, OcsfNftError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         raise UnsupportedError(

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import guard_conditions, installer, listing, pinned_survey
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UsageError
+from ocsf_nft.fence import guard_conditions, installer, kernel_log_sysctl, listing, pinned_survey
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -65,6 +65,7 @@ def activate(
     changed routes since then. Without ``keeps_uplinks``, the present routes decide.
     With ``sandbox.self_heal``, a changed or deleted fence is restored. ``group`` is an NFLOG group
     in place of the fence's own one, which another program holds. The call blocks. Raises
+    UsageError if a new fence would enclose the whole machine without ``sandbox.whole_machine``,
     AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
     ``state``. Also raises the errors of :func:`installer.install`.
     """
@@ -83,6 +84,8 @@ def _activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: b
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
         was_active = installer.is_installed(namespace, sandbox.device)
+        if not was_active:
+            _refuse_whole_machine(sandbox, namespace)
         before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
         installed = installer.install(
@@ -114,6 +117,18 @@ def _activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: b
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
     return dataclasses.replace(_as_installed(found.installed), version=found.version)
+
+
+def _refuse_whole_machine(sandbox: SandboxConfig, namespace: Namespace) -> None:
+    """Raise UsageError if a fence would enclose this machine itself, and that was not requested."""
+    if sandbox.whole_machine or sandbox.profile == "tap":
+        return
+    if kernel_log_sysctl.is_initial(namespace):
+        raise UsageError(
+            f"the fence of sandbox {sandbox.name} would enclose this whole machine, also its SSH "
+            "connections: name the sandbox's namespace with --netns or --pid, or confirm with "
+            "--whole-machine (key whole_machine)"
+        )
 
 
 def _spec(sandbox: SandboxConfig, state: StateDirectory) -> FenceSpec:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 #: Keys that can be changed while a sandbox is watched.
 _POLICY: Final = frozenset(
-    {"proxy", "allow", "strict", "permissive", "labels", "tenant_uid", "severity", "container"}
+    {"proxy", "allow", "strict", "permissive", "whole_machine"}
+    | {"labels", "tenant_uid", "severity", "container"}
 )
 #: Keys that name the network namespace: they may change if the namespace stays the same.
 _NAMESPACE: Final = frozenset({"netns", "pid"})

@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import config
-from ocsf_nft.errors import AbsentError, DeliveryError
-from ocsf_nft.fence import installer
+from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
+from ocsf_nft.fence import installer, kernel_log_sysctl
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.ocsf.context import Host
@@ -20,7 +21,10 @@ from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, PERMISSIVE, verified
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+_PROXY = {"proxy": ["10.200.0.1:3128"]}
 
 
 def test_fence_that_differs_from_its_record_is_altered(
@@ -90,6 +94,48 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
     assert sandbox.self_heal
     with pytest.raises(AbsentError, match="sandbox sb1 has no active fence: install one"):
         fences.activate(sandbox, state)
+
+
+def _activate(
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    keys: Mapping[str, object],
+    *,
+    is_initial: bool = True,
+    was_active: bool = False,
+) -> None:
+    """Activate a fence, as far as the call that would install it."""
+
+    def install(*_: object, **__: object) -> None:
+        raise DeliveryError("it would be installed")
+
+    verified(monkeypatch, "absent")
+    monkeypatch.setattr(installer, "install", install)
+    monkeypatch.setattr(installer, "is_installed", lambda *_: was_active)
+    monkeypatch.setattr(kernel_log_sysctl, "is_initial", lambda _: is_initial)
+    sandbox = {"name": "sb1", "install": True, **keys}
+    found = config.parse({"sandbox": [sandbox]}, where="test")
+    fences.activate(found.sandbox[0], StateDirectory(path))
+
+
+def test_new_fence_around_the_whole_machine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"enclose this whole machine.*--whole-machine"):
+        _activate(monkeypatch, tmp_path, _PROXY)
+
+
+def test_other_fences_need_no_confirmation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vm = {"profile": "tap", "device": "t", "subnet": ["172.16.0.1/30"], "gateway_port": 3128}
+    activate = partial(_activate, monkeypatch, tmp_path)
+    for activate_one in (
+        partial(activate, {"whole_machine": True, **_PROXY}),
+        partial(activate, vm),
+        partial(activate, _PROXY, was_active=True),
+        partial(activate, _PROXY, is_initial=False),
+    ):
+        with pytest.raises(DeliveryError, match="it would be installed"):
+            activate_one()
 
 
 async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
