@@ -169,13 +169,19 @@ class CheckScope:
     def _proxy_flows(self, proxy: Endpoint) -> Iterator[AcceptedFlow]:
         version = proxy.address.version
         own_address, address = ADDRESSES[version], exactly(int(proxy.address))
-        port, device = exactly(proxy.port), _link(self.links.get(proxy), "lo")
+        link = self.links.get(proxy)
+        port, device = exactly(proxy.port), _link(link, "lo")
+        sent, received = _sent(device), _received(device)
+        is_here = Truth.NO
+        if link == "lo":  # the proxy is in this namespace, which sends and receives each packet
+            sent = received = sent + received
+            is_here = Truth.YES
         out = _packet(version, TCP, (own_address, address), (_EPHEMERAL, port))
-        out = replace(out, **_SENT_BY_HOST)
-        yield from _first_and_later(FlowDirection.PROXY, out, _sent(device), proxy)
+        out = replace(out, **_SENT_BY_HOST, is_destination_local=is_here)
+        yield from _first_and_later(FlowDirection.PROXY, out, sent, proxy)
         answer = _reply(version, TCP, (address, own_address), (port, _EPHEMERAL))
-        answer = replace(answer, is_destination_local=Truth.YES)
-        yield AcceptedFlow(FlowDirection.PROXY_ANSWER, answer, _received(device), proxy)
+        answer = replace(answer, is_destination_local=Truth.YES, is_source_local=is_here)
+        yield AcceptedFlow(FlowDirection.PROXY_ANSWER, answer, received, proxy)
 
 
 def _hosts(subnet: Subnet) -> Span:
@@ -212,8 +218,8 @@ def _sent(device: InterfaceName) -> tuple[Step, ...]:
 
 
 def _arrival(device: InterfaceName) -> tuple[Step, ...]:
-    ingress = Step("ingress", {"input_interface": device, "state": UNSEEN}, device)
-    return ingress, Step("prerouting")
+    changes = {"input_interface": device, "output_interface": NO_INTERFACE, "state": UNSEEN}
+    return Step("ingress", changes, device), Step("prerouting")
 
 
 def _departure(device: InterfaceName) -> tuple[Step, ...]:

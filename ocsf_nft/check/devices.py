@@ -32,6 +32,7 @@ _RTM_GETQDISC: Final = 38
 _TCA_KIND: Final = 1
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _TCMSG: Final = struct.Struct("=BxxxiIII")
+_LOOPBACK: Final = 1  # LOOPBACK_IFINDEX in include/net/net_namespace.h
 #: Queueing disciplines that hold programs and filters. They see packets before or after all rules.
 _FILTERING: Final = frozenset({"clsact", "ingress"})
 
@@ -71,15 +72,17 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Key, str]:
     """Return the name of the network interface through which packets to each address are sent.
 
-    The result has the keys of ``addresses``. Addresses without a route are omitted. If the routes
-    can't be read, the result is empty.
+    The result has the keys of ``addresses``. An own address has the loopback interface. Addresses
+    without a route are omitted. If the routes can't be read, the result is empty.
     """
 
     def query() -> dict[_Key, str]:
         names = {link.ifindex: link.name for link in rtnetlink.links()}
         found = {}
         for key, address in addresses.items():
-            index = routes.to_address(address).ifindex
+            route = routes.to_address(address)
+            # The route to an own address is not a unicast route.
+            index = _LOOPBACK if route == routes.Route(None, None) else route.ifindex
             if index in names:
                 found[key] = names[index]
         return found

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.check.chain_walk import Stop
-from ocsf_nft.check.packet import Truth, any_of
+from ocsf_nft.check.packet import InterfaceName, Truth, any_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow, Step
     from ocsf_nft.check.chain_walk import Walker
-    from ocsf_nft.check.packet import InterfaceName, Packet
+    from ocsf_nft.check.packet import Packet
     from ocsf_nft.check.ruleset import Chain, Rule, Ruleset
 
 #: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
 _TRACKING: Final = -200
+_LOOPBACK: Final = InterfaceName("lo")
 _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 ByHook: TypeAlias = "Mapping[str, tuple[Chain, ...]]"
 
@@ -132,8 +133,12 @@ def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
         return any_of(_matches_device(device, name) for name in base.devices)
     if base is None or family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
         return Truth.NO
-    # Only the first packet of a connection traverses a NAT chain (nf_nat_core.c).
-    return Truth.NO if base.kind == "nat" and not packet.is_first else Truth.YES
+    # Only the first packet of a connection traverses a NAT chain: on loopback, only as it is sent
+    # (nf_nat_core.c).
+    is_translated = packet.is_first and not (
+        step.hook in {"prerouting", "input"} and packet.input_interface == _LOOPBACK
+    )
+    return Truth.NO if base.kind == "nat" and not is_translated else Truth.YES
 
 
 def _matches_device(device: InterfaceName, name: str) -> Truth:

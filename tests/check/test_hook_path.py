@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check import hook_path
 from ocsf_nft.check.accepted_flows import CheckScope, FlowDirection
@@ -10,6 +10,9 @@ from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    import pytest
 
 _SCOPE: Final = CheckScope(
     namespace=Namespace(),
@@ -197,3 +200,25 @@ def test_packet_has_a_state_before_and_after_connection_tracking() -> None:
     # The state stays known at later hooks.
     forwarded = _chain("a", "forward", -300, _state("new"), _DROP)
     assert _ends(forwarded) == _certain(FlowDirection.OUT, first=True)
+
+
+def test_flow_to_an_own_proxy_is_sent_and_received_on_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy = endpoint("127.0.0.1:3128")
+    scope = CheckScope(
+        namespace=Namespace(), device=None, port=3128, proxies=(proxy,), links={proxy: "lo"}
+    )
+    monkeypatch.setattr(f"{__name__}._SCOPE", scope)
+    both = _certain(FlowDirection.PROXY, FlowDirection.PROXY_ANSWER)
+    for hook in ("output", "postrouting", "prerouting", "input"):
+        assert _ends(_chain("a", hook, 0, _DROP)) == both, hook
+        by_name = _match({"meta": {"key": "iifname"}}, "lo"), _DROP
+        assert _ends(_chain("a", hook, 0, *by_name)) == (
+            both if hook in {"prerouting", "input"} else set()
+        ), hook
+    new = _certain(FlowDirection.PROXY, first=True)
+    assert _ends(_chain("a", "input", 0, _state("new"), _DROP)) == new
+    # The kernel has translated the addresses of the packet as it was sent.
+    assert _ends(_chain("a", "prerouting", -100, _DROP, type="nat")) == set()
+    assert _ends(_chain("a", "output", -100, _DROP, type="nat")) == new

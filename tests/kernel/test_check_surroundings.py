@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -33,6 +34,7 @@ from ocsf_nft.check.bounded_command import CommandError
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import nft
+from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, in_scratch, named
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, UPLINK, VmHost, vm_host
@@ -347,3 +349,34 @@ def test_chains_of_iptables_have_the_priorities_of_the_kernel() -> None:
         assert base is not None
         assert (base.kind == "nat") == (chain["table"] == "nat")
         assert (base.hook, base.priority) == (chain["hook"], chain["prio"]), chain
+
+
+def test_check_finds_what_drops_traffic_to_a_proxy_in_the_namespace() -> None:
+    in_scratch(_compare_loopback)
+
+
+def _compare_loopback() -> None:
+    ip("link", "set", "lo", "up")
+    ip("address", "add", "10.7.7.7/32", "dev", "lo")
+    base = "type filter hook {} priority filter; policy drop"
+    lo = 'oifname "lo" accept', 'iifname "lo" accept'
+    for hook, rules, is_accepted in (
+        ("input", ("ct state established accept",), False),
+        ("input", lo, True),
+        ("output", lo, True),
+    ):
+        lines = "\n".join((base.format(hook), *rules))
+        nft.load(Namespace(), f"table inet t {{\nchain c {{\n{lines}\n}}\n}}\n")
+        for address in ("127.0.0.1", "10.7.7.7"):
+            proxies = (endpoint(f"{address}:3128"),)
+            scope = check.check_scope(Namespace(), device=None, port=3128, proxies=proxies)
+            assert (check.blocking(scope) == ()) is is_accepted, (address, hook, rules)
+            assert _connects(address) is is_accepted
+        nft.load(Namespace(), "delete table inet t\n")
+
+
+def _connects(address: str) -> bool:
+    with socket.create_server((address, 3128)), contextlib.suppress(TimeoutError):
+        socket.create_connection((address, 3128), timeout=0.3).close()
+        return True
+    return False
