@@ -68,6 +68,7 @@ def check_scope(  # noqa: PLR0913 - each is one value of the scope
         proxies=proxies,
         uplinks=devices.uplinks(namespace, internet),
         links=devices.uplinks(namespace, {proxy: proxy.address for proxy in proxies}),
+        stacked=devices.stacked(namespace),
     )
 
 

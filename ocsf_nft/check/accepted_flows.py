@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ocsf_nft.check.packet import (
     ADDRESSES,
+    ANY_INTERFACE,
+    ANY_STATE,
+    ARP,
     ESTABLISHED,
+    ICMPV6,
     NO_INTERFACE,
     PORTS,
     TCP,
@@ -39,6 +43,7 @@ INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
 _UNUSUAL_PORT: Final = 47011
 #: Source ports of a system's own connections (net.ipv4.ip_local_port_range).
 _EPHEMERAL: Final = Span(32768, 60999)
+_RESOLUTION: Final = {ARP: "arp", ICMPV6: "icmpv6"}
 _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_PORT))
 #: Fields of a packet that the host itself sends, at the output hook.
 _SENT_BY_HOST: Final[Mapping[str, Any]] = {
@@ -57,6 +62,7 @@ class FlowDirection(enum.Enum):
     GATEWAY_ANSWER = "the gateway's answers to the VM"
     PROXY = "traffic from the sandbox to its proxy"
     PROXY_ANSWER = "the proxy's answers to the sandbox"
+    NEIGHBOR = "address resolution"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,10 @@ class Step:
     changes: Mapping[str, Any] = field(default_factory=dict)
     #: Interface of an ingress or egress hook; None for other hooks.
     device: InterfaceName | None = None
+    #: Family of a hook for other packets than IP: ``arp`` or ``bridge``.
+    family: str = ""
+    #: False if packets may also take another path, for example another port of a bridge.
+    is_certain: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,11 +105,22 @@ class AcceptedFlow:
         If the port represents many ports, the text is, for example, ``tcp other ports``. If
         :attr:`is_continuation` is true, the text ends with ``, once open``.
         """
+        if self.packet.protocol in _RESOLUTION:
+            return _RESOLUTION[self.packet.protocol]
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
         port = self.packet.destination_port if opening else self.packet.source_port
         number = "other ports" if port.single == _UNUSUAL_PORT else f"{port.single}"
         return f"{protocol} {number}{', once open' if self.is_continuation else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Interface of a path, and what is below it: the ports of a bridge, or a VLAN's parent."""
+
+    name: InterfaceName
+    below: tuple[str, ...] = ()
+    has_bridge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +142,8 @@ class CheckScope:
     uplinks: Mapping[int, str] = field(default_factory=dict)
     #: Interfaces that lead to the proxies.
     links: Mapping[Endpoint, str] = field(default_factory=dict)
+    #: Interfaces with others below them, by name.
+    stacked: Mapping[str, Link] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
         """Yield example packets of the traffic that a fence accepts: at least one of each kind."""
@@ -136,11 +159,17 @@ class CheckScope:
         for proxy in self.proxies:
             yield from self._proxy_flows(proxy)
 
+    def _link(self, name: str | None, *others: str) -> Link:
+        """Return the interface ``name``; without a name, any interface but ``others``."""
+        if name is not None:
+            return self.stacked.get(name, Link(InterfaceName(name)))
+        return Link(InterfaceName("", is_prefix=True, excluded_prefixes=others))
+
     def _vm_flows(
         self, name: str, version: int, gateway: Span, hosts: Span
     ) -> Iterator[AcceptedFlow]:
-        device = interface(name)
-        uplink = _link(self.uplinks.get(version), name.rstrip("*"), "lo")
+        device = self.stacked.get(name, Link(interface(name)))
+        uplink = self._link(self.uplinks.get(version), name.rstrip("*"), "lo")
         internet, port = exactly(INTERNET[version]), exactly(self.port)
         for protocol, number in () if self.is_strict else _PORTS:
             ports = exactly(number)
@@ -166,11 +195,45 @@ class CheckScope:
         answer = replace(answer, **_SENT_BY_HOST)
         yield AcceptedFlow(FlowDirection.GATEWAY_ANSWER, answer, _sent(device))
 
+    def resolution_flows(self) -> Iterator[AcceptedFlow]:
+        """Yield the packets with which VM or sandbox and their neighbors find link addresses."""
+        paths: list[tuple[int, Link, Endpoint | None]] = []
+        if self.device is not None:
+            link = self.stacked.get(self.device, Link(interface(self.device)))
+            versions = {subnet.version for subnet in self.subnets} or {4}
+            paths += [(version, link, None) for version in sorted(versions)]
+        for proxy in self.proxies:
+            name = self.links.get(proxy)
+            if name not in {None, "lo"}:
+                paths.append((proxy.address.version, self._link(name), proxy))
+        for version, link, endpoint in paths:
+            anywhere = ADDRESSES[version], ADDRESSES[version]
+            protocol = ARP if version == 4 else ICMPV6
+            packet = replace(
+                _packet(version, protocol, anywhere, (PORTS, PORTS)),
+                is_destination_local=Truth.MAYBE,
+                has_reverse_route=Truth.MAYBE,
+            )
+            received, sent = _received(link), _sent(link)
+            if version == 4:  # ARP has its own hooks
+                received = (
+                    *_below(link, is_arrival=True),
+                    _ingress(link),
+                    Step("input", family="arp"),
+                )
+                sent = (
+                    Step("output", {"output_interface": link.name}, family="arp"),
+                    *_departure(link)[1:],
+                )
+            yield AcceptedFlow(FlowDirection.NEIGHBOR, packet, received, endpoint)
+            packet = replace(packet, **_SENT_BY_HOST)
+            yield AcceptedFlow(FlowDirection.NEIGHBOR, packet, sent, endpoint)
+
     def _proxy_flows(self, proxy: Endpoint) -> Iterator[AcceptedFlow]:
         version = proxy.address.version
         own_address, address = ADDRESSES[version], exactly(int(proxy.address))
         link = self.links.get(proxy)
-        port, device = exactly(proxy.port), _link(link, "lo")
+        port, device = exactly(proxy.port), self._link(link, "lo")
         sent, received = _sent(device), _received(device)
         is_here = Truth.NO
         if link == "lo":  # the proxy is in this namespace, which sends and receives each packet
@@ -194,37 +257,48 @@ def _hosts(subnet: Subnet) -> Span:
     )
 
 
-def _link(name: str | None, *others: str) -> InterfaceName:
-    """Return the interface ``name``; without a name, any interface but ``others``."""
-    if name is not None:
-        return InterfaceName(name)
-    return InterfaceName("", is_prefix=True, excluded_prefixes=others)
-
-
-def _forwarded(start: InterfaceName, end: InterfaceName, **changes: Any) -> tuple[Step, ...]:
+def _forwarded(start: Link, end: Link, **changes: Any) -> tuple[Step, ...]:
     return (
         *_arrival(start),
-        Step("forward", {"output_interface": end, **changes}),
+        Step("forward", {"output_interface": end.name, **changes}),
         *_departure(end),
     )
 
 
-def _received(device: InterfaceName) -> tuple[Step, ...]:
-    return *_arrival(device), Step("input")
+def _received(link: Link) -> tuple[Step, ...]:
+    return *_arrival(link), Step("input")
 
 
-def _sent(device: InterfaceName) -> tuple[Step, ...]:
-    return Step("output", {"output_interface": device}), *_departure(device)
+def _sent(link: Link) -> tuple[Step, ...]:
+    return Step("output", {"output_interface": link.name}), *_departure(link)
 
 
-def _arrival(device: InterfaceName) -> tuple[Step, ...]:
-    changes = {"input_interface": device, "output_interface": NO_INTERFACE, "state": UNSEEN}
-    return Step("ingress", changes, device), Step("prerouting")
+def _arrival(link: Link) -> tuple[Step, ...]:
+    return *_below(link, is_arrival=True), _ingress(link), Step("prerouting")
 
 
-def _departure(device: InterfaceName) -> tuple[Step, ...]:
+def _ingress(link: Link) -> Step:
+    changes = {"input_interface": link.name, "output_interface": NO_INTERFACE, "state": UNSEEN}
+    return Step("ingress", changes, link.name)
+
+
+def _departure(link: Link) -> tuple[Step, ...]:
     # At an interface's egress hook the input interface is no longer known (nf_hook_egress).
-    return Step("postrouting"), Step("egress", {"input_interface": NO_INTERFACE}, device)
+    egress = Step("egress", {"input_interface": NO_INTERFACE}, link.name)
+    return Step("postrouting"), egress, *_below(link, is_arrival=False)
+
+
+def _below(link: Link, *, is_arrival: bool) -> Iterator[Step]:
+    """Yield the hooks of the interfaces below a link, and of its bridge."""
+    unknown: dict[str, Any] = dict.fromkeys(("input_interface", "output_interface"), ANY_INTERFACE)
+    unknown["state"] = ANY_STATE
+    device_hook = "ingress" if is_arrival else "egress"
+    bridge_hooks = ("prerouting", "input") if is_arrival else ("output", "postrouting")
+    devices = [
+        Step(device_hook, unknown, InterfaceName(name), is_certain=False) for name in link.below
+    ]
+    bridge = [Step(hook, unknown, family="bridge") for hook in bridge_hooks if link.has_bridge]
+    yield from (*devices, *bridge) if is_arrival else (*bridge, *devices)
 
 
 def _first_and_later(

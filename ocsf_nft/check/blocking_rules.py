@@ -118,14 +118,17 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
-    for flow in scope.flows():
+    for flow in (*scope.resolution_flows(), *scope.flows()):
         found = hook_path.flow_stops(flow, hooks, walker)
         # A rule that stops a flow's first packet is not reported again for its later packets.
         known = opening if flow.is_continuation else set()
         opening = {(flow_stop.stop, flow_stop.is_certain) for flow_stop in found}
         for flow_stop in found:
             is_new = not known & {(flow_stop.stop, True), (flow_stop.stop, flow_stop.is_certain)}
-            if is_new and (flow_stop.is_certain or not firewalls.is_ours(flow_stop.stop.chain.key)):
+            is_ours = firewalls.is_ours(flow_stop.stop.chain.key)
+            # Rules often match details of address resolution that are not modelled.
+            is_partial = is_ours or flow.direction is FlowDirection.NEIGHBOR
+            if is_new and (flow_stop.is_certain or not is_partial):
                 yield flow_stop
 
 
@@ -208,8 +211,8 @@ def _flows(flow_stops: list[FlowStop]) -> str:
 def _remedy(owner: str, *, has_commands: bool) -> str:
     if not has_commands:
         return (
-            f"make {owner} accept this traffic, or change the rule: no command is shown, "
-            "because its names can't be written safely or only its owner can change the table"
+            f"make {owner} accept this traffic, or change the rule: no command is shown, because "
+            "none fits, its names can't be written safely, or only its owner can change the table"
         )
     if owner == firewalls.FIREWALLD:
         return "allow it in firewalld, with a separate zone and policy; they are permanent"

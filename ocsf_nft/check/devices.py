@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.check.accepted_flows import Link
+from ocsf_nft.check.packet import InterfaceName
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import routes
 
@@ -91,6 +93,39 @@ def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Ke
         return namespace.call(query)
     except (OSError, OcsfNftError):  # the routes can't be read
         return {}
+
+
+def stacked(namespace: Namespace) -> dict[str, Link]:
+    """Return the interfaces of a namespace that have others below them, by name.
+
+    If the interfaces can't be listed, the result is empty.
+    """
+    try:
+        present = list_devices(namespace)
+    except OcsfNftError:
+        return {}
+    found = {}
+    for name, device in present.items():
+        below = _below(device, present)
+        if below:
+            has_bridge = any(each.kind == "bridge" for each in (device, *below))
+            names = tuple(each.name for each in below)
+            found[name] = Link(InterfaceName(name), names, has_bridge)
+    return found
+
+
+def _below(device: NetDevice, present: Mapping[str, NetDevice]) -> list[NetDevice]:
+    """Return the ports of a bridge or bond, the parent of a VLAN, and all that is below them."""
+    found: list[NetDevice] = []
+    queue = [device]
+    while queue:
+        upper = queue.pop()
+        for each in present.values():
+            is_lower = each.ifindex == upper.lower and not upper.is_lower_elsewhere
+            if (is_lower or each.master == upper.ifindex) and each not in (device, *found):
+                found.append(each)
+                queue.append(each)
+    return found
 
 
 def _list_devices() -> dict[str, NetDevice]:

@@ -13,6 +13,9 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ocsf_nft.check.packet import (
+    ANY_INTERFACE,
+    ARP,
+    ICMPV6,
     TCP,
     UDP,
     UNSEEN,
@@ -41,12 +44,13 @@ _ABSENT: Final = Absent()
 #: IPv4's fragment field. No packet here is a fragment; its DF bit may be set.
 _FRAGMENT: Final = {"payload": {"protocol": "ip", "field": "frag-off"}}
 _DF: Final = 0x4000
-_PROTOCOLS: Final = {"tcp": TCP, "udp": UDP}
+_PROTOCOLS: Final = {"tcp": TCP, "udp": UDP, "ipv6-icmp": ICMPV6, "icmpv6": ICMPV6}
 _FAMILIES: Final = {4: ("ipv4", 2), 6: ("ipv6", 10)}
 _ETHER: Final = {4: ("ip", "0x0800", 0x0800), 6: ("ip6", "0x86dd", 0x86DD)}
+_ETHER_OF_ARP: Final = ("arp", "0x0806", ARP)
 #: Headers that only packets of other protocols have.
 _OTHER_HEADERS: Final = frozenset(
-    {"icmp", "icmpv6", "igmp", "ah", "esp", "comp", "udplite", "dccp", "sctp", "arp", "vlan", "gre"}
+    {"icmp", "igmp", "ah", "esp", "comp", "udplite", "dccp", "sctp", "arp", "vlan", "gre"}
 )
 #: States of packets without an entry in the connection tracking table.
 _WITHOUT_ENTRY: Final = UNSEEN.alternatives | UNTRACKED.alternatives
@@ -103,26 +107,36 @@ def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
             return packet.mark
         case "l4proto":
             return partial(_protocol_matches, packet.protocol)
-        case "pkttype":
+        case "pkttype" if not packet.is_resolution:
             return partial(_is_one_of, ("host", "unicast", 0))
         case "nfproto":
             return partial(_is_one_of, _FAMILIES[packet.version])
         case "protocol":
-            return partial(_is_one_of, _ETHER[packet.version])
+            return partial(_is_one_of, _ether_type(packet))
         case _:
             return None
+
+
+def _ether_type(packet: Packet) -> tuple[str, str, int]:
+    return _ETHER_OF_ARP if packet.protocol == ARP else _ETHER[packet.version]
 
 
 def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
     protocol, name = body.get("protocol"), body.get("field")
     if not isinstance(protocol, str) or not isinstance(name, str):
         return None
+    if protocol == "ether" and name == "type" and packet.input_interface == ANY_INTERFACE:
+        return partial(_is_one_of, _ether_type(packet))  # at a hook of a bridge
+    if packet.protocol == ARP:
+        return None if protocol in {"arp", "ether"} else _ABSENT
     if protocol == f"ip{'' if packet.version == 4 else 6}":
         return _ip_header(name, packet)
     if protocol in {"ip", "ip6"} or protocol in _OTHER_HEADERS:
         return _ABSENT
     if protocol in _PROTOCOLS and _PROTOCOLS[protocol] != packet.protocol:
         return _ABSENT
+    if packet.protocol == ICMPV6:  # its type is one of several, and it has no ports
+        return None
     if protocol in {"tcp", "udp", "th"} and name in {"sport", "dport"}:
         return packet.source_port if name == "sport" else packet.destination_port
     if protocol == "tcp" and name == "flags" and packet.is_first:
@@ -171,6 +185,8 @@ def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
     if not all(isinstance(each, str) for each in known):
         return None
     selectors = frozenset(known) - {"mark"}
+    if packet.is_resolution:  # it may be sent to a multicast address
+        return None
     if result == "type":
         if "saddr" in selectors:
             is_narrowed = bool(selectors - {"saddr"})

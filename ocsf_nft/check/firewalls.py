@@ -153,7 +153,7 @@ def commands(
     if is_iptables_table(key) and key.name.isupper():
         insert = _iptables_insert(base, owner, ruleset)
         end, matches = ["-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"], _iptables_matches
-    elif is_plain(key) and not is_owned:
+    elif is_plain(key) and not is_owned and key.family != "bridge":  # it has other interfaces
         insert = ["nft", "insert", "rule", key.family, key.table, key.name]
         end, matches = ["accept", "comment", f'"{COMMENT}"'], _nft_matches
     else:  # only the owner of a table can change it
@@ -163,7 +163,11 @@ def commands(
         shlex.join([*enter, *insert, *match, *end])
         for direction in FlowDirection
         if direction in directions
-        for match in matches(direction, base, scope)
+        for match in (
+            _resolution_matches(insert[0], key.family)
+            if direction is FlowDirection.NEIGHBOR
+            else matches(direction, base, scope)
+        )
     )
 
 
@@ -250,6 +254,16 @@ def _iptables_matches(
             end, port_of = ("-d", "--dport") if is_out else ("-s", "--sport")
             for proxy in scope.proxies:
                 yield [end, str(proxy.address), "-p", "tcp", port_of, str(proxy.port)]
+
+
+def _resolution_matches(program: str, family: str) -> Iterator[list[str]]:
+    if program == "nft" and family == "arp":
+        yield []
+    elif program == "nft" and family in {"inet", "ip6"}:
+        yield ["icmpv6", "type", "{ nd-neighbor-solicit, nd-neighbor-advert }"]
+    elif family == "ip6":
+        for number in ("135", "136"):  # neighbor solicitation and advertisement (RFC 4861)
+            yield ["-p", "ipv6-icmp", "--icmpv6-type", number]
 
 
 def _nft_matches(direction: FlowDirection, base: Chain, scope: CheckScope) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
 _TRACKING: Final = -200
+_IP_FAMILIES: Final = {4: frozenset({"inet", "ip"}), 6: frozenset({"inet", "ip6"})}
 _LOOPBACK: Final = InterfaceName("lo")
 _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 ByHook: TypeAlias = "Mapping[str, tuple[Chain, ...]]"
@@ -129,9 +130,12 @@ def _walk_base_chain(
 def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
     base, family = chain.base, chain.key.family
     device = step.device
-    if base is not None and device is not None:
-        return any_of(_matches_device(device, name) for name in base.devices)
-    if base is None or family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
+    if base is None:
+        return Truth.NO
+    if device is not None:
+        reach = any_of(_matches_device(device, name) for name in base.devices)
+        return reach if step.is_certain else min(reach, Truth.MAYBE)
+    if family not in ({step.family} if step.family else _IP_FAMILIES[packet.version]):
         return Truth.NO
     # Only the first packet of a connection traverses a NAT chain: on loopback, only as it is sent
     # (nf_nat_core.c).

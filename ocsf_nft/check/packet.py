@@ -100,6 +100,7 @@ class InterfaceName(NamedTuple):
 
 #: For example, a packet that the host sends has no input interface.
 NO_INTERFACE: Final = InterfaceName("")
+ANY_INTERFACE: Final = InterfaceName("", is_prefix=True)
 
 
 def interface(pattern: str) -> InterfaceName:
@@ -149,12 +150,16 @@ def bits(*alternatives: str) -> Bits:
 
 TCP: Final = 6
 UDP: Final = 17
+ICMPV6: Final = 58
+#: EtherType of ARP: larger than the number of any protocol of IP.
+ARP: Final = 0x0806
 ADDRESSES: Final = {4: Span(0, (1 << 32) - 1), 6: Span(0, (1 << 128) - 1)}
 NEW: Final = bits("new")
 ESTABLISHED: Final = bits("established")
 #: State of a packet that connection tracking has not seen yet (nft_ct.c).
 UNSEEN: Final = bits("invalid")
 UNTRACKED: Final = bits("untracked")
+ANY_STATE: Final = bits("new", "established", "invalid", "untracked")
 _UNMARKED: Final = exactly(0)
 
 
@@ -184,6 +189,11 @@ class Packet:
     is_source_local: Truth = Truth.NO
     #: YES if a route to the source leads through the input interface, MAYBE if unknown.
     has_reverse_route: Truth = Truth.YES
+
+    @property
+    def is_resolution(self) -> bool:
+        """Return true for ARP and IPv6 neighbor discovery, which find link addresses."""
+        return self.protocol in {ARP, ICMPV6}
 
     def joined(self, other: Packet) -> Packet:
         """Return a packet model that covers all packets of this model and of ``other``.
@@ -230,8 +240,11 @@ class Packet:
         """Return a copy after connection tracking has processed the packet.
 
         Its state becomes ``new`` for the first packet of a flow, and ``established`` for a later
-        packet. The state ``untracked`` (after ``notrack``) does not change.
+        packet. The state ``untracked`` (after ``notrack``) does not change. Neighbor discovery is
+        never tracked (nf_conntrack_proto_icmpv6.c).
         """
+        if self.protocol == ICMPV6:
+            return replace(self, state=UNTRACKED)
         states = self.state.alternatives & UNTRACKED.alternatives
         if self.state.alternatives != states:
             states |= (NEW if self.is_first else ESTABLISHED).alternatives

@@ -100,9 +100,9 @@ _TARGETS: Final = frozenset(
     {"ACCEPT", "DROP", "RETURN", "REJECT", "MASQUERADE", "SNAT", "DNAT", "REDIRECT", "NOTRACK"}
     | {"QUEUE", "TPROXY"}
 )
-#: Modules for headers that no accepted packet has.
+#: Modules for headers that no accepted packet has. Not icmp6: a rule with it also has ``-p``.
 _OTHER_PACKETS: Final = frozenset(
-    {"icmp", "icmp6", "rt", "frag", "hbh", "dst", "mh", "ah", "esp", "sctp", "dccp"}
+    {"icmp", "rt", "frag", "hbh", "dst", "mh", "ah", "esp", "sctp", "dccp"}
 )
 _NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=False)
 
