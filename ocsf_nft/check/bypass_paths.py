@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.check.accepted_flows import CheckScope
     from ocsf_nft.check.devices import NetDevice
+    from ocsf_nft.check.finding import Severity
     from ocsf_nft.check.ruleset import Ruleset
 
 _MAX_REPORTED: Final = 8
@@ -42,7 +43,9 @@ def findings(
     yield from _flowtables(ruleset)
     yield from islice(_rules(ruleset), _MAX_REPORTED)
     selected = list(islice(_selected(devices, scope), _MAX_REPORTED))
-    yield from _bridge_ports(ruleset, devices, selected)
+    # `install` refuses such an interface of a VM (links.survey_device).
+    severity: Severity = "degraded" if scope.device is None else "blocked"
+    yield from _bridge_ports(ruleset, devices, selected, severity)
     for device in selected:
         yield from _interface_programs(device, devices.values())
 
@@ -83,7 +86,10 @@ def _rules(ruleset: Ruleset) -> Iterator[Finding]:
 
 
 def _bridge_ports(
-    ruleset: Ruleset, devices: Mapping[str, NetDevice], selected: Iterable[NetDevice]
+    ruleset: Ruleset,
+    devices: Mapping[str, NetDevice],
+    selected: Iterable[NetDevice],
+    severity: Severity,
 ) -> Iterator[Finding]:
     names = {device.ifindex: device.name for device in devices.values()}
     has_rules = any(
@@ -95,7 +101,7 @@ def _bridge_ports(
         master = visible(names.get(device.master, f"index {device.master}"))
         yield Finding(
             name="bridge-port",
-            severity="degraded",
+            severity=severity,
             meaning=f"{visible(device.name)} is a port of {master}: packets between its ports "
             "pass no IP hook, so a fence on this interface doesn't see them"
             + (", and the rules of family bridge are not judged here" if has_rules else ""),

@@ -100,6 +100,12 @@ def test_bridge_port_is_reported() -> None:
         ]  # fmt: skip
         for each in found:
             assert ("rules of family bridge are not judged" in each.meaning) == has_rules
+            assert each.severity == "blocked"  # `install` refuses it
+    proxy = endpoint("192.0.2.1:3128")
+    sandbox = CheckScope(
+        namespace=Namespace(), device=None, port=3128, proxies=(proxy,), links={proxy: "vmtap-2"}
+    )
+    assert [each.severity for each in _found(*present, scope=sandbox)] == ["degraded"]
 
 
 def test_programs_on_the_interfaces_in_scope_are_reported() -> None:
