@@ -27,6 +27,11 @@ _BRIDGE: Final = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge
 #: Share of used entries above which the connection tracking table is nearly full.
 _NEARLY_FULL: Final = 0.8
 _FLUSH: Final = re.compile(r"^\s*flush\s+ruleset\b", re.MULTILINE)
+_FLUSH_AT_STOP: Final = re.compile(r"^ExecStop(?:Post)?=.*\bflush ruleset\b", re.MULTILINE)
+_UNIT_FOLDERS: Final = (
+    *("etc/systemd/system", "run/systemd/system"),
+    *("usr/local/lib/systemd/system", "usr/lib/systemd/system"),
+)
 _INCLUDE: Final = re.compile(r'^\s*include\s+"([^"\n]{1,200})"', re.MULTILINE)
 _SETTING: Final = re.compile(r"^\s*(\w+)\s*=\s*\"?([^\"\s#]*)", re.MULTILINE)
 #: Limit of the bytes that are read of a file: a file of rules is smaller.
@@ -216,6 +221,8 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
     files = (file for path in _CONFIGURATIONS for file in _with_includes(root, root / path))
     flushing = next((file for file in files if _FLUSH.search(_text(file))), None)
     if flushing is None:
+        if is_enabled:
+            yield from _flush_at_stop(root)
         return
     shown = visible(str(Path("/") / flushing.relative_to(root)))
     meaning = f"{shown} has `flush ruleset`: loading it removes all tables, also a fence's"
@@ -229,6 +236,19 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
         "filter`, then the table), and start fences after it; `run` detects and reports a "
         "flush",
     )
+
+
+def _flush_at_stop(root: Path) -> Iterator[Finding]:
+    # The first file of these folders is the unit: systemd.unit(5).
+    files = (root / folder / "nftables.service" for folder in _UNIT_FOLDERS)
+    if _FLUSH_AT_STOP.search(next(filter(None, map(_text, files)), "")):
+        yield Finding(
+            name="flush-ruleset",
+            severity="info",
+            meaning="nftables.service is enabled, and each stop or restart runs `nft flush "
+            "ruleset`, which removes all tables, also a fence's",
+            remedy="use `systemctl reload nftables` instead; `run` detects and reports a flush",
+        )
 
 
 def _enabled(root: Path) -> set[str]:

@@ -195,6 +195,23 @@ def test_flush_ruleset_is_degraded_only_if_nftables_is_enabled(
     assert ("is not enabled" in found.meaning) != is_enabled
 
 
+def test_unit_that_flushes_at_its_stop_is_reported_without_a_flush_in_the_configuration(
+    tmp_path: Path,
+) -> None:
+    unit = tmp_path / "usr/lib/systemd/system/nftables.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/usr/sbin/nft -f /etc/nftables.conf\n"
+                    "ExecStop=/usr/sbin/nft flush ruleset\n")  # fmt: skip
+    assert list(service_findings(tmp_path)) == []
+    _enable(tmp_path, "nftables.service")
+    (found,) = service_findings(tmp_path)
+    assert (found.name, found.severity) == ("flush-ruleset", "info")
+    assert "each stop or restart" in found.meaning
+    replaced = tmp_path / "etc/systemd/system/nftables.service"
+    replaced.write_text("[Service]\nExecStop=/bin/true\n")
+    assert list(service_findings(tmp_path)) == []
+
+
 def test_flush_ruleset_is_found_in_an_include_and_not_in_a_comment(tmp_path: Path) -> None:
     _enable(tmp_path, "nftables.service")
     _write(tmp_path, "etc/nftables.conf", '# flush ruleset\ninclude "/etc/nftables.d/*.nft"\n')
