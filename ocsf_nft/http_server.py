@@ -49,8 +49,8 @@ async def serve(service: Service, at: Endpoint, limits: Limits = LIMITS) -> Asyn
             web.get("/metrics", partial(_metrics, service)),
             # 503 if there is a fault that a restart could repair.
             web.get("/healthz", partial(_alive, service)),
-            # 503 if a fence is not active, counters can't be read, or events can't be stored. The
-            # status stays 200 if a sink is down.
+            # 503 if there is a fault of a sandbox or of the storage. The status stays 200 if a sink
+            # is down.
             web.get("/readyz", partial(_ready, service)),
         ]
     )

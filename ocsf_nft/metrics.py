@@ -72,9 +72,12 @@ async def exposition_of(service: Service) -> bytes:
     Raises DeliveryError if the state of a sandbox can't be read.
     """
     found = await service.statuses()
+    failed = [
+        each.name for each in service.sandboxes if each.watched is None and each.failure is not None
+    ]
     return _text(
         (
-            *_of_sandboxes(found),
+            *_of_sandboxes(found, failed),
             *_of_findings(service.findings),
             *_of_run(service),
             *_of_sinks(service.delivery.sinks),
@@ -114,7 +117,8 @@ def _one(number: float) -> Sequence[tuple[Sequence[str], float]]:
     return [((), number)]
 
 
-def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
+def _of_sandboxes(found: Sequence[Status], failed: Sequence[str] = ()) -> Iterator[Metric]:
+    """Yield the metrics of sandboxes; those in ``failed`` can't be watched, and have no status."""
     balances = [balance for status in found for balance in status.balances]
     for family, name, text in _OF_RULE:
         attribute = name.rpartition("_")[0]
@@ -136,6 +140,7 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
         [(values, each.gaps) for values, each in dropped], "sandbox", "source",
     )  # fmt: skip
     watched = [((status.sandbox,), status.is_watched) for status in found]
+    watched += [((name,), False) for name in failed]
     yield _metric(Gauge, "watched", "1 if a run watches the sandbox, else 0.", watched, "sandbox")
     active = [((each.sandbox,), each.verdict == "as installed") for each in found if each.verdict]
     text = "1 if the fence is as installed, else 0; absent if nft can't be run."

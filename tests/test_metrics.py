@@ -37,6 +37,13 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
     )
 
 
+def test_sandbox_that_can_not_be_watched_has_a_metric(tmp_path: Path) -> None:
+    lines = exposed.exposition(tmp_path).splitlines()
+    assert [line for line in lines if line.startswith("ocsf_nft_watched{")] == [
+        'ocsf_nft_watched{sandbox="agent"} 1.0', 'ocsf_nft_watched{sandbox="broken"} 0.0',
+    ]  # fmt: skip
+
+
 def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
     lines = exposition([_status("one"), _status("two", refused=90, is_watched=False)])
     samples = {line for line in lines.decode().splitlines() if not line.startswith("#")}

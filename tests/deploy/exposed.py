@@ -60,6 +60,10 @@ def exposition(folder: Path, *, method: str = "capture") -> str:
         )
         service: Any = SimpleNamespace(
             statuses=statuses,
+            sandboxes=(
+                SimpleNamespace(name="broken", watched=None, failure="its fence can't be active"),
+                SimpleNamespace(name="waiting", watched=None, failure=None),
+            ),
             counts=SimpleNamespace(records=90, rejected={"forged": 1}),
             events=85,
             findings={FindingKey("agent", "bypass-finding", Severity.HIGH, True): _COUNT},

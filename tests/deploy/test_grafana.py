@@ -197,6 +197,12 @@ _CASES = {
         "2m30s",
         "3m30s",
     ),
+    "OcsfNftUnwatched": _Case(
+        [_series("ocsf_nft_watched", "1x3 0x20", sandbox="agent")],
+        [_series("ocsf_nft_watched", "1x3 0x5 1x20", sandbox="agent")],
+        "6m",
+        "7m30s",
+    ),
     "OcsfNftCounterMismatch": _Case(
         [_series("ocsf_nft_counter_mismatch_packets", "0x3 -3x20", **_RULE)],
         [_series("ocsf_nft_counter_mismatch_packets", "0x3 4x5 0x20", **_RULE)],
