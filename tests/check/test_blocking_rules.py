@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.check import firewalls
+from ocsf_nft.check import firewalls, xtables
 from ocsf_nft.check.accepted_flows import CheckScope
 from ocsf_nft.check.blocking_rules import _remedy, _rule_text, judge
 from ocsf_nft.check.finding import exit_code
-from ocsf_nft.check.ruleset import ChainKey, Rule, from_json
+from ocsf_nft.check.ruleset import ChainKey, Rule, Ruleset, from_json
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
@@ -138,3 +138,61 @@ def test_scope_has_ipv6_flows_of_a_vm_if_a_subnet_or_an_uplink_has_ipv6() -> Non
             namespace=Namespace(), device="vmtap-1", subnets=subnets, port=3128, uplinks=uplinks
         )
         assert {flow.packet.version for flow in scope.flows()} == versions, (subnets, uplinks)
+
+
+_ND = {"nd-neighbor-solicit", "nd-neighbor-advert"}
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        ("l4proto", "ipv6-icmp"), ("l4proto", {"set": ["icmp", "ipv6-icmp"]}), ("l4proto", 58),
+        ("type", "nd-neighbor-solicit"), ("type", {"set": sorted(_ND)}), ("pkttype", "multicast"),
+        None,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_input_chain_that_certainly_drops_neighbor_discovery_is_reported(
+    accepted: tuple[str, Any] | None,
+) -> None:
+    scope = replace(_VM, subnets=(subnet("fd00:16::1/64"),), is_strict=True)
+    table = {"family": "inet", "table": "site"}
+    to_gateway = _equals({"payload": {"protocol": "tcp", "field": "dport"}}, 3128)
+    rules = [[to_gateway, {"accept": None}]]
+    if accepted is not None:
+        key, value = accepted
+        left: dict[str, Any] = {"meta": {"key": key}}
+        if key == "type":
+            left = {"payload": {"protocol": "icmpv6", "field": key}}
+        rules.append([_equals(left, value), {"accept": None}])
+    listed = [
+        {"chain": {**table, "name": "c", "type": "filter", "hook": "input", "prio": 0,
+                   "policy": "drop"}},
+        *({"rule": {**table, "chain": "c", "expr": each}} for each in rules),
+    ]  # fmt: skip
+    found = [each.meaning for each in judge(from_json({"nftables": listed}), scope)]
+    assert ("drops address resolution (icmpv6; IPv6)" in found[0]) == (accepted is None)
+    assert len(found) == 1
+
+
+def _equals(left: dict[str, Any], right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_ip6tables_rule_for_a_type_of_icmpv6_may_accept_neighbor_discovery(
+    is_accepted: bool,
+) -> None:
+    scope = replace(_VM, subnets=(subnet("fd00:16::1/64"),), is_strict=True)
+    rule = "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j ACCEPT\n"
+    saved = (
+        "*filter\n:INPUT DROP [0:0]\n-A INPUT -p tcp -m tcp --dport 3128 -j ACCEPT\n"
+        f"{rule if is_accepted else ''}COMMIT\n"
+    )
+    found = list(judge(Ruleset(chains=xtables.chains(saved, "ip6", "legacy")), scope))
+    assert [each.name for each in found] == ["accepted" if is_accepted else "drops"]
+    if not is_accepted:
+        assert [command.split(" -I ")[1] for command in found[0].commands] == [
+            f"INPUT -p ipv6-icmp --icmpv6-type {number} -m comment --comment ocsf-nft -j ACCEPT"
+            for number in (135, 136)
+        ]
