@@ -152,12 +152,19 @@ class CheckScope:
                 gateway = exactly(int(subnet.ip))
                 yield from self._vm_flows(self.device, subnet.version, gateway, _hosts(subnet))
             if not self.subnets:
-                # A VM has IPv6 only if the host has an IPv6 route to the internet.
-                for version in (4, 6) if 6 in self.uplinks else (4,):
+                for version in self._versions:
                     anywhere = ADDRESSES[version]
                     yield from self._vm_flows(self.device, version, anywhere, anywhere)
         for proxy in self.proxies:
             yield from self._proxy_flows(proxy)
+
+    @property
+    def _versions(self) -> tuple[int, ...]:
+        """Return the IP versions of the VM."""
+        if self.subnets:
+            return tuple(sorted({subnet.version for subnet in self.subnets}))
+        # A VM has IPv6 only if the host has an IPv6 route to the internet.
+        return (4, 6) if 6 in self.uplinks else (4,)
 
     def _link(self, name: str | None, *others: str) -> Link:
         """Return the interface ``name``; without a name, any interface but ``others``."""
@@ -200,8 +207,7 @@ class CheckScope:
         paths: list[tuple[int, Link, Endpoint | None]] = []
         if self.device is not None:
             link = self.stacked.get(self.device, Link(interface(self.device)))
-            versions = {subnet.version for subnet in self.subnets} or {4}
-            paths += [(version, link, None) for version in sorted(versions)]
+            paths += [(version, link, None) for version in self._versions]
         for proxy in self.proxies:
             name = self.links.get(proxy)
             if name not in {None, "lo"}:
