@@ -218,8 +218,19 @@ def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: St
     assert "ocsf-nft rejects a setting" in outcome.lines[-2]
     assert outcome.lines[-1] == NO_FENCE
     arguments = stripped.machine.ask("shell", "cat", "/tmp/arguments")["stdout"].splitlines()  # noqa: S108
-    assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(arguments)
+    assert {f"--proxy={proxy}", f"--allow={allow}", "--whole-machine"} <= set(arguments)
     assert stripped.machine.ask("shell", "ls", "/tmp/run")["code"] != 0  # noqa: S108
+
+
+def test_fence_of_the_whole_guest_must_be_confirmed(stripped: Stripped) -> None:
+    done = stripped.machine.ask(
+        "shell", "ocsf-nft", "install", "--sandbox", "guest", "--proxy", f"{GATEWAY4}:{PROXY_PORT}",
+        "--transport", "none", "--state-dir", "/run/unconfirmed",
+    )  # fmt: skip
+    assert done["code"] == 2
+    assert "would enclose this whole machine" in done["stderr"]
+    assert stripped.machine.ask("shell", "nft", "list", "ruleset")["stdout"] == ""
+    assert stripped.machine.ask("shell", "ls", "/run/unconfirmed")["code"] != 0
 
 
 @pytest.mark.parametrize(
