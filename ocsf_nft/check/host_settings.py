@@ -88,6 +88,7 @@ def sysctl_findings(scope: CheckScope) -> Iterator[Finding]:
 def _sysctl_findings(scope: CheckScope) -> Iterator[Finding]:
     if scope.device is not None:
         yield from _forwarding(scope)
+        yield from _disabled_ipv6(scope)
         yield from _router_advertisements(scope)
         yield from _reverse_path(scope)
         yield from _conntrack_table()
@@ -120,6 +121,26 @@ def _forwarding(scope: CheckScope) -> Iterator[Finding]:
                 meaning=f"{path.replace('/', '.')} is 0: IPv{version} of a VM is not forwarded",
                 remedy="none: installing a VM's fence switches it on, and removing it restores it",
             )
+
+
+def _disabled_ipv6(scope: CheckScope) -> Iterator[Finding]:
+    if all(subnet.version == 4 for subnet in scope.subnets):
+        return
+    # A device that is created later gets the default.
+    device = scope.device if scope.device and _exists(scope.device) else "default"
+    if _value(f"net/ipv6/conf/{device}/disable_ipv6") == "1":
+        name = f"net.ipv6.conf.{device.replace('.', '/')}.disable_ipv6"  # as in sysctl(8)
+        yield Finding(
+            name="ipv6-disabled",
+            severity="blocked",
+            meaning=f"{visible(name)} is 1: the VM's device has no IPv6, so the VM can't reach its "
+            "gateway by IPv6",
+            remedy="enable it before the device gets the gateway's address, or leave out the "
+            "subnet of IPv6",
+            commands=(shlex.join(["sysctl", "-w", f"{name}=0"]),)
+            if is_plain_device(device)
+            else (),
+        )
 
 
 def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:

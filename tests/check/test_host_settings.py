@@ -71,6 +71,29 @@ def test_forwarding_that_is_off_is_reported_for_the_versions_of_a_vm(
     assert system.names(off, device=None) == []
 
 
+def test_disabled_ipv6_of_a_vm_with_ipv6_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = _System(tmp_path, monkeypatch)
+    exists = {"net/ipv4/conf/vmtap-1/rp_filter": "0", "net/ipv4/conf/vmtap.1/rp_filter": "0"}
+    off = {f"net/ipv6/conf/{name}/disable_ipv6": "1" for name in ("default", "vmtap-1", "vmtap.1")}
+    for device, values, subnets, name in (
+        ("vmtap-1", exists | off, _IPV4 + _IPV6, "vmtap-1"),
+        ("vmtap.1", exists | off, _IPV6, "vmtap/1"),
+        ("vmtap-1", off, _IPV6, "default"),
+        ("vmtap-*", exists | off, _IPV6, "default"),
+        ("vmtap-1", exists | off, _IPV4, None),
+        ("vmtap-1", exists | off, (), None),
+        ("vmtap-1", exists | off | {"net/ipv6/conf/vmtap-1/disable_ipv6": "0"}, _IPV6, None),
+    ):
+        found = system.findings(values, device=device, subnets=subnets)
+        assert [(each.name, each.severity, each.commands) for each in found] == (
+            [("ipv6-disabled", "blocked", (f"sysctl -w net.ipv6.conf.{name}.disable_ipv6=0",))]
+            if name
+            else []
+        ), (device, subnets)
+
+
 def test_uplink_that_would_ignore_router_advertisements_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
