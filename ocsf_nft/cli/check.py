@@ -84,8 +84,8 @@ def check(  # noqa: PLR0913 - each is an option
     """Check whether a fence works here, and what would block it.
 
     Exit 3: no fence works here. Exit 1: a fence works, but its log records of blocked packets can't
-    be read. Exit 1 also: a rule outside the fence may drop traffic that the fence accepts. Exit 0:
-    a fence works without these problems.
+    be read. Exit 1 also: a rule or a setting outside the fence may drop traffic that the fence
+    accepts. Exit 0: a fence works without these problems.
 
     Changes nothing, unless --remove-leftovers is given. A feature counts as missing if the current
     user lacks the permission to test it.
