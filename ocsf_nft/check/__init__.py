@@ -59,6 +59,9 @@ def check_scope(  # noqa: PLR0913 - each is one value of the scope
     and the addresses and ports of its ``proxies``. ``port`` is not used for a sandbox.
     """
     internet = {version: ipaddress.ip_address(number) for version, number in INTERNET.items()}
+    uplinks = devices.uplinks(namespace, internet)
+    links = devices.uplinks(namespace, {proxy: proxy.address for proxy in proxies})
+    names = {*uplinks.values(), *links.values(), device or ""}
     return CheckScope(
         namespace=namespace,
         device=device,
@@ -66,9 +69,9 @@ def check_scope(  # noqa: PLR0913 - each is one value of the scope
         port=port,
         is_strict=is_strict,
         proxies=proxies,
-        uplinks=devices.uplinks(namespace, internet),
-        links=devices.uplinks(namespace, {proxy: proxy.address for proxy in proxies}),
-        stacked=devices.stacked(namespace),
+        uplinks=uplinks,
+        links=links,
+        stacked=devices.stacked(namespace, names),
     )
 
 

@@ -76,8 +76,8 @@ class Step:
     device: InterfaceName | None = None
     #: Family of a hook for other packets than IP: ``arp`` or ``bridge``.
     family: str = ""
-    #: False if packets may also take another path, for example another port of a bridge.
-    is_certain: bool = True
+    #: Interfaces of an ingress or egress hook, one of which the packet takes: ports of a bridge.
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,9 +300,7 @@ def _below(link: Link, *, is_arrival: bool) -> Iterator[Step]:
     unknown["state"] = ANY_STATE
     device_hook = "ingress" if is_arrival else "egress"
     bridge_hooks = ("prerouting", "input") if is_arrival else ("output", "postrouting")
-    devices = [
-        Step(device_hook, unknown, InterfaceName(name), is_certain=False) for name in link.below
-    ]
+    devices = [Step(device_hook, unknown, below=link.below)] if link.below else []
     bridge = [Step(hook, unknown, family="bridge") for hook in bridge_hooks if link.has_bridge]
     yield from (*devices, *bridge) if is_arrival else (*bridge, *devices)
 

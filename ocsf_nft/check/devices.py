@@ -13,7 +13,7 @@ from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import routes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
@@ -95,8 +95,8 @@ def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Ke
         return {}
 
 
-def stacked(namespace: Namespace) -> dict[str, Link]:
-    """Return the interfaces of a namespace that have others below them, by name.
+def stacked(namespace: Namespace, names: Iterable[str]) -> dict[str, Link]:
+    """Return those interfaces of ``names`` that have others below them, by name.
 
     If the interfaces can't be listed, the result is empty.
     """
@@ -105,27 +105,35 @@ def stacked(namespace: Namespace) -> dict[str, Link]:
     except OcsfNftError:
         return {}
     found = {}
-    for name, device in present.items():
-        below = _below(device, present)
+    for name in present.keys() & names:
+        below = _below(present[name], present)
         if below:
-            has_bridge = any(each.kind == "bridge" for each in (device, *below))
-            names = tuple(each.name for each in below)
-            found[name] = Link(InterfaceName(name), names, has_bridge)
+            has_bridge = any(each.kind == "bridge" for each in (present[name], *below))
+            devices = tuple(each.name for each in below)
+            found[name] = Link(InterfaceName(name), devices, has_bridge)
     return found
 
 
 def _below(device: NetDevice, present: Mapping[str, NetDevice]) -> list[NetDevice]:
     """Return the ports of a bridge or bond, the parent of a VLAN, and all that is below them."""
-    found: list[NetDevice] = []
+    ports: dict[int, list[NetDevice]] = {}
+    for each in present.values():
+        if each.master is not None:
+            ports.setdefault(each.master, []).append(each)
+    by_index = {each.ifindex: each for each in present.values()}
+    found: dict[int, NetDevice] = {device.ifindex: device}
     queue = [device]
     while queue:
-        upper = queue.pop()
-        for each in present.values():
-            is_lower = each.ifindex == upper.lower and not upper.is_lower_elsewhere
-            if (is_lower or each.master == upper.ifindex) and each not in (device, *found):
-                found.append(each)
+        now = queue.pop()
+        lower = list(ports.get(now.ifindex, ()))
+        # The other end of a veth pair is not below it.
+        if now.kind != "veth" and not now.is_lower_elsewhere and now.lower in by_index:
+            lower.append(by_index[now.lower])
+        for each in lower:
+            if each.ifindex not in found:
+                found[each.ifindex] = each
                 queue.append(each)
-    return found
+    return list(found.values())[1:]
 
 
 def _list_devices() -> dict[str, NetDevice]:

@@ -133,8 +133,11 @@ def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
     if base is None:
         return Truth.NO
     if device is not None:
-        reach = any_of(_matches_device(device, name) for name in base.devices)
-        return reach if step.is_certain else min(reach, Truth.MAYBE)
+        return any_of(_matches_device(device, name) for name in base.devices)
+    if step.below:
+        below = map(InterfaceName, step.below)
+        reach = (_matches_device(each, name) for each in below for name in base.devices)
+        return min(any_of(reach), Truth.MAYBE)
     if family not in ({step.family} if step.family else _IP_FAMILIES[packet.version]):
         return Truth.NO
     # Only the first packet of a connection traverses a NAT chain: on loopback, only as it is sent
