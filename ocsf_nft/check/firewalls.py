@@ -16,6 +16,7 @@ from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.spec import TABLE
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -141,6 +142,9 @@ def commands(
     endpoints = dict.fromkeys(flow.endpoint for flow in flows if flow.endpoint is not None)
     subnets = (subnet for subnet in scope.subnets if subnet.version in versions)
     scope = replace(scope, subnets=tuple(subnets), proxies=tuple(endpoints))
+    path = "" if scope.namespace.path is None else str(scope.namespace.path)
+    if visible(path) != path:  # it can't be shown as it is
+        return ()
     if scope.device is not None:
         if not is_plain_device(scope.device):
             return ()
@@ -148,7 +152,7 @@ def commands(
             return tuple(map(shlex.join, _firewalld(scope, directions)))
         if owner == UFW:
             return tuple(map(shlex.join, _ufw(scope, directions)))
-    key, path = base.key, scope.namespace.path
+    key = base.key
     is_owned = "owner" in ruleset.tables.get((key.family, key.table), ())
     if is_iptables_table(key) and key.name.isupper():
         insert = _iptables_insert(base, owner, ruleset)
@@ -158,7 +162,7 @@ def commands(
         end, matches = ["accept", "comment", f'"{COMMENT}"'], _nft_matches
     else:  # only the owner of a table can change it
         return ()
-    enter = [] if path is None else ["nsenter", f"--net={path}", "--"]
+    enter = ["nsenter", f"--net={path}", "--"] if path else []
     return tuple(
         shlex.join([*enter, *insert, *match, *end])
         for direction in FlowDirection

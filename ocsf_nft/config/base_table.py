@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ocsf_nft.errors import UsageError
+from ocsf_nft.ocsf.safe_text import encodable
 from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _file_name(value: object) -> object:
         raise ValueError("must not be empty: leave it out for its default")
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"must not hold a NUL character, which {quoted(value)} does")
+    if isinstance(value, str) and encodable(value) != value:  # from a command line
+        raise ValueError(f"must be UTF-8, which {quoted(value)} is not")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.check import firewalls, xtables
@@ -13,7 +14,6 @@ from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
     import pytest
 
@@ -232,3 +232,10 @@ def test_owner_of_a_legacy_chain_is_recognised_by_its_name_alone() -> None:
     named = xtables.chains("*ocsf_nft\n:FORWARD DROP [0:0]\n", "ip", "legacy")
     (chain,) = named.values()
     assert firewalls.owner(chain, Ruleset(chains=named)) == "legacy iptables"
+
+
+def test_no_command_is_shown_for_a_namespace_with_an_unusual_path() -> None:
+    for name, is_shown in (("a b", True), ("a\x1b[31m", False), ("a\udcff", False)):
+        traffic = _traffic(_OUT, namespace=Namespace(Path("/run/netns") / name))
+        found = _commands(firewalls.NFTABLES, ("nft", "inet", "t", "c"), "forward", traffic)
+        assert bool(found) is is_shown

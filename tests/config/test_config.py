@@ -174,6 +174,8 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         ({"sandbox": [{"name": "a"}], "store": 3}, "store: must be one table"),
         ({"sandbox": [{"name": "a", "netns": ""}]}, "sandbox.0.netns: must not be empty"),
         ({"sandbox": [{"name": "a", "netns": "a\0"}]}, "sandbox.0.netns: must not hold a NUL"),
+        ({"sandbox": [{"name": "a", "netns": "/a\udcff"}]}, "sandbox.0.netns: must be UTF-8"),
+        ({"sandbox": [{"name": "a"}], "output": "/a\udcff"}, "output: must be UTF-8"),
         ({"sandbox": [{"name": "a"}], "output": ""}, "output: must not be empty"),
         ({"sandbox": [{"name": "a"}], "output": "\0"}, "output: must not hold a NUL"),
         ({"sandbox": [{"name": "a"}], "state_dir": ""}, "state_dir: must not be empty"),
