@@ -71,7 +71,7 @@ def check_scope(  # noqa: PLR0913 - each is one value of the scope
         proxies=proxies,
         uplinks=uplinks,
         links=links,
-        stacked=devices.stacked(namespace, names),
+        described=devices.described(namespace, names),
     )
 
 

@@ -121,6 +121,8 @@ class Link:
     name: InterfaceName
     below: tuple[str, ...] = ()
     has_bridge: bool = False
+    #: False without link addresses, which ARP or neighbor discovery finds.
+    has_neighbors: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +144,8 @@ class CheckScope:
     uplinks: Mapping[int, str] = field(default_factory=dict)
     #: Interfaces that lead to the proxies.
     links: Mapping[Endpoint, str] = field(default_factory=dict)
-    #: Interfaces with others below them, by name.
-    stacked: Mapping[str, Link] = field(default_factory=dict)
+    #: What is known of interfaces, by name.
+    described: Mapping[str, Link] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
         """Yield example packets of the traffic that a fence accepts: at least one of each kind."""
@@ -169,13 +171,13 @@ class CheckScope:
     def _link(self, name: str | None, *others: str) -> Link:
         """Return the interface ``name``; without a name, any interface but ``others``."""
         if name is not None:
-            return self.stacked.get(name, Link(InterfaceName(name)))
+            return self.described.get(name, Link(InterfaceName(name)))
         return Link(InterfaceName("", is_prefix=True, excluded_prefixes=others))
 
     def _vm_flows(
         self, name: str, version: int, gateway: Span, hosts: Span
     ) -> Iterator[AcceptedFlow]:
-        device = self.stacked.get(name, Link(interface(name)))
+        device = self.described.get(name, Link(interface(name)))
         uplink = self._link(self.uplinks.get(version), name.rstrip("*"), "lo")
         internet, port = exactly(INTERNET[version]), exactly(self.port)
         for protocol, number in () if self.is_strict else _PORTS:
@@ -206,13 +208,15 @@ class CheckScope:
         """Yield the packets with which VM or sandbox and their neighbors find link addresses."""
         paths: list[tuple[int, Link, Endpoint | None]] = []
         if self.device is not None:
-            link = self.stacked.get(self.device, Link(interface(self.device)))
+            link = self.described.get(self.device, Link(interface(self.device)))
             paths += [(version, link, None) for version in self._versions]
         for proxy in self.proxies:
             name = self.links.get(proxy)
-            if name not in {None, "lo"}:
+            if name is not None:
                 paths.append((proxy.address.version, self._link(name), proxy))
         for version, link, endpoint in paths:
+            if not link.has_neighbors or link.name.text == "lo":
+                continue
             anywhere = ADDRESSES[version], ADDRESSES[version]
             protocol = ARP if version == 4 else ICMPV6
             packet = replace(

@@ -34,6 +34,7 @@ _RTM_GETQDISC: Final = 38
 _TCA_KIND: Final = 1
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _TCMSG: Final = struct.Struct("=BxxxiIII")
+_IFF_NOARP: Final = 0x80  # if.h
 _LOOPBACK: Final = 1  # LOOPBACK_IFINDEX in include/net/net_namespace.h
 #: Queueing disciplines that hold programs and filters. They see packets before or after all rules.
 _FILTERING: Final = frozenset({"clsact", "ingress"})
@@ -58,6 +59,8 @@ class NetDevice:
     #: True with the queueing discipline ``clsact`` or ``ingress``, to which traffic-control
     #: programs can be attached.
     has_filters: bool
+    #: False for an interface without link addresses, such as WireGuard's (IFF_NOARP).
+    has_neighbors: bool = True
 
 
 def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
@@ -95,8 +98,8 @@ def uplinks(namespace: Namespace, addresses: Mapping[_Key, Address]) -> dict[_Ke
         return {}
 
 
-def stacked(namespace: Namespace, names: Iterable[str]) -> dict[str, Link]:
-    """Return those interfaces of ``names`` that have others below them, by name.
+def described(namespace: Namespace, names: Iterable[str]) -> dict[str, Link]:
+    """Return what is known of the interfaces ``names`` that exist, by name.
 
     If the interfaces can't be listed, the result is empty.
     """
@@ -106,11 +109,14 @@ def stacked(namespace: Namespace, names: Iterable[str]) -> dict[str, Link]:
         return {}
     found = {}
     for name in present.keys() & names:
-        below = _below(present[name], present)
-        if below:
-            has_bridge = any(each.kind == "bridge" for each in (present[name], *below))
-            devices = tuple(each.name for each in below)
-            found[name] = Link(InterfaceName(name), devices, has_bridge)
+        device = present[name]
+        below = _below(device, present)
+        found[name] = Link(
+            InterfaceName(name),
+            below=tuple(each.name for each in below),
+            has_bridge=any(each.kind == "bridge" for each in (device, *below)),
+            has_neighbors=device.has_neighbors,
+        )
     return found
 
 
@@ -143,7 +149,7 @@ def _list_devices() -> dict[str, NetDevice]:
         netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, rtnetlink.ALL_LINKS, dump=True
     ):
         body = memoryview(reply)
-        _family, _type, index, _flags, _change = _IFINFOMSG.unpack_from(body)
+        _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
         values = dict(netlink.attributes(body[_IFINFOMSG.size :]))
         name = _text(values.get(_IFLA_IFNAME))
         found[name] = NetDevice(
@@ -155,6 +161,7 @@ def _list_devices() -> dict[str, NetDevice]:
             is_lower_elsewhere=_IFLA_LINK_NETNSID in values,
             has_xdp=bool(_number(_inner(values, _IFLA_XDP).get(_IFLA_XDP_ATTACHED))),
             has_filters=index in filtered,
+            has_neighbors=not flags & _IFF_NOARP,
         )
     return found
 

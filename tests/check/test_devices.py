@@ -36,20 +36,23 @@ def test_interfaces_below_others_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     ]
     monkeypatch.setattr(devices, "list_devices", lambda _: {each.name: each for each in present})
     names = [*(each.name for each in present), "absent"]
-    found = devices.stacked(Namespace(), names)
-    assert {name: (set(link.below), link.has_bridge) for name, link in found.items()} == {
+    found = devices.described(Namespace(), names)
+    assert found.keys() == set(names) - {"absent"}
+    assert {
+        name: (set(link.below), link.has_bridge) for name, link in found.items() if link.below
+    } == {
         "bond0": ({"eth0", "eth1"}, False),
         "bond0.5": ({"bond0", "eth0", "eth1"}, False),
         "br0": ({"bond0.5", "veth1", "bond0", "eth0", "eth1"}, True),
     }
-    assert devices.stacked(Namespace(), ["bond0"]) == {
+    assert devices.described(Namespace(), ["bond0"]) == {
         "bond0": Link(InterfaceName("bond0"), ("eth0", "eth1"))
     }
 
 
-def test_unlisted_interfaces_have_nothing_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlisted_interfaces_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Namespace) -> None:
         raise OcsfNftError("the interfaces can't be listed")
 
     monkeypatch.setattr(devices, "list_devices", fail)
-    assert devices.stacked(Namespace(), ["br0"]) == {}
+    assert devices.described(Namespace(), ["br0"]) == {}

@@ -11,7 +11,7 @@ import pytest
 
 from ocsf_nft import check
 from ocsf_nft.fence import nft
-from ocsf_nft.fence.values import subnet
+from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, ip
 
 if TYPE_CHECKING:
@@ -107,3 +107,16 @@ def test_check_finds_what_drops_packets_below_an_interface(lab: Lab, rules: str)
     (finding,) = _blocking(lab, "br0", GATEWAY4)
     assert "traffic from the VM to the gateway's port" in finding.meaning
     assert not _connects(lab, GATEWAY4)
+
+
+def test_link_without_link_addresses_needs_no_address_resolution(lab: Lab) -> None:
+    proxies = (endpoint(f"{GATEWAY4}:3128"), endpoint(f"[{GATEWAY6}]:3128"))
+    rules = _INPUT.replace("gw0", "sb0").replace("dport", "sport")
+    nft.load(lab.sandbox_namespace, _ARP + rules)
+    for arp, is_resolving in (("on", True), ("off", False)):
+        ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "arp", arp)
+        scope = check.check_scope(
+            lab.sandbox_namespace, device=None, port=PROXY_PORT, proxies=proxies
+        )
+        found = [each.meaning for each in check.blocking(scope)]
+        assert any("address resolution" in each for each in found) is is_resolving, found
