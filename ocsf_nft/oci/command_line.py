@@ -16,10 +16,11 @@ _OWN: Final = "--ocsf-nft-"
 _GLOBAL: Final = frozenset(
     ("log", "log-format", "log-level", "root", "criu", "rootless", "cgroup-manager")
 )
-#: Options with a value after the command: of create, run and restore.
+#: Options with a value after the command: of create, run and restore. Not crun's ``--config``: a
+#: hook finds only the config.json of the bundle.
 _CREATING: Final = frozenset((
-    "bundle", "b", "config", "f", "console-socket", "pid-file", "preserve-fds", "image-path",
-    "work-path", "parent-path", "manage-cgroups-mode", "empty-ns", "lsm-profile",
+    "bundle", "b", "console-socket", "pidfd-socket", "pid-file", "preserve-fds", "image-path",
+    "work-path", "parent-path", "manage-cgroups-mode", "network-lock", "empty-ns", "lsm-profile",
     "lsm-mount-context",
 ))  # fmt: skip
 #: Commands that make a container.
@@ -55,10 +56,14 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     """Return the parts of a runtime's command line; ``arguments`` has no program name.
 
     Raises UsageError for a command that this module does not know, if the command line could make a
-    container all the same: such a container would start without a fence.
+    container all the same: such a container would start without a fence. Raises it too if an option
+    of such a command could be one with a value, or follows the container: another bundle could be
+    used than the one that is read.
     """
-    own = dict(_own_option(each) for each in arguments if each.startswith(_OWN))
-    runtime = tuple(each for each in arguments if not each.startswith(_OWN))
+    _, _, at = _options(arguments, _GLOBAL)
+    # Those after the command belong to it, such as the arguments of a program that `exec` starts.
+    own = dict(_own_option(each) for each in arguments[:at] if each.startswith(_OWN))
+    runtime = (*(each for each in arguments[:at] if not each.startswith(_OWN)), *arguments[at:])
     options, command, at = _options(runtime, _GLOBAL)
     if command is None:
         return CommandLine(runtime, own, None, options, None)
@@ -68,7 +73,13 @@ def parse(arguments: Sequence[str]) -> CommandLine:
             f"the runtime's command {quoted(command)} is unknown, and could start a container "
             "without a fence: update ocsf-nft, or use the runtime itself"
         )
-    found, container, _ = _options(rest, _CREATING if command in CREATING else frozenset())
+    found, container, at = _options(rest, _CREATING if command in CREATING else frozenset())
+    if command in CREATING and (unknown := [*(found.keys() - _CREATING), *rest[at + 1 :]]):
+        raise UsageError(
+            f"the argument {quoted(unknown[0])} of the runtime's command {command} is unknown, and "
+            "could start a container without a fence: write known options before the container, "
+            "or update ocsf-nft"
+        )
     return CommandLine(runtime, own, command, options | found, container)
 
 
@@ -82,12 +93,18 @@ def _own_option(argument: str) -> tuple[str, str]:
 def _options(
     arguments: Sequence[str], with_value: frozenset[str]
 ) -> tuple[dict[str, str], str | None, int]:
-    """Return the options before the first positional argument, that argument, and its index."""
+    """Return the options before the first positional argument, that argument, and its index.
+
+    An option that is no word, such as crun's ``-bDIR``, has an empty value.
+    """
     found: dict[str, str] = {}
     at = 0
     while at < len(arguments):
         each = arguments[at]
-        if not each.startswith("-"):
+        if each == "--":  # all that follows is positional
+            at += 1
+            return found, arguments[at] if at < len(arguments) else None, at
+        if not each.startswith("-") or each == "-":
             return found, each, at
         # Go's flags may have one dash or two.
         name, equals, value = each.lstrip("-").partition("=")
@@ -96,5 +113,7 @@ def _options(
         elif name in with_value and at + 1 < len(arguments):
             at += 1
             found[name] = arguments[at]
+        elif each[1] != "-" and len(name) > 1:
+            found[name] = ""
         at += 1
     return found, None, at

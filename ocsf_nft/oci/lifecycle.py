@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.oci.attach import add
 from ocsf_nft.oci.hooks import with_hooks
 from ocsf_nft.oci.runtime_log import report
@@ -37,7 +37,7 @@ def create(given: CommandLine, container: str, settings: Settings) -> int:
             root=given.options.get("root", ""),
         )
     except BaseException:
-        _run(settings.runtime, *given.global_arguments, "delete", "--force", container)
+        _run(settings.runtime, *given.global_arguments, "delete", "--force", "--", container)
         raise
     return 0
 
@@ -46,9 +46,12 @@ def run(given: CommandLine, settings: Settings) -> NoReturn:
     """Replace this process by the runtime, which runs a container with our hooks.
 
     It is for the commands ``run`` and ``restore``, which create and start a container at once.
-    Raises FenceError if the hooks can't be added.
+    Raises FenceError if the hooks can't be added, or if the runtime would not run them.
     """
     try:
+        name = os.path.basename(os.path.realpath(settings.runtime))
+        if given.command == "restore" and name != "runc":  # crun, for example, runs no hook then
+            raise UnsupportedError(f"{name} is not known to run hooks at a restore: use runc")
         program = [os.path.abspath(sys.argv[0]), *settings.as_options()]
         root = given.options.get("root", "")
         with_hooks(_bundle(given), program, settings.service.seconds, root)
@@ -106,7 +109,7 @@ def _first_process(given: CommandLine, container: str, settings: Settings) -> in
 def _state(given: CommandLine, container: str, settings: Settings) -> dict[str, Any]:
     import subprocess  # noqa: PLC0415 - slow to import, and engines ask for a file
 
-    command = [settings.runtime, *given.global_arguments, "state", container]
+    command = [settings.runtime, *given.global_arguments, "state", "--", container]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     found = json.loads(done.stdout)
     return found if isinstance(found, dict) else {}

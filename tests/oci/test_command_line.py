@@ -14,7 +14,11 @@ from ocsf_nft.oci.command_line import parse
         ("--root=/r --systemd-cgroup create --no-pivot --console-socket /s web", "create", "web"),
         ("-root /r create -bundle /b web", "create", "web"),
         ("--rootless true --debug run -d --preserve-fds 3 web", "run", "web"),
-        ("--cgroup-manager cgroupfs --log-level debug create -f /c web", "create", "web"),
+        ("--cgroup-manager cgroupfs --log-level debug create --no-pivot web", "create", "web"),
+        ("run --bundle /b -- -web", "run", "-web"),
+        ("run --", "run", None),
+        ("run -", "run", "-"),
+        ("exec web run --bundle /b", "exec", "web"),
         ("restore --image-path /i --detach web", "restore", "web"),
         ("delete --force web", "delete", "web"),
         ("delete -f web", "delete", "web"),
@@ -35,8 +39,9 @@ def test_command_and_container_are_found(
 
 def test_options_of_the_runtime_and_of_the_wrapper_are_separate() -> None:
     options = ("--root", "/r", "--log=/l")
-    arguments = (*options, "create", "--bundle", "/b", "--pid-file=/p", "--no-pivot", "web")
-    found = parse(["--ocsf-nft-runtime=crun", *arguments, "--ocsf-nft-timeout=2"])
+    rest = ("--log=/l", "create", "--bundle", "/b", "--pid-file=/p", "--no-pivot", "web")
+    arguments = ("--root", "/r", *rest)
+    found = parse(["--ocsf-nft-runtime=crun", options[0], "/r", "--ocsf-nft-timeout=2", *rest])
     assert found.own == {"runtime": "crun", "timeout": "2"}
     assert found.options == {"root": "/r", "log": "/l", "bundle": "/b", "pid-file": "/p"}
     assert found.global_arguments == options
@@ -47,6 +52,31 @@ def test_options_of_the_runtime_and_of_the_wrapper_are_separate() -> None:
 def test_unknown_command_that_could_start_a_container_is_refused(arguments: str) -> None:
     with pytest.raises(UsageError, match="without a fence"):
         parse(arguments.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run web --bundle /b",
+        "run --bundle /a web --bundle=/b",
+        "create web --pid-file /p",
+        "run --new value web",
+        "run --bund=/b web",
+        "run -b/b web",
+        "run --config /c web",
+        "restore --config=/c web",
+        "create -f /c web",
+    ],
+)
+def test_argument_that_could_select_another_bundle_is_refused(arguments: str) -> None:
+    with pytest.raises(UsageError, match="without a fence"):
+        parse(arguments.split())
+
+
+def test_arguments_of_a_program_in_the_container_are_not_the_wrappers() -> None:
+    arguments = ("exec", "web", "echo", "--ocsf-nft-runtime=x")
+    found = parse(arguments)
+    assert (found.runtime, found.own) == (arguments, {})
 
 
 def test_other_unknown_command_is_passed_on() -> None:
