@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from typing import Any, Final, NamedTuple
 
 from ocsf_nft.control_request import SECONDS, SOCKET, ControlSocket
@@ -97,8 +98,10 @@ def _seconds(value: object) -> float:
 
 def _runtime(name: str) -> str:
     candidates = [name] if "/" in name else [f"{folder}/{name}" for folder in _FOLDERS]
+    ours = os.path.realpath(sys.argv[0])  # maybe as a link named runc
     for path in candidates:
-        if os.access(path, os.X_OK):
+        is_program = os.path.isfile(path) and os.access(path, os.X_OK)
+        if is_program and os.path.realpath(path) != ours:
             return path
     raise AbsentError(
         f"the OCI runtime {quoted(name)} is not installed: install it, or set runtime in {FILE}"

@@ -70,7 +70,21 @@ def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
         settings({"config": str(tmp_path)})
 
 
-@pytest.mark.parametrize("name", ["no-such-runtime", "/no/such/runtime"])
+def test_wrapper_that_is_installed_as_runc_does_not_call_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "first/runc").symlink_to("/bin/true")
+    (tmp_path / "second/runc").symlink_to("/bin/false")
+    monkeypatch.setattr(module, "_FOLDERS", (f"{tmp_path}/first", f"{tmp_path}/second"))
+    monkeypatch.setattr("sys.argv", [f"{tmp_path}/first/runc"])
+    assert settings({}).runtime == f"{tmp_path}/second/runc"
+    with pytest.raises(AbsentError, match="is not installed"):
+        settings({"runtime": "/bin/true"})
+
+
+@pytest.mark.parametrize("name", ["no-such-runtime", "/no/such/runtime", "/"])
 def test_missing_runtime_is_an_error(name: str) -> None:
     with pytest.raises(AbsentError, match="is not installed"):
         settings({"runtime": name})
