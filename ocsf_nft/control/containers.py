@@ -54,8 +54,10 @@ class Containers:
     def __init__(self, sandboxes: Service, tables: Callable[[], Sequence[AttachConfig]]) -> None:
         self._sandboxes = sandboxes
         self._tables = tables
+        #: By the key of a container: a late release must not end the sandbox of its next start.
+        self._keys = KeyedLocks[str]()
         #: By the identity of a network namespace: none is joined while its fence is removed.
-        self._calls = KeyedLocks[str]()
+        self._namespaces = KeyedLocks[str]()
 
     async def put(self, key: str, facts: ContainerFacts, caller: Process | None = None) -> Attached:
         """Fence a container if the tables require it; return when it may start.
@@ -64,10 +66,11 @@ class Containers:
         AbsentError without its network namespace, ConflictError if a sandbox of another origin has
         its name, and the errors of adding a sandbox.
         """
-        namespace = of_process(facts.pid) if facts.pid is not None else named(facts.netns or "")
-        identity = namespace.identity()
-        async with self._calls.hold(identity):
-            return await self._put(key, facts, identity, caller)
+        async with self._keys.hold(key):
+            namespace = of_process(facts.pid) if facts.pid is not None else named(facts.netns or "")
+            identity = namespace.identity()
+            async with self._namespaces.hold(identity):
+                return await self._put(key, facts, identity, caller)
 
     async def _put(
         self, key: str, facts: ContainerFacts, identity: str, caller: Process | None
@@ -82,7 +85,9 @@ class Containers:
         elif before is not None:
             # The other processes in it are its own.
             facts = facts.model_copy(update={"network": "own"})
-        own_name = None if before is None else before.name
+        # A CNI plugin and a hook may call for the same container, with different names.
+        renamed = before is not None and before.name != sandbox_name(key, facts.called)
+        own_name = None if before is None or renamed else before.name
         covering = next((each for each in self._enclosing(identity) if each != own_name), None)
         decision = decide(key, facts, self._tables(), is_covered=covering is not None)
         if decision is None:
@@ -92,6 +97,10 @@ class Containers:
         if view.state not in _ACTIVE:
             reason = "" if view.fault is None else f": {view.fault}"
             raise FenceError(f"the fence of sandbox {view.name} is not active{reason}")
+        if _identity(view) != identity:
+            # For example, the process has exited, and one of the host has got its id.
+            await self._sandboxes.release(view.name, caller, no_condition)
+            raise AbsentError("the container's network namespace was replaced while it was fenced")
         return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
 
     async def release(self, key: str, caller: Process | None = None) -> Status:
@@ -100,17 +109,20 @@ class Containers:
         Raises AbsentError if it has none. Raises ConflictError if processes of others are in its
         network namespace: the sandbox remains, and ends with the namespace.
         """
-        found = self._find(key)
-        if found is None:
-            raise AbsentError(f"container {key} has no sandbox: it was released, or has no fence")
-        identity = _identity(found)
-        async with self._calls.hold(identity or ""):
-            if identity is not None and await asyncio.to_thread(_has_processes, identity):
-                raise ConflictError(
-                    f"other containers use the network of container {key}: its sandbox "
-                    f"{found.name} ends with their processes, so nothing needs to be done"
+        async with self._keys.hold(key):
+            found = self._find(key)
+            if found is None:
+                raise AbsentError(
+                    f"container {key} has no sandbox: it was released, or has no fence"
                 )
-            return await self._sandboxes.release(found.name, caller, no_condition)
+            identity = _identity(found)
+            async with self._namespaces.hold(identity or ""):
+                if identity is not None and await asyncio.to_thread(_has_processes, identity):
+                    raise ConflictError(
+                        f"other containers use the network of container {key}: its sandbox "
+                        f"{found.name} ends with their processes, so nothing needs to be done"
+                    )
+                return await self._sandboxes.release(found.name, caller, no_condition)
 
     def _find(self, key: str) -> SandboxView | None:
         """Return the sandbox of a container.

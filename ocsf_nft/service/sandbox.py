@@ -369,7 +369,7 @@ class Sandbox:
 
     async def _begin_when_present(self) -> bool:
         """Watch the sandbox as soon as its namespace exists; return False if it never does."""
-        pause = _FIRST_PAUSE_SECONDS
+        pause, first = _FIRST_PAUSE_SECONDS, None
         namespace = self.config.namespace or HOST
         await self._forget_previous()
         while True:
@@ -382,6 +382,10 @@ class Sandbox:
             if not await until_stop(self._stop, present):
                 return False
             tried = present.result()  # it may have ended meanwhile
+            first = first or tried
+            if tried != first and not self._waits:
+                # Another process has the id of its process: maybe one of the host.
+                return False
             if await self._try(self._activate_and_begin()):
                 return True
             if not namespace.has_identity(tried):  # the next one is fenced without a pause

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.config.attach import AttachConfig
 from ocsf_nft.config.sandbox import SandboxConfig
+from ocsf_nft.control import containers as module
 from ocsf_nft.control.container_facts import ContainerFacts
 from ocsf_nft.control.containers import Attached, Containers
 from ocsf_nft.errors import AbsentError, ConflictError, ContainerRefusedError
@@ -179,6 +182,16 @@ async def test_container_that_was_started_again_gets_a_new_sandbox(
     assert sandboxes.calls == [("put", _FENCED), ("abandon", _FENCED), ("put", _FENCED)]
 
 
+async def test_container_with_two_names_has_one_sandbox(
+    lab: Lab, sandboxes: _Sandboxes, containers: Containers
+) -> None:
+    await containers.put(_ID, _facts(lab.sandbox))
+    assert await containers.put(_ID, _facts(lab.sandbox, name=None)) == Attached(_FENCED)
+    assert sandboxes.calls == [("put", _FENCED)]
+    await containers.release(_ID)
+    assert not sandboxes.found
+
+
 @pytest.mark.parametrize(
     ("state", "is_covered"),
     [("active", True), ("degraded", True), ("altered", False), ("failed", False)],
@@ -235,3 +248,36 @@ async def test_name_of_a_sandbox_in_the_file_is_a_conflict(
     with pytest.raises(ConflictError):
         await containers.release(_ID)
     assert sandboxes.calls == []
+
+
+async def test_release_does_not_end_the_sandbox_of_a_later_start(
+    lab: Lab, sandboxes: _Sandboxes, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await containers.put(_ID, _facts(lab.sandbox))
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def has_processes(_: str) -> bool:
+        has_begun.set()
+        may_end.wait(10)
+        return False
+
+    monkeypatch.setattr(module, "_has_processes", has_processes)
+    release = asyncio.create_task(containers.release(_ID))
+    await asyncio.to_thread(has_begun.wait, 10)
+    put = asyncio.create_task(containers.put(_ID, _facts(lab.gateway)))
+    await asyncio.wait([put], timeout=0.1)
+    may_end.set()
+    await asyncio.gather(release, put)
+    assert list(sandboxes.found) == [_FENCED]
+    assert sandboxes.calls == [("put", _FENCED), ("release", _FENCED), ("put", _FENCED)]
+
+
+async def test_namespace_that_is_replaced_while_it_is_fenced_is_an_error(
+    lab: Lab, sandboxes: _Sandboxes, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the process of the container had exited, and another one had got its id.
+    add, other = sandboxes.add, lab.gateway_namespace.identity()
+    monkeypatch.setattr(sandboxes, "add", lambda sandbox: add(sandbox, identity=other))
+    with pytest.raises(AbsentError, match="was replaced while it was fenced"):
+        await containers.put(_ID, _facts(lab.sandbox))
+    assert sandboxes.calls == [("put", _FENCED), ("release", _FENCED)]

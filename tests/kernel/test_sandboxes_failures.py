@@ -227,6 +227,34 @@ async def test_put_of_a_failed_sandbox_returns_only_when_it_is_watched(
         assert served.service.view(name).config == opened
 
 
+async def test_failed_sandbox_fences_no_other_namespace_that_gets_its_path(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_groups, "ATTEMPTS", 0)  # as if all groups were taken
+    name, other = made[:2]
+    async with serving(tmp_path) as served:
+        await served.service.put(sandbox(name))
+    # Another program has the group.
+    async with Nflog(named(name), 4001), serving(tmp_path) as served:
+        await until(lambda: served.service.view(name).state == "failed")
+        await asyncio.sleep(0.5)  # it has been tried again
+        # As if its process had exited, and another one had got its id.
+        with _covered(name, other):
+            await until(lambda: served.service.views() == ())
+    assert nft(named(other), "list", "ruleset") == ""
+
+
+@contextlib.contextmanager
+def _covered(name: str, other: str) -> Iterator[None]:
+    """Let the path of a namespace lead to another one."""
+    path = Path("/run/netns", name)
+    subprocess.run(["mount", "--bind", path.with_name(other), path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
 async def test_sandbox_whose_former_counts_cannot_be_removed_leaves_nothing(
     made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
