@@ -109,8 +109,10 @@ def container_path(container: str, scope: str) -> str:
     example, `ctr` has such ids in each namespace of containerd.
     """
     is_unique = len(container) == _ID_LENGTH and _DIGITS.issuperset(container)
-    suffix = "" if is_unique else f"-{zlib.crc32(scope.encode()):08x}"
-    return f"/v1/containers/{quote(container + suffix, safe='')}"
+    # Python decodes bytes of a path that are no UTF-8 as surrogates.
+    checksum = zlib.crc32(scope.encode(errors="surrogatepass"))
+    key = container if is_unique else f"{container}-{checksum:08x}"
+    return f"/v1/containers/{quote(key, safe='', errors='surrogatepass')}"
 
 
 def _sentence(status: int, problem: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ def exchange(
     is no HTTP, or has no JSON object.
     """
     before = signal.signal(signal.SIGALRM, _expire)
+    # An engine may have blocked it, and its programs inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         status, content = _exchange(_Connection(path), method, target, body)

@@ -145,6 +145,25 @@ def test_time_limit_is_for_the_whole_answer(tmp_path: Path) -> None:
         ControlSocket(str(tmp_path / "s"), 0.3).request("GET", "/v1/status")
 
 
+_BLOCKED = """
+import signal, sys
+from ocsf_nft.control_request import ControlSocket
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+ControlSocket(sys.argv[1], 0.1).request("GET", "/v1/status")
+"""
+
+
+def test_time_limit_holds_although_the_engine_has_blocked_its_signal(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", _BLOCKED, tmp_path / "s"],
+            capture_output=True, text=True, check=False, timeout=20,
+        )  # fmt: skip
+    assert "did not answer within 0.1 s" in done.stderr
+
+
 def test_service_that_is_down_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"does not answer at .* \(No such file"):
         ControlSocket(str(tmp_path / "s")).request("GET", "/v1/status")
@@ -160,3 +179,6 @@ def test_path_of_a_container_is_quoted_and_unique_in_its_scope() -> None:
     assert container_path("3f" * 32, "/a") == f"/v1/containers/{'3f' * 32}"
     assert container_path("web", "/a") != container_path("web", "/b")
     assert container_path("a+b/c", "").startswith("/v1/containers/a%2Bb%2Fc-")
+    # From bytes that are no UTF-8.
+    assert container_path("web", "/\udcff") != container_path("web", "/\udcfe")
+    assert container_path("\udcff", "").isascii()

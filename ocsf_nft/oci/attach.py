@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.namespace_members import namespace_of, network_of
 from ocsf_nft.oci.bundle import facts, read_config
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from ocsf_nft.control_request import ControlSocket
@@ -35,7 +36,8 @@ def add(service: ControlSocket, container: str, *, pid: int, bundle: str, root: 
             body["netns"] = path
         service.add_container(container, root, body)
     except OcsfNftError as error:
-        raise FenceError(f"ocsf-nft: container {name} does not start: {error}") from error
+        shown = name if name.isprintable() else quoted(name)
+        raise FenceError(f"ocsf-nft: container {shown} does not start: {error}") from error
 
 
 def _network(pid: int, config: dict[str, Any]) -> Network:

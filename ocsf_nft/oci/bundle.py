@@ -38,7 +38,8 @@ _MOST_CHARACTERS: Final = 1024
 def read_config(bundle: str) -> dict[str, Any]:
     """Return the content of a bundle's config.json.
 
-    Raises SourceError if the file can't be read, or has no JSON object.
+    Raises SourceError if the file can't be read, has no JSON object, or has namespaces or hooks of
+    another form than in the OCI specification.
     """
     path = f"{bundle}/config.json"
     try:
@@ -48,7 +49,20 @@ def read_config(bundle: str) -> dict[str, Any]:
         raise SourceError(f"the container's {path} can't be read: {error}") from error
     if not isinstance(found, dict):
         raise SourceError(f"the container's {path} has no JSON object")
+    if not _is_usable(found):
+        raise SourceError(f"the container's {path} has linux.namespaces or hooks of another form")
     return found
+
+
+def _is_usable(config: dict[str, Any]) -> bool:
+    """Return True if the namespaces and hooks are lists of objects, or absent."""
+    linux, hooks = config.get("linux") or {}, config.get("hooks") or {}
+    if not isinstance(linux, dict) or not isinstance(hooks, dict):
+        return False
+    lists = [each or [] for each in (linux.get("namespaces"), *hooks.values())]
+    return all(
+        isinstance(found, list) and all(isinstance(each, dict) for each in found) for found in lists
+    )
 
 
 def facts(config: dict[str, Any], bundle: str, container: str) -> dict[str, Any]:

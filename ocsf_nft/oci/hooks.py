@@ -40,7 +40,9 @@ def hook(stage: str, state: IO[str], service: ControlSocket, root: str = "") -> 
     try:
         found = json.load(state)
         container, bundle, pid = str(found["id"]), str(found["bundle"]), int(found.get("pid", 0))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
+    ) as error:  # fmt: skip
         raise SourceError("the runtime gave the hook no state of a container") from error
     if stage == CREATE:
         add(service, container, pid=pid, bundle=bundle, root=root)
@@ -69,7 +71,7 @@ def with_hooks(bundle: str, program: Sequence[str], seconds: float, root: str = 
         others = [
             each
             for each in hooks.get(stage) or ()
-            if each.get("args", [])[: len(arguments)] != arguments
+            if (each.get("args") or [])[: len(arguments)] != arguments
         ]
         hooks[stage] = [*others, ours]
     _replace(f"{bundle}/config.json", json.dumps(config))

@@ -174,8 +174,16 @@ def test_facts_of_podman_are_in_the_file_of_its_storage(
     assert found == {"labels": {}, "runtime": "podman"} | expected
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "\xff", "[" * 100_000])
-def test_bundle_without_a_configuration_is_an_error(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, "{", "[]", "\xff", "[" * 100_000, '{"linux": [1]}', '{"linux": {"namespaces": [1]}}',
+        '{"linux": {"namespaces": "x"}}', '{"hooks": [1]}', '{"hooks": {"poststop": {"path": 1}}}',
+    ],
+)  # fmt: skip
+def test_bundle_without_a_usable_configuration_is_an_error(
+    tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(SourceError, match=r"config\.json"):

@@ -164,6 +164,26 @@ def test_restore_of_a_checkpoint_has_the_hooks_too(bundle: Path) -> None:
     assert set(hooks) == {"createRuntime", "poststop"}
 
 
+def test_restore_by_another_runtime_than_runc_is_refused(bundle: Path, tmp_path: Path) -> None:
+    runtime = tmp_path / "crun"
+    runtime.write_text("#!/bin/sh\necho restored\n")
+    runtime.chmod(0o755)
+    done = _run(bundle, f"--ocsf-nft-runtime={runtime}", "restore", "--bundle", str(bundle), "web")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "web does not start: crun is not known to run hooks at a restore" in done.stderr
+
+
+def test_container_whose_id_begins_with_a_dash_is_fenced_or_deleted(
+    bundle: Path, service: Stub
+) -> None:
+    service.answer = lambda _request: (503, {"detail": "x"})
+    assert _run(bundle, "create", "--bundle", str(bundle), "--", "-web").returncode == 3
+    assert _states(bundle) == []
+    service.answer = lambda _request: stub.CREATED
+    assert _run(bundle, "run", "--bundle", str(bundle), "--", "-web").returncode == 0
+    assert [each.container[:4] for each in service.requests] == ["-web"] * 3
+
+
 def test_container_with_the_network_of_the_host_is_reported_as_such(
     bundle: Path, service: Stub
 ) -> None:
@@ -191,7 +211,9 @@ def test_containers_with_equal_ids_in_different_state_folders_differ(
     assert by_hooks == [first, second]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "bundle": "/", "pid": 1e999}']
+)
 def test_hook_without_a_state_is_an_error(tmp_path: Path, content: str) -> None:
     done = subprocess.run(
         [PROGRAM, f"--ocsf-nft-control={tmp_path}/none", "hook", "createRuntime"],
@@ -199,6 +221,18 @@ def test_hook_without_a_state_is_an_error(tmp_path: Path, content: str) -> None:
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr == "ocsf-nft: the runtime gave the hook no state of a container\n"
+
+
+def test_name_of_a_container_is_shown_without_control_characters(tmp_path: Path) -> None:
+    config = {"annotations": {"nerdctl/name": "web\x1b[2J\nfake"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = json.dumps({"id": "x", "bundle": str(tmp_path), "pid": 0})
+    done = subprocess.run(
+        [PROGRAM, "hook", "createRuntime"],
+        input=state, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.startswith('ocsf-nft: container "web\\x1b[2J\\nfake" does not start: ')
 
 
 def test_unknown_hook_is_an_error() -> None:
