@@ -14,6 +14,7 @@ from ocsf_nft.control import answers
 from ocsf_nft.control.http_call import sandbox_target
 from ocsf_nft.control_request import SOCKET
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     import os
@@ -69,6 +70,10 @@ class Client:
         With ``if_match``, the ``etag`` of an earlier answer, only that version is changed: raises
         ChangedError if another caller has changed the policy since then.
         """
+        if if_match is not None and not if_match.isprintable():
+            raise UsageError(
+                f"if_match {quoted(if_match)} is no entity tag: give the etag of an earlier answer"
+            )
         headers = {} if if_match is None else {"If-Match": if_match}
         return await self._call("PUT", sandbox_target(name), keys, headers)
 
@@ -121,7 +126,7 @@ class Client:
             query["follow"] = "1"
         async with contextlib.aclosing(self._lines("/v1/events", query)) as lines:
             async for line in lines:
-                yield orjson.loads(line)
+                yield self._decoded(line)
 
     async def _call(
         self,
@@ -130,13 +135,20 @@ class Client:
         body: object = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        data = None if body is None else orjson.dumps(body, default=str)
-        async with self._response(method, target, data=data, headers=headers) as response:
-            content = await response.read()
         try:
-            found: dict[str, Any] = orjson.loads(content)
+            data = None if body is None else orjson.dumps(body, default=str)
+        except TypeError as error:  # text with surrogates, an integer of more than 64 bits
+            raise UsageError(f"a value can't be sent as JSON: {error}") from error
+        async with self._response(method, target, data=data, headers=headers) as response:
+            return self._decoded(await response.read())
+
+    def _decoded(self, content: bytes) -> dict[str, Any]:
+        try:
+            found = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             raise answers.interrupted(self._path, str(error)) from error
+        if not isinstance(found, dict):
+            raise answers.interrupted(self._path, "no JSON object")
         return found
 
     async def _lines(self, target: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:

@@ -100,4 +100,4 @@ def json_lines(control: Path, target: str) -> Generator[bytes, None, None]:
 
 def sandbox_target(name: str) -> str:
     """Return the path of a sandbox; a wrong name is quoted, so that the service refuses it."""
-    return f"/v1/sandboxes/{quote(name, safe='')}"
+    return f"/v1/sandboxes/{quote(name, safe='', errors='surrogatepass')}"

@@ -104,7 +104,9 @@ async def test_error_of_the_service_has_the_same_class_and_sentence(
     assert (type(raised.value), str(raised.value)) == (type(error), str(error))
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "é", "a\n", "%2e", "a?x=1", "#"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", "a b", "é", "a\n", "%2e", "a?x=1", "#", "\udcff"]
+)
 async def test_wrong_name_is_an_error_and_no_other_path(
     client: ocsf_nft.Client, served: Served, name: str
 ) -> None:
@@ -112,6 +114,25 @@ async def test_wrong_name_is_an_error_and_no_other_path(
         await client.put(name, proxy=["10.0.0.1:1"])
     with pytest.raises(UsageError, match=r"is no sandbox name|there is nothing at this path"):
         await asyncio.to_thread(call, served.path, "DELETE", sandbox_target(name))
+    assert served.sandboxes.calls == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"netns": "/run/\udcff"},
+        {"netns": Path("/run/\udcff")},
+        {"group": 1 << 64},
+        {"labels": {1: "x"}},
+        {"if_match": '"0a"\r\nX-Other: 1'},
+    ],
+    ids=str,
+)
+async def test_value_that_can_not_be_sent_is_an_error(
+    client: ocsf_nft.Client, served: Served, given: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=r"can't be sent as JSON|is no entity tag"):
+        await client.put("a", **given)
     assert served.sandboxes.calls == []
 
 
@@ -231,6 +252,21 @@ async def test_wrong_answer_is_an_error_in_one_sentence(
             await client.status()
     with pytest.raises(DeliveryError, match=sentence):
         await asyncio.to_thread(call, fake, "GET", "/v1/status")
+
+
+@pytest.mark.parametrize("fake", [(_OK + b"[1, 2, 34]", False)], indirect=True)
+async def test_answer_that_is_no_object_is_an_error(fake: Path) -> None:
+    async with ocsf_nft.Client(fake) as client:
+        with pytest.raises(DeliveryError, match="no JSON object"):
+            await client.sandboxes()
+
+
+@pytest.mark.parametrize("fake", [(_OK + b'{"a": bad\n', False)], indirect=True)
+async def test_event_that_is_no_json_is_an_error(fake: Path) -> None:
+    async with ocsf_nft.Client(fake) as client:
+        with pytest.raises(DeliveryError, match="did not answer completely"):
+            async for _ in client.events():
+                pass
 
 
 async def test_events_are_yielded_and_followed(folder: Path) -> None:
