@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.cni import node_files
+from ocsf_nft.cni.errors import CniError
 from ocsf_nft.cni.network_file import add_plugin, network_file, remove_plugin
+from ocsf_nft.cni.request import Request
 from ocsf_nft.control_request import SECONDS, SOCKET
-from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.errors import DeliveryError, OcsfNftError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.remove:
             _remove(given)
             return 0
-        node_files.install(given.host, given.folder, given.programs)
-        _report(f"installed {given.programs}/ocsf-nft-cni")
+        plugin = _plugin(given)
+        _install(given)
         if given.watch:
-            _watch(given, ended)
+            _watch(given, plugin, ended)
         else:
-            _add(given, is_required=True)
+            _add(given, plugin, is_required=True)
     except OcsfNftError as error:
         _report(str(error))
         return error.exit_code
@@ -49,15 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=_absolute,
         default=Path("/opt/ocsf-nft-cni"),
         help="folder of the plugin's files",
     )
     parser.add_argument(
-        "--programs", type=Path, default=Path("/opt/cni/bin"), help="folder of CNI plugins"
+        "--programs", type=_absolute, default=Path("/opt/cni/bin"), help="folder of CNI plugins"
     )
     parser.add_argument(
-        "--networks", type=Path, default=Path("/etc/cni/net.d"), help="network configurations"
+        "--networks", type=_absolute, default=Path("/etc/cni/net.d"), help="network configurations"
     )
     parser.add_argument("--control", default=SOCKET, help="control socket of the service")
     parser.add_argument("--timeout", type=float, default=SECONDS, help="time limit, in seconds")
@@ -69,7 +71,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _watch(given: argparse.Namespace, ended: threading.Event) -> None:
+def _absolute(text: str) -> Path:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text} is no absolute path on the node")
+    return Path(text)
+
+
+def _plugin(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the plugin; raises UsageError if it would refuse them."""
+    plugin = {"control": given.control, "timeout": given.timeout}
+    if given.policy is not None:
+        plugin["policy"] = given.policy
+    request = Request("ADD", "", plugin, None, None, {})
+    try:
+        _ = request.service, request.policy
+    except CniError as error:
+        raise UsageError(str(error)) from error
+    return plugin
+
+
+def _install(given: argparse.Namespace) -> None:
+    try:
+        node_files.install(given.host, given.folder, given.programs)
+    except OSError as error:
+        raise DeliveryError(f"the plugin's files can't be written: {error}") from error
+    _report(f"installed {given.programs}/ocsf-nft-cni")
+
+
+def _watch(given: argparse.Namespace, plugin: dict[str, Any], ended: threading.Event) -> None:
     """Add the plugin whenever it is missing, until ``ended`` is set; report each error once.
 
     For example, another program has written only a part of the network configuration yet.
@@ -77,7 +106,7 @@ def _watch(given: argparse.Namespace, ended: threading.Event) -> None:
     reported = None
     while True:
         try:
-            _add(given, is_required=False)
+            _add(given, plugin, is_required=False)
             reported = None
         except OcsfNftError as error:
             if str(error) != reported:
@@ -87,16 +116,13 @@ def _watch(given: argparse.Namespace, ended: threading.Event) -> None:
             return
 
 
-def _add(given: argparse.Namespace, *, is_required: bool) -> None:
+def _add(given: argparse.Namespace, plugin: dict[str, Any], *, is_required: bool) -> None:
     """Add the plugin to the network configuration; a missing one is an error if required."""
     path = network_file(_networks(given))
     if path is None:
         if is_required:
             raise OcsfNftError(f"{given.networks} has no network configuration yet: use --watch")
         return
-    plugin: dict[str, Any] = {"control": given.control, "timeout": given.timeout}
-    if given.policy is not None:
-        plugin["policy"] = given.policy
     if add_plugin(path, plugin):
         _report(f"added the plugin to {given.networks}/{path.name}")
 

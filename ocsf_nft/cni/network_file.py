@@ -19,11 +19,18 @@ _SUFFIXES: Final = (".conflist", ".conf", ".json")
 
 
 def network_file(folder: Path) -> Path | None:
-    """Return the file that the container runtime uses; None if there is none yet."""
+    """Return the file that the container runtime uses; None if there is none yet.
+
+    Raises SourceError if the folder can't be read.
+    """
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+        found = sorted(
+            path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()
+        )
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SourceError(f"the folder {folder} can't be read: {error.strerror}") from error
     return found[0] if found else None
 
 

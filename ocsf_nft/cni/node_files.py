@@ -57,11 +57,11 @@ def install(host: Path, folder: Path, programs: Path) -> None:
     if not made.exists():
         _copy(files, made)
     launcher = host / programs.relative_to("/") / TYPE
-    before = launcher.read_text("utf-8") if launcher.exists() else ""
+    before = launcher.read_text("utf-8", "replace") if launcher.exists() else ""
     _write_program(launcher, _LAUNCHER.format(folder=version, loader=_loader().name))
     for other in made.parent.iterdir():
         if other.name != name and other.name not in before:
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)  # it may be a file of another program
 
 
 def remove(host: Path, folder: Path, programs: Path) -> None:

@@ -189,6 +189,48 @@ def test_wrong_network_is_one_sentence_of_the_program(node: Path) -> None:
     assert "10-net.conflist can't be read" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--timeout=nan",
+        "--timeout=1000",
+        "--control=",
+        "--policy=",
+        "--networks=etc/cni",
+        "--folder=x",
+    ],
+)
+def test_setting_that_the_plugin_would_refuse_is_not_installed(node: Path, option: str) -> None:
+    before = _network(node).read_bytes()
+    done = _install(node, option)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert _network(node).read_bytes() == before
+    assert not (node / "opt").exists()
+
+
+def test_other_files_and_folders_on_the_node_are_left(node: Path) -> None:
+    _network(node).with_name("00.conflist").mkdir()
+    program = node / "opt/cni/bin/ocsf-nft-cni"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"\x7fELF\xff")
+    other = node / "opt/ocsf-nft-cni/other"
+    other.parent.mkdir()
+    other.touch()
+    assert _install(node).returncode == 0
+    assert _plugins(node) == [_BRIDGE, _OURS]
+    assert other.exists()
+
+
+def test_folder_that_can_not_be_used_is_one_sentence(node: Path) -> None:
+    for option, sentence in (
+        ("--programs=/bin/sh", "the plugin's files can't be written"),
+        ("--networks=/bin/sh", "/bin/sh can't be read: Not a directory"),
+    ):
+        done = _install(node, option)
+        assert (done.returncode, "Traceback" in done.stderr) == (3, False)
+        assert sentence in done.stderr
+
+
 def test_missing_network_is_an_error_without_watch(node: Path) -> None:
     _network(node).unlink()
     done = _install(node)
