@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-LIMITS: Final = Limits(connections=64, client_seconds=5.0)
+#: An engine may start hundreds of containers at once, for example after a boot.
+LIMITS: Final = Limits(connections=512, client_seconds=5.0)
 MAX_BODY_BYTES: Final = 64 << 10
 #: Time to read the rest of a body that was refused: a client often reads the answer only then.
 _LINGER_SECONDS: Final = 2.0

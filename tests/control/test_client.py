@@ -254,6 +254,15 @@ async def test_wrong_answer_is_an_error_in_one_sentence(
         await asyncio.to_thread(call, fake, "GET", "/v1/status")
 
 
+async def test_hundred_calls_at_once_are_answered(client: ocsf_nft.Client, served: Served) -> None:
+    served.sandboxes.may_end.clear()
+    calls = [asyncio.create_task(client.put(f"a{i}", proxy=["10.0.0.1:1"])) for i in range(100)]
+    await wait_until(lambda: len(served.sandboxes.calls) == 100)
+    served.sandboxes.may_end.set()
+    await asyncio.gather(*calls)
+    assert len(served.sandboxes.found) == 100
+
+
 @pytest.mark.parametrize("fake", [(_OK + b"[1, 2, 34]", False)], indirect=True)
 async def test_answer_that_is_no_object_is_an_error(fake: Path) -> None:
     async with ocsf_nft.Client(fake) as client:
