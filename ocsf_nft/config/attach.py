@@ -30,8 +30,8 @@ class MatchConfig(Table):
     In a pattern, ``*`` stands for any characters and ``?`` for one character. A container matches
     if each given key has a pattern for its fact. An unknown fact matches no pattern. All engines
     report the runtime and the id. ``image`` is the name that the container was started with. A tag
-    ``latest`` is added to a name without a tag, and the prefixes ``localhost/`` and ``docker.io/``
-    may be left out of a pattern.
+    ``latest`` is added to a name without a tag, and a digest may stand for the tag. The prefixes
+    ``localhost/`` and ``docker.io/`` may be left out of a pattern.
     """
 
     image: tuple[_Pattern, ...] = ()

@@ -133,10 +133,12 @@ def _image_names(image: str | None) -> Iterator[str]:
     if image is None:
         return
     full = image if _TAG.search(image) else f"{image}:latest"
-    yield full
-    for prefix in _IMPLIED:
-        if full.startswith(prefix):
-            yield full.removeprefix(prefix)
+    # The digest may stand for the tag: agent:* is for each version of the image.
+    for name in (full, full.replace("@", ":")):
+        yield name
+        for prefix in _IMPLIED:
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix)
 
 
 def _require_fenceable(facts: ContainerFacts) -> None:

@@ -39,6 +39,8 @@ def _every(**given: Any) -> AttachConfig:
         ({"image": ["agent:1"]}, {"image": "docker.io/library/agent:1"}),
         ({"image": ["org/agent:?"]}, {"image": "docker.io/org/agent:1"}),
         ({"image": ["*/agent@sha256:*"]}, {"image": "registry.example:5000/agent@sha256:12"}),
+        ({"image": ["agent:*"]}, {"image": "docker.io/library/agent@sha256:12"}),
+        ({"image": ["agent:1*"]}, {"image": "agent:1@sha256:12"}),
         (
             {"image": ["registry.example:5000/agent:latest"]},
             {"image": "registry.example:5000/agent"},
@@ -64,6 +66,7 @@ def test_table_matches_the_facts_of_its_patterns(
     [
         ({"image": ["*"]}, {}),
         ({"image": ["agent"]}, {"image": "agent"}),
+        ({"image": ["agent:latest"]}, {"image": "agent@sha256:12"}),
         ({"image": ["agent:*"]}, {"image": "registry.example/agent:1"}),
         ({"container": ["[a-w]eb"]}, {}),
         ({"container": ["WEB"]}, {}),
