@@ -15,7 +15,9 @@ def main() -> None:
     """Run one command of CNI, and exit with 1 after an error, which is JSON on standard output."""
     version = VERSIONS[-1]
     try:
-        request = parse(os.environ, sys.stdin.buffer.read())
+        # A person who starts it gets the error at once.
+        is_given = "CNI_COMMAND" in os.environ and sys.stdin is not None
+        request = parse(os.environ, sys.stdin.buffer.read() if is_given else b"")
         version = request.version
         result = commands.run(request)
     except CniError as error:

@@ -291,6 +291,23 @@ def test_wrong_request_is_an_error_of_the_specification(
     assert service.requests == []
 
 
+def test_person_who_starts_it_gets_an_error_at_once() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "CNI_COMMAND"}
+    for closed in ("", "<&-"):
+        with subprocess.Popen(
+            ["sh", "-c", f"exec {_PLUGIN} {closed}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+        ) as process:  # fmt: skip
+            try:
+                assert process.wait(20) == 1  # its standard input is still open
+            finally:
+                process.kill()
+            printed, errors = process.communicate()
+        assert "CNI_COMMAND is missing" in printed
+        assert errors == ""
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_configuration_that_is_no_json_object_is_an_error(content: bytes) -> None:
     assert _failure(_run("ADD", content))[0] == 6
