@@ -12,7 +12,10 @@ import os
 from typing import Any, Final
 
 _FILE: Final = "config.v2.json"
-#: Files that Docker mounts into a container from the folder of the container.
+#: Maximum size of the file that is read.
+_MOST_BYTES: Final = 16 << 20
+#: Files that Docker mounts into a container from the folder of the container, or from the folder of
+#: the container whose network it joins.
 _MOUNTED: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 
@@ -25,18 +28,25 @@ def facts(config: dict[str, Any], container: str) -> dict[str, Any] | None:
     for each in mounts if isinstance(mounts, list) else ():
         source = each.get("source") if isinstance(each, dict) else None
         if isinstance(source, str) and each.get("destination") in _MOUNTED:
-            folder = os.path.dirname(source)
-            # A user may mount a file from another folder, with a config.v2.json of the user's own.
-            # The user can't name that folder as the id, which Docker chooses later.
-            if os.path.basename(folder) == container and (found := _read(folder)) is not None:
+            # The folders of all containers are side by side.
+            folders = os.path.dirname(os.path.dirname(source))
+            if (found := _read(f"{folders}/{container}/{_FILE}", container)) is not None:
                 return found
     return None
 
 
-def _read(folder: str) -> dict[str, Any] | None:
+def _read(path: str, container: str) -> dict[str, Any] | None:
+    """Return the facts in the file of a container; None if it is not the file that Docker wrote.
+
+    A user may mount a file from elsewhere, and make a file or a link of the user's own there.
+    """
     try:
-        with open(f"{folder}/{_FILE}", "rb") as file:
-            found = json.load(file)
+        with open(path, "rb", opener=_without_waiting) as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            found = json.loads(file.read(_MOST_BYTES))
+        if found["ID"] != container:
+            return None
         settings = found["Config"]
         known = {
             "name": found["Name"].removeprefix("/"),
@@ -47,3 +57,7 @@ def _read(folder: str) -> dict[str, Any] | None:
         return {key: value for key, value in known.items() if value} | {"labels": dict(labels)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # a file of another engine, or of another program
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # it may be a FIFO

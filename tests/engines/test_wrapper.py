@@ -195,7 +195,10 @@ def test_service_knows_that_a_container_has_the_network_of_another(
 ) -> None:
     joining = Container("agent-11", _HELLO, network=f"container:{background.name}")
     assert run(running, joining).returncode == 0
-    assert [each.body["network"] for each in service.of("PUT")] == ["own", "shared"]
+    first, second = (each.body for each in service.of("PUT"))
+    assert (first["network"], second["network"]) == ("own", "shared")
+    assert second["name"] == joining.name
+    assert (second["runtime"], second["image"]) == (first["runtime"], first["image"])
 
 
 @_WITH_NETWORKS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,11 +89,13 @@ def test_labels_of_cri_o_that_are_no_labels_are_left_out(labels: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"Config": 1, "Name": "/x", "Image": ""}', "[" * 100_000]
+    "content",
+    ["{", "[]", "{}", '{"ID": "IT", "Config": 1, "Name": "/x", "Image": ""}', "[" * 100_000],
 )
 def test_file_in_the_folder_of_a_docker_container_may_be_of_another_program(
     tmp_path: Path, content: str
 ) -> None:
+    content = content.replace("IT", tmp_path.name)
     (tmp_path / "config.v2.json").write_text(content, encoding="ascii")
     mounts = [{"destination": "/etc/hosts", "source": f"{tmp_path}/hosts"}]
     assert "runtime" not in facts({"mounts": mounts}, "/bundle", tmp_path.name)
@@ -102,13 +105,14 @@ def _docker(folder: Path, image: str) -> list[dict[str, str]]:
     """Write the file of a Docker container; return its mounts."""
     folder.mkdir()
     settings = {"Image": image, "Labels": {"role": "agent", "long": "x" * 100_000}}
-    content = {"Name": "/web", "Image": "sha256:77", "Config": settings}
+    content = {"ID": folder.name, "Name": "/web", "Image": "sha256:77", "Config": settings}
     (folder / "config.v2.json").write_text(json.dumps(content), encoding="ascii")
     return [{"destination": "/etc/hosts", "source": f"{folder}/hosts"}]
 
 
 def test_facts_of_docker_are_those_of_its_own_file(tmp_path: Path) -> None:
-    forged = _docker(tmp_path / "user", "trusted")
+    (tmp_path / "home").mkdir()
+    forged = _docker(tmp_path / "home/user", "trusted")
     mounts = [*forged, *_docker(tmp_path / "3f", "agent")]
     annotations = {
         "io.container.manager": "libpod",
@@ -125,6 +129,26 @@ def test_facts_of_docker_are_those_of_its_own_file(tmp_path: Path) -> None:
         "image_id": "sha256:77",
     }
     assert "image" not in facts({"mounts": forged}, "/bundle", "3f")
+
+
+def test_facts_of_docker_are_found_in_the_network_of_another_container(tmp_path: Path) -> None:
+    others = _docker(tmp_path / "77", "other")
+    _docker(tmp_path / "3f", "agent")
+    assert facts({"mounts": others}, "/bundle", "3f")["image"] == "agent"
+
+
+def test_file_that_docker_did_not_write_has_no_facts(tmp_path: Path) -> None:
+    mounts = _docker(tmp_path / "77", "trusted")
+    folder = tmp_path / "3f"
+    folder.symlink_to("77")  # the file of another container
+    assert "image" not in facts({"mounts": mounts}, "/bundle", "3f")
+    folder.unlink()
+    _docker(folder, "trusted")
+    os.chown(folder / "config.v2.json", 65534, -1)
+    assert "image" not in facts({"mounts": mounts}, "/bundle", "3f")
+    (folder / "config.v2.json").unlink()
+    os.mkfifo(folder / "config.v2.json")
+    assert "image" not in facts({"mounts": mounts}, "/bundle", "3f")
 
 
 def test_annotations_of_podman_are_no_facts_of_kubernetes(tmp_path: Path) -> None:

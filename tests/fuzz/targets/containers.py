@@ -38,6 +38,7 @@ _CONFIG: Final = {
     "linux": {"namespaces": [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "pid"}]},
 }
 _DOCKER: Final = {
+    "ID": _ID,
     "Name": "/web",
     "Image": "sha256:0",
     "Config": {"Image": "nginx", "Labels": {"a": "b"}},
