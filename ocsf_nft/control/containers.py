@@ -100,7 +100,9 @@ class Containers:
         if _identity(view) != identity:
             # For example, the process has exited, and one of the host has got its id.
             await self._sandboxes.release(view.name, caller, no_condition)
-            raise AbsentError("the container's network namespace was replaced while it was fenced")
+            raise AbsentError(
+                "its network namespace was replaced while it was fenced: start the container again"
+            )
         return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
 
     async def release(self, key: str, caller: Process | None = None) -> Status:
