@@ -26,7 +26,8 @@ _PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
 _PERSISTS: Final = (f"\t{EXCLUSIVE_FLAGS}", "\tflags persist", "\tflags dormant,persist")
 #: Line of a table that gets no packets; the definition turns it on.
 _DORMANT: Final = "\tflags dormant"
-_LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
+#: Links of a fence, in groups.
+_LINKS: Final = re.compile(r"^(?:define links|add chain .* devices) = \{ (.*?) \}", re.MULTILINE)
 _HOOK: Final = re.compile(
     r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
     r"(?: devices? (?:= )?(?P<devices>\{ .* \}|\"[^\"]*\"|\$links))?"
@@ -57,12 +58,11 @@ def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | 
         deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
         if definition.count(deletion) != 1:
             raise AssertionError(f"the definition must delete {table_id} once")
-        links = _LINKS.search(definition)
         statements = _empty_table(
             table_id,
             _parse_definition(definition, table_id),
             _parse_listing(listing, table_id),
-            links[1] if links else "",
+            ", ".join(_LINKS.findall(definition)),
         )
         if statements is None:
             return None

@@ -49,13 +49,12 @@ _NFT_MSG_NEWOBJ: Final = 18
 _NFT_MSG_DELOBJ: Final = 20
 _NFTA_TABLE_NAME: Final = 1
 _NFTA_TABLE_FLAGS: Final = 2
+_NFTA_CHAIN_NAME: Final = 3
 _NFTA_CHAIN_HOOK: Final = 4
 _NFTA_CHAIN_POLICY: Final = 5
 _NFTA_HOOK_DEV: Final = 3
 _NFTA_HOOK_DEVS: Final = 4
 _NFTA_DEVICE_NAME: Final = 1
-#: Most interfaces in one message (less than NFT_NETDEVICE_MAX); a chain may have more.
-_MOST_DEVICES: Final = 255
 _NLA_F_NESTED: Final = 0x8000
 _NLA_F_NET_BYTEORDER: Final = 0x4000
 _FAMILY_BYTES: Final = 4
@@ -249,15 +248,18 @@ def attach_statements(
         for name in devices
     ]
     groups = [
-        b"".join(names[start : start + _MOST_DEVICES])
-        for start in range(0, len(names), _MOST_DEVICES)
+        b"".join(names[start : start + ruleset.MOST_LINKS])
+        for start in range(0, len(names), ruleset.MOST_LINKS)
     ]
+    chains: dict[bytes, Statement] = {}
+    for statement in statements:
+        if statement.kind == _NFT_MSG_NEWCHAIN and statement.payload[0] == NFPROTO_NETDEV:
+            found = dict(_attributes(statement.payload))
+            if _NFTA_CHAIN_HOOK in found:  # a chain with many interfaces has several statements
+                chains.setdefault(bytes(found[_NFTA_CHAIN_NAME]), statement)
     return tuple(
         statement._replace(payload=_with_devices(statement.payload, some))
-        for statement in statements
-        if statement.kind == _NFT_MSG_NEWCHAIN
-        and statement.payload[0] == NFPROTO_NETDEV
-        and _NFTA_CHAIN_HOOK in dict(_attributes(statement.payload))
+        for statement in chains.values()
         for some in groups
     )
 

@@ -67,6 +67,17 @@ _ABOUT_UPLINKS: Final = re.compile(
 #: addresses: nft would read such an address and the ethertype at once. Before Linux 6.6 the kernel
 #: then overlooks a VLAN tag that it has taken out of the frame.
 _LOOKUP: Final = re.compile(r" @(own4|own6)\b")
+#: Links of a fence, and a chain that is attached to them.
+_LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
+_ATTACHED: Final = re.compile(
+    r"^\tchain (\w+) \{\n(?:\t\t#.*\n)*"
+    r"\t\t(type filter hook \w+ devices = )\$links (priority -?\d+;)",
+    re.MULTILINE,
+)
+_NETDEV_TABLE: Final = re.compile(r"^table (netdev \S+) \{$", re.MULTILINE)
+#: Most links in one message. The kernel accepts up to 255 (NFT_NETDEVICE_MAX), but its notice about
+#: the change must fit into one page (NLMSG_GOODSIZE), or all readers of the notices lose some.
+MOST_LINKS: Final = 128
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is shared with all
 #: other programs, so here there is one more limit, for all flows together. Packets beyond that
@@ -235,10 +246,27 @@ def _complete(
 ) -> str:
     text = _compare_with_single_elements(text, static)
     text += _fill_sets(text, {**static, **learned})
+    text = _attach_in_groups(text)
     if not spec.is_owned:
         return text
     text = _ENSURE_TABLE.sub(rf"\1 {{ {EXCLUSIVE_FLAGS} }}", text)
     return _BLOCK.sub(rf"\1\n\t{EXCLUSIVE_FLAGS}", text)
+
+
+def _attach_in_groups(text: str) -> str:
+    """Return ``text`` with more statements for the links beyond the most in one message."""
+    links = _LINKS.search(text)
+    table = _NETDEV_TABLE.search(text)
+    if links is None or table is None:
+        raise AssertionError("a ruleset of ours must have links and a table for them")
+    names, chains = links[1].split(", "), _ATTACHED.findall(text)
+    first = policy_file.set_literal(names[:MOST_LINKS])
+    text = text.replace(links[0], f"define links = {first}")
+    for start in range(MOST_LINKS, len(names), MOST_LINKS):
+        group = policy_file.set_literal(names[start : start + MOST_LINKS])
+        for chain, head, priority in chains:
+            text += f"add chain {table[1]} {chain} {{ {head}{group} {priority} }}\n"
+    return text
 
 
 def _compare_with_single_elements(text: str, contents: Mapping[str, list[str]]) -> str:

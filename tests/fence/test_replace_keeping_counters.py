@@ -155,6 +155,15 @@ def test_base_chain_stays_on_existing_links_and_is_removed_from_deleted_ones() -
     )
 
 
+def test_base_chain_stays_on_many_links() -> None:
+    links = tuple(f"link{number}" for number in range(300))
+    definition = ruleset.fence(SPEC, Surroundings(links=links), "nflog")
+    listed = netdev(EGRESS.replace("eth0", ", ".join(links)))
+    made = statements(replace_keeping_counters.replacement_text(definition, {NETDEV: listed}))
+    assert [each for each in made if "hook" in each] == [made[-1]]
+    assert '"old0"' in made[-1]
+
+
 def test_base_chain_with_another_policy_is_preserved() -> None:
     found = EGRESS.replace("policy drop", "policy accept")
     assert statements(

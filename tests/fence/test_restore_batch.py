@@ -115,10 +115,18 @@ def test_attach_statements_have_as_many_links_as_the_kernel_accepts() -> None:
     found = restore_batch.attach_statements([chain], names)
     assert found == tuple(
         each
-        for start in range(0, len(names), 255)
-        for each in restore_batch.attach_statements([chain], names[start : start + 255])
+        for start in range(0, len(names), 128)
+        for each in restore_batch.attach_statements([chain], names[start : start + 128])
     )
-    assert len(found) == 20
+    assert len(found) == 40
+
+
+def test_attach_statements_attach_a_chain_with_several_statements_once() -> None:
+    number = netlink.attribute(1, struct.pack("!I", 1))
+    chains = [_chain(number, netlink.attribute(3, name)) for name in (b"sb0\0", b"sb1\0")]
+    found = restore_batch.attach_statements(chains, ["late0"])
+    assert found == restore_batch.attach_statements(chains[:1], ["late0"])
+    assert len(found) == 1
 
 
 def test_attach_statements_without_links_are_none() -> None:

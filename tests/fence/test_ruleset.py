@@ -95,6 +95,29 @@ def test_guard_has_the_table_of_its_device() -> None:
     assert "add element netdev ocsf_nft_veth.7 allowed6 { fd00::1 . tcp . 3128 }" in text
 
 
+@pytest.mark.parametrize("number", [1, 128, 129, 600])
+@pytest.mark.parametrize("profile", ["sandbox", "sidecar", "guard"])
+def test_chains_are_attached_to_at_most_128_links_at_once(profile: str, number: int) -> None:
+    links = tuple(f"link{each}" for each in range(number))
+    ends = tuple(HostEnd(name=each, ifindex=9) for each in links)
+    around = Surroundings(links=links, host=HostLinks(ends=ends))
+    if profile == "guard":
+        text, chains = ruleset.guard(SPEC, around, "nflog"), ["ingress", "egress"]
+    else:
+        uids = (1337,) if profile == "sidecar" else ()
+        spec = FenceSpec(sandbox="x", proxies=() if uids else SPEC.proxies, proxy_uids=uids)
+        text, chains = ruleset.fence(spec, around, "nflog"), ["egress"]
+    adding = r"^add chain netdev \S+ (\w+) \{ .* devices = (\{ .* \}) priority"
+    added = re.findall(adding, text, re.MULTILINE)
+    first = re.findall(r"^define links = (.*)$", text, re.MULTILINE)
+    for chain in chains:
+        groups = [*first, *(group for name, group in added if name == chain)]
+        names = [re.findall(r'"(.*?)"', group) for group in groups]
+        assert [name for group in names for name in group] == list(links)
+        assert max(map(len, names)) <= 128
+    assert len(added) == len(chains) * ((number - 1) // 128)
+
+
 def test_set_of_one_element_is_a_comparison_and_others_are_lookups() -> None:
     own = tuple(map(ipaddress.ip_address, ("10.0.0.2", "10.0.0.3")))
     pinned = replace(AROUND, pins=(Uplink(name="eth0", ifindex=3),))

@@ -11,9 +11,18 @@ import pytest
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer, links, nft, ruleset, table_query
+from ocsf_nft.fence import (
+    installer,
+    links,
+    nft,
+    restore_batch,
+    ruleset,
+    table_changes,
+    table_query,
+)
 from ocsf_nft.fence.spec import TRANSPORTS, Surroundings
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
 from tests.descriptors import no_more_descriptors
@@ -138,6 +147,32 @@ def test_installer_leaves_foreign_tables_unchanged(
     installer.remove(spec.sandbox, state)
     tables = conftest.nft(lab.sandbox_namespace, "list", "tables")
     assert tables == "table inet foreign\n"
+
+
+@pytest.mark.parametrize("number", [300, 600])
+def test_fence_with_many_interfaces_is_installed_replaced_and_restored(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, number: int
+) -> None:
+    ns = lab.sandbox_namespace
+    pairs = [f"link add a{each} type veth peer name b{each}" for each in range(number // 2)]
+    batch = ["ip", "-n", lab.sandbox, "-batch", "-"]
+    subprocess.run(batch, input="\n".join(pairs), text=True, check=True)
+    other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
+    for each in (other, spec):
+        installed = installer.install(each, ns, state, "nflog")
+        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    (prepared,) = restore_batch.prepare(installed).batches
+    for tampering in ("flush ruleset", "flush table netdev ocsf_nft"):
+        conftest.nft(ns, tampering)
+        table_changes.commit(ns, prepared.keeping_counters or prepared.full)
+        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    ip("-n", lab.sandbox, "link", "del", "a0")
+    ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+    installer.renew(spec.sandbox, state)
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    listed = conftest.nft(ns, "list", "chain netdev ocsf_nft egress")
+    names = re.findall(r"\w+", listed.partition("devices = {")[2].partition("}")[0])
+    assert len(names) == len(set(names)) == number + 1
 
 
 def test_removal_deletes_all_tables_and_records(fenced: Lab, state: StateDirectory) -> None:
