@@ -38,8 +38,8 @@ class LinkMonitor:
         """
         #: Names of new links that no record has yet, by their indexes: a link may be renamed.
         self._new: dict[int, str] = {}
-        #: True if new links were attached; they may have been removed since.
-        self.has_attached = False
+        #: Number of times that new links were attached; they may have been removed since.
+        self.attachments = 0
         #: Time of the next read (monotonic).
         self.reads_from = 0.0
         #: Notices about links and everything else that a fence depends on.
@@ -105,7 +105,7 @@ class LinkMonitor:
         """
         if batch is None or not (names := names - batch.links):
             return
-        self.has_attached = True
+        self.attachments += 1
         # The link may be removed again. A later check adds the new links to the fence's record, and
         # reports links that can't be attached. The lock on the records is not needed: the chains
         # only block packets, so they do no harm.

@@ -5,20 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import host_end, nft, ruleset, table_query
+from ocsf_nft.fence import host_end, nft, policy_file, ruleset, table_query
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Generation
+
+T = TypeVar("T")
 
 #: Elements that a listing has in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
@@ -30,6 +32,8 @@ _PART: Final = re.compile(r"^(?=\t\S.*\{$|\}$)", re.MULTILINE)
 #: An attacker may add thousands of rules, or one that fills a screen.
 _DIFFERENCE_LINES: Final = 20
 _LINE_CHARACTERS: Final = 200
+#: Interfaces to which a netdev chain is attached: several, or one.
+_DEVICES: Final = re.compile(r' devices? (?:= \{ (.*) \}|"(.*)")(?= priority )')
 _TABLE: Final = re.compile(r"table (\S+) (\S+) \{")
 _CHAIN: Final = re.compile(r"\tchain (\S+) \{")
 _RULE: Final = re.compile(
@@ -119,6 +123,19 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[st
             installed, current, f"{name}, as installed", f"{name}, now", n=1, lineterm=""
         )
     return lines
+
+
+def with_devices(listings: Mapping[T, str], names: Collection[str]) -> dict[T, str]:
+    """Return listings in which netdev chains are attached to no other interfaces than ``names``.
+
+    The tamper guard attaches new interfaces at once, also while a fence is loaded.
+    """
+
+    def attached(found: re.Match[str]) -> str:
+        devices = (found[1] or found[2]).replace('"', "").split(", ")
+        return f" devices = {policy_file.set_literal(each for each in devices if each in names)}"
+
+    return {name: _DEVICES.sub(attached, text) for name, text in listings.items()}
 
 
 def shortened(lines: list[str]) -> list[str]:

@@ -100,11 +100,11 @@ def _load_and_compare(
     )
     expected = None if is_certain else _expected(intended)
     if expected is not None:
-        lines = listing.difference(expected, found)
+        lines = _differences(intended, expected, found)
         if lines and preserved:  # existing parts are left: load again and preserve nothing
             _load_all(intended, load_text, None)
             found = listing.of_fence(spec, intended.namespace)
-            lines = listing.difference(expected, found)
+            lines = _differences(intended, expected, found)
         if lines:
             # The first three lines name both sides and the position; the difference comes after
             # them.
@@ -115,6 +115,15 @@ def _load_and_compare(
     policy = ruleset.digest(spec, intended.around, intended.transport)
     return dataclasses.replace(
         intended, policy=policy, listings=found, generations=now if is_certain else None
+    )
+
+
+def _differences(
+    intended: InstalledFence, expected: Mapping[str, str], found: Mapping[str, str]
+) -> list[str]:
+    names = intended.around.attached
+    return listing.difference(
+        listing.with_devices(expected, names), listing.with_devices(found, names)
     )
 
 

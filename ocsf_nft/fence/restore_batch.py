@@ -270,6 +270,8 @@ def _prepare_namespace(
     replacement = None
     listed = {table_id: installed.listings.get(" ".join(table_id), "") for table_id in tables}
     listings = {table_id: listing.without_elements(text) for table_id, text in listed.items()}
+    # A restore detaches no interface: by then it may be detached, which would be an error.
+    listings = listing.with_devices(listings, installed.around.attached)
     if all(listings.values()):
         replacement = replace_keeping_counters.replacement_text(definition, listings)
     is_owned = installed.spec.is_owned

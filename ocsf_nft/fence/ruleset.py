@@ -22,7 +22,7 @@ from ocsf_nft.fence import (
     pinned_rules,
     policy_file,
 )
-from ocsf_nft.fence.spec import Surroundings, device_table
+from ocsf_nft.fence.spec import LOOPBACK, Surroundings, device_table
 from ocsf_nft.ip_text import text_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Tap
     from ocsf_nft.fence.values import Subnet
 
-LOOPBACK: Final = "lo"
 #: Placeholder in conditions that are omitted.
 _NO_MACS: Final = ("00:00:00:00:00:00",)
 #: Additional rules of a permissive fence, by the policy file that they are inserted into.

@@ -18,6 +18,8 @@ TRANSPORTS: Final[tuple[LogTransport, ...]] = ("nflog", "kmsg", "none")
 #: events.
 DEFAULT_GROUP: Final = 4001
 
+#: Interface to which the netdev chain of a fence is attached if there is no other.
+LOOPBACK: Final = "lo"
 #: Name of a fence's tables. If they are of a device, the device's name follows.
 TABLE: Final = "ocsf_nft"
 
@@ -236,6 +238,11 @@ class Surroundings:
     #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
     #: name.
     ifindex: int | None = None
+
+    @property
+    def attached(self) -> frozenset[str]:
+        """Return the interfaces to which the netdev chains of a fence and a guard are attached."""
+        return frozenset((*(self.links or (LOOPBACK,)), *(end.name for end in self.host.ends)))
 
     def __post_init__(self) -> None:
         """Check that each interface name can be written in a ruleset; raises UsageError."""

@@ -128,13 +128,12 @@ class TamperGuard:
         return self._paused_until is not None
 
     @property
-    def has_attached_interfaces(self) -> bool:
-        """Return True if the guard has attached the fence to new interfaces.
+    def attachments(self) -> int:
+        """Return how often the guard has attached the fence to new interfaces.
 
-        Only interfaces that were attached since the last call of :meth:`use_restore_batch` count.
-        They count even if they have been removed again.
+        The interfaces may have been removed again.
         """
-        return self._links.has_attached
+        return self._links.attachments
 
     def start(self) -> None:
         """Start the guard."""
@@ -203,7 +202,6 @@ class TamperGuard:
             for monitor, generation in zip(self._monitors, generations, strict=True):
                 monitor.accept(generation)
         self._restore_batch, self._record_version = batch, version
-        self._links.has_attached = False
 
     def take_ownership(self) -> None:
         """Let only the guard's sockets change the fence's tables, until the guard stops.

@@ -90,6 +90,8 @@ class FenceMonitor:
         #: What a check that found the fence as installed depends on; None after another check.
         self._checked: object = None
         self._checked_at = 0.0
+        #: Attachments to new interfaces until the latest inspection began.
+        self._inspected_attachments = 0
         #: Set as soon as the messages of a restore are prepared.
         self.prepared = asyncio.Event()
         self._has_changed = asyncio.Event()
@@ -295,6 +297,7 @@ class FenceMonitor:
         reports, watch = self.reports, self._watch
         may_heal = self._heals and not (watch and watch.tamper_guard.is_paused)
         version, self._checked = self._version(), None
+        attachments = self._attachments()
         try:
             inspection = await self._inspect_and_own(may_heal=may_heal)
         except OcsfNftError as error:
@@ -316,14 +319,19 @@ class FenceMonitor:
             return
         if inspection.was_renewed:
             alterations = await self._with_pending(alterations)
-        # New interfaces were fenced at once, also those that are removed again.
-        has_new_links = watch is not None and watch.tamper_guard.has_attached_interfaces
+        # New interfaces were fenced at once, also those that are removed again. This inspection may
+        # not have seen the latest ones: they count for the next one too.
+        has_new_links = self._attachments() != self._inspected_attachments
+        self._inspected_attachments = attachments
         await reports.report_active(inspection, alterations, has_new_links=has_new_links)
         await self.gate.follow(reports.installed)
         if self._heals:
             await self._prepare()
         if not inspection.was_renewed:
             self._checked, self._checked_at = version, time.monotonic()
+
+    def _attachments(self) -> int:
+        return 0 if self._watch is None else self._watch.tamper_guard.attachments
 
     def _has_ended(self) -> bool:
         """Return true if the sandbox's network namespace exists no more, which others report."""

@@ -54,10 +54,10 @@ def test_link_monitor_attaches_new_links_in_the_sandbox_and_not_at_the_guard(
     monkeypatch.setattr(restore_batch, "attach_statements", lambda full, names: (full, names))
     batch: Any = SimpleNamespace(links={"old"}, batches=batches)
     monitor.attach(batch, {"old"})
-    assert not monitor.has_attached
+    assert monitor.attachments == 0
     monitor.attach(batch, {"old", "new"})
     assert commits == [("fence", {"new"})]
-    assert monitor.has_attached
+    assert monitor.attachments == 1
 
 
 def _notice(index: int, name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:

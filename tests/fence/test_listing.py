@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from ocsf_nft.fence.listing import LoggingRule, difference, logging_rules, shortened
+from ocsf_nft.fence.listing import (
+    LoggingRule,
+    difference,
+    logging_rules,
+    shortened,
+    with_devices,
+)
 
 LISTING = """table inet ocsf_nft { # handle 3
 \tcomment "fence of sandbox sb1"
@@ -34,6 +40,20 @@ def test_new_rule_and_new_element_make_a_difference() -> None:
     assert "+\t\tdrop" in difference(listing(ONE, OTHER), found)
     with_element = {"inet t": listing(ONE)["inet t"] + "a: 10.0.0.1\n"}
     assert "+a: 10.0.0.1" in difference(listing(ONE), with_element)
+
+
+def test_listing_has_only_the_named_devices_of_a_chain() -> None:
+    chain = "\tchain egress {\n\t\ttype filter hook egress %s priority 5; policy drop;\n\t}\n"
+    forms = (
+        'device "a,b"',
+        'device "eth0"',
+        "devices = { a,b, eth0 }",
+        'devices = { "eth0", "late0" }',
+        "devices = { new }",
+    )
+    found = [with_devices({"t": chain % form}, {"eth0", "a,b"})["t"] for form in forms]
+    kept = ("a,b", "eth0", "a,b, eth0", "eth0", "")
+    assert found == [chain % f"devices = {{ {each} }}" for each in kept]
 
 
 def test_order_of_rules_makes_a_difference() -> None:

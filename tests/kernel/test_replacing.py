@@ -12,7 +12,15 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, listing, nft, replace_keeping_counters, table_query
+from ocsf_nft.fence import (
+    installer,
+    listing,
+    nft,
+    replace_keeping_counters,
+    restore_batch,
+    table_changes,
+    table_query,
+)
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception, subnet
@@ -257,6 +265,34 @@ def test_new_and_deleted_links_do_not_change_the_counters(
         listed = conftest.nft(fenced.sandbox_namespace, "-t", "list", "table netdev ocsf_nft")
         (egress,) = [line for line in listed.splitlines() if hook in line]
         assert ("late0" in egress, "late1" in egress) == (add, add)
+    assert _flow(fenced) == 7
+
+
+def test_interface_that_is_attached_during_a_replacement_is_no_difference(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tamper guard attaches new interfaces at once; they may be removed again."""
+    _attempt(fenced)
+    ns, find = fenced.sandbox_namespace, listing.of_fence
+
+    def attached(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
+        if namespace == ns:
+            conftest.nft(ns, "add chain netdev ocsf_nft egress { type filter hook egress "
+                         'devices = { "late0" } priority 2147483647; }')  # fmt: skip
+        return find(spec, namespace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "of_fence", attached)
+        other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
+        installed = installer.install(other, ns, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert _flow(fenced) == 7
+    # It may be attached to nothing when the fence is restored.
+    conftest.nft(ns, "delete chain netdev ocsf_nft egress { type filter hook egress "
+                 'devices = { "late0" } priority 2147483647; }')  # fmt: skip
+    (batch,) = restore_batch.prepare(installed).batches
+    assert batch.keeping_counters is not None
+    table_changes.commit(ns, batch.keeping_counters)
     assert _flow(fenced) == 7
 
 

@@ -616,7 +616,7 @@ def test_new_link_is_attached_before_a_check(
 ) -> None:
     probe = make_guard()
     _add_links(fenced, installed, "late0", "late1")
-    assert probe.guard.has_attached_interfaces
+    assert probe.guard.attachments
     # The links stay attached after a change to the fence, although they are not on record yet.
     _tamper(fenced, "flush ruleset")
     assert probe.next_change().restored_after_ns is not None

@@ -628,6 +628,30 @@ async def test_new_interfaces_are_no_tampering(
     assert sink.events[0]["severity"] == "Informational"
 
 
+async def test_interface_that_appears_during_a_check_is_no_tampering_at_the_next_one(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard attaches late0 after the first check has listed the fence; then it is deleted."""
+    guard = SimpleNamespace(versions_now=lambda: (7,), attachments=0, is_paused=False)
+    seen = [WELL, replace(WELL, was_renewed=True, difference="+late0"), WELL]
+
+    def inspect(*_: object, **__: object) -> Inspection:
+        guard.attachments = 1
+        return seen.pop(0)
+
+    monkeypatch.setattr(fences, "inspect", inspect)
+    monitor = make()
+    monitor._watch = SimpleNamespace(  # type: ignore[assignment]
+        tamper_guard=guard, take_pending=tuple
+    )
+    while seen:
+        await monitor._inspect()
+    assert state_changes(sink) == [
+        ("Active", "Active", "its interfaces changed; fenced interfaces: sb0")
+    ]
+    assert "changes" not in sink.of_class(5019)[0]["unmapped"]
+
+
 async def test_change_during_new_interfaces_is_a_separate_event(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
@@ -778,7 +802,7 @@ async def test_check_is_left_out_only_if_nothing_may_have_changed(
     monitor._watch = SimpleNamespace(  # type: ignore[assignment]
         tamper_guard=SimpleNamespace(
             versions_now=lambda: facts["generations"],
-            has_attached_interfaces=False,
+            attachments=0,
         )
     )
     assert not monitor._is_unchanged()
@@ -798,7 +822,7 @@ async def test_check_after_one_with_a_fault_is_not_left_out(
     set_inspections(WELL, seen)
     monitor = make()
     monitor._watch = SimpleNamespace(  # type: ignore[assignment]
-        tamper_guard=SimpleNamespace(versions_now=lambda: (7,), has_attached_interfaces=False),
+        tamper_guard=SimpleNamespace(versions_now=lambda: (7,), attachments=0),
         take_pending=tuple,
     )
     await monitor._inspect()
