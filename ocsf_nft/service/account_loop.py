@@ -164,7 +164,12 @@ class AccountLoop:
     async def __aexit__(self, *_: object) -> None:
         """Close the counters' sockets."""
         async with self._reading:
-            self.counters.close()
+            await self._close_counters()
+
+    async def _close_counters(self) -> None:
+        # In a thread: the kernel closes a socket after the transaction that a process in the
+        # sandbox makes, which may take a minute.
+        await run_in_pool(self._pool, self.counters.close)
 
     def balances(self) -> tuple[Balance, ...]:
         """Return each rule's numbers of counted, reported and pending packets at the last read.
@@ -301,7 +306,7 @@ class AccountLoop:
         )
         if self.schedule.is_idle:  # an idle sandbox needs no descriptor
             async with self._reading:
-                self.counters.close()
+                await self._close_counters()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
         # An enforcing fence and a permissive one have separate counters.

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.service.keyed_locks import KeyedLocks
+from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class NflogFeed:
             await asyncio.wait([self._pump])
             if not self._pump.cancelled():
                 self._pump.exception()  # wait_until_failed raises it
-        await self.source.__aexit__()
+        await run_shielded(self.source.__aexit__())
 
 
 class NflogFeeds:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
 from ocsf_nft.service import account_loop
+from ocsf_nft.service.reading_schedule import ReadingSchedule
 from ocsf_nft.state.change import Account, DroppedRecords
 from ocsf_nft.state.state_db import FILE
 from tests.conformance.attributed import done_by
@@ -41,6 +43,7 @@ class Given:
     at_ns: int = NOW
     error: FenceError | None = None
     closed: bool = False
+    closing_threads: set[threading.Thread] = field(default_factory=set)
 
     def open(self) -> None:
         if self.error is not None:
@@ -48,6 +51,7 @@ class Given:
 
     def close(self) -> None:
         self.closed = True
+        self.closing_threads.add(threading.current_thread())
 
     def read(self, _settled: frozenset[str] = frozenset()) -> Reading:
         if self.error is not None:
@@ -135,6 +139,18 @@ async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path)
     async with asyncio.timeout(60):
         while not counters.closed:  # noqa: ASYNC110 - a thread closes them
             await asyncio.sleep(0.001)
+
+
+async def test_counters_are_closed_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel delays it until a transaction of nftables in the sandbox has ended."""
+    counters = Given()
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+        monkeypatch.setattr(ReadingSchedule, "is_idle", True)
+        await account._report_and_plan()
+        assert len(counters.closing_threads) == 1
+    assert threading.current_thread() not in counters.closing_threads
 
 
 @pytest.mark.parametrize("is_there", [False, True])

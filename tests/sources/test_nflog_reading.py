@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 
 import pytest
 from hypothesis import given
@@ -137,6 +138,22 @@ async def test_nflog_reader_reads_nothing_after_it_was_closed() -> None:
         batches = source.batches()
     with pytest.raises(SourceError, match="the NFLOG source is not open: enter its context first"):
         await anext(batches)
+
+
+class _Closing:
+    """Fake socket whose closing the kernel may delay."""
+
+    thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        self.thread = threading.current_thread()
+
+
+async def test_nflog_reader_closes_its_socket_beside_the_event_loop() -> None:
+    source, sock = Nflog(Namespace(), 5), _Closing()
+    source._socket = sock  # type: ignore[assignment]
+    await source.__aexit__()
+    assert sock.thread not in {None, threading.current_thread()}
 
 
 class _Silent:

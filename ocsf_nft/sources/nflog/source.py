@@ -6,6 +6,7 @@ sandbox's user namespace.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -101,9 +102,11 @@ class Nflog:
 
     async def __aexit__(self, *_error: object) -> None:
         """Close the socket; the kernel then unbinds the group."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            # In a thread: the kernel closes the socket after the transaction of nftables that a
+            # process in the namespace makes, which may take a minute.
+            await asyncio.to_thread(sock.close)
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of log records, in the kernel's order.
