@@ -22,7 +22,7 @@ def move_record(
     another namespace, or if the file is not that of the namespace. Blocks. Raises DeliveryError,
     UnsupportedError, FenceError.
     """
-    with state.locked():
+    with state.locked(sandbox):
         seen = state.read(sandbox)
         if seen is None or seen.identity != identity or not namespace.has_identity(identity):
             return None
@@ -41,7 +41,7 @@ def remove_record(
     namespace now, or if the namespace exists. Blocks. Raises DeliveryError, UnsupportedError,
     FenceError.
     """
-    with state.locked():
+    with state.locked(sandbox):
         seen = state.read(sandbox)
         if seen is None or seen.identity != identity:
             return False

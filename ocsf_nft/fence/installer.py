@@ -85,11 +85,11 @@ def install(
     """
     _check_named_guard(spec)  # before anything is written
     if keeps_uplinks:
-        with state.locked():
+        with state.locked(spec.sandbox):
             return install_locked(spec, namespace, state, transport, nft.load)
     identity = namespace.identity()
     around = _survey(spec, namespace)
-    with state.locked():
+    with state.locked(spec.sandbox):
         return _install(spec, around, namespace, identity, state, transport, nft.load)
 
 
@@ -100,7 +100,7 @@ def install_locked(
     transport: LogTransport | None,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Install or replace a fence in the lock ``state.locked()``, which the caller must hold.
+    """Install or replace a fence in the lock of its sandbox, which the caller must hold.
 
     It has the uplinks of the recorded fence of this namespace, if there is one. ``load_text`` loads
     the ruleset, like :func:`nft.load`. Otherwise the same as :func:`install`.
@@ -121,12 +121,12 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     record; None if there is none, or if its namespace has ended. Raises the errors of
     :func:`install`.
     """
-    with state.locked():
+    with state.locked(sandbox):
         return renew_locked(sandbox, state, nft.load)
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew` in the lock ``state.locked()``, which the caller must hold.
+    """Do the same as :func:`renew` in the lock of the sandbox, which the caller must hold.
 
     ``load_text`` loads the ruleset, like :func:`nft.load`.
     """
@@ -266,7 +266,7 @@ def remove(
     Raises AbsentError, UnsupportedError, FenceError.
     """
     was_there = False
-    with state.locked() if state.path.exists() else contextlib.nullcontext():
+    with state.locked(sandbox) if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
         if installed is not None:  # before anything is removed
             table_query.refuse_exclusive(HOST, installed.spec.guard_tables, state)

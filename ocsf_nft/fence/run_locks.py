@@ -47,14 +47,14 @@ class RunLocks:
             if sandbox in self.sandboxes:  # an open file may take its own locks again
                 raise SourceError(busy)
             try:
-                _lock(descriptor, sandbox, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
+                lock_byte(descriptor, sandbox, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
             except BlockingIOError as error:
                 raise SourceError(busy) from error
             self.sandboxes.add(sandbox)
             try:
                 yield
             finally:
-                _lock(descriptor, sandbox, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+                lock_byte(descriptor, sandbox, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
                 self.sandboxes.discard(sandbox)
         finally:
             if not self.sandboxes:
@@ -69,13 +69,13 @@ def is_held(file: Path, sandbox: str) -> bool:
     except OSError:  # no run ever monitored a sandbox
         return False
     try:
-        return _lock(descriptor, sandbox, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+        return lock_byte(descriptor, sandbox, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, sandbox: str, command: int, kind: int) -> int:
-    """Call fcntl(2) for the lock of a run, which is one byte of an open file.
+def lock_byte(descriptor: int, sandbox: str, command: int, kind: int) -> int:
+    """Call fcntl(2) for the lock of a sandbox, which is one byte of an open file.
 
     The locks are those of the open file (``F_OFD_SETLK``), not of the process. Return the kind of
     another open file's lock, for ``F_OFD_GETLK``. Raises BlockingIOError if another one has it.

@@ -200,20 +200,39 @@ class StateDirectory:
             raise self._unwritable(directory, error) from error
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, sandbox: str | None = None) -> Iterator[None]:
         """Hold the lock on all records of fences during the ``with`` block.
 
-        Blocks until no other process holds the lock. Raises DeliveryError if the lock file can't be
-        created.
+        With ``sandbox``, also hold the lock of its fence, to change the fence. Blocks until no
+        other process holds the locks. Raises DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file("install")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            with contextlib.nullcontext() if sandbox is None else self.fence_locked(sandbox):
+                yield
         finally:
             # Closing is not enough: a child process has a copy of the descriptor until it runs
             # another program.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def fence_locked(self, sandbox: str) -> Iterator[None]:
+        """Hold the lock of one sandbox's fence during the ``with`` block, to restore the fence.
+
+        A change of another fence may last as long as a process in that sandbox delays it, so a
+        restore must not wait for it. Blocks, and raises the errors of :meth:`locked`.
+        """
+        name = values.sandbox_name(sandbox)
+        descriptor = self._lock_file("install")
+        try:
+            run_locks.lock_byte(descriptor, name, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
+            try:
+                yield
+            finally:  # see above
+                run_locks.lock_byte(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+        finally:
             os.close(descriptor)
 
     @contextlib.contextmanager

@@ -226,7 +226,7 @@ class TamperGuard:
         errors of :func:`installer.renew`.
         """
         try:
-            with self._state.locked():
+            with self._state.locked(self._sandbox):
                 # Another process may have installed it again. The guard may read the notices of
                 # that installation later.
                 is_same = self._state.version(self._sandbox) == self._record_version
@@ -249,7 +249,7 @@ class TamperGuard:
         AbsentError if the fenced namespace exists no more, and the errors of
         :func:`installer.install`.
         """
-        with self._state.locked():
+        with self._state.locked(self._sandbox):
             record = self._state.read(self._sandbox)
             namespace = self._namespace if record is None else record.namespace
             self._has_used_nft = False
@@ -409,7 +409,7 @@ class TamperGuard:
         """Restore the fence after other processes' changes (``foreign``); return the outcome."""
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
-            with self._state.locked():
+            with self._state.fence_locked(self._sandbox):
                 # A regular installation or removal of a fence changes the record.
                 if self._state.version(self._sandbox) != self._record_version:
                     return "none"

@@ -24,7 +24,7 @@ def turn_off(sandbox: str, state: StateDirectory) -> Generation | None:
     has no record. After an error, call :func:`turn_on`. Raises the errors of
     :func:`installer.remove`, and DeliveryError if the record can't be written.
     """
-    with state.locked():
+    with state.locked(sandbox):
         installed = state.read(sandbox)
         if installed is None:
             return None
@@ -49,7 +49,7 @@ def turn_on(sandbox: str, state: StateDirectory) -> None:
 
     While the disk is full, only the forwarding of a VM's packets stays off.
     """
-    with state.locked():
+    with state.locked(sandbox):
         installed = state.read(sandbox)
         if installed is None:
             return

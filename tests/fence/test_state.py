@@ -62,6 +62,25 @@ def test_state_lock_has_one_holder_at_a_time(state: StateDirectory) -> None:
     assert entered.is_set()
 
 
+@pytest.mark.parametrize(("changed", "waits"), [(_SANDBOX, True), ("another", False)])
+def test_restore_waits_only_for_changes_of_its_own_fence(
+    state: StateDirectory, changed: str, waits: bool
+) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with state.fence_locked(_SANDBOX):
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with state.locked(changed):
+        other.start()
+        _until(lambda: entered.is_set() or _is_waited_for(state.path))
+        assert entered.is_set() is not waits
+    other.join(10)
+    assert entered.is_set()
+
+
 def test_a_name_with_a_path_is_watched_by_no_run(state: StateDirectory) -> None:
     with pytest.raises(UsageError, match="sandbox"):
         state.is_watched("../../etc")

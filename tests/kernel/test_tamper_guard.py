@@ -611,6 +611,17 @@ def test_many_changes_to_other_tables_cause_one_report_and_no_pause(
     assert _verdict(state) == "as installed"
 
 
+def test_tamper_guard_does_not_wait_for_a_change_of_another_fence(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe]
+) -> None:
+    """A process in another sandbox can delay that change without a limit."""
+    probe = make_guard()
+    with state.locked("another"):
+        _tamper(fenced, "flush ruleset")
+        assert probe.next_change().restored_after_ns is not None
+    assert _verdict(state) == "as installed"
+
+
 def test_new_link_is_attached_before_a_check(
     fenced: Lab, installed: InstalledFence, make_guard: Callable[..., GuardProbe]
 ) -> None:

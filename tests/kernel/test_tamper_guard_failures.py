@@ -188,7 +188,7 @@ def test_tamper_guard_sends_nothing_if_another_thread_restored_the_fence_first(
 ) -> None:
     (batch,) = restore_batch.prepare(installed).batches
     probe.guard.start()
-    with state.locked():
+    with state.locked(conftest.SANDBOX):
         _tamper(fenced, "delete table inet ocsf_nft")
         _until(lambda: _is_waited_for(state.path))
         _monitor(probe).restore(batch.full)
