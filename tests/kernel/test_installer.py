@@ -170,7 +170,7 @@ def test_fence_with_many_interfaces_is_installed_replaced_and_restored(
     ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
     installer.renew(spec.sandbox, state)
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
-    listed = conftest.nft(ns, "list", "chain netdev ocsf_nft egress")
+    listed = conftest.nft(ns, "list", "table netdev ocsf_nft")
     names = re.findall(r"\w+", listed.partition("devices = {")[2].partition("}")[0])
     assert len(names) == len(set(names)) == number + 1
 
