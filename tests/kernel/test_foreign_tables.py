@@ -71,6 +71,33 @@ def test_table_whose_name_is_not_utf8_is_read_and_undone(name: bytes) -> None:
     assert (after.hooks, after.rewrites) == ((), ())
 
 
+def _chain_on_many_devices() -> list[Statement]:
+    """Return a chain that the kernel can't list: its devices take more than 32 KiB."""
+    table = netlink.attribute(1, b"large\0")
+    hook = netlink.attribute(1, struct.pack("!I", 1)) + netlink.attribute(2, struct.pack("!i", 5))
+    made = [_statement(_NEWTABLE, table)]
+    for group in range(15):
+        names = (b"device%02d%07d\0" % (group, number) for number in range(128))
+        devices = b"".join(netlink.attribute(1, name) for name in names)
+        attached = netlink.attribute(4, hook + netlink.attribute(4, devices))
+        chain = table + netlink.attribute(3, b"many\0") + attached
+        made.append(_statement(_NEWCHAIN, chain + netlink.attribute(7, b"filter\0")))
+    return made
+
+
+def test_rule_that_a_chain_on_many_devices_hides_is_not_overlooked() -> None:
+    def check() -> tuple[ForeignTables, ForeignTables]:
+        with Nftables() as nftables:
+            nftables.commit(_chain_on_many_devices())
+            before = _read()
+            nftables.commit(_table_with_notrack(b"evil"))
+        return before, _read()
+
+    before, after = netns.in_scratch(check)
+    assert (before.hooks, before.is_cut) == ((), False)
+    assert (after.hooks, after.is_cut) == ((), True)
+
+
 def test_record_of_an_older_version_accepts_its_chains() -> None:
     def check() -> ForeignTables:
         with Nftables() as nftables:

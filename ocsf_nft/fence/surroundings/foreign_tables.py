@@ -119,19 +119,22 @@ def _read(own: Collection[TableId], most: int) -> tuple[ForeignTables, bool]:
             hooks += _hooks(family, found)
             of_table = uses.setdefault((family, names.raw(found[_CHAIN_TABLE])), {})
             of_table[names.raw(found[_CHAIN_NAME])] = chain_uses.of_chain(found)
-    # A table without a base chain gets no packets.
-    if not hooks:
-        return ForeignTables((), (), of_chains.is_exceeded), False
     handles = dict(of_tables.take(_tables()))
     hooks = [each._replace(table_handle=handles.get(_table(each), 0)) for each in hooks]
+    hooked = {_table(each) for each in hooks}
     rewrites: list[RewriteFact] = []
     has_hidden = False
-    for table in sorted({_table(each) for each in hooks}):
+    for table in sorted(handles.keys() - skipped):
         rules = [found for _, found in of_rules.take(_rules(table))]
+        # The kernel ends the list of chains before one with too many devices for a message.
+        known = uses.get(table, {})
+        has_hidden |= any(names.raw(each[_RULE_CHAIN]) not in known for each in rules)
+        if table not in hooked:  # it gets no packets
+            continue
         for rule in rules:
-            rewrites += _rewrites(table[0], rule, handles.get(table, 0))
+            rewrites += _rewrites(table[0], rule, handles[table])
         elements = partial(_verdict_elements, table, of_elements)
-        has_hidden |= chain_uses.has_hidden(uses[table], rules, elements)
+        has_hidden |= chain_uses.has_hidden(known, rules, elements)
     is_cut = any(each.is_exceeded for each in limits)
     hooks, rewrites = sorted(set(hooks), key=_key), sorted(set(rewrites))
     return ForeignTables(tuple(hooks), tuple(rewrites), is_cut), has_hidden and not is_cut
