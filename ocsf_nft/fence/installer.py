@@ -36,6 +36,8 @@ from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ocsf_nft.fence.listing import RulesetVersion
     from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
@@ -229,24 +231,15 @@ def verify(
     if not where.has_identity(installed.identity):
         return Verification(verdict="absent", installed=installed)
     version = listing.ruleset_version(installed, where)
-    found = listing.of_fence(installed.spec, where)
+    try:
+        found = listing.of_fence(installed.spec, where)
+    except table_query.UnlistedError as error:
+        if not error.is_of_table:  # then another installation changes nothing
+            raise
+        return Verification(verdict="differs", difference=str(error), installed=installed)
     if not found:
         return Verification(verdict="absent", installed=installed)
-    lines: list[str] = []
-    if installed.transport == "kmsg":
-        with contextlib.suppress(UnsupportedError):  # it can't be read from this namespace
-            if kernel_log_sysctl.blocking_value(where) is not None:
-                lines.append(
-                    "net.netfilter.nf_log_all_netns is off: refused packets are not logged"
-                )
-    if not _is_of_this_version(installed):
-        lines.append("its policy is that of another version of ocsf-nft: install it again")
-    lines += [
-        f"{name} is off: packets of the VM are not forwarded"
-        for name in ip_forwarding.disabled_sysctls(installed.spec, where)
-    ]
-    lines += _unfenced(installed, where)
-    lines += listing.difference(installed.listings, found)
+    lines = _differences(installed, where, found)
     if lines:
         difference = "\n".join(listing.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
@@ -309,6 +302,26 @@ def _survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(before.namespace, spec.tap.device)
     return pinned_survey.survey_again(spec, before)
+
+
+def _differences(
+    installed: InstalledFence, where: Namespace, found: Mapping[str, str]
+) -> list[str]:
+    lines: list[str] = []
+    if installed.transport == "kmsg":
+        with contextlib.suppress(UnsupportedError):  # it can't be read from this namespace
+            if kernel_log_sysctl.blocking_value(where) is not None:
+                lines.append(
+                    "net.netfilter.nf_log_all_netns is off: refused packets are not logged"
+                )
+    if not _is_of_this_version(installed):
+        lines.append("its policy is that of another version of ocsf-nft: install it again")
+    lines += [
+        f"{name} is off: packets of the VM are not forwarded"
+        for name in ip_forwarding.disabled_sysctls(installed.spec, where)
+    ]
+    lines += _unfenced(installed, where)
+    return lines + listing.difference(installed.listings, found)
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:

@@ -15,7 +15,7 @@ from ocsf_nft.netns import HOST
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, TableId
     from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Generation
@@ -76,14 +76,23 @@ def of_fence(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     most = len(spec.allowed) + _ELEMENTS
     found = {}
     with ThreadPoolExecutor(1) as pool:  # at the same time
-        guard = pool.submit(nft.list_tables, HOST, spec.guard_tables) if spec.guard_tables else None
-        own = nft.list_tables(namespace, spec.tables)
+        guard = pool.submit(list_tables, HOST, spec.guard_tables) if spec.guard_tables else None
+        own = list_tables(namespace, spec.tables)
         guards = {} if guard is None else guard.result()
     for where, listings in ((namespace, own), (HOST, guards)):
         for table_id, listing in listings.items():
             elements = table_query.elements(where, *table_id, ruleset.static_sets(spec), most)
             found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
     return found
+
+
+def list_tables(namespace: Namespace, tables: Collection[TableId]) -> dict[TableId, str]:
+    """Do the same as :func:`nft.list_tables`, if the kernel lists the chains of the tables.
+
+    Also raises UnlistedError.
+    """
+    table_query.check_listed(namespace, tables)
+    return nft.list_tables(namespace, tables)
 
 
 def without_elements(text: str) -> str:

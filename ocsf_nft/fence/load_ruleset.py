@@ -36,7 +36,7 @@ _FEW_TABLES: Final = 20
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
 LoadText: TypeAlias = "Callable[[Namespace, str], None]"
-#: Function that returns nft's listing of each table that exists, as :func:`nft.list_tables` does.
+#: Function that returns nft's listing of each table that exists: see :func:`listing.list_tables`.
 ListTables: TypeAlias = "Callable[[Namespace, Collection[TableId]], Mapping[TableId, str]]"
 
 
@@ -89,7 +89,8 @@ def _load_and_compare(
     def as_recorded(_: Namespace, table_ids: Collection[TableId]) -> dict[TableId, str]:
         return {each: recorded[each] for each in table_ids}
 
-    preserved = _load_all(intended, load_text, as_recorded if is_as_recorded else nft.list_tables)
+    list_tables = as_recorded if is_as_recorded else listing.list_tables
+    preserved = _load_all(intended, load_text, list_tables)
     found = listing.of_fence(spec, intended.namespace)
     now = _generations(intended)
     # The tables are what was loaded if they were as recorded, and if only one transaction was made
@@ -205,7 +206,9 @@ def _load_tables(
         )
         definition = definition.replace(f"\n{other}delete ", f"\n{current}delete ")
     if list_tables is not None and any(tables.values()):
-        existing = list_tables(namespace, table_ids)
+        existing: Mapping[TableId, str] = {}
+        with contextlib.suppress(table_query.UnlistedError):
+            existing = list_tables(namespace, table_ids)
         text = replace_keeping_counters.replacement_text(definition, existing) if existing else None
         if text is not None:
             # An error of the definition itself is reported when it is loaded without the counters.

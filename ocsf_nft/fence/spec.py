@@ -18,6 +18,9 @@ TRANSPORTS: Final[tuple[LogTransport, ...]] = ("nflog", "kmsg", "none")
 #: events.
 DEFAULT_GROUP: Final = 4001
 
+#: Most interfaces of a fence. The kernel can't list a chain with more than 32 KiB of devices, 20
+#: bytes each, and the tamper guard attaches more while a fence is loaded.
+_MOST_LINKS: Final = 1_500
 #: Interface to which the netdev chain of a fence is attached if there is no other.
 LOOPBACK: Final = "lo"
 #: Name of a fence's tables. If they are of a device, the device's name follows.
@@ -245,7 +248,12 @@ class Surroundings:
         return frozenset((*(self.links or (LOOPBACK,)), *(end.name for end in self.host.ends)))
 
     def __post_init__(self) -> None:
-        """Check that each interface name can be written in a ruleset; raises UsageError."""
+        """Check the number and the names of the interfaces; raises UsageError."""
+        if len(self.links) > _MOST_LINKS:
+            raise UsageError(
+                f"the namespace has {len(self.links)} interfaces, but a fence can be attached to "
+                f"{_MOST_LINKS}: delete some"
+            )
         # The owner of an interface can choose any name.
         for link in self.links:
             values.device_name(link)

@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import itertools
 import re
+import struct
 import sys
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -34,12 +35,19 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 # include/uapi/linux/netfilter/nf_tables.h
 _NFT_MSG_GETTABLE: Final = 1
+_NFT_MSG_GETCHAIN: Final = 4
+_NFT_MSG_GETRULE: Final = 7
 _NFT_MSG_GETSETELEM: Final = 13
+_NFTA_CHAIN_TABLE: Final = 1
+_NFTA_CHAIN_NAME: Final = 3
+_NFTA_RULE_TABLE: Final = 1
+_NFTA_RULE_CHAIN: Final = 2
 _NFTA_SET_ELEM_LIST_TABLE: Final = 1
 _NFTA_SET_ELEM_LIST_SET: Final = 2
 _NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
 _NFTA_SET_ELEM_KEY: Final = 1
 _NFTA_DATA_VALUE: Final = 1
+_HEADER_BYTES: Final = 4  # of nfgenmsg
 #: libnftnl's udata.h: type, length, value. This is the type of a table's comment.
 _UDATA_TABLE_COMMENT: Final = 0
 #: Errors of a kernel without nf_tables: no such subsystem, no such socket.
@@ -50,8 +58,25 @@ _ADDRESS_BYTES: Final = frozenset({4, 16})
 #: Sets of interfaces, by their index.
 _INTERFACE_SETS: Final = frozenset({"uplinks", "outer"})
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
-#: Attempts to read a set, if another process loads a ruleset meanwhile.
+#: Attempts to read a list, if another process loads a ruleset meanwhile.
 _TRIES: Final = 3
+
+
+class UnlistedError(FenceError):
+    """Error: the kernel's list of chains ends before those of a table.
+
+    ``is_of_table`` is True if the chain that ends it is one of that table.
+    """
+
+    def __init__(self, namespace: Namespace, table_id: TableId, *, is_of_table: bool) -> None:
+        whose, remedy = "of another table", "delete that table"
+        if is_of_table:
+            whose, remedy = "of it", "install the fence again"
+        super().__init__(
+            f"the table {' '.join(table_id)} in {namespace} can't be listed, for a chain {whose} "
+            f"is attached to too many interfaces: {remedy}"
+        )
+        self.is_of_table = is_of_table
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
@@ -84,6 +109,40 @@ def count(namespace: Namespace, family: str) -> int:
 def generation(namespace: Namespace) -> Generation:
     """Return the generation of a namespace's ruleset; raises the errors of :func:`comment`."""
     return _query(namespace, lambda each: Generation(each.cookie, each.generation()))
+
+
+def check_listed(namespace: Namespace, table_ids: Iterable[TableId]) -> None:
+    """Raise UnlistedError if the kernel does not list all chains of one of the tables.
+
+    It ends the list before a chain whose devices fill more than 32 KiB, and nft 1.1 then searches
+    the chain of a rule without an end. Also raises the errors of :func:`comment`.
+    """
+
+    def inside() -> None:
+        for table_id in table_ids:
+            family, name = nfnetlink.FAMILIES[table_id.family], table_id.name.encode() + b"\0"
+            question = struct.pack("!BBH", family, 0, 0) + netlink.attribute(_NFTA_RULE_TABLE, name)
+            for _ in range(_TRIES):
+                rules = _dump(_NFT_MSG_GETRULE, question)
+                used = {bytes(each[_NFTA_RULE_CHAIN]) for _, each in rules}
+                listed = {  # of all tables, as nft asks
+                    bytes(each[_NFTA_CHAIN_NAME])
+                    for found, each in _dump(_NFT_MSG_GETCHAIN, bytes(_HEADER_BYTES))
+                    if (found, bytes(each[_NFTA_CHAIN_TABLE])) == (family, name)
+                }
+                if used <= listed:
+                    break
+            else:
+                raise UnlistedError(namespace, table_id, is_of_table=bool(listed))
+
+    call(namespace, inside)
+
+
+def _dump(kind: int, question: bytes) -> Iterator[tuple[int, dict[int, memoryview]]]:
+    """Yield the family and the attributes of each object of a list."""
+    request = nfnetlink.SUBSYSTEM | kind
+    for reply in netlink.replies(netlink.NETLINK_NETFILTER, request, question, dump=True):
+        yield reply[0], dict(netlink.attributes(memoryview(reply)[_HEADER_BYTES:]))
 
 
 def elements(

@@ -50,6 +50,13 @@ def test_invalid_spec_is_refused(arguments: dict[str, Any]) -> None:
         FenceSpec(sandbox="a", **arguments)
 
 
+def test_surroundings_have_as_many_links_as_the_kernel_can_list() -> None:
+    links = tuple(f"link{number}" for number in range(1501))
+    assert Surroundings(links=links[:-1]).links == links[:-1]
+    with pytest.raises(UsageError, match="has 1501 interfaces, but a fence can be"):
+        Surroundings(links=links)
+
+
 def test_spec_refuses_names_that_a_ruleset_cannot_express() -> None:
     with pytest.raises(UsageError, match="is no sandbox name"):
         FenceSpec(sandbox="../a", proxies=(PROXY,))

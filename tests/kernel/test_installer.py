@@ -175,6 +175,36 @@ def test_fence_with_many_interfaces_is_installed_replaced_and_restored(
     assert len(names) == len(set(names)) == number + 1
 
 
+def _attach_to_many(namespace: Namespace, chain: str, priority: int) -> None:
+    """Attach a chain to so many devices that the kernel can't list it."""
+    for group in range(15):
+        names = ", ".join(f'"device{group:02}{each:06}"' for each in range(128))
+        hook = f"type filter hook egress devices = {{ {names} }} priority {priority};"
+        conftest.nft(namespace, f"add chain netdev {chain} {{ {hook} }}")
+
+
+def test_fence_that_the_kernel_cannot_list_differs_and_is_renewed(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    _attach_to_many(fenced.sandbox_namespace, "ocsf_nft egress", 2147483647)
+    found = installer.verify(spec.sandbox, state)
+    assert (found.verdict, "a chain of it is attached to" in found.difference) == ("differs", True)
+    installer.renew(spec.sandbox, state)
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def test_foreign_chain_that_the_kernel_cannot_list_is_named(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    conftest.nft(lab.sandbox_namespace, "add table netdev large")
+    _attach_to_many(lab.sandbox_namespace, "large many", 5)
+    with pytest.raises(FenceError, match="a chain of another table is attached to too many"):
+        installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    conftest.nft(lab.sandbox_namespace, "delete table netdev large")
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
 def test_removal_deletes_all_tables_and_records(fenced: Lab, state: StateDirectory) -> None:
     installer.remove(conftest.SANDBOX, state)
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
