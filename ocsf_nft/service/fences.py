@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UsageError
 from ocsf_nft.fence import guard_conditions, installer, kernel_log_sysctl, listing, pinned_survey
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
+
+
+#: Most names of interfaces in a text.
+_MOST_NAMES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,6 +405,13 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
     return FenceState.ACTIVE if installed is None else state_of(installed)
 
 
+def _names_text(names: tuple[str, ...]) -> str:
+    """Return names for people, at most 20: the owner of a namespace may create any number."""
+    others = len(names) - _MOST_NAMES
+    more = (f"and {others} more",) if others > 0 else ()
+    return ", ".join((*names[:_MOST_NAMES], *more))
+
+
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
@@ -418,7 +429,7 @@ def describe_change(
     if now.around != seen.around or (inspection.was_renewed and has_new_links):
         missing = now.around.missing
         more = f"; {pinned_survey.missing_text([*missing])}" if missing else ""
-        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}{more}"
+        return f"its interfaces changed; fenced interfaces: {_names_text(now.around.links)}{more}"
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"
     return None if now == seen else "it was installed again"

@@ -628,6 +628,19 @@ async def test_new_interfaces_are_no_tampering(
     assert sink.events[0]["severity"] == "Informational"
 
 
+async def test_event_names_the_first_of_many_interfaces(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    links = tuple(f"sb{number}" for number in range(22))
+    more = replace(ACTIVE, installed=replace(INSTALLED, around=Surroundings(links=links)))
+    set_inspections(Inspection(fence=more, was_renewed=True))
+    await make()._inspect()
+    ((_, _, reason),) = state_changes(sink)
+    assert (
+        reason == f"its interfaces changed; fenced interfaces: {', '.join(links[:20])}, and 2 more"
+    )
+
+
 async def test_interface_that_appears_during_a_check_is_no_tampering_at_the_next_one(
     sink: MemoryStore, make: Callable[..., FenceMonitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
