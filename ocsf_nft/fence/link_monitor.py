@@ -7,7 +7,7 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import netlink, rtnetlink
+from ocsf_nft import netlink, netns, rtnetlink
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import restore_batch
 from ocsf_nft.fence.surroundings.notices import RouteNotices
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import Tap
 
 _RECEIVE_BYTES: Final = 1 << 16
+#: Maximum of datagrams in one read, so that it ends.
+_MAX_DATAGRAMS: Final = 1024
 #: Pause between two reads of notices; the first one is immediate.
 _PAUSE_SECONDS: Final = 0.02
 
@@ -61,24 +63,39 @@ class LinkMonitor:
         """
         self.seen.has_links = False
         found: dict[int, str] = {}
+        fenced = batch.links if batch else frozenset()
+        has_dropped = False
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(_MAX_DATAGRAMS):
                 try:
                     datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
                 except OSError as error:
-                    if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
+                    if error.errno != errno.ENOBUFS:
                         raise
-                    self.seen.mark_dropped()
-                    # The notice of the end of any of them may be among those that were dropped.
-                    self._new.clear()
+                    has_dropped = True
                     continue
                 if sender[0] == 0:
-                    self._take(datagram, found, batch.links if batch else frozenset())
+                    self._take(datagram, found, fenced)
+        if has_dropped:
+            self.seen.mark_dropped()
+            # The notice of the end of any of them may be among those that were dropped.
+            self._new.clear()
+            with contextlib.suppress(OSError, OcsfNftError):  # a check finds them later
+                found = netns.call_beside(self.notices, lambda: self._present(fenced))
         self._new |= found
         if attaches:
             self.attach(batch, frozenset(found.values()))
         self.reads_from = time.monotonic() + _PAUSE_SECONDS
         return self.seen.has_links
+
+    def _present(self, fenced: AbstractSet[str]) -> dict[int, str]:
+        """Return the names of the present new links, by their indexes; ``fenced`` are not new."""
+        return {
+            link.ifindex: link.name
+            for link in rtnetlink.links()
+            if not link.is_loopback and link.name not in fenced
+            if self._device in {None, link.name}
+        }
 
     def _take(self, datagram: bytes, found: dict[int, str], fenced: AbstractSet[str]) -> None:
         """Add the names of new links to ``found``, by their indexes; ``fenced`` are not new."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft import netlink, rtnetlink
+from ocsf_nft import netlink, netns, rtnetlink
 from ocsf_nft.fence import link_monitor, restore_batch
 from ocsf_nft.fence.link_monitor import LinkMonitor
 
@@ -92,16 +92,39 @@ def test_link_monitor_knows_a_renamed_link_by_its_last_name(monitor: LinkMonitor
     assert not found
 
 
-def test_link_monitor_discards_new_links_if_notices_are_dropped(
-    monitor: LinkMonitor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [None, OSError(errno.EBUSY, "busy")])
+def test_link_monitor_attaches_the_present_links_after_dropped_notices(
+    monitor: LinkMonitor,
+    commits: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError | None,
 ) -> None:
-    """The ends of some of them may be among the dropped ones, again and again."""
+    """The ends of links that were known may be among the dropped ones, again and again."""
     errors = [OSError(errno.ENOBUFS, "no buffer space"), BlockingIOError()]
 
     def receive(_: int) -> tuple[bytes, tuple[int, int]]:
         raise errors.pop(0)
 
+    def present() -> Iterator[rtnetlink.Link]:
+        if error is not None:
+            raise error
+        for index, name in enumerate(("lo", "old", "renamed"), 1):
+            yield rtnetlink.Link(ifindex=index, name=name, is_loopback=name == "lo")
+
     monkeypatch.setattr(monitor, "notices", SimpleNamespace(recvfrom=receive))
+    monkeypatch.setattr(netns, "call_beside", lambda _, work: work())
+    monkeypatch.setattr(rtnetlink, "links", present)
+    monkeypatch.setattr(restore_batch, "attach_statements", lambda _, names: names)
+    batch: Any = SimpleNamespace(links=frozenset({"old"}), batches=[SimpleNamespace(full=())])
     monitor._new = {3: "new0"}
+    assert monitor.read(batch, attaches=True)
+    assert monitor.new == ({"renamed"} if error is None else set())
+    assert commits == ([{"renamed"}] if error is None else [])
+
+
+def test_link_monitor_ends_a_read_during_a_flood_of_notices(
+    monitor: LinkMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = b"", (7, 0)
+    monkeypatch.setattr(monitor, "notices", SimpleNamespace(recvfrom=lambda _: forged))
     monitor.read(None, attaches=True)
-    assert not monitor.new
