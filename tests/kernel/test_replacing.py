@@ -268,6 +268,25 @@ def test_new_and_deleted_links_do_not_change_the_counters(
     assert _flow(fenced) == 7
 
 
+def test_change_during_a_replacement_is_undone_without_loss_of_the_counters(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _attempt(fenced)
+    ns, find = fenced.sandbox_namespace, listing.of_fence
+    changes = ["insert rule inet ocsf_nft output accept"]
+
+    def changed(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
+        if namespace == ns and changes:
+            conftest.nft(ns, changes.pop())
+        return find(spec, namespace)
+
+    monkeypatch.setattr(listing, "of_fence", changed)
+    other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
+    installer.install(other, ns, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert _flow(fenced) == 7
+
+
 def test_interface_that_is_attached_during_a_replacement_is_no_difference(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
