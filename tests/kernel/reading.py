@@ -78,6 +78,7 @@ async def assert_nothing_left_open(source: Source) -> None:
             async for _ in source.batches():
                 pass
 
+    await asyncio.to_thread(int)  # the event loop keeps a thread for later calls
     before = open_resources()
     task = asyncio.ensure_future(read())
     async with asyncio.timeout(60):
