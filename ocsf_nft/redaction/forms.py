@@ -53,7 +53,8 @@ _BEARER: Final = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _QUOTE: Final = re.compile(r"""\\{0,3}["']""")
-_ESCAPES_AND_QUOTE: Final = re.compile(r"""(\\*)(["'])""")
+#: The lookbehind lets the search begin only once in a run of backslashes.
+_ESCAPES_AND_QUOTE: Final = re.compile(r"""(?<!\\)(\\*)(["'])""")
 #: What follows a closing quote without a space: ``'it'"'"'s'`` is one word.
 _JOINED: Final = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'`&;|<>,:)}\]])*""")
 #: Text before a name at which the name begins the word, as in ``--env=DB_PASSWORD=``.
