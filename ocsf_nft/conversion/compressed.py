@@ -5,13 +5,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ocsf_nft.errors import SourceError, UnsupportedError
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable
+
+
+#: Maximum memory for an .xz stream: xz -9 needs 65 MiB, but a header may request 4 GiB.
+_XZ_MEMORY: Final = 256 << 20
+_XZ_READ: Final = 1 << 16
 
 
 class Chunks(Protocol):
@@ -64,19 +70,42 @@ class _Decompressed:
         return content
 
 
-def _gzip(file: BinaryIO) -> _Readable:
+def _gzip(file: io.BufferedReader) -> _Readable:
     import gzip
 
     return gzip.open(file)
 
 
-def _xz(file: BinaryIO) -> _Readable:
-    import lzma
+class _Xz:
+    """Content of an .xz file: streams, each with padding behind it (The .xz File Format, 2.2).
 
-    return lzma.open(file)
+    lzma.open() silently ignores everything behind padding or behind a damaged header.
+    """
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        import lzma
+
+        self._file = file
+        self._new_stream = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        self._stream = self._new_stream()
+
+    def read1(self, size: int, /) -> bytes:
+        while True:
+            data = b""
+            if self._stream.eof:
+                data = self._stream.unused_data.lstrip(b"\0")
+                while not data and (chunk := self._file.read1(_XZ_READ)):
+                    data = chunk.lstrip(b"\0")
+                if not data:
+                    return b""
+                self._stream = self._new_stream()
+            elif self._stream.needs_input and not (data := self._file.read1(_XZ_READ)):
+                raise EOFError("the last stream has no end")
+            if content := self._stream.decompress(data, size):
+                return content
 
 
-def _zstd(file: BinaryIO) -> _Readable:
+def _zstd(file: io.BufferedReader) -> _Readable:
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd
@@ -91,9 +120,11 @@ def _zstd(file: BinaryIO) -> _Readable:
 
 
 #: Functions that open a file, by its first bytes: RFC 1952, the .xz file format, RFC 8878.
-_FORMATS: Final[dict[bytes, Callable[[BinaryIO], _Readable]]] = {
+_FORMATS: Final[dict[bytes, Callable[[io.BufferedReader], _Readable]]] = {
     b"\x1f\x8b": _gzip,
-    b"\xfd7zXZ\0": _xz,
+    b"\xfd7zXZ\0": _Xz,
     b"\x28\xb5\x2f\xfd": _zstd,
+    # Skippable frames, with which pzstd begins a file.
+    **{bytes((number, 0x2A, 0x4D, 0x18)): _zstd for number in range(0x50, 0x60)},
 }
 _LONGEST_START: Final = max(map(len, _FORMATS))

@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import sys
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,34 @@ def test_damaged_file_is_reported(compress: Callable[[bytes], bytes]) -> None:
     data[len(data) // 2] ^= 0xFF
     with pytest.raises(SourceError, match=r"can't be decompressed"):
         _content(bytes(data))
+
+
+def test_xz_streams_with_padding_between_them_are_all_read() -> None:
+    one, two = lzma.compress(_TEXT), lzma.compress(b"more")
+    assert _content(one + bytes(8) + two + bytes(200_000) + two) == _TEXT + b"moremore"
+    assert _content(one + bytes(4)) == _TEXT
+
+
+@pytest.mark.parametrize("end", [b"garbage", b"\xfd8zXZ\0", b"\xfd7zX"])
+def test_xz_file_with_damage_behind_a_stream_is_reported(end: bytes) -> None:
+    with pytest.raises(SourceError, match=f"after {len(_TEXT):,} bytes of its content"):
+        _content(lzma.compress(_TEXT) + end)
+
+
+def test_xz_file_that_needs_much_memory_is_refused() -> None:
+    assert _content(lzma.compress(_TEXT, preset=9)) == _TEXT
+    # The header of the first block (The .xz File Format, 3.1): its size in words of 4 bytes is the
+    # first byte, and its checksum the last word. The dictionary of LZMA2 has 4 GiB by the byte 40.
+    data = bytearray(lzma.compress(_TEXT))
+    end = 12 + 4 * data[12]
+    data[16] = 40
+    data[end : end + 4] = zlib.crc32(data[12:end]).to_bytes(4, "little")
+    with pytest.raises(SourceError, match="Memory usage limit exceeded"):
+        _content(bytes(data))
+
+
+def test_zstd_file_that_begins_with_a_skippable_frame_is_read() -> None:
+    assert _content(b"\x50\x2a\x4d\x18\4\0\0\0abcd" + zstd.compress(_TEXT)) == _TEXT
 
 
 def test_missing_library_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
