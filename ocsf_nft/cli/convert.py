@@ -8,9 +8,7 @@ import contextlib
 import os
 import select
 import stat
-import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -24,6 +22,7 @@ from ocsf_nft.time_text import time_us
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
+    from pathlib import Path
 
     from _typeshed import ReadableBuffer
 
@@ -244,15 +243,6 @@ def _formatter(
     return formatted
 
 
-def _is_same_file(path: Path, name: str) -> bool:
-    try:
-        mine = path.stat()
-        other = os.fstat(sys.stdin.fileno()) if name == "-" else Path(name).stat()
-    except OSError:  # one file is missing: opening it reports that
-        return False
-    return stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, other)
-
-
 @contextlib.contextmanager
 def _unparsed_file(path: Path | None, inputs: list[str]) -> Iterator[Callable[[Reject], None]]:
     if path is None:
@@ -261,7 +251,7 @@ def _unparsed_file(path: Path | None, inputs: list[str]) -> Iterator[Callable[[R
     import orjson
 
     for name in inputs:
-        if _is_same_file(path, name):
+        if options.is_same_file(path, name):
             raise UsageError(f"--rejects {path} would empty an input of that name: give another")
     try:
         file = path.open("wb", buffering=0)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -183,6 +184,16 @@ def input_file(path: str) -> BufferedReader:
         return Path(path).open("rb")
     except OSError as error:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
+
+
+def is_same_file(path: Path, name: str) -> bool:
+    """Return True if a path is the regular file of an argument; ``-`` is standard input."""
+    try:
+        mine = path.stat()
+        other = os.fstat(sys.stdin.fileno()) if name == "-" else Path(name).stat()
+    except OSError:  # one file is missing: opening it reports that
+        return False
+    return stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, other)
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ocsf_nft.cli.event_sources import EventReader
     from ocsf_nft.report.selection import Incident, Span
     from ocsf_nft.report.view import View
@@ -86,7 +89,7 @@ def report(  # noqa: PLR0913 - each is an option
             "--incident can't be combined with --sandbox, --since or --until: an incident has "
             "its own time"
         )
-    _check_target(target, force=force)
+    _check_target(target, paths, force=force)
     span = Span(
         from_ms=None if since is None else since_ms("--since", since),
         until_ms=None if until is None else since_ms("--until", until),
@@ -159,13 +162,19 @@ def _subject(selected: Incident | Span, view: View) -> str:
     return f"Sandbox {names[0]}" if len(names) == 1 else f"{len(names)} sandboxes"
 
 
-def _check_target(target: Path | None, *, force: bool) -> None:
+def _check_target(target: Path | None, inputs: Iterable[str], *, force: bool) -> None:
     """Raise UsageError if the page can't be written; before the events are read."""
     if target is None:
         if sys.stdout.isatty():
             raise UsageError("a terminal can't show a page: give --output FILE, or a pipe")
-    elif not force and os.path.lexists(target):
+    elif not os.path.lexists(target):
+        return
+    elif not force:
         raise UsageError(f"{target} exists: give --force to replace it, or another --output")
+    elif not stat.S_ISREG(target.lstat().st_mode):  # such as /dev/null, or the link /dev/stdout
+        raise UsageError(f"{target} is no regular file: give another --output, or a pipe")
+    elif any(options.is_same_file(target, name) for name in inputs):
+        raise UsageError(f"--output {target} would replace an input of that name: give another")
 
 
 def write_file(target: Path, content: bytes, *, force: bool) -> None:

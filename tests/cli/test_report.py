@@ -89,6 +89,22 @@ def test_existing_file_is_replaced_only_with_force(file: Path, tmp_path: Path) -
     assert target.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_force_replaces_no_input_and_no_special_file(file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "events.jsonl"
+    mine.write_bytes(file.read_bytes())
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(mine)
+    for target, fault in ((mine, "would replace an input"), (pipe, "no regular file"),
+                          (link, "no regular file")):  # fmt: skip
+        done = forked.run("report", "--input", mine, "--output", target, "--force")
+        assert fault in _failed(done)
+    assert mine.read_bytes() == file.read_bytes()
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
 def test_file_that_appears_while_the_events_are_read_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     target.write_text("mine")
