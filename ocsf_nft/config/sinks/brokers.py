@@ -29,6 +29,8 @@ def _host_and_port(text: str) -> str:
 
 
 def _port(text: str) -> int | None:
+    if "@" in text:
+        raise UsageError("must not hold a user or password: give them as separate keys")
     found = _FORM.fullmatch(text)
     if found is None:
         raise UsageError(

@@ -12,7 +12,6 @@ from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.errors import UsageError
-from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.object_storage import Storage
@@ -24,9 +23,8 @@ def _endpoint(text: str) -> str:
         url = urlsplit(text)
         _ = url.port  # raises if it is invalid
     except ValueError as error:
-        raise UsageError(
-            f"{quoted(text)} is no URL, such as https://s3.example.com:9000"
-        ) from error
+        # Without the text, which may have a password.
+        raise UsageError("must be a URL, such as https://s3.example.com:9000") from error
     # urlsplit() silently removes line ends and tabs.
     is_plain = text.isascii() and text.isprintable() and " " not in text
     if url.scheme not in {"http", "https"} or not url.hostname or not is_plain:
@@ -34,7 +32,7 @@ def _endpoint(text: str) -> str:
     if url.username is not None or url.password is not None:
         raise UsageError("must not hold a user or a password: give access_key and secret")
     if url.path.strip("/") or url.query or url.fragment:
-        raise UsageError(f"{quoted(text)} must be a scheme, a host and a port, without a path")
+        raise UsageError("must be a scheme, a host and a port, without a path")
     return text.rstrip("/")
 
 

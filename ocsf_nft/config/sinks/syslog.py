@@ -24,6 +24,8 @@ _DATAGRAM_BYTES: Final = 65_535 - 20 - 8
 
 
 def _host(text: str) -> str:
+    if "@" in text:
+        raise UsageError("must not hold a user or password: syslog has none")
     if not _HOST.fullmatch(text):
         raise UsageError(
             "must be a host's name or address, without brackets or a port, which "

@@ -34,6 +34,31 @@ def test_secret_given_as_the_table_itself_is_not_in_the_message() -> None:
     assert str(refused.value) == "test: sink.0.bearer: must be one table, such as { key = value }"
 
 
+@pytest.mark.parametrize(
+    "sink",
+    [
+        {
+            "type": "parquet",
+            "region": "r",
+            "bucket": "s3://logs",
+            "endpoint": "https://a:itself@h:x",
+        },
+        {
+            "type": "parquet",
+            "region": "r",
+            "bucket": "s3://logs",
+            "endpoint": "https://h/?k=itself",
+        },
+        {"type": "kafka", "topic": "t", "servers": ["a:itself@h:9092"]},
+        {"type": "syslog", "transport": "tls", "host": "a:itself@h"},
+    ],
+)
+def test_secret_in_an_address_is_not_in_the_message(sink: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.parse({"sandbox": [{"name": "a"}], "sink": [sink]}, where="test")
+    assert "itself" not in str(refused.value)
+
+
 def test_tls_table_refuses_a_key_without_a_certificate() -> None:
     with pytest.raises(ValidationError, match="has a key without a certificate: give both"):
         TlsTable.model_validate({"key": "/key"})

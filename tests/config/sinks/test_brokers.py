@@ -56,7 +56,7 @@ def test_all_settings_reach_the_kafka_sink() -> None:
     [
         ("kafka.example", "must have a port"),
         ("kafka://kafka.example:9092", "must be a host and port"),
-        ("me:hunter2@kafka.example:9092", "must be a host and port"),
+        ("me:hunter2@kafka.example:9092", "must not hold a user or password"),
         ("a.example:9092,b.example:9092", "must be a host and port"),
         ("", "must be a host and port"),
         (":9092", "must be a host and port"),

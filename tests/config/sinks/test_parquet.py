@@ -82,7 +82,7 @@ def test_only_selected_classes_have_columns() -> None:
         ({"endpoint": "s3.example.com"}, "a URL of http or https"),
         ({"endpoint": "ftp://s3.example.com"}, "a URL of http or https"),
         ({"endpoint": "https://"}, "a URL of http or https"),
-        ({"endpoint": "https://h:99999"}, "is no URL"),
+        ({"endpoint": "https://h:99999"}, "must be a URL"),
         ({"endpoint": "https://user:secret@h"}, "must not hold a user or a password"),
         ({"endpoint": "https://user@h"}, "must not hold a user or a password"),
         ({"endpoint": "https://h/lake"}, "without a path"),
