@@ -25,14 +25,14 @@ NAMES: Final = (
     r"|oauth2-bearer|(?:db|user|ftp|smtp|ldap|root|admin|http|proxy|key|store|trust)pass"
 )
 #: Shorter endings, which must be a whole word: ``bypass`` is no secret.
-_SHORT_NAMES: Final = r"pass|pwd(?!=/)|auth|psk|passin|passout|jwt|creds"
+_SHORT_NAMES: Final = r"pass|pw|pwd(?!=/)|auth|psk|passin|passout|jwt|creds?|(?<=_)pat"
 _NAME: Final = rf"(?:{NAMES}|(?<![A-Za-z0-9])(?:{_SHORT_NAMES}))"
 _SECRET_NAME: Final = partial(compiled, f".*{_NAME}", re.IGNORECASE)
 #: A name, and the start of its value: ``name=value``, ``Name: value``, ``"name": "value"``,
 #: ``x['name'] = 'value'``, ``name%3Dvalue``, ``<name>value``.
 _NAMED: Final = partial(
     compiled,
-    rf"""{_NAME}(?:\]|%5d)?(?:\\{{0,3}}["'])?\]?(?:\s{{0,3}}:(?!:)\s{{0,3}}|=|\s{{1,3}}=\s{{1,3}}|%3d)"""
+    rf"""{_NAME}(?:_?\d{{1,3}})?(?:\]|%5d)?(?:\\{{0,3}}["'])?\]?(?:\s{{0,3}}:(?!:)\s{{0,3}}|=|\s{{1,3}}=\s{{1,3}}|%3d)"""
     rf"""|<[\w.:-]{{0,64}}?{_NAME}(?:\s[^<>]{{0,256}})?>""",
     re.IGNORECASE,
 )
@@ -121,8 +121,8 @@ _AZURE_SECRET: Final = re.compile(r"(?<![\w~.-])[\w~.-]{3}\dQ~[\w~.-]{31,34}", r
 SHORTEST: Final = 5
 #: Texts in lower case: without any of them, a text has no name of a secret, or no known token.
 _NAME_HINTS: Final = (
-    "pass", "pwd", "secret", "token", "key", "auth", "credential", "cookie", "psk", "signature",
-    "bearer", "sig=", "code=", "jwt", "hmac=", "ticket=", "sid=", "sessionid=", "creds",
+    "pass", "pw", "_pat", "secret", "token", "key", "auth", "cred", "cookie", "psk", "signature",
+    "bearer", "sig=", "code=", "jwt", "hmac=", "ticket=", "sid=", "sessionid=",
 )  # fmt: skip
 _TOKEN_HINTS: Final = (
     "akia", "asia", "abia", "acca", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-",

@@ -39,25 +39,41 @@ class _Options(NamedTuple):
 
 
 _PASSWORD: Final = _Options("-p", "-p")
+_ATTACHED: Final = _Options(None, "-p")
 _LARGE_PASSWORD: Final = _Options("-P", "-P")
+#: Options of curl without a value, which may stand before another one: ``curl -su user:password``.
+_FLAGS: Final = "[0-9aBfgGiIjJklLMnNOpqRsSvVZ#]*"
 #: Options by program. ``login`` after a name: only for this subcommand.
 _PROGRAMS: Final = {
     "curl": _Options(
-        "-[A-Za-z#]*[uUb]|--user|--proxy-user", r"-[uUb]|[\w.-]{1,64}:(?=[^/@]{1,256}@)", ":=@"
+        rf"-{_FLAGS}[uUbE]|--user|--proxy-user|--cert",
+        rf"-{_FLAGS}[uUbE]|[\w.-]{{1,64}}:(?=[^/@]{{1,256}}@)",
+        ":=@",
     ),
-    "mysql|mysqldump|mysqlimport|mysqlsh|mariadb|mariadb-dump": _Options(None, "-p"),
+    "mysql|mysqldump|mysqlimport|mysqlsh|mysqlcheck|mysqlpump|mysqlslap|mysqlshow": _ATTACHED,
+    "mysqlbinlog|mysql_upgrade|mariadb|mariadb-dump|mariadb-import|mariadb-check": _ATTACHED,
+    "mycli|mydumper|myloader": _PASSWORD,
     "mysqladmin|mariadb-admin": _Options("password", "-p"),
     "mongo|mongosh|mongodump|mongorestore|mongoexport|mongoimport|sshpass": _PASSWORD,
-    "useradd|usermod|psexec|twine|cqlsh": _PASSWORD,
+    "useradd|usermod|psexec|twine|cqlsh|cypher-shell|impala-shell|beeline|rabbitmqadmin": _PASSWORD,
+    "hydra|nxc|netexec|crackmapexec|evil-winrm|ncftp|ncftpput|ncftpget|rdesktop|yt-dlp": _PASSWORD,
     "docker login|podman login|buildah login|skopeo login|nerdctl login|helm login": _PASSWORD,
-    "oras login|crane login|az login|oc login|cf login": _PASSWORD,
-    "vault login": _Options("login"),
+    "oras login|crane login|regctl login|az login|oc login|cf login|poetry publish": _PASSWORD,
+    "vault login|cargo login": _Options("login"),
+    "ngrok authtoken": _Options("authtoken"),
     "vault put": _Options(None, r"[\w.-]{1,64}="),
-    "kubectl secret": _Options(None, "--from-literal=[^=]{1,256}="),
+    "kubectl secret": _Options("--from-literal", "--from-literal=[^=]{1,256}="),
+    "gh secret": _Options("-b|--body", "-b|--body="),
+    "aws put-parameter": _Options("--value", "--value="),
+    "aws create-secret|aws put-secret-value|aws update-secret": _Options(
+        "--secret-string", "--secret-string="
+    ),
+    "etcdctl|ctr pull|ctr push": _Options("-u|--user", "--user=", ":"),
     "redis-cli|valkey-cli": _Options("-a"),
     "http|https|xh|xhs": _Options("-a|--auth", "-a", ":"),
     "ldapsearch|ldapadd|ldapmodify|ldapdelete|ldapwhoami|ldappasswd": _Options("-w", "-w"),
-    "smbclient|rpcclient|smbmap|winexe": _Options("-U|--user", "-U", "%"),
+    "smbclient|rpcclient|smbget|winexe|wmic": _Options("-U|--user", "-U|--user=", "%"),
+    "smbmap": _PASSWORD,
     "zip|unzip|ipmitool|sqlcmd|bcp|mosquitto_pub|mosquitto_sub": _LARGE_PASSWORD,
     "7z|7za|7zr|rar|unrar": _Options(None, "-h?p"),
     "snmpget|snmpwalk|snmpset|snmpbulkwalk": _Options("-[cAX]", "-[cAX]"),
@@ -80,12 +96,12 @@ _FIRST_WORDS: Final = frozenset(name[0] for name in _BY_PROGRAM)
 #: Options of any program whose value is the next word.
 _OPTION: Final = partial(
     forms.compiled,
-    rf"(?!--?no-)--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd|psk|creds|auth|jwt|bearer))",
+    rf"(?!--?no-)--?[\w.-]*?(?:{forms.NAMES}|(?<![a-z])(?:pass|pwd?|psk|creds?|auth|jwt|bearer))",
     re.IGNORECASE,
 )
 #: Options that mostly name a file or a method: a value with one of these characters is a secret.
 _OF_FILES: Final = re.compile(
-    r".*(?:(?:private|encryption|signing)[_-]?key|credentials?|cookie|creds|(?<![a-z])auth)",
+    r".*(?:(?:private|encryption|signing)[_-]?key|credentials?|cookie|creds?|(?<![a-z])auth)",
     re.IGNORECASE,
 )
 _OF_SECRETS: Final = ":="
