@@ -151,6 +151,7 @@ def view_of(read: EventReader, selected: Incident | Span) -> View:
 
 
 def _subject(selected: Incident | Span, view: View) -> str:
+    from ocsf_nft.report import wording
     from ocsf_nft.report.selection import Incident
 
     if isinstance(selected, Incident):
@@ -159,7 +160,10 @@ def _subject(selected: Incident | Span, view: View) -> str:
     if selected.sandbox is not None:
         return f"Sandbox {selected.sandbox}"
     names = [name for name, _ in view.identity]
-    return f"Sandbox {names[0]}" if len(names) == 1 else f"{len(names)} sandboxes"
+    if len(names) == 1:
+        return f"Sandbox {names[0]}"
+    found = wording.sandboxes(view)
+    return found[0].upper() + found[1:]
 
 
 def _check_target(target: Path | None, inputs: Iterable[str], *, force: bool) -> None:

@@ -14,6 +14,7 @@ from ocsf_nft.report.coverage import (
     DEVICE_CONFIG_STATE_CHANGE,
     CoverageBuilder,
     span_of,
+    valid_time,
 )
 from ocsf_nft.report.findings import DETECTION_FINDING, Finding, merged, read_finding
 from ocsf_nft.report.histogram import HistogramBuilder
@@ -21,7 +22,6 @@ from ocsf_nft.report.identity import identity
 from ocsf_nft.report.processes import senders
 from ocsf_nft.report.tables import Counts, TopCounts
 from ocsf_nft.report.view import Destination, Flow, Input, Totals, View
-from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,8 +52,7 @@ _OBSERVABLES: Final = 64
 
 def event_time(event: Mapping[str, Any]) -> int | None:
     """Return an event's time in ms since the epoch; None if it has no valid one."""
-    time_ms = number(event.get("time"))
-    return time_ms if utc_text(time_ms) is not None else None
+    return valid_time(event.get("time"))
 
 
 def decoded(line: bytes) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from ocsf_nft.ocsf.json_values import at, number, text
 from ocsf_nft.ocsf.oneline import sender
 from ocsf_nft.report.clipped import clipped
 from ocsf_nft.report.tables import MostSevere, Shortlist
+from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,9 +128,15 @@ def own_sandbox(event: Mapping[str, Any]) -> str:
     return clipped(at(event, "unmapped", "sandbox"), 64)
 
 
+def valid_time(value: Any) -> int | None:
+    """Return a time in ms since the epoch; None if the value is not of the years 1 to 9999."""
+    time_ms = number(value)
+    return time_ms if utc_text(time_ms) is not None else None
+
+
 def span_of(event: Mapping[str, Any], time_ms: int) -> tuple[int, int]:
     """Return start and end of what an event is about, in ms since the epoch."""
-    start, end = number(event.get("start_time")), number(event.get("end_time"))
+    start, end = valid_time(event.get("start_time")), valid_time(event.get("end_time"))
     return (time_ms if start is None else start), (time_ms if end is None else end)
 
 

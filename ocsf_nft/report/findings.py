@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.ocsf.json_values import at, items, number, text
 from ocsf_nft.ocsf.oneline import sandbox_or_host, traffic
 from ocsf_nft.report.clipped import clipped
+from ocsf_nft.report.coverage import span_of, valid_time
 from ocsf_nft.report.processes import ProcessFacts, senders
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
     info = event.get("finding_info")
     status, detail = number(event.get("status_id")), clipped(event.get("status_detail"), _SENTENCE)
     is_open = number(event.get("activity_id")) != _CLOSE and status not in _CLOSED
-    first = number(at(info, "first_seen_time")) or number(event.get("start_time"))
-    last = number(at(info, "last_seen_time")) or number(event.get("end_time"))
+    start, end = span_of(event, time_ms)
+    first, last = valid_time(at(info, "first_seen_time")), valid_time(at(info, "last_seen_time"))
     message = clipped(event.get("message"), _SENTENCE)
     related = at(info, "related_events")
     found = senders(event, sandbox_or_host(event))
@@ -121,8 +122,8 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
         status_detail=detail,
         created_ms=time_ms,
         updated_ms=time_ms,
-        first_ms=time_ms if first is None else first,
-        last_ms=time_ms if last is None else last,
+        first_ms=first or start,
+        last_ms=last or end,
         count=max(0, number(event.get("count")) or 0),
         is_of_packets=number(event.get("disposition_id")) is not None,
         remediation=clipped(at(event, "remediation", "desc"), _SENTENCE),

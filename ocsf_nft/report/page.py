@@ -123,24 +123,26 @@ def _actions(view: View, found: Summary) -> Content:
 def _tiles(view: View) -> Html:
     totals, tops = view.totals, (view.destinations, view.processes)
     destinations, processes = (len(each.rows) + each.more for each in tops)
+    limits, is_open = view.coverage.limits, sum(each.is_open for each in view.findings)
+    # Name, number, whether it is bad, and whether it is a lower bound.
     tiles = (
-        ("open findings", sum(each.is_open for each in view.findings), True),
-        ("packets blocked", totals.blocked, False),
-        ("packets allowed", totals.allowed, True),
-        ("destinations", destinations, False),
-        ("senders", processes, False),
-        ("gaps and faults", len(view.coverage.limits.entries) + view.coverage.limits.more, True),
+        ("open findings", is_open, True, is_open and view.more_findings),
+        ("packets blocked", totals.blocked, False, False),
+        ("packets allowed", totals.allowed, True, False),
+        ("destinations", destinations, False, view.destinations.is_bounded),
+        ("senders", processes, False, view.processes.is_bounded),
+        ("gaps and faults", len(limits.entries) + limits.more, True, False),
     )
     return element(
         "ul",
         *(
             element(
                 "li",
-                element("strong", f"{number:,}"),
+                element("strong", f"{number:,}{'+' if is_least else ''}"),
                 name,
                 class_="warn" if is_bad and number else None,
             )
-            for name, number, is_bad in tiles
+            for name, number, is_bad, is_least in tiles
         ),
         class_="tiles",
     )

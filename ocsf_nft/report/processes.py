@@ -96,9 +96,10 @@ def _candidates(event: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bool
 def _facts(
     source: Mapping[str, Any], sandbox: str, user: str, *, is_possible: bool = False
 ) -> ProcessFacts:
+    process = _identity(source)
     return ProcessFacts(
         sandbox=sandbox,
-        process=_identity(source),
+        process=None if process.pid is None and not process.name else process,
         user=_user(source.get("user")) or user,
         cmd_line=clipped(source.get("cmd_line"), _ARGUMENTS),
         folder=clipped(source.get("working_directory")),

@@ -57,7 +57,9 @@ def _what(view: View) -> str:
     if len(view.findings) > is_open:
         numbers.append(counted(len(view.findings) - is_open, "closed finding"))
     first = view.findings[0]
-    return f"{' and '.join(numbers)}. {_most(view)}{first.title} ({_severity(first.severity_id)})."
+    least = "At least " if view.more_findings else ""
+    known = f"{least}{' and '.join(numbers)}"
+    return f"{known}. {_most(view)}{first.title} ({_severity(first.severity_id)})."
 
 
 def _most(view: View) -> str:
@@ -80,11 +82,12 @@ def _who(view: View) -> str:
     if not senders:
         return "Unknown: no event names a process or a user."
     number = len(senders) - _SENDERS + (view.processes.more if len(senders) > _SENDERS else 0)
-    more = f", and {counted(number, 'other')}" if number > 0 else ""
+    least = "at least " if view.processes.is_bounded else ""
+    more = f", and {least}{counted(number, 'other')}" if number > 0 else ""
     sandboxes = list(dict(view.identity))
     where = "" if len(sandboxes) != 1 else f", in sandbox {sandboxes[0]}"
     if len(sandboxes) > 1:
-        where = f", in {len(sandboxes)} sandboxes"
+        where = f", in {wording.sandboxes(view)}"
     return f"{', '.join(senders[:_SENDERS])}{more}{where}."
 
 

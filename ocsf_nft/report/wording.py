@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ocsf_nft.report.findings import Finding
     from ocsf_nft.report.processes import ProcessFacts
     from ocsf_nft.report.tables import Counts
+    from ocsf_nft.report.view import View
 
 SEVERITIES: Final = {
     1: "Informational",
@@ -57,6 +58,12 @@ def duration(milliseconds: int) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, for example "2,034,112 packets"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def sandboxes(view: View) -> str:
+    """Return the number of sandboxes as text, such as "2 sandboxes" or "more than 50 sandboxes"."""
+    least = "more than " if view.has_more_sandboxes else ""
+    return f"{least}{counted(len(view.identity), 'sandbox', 'sandboxes')}"
 
 
 def packets(counts: Counts) -> str:

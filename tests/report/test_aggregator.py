@@ -53,6 +53,45 @@ def test_packets_are_the_counts_of_network_activity_alone() -> None:
     assert totals.events == len(DAY)
 
 
+def test_times_that_are_no_date_do_not_change_the_period() -> None:
+    wrong = {"start_time": -(1 << 63), "end_time": (1 << 63) - 1}
+    seen = {"first_seen_time": -(1 << 63), "last_seen_time": 1 << 60}
+    found = [
+        {**each, **wrong, "finding_info": {**each["finding_info"], **seen}}
+        for each in DAY
+        if each["class_uid"] == 2004
+    ]
+    found.append({**activity(0, "192.0.2.1", 1, by=None), **wrong})
+    view = view_of([*DAY, *found])
+    times = [each["time"] for each in found]
+    assert view_of(found).first_ms == min(times)
+    assert view_of(found).last_ms == max(times)
+    assert "unknown time" not in page(view, subject="Day", made_ms=BEGIN).decode()
+
+
+def test_process_without_name_and_number_is_unknown() -> None:
+    event = activity(0, "192.0.2.1", 1, by={"pid": None, "cmd_line": "x"})
+    view = view_of([event])
+    assert view.totals.named == 0
+    assert summary(view).who == "An unknown process of agent (uid 1000), in sandbox agent-7."
+
+
+def test_numbers_above_the_bounds_are_lower_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("_STORED", 4), ("_SANDBOXES", 2), ("_SHOWN_FINDINGS", 1)):
+        monkeypatch.setattr(aggregator_module, name, most)
+    more = (
+        activity(n, "192.0.2.1", 1, by={"pid": n, "name": "x"}, sandbox=f"s{n}") for n in range(12)
+    )
+    view = view_of([*DAY, *more])
+    shown, found = page(view, subject="Day", made_ms=BEGIN).decode(), summary(view)
+    assert found.what.startswith("At least 1 open finding. ")
+    assert found.who.endswith(", in more than 2 sandboxes.")
+    assert ", and at least " in found.who
+    for name in ("open findings", "destinations", "senders"):
+        assert f"+</strong>{name}" in shown
+    assert f"<strong>{view.totals.blocked:,}</strong>packets blocked" in shown
+
+
 def test_order_of_events_does_not_matter() -> None:
     assert view_of(reversed(DAY)) == view_of(DAY)
 
