@@ -148,7 +148,9 @@ def read_finding(event: Mapping[str, Any], time_ms: int) -> Finding:
 
 def merged(before: Finding, event: Finding) -> Finding:
     """Return a finding after one more of its events, which may be older than the latest one."""
-    old, new = (before, event) if event.updated_ms >= before.updated_ms else (event, before)
+    # The count of a finding only grows: it orders events of the same millisecond.
+    is_later = (event.updated_ms, event.count) >= (before.updated_ms, before.count)
+    old, new = (before, event) if is_later else (event, before)
     return replace(
         new,
         created_ms=min(old.created_ms, new.created_ms),

@@ -96,6 +96,13 @@ def test_order_of_events_does_not_matter() -> None:
     assert view_of(reversed(DAY)) == view_of(DAY)
 
 
+def test_finding_has_the_larger_count_of_two_events_of_one_millisecond() -> None:
+    event = next(each for each in DAY if each["class_uid"] == 2004)
+    later = {**event, "count": event["count"] + 5, "metadata": {**event["metadata"], "uid": "x"}}
+    for found in ([event, later], [later, event]):
+        assert [each.count for each in view_of(found).findings] == [later["count"]]
+
+
 def test_repeated_event_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of([*DAY, *DAY])
     assert view.totals == view_of(DAY).totals
