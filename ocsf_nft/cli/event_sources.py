@@ -9,8 +9,9 @@ import os
 import stat
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.cli import service_access
 from ocsf_nft.cli.stored_events import ServiceSelection, StoreSelection
@@ -29,15 +30,28 @@ if TYPE_CHECKING:
     EventReader: TypeAlias = Callable[[Consumer], None]
 
 
+_BLOCK_BYTES: Final = 1 << 16
+
+
+class _File(NamedTuple):
+    """Open regular file of events, maybe compressed, and the offset of its begin."""
+
+    descriptor: int
+    begin: int
+    #: Name of the file in errors.
+    name: str
+
+
 @contextlib.contextmanager
 def event_reader(
     paths: Sequence[str], control: Path | None, state_dir: Path | None, config: Path | None
 ) -> Iterator[EventReader]:
     """Yield a function that reads the events of files, or those that a service has stored.
 
-    A path ``-`` is standard input. Without ``paths``, the other arguments select the service or
-    the stores, as for the command `events`. Raises AbsentError if a file can't be read, UsageError
-    if both are given.
+    A path ``-`` is standard input. Files may be compressed. Without ``paths``, the other arguments
+    select the service or the stores, as for the command `events`. Raises AbsentError if a file
+    can't be read, UsageError if both are given. The function raises SourceError if a compressed
+    file is damaged.
     """
     if not paths:
         source = service_access.access(control, state_dir, config)
@@ -58,32 +72,32 @@ def _read_stored(source: Access, consume: Consumer) -> None:
         found.last(None)
 
 
-def _read_files(files: Sequence[tuple[int, int]], consume: Consumer) -> None:
-    from ocsf_nft.cli.follow_file import lines_of_pipe
+def _read_files(files: Sequence[_File], consume: Consumer) -> None:
+    from ocsf_nft.cli.follow_file import lines_of
+    from ocsf_nft.conversion.compressed import decompressed
 
-    for descriptor, begin in files:
+    for descriptor, begin, name in files:
         os.lseek(descriptor, begin, os.SEEK_SET)
-        consume(line for lines in lines_of_pipe(descriptor) for line in lines)
+        with open(descriptor, "rb", closefd=False) as file:
+            read = partial(decompressed(file, name).read1, _BLOCK_BYTES)
+            consume(line for lines in lines_of(iter(read, b"")) for line in lines)
 
 
-def _seekable(path: str, stack: contextlib.ExitStack) -> tuple[int, int]:
-    """Open a file that can be read twice; return its descriptor, and the offset of its begin.
-
-    A pipe is copied to an unnamed file first.
-    """
-    from ocsf_nft.cli.follow_file import lines_of_pipe, opened
+def _seekable(path: str, stack: contextlib.ExitStack) -> _File:
+    """Open a file that can be read twice. A pipe is copied to an unnamed file first."""
+    from ocsf_nft.cli.follow_file import chunks_of_pipe, opened
 
     if path == "-" and sys.stdin.isatty():
         raise UsageError("pipe events into it, or name a file of events: --input PATH")
+    name = "standard input" if path == "-" else path
     descriptor = os.dup(sys.stdin.fileno()) if path == "-" else opened(Path(path))
     stack.callback(os.close, descriptor)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor, os.lseek(descriptor, 0, os.SEEK_CUR)
+        return _File(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR), name)
     copy = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-    for lines in lines_of_pipe(descriptor):
-        copy.writelines(line + b"\n" for line in lines)
+    copy.writelines(chunks_of_pipe(descriptor))
     copy.flush()
-    return copy.fileno(), 0
+    return _File(copy.fileno(), 0, name)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 #: Longer lines are skipped: no event is that long.
@@ -70,13 +71,26 @@ def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
 
     A last line without a line end is yielded too. Raises OSError if the pipe can't be read.
     """
+    return lines_of(chunks_of_pipe(descriptor))
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield lists of the lines in chunks of data, also a last line without a line end."""
     cutter, rest = _Cutter(), b""
-    while chunk := _read(descriptor):
+    for chunk in chunks:
         rest += chunk
         lines, size = cutter.cut(rest)
         rest = rest[size:]
         yield lines
     yield cutter.last(rest)
+
+
+def chunks_of_pipe(descriptor: int) -> Iterator[bytes]:
+    """Yield the data of a pipe as it arrives, until no process has it open for writing.
+
+    Raises OSError if the pipe can't be read.
+    """
+    return iter(partial(_read, descriptor), b"")
 
 
 def _read(descriptor: int) -> bytes:

@@ -58,7 +58,8 @@ def incident(  # noqa: PLR0913 - each is an option
     is not known; a timeline, the processes with their ancestors, and the destinations. --json
     writes one object, or one for each finding of the list.
 
-    Without --input, the stored events are read, as by `ocsf-nft events`.
+    Without --input, the stored events are read, as by `ocsf-nft events`. Files of events may be
+    compressed by gzip, xz or zstd.
 
     Exit 2: no such incident, or no events. To read files needs no privilege. By default, only root
     may read the stored events; root and the socket's group may use the service.

@@ -71,11 +71,12 @@ def report(  # noqa: PLR0913 - each is an option
     paper.
 
     Without --input, the stored events are read, as by `ocsf-nft events`. Files of events may have
-    any OCSF version from 1.1.0 on, also without captions.
+    any OCSF version from 1.1.0 on, also without captions, and may be compressed by gzip, xz or
+    zstd.
 
-    Exit 2: no such incident, no events, or the file exists. Exit 3: the file can't be written. To
-    read files needs no privilege. By default, only root may read the stored events; root and the
-    socket's group may use the service.
+    Exit 2: no such incident, no events, or the file exists. Exit 3: the file can't be written, or a
+    compressed file is damaged. To read files needs no privilege. By default, only root may read the
+    stored events; root and the socket's group may use the service.
 
     Example: ocsf-nft report --sandbox agent --since 24h --output report.html
     """

@@ -53,14 +53,17 @@ def validate(
 
     Writes one line for each fault to standard error, for example PATH:LINE: error:
     dst_endpoint.port: 70000 is more than 65535. An error violates the schema. A warning (a
-    deprecated attribute, an unused profile) does not affect the exit code.
+    deprecated attribute, an unused profile) does not affect the exit code. Files may be compressed
+    by gzip, xz or zstd.
 
     Exit 0: no errors. 1: errors, or a file without events, which proves nothing. 2: a file can't be
-    read, the schema is wrong, or the version is unknown. 3: the extra is missing (pip install
-    'ocsf-nft[validate]'); --schema does not need it. Needs no privilege.
+    read, the schema is wrong, or the version is unknown. 3: a compressed file is damaged, or the
+    extra is missing (pip install 'ocsf-nft[validate]'); --schema does not need it. Needs no
+    privilege.
 
     Example: ocsf-nft validate --ocsf-version 1.8.0 events.jsonl
     """
+    from ocsf_nft.conversion.compressed import decompressed
     from ocsf_nft.validation import EventValidator, validate_events
 
     if schema is not None and ocsf_version is not None:
@@ -75,8 +78,9 @@ def validate(
     is_empty = False
     for path in paths or ["-"]:
         events = 0
+        name = "standard input" if path == "-" else path
         with options.input_file(path) as file:
-            for event in validate_events(file, validator):
+            for event in validate_events(decompressed(file, name), validator):
                 events += 1
                 for fault in event.faults:
                     numbers[fault.severity] += 1

@@ -1,9 +1,10 @@
-"""Reading of log files that gzip, xz or zstd compressed, as if they were not compressed."""
+"""Reading of files that gzip, xz or zstd compressed, as if they were not compressed."""
 
 # ruff: noqa: PLC0415 - most files are not compressed
 
 from __future__ import annotations
 
+import io
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ocsf_nft.errors import SourceError, UnsupportedError
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable
+
+    from _typeshed import WriteableBuffer
 
 
 #: Maximum memory for an .xz stream: xz -9 needs 65 MiB, but a header may request 4 GiB.
@@ -20,45 +22,45 @@ _XZ_MEMORY: Final = 256 << 20
 _XZ_READ: Final = 1 << 16
 
 
-class Chunks(Protocol):
-    """Source of the bytes of a file."""
-
-    def read1(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes; none at the end of the file."""
-
-
 class _Readable(Protocol):
     def read1(self, size: int, /) -> bytes: ...
 
 
-def decompressed(file: io.BufferedReader, name: str) -> Chunks:
-    """Return the content of a file, whose first bytes show its format.
+def decompressed(file: io.BufferedReader, name: str) -> io.BufferedReader:
+    """Return a reader of the content of a file, whose first bytes show its format.
 
-    ``name`` is the name of the file in errors. Raises UnsupportedError if the format needs a
-    library that is not installed.
+    It is ``file`` itself if that is not compressed. Otherwise its methods raise SourceError if the
+    file is damaged or cut off. ``name`` is the name of the file in errors. Raises UnsupportedError
+    if the format needs a library that is not installed.
     """
     start = file.peek(_LONGEST_START)
     for magic, open_file in _FORMATS.items():
         if start.startswith(magic):
-            return _Decompressed(open_file(file), name)
+            return io.BufferedReader(_Decompressed(open_file(file), name))
     return file
 
 
-class _Decompressed:
+class _Decompressed(io.RawIOBase):
     """Content of a compressed file."""
 
     def __init__(self, file: _Readable, name: str) -> None:
+        super().__init__()
         self._file = file
         self._name = name
         self._bytes = 0
 
-    def read1(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes; none at the end of the file.
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Read into a buffer, and return the number of bytes: 0 at the end of the file.
 
         Raises SourceError if the file is damaged or cut off.
         """
+        view = memoryview(buffer)
         try:
-            content = self._file.read1(size)
+            content = self._file.read1(len(view))
         except Exception as error:  # each library has its own errors
             if isinstance(error, OSError) and error.errno is not None:  # of the file itself
                 raise
@@ -66,8 +68,9 @@ class _Decompressed:
                 f"{self._name} can't be decompressed after {self._bytes:,} bytes of its content: "
                 f"{error}"
             ) from error
+        view[: len(content)] = content
         self._bytes += len(content)
-        return content
+        return len(content)
 
 
 def _gzip(file: io.BufferedReader) -> _Readable:

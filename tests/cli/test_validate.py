@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -36,6 +37,18 @@ def test_events_that_conform_are_counted_and_exit_0(tmp_path: Path) -> None:
     done = validate(path)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "8 events: 0 errors, 0 warnings\n"
+
+
+def test_compressed_file_is_read_and_a_damaged_one_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl.gz"
+    path.write_bytes(gzip.compress(lines(good(), BAD).encode()))
+    done = validate(path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "2 events: 1 error, 0 warnings"
+    path.write_bytes(path.read_bytes()[:-9])
+    done = validate(path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith(f"ocsf-nft: {path} can't be decompressed after ")
 
 
 def test_fault_is_a_line_with_path_and_message_and_exit_is_1(tmp_path: Path) -> None:
