@@ -46,6 +46,7 @@ _DIFFERENT_SETTINGS = frozenset(
         # the first one that stops.
         "RuntimeDirectory",
         "RuntimeDirectoryMode",
+        "RuntimeDirectoryPreserve",
     }
 )
 #: A callback under MemoryDenyWriteExecute= (include/uapi/linux/prctl.h: PR_SET_MDWE).
@@ -141,6 +142,7 @@ def test_unit_of_a_host_makes_the_folder_of_the_default_control_socket() -> None
         found["RuntimeDirectory"]
     )
     assert found["RuntimeDirectoryMode"] == ["0755"]
+    assert found["RuntimeDirectoryPreserve"] == ["restart"]
     assert "RuntimeDirectory" not in _settings(_MACHINE)
 
 
