@@ -76,7 +76,7 @@ class Step:
     device: InterfaceName | None = None
     #: Family of a hook for other packets than IP: ``arp`` or ``bridge``.
     family: str = ""
-    #: Interfaces of an ingress or egress hook, one of which the packet takes: ports of a bridge.
+    #: Interfaces of an ingress or egress hook, such as the ports of a bridge. A packet passes one.
     below: tuple[str, ...] = ()
 
 

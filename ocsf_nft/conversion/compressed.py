@@ -27,11 +27,11 @@ class _Readable(Protocol):
 
 
 def decompressed(file: io.BufferedReader, name: str) -> io.BufferedReader:
-    """Return a reader of the content of a file, whose first bytes show its format.
+    """Return a reader of the content of a file. The first bytes of the file show its format.
 
-    It is ``file`` itself if that is not compressed. Otherwise its methods raise SourceError if the
-    file is damaged or cut off. ``name`` is the name of the file in errors. Raises UnsupportedError
-    if the format needs a library that is not installed.
+    If the file is not compressed, the reader is ``file`` itself. Otherwise its methods raise
+    SourceError if the file is damaged or cut off. ``name`` is the name of the file in errors.
+    Raises UnsupportedError if the format needs a library that is not installed.
     """
     start = file.peek(_LONGEST_START)
     for magic, open_file in _FORMATS.items():

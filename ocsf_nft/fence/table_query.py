@@ -69,12 +69,12 @@ class UnlistedError(FenceError):
     """
 
     def __init__(self, namespace: Namespace, table_id: TableId, *, is_of_table: bool) -> None:
-        whose, remedy = "of another table", "delete that table"
+        chain, remedy = "a chain of another table", "delete that table"
         if is_of_table:
-            whose, remedy = "of it", "install the fence again"
+            chain, remedy = "one of its chains", "install the fence again"
         super().__init__(
-            f"the table {' '.join(table_id)} in {namespace} can't be listed, for a chain {whose} "
-            f"is attached to too many interfaces: {remedy}"
+            f"the table {' '.join(table_id)} in {namespace} can't be listed, because {chain} is "
+            f"attached to too many interfaces: {remedy}"
         )
         self.is_of_table = is_of_table
 
@@ -114,8 +114,8 @@ def generation(namespace: Namespace) -> Generation:
 def check_listed(namespace: Namespace, table_ids: Iterable[TableId]) -> None:
     """Raise UnlistedError if the kernel does not list all chains of one of the tables.
 
-    It ends the list before a chain whose devices fill more than 32 KiB, and nft 1.1 then searches
-    the chain of a rule without an end. Also raises the errors of :func:`comment`.
+    The kernel ends the list before a chain with more than 32 KiB of devices. nft 1.1 then never
+    ends: it searches the missing chain of a rule. Also raises the errors of :func:`comment`.
     """
 
     def inside() -> None:

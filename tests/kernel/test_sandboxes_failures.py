@@ -234,10 +234,18 @@ async def test_failed_sandbox_fences_no_other_namespace_that_gets_its_path(
     name, other = made[:2]
     async with serving(tmp_path) as served:
         await served.service.put(sandbox(name))
+    begin, has_repeated = sandbox_module.Sandbox._activate_and_begin, asyncio.Event()
+
+    async def repeated(failed: sandbox_module.Sandbox) -> None:
+        try:
+            await begin(failed)
+        finally:
+            has_repeated.set()
+
+    monkeypatch.setattr(sandbox_module.Sandbox, "_activate_and_begin", repeated)
     # Another program has the group.
     async with Nflog(named(name), 4001), serving(tmp_path) as served:
-        await until(lambda: served.service.view(name).state == "failed")
-        await asyncio.sleep(0.5)  # it has been tried again
+        await has_repeated.wait()  # after the attempt at the start of the service
         # As if its process had exited, and another one had got its id.
         with _covered(name, other):
             await until(lambda: served.service.views() == ())
