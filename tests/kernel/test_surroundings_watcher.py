@@ -196,6 +196,17 @@ def _other_process(turns: Turns, *requests: bytes) -> Iterator[None]:
             process.kill()
 
 
+def _wait_until_ready(device: str) -> None:
+    """Wait until the kernel has told of a device that is ready.
+
+    It does so at most once a second for all devices of the machine: ``net/core/link_watch.c``.
+    """
+    deadline = time.monotonic() + 30
+    while b" state UP " not in subprocess.check_output(["ip", "-o", "link", "show", device]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def _named(turns: Turns) -> list[int | None]:
     return [None if each.process is None else each.process.pid for each in turns.news]
 
@@ -205,6 +216,8 @@ def test_route_names_only_the_process_that_changed_it(
     installed: InstalledFence, state: StateDirectory, is_late: bool
 ) -> None:
     """Another process that changes another route meanwhile is never named."""
+    # A notice of the kernel itself would make the author of a route unknown.
+    installed.namespace.call(lambda: _wait_until_ready("sb0"))
     with contextlib.closing(Turns(installed, state)) as turns:
         rival, other = turns.namespace.call(
             lambda: (_route(GATEWAY4, "10.200.0.7"), _route("192.0.2.9", "10.200.0.7"))
