@@ -241,7 +241,9 @@ def test_events_and_status_are_the_same_from_the_service_and_from_its_files(
     command = ("status", "--sandbox", names[0])
     files = ("--state-dir", str(host.state))
     of_service = ("--control", str(host.control), *files)
-    # Both sandboxes are compared: nothing of either may change meanwhile.
+    # Both sandboxes are compared: nothing of either may change meanwhile. The kernel has the rule
+    # some time before the service knows of it.
+    wait_until(lambda: _is_settled(run("status", "--json", *files), 2))
     wait_until(lambda: _is_settled(run("status", "--json", *of_service), 2))
     for each in (command, ("status",), (*command, "--json"), ("status", "--metrics"),
                  ("events", "--sandbox", names[0]), ("tail",)):  # fmt: skip
