@@ -12,7 +12,7 @@ import fcntl
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -40,6 +40,8 @@ class Namespace:
     """
 
     path: Path | None = None
+    #: The only :meth:`identity` that is accepted; None accepts each namespace at this path.
+    pin: str | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Return the path of the namespace, or "this network namespace" if there is no path."""
@@ -49,14 +51,24 @@ class Namespace:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
         The text normally changes if another namespace replaces this one, but the kernel may reuse
-        the inode number. Raises AbsentError if the file does not exist, UnsupportedError if access
-        fails, for example without permission.
+        the inode number. Raises AbsentError if the file does not exist, or if it is another than
+        the pinned one. Raises UnsupportedError if access fails, for example without permission.
         """
         try:
             status = (self.path or _OWN).stat()
         except OSError as error:
             raise _unreachable(self, error) from error
-        return f"{status.st_dev}:{status.st_ino}"
+        return _accepted(self, status)
+
+    def pinned(self, identity: str | None = None) -> Namespace:
+        """Return this namespace without any other one that has its path later, such as a reused id.
+
+        ``identity`` is its :meth:`identity`, by default the present one. The namespace of the
+        calling thread is returned unchanged. Raises the errors of :meth:`identity`.
+        """
+        if self.path is None:
+            return self
+        return Namespace(self.path, self.identity() if identity is None else identity)
 
     def has_identity(self, identity: str) -> bool:
         """Return True if :meth:`identity` of the namespace is ``identity``, False if it is deleted.
@@ -84,8 +96,9 @@ class Namespace:
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` inside the network namespace; return the result when ``work`` has ended.
 
-        Raises AbsentError if the namespace does not exist, UsageError if it is one of another kind,
-        UnsupportedError if it can't be entered. Exceptions of ``work`` are raised unchanged.
+        Raises AbsentError if the namespace does not exist, or is another than the pinned one,
+        UsageError if it is one of another kind, UnsupportedError if it can't be entered. Exceptions
+        of ``work`` are raised unchanged.
         """
         require_linux()
         if self.path is None:
@@ -200,6 +213,14 @@ def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | Unsuppor
     )
 
 
+def _accepted(namespace: Namespace, status: os.stat_result) -> str:
+    """Return the identity of a namespace's file; raise AbsentError for another than the pinned."""
+    found = f"{status.st_dev}:{status.st_ino}"
+    if namespace.pin not in {None, found}:
+        raise AbsentError(f"{namespace} was replaced by another network namespace: try again")
+    return found
+
+
 def _remedy(namespace: Namespace) -> str:
     path = namespace.path
     if path is not None and path.parent == NAMED:
@@ -235,6 +256,7 @@ def _enter(namespace: Namespace, path: Path) -> None:
         # CAP_SYS_ADMIN is also needed in the user namespace that owns the network namespace.
         if fcntl.ioctl(descriptor, NS_GET_NSTYPE) != CLONE_NEWNET:
             raise UsageError(f"{path} is no network namespace: name the file of one, or its name")
+        _accepted(namespace, os.fstat(descriptor))
         if (reason := _failure("setns", descriptor, CLONE_NEWNET)) is not None:
             raise UnsupportedError(f"entering {path} failed ({reason}): it needs CAP_SYS_ADMIN")
     finally:

@@ -92,3 +92,27 @@ def test_deleted_namespace_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(UnsupportedError, match="is not permitted"):
         netns.HOST.has_identity(own)
+
+
+def test_pinned_namespace_is_no_other_one_at_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "ns"
+    path.symlink_to("/proc/self/ns/net")
+    found = netns.Namespace(path)
+    first = found.pinned()
+    assert (first, first.call(os.getpid), first.identity()) == (
+        found,
+        os.getpid(),
+        found.identity(),
+    )
+
+    def replaced() -> None:
+        path.unlink()
+        path.symlink_to(f"/proc/self/task/{threading.get_native_id()}/ns/net")
+        found.call(os.getpid)
+        assert not first.has_identity(found.identity())
+        later = found.pinned(first.pin)
+        for work in (first.identity, first.pinned, later.identity, lambda: first.call(os.getpid)):
+            with pytest.raises(AbsentError, match=f"^{path} was replaced by another"):
+                work()
+
+    netns.in_scratch(replaced)

@@ -92,17 +92,12 @@ class Containers:
         decision = decide(key, facts, self._tables(), is_covered=covering is not None)
         if decision is None:
             return Attached(covering)
-        done = await self._sandboxes.put(decision.sandbox, caller, no_condition)
+        # Its process may exit, and one of the host may get the id of it.
+        done = await self._sandboxes.put(decision.sandbox, caller, no_condition, identity)
         view = self._sandboxes.view(decision.sandbox.name)
         if view.state not in _ACTIVE:
             reason = "" if view.fault is None else f": {view.fault}"
             raise FenceError(f"the fence of sandbox {view.name} is not active{reason}")
-        if _identity(view) != identity:
-            # For example, the process has exited, and one of the host has got its id.
-            await self._sandboxes.release(view.name, caller, no_condition)
-            raise AbsentError(
-                "its network namespace was replaced while it was fenced: start the container again"
-            )
         return Attached(decision.sandbox.name, decision.table, done.is_new, done.changes)
 
     async def release(self, key: str, caller: Process | None = None) -> Status:

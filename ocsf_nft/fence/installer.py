@@ -89,6 +89,7 @@ def install(
     if keeps_uplinks:
         with state.locked(spec.sandbox):
             return install_locked(spec, namespace, state, transport, nft.load)
+    namespace = namespace.pinned()  # all facts must be about the same namespace
     identity = namespace.identity()
     around = _survey(spec, namespace)
     with state.locked(spec.sandbox):
@@ -107,6 +108,7 @@ def install_locked(
     It has the uplinks of the recorded fence of this namespace, if there is one. ``load_text`` loads
     the ruleset, like :func:`nft.load`. Otherwise the same as :func:`install`.
     """
+    namespace = namespace.pinned()
     before, identity = state.read_or_none(spec.sandbox), namespace.identity()
     known = None if before is None else (before.identity, before.spec.profile)
     if before is not None and known == (identity, spec.profile):
@@ -136,6 +138,7 @@ def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> In
     # Another namespace at the same path is not the fenced one: its fence is a new one.
     if before is None or not before.namespace.has_identity(before.identity):
         return None
+    before = dataclasses.replace(before, namespace=before.namespace.pinned(before.identity))
     # If no log transport worked for the recorded fence, try all transports again.
     transport = before.transport if before.degraded is None else None
     around = _survey_again(before.spec, before)
@@ -188,8 +191,6 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         listings={},
         accepted=accepted_surroundings.of_fence(spec, around, namespace, before, state),
     )
-    if not namespace.has_identity(identity):  # then not all facts are about the same namespace
-        raise AbsentError(f"{namespace} was replaced by another network namespace: try again")
     transports = (transport,) if transport else TRANSPORTS
     return _replace(before, replaced, intended, transports, state, load_text)
 

@@ -61,6 +61,7 @@ def activate(
     state: StateDirectory,
     group: int | None = None,
     *,
+    namespace: Namespace | None = None,
     keeps_uplinks: bool = True,
 ) -> Fence:
     """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
@@ -68,12 +69,13 @@ def activate(
     A new installation keeps the uplinks of the recorded fence: what runs in the sandbox may have
     changed routes since then. Without ``keeps_uplinks``, the present routes decide.
     With ``sandbox.self_heal``, a changed or deleted fence is restored. ``group`` is an NFLOG group
-    in place of the fence's own one, which another program holds. The call blocks. Raises
+    in place of the fence's own one, which another program holds. ``namespace`` is the configured
+    one, pinned; None uses that which has its path now. The call blocks. Raises
     UsageError if a new fence would enclose the whole machine without ``sandbox.whole_machine``,
     AbsentError if no fence is found, and FenceError if a found fence has no record in the directory
     ``state``. Also raises the errors of :func:`installer.install`.
     """
-    fence = _activate(sandbox, state, keeps_uplinks=keeps_uplinks)
+    fence = _activate(sandbox, namespace or sandbox.namespace, state, keeps_uplinks=keeps_uplinks)
     # Changes by other processes are found with the former group.
     if group is None or fence.state in {FenceState.ALTERED, FenceState.ABSENT}:
         return fence
@@ -84,9 +86,15 @@ def activate(
     return dataclasses.replace(fence, installed=installed, version=_version(installed))
 
 
-def _activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: bool) -> Fence:
+def _activate(
+    sandbox: SandboxConfig,
+    configured: Namespace | None,
+    state: StateDirectory,
+    *,
+    keeps_uplinks: bool,
+) -> Fence:
     if sandbox.install:
-        namespace = sandbox.namespace or Namespace()
+        namespace = (configured or Namespace()).pinned()
         was_active = installer.is_installed(namespace, sandbox.device)
         if not was_active:
             _refuse_whole_machine(sandbox, namespace)
@@ -108,8 +116,8 @@ def _activate(sandbox: SandboxConfig, state: StateDirectory, *, keeps_uplinks: b
             tampering=_tampering(found, installed),
             version=_version(installed),
         )
-    found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
-    if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
+    found = installer.verify(sandbox.name, state, configured, sandbox.device)
+    if sandbox.self_heal and (restored := _restore(sandbox, configured, found, state)) is not None:
         return restored
     if found.verdict == "absent":
         raise AbsentError(
@@ -153,7 +161,12 @@ def _version(installed: InstalledFence) -> RulesetVersion | None:
     return version
 
 
-def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
+def _restore(
+    sandbox: SandboxConfig,
+    configured: Namespace | None,
+    found: Verification,
+    state: StateDirectory,
+) -> Fence | None:
     """Restore a fence that was changed or deleted while no service monitored it.
 
     Return the restored fence; None if nothing was restored.
@@ -161,7 +174,7 @@ def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory)
     was = found.installed
     if was is None or found.verdict == "as installed":
         return None
-    is_there = (sandbox.namespace or was.namespace).has_identity(was.identity)
+    is_there = (configured or was.namespace).has_identity(was.identity)
     renewed = installer.renew(sandbox.name, state) if is_there else None
     if renewed is None:
         return None

@@ -68,11 +68,13 @@ class Sandbox:
         on_failure: Callable[[BaseException], Awaitable[None]],
         *,
         must_exist: bool = True,
+        namespace_id: str | None = None,
     ) -> None:
         """Create a sandbox; nothing is fenced before :meth:`activate`.
 
         ``on_failure`` is called with an error after which the sandbox is not watched any more.
         Without ``must_exist``, a network namespace that is missing at the start is waited for.
+        ``namespace_id`` is the identity of the only namespace to fence, if the caller knows it.
         """
         self.config = config
         self.origin: Final = origin
@@ -95,6 +97,9 @@ class Sandbox:
         # The file of a process never comes again.
         comes_again = path is not None and not path.is_relative_to(_PROC)
         self._waits = origin == "file" and comes_again
+        #: Identity of the only namespace to fence: a later process may have the id of its process,
+        #: and is maybe one of the host. None if each next one is fenced, or if none was present.
+        self._namespace_id = namespace_id
         self._parts: WatchParts
         self._stop = asyncio.Event()
         #: Set to end the pause before the next attempt to watch the sandbox.
@@ -147,13 +152,20 @@ class Sandbox:
         Raises the errors of :func:`sandbox_start.activate`.
         """
         self._previous = parts.state.read_or_none(self.name)
+        if not self._waits and self._namespace_id is None and self.config.namespace is not None:
+            self._namespace_id = self.config.namespace.identity()
         try:
-            self._fenced = await sandbox_start.activate(parts, self.config, self._note_fence)
+            self._fenced = await self._activated(parts)
         except AbsentError:
             if self._must_exist or not self._waits or not self._is_absent():
                 raise
             self.failure = None
             _log.info("waiting for a network namespace", sandbox=self.name)
+
+    async def _activated(self, parts: FenceParts) -> FencedSandbox:
+        return await sandbox_start.activate(
+            parts, self.config, self._note_fence, self._namespace_id
+        )
 
     def _note_fence(self, fence: Fence) -> None:
         self.has_installed |= fence.is_ours
@@ -235,12 +247,16 @@ class Sandbox:
             with contextlib.suppress(OcsfNftError):  # the first error is raised
                 await self._remove_record(state)
 
-    def successor(self, config: SandboxConfig, *, has_fence: bool) -> Sandbox:
+    def successor(
+        self, config: SandboxConfig, *, has_fence: bool, namespace_id: str | None = None
+    ) -> Sandbox:
         """Return a sandbox with another configuration, in place of this one, which has stopped.
 
         ``has_fence`` is true if it has the fence of this one.
         """
-        found = Sandbox(config, self.origin, self._on_failure, must_exist=False)
+        found = Sandbox(
+            config, self.origin, self._on_failure, must_exist=False, namespace_id=namespace_id
+        )
         found.since_ns = self.since_ns
         found.has_installed = has_fence and self.has_installed and config.install
         return found
@@ -363,13 +379,13 @@ class Sandbox:
         if not self._waits or not self.config.install or self._is_absent():
             return None
         try:
-            return await sandbox_start.activate(self._parts.fences, self.config, self._note_fence)
+            return await self._activated(self._parts.fences)
         except (*OF_A_SANDBOX, DeliveryError):  # it is tried again
             return None
 
     async def _begin_when_present(self) -> bool:
         """Watch the sandbox as soon as its namespace exists; return False if it never does."""
-        pause, first = _FIRST_PAUSE_SECONDS, None
+        pause = _FIRST_PAUSE_SECONDS
         namespace = self.config.namespace or HOST
         await self._forget_previous()
         while True:
@@ -382,9 +398,7 @@ class Sandbox:
             if not await until_stop(self._stop, present):
                 return False
             tried = present.result()  # it may have ended meanwhile
-            first = first or tried
-            if tried != first and not self._waits:
-                # Another process has the id of its process: maybe one of the host.
+            if self._namespace_id not in {None, tried}:
                 return False
             if await self._try(self._activate_and_begin()):
                 return True
@@ -434,4 +448,5 @@ class Sandbox:
                 await run_shielded(asyncio.to_thread(installer.remove, self.name, state))
 
     def _is_absent(self) -> bool:
-        return present_identity(self.config.namespace or HOST) is None
+        present = present_identity(self.config.namespace or HOST)
+        return present is None or self._namespace_id not in {None, present}

@@ -103,11 +103,15 @@ class FencedSandbox:
 
 
 async def activate(
-    parts: FenceParts, sandbox: SandboxConfig, on_active: Callable[[Fence], None]
+    parts: FenceParts,
+    sandbox: SandboxConfig,
+    on_active: Callable[[Fence], None],
+    identity: str | None = None,
 ) -> FencedSandbox:
     """Activate the fence of a sandbox, after opening all that must not miss its first packet.
 
-    ``on_active`` is called with the active fence, also if an error follows. Raises the errors of
+    ``on_active`` is called with the active fence, also if an error follows. ``identity`` is that of
+    the only configured namespace to fence; None for the present one. Raises the errors of
     :func:`fences.activate`, and an OcsfNftError if a log source can't be opened, or if the library
     to resolve host names is missing.
     """
@@ -115,7 +119,10 @@ async def activate(
         if sandbox.names:
             require_library()
         record = None if sandbox.install else parts.state.read(sandbox.name)
-        namespace = sandbox.namespace or (HOST if record is None else record.namespace)
+        configured = sandbox.namespace
+        if configured is not None:  # all that follows is about the same namespace
+            configured = configured.pinned(identity)
+        namespace = configured or (HOST if record is None else record.namespace)
         attached = None
         if sandbox.profile != "tap":  # this kernel does not see a VM's processes
             # Before anything is logged, so that the capture sees the call of every record.
@@ -129,7 +136,9 @@ async def activate(
         places = (namespace, HOST) if guarded else (namespace,)
         early, replaced = await _open_free_group(parts, sandbox, places, group, stack)
         other_group = None if replaced is None else replaced.group
-        activate_fence = partial(fences.activate, sandbox, parts.state, other_group)
+        activate_fence = partial(
+            fences.activate, sandbox, parts.state, other_group, namespace=configured
+        )
         fence = await run_in_pool(parts.pool, activate_fence)
         on_active(fence)
         feeds = []

@@ -214,10 +214,16 @@ class Sandboxes:
                 await self._renew(found, config, change)
 
     async def _start_new(
-        self, config: SandboxConfig, origin: Origin, added: PolicyChange | None = None
+        self,
+        config: SandboxConfig,
+        origin: Origin,
+        added: PolicyChange | None = None,
+        namespace_id: str | None = None,
     ) -> None:
         """Watch a new sandbox; after an error, nothing of it is left."""
-        sandbox = self._create(config, origin, must_exist=origin == "api")
+        sandbox = self._create(
+            config, origin, must_exist=origin == "api", namespace_id=namespace_id
+        )
         try:
             if origin == "api":
                 # First, so that a service that is killed meanwhile completes it after its restart.
@@ -267,7 +273,13 @@ class Sandboxes:
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
 
-    async def _renew(self, found: Sandbox, config: SandboxConfig, change: PolicyChange) -> None:
+    async def _renew(
+        self,
+        found: Sandbox,
+        config: SandboxConfig,
+        change: PolicyChange,
+        namespace_id: str | None = None,
+    ) -> None:
         """Watch a sandbox again, with another configuration; its fence stays until it is replaced.
 
         After an error, it has its configuration of before.
@@ -278,7 +290,9 @@ class Sandboxes:
         stays, renewed = is_same_namespace(found.config, config), found
         try:
             await found.finish(None, removes=found.has_installed and not stays)
-            self._sandboxes[found.name] = renewed = found.successor(config, has_fence=stays)
+            self._sandboxes[found.name] = renewed = found.successor(
+                config, has_fence=stays, namespace_id=namespace_id
+            )
             await renewed.activate(self._fence_parts)
             await renewed.begin(self._parts, change if change.changes else None)
         except OcsfNftError:
@@ -297,10 +311,13 @@ class Sandboxes:
         config: SandboxConfig,
         caller: Process | None = None,
         require: Condition = no_condition,
+        namespace_id: str | None = None,
     ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
 
         If its policy has host names, also wait for the first answers about them, for at most 5 s.
+        ``namespace_id`` is the identity of the only network namespace that is fenced; None for the
+        one that is found first.
         ``require`` is called with the present state, and may raise an OcsfNftError. No other call
         changes the sandbox between this check and the change. After an error, the sandbox is as
         before. Raises UsageError if a value is invalid. Raises ConflictError if the configuration
@@ -308,7 +325,8 @@ class Sandboxes:
         :func:`sandbox_start.activate` and :meth:`FenceMonitor.change`.
         """
         config.check()
-        return await self._calls.run(config.name, partial(self._put, config, caller, require))
+        work = partial(self._put, config, caller, require, namespace_id)
+        return await self._calls.run(config.name, work)
 
     async def release(
         self,
@@ -328,7 +346,11 @@ class Sandboxes:
         return await self._calls.run(name, work)
 
     async def _put(
-        self, config: SandboxConfig, caller: Process | None, require: Condition
+        self,
+        config: SandboxConfig,
+        caller: Process | None,
+        require: Condition,
+        namespace_id: str | None,
     ) -> PutResult:
         found = self._sandboxes.get(config.name)
         if found is not None and found.origin == "file":
@@ -342,7 +364,7 @@ class Sandboxes:
             found = self._sandboxes.get(config.name)
         require(None if found is None else view_of(found))
         if found is None:
-            return await self._add(config, caller)
+            return await self._add(config, caller, namespace_id)
         change = change_of_policy(found.config, config, identity=found.identity, caller=caller)
         is_watched = found.is_watched
         if is_watched and found.config == config:
@@ -350,13 +372,19 @@ class Sandboxes:
         if not is_watched:
             await self._halt(found)
             if config.name not in self._sandboxes:  # its namespace has ended
-                return await self._add(config, caller)
-        await self._change(found, config, change, renews=not is_watched)
+                return await self._add(config, caller, namespace_id)
+        await self._change(found, config, change, namespace_id, renews=not is_watched)
         await self._settle(config.name)
         return PutResult(is_new=False, changes=change.changes)
 
     async def _change(
-        self, found: Sandbox, config: SandboxConfig, change: PolicyChange, *, renews: bool
+        self,
+        found: Sandbox,
+        config: SandboxConfig,
+        change: PolicyChange,
+        namespace_id: str | None,
+        *,
+        renews: bool,
     ) -> None:
         """Change a sandbox that was added by a call, also in the store; with ``renews``, watch it.
 
@@ -365,7 +393,7 @@ class Sandboxes:
         await self._store(config)
         try:
             if renews:
-                await self._renew(found, config, change)
+                await self._renew(found, config, change, namespace_id)
             else:
                 await found.change(config, change)
         except BaseException:
@@ -374,9 +402,11 @@ class Sandboxes:
                 self._state.delete_added(config.name)
             raise
 
-    async def _add(self, config: SandboxConfig, caller: Process | None) -> PutResult:
+    async def _add(
+        self, config: SandboxConfig, caller: Process | None, namespace_id: str | None
+    ) -> PutResult:
         added = PolicyChange(process=caller, after=config.given())
-        await self._start_new(config, "api", added)
+        await self._start_new(config, "api", added, namespace_id)
         self._on_change()
         await self._settle(config.name)
         return PutResult(is_new=True, changes=())
@@ -409,10 +439,19 @@ class Sandboxes:
         self._on_change()
         return status or Status.of_none(name)
 
-    def _create(self, config: SandboxConfig, origin: Origin, *, must_exist: bool = True) -> Sandbox:
+    def _create(
+        self,
+        config: SandboxConfig,
+        origin: Origin,
+        *,
+        must_exist: bool = True,
+        namespace_id: str | None = None,
+    ) -> Sandbox:
         lock = contextlib.ExitStack()
         lock.enter_context(self._state.run_lock(config.name))
-        sandbox = Sandbox(config, origin, self._note_failure, must_exist=must_exist)
+        sandbox = Sandbox(
+            config, origin, self._note_failure, must_exist=must_exist, namespace_id=namespace_id
+        )
         self._run_locks[config.name] = lock
         self._sandboxes[config.name] = sandbox
         return sandbox

@@ -8,16 +8,25 @@ import gc
 import socket
 import struct
 import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import structlog
 
 from ocsf_nft import namespace_watch, netlink, rtnetlink
-from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.errors import (
+    AbsentError,
+    DeliveryError,
+    FenceError,
+    OcsfNftError,
+    SourceError,
+    UnsupportedError,
+)
 from ocsf_nft.fence import ended_namespaces, installer
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
@@ -87,21 +96,113 @@ async def test_namespace_that_is_replaced_before_its_fence_is_not_held_by_a_sock
         namespaces.make(name)
         activate, replaced = fences.activate, threading.Event()
 
-        def activate_in_next(*arguments: Any) -> fences.Fence:
+        def activate_in_next(*arguments: Any, **options: Any) -> fences.Fence:
             if not replaced.is_set():  # a log source is open in the first one
                 namespaces.delete(name)
                 namespaces.make(name)
                 replaced.set()
-            return activate(*arguments)
+            return activate(*arguments, **options)
 
         monkeypatch.setattr(fences, "activate", activate_in_next)
         async with serving(tmp_path) as served:
-            await served.service.put(sandbox(name))
+            with pytest.raises(AbsentError, match="was replaced by another"):
+                await served.service.put(sandbox(name))
             assert replaced.is_set()
             feeds = served.service._sandboxes._fence_parts.nflog._feeds
+            assert [*feeds] == []
+            await served.service.put(sandbox(name))
             assert [identity for identity, _ in feeds] == [named(name).identity()]
             assert await connect_to(name, 443) == {443: "refused"}
         assert served.attempts(name) == {443: 1}
+
+
+@contextlib.contextmanager
+def _moving_process(
+    name: str, other: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+    """Run a process in a namespace, and yield what moves it to another one.
+
+    It is like the exit of the process, whose id another one gets then.
+    """
+    code = f"""
+        import os
+        input()
+        os.setns(os.open("/run/netns/{other}", os.O_RDONLY), os.CLONE_NEWNET)
+        print("moved", flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    pipe = subprocess.PIPE
+    process = named(name).call(lambda: subprocess.Popen(command, stdin=pipe, stdout=pipe))
+
+    def move() -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"moved\n"
+
+    try:
+        yield process, move
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_process_that_gets_the_id_of_another_one_is_not_fenced_meanwhile(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    activate = fences.activate
+
+    def activate_late(*arguments: Any, **options: Any) -> fences.Fence:
+        move()
+        return activate(*arguments, **options)
+
+    monkeypatch.setattr(fences, "activate", activate_late)
+    with _moving_process(name, other) as (process, move):
+        async with serving(tmp_path) as served:
+            with pytest.raises(AbsentError, match="was replaced by another"):
+                await served.service.put(sandbox(name, netns=None, pid=process.pid))
+            assert served.service.views() == ()
+        assert nft(named(other), "list", "ruleset") == ""
+
+
+async def test_process_that_gets_the_id_of_another_one_is_not_fenced_at_the_next_attempt(
+    made: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other, _ = made
+    calls: list[bool] = []
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        if not calls:
+            move()
+        calls.append(True)
+        raise FenceError("not now")
+
+    with _moving_process(name, other) as (process, move):
+        async with serving(tmp_path) as served:
+            await served.service.put(sandbox(name, netns=None, pid=process.pid))
+        monkeypatch.setattr(fences, "activate", fail)
+        async with serving(tmp_path) as served:
+            await until(lambda: bool(calls))
+            monkeypatch.undo()
+            await until(lambda: served.service.views() == ())
+        assert nft(named(other), "list", "ruleset") == ""
+    assert calls == [True]
+
+
+async def test_only_the_namespace_with_the_given_identity_is_fenced(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    async with serving(tmp_path) as served:
+        with pytest.raises(AbsentError, match="was replaced by another"):
+            await served.service.put(sandbox(name), namespace_id=named(other).identity())
+        assert served.service.views() == ()
+        assert nft(named(name), "list", "ruleset") == ""
+        await served.service.put(sandbox(name), namespace_id=named(name).identity())
+        assert await connect_to(name, 443) == {443: "refused"}
 
 
 async def test_sandbox_with_an_error_at_the_end_of_its_namespace_ends_no_other(
