@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution import fallback_chain
+from ocsf_nft.attribution import fallback_chain, socket_method
 from tests.kernel import accounts, command, scripted, written
 from tests.kernel.test_run import _options, _refused
 
@@ -83,6 +83,8 @@ def test_run_with_these_capabilities_names_the_process_of_another_user(
 ) -> None:
     # On a busy machine a record may come before the event of its sender.
     monkeypatch.setattr(fallback_chain, "_EVENT_DELAY_SECONDS", 2.0)
+    # And its search for the socket's process takes longer.
+    monkeypatch.setattr(socket_method, "_BUDGET_NS", 10_000_000_000)
     output = tmp_path / "events.jsonl"
     options = (*_options(lab, state, output), "--install", "--attribution", attribution)
     by = ("/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *scripted.BY)
