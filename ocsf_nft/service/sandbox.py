@@ -247,13 +247,12 @@ class Sandbox:
             with contextlib.suppress(OcsfNftError):  # the first error is raised
                 await self._remove_record(state)
 
-    def successor(
-        self, config: SandboxConfig, *, has_fence: bool, namespace_id: str | None = None
-    ) -> Sandbox:
+    def successor(self, config: SandboxConfig, *, has_fence: bool) -> Sandbox:
         """Return a sandbox with another configuration, in place of this one, which has stopped.
 
         ``has_fence`` is true if it has the fence of this one.
         """
+        namespace_id = self._namespace_id if has_fence else None
         found = Sandbox(
             config, self.origin, self._on_failure, must_exist=False, namespace_id=namespace_id
         )

@@ -273,13 +273,7 @@ class Sandboxes:
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
 
-    async def _renew(
-        self,
-        found: Sandbox,
-        config: SandboxConfig,
-        change: PolicyChange,
-        namespace_id: str | None = None,
-    ) -> None:
+    async def _renew(self, found: Sandbox, config: SandboxConfig, change: PolicyChange) -> None:
         """Watch a sandbox again, with another configuration; its fence stays until it is replaced.
 
         After an error, it has its configuration of before.
@@ -290,9 +284,7 @@ class Sandboxes:
         stays, renewed = is_same_namespace(found.config, config), found
         try:
             await found.finish(None, removes=found.has_installed and not stays)
-            self._sandboxes[found.name] = renewed = found.successor(
-                config, has_fence=stays, namespace_id=namespace_id
-            )
+            self._sandboxes[found.name] = renewed = found.successor(config, has_fence=stays)
             await renewed.activate(self._fence_parts)
             await renewed.begin(self._parts, change if change.changes else None)
         except OcsfNftError:
@@ -373,18 +365,12 @@ class Sandboxes:
             await self._halt(found)
             if config.name not in self._sandboxes:  # its namespace has ended
                 return await self._add(config, caller, namespace_id)
-        await self._change(found, config, change, namespace_id, renews=not is_watched)
+        await self._change(found, config, change, renews=not is_watched)
         await self._settle(config.name)
         return PutResult(is_new=False, changes=change.changes)
 
     async def _change(
-        self,
-        found: Sandbox,
-        config: SandboxConfig,
-        change: PolicyChange,
-        namespace_id: str | None,
-        *,
-        renews: bool,
+        self, found: Sandbox, config: SandboxConfig, change: PolicyChange, *, renews: bool
     ) -> None:
         """Change a sandbox that was added by a call, also in the store; with ``renews``, watch it.
 
@@ -393,7 +379,7 @@ class Sandboxes:
         await self._store(config)
         try:
             if renews:
-                await self._renew(found, config, change, namespace_id)
+                await self._renew(found, config, change)
             else:
                 await found.change(config, change)
         except BaseException:

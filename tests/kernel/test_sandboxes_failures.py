@@ -34,6 +34,7 @@ from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
 from ocsf_nft.netns import named
 from ocsf_nft.service import fences, log_groups, sandboxes, watched_sandbox
 from ocsf_nft.service import sandbox as sandbox_module
+from ocsf_nft.service.policy_changes import change_of_all
 from ocsf_nft.sources.nflog import Nflog
 from tests.delivery.sinks.disks import disk
 from tests.kernel import namespaces
@@ -190,6 +191,22 @@ async def test_process_that_gets_the_id_of_another_one_is_not_fenced_at_the_next
             await until(lambda: served.service.views() == ())
         assert nft(named(other), "list", "ruleset") == ""
     assert calls == [True]
+
+
+async def test_process_that_gets_the_id_of_another_one_is_not_fenced_for_a_later_guard(
+    made: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, other, _ = made
+    with _moving_process(name, other) as (process, move):
+        async with serving(tmp_path) as served:
+            await served.service.put(sandbox(name, netns=None, pid=process.pid))
+            found = served.service._sandboxes.find(name)
+            change = change_of_all(found.config, found.config)
+            move()
+            with pytest.raises(AbsentError, match="was replaced by another"):
+                await served.service._sandboxes._renew(found, found.config, change)
+            await until(lambda: served.service.views() == ())
+        assert nft(named(other), "list", "ruleset") == ""
 
 
 async def test_only_the_namespace_with_the_given_identity_is_fenced(
