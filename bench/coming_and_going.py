@@ -18,7 +18,7 @@ from bench import command, host
 from bench.subject import Subject, percentile
 from ocsf_nft import netns
 from ocsf_nft.control.http_call import call, sandbox_target
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +118,7 @@ def _recreated_ms(name: str) -> float:
     subprocess.run(["ip", "netns", "delete", name], check=True)
     subprocess.run(["ip", "netns", "add", name], check=True)
     began = time.perf_counter()
-    while not installer.is_installed(netns.named(name)):
+    while not verification.is_installed(netns.named(name)):
         time.sleep(0.0005)
     waited = 1_000 * (time.perf_counter() - began)
     time.sleep(_REST_S)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.fence import installer
-from ocsf_nft.fence.installer import Verification
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.fence.spec import FenceSpec, Surroundings
 from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.verification import Verification
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -43,5 +43,5 @@ def verified(
         return bool(verdict != "absent")
 
     found = Verification(verdict=verdict, difference=difference, installed=installed)
-    monkeypatch.setattr(installer, "verify", lambda *_: found)
+    monkeypatch.setattr(verification, "verify", lambda *_: found)
     monkeypatch.setattr(installer, "remove", remove)

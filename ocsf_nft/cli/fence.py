@@ -163,12 +163,12 @@ def verify(  # noqa: PLR0913 - each is an option
 
     Example: ocsf-nft verify --sandbox agent
     """
-    from ocsf_nft.fence import installer, pinned_survey
+    from ocsf_nft.fence import pinned_survey, verification
     from ocsf_nft.fence.state import StateDirectory
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(options.state_directory(state_dir, config))
-    found = installer.verify(requested.name, state, requested.namespace, requested.device)
+    found = verification.verify(requested.name, state, requested.namespace, requested.device)
     output.show(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
         output.show(found.difference)

@@ -1,4 +1,4 @@
-"""Installation, verification and removal of a sandbox's nftables fence: atomic and idempotent.
+"""Installation and removal of a sandbox's nftables fence: atomic and idempotent.
 
 The functions block, so asyncio code must call them in a thread. The functions need CAP_NET_ADMIN
 over the fence's network namespaces, and CAP_SYS_ADMIN to enter another namespace.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import (
     AbsentError,
@@ -23,43 +23,23 @@ from ocsf_nft.fence import (
     ip_forwarding,
     kernel_log_sysctl,
     links,
-    listing,
     load_ruleset,
     nft,
     pinned_survey,
     ruleset,
     table_changes,
     table_query,
+    verification,
 )
 from ocsf_nft.fence.spec import TRANSPORTS, tables_of
 from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ocsf_nft.fence.listing import RulesetVersion
     from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
-
-Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """Result of comparing a fence in the kernel with its record in the state directory.
-
-    ``difference`` is a short text for people if ``verdict`` is "differs", else an empty text.
-    ``installed`` is the record, or None without a record. ``version`` is that of a ruleset "as
-    installed", if it is known.
-    """
-
-    verdict: Verdict
-    difference: str = ""
-    installed: InstalledFence | None = None
-    version: RulesetVersion | None = None
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
@@ -173,9 +153,9 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
         if (
             (before.spec, before.around) == (spec, around)
             and (before.transport == transport if transport else before.degraded is None)
-            and _is_of_this_version(before)
+            and verification.is_of_this_version(before)
             and not before.is_ending
-            and verify(spec.sandbox, state, namespace).verdict == "as installed"
+            and verification.verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):  # not loaded again
             return _restore_sysctls(_with_accepted(before, state), state)
     if load_text is nft.load:
@@ -195,58 +175,6 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
     return _replace(before, replaced, intended, transports, state, load_text)
 
 
-def is_installed(namespace: Namespace, device: str | None = None) -> bool:
-    """Return True if a namespace has a fence of any sandbox.
-
-    With ``device``, only a fence for the VM on that TAP device counts. Raises UnsupportedError,
-    FenceError.
-    """
-    table_id, _ = tables_of(device)
-    return table_query.comment(namespace, *table_id) is not None
-
-
-def verify(
-    sandbox: str,
-    state: StateDirectory,
-    namespace: Namespace | None = None,
-    device: str | None = None,
-) -> Verification:
-    """Compare a sandbox's present fence and interfaces with the record of the installation.
-
-    The default of ``namespace`` is the namespace in the record. Without a record, the default is
-    this process's own namespace. ``device`` is a VM's TAP device, needed only without a record.
-    Raises AbsentError, UnsupportedError, FenceError.
-    """
-    installed = state.read(sandbox)
-    if installed is None:  # then the result only states whether a fence is there
-        where = namespace or HOST
-        if not is_installed(where, device):
-            return Verification(verdict="absent")
-        return Verification(
-            verdict="differs",
-            difference=(
-                f"a fence is installed in {where}, but {state.path} has no record of {sandbox}"
-            ),
-        )
-    where = namespace or installed.namespace
-    if not where.has_identity(installed.identity):
-        return Verification(verdict="absent", installed=installed)
-    version = listing.ruleset_version(installed, where)
-    try:
-        found = listing.of_fence(installed.spec, where)
-    except table_query.UnlistedError as error:
-        if not error.is_of_table:  # then another installation changes nothing
-            raise
-        return Verification(verdict="differs", difference=str(error), installed=installed)
-    if not found:
-        return Verification(verdict="absent", installed=installed)
-    lines = _differences(installed, where, found)
-    if lines:
-        difference = "\n".join(listing.shortened(lines))
-        return Verification(verdict="differs", difference=difference, installed=installed)
-    return Verification(verdict="as installed", installed=installed, version=version)
-
-
 def remove(
     sandbox: str,
     state: StateDirectory,
@@ -255,9 +183,9 @@ def remove(
 ) -> bool:
     """Remove a sandbox's fence, its guard (an additional table on the host) and its record.
 
-    ``namespace`` and ``device`` have the same meaning as in :func:`verify`. If the namespace of the
-    record no longer exists, the rest is removed. Return False if there was no fence any more.
-    Raises AbsentError, UnsupportedError, FenceError.
+    ``namespace`` and ``device`` have the same meaning as in :func:`verification.verify`. If the
+    namespace of the record no longer exists, the rest is removed. Return False if there was no
+    fence any more. Raises AbsentError, UnsupportedError, FenceError.
     """
     was_there = False
     with state.locked(sandbox) if state.path.exists() else contextlib.nullcontext():
@@ -272,7 +200,7 @@ def remove(
             table_id, _ = tables
             table_query.refuse_other_sandbox(sandbox, where, table_id)
             table_query.refuse_exclusive(where, tables, state)
-            if installed is None and not is_installed(where, device):
+            if installed is None and not verification.is_installed(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First the forwarding that lets the VM's packets through the host, then the rules that
             # restrict them.
@@ -305,43 +233,6 @@ def _survey_again(spec: FenceSpec, before: InstalledFence) -> Surroundings:
     return pinned_survey.survey_again(spec, before)
 
 
-def _differences(
-    installed: InstalledFence, where: Namespace, found: Mapping[str, str]
-) -> list[str]:
-    lines: list[str] = []
-    if installed.transport == "kmsg":
-        with contextlib.suppress(UnsupportedError):  # it can't be read from this namespace
-            if kernel_log_sysctl.blocking_value(where) is not None:
-                lines.append(
-                    "net.netfilter.nf_log_all_netns is off: refused packets are not logged"
-                )
-    if not _is_of_this_version(installed):
-        lines.append("its policy is that of another version of ocsf-nft: install it again")
-    lines += [
-        f"{name} is off: packets of the VM are not forwarded"
-        for name in ip_forwarding.disabled_sysctls(installed.spec, where)
-    ]
-    lines += _unfenced(installed, where)
-    return lines + listing.difference(installed.listings, found)
-
-
-def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    tap = installed.spec.tap
-    if tap is None:
-        now = pinned_survey.survey_again(
-            installed.spec, dataclasses.replace(installed, namespace=where)
-        )
-        lines = pinned_survey.differences(installed.around, now)
-        return lines + host_end.differences(installed, where)
-    try:
-        around = links.survey_device(where, tap.device)
-    except (AbsentError, FenceError) as error:
-        return [str(error)]
-    if around == installed.around:
-        return []
-    return [f"the TAP device {tap.device} was created again since then: install the fence again"]
-
-
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
     # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
@@ -362,11 +253,6 @@ def _with_accepted(installed: InstalledFence, state: StateDirectory) -> Installe
     found = dataclasses.replace(installed, accepted=accepted)
     state.write(found)
     return found
-
-
-def _is_of_this_version(installed: InstalledFence) -> bool:
-    current = ruleset.digest(installed.spec, installed.around, installed.transport)
-    return installed.policy == current
 
 
 def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> None:

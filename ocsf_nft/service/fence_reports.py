@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.fence_change import FenceChange
-    from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.fence.verification import Verdict
     from ocsf_nft.flow import Mode
     from ocsf_nft.ocsf.event_base import Event
     from ocsf_nft.ocsf.fence_state_events import PolicyChange, SandboxEnd

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UsageError
-from ocsf_nft.fence import guard_conditions, installer, kernel_log_sysctl, listing, pinned_survey
+from ocsf_nft.fence import (
+    guard_conditions,
+    installer,
+    kernel_log_sysctl,
+    listing,
+    pinned_survey,
+    verification,
+)
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy
 from ocsf_nft.ocsf.fence_state_events import (
@@ -23,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.config import SandboxConfig
-    from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.listing import RulesetVersion
     from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.verification import Verification
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
 
 
@@ -95,7 +102,7 @@ def _activate(
 ) -> Fence:
     if sandbox.install:
         namespace = (configured or Namespace()).pinned()
-        was_active = installer.is_installed(namespace, sandbox.device)
+        was_active = verification.is_installed(namespace, sandbox.device)
         if not was_active:
             _refuse_whole_machine(sandbox, namespace)
         before = _recorded_state(sandbox.name, state)
@@ -116,7 +123,7 @@ def _activate(
             tampering=_tampering(found, installed),
             version=_version(installed),
         )
-    found = installer.verify(sandbox.name, state, configured, sandbox.device)
+    found = verification.verify(sandbox.name, state, configured, sandbox.device)
     if sandbox.self_heal and (restored := _restore(sandbox, configured, found, state)) is not None:
         return restored
     if found.verdict == "absent":
@@ -186,7 +193,7 @@ def _restore(
 
 def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
     try:
-        return installer.verify(sandbox, state)
+        return verification.verify(sandbox, state)
     except OcsfNftError:  # the installation that follows reports the error
         return None
 
@@ -230,10 +237,10 @@ def inspect(
     another process has begun is first waited for. Return None if the fence has no record.
     Blocks. Raises AbsentError if a missing fence is not restored, and the errors of ``renew``.
     """
-    found = installer.verify(sandbox, state)
+    found = verification.verify(sandbox, state)
     if waits and found.verdict != "as installed":
         with state.locked():  # an installation stores its record last
-            found = installer.verify(sandbox, state)
+            found = verification.verify(sandbox, state)
     if found.installed is None:
         return None
     if found.verdict == "as installed":

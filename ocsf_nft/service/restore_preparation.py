@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import installer, listing, restore_batch
+from ocsf_nft.fence import listing, restore_batch, verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,5 +64,5 @@ def _is_as_installed(fence: Fence, installed: InstalledFence, state: StateDirect
         if found == fence.version:
             return True
     with contextlib.suppress(OcsfNftError):  # the next check reports it
-        return installer.verify(installed.spec.sandbox, state).verdict == "as installed"
+        return verification.verify(installed.spec.sandbox, state).verdict == "as installed"
     return False

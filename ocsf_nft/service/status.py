@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.surroundings import comparison
 from ocsf_nft.flows import codec
@@ -17,8 +17,8 @@ from ocsf_nft.service import fences, stored_account
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.verification import Verdict
     from ocsf_nft.flow import Mode
     from ocsf_nft.flows.sandbox_account import Balance
     from ocsf_nft.state.change import DroppedRecords
@@ -161,6 +161,6 @@ def _surroundings(installed: InstalledFence, state: StateDirectory) -> tuple[str
 
 def _verdict(sandbox: str, state: StateDirectory) -> Verdict | None:
     try:
-        return installer.verify(sandbox, state).verdict
+        return verification.verify(sandbox, state).verdict
     except UnsupportedError:  # the counters are read without nft
         return None

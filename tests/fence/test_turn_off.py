@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import AbsentError, FenceError
-from ocsf_nft.fence import installer, table_changes, turn_off
+from ocsf_nft.fence import installer, table_changes, turn_off, verification
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
@@ -59,7 +59,7 @@ def test_guard_is_turned_off_before_the_fence_and_on_with_it(
     for where, tables in ((inside, 2), (host, 1)):
         assert conftest.nft(where, "list", "ruleset").count("flags dormant") == tables
     host.call(lambda: turn_off.turn_on("lab", state))
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "as installed"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "as installed"
 
 
 def test_fence_of_an_ended_namespace_or_without_a_record_is_not_turned_off(

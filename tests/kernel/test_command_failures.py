@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT, ip
 from ocsf_nft.service import delivery_start, pipeline
 from tests.cli import forked
@@ -238,7 +238,7 @@ def test_the_state_of_another_fence_survives_a_failed_replacement(
 ) -> None:
     refused = command.run(*_install(fenced, state, "--host-guard", "nowhere0"))
     assert refused.code == 2
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 @pytest.mark.parametrize("redirections", [">/dev/full", ">&-", "<&- >&- 2>&-"])
@@ -250,7 +250,7 @@ def test_full_standard_output_leaves_the_fence_active(
     assert refused.code == 3
     if "2>" not in redirections:
         assert "standard output can't be written" in refused.sentence
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 #: End of the record of a run that is ready, in JSON form.

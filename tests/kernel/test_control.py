@@ -18,7 +18,7 @@ import pytest
 
 import ocsf_nft
 from ocsf_nft.config import SandboxConfig
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.service.account_loop import AccountLoop
@@ -227,7 +227,7 @@ def test_sandbox_of_the_file_is_shown_and_can_t_be_changed(
             refused = run(*command, "--control", str(host.control))
             assert refused.code == 2, refused.stderr
         state = StateDirectory(host.state)
-        assert installer.verify(names[0], state).verdict == "as installed"
+        assert verification.verify(names[0], state).verdict == "as installed"
 
 
 def test_events_and_status_are_the_same_from_the_service_and_from_its_files(

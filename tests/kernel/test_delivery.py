@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.delivery import backoff, sink_db
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.service import delivery_start
 from ocsf_nft.state import retry_until_writable
@@ -196,7 +196,7 @@ def test_run_stopped_on_a_full_disk_ends_with_a_sentence_and_the_next_run_report
     assert "can't be written" in messages.splitlines()[-1]
     assert "make room" in messages.splitlines()[-1]
     assert "Traceback" not in messages
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
     ballast.unlink()
     quick_end.undo()
     with command.running(*options(lab, state, output)) as running:
@@ -222,7 +222,7 @@ def test_fence_stays_on_if_a_full_disk_prevents_its_removal(
         code, messages = running.stop(signal.SIGTERM)
     assert code == 3, messages
     assert "can't be written" in messages.splitlines()[-1]
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
     ballast.unlink()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.fence import installer, restore_batch
+from ocsf_nft.fence import installer, restore_batch, verification
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import exception
@@ -99,7 +99,7 @@ def test_connections_reach_a_network_on_the_link_also_after_a_restore(
         conftest.nft(lab.sandbox_namespace, "flush ruleset")
         with lab.sandbox_namespace.call(Nftables) as nftables:
             nftables.commit(restoring)
-        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        assert verification.verify(spec.sandbox, state).verdict == "as installed"
         _check_connections(lab)
     installer.install(
         dataclasses.replace(allowed, exceptions=()), lab.sandbox_namespace, state, "nflog"
@@ -150,7 +150,7 @@ def test_packets_to_a_network_pass_during_each_replacement(
             for each in range(30):
                 expected = first if each % 2 else second
                 installer.install(expected, namespace, state, "nflog")
-                assert installer.verify(spec.sandbox, state).verdict == "as installed"
+                assert verification.verify(spec.sandbox, state).verdict == "as installed"
         finally:
             flood.terminate()
             output, _ = flood.communicate(timeout=30)
@@ -176,7 +176,7 @@ def test_record_of_an_earlier_version_is_read_and_renewed(
     stored["spec"]["exceptions"] = [{"protocol": "udp", "address": "10.200.0.9", "port": 53}]
     record.write_text(json.dumps(stored), "utf-8")
     again = StateDirectory(state.path)
-    assert installer.verify(spec.sandbox, again).verdict == "as installed"
+    assert verification.verify(spec.sandbox, again).verdict == "as installed"
     stored["policy"] = "of an earlier version"
     record.write_text(json.dumps(stored), "utf-8")
     renewed = installer.renew(spec.sandbox, again)

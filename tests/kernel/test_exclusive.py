@@ -17,7 +17,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, nft, table_changes, table_query
+from ocsf_nft.fence import installer, nft, table_changes, table_query, verification
 from ocsf_nft.fence.spec import FenceSpec, TableId, Tap
 from ocsf_nft.fence.values import endpoint, exception, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
@@ -111,7 +111,7 @@ def _wait_until_exclusive(namespace: Namespace) -> None:
 
 
 def _verdict(state: StateDirectory) -> str:
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     return f"{found.verdict} {found.difference}".strip()
 
 

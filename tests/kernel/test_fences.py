@@ -9,7 +9,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence import nft, verification
 from ocsf_nft.fence.guard_thread import GuardThread
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.fence_state_events import FenceState
@@ -50,7 +50,7 @@ def test_service_reinstalls_a_fence_with_a_damaged_record(
     assert (found.is_ours, found.before, found.state, found.tampering) == (
         False, FenceState.ACTIVE, FenceState.ACTIVE, None,
     )  # fmt: skip
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 async def test_monitored_fence_is_restored_without_a_tamper_guard(
@@ -61,7 +61,7 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     monitor = FenceMonitor(sandbox, fence, state, reporter, GuardThread(), asyncio.Semaphore())
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
     await monitor._inspect()
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
     (event,) = sink.of_class(5019)
     assert "was restored" in event["status_detail"]
     assert event["severity"] == "High"

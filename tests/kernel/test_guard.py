@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import (
     GATEWAY4,
@@ -168,7 +168,7 @@ async def test_guard_on_the_host_stops_af_xdp_and_not_the_proxy(
         ).close()
     guarded.gateway_namespace.call(lambda: installer.remove(spec.sandbox, state))
     assert (
-        guarded.gateway_namespace.call(lambda: installer.verify(spec.sandbox, state)).verdict
+        guarded.gateway_namespace.call(lambda: verification.verify(spec.sandbox, state)).verdict
         == "absent"
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft import rtnetlink
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
@@ -248,7 +248,7 @@ def test_guard_follows_a_gateway_with_another_link_address(site: _Site) -> None:
     ip("-n", site.host.path.name if site.host.path else "", "link", "set", "br0", "address",
        "02:00:00:00:00:99")  # fmt: skip
     name, state = sandbox.name, site.state
-    found = site.host.call(lambda: installer.verify(name, state))
+    found = site.host.call(lambda: verification.verify(name, state))
     assert found.verdict == "differs"
     assert "the gateway has another link address now" in found.difference
     renewed = site.host.call(lambda: installer.renew(name, state))
@@ -317,7 +317,7 @@ def test_many_objects_inside_change_no_check_of_a_guard(
 
 
 def _verify(site: _Site, machine: _Machine) -> str:
-    found = site.host.call(lambda: installer.verify(machine.name, site.state))
+    found = site.host.call(lambda: verification.verify(machine.name, site.state))
     return found.difference or found.verdict
 
 

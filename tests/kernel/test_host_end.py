@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import AbsentError
-from ocsf_nft.fence import host_end, installer
+from ocsf_nft.fence import host_end, installer, verification
 from ocsf_nft.fence.spec import FenceSpec, HostEnd
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, PROXY_PORT, Lab, configure, ip, new_namespace
@@ -51,7 +51,7 @@ def test_end_on_the_host_is_found_and_guarded_until_removal(
     assert installed.spec.guard_device == "gw0"
     assert installed.around.host.gateway_macs == installed.around.host.direct_macs == (GATEWAY_MAC,)
     assert host.call(lambda: host_end.has_end(lab.sandbox_namespace))
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "as installed"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "as installed"
     assert host.call(lambda: installer.renew("lab", state)) == installed
     host.call(lambda: installer.remove("lab", state))
     assert nft(host, "list", "ruleset") == ""
@@ -65,7 +65,7 @@ def test_end_in_another_namespace_is_not_guarded(
     assert installed.around.host.absence == (
         "no guard: the other end of sb0 is not in this network namespace"
     )
-    verify = named(other).call(lambda: installer.verify("lab", state))
+    verify = named(other).call(lambda: verification.verify("lab", state))
     assert verify.verdict == "as installed"
     assert not named(other).call(lambda: host_end.has_end(lab.sandbox_namespace))
 
@@ -134,7 +134,7 @@ def test_renamed_end_is_noticed_and_stays_guarded(lab: Lab, state: StateDirector
     host = lab.gateway_namespace
     ip("-n", lab.gateway, "link", "set", "gw0", "down")
     ip("-n", lab.gateway, "link", "set", "gw0", "name", "other0", "up")
-    found = host.call(lambda: installer.verify("lab", state))
+    found = host.call(lambda: verification.verify("lab", state))
     assert found.verdict == "differs"
     assert "another device now (other0)" in found.difference
     renewed = host.call(lambda: installer.renew("lab", state))
@@ -142,7 +142,7 @@ def test_renamed_end_is_noticed_and_stays_guarded(lab: Lab, state: StateDirector
     # The table keeps its name, so that a run goes on to watch it.
     assert renewed.spec.guard_device == "gw0"
     assert 'device "other0"' in renewed.listings[_GUARD]
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "as installed"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "as installed"
 
 
 def test_deleted_end_leaves_an_idle_guard_until_the_link_exists_again(
@@ -151,19 +151,19 @@ def test_deleted_end_leaves_an_idle_guard_until_the_link_exists_again(
     _install(lab, state)
     host = lab.gateway_namespace
     ip("-n", lab.gateway, "link", "del", "gw0")
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "differs"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "differs"
     renewed = host.call(lambda: installer.renew("lab", state))
     assert renewed is not None
     assert renewed.around.host.ends == ()
     assert "hook" not in renewed.listings[_GUARD]
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "as installed"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "as installed"
     ip(
         *("-n", lab.sandbox, "link", "add", "sb0", "type", "veth"),
         *("peer", "name", "gw0", "netns", lab.gateway),
     )
     configure(lab.gateway, "gw0", f"{GATEWAY4}/24")
     configure(lab.sandbox, "sb0", "10.200.0.2/24")
-    assert host.call(lambda: installer.verify("lab", state)).verdict == "differs"
+    assert host.call(lambda: verification.verify("lab", state)).verdict == "differs"
     renewed = host.call(lambda: installer.renew("lab", state))
     assert renewed is not None
     assert 'hook ingress device "gw0"' in renewed.listings[_GUARD]

@@ -19,6 +19,7 @@ from ocsf_nft.fence import (
     ruleset,
     table_changes,
     table_query,
+    verification,
 )
 from ocsf_nft.fence.spec import TRANSPORTS, Surroundings
 from ocsf_nft.fence.state import StateDirectory
@@ -48,7 +49,7 @@ def test_ruleset_with_an_error_leaves_the_fence_unchanged(
         nft.load(fenced.sandbox_namespace, text)
     assert "add rule inet ocsf_nft nowhere accept" in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_installing_the_same_fence_again_changes_nothing(
@@ -63,7 +64,7 @@ def test_installing_the_same_fence_again_changes_nothing(
     )
     # Changed by another process: the same installation restores it.
     installer.install(spec, fenced.sandbox_namespace, state)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     restored = conftest.nft(
         fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
     )
@@ -95,16 +96,16 @@ def test_installing_the_same_fence_again_changes_nothing(
 def test_verify_shows_each_change(
     fenced: Lab, state: StateDirectory, tampering: tuple[str, ...]
 ) -> None:
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
     conftest.nft(fenced.sandbox_namespace, *tampering)
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.difference
 
 
 def test_verify_names_a_new_interface(fenced: Lab, state: StateDirectory) -> None:
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert "late0" in found.difference
 
@@ -118,7 +119,7 @@ def test_verify_shows_the_first_of_many_differences_and_their_number(
         fenced.sandbox_namespace, ";".join(f"add rule inet ocsf_nft output {r}" for r in rules)
     )
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     lines = found.difference.splitlines()
     assert "late0" in lines[0]
     assert "tcp dport { 1, 3, 5, 7," in found.difference
@@ -132,10 +133,10 @@ def test_verify_finds_a_flushed_or_never_fenced_namespace_absent(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
-    assert installer.verify(conftest.SANDBOX, state).verdict == "absent"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "absent"
     nothing = StateDirectory(tmp_path / "nothing")
     gateway = fenced.gateway_namespace
-    assert installer.verify(conftest.SANDBOX, nothing, gateway).verdict == "absent"
+    assert verification.verify(conftest.SANDBOX, nothing, gateway).verdict == "absent"
 
 
 def test_installer_leaves_foreign_tables_unchanged(
@@ -160,16 +161,16 @@ def test_fence_with_many_interfaces_is_installed_replaced_and_restored(
     other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     for each in (other, spec):
         installed = installer.install(each, ns, state, "nflog")
-        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        assert verification.verify(spec.sandbox, state).verdict == "as installed"
     (prepared,) = restore_batch.prepare(installed).batches
     for tampering in ("flush ruleset", "flush table netdev ocsf_nft"):
         conftest.nft(ns, tampering)
         table_changes.commit(ns, prepared.keeping_counters or prepared.full)
-        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        assert verification.verify(spec.sandbox, state).verdict == "as installed"
     ip("-n", lab.sandbox, "link", "del", "a0")
     ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
     installer.renew(spec.sandbox, state)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     listed = conftest.nft(ns, "list", "table netdev ocsf_nft")
     names = re.findall(r"\w+", listed.partition("devices = {")[2].partition("}")[0])
     assert len(names) == len(set(names)) == number + 1
@@ -187,13 +188,13 @@ def test_fence_that_the_kernel_cannot_list_differs_and_is_renewed(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     _attach_to_many(fenced.sandbox_namespace, "ocsf_nft egress", 2147483647)
-    found = installer.verify(spec.sandbox, state)
+    found = verification.verify(spec.sandbox, state)
     assert (found.verdict, "one of its chains is attached to" in found.difference) == (
         "differs",
         True,
     )
     installer.renew(spec.sandbox, state)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_foreign_chain_that_the_kernel_cannot_list_is_named(
@@ -205,7 +206,7 @@ def test_foreign_chain_that_the_kernel_cannot_list_is_named(
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
     conftest.nft(lab.sandbox_namespace, "delete table netdev large")
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_removal_deletes_all_tables_and_records(fenced: Lab, state: StateDirectory) -> None:
@@ -220,14 +221,14 @@ def test_namespace_of_a_process_is_fenced(lab: Lab, spec: FenceSpec, state: Stat
     process = lab.sandbox_namespace.call(lambda: subprocess.Popen(["sleep", "30"]))
     try:
         installer.install(spec, of_process(process.pid), state)
-        assert installer.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == (
+        assert verification.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == (
             "as installed"
         )
     finally:
         process.kill()
         process.wait()
     # The process has exited; another process may have its pid now.
-    assert installer.verify(spec.sandbox, state).verdict == "absent"
+    assert verification.verify(spec.sandbox, state).verdict == "absent"
 
 
 def test_policy_of_another_version_is_reported_and_replaced(
@@ -236,7 +237,7 @@ def test_policy_of_another_version_is_reported_and_replaced(
     installed = state.read(spec.sandbox)
     assert installed is not None
     state.write(dataclasses.replace(installed, policy="0" * 64))
-    found = installer.verify(spec.sandbox, state)
+    found = verification.verify(spec.sandbox, state)
     assert found.verdict == "differs"
     assert "another version" in found.difference
     before = conftest.nft(
@@ -247,7 +248,7 @@ def test_policy_of_another_version_is_reported_and_replaced(
         fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
     )
     assert _rule_handles(after).isdisjoint(_rule_handles(before))
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def _rule_handles(listing: str) -> set[str]:
@@ -260,7 +261,7 @@ def test_forged_table_comment_does_not_prevent_an_installation(
     disguise = 'table inet ocsf_nft { comment "fence of sandbox other"; }'
     conftest.nft(fenced.sandbox_namespace, f"flush ruleset; {disguise}")
     installer.install(spec, fenced.sandbox_namespace, state)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_fence_of_another_sandbox_is_not_replaced_or_removed(
@@ -271,7 +272,7 @@ def test_fence_of_another_sandbox_is_not_replaced_or_removed(
         installer.install(stranger, fenced.sandbox_namespace, state)
     with pytest.raises(FenceError, match=conftest.SANDBOX):
         installer.remove("stranger", state, fenced.sandbox_namespace)
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 def test_sandbox_is_not_fenced_in_two_namespaces(
@@ -281,7 +282,7 @@ def test_sandbox_is_not_fenced_in_two_namespaces(
         installer.install(spec, fenced.gateway_namespace, state)
     with pytest.raises(FenceError, match="is installed in"):
         installer.remove(spec.sandbox, state, fenced.gateway_namespace)
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_guard_of_another_sandbox_is_not_replaced_and_an_old_guard_is_removed(

@@ -20,6 +20,7 @@ from ocsf_nft.fence import (
     nft,
     pinned_survey,
     routes,
+    verification,
 )
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
@@ -54,7 +55,7 @@ def test_renew_loads_nothing_for_a_sandbox_without_a_record(
 
 def test_verify_names_a_fence_without_a_record(fenced: Lab, tmp_path: Path) -> None:
     nothing = StateDirectory(tmp_path / "nothing")
-    found = installer.verify("lab", nothing, fenced.sandbox_namespace)
+    found = verification.verify("lab", nothing, fenced.sandbox_namespace)
     assert (found.verdict, found.installed) == ("differs", None)
     assert found.difference == (
         f"a fence is installed in {fenced.sandbox_namespace}, "
@@ -158,7 +159,7 @@ def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
             for family in ("inet", "netdev"):
                 create_table(family, f"{kind} of sandbox ../../etc")
             installer.install(tap.spec(_NAME), _HOST, state, "nflog")
-            assert installer.verify(_NAME, state).verdict == "as installed"
+            assert verification.verify(_NAME, state).verdict == "as installed"
             conftest.nft(_HOST, "flush ruleset")
             state.delete(_NAME)
 
@@ -178,7 +179,7 @@ def test_table_of_a_vm_that_names_another_vm_does_not_affect_that_vm(
             conftest.nft(_HOST, f'add table {table} {{ comment "fence of sandbox other"; }}')
         installer.install(tap.spec(_NAME), _HOST, state, "nflog")
         for name in ("other", _NAME):
-            assert installer.verify(name, state).verdict == "as installed", name
+            assert verification.verify(name, state).verdict == "as installed", name
 
     with tap.silent_machine(site), tap.silent_machine(site, "vmtap-1", gateways):
         site.host.call(install)

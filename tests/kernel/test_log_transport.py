@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft.check import host_features
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, kernel_log_sysctl, nft
+from ocsf_nft.fence import installer, kernel_log_sysctl, nft, verification
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_installer_selects_the_best_transport_of_the_kernel(
     assert (installed.degraded is not None) == degraded
     if installed.degraded is not None:
         assert "nft_log" in installed.degraded
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     installer.remove(spec.sandbox, state)
     assert all_netns() == "0"
 
@@ -75,7 +75,7 @@ def test_requested_transport_is_used_or_the_installation_fails(
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
     with pytest.raises(UnsupportedError, match="nft_log"):
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == "absent"
+    assert verification.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == "absent"
 
 
 def test_sysctl_is_restored_with_the_last_fence_that_used_it(
@@ -119,11 +119,11 @@ def test_kernel_log_fence_with_a_disabled_sysctl_differs(
 ) -> None:
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     _ALL_NETNS.write_text("0")
-    found = installer.verify(spec.sandbox, state)
+    found = verification.verify(spec.sandbox, state)
     assert (found.verdict, "nf_log_all_netns" in found.difference) == ("differs", True)
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     assert all_netns() == "1"
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_previous_value_stays_stored_until_a_second_installation_restores_the_sy
         FenceError, match="the fence of sandbox lab is installed, but it can't be set"
     ):
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     read_only_sysctl.undo()
     installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert (all_netns(), state.stored_sysctls("nf_log_all_netns")) == ("0", None)

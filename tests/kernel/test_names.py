@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError, UsageError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import TamperGuard
 from ocsf_nft.lab import INTERNET4, ip
@@ -58,7 +58,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 def _allowed(folder: Path, name: str) -> list[str]:
     """Return the exceptions in the record of a fence, which must be as installed."""
     state = StateDirectory(folder)
-    found = installer.verify(name, state)
+    found = verification.verify(name, state)
     assert found.installed is not None
     assert (found.verdict, found.difference) == ("as installed", "")
     return list(map(str, found.installed.spec.exceptions))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import INTERNET4
 from ocsf_nft.netns import named
@@ -50,7 +50,7 @@ def test_run_with_options_takes_names_from_the_hosts_file(made: str, tmp_path: P
     with command.running(*options, *policy, "--output", str(output), under=under) as running:
         # The addresses may be in the fence before the run is ready.
         accounts.until(lambda: b"added 10.250.0.1" in output.read_bytes())
-        found = installer.verify(name, StateDirectory(state), named(name))
+        found = verification.verify(name, StateDirectory(state), named(name))
         assert found.installed is not None
         assert list(map(str, found.installed.spec.allowed)) == [
             "10.250.0.1:3128", f"{INTERNET4}:443"

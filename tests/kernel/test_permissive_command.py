@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side, written
@@ -189,7 +189,7 @@ def test_enforcing_again_refuses_at_once(lab: Lab, spec: FenceSpec, state: State
     for is_permissive in (True, False, True, False):
         requested = dataclasses.replace(spec, is_permissive=is_permissive)
         installer.install(requested, lab.sandbox_namespace, state, "nflog")
-        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        assert verification.verify(spec.sandbox, state).verdict == "as installed"
         text = conftest.nft(lab.sandbox_namespace, "-t", "list", "ruleset")
         assert ("drop" in text, "reject" in text) == (not is_permissive,) * 2
         with lab.sandbox_namespace.call(socket.socket) as sock:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence import installer, nft, verification
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, ip
 from tests.kernel import command, conftest, written
@@ -102,19 +102,19 @@ def test_fence_that_was_installed_before_the_network_pins_it_at_a_check(
     ip("-n", lab.sandbox, "-6", "route", "flush", "dev", "sb0")
     before = installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert before.around.pins == ()
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     for arguments in (
         ("address", "add", f"{SANDBOX4}/24", "dev", "sb0"),
         ("route", "replace", "default", "via", GATEWAY4),
     ):
         ip("-n", lab.sandbox, *arguments)
-    found = installer.verify(spec.sandbox, state)
+    found = verification.verify(spec.sandbox, state)
     assert found.difference == "a route has shown its uplinks: sb0"
     renewed = installer.renew(spec.sandbox, state)
     assert renewed is not None
     assert [pin.name for pin in renewed.around.pins] == ["sb0"]
     assert [*map(str, renewed.around.addresses)] == [SANDBOX4]
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_address_that_was_added_later_sends_nothing_to_the_proxy(
@@ -142,7 +142,7 @@ def test_address_that_was_added_later_sends_nothing_to_the_proxy(
         fenced.sandbox_namespace.call(lambda: connect(SANDBOX4))
         proxy.accept()[0].close()
     assert conftest.counted(fenced.sandbox_namespace)[GATEWAY4] == 1
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 def test_renamed_uplink_is_no_link_to_a_nested_namespace(

@@ -20,6 +20,7 @@ from ocsf_nft.fence import (
     restore_batch,
     table_changes,
     table_query,
+    verification,
 )
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.state import StateDirectory
@@ -82,7 +83,7 @@ def test_replacement_preserves_counters_and_removes_foreign_parts(
         conftest.nft(fenced.sandbox_namespace, tampering)
     other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, fenced.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert counters(fenced.sandbox_namespace)["refused_egress"] >= before >= 7
     assert _flow(fenced) == 7
     assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
@@ -97,7 +98,7 @@ def test_table_with_another_comment_is_replaced_completely(
         'delete table inet ocsf_nft; add table inet ocsf_nft { comment "fence of sandbox x"; }',
     )
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert _flow(fenced) == 0
 
 
@@ -109,7 +110,7 @@ def test_set_with_other_properties_is_replaced(
                  "add set inet ocsf_nft flows4_egress { typeof meta skuid . meta l4proto . ip daddr"
                  " . th dport; size 4; flags dynamic; }")  # fmt: skip
     installer.install(spec, ns, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def test_fence_is_loaded_without_counters_if_the_kernel_refuses_to_preserve_them(
@@ -149,7 +150,7 @@ def test_chain_that_a_listing_hides_is_removed_with_the_counters(
 
     monkeypatch.setattr(replace_keeping_counters, "replacement_text", incomplete)
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
     assert _flow(fenced) == 0
 
@@ -179,7 +180,7 @@ def test_fence_as_recorded_is_replaced_without_listing_it_first(
         installer.install_locked(other, ns, state, "nflog", nft.load)
         monkeypatch.undo()
     assert len(listed) == listings
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
     assert _flow(fenced) == 7
 
@@ -210,7 +211,7 @@ def test_fence_with_a_guard_as_recorded_is_replaced_without_listing_it_first(
         install(77)
         monkeypatch.undo()
     assert len(listed) == listings
-    assert host.call(lambda: installer.verify(spec.sandbox, state)).verdict == "as installed"
+    assert host.call(lambda: verification.verify(spec.sandbox, state)).verdict == "as installed"
     assert "foreign" not in conftest.nft(host, "-t", "list", "ruleset")
 
 
@@ -226,7 +227,7 @@ def test_record_is_not_that_of_another_namespace_with_the_same_generation(
         assert before.generations is not None
         assert [table_query.generation(ns).number] == [each.number for each in before.generations]
         installer.install(dataclasses.replace(spec, group=77), ns, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(ns, "-t", "list", "ruleset")
 
 
@@ -242,7 +243,7 @@ def test_record_is_not_that_of_other_tables(tmp_path: Path) -> None:
             installer.install(FenceSpec(sandbox="lab", proxies=proxies), HOST, state, "nflog")
             vm = FenceSpec(sandbox="lab", proxies=proxies, tap=tap)
             installer.install(vm, HOST, state, "nflog")
-        assert installer.verify("lab", state).verdict == "as installed"
+        assert verification.verify("lab", state).verdict == "as installed"
         listed = conftest.nft(HOST, "list", "ruleset")
         assert "foreign" not in listed
         assert "table inet ocsf_nft {" not in listed
@@ -261,7 +262,7 @@ def test_new_and_deleted_links_do_not_change_the_counters(
         else:
             ip("-n", fenced.sandbox, "link", "del", "late0")
         installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        assert verification.verify(spec.sandbox, state).verdict == "as installed"
         listed = conftest.nft(fenced.sandbox_namespace, "-t", "list", "table netdev ocsf_nft")
         (egress,) = [line for line in listed.splitlines() if hook in line]
         assert ("late0" in egress, "late1" in egress) == (add, add)
@@ -283,7 +284,7 @@ def test_change_during_a_replacement_is_undone_without_loss_of_the_counters(
     monkeypatch.setattr(listing, "of_fence", changed)
     other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
     installer.install(other, ns, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert _flow(fenced) == 7
 
 
@@ -304,7 +305,7 @@ def test_interface_that_is_attached_during_a_replacement_is_no_difference(
         patch.setattr(listing, "of_fence", attached)
         other = dataclasses.replace(spec, exceptions=(exception("tcp:10.200.0.9:80"),))
         installed = installer.install(other, ns, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
     assert _flow(fenced) == 7
     # It may be attached to nothing when the fence is restored.
     conftest.nft(ns, "delete chain netdev ocsf_nft egress { type filter hook egress "
@@ -318,7 +319,7 @@ def test_interface_that_is_attached_during_a_replacement_is_no_difference(
 def test_elements_of_counting_sets_are_no_difference(fenced: Lab, state: StateDirectory) -> None:
     _attempt(fenced)
     assert _flow(fenced) == 7
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 @pytest.mark.parametrize("name", ["allowed4", "foreign"])
@@ -333,14 +334,14 @@ def test_set_with_very_many_elements_is_read_up_to_a_limit(
         made += f"add element inet ocsf_nft {name} {{ {endpoints} }}\n"
     path.write_text(made)
     conftest.nft(ns, "-f", str(path))
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.installed is not None
     shown = listing.of_fence(found.installed.spec, ns)["inet ocsf_nft"]
     assert "10.9.7.7" not in shown
     assert ("more than 1002 elements" in shown) == (name == "allowed4")
     installer.install(spec, ns, state, "nflog")
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 def test_elements_are_readable_for_people(lab: Lab) -> None:
@@ -379,9 +380,9 @@ def test_chain_with_an_unusual_name_is_reported_and_removed(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, name: bytes
 ) -> None:
     fenced.sandbox_namespace.call(lambda: _make_chain(name))
-    assert installer.verify(spec.sandbox, state).verdict == "differs"
+    assert verification.verify(spec.sandbox, state).verdict == "differs"
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert verification.verify(spec.sandbox, state).verdict == "as installed"
 
 
 def _make_chain(name: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from tests.kernel import accounts, attempts, command, conftest, written
 from tests.kernel.journald import in_journal, journald
@@ -167,7 +167,7 @@ def test_fence_that_was_active_before_stays_active(
 ) -> None:
     with command.running(*_options(fenced, state, tmp_path / "o"), "--install") as running:
         assert running.stop(signal.SIGINT)[0] == 0
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 def test_a_sandbox_is_watched_again_by_its_name_alone(
@@ -190,7 +190,9 @@ def test_an_interface_that_appears_later_is_fenced_too(
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        accounts.until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
+        accounts.until(
+            lambda: verification.verify(conftest.SANDBOX, state).verdict == "as installed"
+        )
         assert "late0" in conftest.nft(lab.sandbox_namespace, "list", "table", "netdev", "ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
     found = [event for event in written.events(output) if event["class_uid"] == 5019]
@@ -263,7 +265,9 @@ def test_fence_flushed_under_a_run_is_restored_and_reported(
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         conftest.nft(lab.sandbox_namespace, "flush", "ruleset")
-        accounts.until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
+        accounts.until(
+            lambda: verification.verify(conftest.SANDBOX, state).verdict == "as installed"
+        )
         assert running.stop(signal.SIGTERM)[0] == 0
     found = [event for event in written.events(output) if event["class_uid"] == 5019]
     details = [event.get("status_detail") or "" for event in found]
@@ -348,7 +352,7 @@ def test_recreated_namespace_is_fenced_again(
         ip("netns", "del", lab.sandbox)
         ip("netns", "add", lab.sandbox)
         end = time.monotonic() + 60
-        while not installer.is_installed(lab.sandbox_namespace):
+        while not verification.is_installed(lab.sandbox_namespace):
             assert time.monotonic() < end
             time.sleep(0.01)
         code, messages = running.stop(signal.SIGTERM)

@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft.config.identity import CloudConfig, IdentityConfig
 from ocsf_nft.errors import AbsentError, ConflictError, OcsfNftError, UsageError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.process import Process
@@ -145,7 +145,7 @@ async def test_policy_is_changed_in_place_and_the_change_is_an_audit_event(
         assert result == (False, ("allow: added tcp:203.0.113.7:443",))
         assert (await put(opened, _CALLER)).changes == ()
         assert (await connect_to(name, 443))[443] != "refused"
-        assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+        assert verification.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
         permissive = await put(sandbox(name, permissive=True))
         assert permissive.changes == (
             "allow: removed tcp:203.0.113.7:443", "permissive: none → true",

@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft.control.http_call import call, sandbox_target
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from tests.kernel import command, namespaces, written
@@ -84,7 +84,7 @@ def _check(name: str, policy: _Policy, state: StateDirectory) -> None:
         assert nft(named(name), "list", "ruleset") == ""
         assert not state.directory(name).exists()
         return
-    found = installer.verify(name, state)
+    found = verification.verify(name, state)
     assert (found.verdict, found.difference) == ("as installed", "")
     assert found.installed is not None
     allowed = map(str, found.installed.spec.exceptions)

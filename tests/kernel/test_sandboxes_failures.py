@@ -27,7 +27,7 @@ from ocsf_nft.errors import (
     SourceError,
     UnsupportedError,
 )
-from ocsf_nft.fence import ended_namespaces, installer
+from ocsf_nft.fence import ended_namespaces, installer, verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.namespace_watch import NamespaceWatch, present_identity
@@ -480,7 +480,7 @@ async def test_reload_of_a_key_that_is_no_policy_lets_nothing_out(
                 changed = sandbox(name, **keys)
                 await service.reload(service.config.model_copy(update={"sandbox": (changed,)}))
                 assert service.view(name).config == changed
-                assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+                assert verification.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
             broken = sandbox(name, group=79, host_guard="nowhere0")
             with pytest.raises(OcsfNftError, match="nowhere0"):
                 await service.reload(service.config.model_copy(update={"sandbox": (broken,)}))

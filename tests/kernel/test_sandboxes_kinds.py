@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.fence import installer, table_query
+from ocsf_nft.fence import table_query, verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from tests.descriptors import open_descriptors
@@ -88,7 +88,7 @@ async def test_policy_of_an_exclusive_sandbox_is_changed_by_its_owner_only(
             assert owned() == [True, True]
             with pytest.raises(subprocess.CalledProcessError):
                 nft(named(name), "flush", "table", "inet", "ocsf_nft")
-            assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+            assert verification.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
         assert await connect_to(name, 443) == {443: "refused"}
         assert _numbers(await release(name)) == (1, 0)
         assert nft(named(name), "list", "ruleset") == ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.errors import DeliveryError, FenceError
-from ocsf_nft.fence import installer, turn_off
+from ocsf_nft.fence import installer, turn_off, verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import named
@@ -114,7 +114,7 @@ async def test_fence_is_on_again_if_its_last_counts_cannot_be_stored(
             with pytest.raises(DeliveryError, match="can't be stored" if is_late else "full"):
                 await served.service.release(name)
         assert await connect_to(name, 444) == {444: "refused"}
-        assert installer.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
+        assert verification.verify(name, StateDirectory(tmp_path)).verdict == "as installed"
         await served.service.put(sandbox(name))
         final = await served.service.release(name)
         assert sum(each.refused for each in final.balances) == 2

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.service import delivery_start, startup
 from ocsf_nft.state.state_db import StateDatabase
@@ -274,7 +274,7 @@ def test_service_manager_is_notified_of_readiness_and_watchdog(
 
             ready = notification("READY=1\n")
             assert f"STATUS=watching {conftest.SANDBOX}\n" in ready
-            assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+            assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
             for _ in range(3):
                 notification("WATCHDOG=1\n")
             before = time.monotonic_ns() // 1000
@@ -331,7 +331,7 @@ def test_standard_output_begins_with_a_handshake_once_the_fence_is_active(
                 assert first["sandboxes"] == [
                     {"name": conftest.SANDBOX, "fence": "as installed", "mode": "enforcing"}
                 ]
-                assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+                assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
                 attempts.attempt(lab.sandbox_namespace, 1001, 1, "udp4")
                 while orjson.loads(process.stdout.readline())["class_uid"] != 4001:
                     pass
@@ -365,7 +365,7 @@ async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
     config = ocsf_nft.parse(settings(lab, state), where="test")
     found: list[dict[str, Any]] = []
     async with ocsf_nft.Service(config, iterates=True) as service:
-        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
         await asyncio.to_thread(attempts.attempt, lab.sandbox_namespace, 1001, 5, "sweep")
         async for event in service:
             found.append(event)
@@ -373,7 +373,7 @@ async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
                 service.stop()
     assert found[0]["activity_name"] == "Start"
     assert found[-1]["activity_name"] == "Stop"
-    assert installer.verify(conftest.SANDBOX, state).verdict == "absent"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "absent"
 
 
 async def test_the_example_in_the_readme_works(lab: Lab, state: StateDirectory) -> None:
@@ -397,13 +397,13 @@ async def test_the_example_in_the_readme_works(lab: Lab, state: StateDirectory) 
             service.stop()
 
     def started() -> None:
-        assert installer.verify("agent", state).verdict == "as installed"
+        assert verification.verify("agent", state).verdict == "as installed"
         attempts.attempt(lab.sandbox_namespace, 1001, 1, "udp4")
 
     await names["supervise"](started, took)
     assert taken[0] == "Start"
     assert taken[-1] == "Stop"
-    assert installer.verify("agent", state).verdict == "absent"
+    assert verification.verify("agent", state).verdict == "absent"
 
 
 async def test_events_not_taken_by_a_supervisor_are_delivered_by_the_next_service(
@@ -425,7 +425,7 @@ async def test_supervisor_exception_is_raised_unchanged(lab: Lab, state: StateDi
     with pytest.raises(KeyError, match="mine"):
         async with ocsf_nft.Service(config, iterates=True):
             raise KeyError("mine")
-    assert installer.verify(conftest.SANDBOX, state).verdict == "absent", "it ended as it should"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "absent", "it ended as it should"
 
 
 async def test_service_after_a_cancelled_one_delivers_all_events(
@@ -504,7 +504,7 @@ async def test_service_failure_ends_the_code_in_its_context(
 
     with pytest.raises(ClosedError, match="is damaged"):
         await watch()
-    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
     installer.remove(conftest.SANDBOX, state)
 
 

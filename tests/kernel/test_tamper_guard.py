@@ -27,6 +27,7 @@ from ocsf_nft.fence import (
     restore_batch,
     ruleset,
     tamper_guard,
+    verification,
 )
 from ocsf_nft.fence.fence_change import FenceChange
 from ocsf_nft.fence.guard_thread import GuardThread
@@ -163,7 +164,7 @@ def _send(packets: int) -> None:
 
 
 def _verdict(state: StateDirectory) -> str:
-    found = installer.verify(conftest.SANDBOX, state)
+    found = verification.verify(conftest.SANDBOX, state)
     return f"{found.verdict} {found.difference}".strip()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer, tamper_guard
+from ocsf_nft.fence import installer, tamper_guard, verification
 from ocsf_nft.fence.tamper_guard import MAX_RESTORES, TamperGuard
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
@@ -167,7 +167,7 @@ def _tamper(namespace: Namespace, text: str) -> int:
 
 
 def _is_active(state: StateDirectory) -> bool:
-    return installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    return verification.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_start_of_a_run_restores_a_fence_altered_before(
 ) -> None:
     """A supervisor restarts a killed run; meanwhile the fence was altered or removed."""
     conftest.nft(fenced.sandbox_namespace, *tampering)
-    assert installer.verify(conftest.SANDBOX, state).verdict != "as installed"
+    assert verification.verify(conftest.SANDBOX, state).verdict != "as installed"
     with command.running(*named) as running:
-        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        assert verification.verify(conftest.SANDBOX, state).verdict == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
     (event,) = output.tampered()
     assert event["unmapped"]["previous_state"] == before

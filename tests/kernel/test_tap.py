@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence import installer, nft, verification
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
@@ -115,7 +115,7 @@ def test_vm_reaches_the_gateways_port_and_the_internet_with_the_hosts_address(
         _refused(machine.guest, gateway, 22)
         ping = ["ping", "-c1", f"-W{_SECONDS}", internet]
         machine.guest.call(partial(subprocess.run, ping, capture_output=True, check=True))
-    assert installer.verify(_NAME, state).verdict == "as installed"
+    assert verification.verify(_NAME, state).verdict == "as installed"
 
 
 @pytest.mark.parametrize("internet", [INTERNET4, INTERNET6])
@@ -404,10 +404,10 @@ def test_replaced_fence_keeps_its_counts_and_learns_the_link_address_again(
         assert _refused_frames(site.host) == 3
         machine.send_ip(packet)
         assert _refused_frames(site.host) == 3
-        assert installer.verify(_NAME, state).verdict == "as installed"
+        assert verification.verify(_NAME, state).verdict == "as installed"
         table = ("netdev", f"ocsf_nft_{tap.DEVICE}", "macs")
         conftest.nft(site.host, "flush", "set", *table)
-        assert installer.verify(_NAME, state).verdict == "differs"
+        assert verification.verify(_NAME, state).verdict == "differs"
 
 
 def test_fence_learns_no_link_address_from_a_refused_frame(
@@ -442,17 +442,17 @@ def test_table_of_an_exited_vm_is_replaced_and_table_of_a_running_vm_is_not(
         installer.install(tap.spec(_NAME), site.host, state, "nflog")
         with pytest.raises(FenceError, match=_NAME):
             installer.install(tap.spec("vm-9"), site.host, state, "nflog")
-        assert installer.verify(_NAME, state).verdict == "as installed"
-    found = installer.verify(_NAME, state)
+        assert verification.verify(_NAME, state).verdict == "as installed"
+    found = verification.verify(_NAME, state)
     assert (found.verdict, tap.DEVICE in found.difference) == ("differs", True)
     with tap.machine(site) as machine:
-        found = installer.verify(_NAME, state)
+        found = verification.verify(_NAME, state)
         assert (found.verdict, "created again" in found.difference) == ("differs", True)
         with _changes(site.host) as changes:
             installer.install(tap.spec("vm-9"), site.host, state, "nflog")
             assert changes().count("") == 1
         assert state.read(_NAME) is None
-        assert installer.verify("vm-9", state).verdict == "as installed"
+        assert verification.verify("vm-9", state).verdict == "as installed"
         # As after a run that was killed before it stored a record.
         state.delete("vm-9")
         installer.install(tap.spec("vm-10"), site.host, state, "nflog")
@@ -495,7 +495,7 @@ def test_bridged_device_is_not_fenced(site: tap.Site, state: StateDirectory) -> 
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     ip("-n", site.host_name, "link", "add", "br0", "type", "bridge")
     ip("-n", site.host_name, "link", "set", tap.DEVICE, "master", "br0")
-    found = installer.verify(_NAME, state)
+    found = verification.verify(_NAME, state)
     assert (found.verdict, "bridge" in found.difference) == ("differs", True)
     with pytest.raises(FenceError, match="nomaster"):
         installer.install(tap.spec(_NAME), site.host, state, "nflog")

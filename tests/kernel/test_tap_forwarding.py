@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.lab import ip
 from tests.kernel import command, conftest, dying, packets, tap
 
@@ -153,12 +153,12 @@ def test_forwarding_disabled_meanwhile_is_reported_and_enabled_again(
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     _set(site.host, ipv4__ip_forward="0")
-    found = installer.verify(_NAME, state)
+    found = verification.verify(_NAME, state)
     assert found.verdict == "differs"
     assert "net.ipv4.ip_forward is off" in found.difference
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     assert _is_on(site.host) == ("1", "1")
-    assert installer.verify(_NAME, state).verdict == "as installed"
+    assert verification.verify(_NAME, state).verdict == "as installed"
     installer.remove(_NAME, state)
     assert tap.settings(site.host) == before
 
@@ -203,7 +203,7 @@ def test_earlier_settings_are_restored_after_a_kill_at_any_step(
         if what == "install":
             installer.install(tap.spec(_NAME), site.host, state, "nflog")
             assert _is_on(site.host) == ("1", "1")
-            assert installer.verify(_NAME, state).verdict == "as installed"
+            assert verification.verify(_NAME, state).verdict == "as installed"
         if state.read(_NAME) is not None:
             installer.remove(_NAME, state)
         assert conftest.nft(site.host, "list", "ruleset") == ""

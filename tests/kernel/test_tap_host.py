@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError, UsageError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, verification
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, INTERNET6
@@ -100,16 +100,16 @@ def test_link_table_of_a_vm_and_guard_of_its_device_do_not_replace_each_other(
         installer.install(tap.spec(_NAME), HOST, state, "nflog")
         with pytest.raises(FenceError, match=f"that of sandbox {_NAME}"):
             installer.install(_guarding("pod"), site.internet, state, "nflog")
-        assert installer.verify(_NAME, state).verdict == "as installed"
+        assert verification.verify(_NAME, state).verdict == "as installed"
         installer.remove(_NAME, state)
         installer.install(_guarding("pod"), site.internet, state, "nflog")
         with pytest.raises(FenceError, match="that of sandbox pod"):
             installer.install(tap.spec(_NAME), HOST, state, "nflog")
-        assert installer.verify("pod", state).verdict == "as installed"
+        assert verification.verify("pod", state).verdict == "as installed"
         # A guard without a record is stale, as a VM's table is.
         state.delete("pod")
         installer.install(tap.spec(_NAME), HOST, state, "nflog")
-        assert installer.verify(_NAME, state).verdict == "as installed"
+        assert verification.verify(_NAME, state).verdict == "as installed"
 
     site.host.call(try_both)
 
@@ -122,7 +122,7 @@ def test_link_table_of_a_vm_that_replaces_the_sandboxs_former_guard_remains(
         installer.install(_guarding(_NAME), site.internet, state, "nflog")
         conftest.nft(site.internet, "flush", "ruleset")
         installer.install(tap.spec(_NAME), HOST, state, "nflog")
-        assert installer.verify(_NAME, state).verdict == "as installed"
+        assert verification.verify(_NAME, state).verdict == "as installed"
 
     site.host.call(change)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence import installer, nft, verification
 from ocsf_nft.lab import INTERNET4
 from tests.kernel import command, tap
 
@@ -88,7 +88,7 @@ def test_rules_that_drop_a_vms_packets_are_reported_with_a_remedy(
         done.stderr.splitlines()[-1]
         == f"sandbox {_NAME} is fenced; refused packets are logged to nflog"
     )
-    assert installer.verify(_NAME, state).verdict == "as installed"
+    assert verification.verify(_NAME, state).verdict == "as installed"
     assert not _gets_out(machine, site, seconds=1)
 
     for each in commands:  # unchanged, in a shell

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import verification
 from tests.kernel import command, conftest, tap, written
 from tests.kernel.test_tap_refused import PUBLISHED, send
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK
@@ -90,9 +90,9 @@ def test_recreated_device_is_fenced_again_and_its_vm_reported(
             running = cleanup.enter_context(command.running(*_arguments(site, state, output)))
             machine.send(ALLOWED["arp for the gateway"])
             machine.send(LINK[0].sent)
-        _until(lambda: installer.verify(_NAME, state).verdict == "differs")
+        _until(lambda: verification.verify(_NAME, state).verdict == "differs")
         with tap.silent_machine(site) as machine:
-            _until(lambda: installer.verify(_NAME, state).verdict == "as installed")
+            _until(lambda: verification.verify(_NAME, state).verdict == "as installed")
             # Another VM, with another link address.
             machine.send(ALLOWED["arp for the gateway"].replace(tap.VM_MAC, _OTHER_MAC))
             machine.send(LINK[1].sent.replace(tap.VM_MAC, _OTHER_MAC))

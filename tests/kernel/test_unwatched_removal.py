@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, table_changes
+from ocsf_nft.fence import installer, table_changes, verification
 from ocsf_nft.lab import ip
 from ocsf_nft.service import unwatched_removal
 from tests.kernel import accounts, attempts, command
@@ -67,7 +67,7 @@ def test_fence_that_cannot_be_removed_is_on_and_keeps_its_counts(
     with pytest.raises(FenceError, match="not now"):
         unwatched_removal.remove(unwatched, state, fail)
     assert _refused(lab)
-    assert installer.verify(SANDBOX, state).verdict == "as installed"
+    assert verification.verify(SANDBOX, state).verdict == "as installed"
     assert (
         unwatched_removal.remove(unwatched, state, partial(installer.remove, SANDBOX, state)) == 3
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ocsf_nft.fence.installer import Verdict
+    from ocsf_nft.fence.verification import Verdict
 
 ACTIVE = Fence(installed=INSTALLED, state=FenceState.ACTIVE, is_ours=True)
 WELL = Inspection(fence=ACTIVE)

@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
-from ocsf_nft.fence import installer, kernel_log_sysctl
+from ocsf_nft.fence import installer, kernel_log_sysctl, verification
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.ocsf.context import Host
@@ -73,11 +73,11 @@ def test_inspection_waits_for_an_installation_by_another_process(
             begun.wait(10)
             verified(monkeypatch, "as installed")  # its record comes after its rules
 
-    def verify(*_: object) -> installer.Verification:
+    def verify(*_: object) -> verification.Verification:
         begun.set()
-        return installer.Verification(verdict="differs", installed=INSTALLED)
+        return verification.Verification(verdict="differs", installed=INSTALLED)
 
-    monkeypatch.setattr(installer, "verify", verify)
+    monkeypatch.setattr(verification, "verify", verify)
     other = threading.Thread(target=install)
     other.start()
     assert held.wait(10)
@@ -111,7 +111,7 @@ def _activate(
 
     verified(monkeypatch, "absent")
     monkeypatch.setattr(installer, "install", install)
-    monkeypatch.setattr(installer, "is_installed", lambda *_: was_active)
+    monkeypatch.setattr(verification, "is_installed", lambda *_: was_active)
     monkeypatch.setattr(kernel_log_sysctl, "is_initial", lambda _: is_initial)
     sandbox = {"name": "sb1", "install": True, **keys}
     found = config.parse({"sandbox": [sandbox]}, where="test")
