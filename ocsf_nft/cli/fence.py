@@ -106,7 +106,7 @@ def _sentence(installed: InstalledFence) -> str:
 def _summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
     """Yield lines for people about a fence, and commands to run next with the ``options``."""
     from ocsf_nft.fence import pinned_survey
-    from ocsf_nft.service.fences import guard_text
+    from ocsf_nft.service.fence_facts import guard_text
 
     yield _sentence(installed)
     spec = installed.spec
@@ -241,10 +241,10 @@ def remove(  # noqa: PLR0913 - each is an option
     if as_json and installed is not None:
         from ocsf_nft.ocsf.context import this_host
         from ocsf_nft.ocsf.fence_state_events import FenceState
-        from ocsf_nft.service import fences
+        from ocsf_nft.service import fence_facts
 
-        before, after = fences.state_of(installed), FenceState.ABSENT
-        _print(fences.state_event(installed, this_host(), before=before, after=after))
+        before, after = fence_facts.state_of(installed), FenceState.ABSENT
+        _print(fence_facts.state_event(installed, this_host(), before=before, after=after))
     missing = f"; no event reports its last {unreported:,} packets" if unreported else ""
     output.show(f"sandbox {sandbox} is no longer fenced{missing}")
 

@@ -16,7 +16,7 @@ from ocsf_nft.fence import ended_namespaces
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
-from ocsf_nft.service import fences, stored_account
+from ocsf_nft.service import fence_facts, stored_account
 from ocsf_nft.service.shielded import run_shielded
 from ocsf_nft.state.change import Change
 
@@ -105,15 +105,15 @@ async def forget_account(
     Before, emit the events about stored packets that no event has reported, and the last events of
     open findings. ``seen`` was the record of its fence. Raises DeliveryError.
     """
-    facts = fences.context(seen, reporter.host)
+    facts = fence_facts.context(seen, reporter.host)
     with reporter.facts_of_ended(sandbox, facts):
         # In a thread, since an account may have thousands of flows.
         account = await asyncio.to_thread(_stored, sandbox, state, reporter)
         await _report_rest(account, reporter)
-    event = fences.state_event(
+    event = fence_facts.state_event(
         seen,
         reporter.host,
-        before=fences.state_of(seen),
+        before=fence_facts.state_of(seen),
         after=FenceState.ABSENT,
         end=sandbox_end(account.balances()),
     )

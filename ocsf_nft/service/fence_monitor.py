@@ -16,7 +16,7 @@ from ocsf_nft.errors import AbsentError, OcsfNftError
 from ocsf_nft.fence import ended_namespaces, host_end, installer, listing
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.fence_state_events import FenceState
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts, fences
 from ocsf_nft.service.address_changes import change_of_addresses
 from ocsf_nft.service.fence_removal import FenceRemoval
 from ocsf_nft.service.fence_reports import ACTIVE_STATES, FenceReports
@@ -305,7 +305,7 @@ class FenceMonitor:
                 return
             state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
             more = await self._with_pending(alterations)
-            before = fences.state_of(reports.installed)
+            before = fence_facts.state_of(reports.installed)
             await reports.report_fault(before, state, str(error), more)
             return
         if inspection is None:

@@ -12,7 +12,7 @@ from ocsf_nft.fence import tamper_guard
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
 from ocsf_nft.ocsf.finding_parts import FENCE_REMOVED, RESTORE_STOPPED, TAMPERING
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts, fences
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class FenceReports:
         """
         self._sandbox, self.installed = sandbox, installed
         self._update_context(installed)
-        state, reason = fences.state_of(installed), installed.degraded
+        state, reason = fence_facts.state_of(installed), installed.degraded
         await self._emit(state, reason, change=change)
         self._reported = (state, reason)
         if change.is_resolved:
@@ -280,7 +280,7 @@ class FenceReports:
         await self._report_change(state, reason, _tampering(last, given_up=True))
 
     def _update_context(self, installed: InstalledFence) -> None:
-        known = fences.context(installed, self._reporter.host, self._sandbox)
+        known = fence_facts.context(installed, self._reporter.host, self._sandbox)
         self._reporter.set_context(self._sandbox.name, known)
 
     async def _report_restored(self, state: FenceState, change: FenceChange) -> None:
@@ -308,7 +308,7 @@ class FenceReports:
         end: SandboxEnd | None = None,
         is_regular: bool = False,
     ) -> None:
-        event = fences.state_event(
+        event = fence_facts.state_event(
             self.installed,
             self._reporter.host,
             before=self._reported[0],

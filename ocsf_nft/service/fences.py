@@ -1,30 +1,16 @@
-"""Installation and inspection of a running service's fences, and events about the fences."""
+"""Installation and inspection of a running service's fences, and their first events."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UsageError
-from ocsf_nft.fence import (
-    guard_conditions,
-    installer,
-    kernel_log_sysctl,
-    listing,
-    pinned_survey,
-    verification,
-)
+from ocsf_nft.fence import installer, kernel_log_sysctl, listing, pinned_survey, verification
 from ocsf_nft.netns import Namespace
-from ocsf_nft.ocsf.context import Context, Host, Proxy
-from ocsf_nft.ocsf.fence_state_events import (
-    FenceState,
-    PolicyChange,
-    SandboxEnd,
-    Tampering,
-    fence_state,
-)
+from ocsf_nft.ocsf.fence_state_events import FenceState, Tampering
+from ocsf_nft.service import fence_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +20,9 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.verification import Verification
+    from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
+    from ocsf_nft.ocsf.fence_state_events import PolicyChange
 
 
 #: Most names of interfaces in a text.
@@ -116,7 +104,7 @@ def _activate(
         )
         return Fence(
             installed=installed,
-            state=state_of(installed),
+            state=fence_facts.state_of(installed),
             is_ours=not was_active,
             before=before,
             reason=installed.degraded,
@@ -257,7 +245,7 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    state = state_of(installed)
+    state = fence_facts.state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
     )
@@ -268,7 +256,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
         installed=installed,
         state=FenceState.ALTERED,
         is_ours=False,
-        before=state_of(installed),
+        before=fence_facts.state_of(installed),
         reason=f"it is not as it was installed: {difference}",
     )
 
@@ -294,73 +282,6 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
     return "nflog" if sandbox.source == "nflog" else "kmsg"
 
 
-def context(
-    installed: InstalledFence,
-    host: Host | None,
-    sandbox: SandboxConfig | None = None,
-) -> Context:
-    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
-
-    ``sandbox`` is its configuration, if known.
-    """
-    is_pod = installed.spec.profile == "sidecar"
-    return Context(
-        host=host,
-        container=None if sandbox is None else sandbox.event_container,
-        labels=() if sandbox is None else sandbox.event_labels,
-        tenant_uid=None if sandbox is None else sandbox.tenant_uid,
-        severities=() if sandbox is None else sandbox.severities,
-        proxies=tuple(
-            Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
-        ),
-        # The proxy in a pod may use any interface, so no interface shows a packet's direction.
-        uplinks=frozenset(() if is_pod else installed.around.uplinks),
-        rules={
-            fact.name: f"{fact.family}/{fact.table}/{fact.chain}/{fact.handle}"
-            for fact in listing.logging_rules(installed.listings.values())
-        },
-    )
-
-
-def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
-    installed: InstalledFence,
-    host: Host | None,
-    *,
-    before: FenceState,
-    after: FenceState,
-    reason: str | None = None,
-    tampering: Tampering | None = None,
-    change: PolicyChange | None = None,
-    end: SandboxEnd | None = None,
-    sandbox: SandboxConfig | None = None,
-    guard: str = "",
-    is_regular: bool = False,
-) -> DeviceConfigStateChange:
-    """Return the event about a change of a fence's state; the event's time is now.
-
-    ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
-    change. ``is_regular`` marks an intended removal of the fence, and prevents severity Critical.
-    ``sandbox`` is the configuration of the sandbox, if known. The other arguments are those of
-    :func:`fence_state`.
-    """
-    return fence_state(
-        context(installed, host, sandbox),
-        sandbox=installed.spec.sandbox,
-        before=before,
-        after=after,
-        time_ns=time.time_ns(),
-        tables=sorted(installed.listings),
-        transport=installed.transport,
-        reason=reason,
-        tampering=tampering,
-        change=change,
-        end=end,
-        addresses={each.name: [*map(str, each.addresses)] for each in installed.spec.resolved},
-        guard=guard or guard_note(installed),
-        is_regular=is_regular,
-    )
-
-
 def first_event(
     fence: Fence,
     host: Host | None,
@@ -375,7 +296,7 @@ def first_event(
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
         reason = restored if reason is None else f"{restored}; {reason}"
-    return state_event(
+    return fence_facts.state_event(
         fence.installed,
         host,
         before=FenceState.ABSENT if fence.is_ours else fence.before,
@@ -388,41 +309,11 @@ def first_event(
     )
 
 
-def guard_note(installed: InstalledFence) -> str:
-    """Return why a fence has no guard on the host, or what its guard can't check; else empty."""
-    spec, around = installed.spec, installed.around
-    if spec.profile == "sidecar":
-        return "no guard: it can't recognise the users of a sidecar proxy"
-    if spec.finds_guard and around.host.absence:
-        return around.host.absence
-    if spec.finds_guard and spec.guard_device is not None and spec.is_permissive:
-        return "its guard on the host allows all packets too"
-    unknown = guard_conditions.unknown(spec, around) if spec.guard_device is not None else ""
-    return f"its guard does not know, and check, the sandbox's {unknown}" if unknown else ""
-
-
-def guard_text(installed: InstalledFence) -> str | None:
-    """Return the guarded devices and the limits of the guard, or why there is none; None if off."""
-    devices = ", ".join(end.name for end in installed.around.host.ends)
-    return "; ".join(filter(None, (devices, guard_note(installed)))) or None
-
-
-def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of an unaltered fence: ACTIVE, or PERMISSIVE if it only reports packets.
-
-    If the fence can't log packets, the state is DEGRADED or PERMISSIVE_DEGRADED instead.
-    """
-    is_well = installed.degraded is None
-    if installed.spec.is_permissive:
-        return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
-    return FenceState.ACTIVE if is_well else FenceState.DEGRADED
-
-
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
     # If the record is damaged, the installation that follows writes it again.
     installed = state.read_or_none(sandbox)
     # A fence without a readable record is assumed to have been active.
-    return FenceState.ACTIVE if installed is None else state_of(installed)
+    return FenceState.ACTIVE if installed is None else fence_facts.state_of(installed)
 
 
 def _names_text(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from ocsf_nft.errors import AbsentError, ConflictError
 from ocsf_nft.ocsf.fence_state_events import FenceState
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts
 
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
@@ -87,7 +87,7 @@ def view_of(sandbox: Sandbox) -> SandboxView:
     if watched is not None:
         reports = watched.monitor.reports
         mode = reports.mode
-        guard = fences.guard_text(reports.installed)
+        guard = fence_facts.guard_text(reports.installed)
         if sandbox.failure is None:
             unresolved = "; ".join(f"{name}: {cause}" for name, cause in watched.names.faults())
             state, fault = _STATES[reports.state], reports.fault or reports.installed.degraded

@@ -12,7 +12,7 @@ from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.surroundings import comparison
 from ocsf_nft.flows import codec
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.service import fences, stored_account
+from ocsf_nft.service import fence_facts, stored_account
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -104,7 +104,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         mode="permissive" if installed.spec.is_permissive else "enforcing",
         absent=absent,
         verdict=_verdict(sandbox, state),
-        guard_note=fences.guard_note(installed),
+        guard_note=fence_facts.guard_note(installed),
         surroundings=_surroundings(installed, state),
         balances=balances,
         dropped_records=dropped,

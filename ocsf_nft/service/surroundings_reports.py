@@ -15,7 +15,7 @@ from ocsf_nft.ocsf.fence_state_events import Tampering
 from ocsf_nft.ocsf.finding_parts import SURROUNDINGS_CHANGED
 from ocsf_nft.ocsf.messages import counted
 from ocsf_nft.ocsf.surroundings_events import joined, surroundings_changed
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts
 from ocsf_nft.state.change import Change
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class SurroundingsReports:
             lasted_ns=news.undone_after_ns,
         )
         event = surroundings_changed(
-            fences.context(reports.installed, self._reporter.host, sandbox),
+            fence_facts.context(reports.installed, self._reporter.host, sandbox),
             sandbox=sandbox.name,
             state=reports.state,
             changes=changes,

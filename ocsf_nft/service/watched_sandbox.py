@@ -14,7 +14,7 @@ from ocsf_nft.errors import DeliveryError
 from ocsf_nft.namespace_processes import processes_in
 from ocsf_nft.namespace_watch import present_identity
 from ocsf_nft.netns import of_process
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts
 from ocsf_nft.service.status import Status
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class WatchedSandbox:
             absent=self.account.counters.absent(is_permissive=reports.mode == "permissive"),
             verdict=reports.verdict,
             surroundings=self.monitor.surroundings.present,
-            guard_note=fences.guard_note(reports.installed),
+            guard_note=fence_facts.guard_note(reports.installed),
             balances=self.account.balances(),
             dropped_records=self.parts.store.database.dropped_records(self.name),
         )

@@ -15,7 +15,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.ocsf.context import Host
 from ocsf_nft.ocsf.fence_state_events import FenceState
-from ocsf_nft.service import fences
+from ocsf_nft.service import fence_facts, fences
 from ocsf_nft.service.policy_changes import change_of_policy
 from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, PERMISSIVE, verified
@@ -197,9 +197,9 @@ def test_requested_transport_suits_the_selected_source(
 def test_context_has_the_labels_and_the_tenant_of_the_sandbox() -> None:
     given = {"name": "sb1", "labels": {"team": "x"}, "tenant_uid": "acme"}
     sandbox = config.parse({"sandbox": [given]}, where="test").sandbox[0]
-    context = fences.context(INSTALLED, Host(hostname="h", tenant_uid="other"), sandbox)
+    context = fence_facts.context(INSTALLED, Host(hostname="h", tenant_uid="other"), sandbox)
     assert (context.labels, context.tenant_uid) == (("team=x",), "acme")
-    event = fences.state_event(
+    event = fence_facts.state_event(
         INSTALLED,
         context.host,
         before=FenceState.ABSENT,
