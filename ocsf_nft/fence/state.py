@@ -50,6 +50,10 @@ class AccountPlace(NamedTuple):
     identity: str
 
 
+def _stored_namespace(namespace: Namespace) -> dict[str, Path | None]:
+    return {"path": namespace.path}  # ``identity`` has what a pin has
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFence:
     """Record of an installed fence, as the state directory stores it."""
@@ -58,7 +62,7 @@ class InstalledFence:
     spec: FenceSpec
     #: Network interfaces and next hops, as found at the installation.
     around: Surroundings
-    namespace: Namespace
+    namespace: Annotated[Namespace, pydantic.PlainSerializer(_stored_namespace)]
     #: :meth:`Namespace.identity` of ``namespace``. If another namespace later has the same path,
     #: the identity normally differs.
     identity: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError, UsageError
 from ocsf_nft.fence import kernel_log_sysctl
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import named
 from ocsf_nft.state.database_lock import FileLock
 from tests.standing import INSTALLED
 
@@ -110,6 +112,15 @@ def test_state_returns_a_record_that_only_its_owner_may_read(state: StateDirecto
     assert [each.name for each in state.directory(_SANDBOX).iterdir()] == ["fence.json"]
     assert state.path.stat().st_mode & 0o777 == 0o700
     assert state.directory(_SANDBOX).stat().st_mode & 0o777 == 0o700
+
+
+def test_state_record_has_the_path_of_its_namespace_and_no_pin(state: StateDirectory) -> None:
+    state.write(dataclasses.replace(INSTALLED, namespace=named("sb1").pinned("4:7")))
+    record = state.directory(_SANDBOX) / "fence.json"
+    assert json.loads(record.read_bytes())["namespace"] == {"path": "/run/netns/sb1"}
+    found = state.read(_SANDBOX)
+    assert found is not None
+    assert (found.namespace, found.namespace.pin) == (named("sb1"), None)
 
 
 def test_state_record_is_on_the_disk_before_it_replaces_the_last_one(
