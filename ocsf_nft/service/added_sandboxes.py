@@ -35,6 +35,8 @@ class AddedSandbox(NamedTuple):
     #: True if its network namespace exists no more. Another one may be at its path: that of a
     #: process with the same pid, or of the same name.
     has_ended: bool
+    #: Identity of its network namespace.
+    namespace_id: str | None
 
 
 def store(state: StateDirectory, config: SandboxConfig) -> None:
@@ -49,8 +51,10 @@ def stored(state: StateDirectory) -> Iterator[AddedSandbox]:
         try:
             found = orjson.loads(content)
             config = SandboxConfig.model_validate(found[_KEYS] | {"name": name})
-            yield AddedSandbox(config, has_ended=found[_NAMESPACE] != _namespace(config))
-        except (ValidationError, ValueError, KeyError, TypeError, OcsfNftError) as error:
+            namespace = found[_NAMESPACE]
+            has_ended, identity = namespace != _namespace(config), namespace[1]
+            yield AddedSandbox(config, has_ended=has_ended, namespace_id=identity)
+        except (ValidationError, ValueError, LookupError, TypeError, OcsfNftError) as error:
             _log.error(
                 "a stored sandbox can't be read: add it again", sandbox=name, reason=str(error)
             )

@@ -107,13 +107,13 @@ class Sandboxes:
             self._create(config, "file", must_exist=must_exist)
         file = tuple(self._sandboxes)
         others = []
-        for config, has_ended in added_sandboxes.stored(self._state):
+        for config, has_ended, namespace_id in added_sandboxes.stored(self._state):
             if config.name in self._sandboxes:
                 _log.warning("sandbox is now that of the configuration file", sandbox=config.name)
                 self._state.delete_added(config.name)
                 continue
             try:
-                created = self._create(config, "api")
+                created = self._create(config, "api", namespace_id=namespace_id)
             except SourceError as error:  # another run watches it
                 _log.error("sandbox not watched", sandbox=config.name, reason=str(error))
             else:
