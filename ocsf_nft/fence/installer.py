@@ -36,6 +36,8 @@ from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.netns import HOST
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
@@ -73,7 +75,8 @@ def install(
     identity = namespace.identity()
     around = _survey(spec, namespace)
     with state.locked(spec.sandbox):
-        return _install(spec, around, namespace, identity, state, transport, nft.load)
+        installed = _install(spec, around, namespace, identity, state, transport, nft.load)
+        return _restore_sysctls(installed, state)
 
 
 def install_locked(
@@ -95,7 +98,8 @@ def install_locked(
         around = _survey_again(spec, before)
     else:
         around = _survey(spec, namespace)
-    return _install(spec, around, namespace, identity, state, transport, load_text)
+    installed = _install(spec, around, namespace, identity, state, transport, load_text)
+    return _restore_sysctls(installed, state)
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
@@ -105,12 +109,39 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     record; None if there is none, or if its namespace has ended. Raises the errors of
     :func:`install`.
     """
-    with state.locked(sandbox):
+    with renewal_lock(sandbox, state):
         return renew_locked(sandbox, state, nft.load)
 
 
+@contextlib.contextmanager
+def renewal_lock(sandbox: str, state: StateDirectory) -> Iterator[None]:
+    """Hold what a renewal of a fence needs: the lock of this fence, or also that of all records.
+
+    A process in the sandbox can delay the renewals of its fence again and again, so a change of
+    another fence must not wait for them. Blocks, and raises DeliveryError.
+    """
+    with contextlib.ExitStack() as stack:
+        if not _may_change_sysctls(sandbox, state):
+            stack.enter_context(state.fence_locked(sandbox))
+        if _may_change_sysctls(sandbox, state):  # first seen here, or changed while this waited
+            stack.close()
+            stack.enter_context(state.locked(sandbox))
+        yield
+
+
+def _may_change_sysctls(sandbox: str, state: StateDirectory) -> bool:
+    """Return whether a renewal of a fence may change sysctls that fences share."""
+    installed = state.read_or_none(sandbox)
+    return (
+        installed is None
+        or installed.transport == "kmsg"
+        or installed.degraded is not None  # then all transports are tried again
+        or installed.spec.tap is not None
+    )
+
+
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew` in the lock of the sandbox, which the caller must hold.
+    """Do the same as :func:`renew` in the lock of :func:`renewal_lock`, which the caller must hold.
 
     ``load_text`` loads the ruleset, like :func:`nft.load`.
     """
@@ -157,7 +188,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
             and not before.is_ending
             and verification.verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):  # not loaded again
-            return _restore_sysctls(_with_accepted(before, state), state)
+            return _with_accepted(before, state)
     if load_text is nft.load:
         table_query.refuse_exclusive(namespace, spec.tables, state)
         table_query.refuse_exclusive(HOST, spec.guard_tables, state)
@@ -289,7 +320,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
         try:
             if is_new:
                 _remove_new(intended)
-            _undo(before, intended, state)
+            _undo(before, intended, transports, state)
         except OcsfNftError as other:
             raise FenceError(f"{error}; then {other}") from error
         raise
@@ -300,13 +331,13 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
     except DeliveryError:  # with its listings, it is larger than the first one
         if is_new:
             _remove_new(intended)
-            _undo(before, intended, state)
+            _undo(before, intended, transports, state)
         raise
     # Only after the fence is active.
     ip_forwarding.switch_on(loaded.spec, loaded.namespace, state)
     if before is not None and before.identity != loaded.identity:
         ip_forwarding.release(before.identity, before.namespace, state)
-    return _restore_sysctls(loaded, state)
+    return loaded
 
 
 def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
@@ -331,7 +362,12 @@ def _remove_new(intended: InstalledFence) -> None:
         remove_guard(intended.spec)
 
 
-def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
+def _undo(
+    before: InstalledFence | None,
+    intended: InstalledFence,
+    transports: tuple[LogTransport, ...],
+    state: StateDirectory,
+) -> None:
     sandbox = intended.spec.sandbox
     if before is None:
         try:
@@ -341,7 +377,8 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
             state.delete(sandbox)
     else:
         state.write(before)
-        _restore_sysctls(before, state)
+        if "kmsg" in transports or intended.spec.tap is not None:
+            _restore_sysctls(before, state)
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:

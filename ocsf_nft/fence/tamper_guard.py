@@ -226,7 +226,7 @@ class TamperGuard:
         errors of :func:`installer.renew`.
         """
         try:
-            with self._state.locked(self._sandbox):
+            with installer.renewal_lock(self._sandbox, self._state):
                 # Another process may have installed it again. The guard may read the notices of
                 # that installation later.
                 is_same = self._state.version(self._sandbox) == self._record_version

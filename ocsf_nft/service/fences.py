@@ -227,7 +227,7 @@ def inspect(
     """
     found = verification.verify(sandbox, state)
     if waits and found.verdict != "as installed":
-        with state.locked():  # an installation stores its record last
+        with state.fence_locked(sandbox):  # an installation stores its record last
             found = verification.verify(sandbox, state)
     if found.installed is None:
         return None

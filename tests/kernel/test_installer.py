@@ -4,6 +4,8 @@ import dataclasses
 import os
 import re
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
 from tests.descriptors import no_more_descriptors
+from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
@@ -436,3 +439,48 @@ def test_whole_policy_loads_with_every_transport(
     for compose in (ruleset.fence, ruleset.guard):
         path.write_text(compose(guarded, Surroundings(), transport))
         lab.gateway_namespace.call(lambda: subprocess.run(["nft", "-c", "-f", path], check=True))
+
+
+@pytest.mark.parametrize(
+    ("transport", "waits"),
+    [("nflog", False), pytest.param("kmsg", True, marks=pytest.mark.kernel_log)],
+)
+def test_installation_waits_only_for_a_renewal_that_may_change_shared_sysctls(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    transport: LogTransport,
+    waits: bool,
+) -> None:
+    installer.install(spec, lab.sandbox_namespace, state, transport)
+    nft.load(lab.sandbox_namespace, "delete table inet ocsf_nft")
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def load_late(namespace: Namespace, text: str) -> None:
+        """Load it as late as a process in the sandbox wants, with its own transactions."""
+        has_begun.set()
+        may_end.wait(60)
+        nft.load(namespace, text)
+
+    def renew() -> None:
+        with installer.renewal_lock(spec.sandbox, state):
+            installer.renew_locked(spec.sandbox, state, load_late)
+
+    def install() -> None:
+        other = dataclasses.replace(spec, sandbox="other")
+        installer.install(other, lab.gateway_namespace, state, "nflog")
+
+    with ThreadPoolExecutor() as pool:
+        renewal = pool.submit(renew)
+        try:
+            assert has_begun.wait(60)
+            installation = pool.submit(install)
+            _until(lambda: installation.done() or _is_waited_for(state.path))
+            assert installation.done() is not waits
+        finally:
+            may_end.set()
+        renewal.result(60)
+        installation.result(60)
+    for sandbox in (spec.sandbox, "other"):
+        assert verification.verify(sandbox, state).verdict == "as installed"
+        installer.remove(sandbox, state)

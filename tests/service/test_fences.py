@@ -68,7 +68,7 @@ def test_inspection_waits_for_an_installation_by_another_process(
     begun = threading.Event()
 
     def install() -> None:
-        with state.locked():
+        with state.locked("sb1"):
             held.set()
             begun.wait(10)
             verified(monkeypatch, "as installed")  # its record comes after its rules
