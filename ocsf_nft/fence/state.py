@@ -6,7 +6,6 @@ Commands such as ``verify``, ``remove`` and ``run`` find this record by the sand
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,9 @@ from typing import Annotated, Final, NamedTuple
 import pydantic
 
 from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
-from ocsf_nft.fence import run_locks, values
-from ocsf_nft.fence.run_locks import RunLocks
+from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings, TableId
+from ocsf_nft.fence.state_locks import StateLocks, unwritable
 from ocsf_nft.fence.surroundings.facts import Snapshot
 from ocsf_nft.netns import HOST, Namespace
 from ocsf_nft.nfnetlink import Generation
@@ -27,8 +26,6 @@ from ocsf_nft.nfnetlink import Generation
 DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
 
 _FILE: Final = "fence.json"
-#: File with the locks of all runs.
-_RUNS: Final = "runs"
 #: Name of a file that is being written; the number is that of the process.
 _TEMPORARY: Final = re.compile(r"\.[a-z.]+\.([0-9]+)", re.ASCII)
 #: File with the keys of a sandbox that was added while a service ran.
@@ -98,15 +95,14 @@ class InstalledFence:
 _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)
 
 
-class StateDirectory:
+class StateDirectory(StateLocks):
     """Directory with the records of installed fences, locks, and sysctl values to restore later.
 
     The first write or lock creates the directory, with mode 0700.
     """
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
-        self.path = path
-        self._runs = RunLocks(lambda: self._lock_file(_RUNS))
+        super().__init__(path)
         #: Records of the sandboxes that this run watches, and the versions of their files.
         self._read: dict[str, tuple[tuple[int, ...] | None, InstalledFence]] = {}
 
@@ -201,82 +197,16 @@ class StateDirectory:
         try:
             _delete(directory / _DATABASE)
         except OSError as error:
-            raise self._unwritable(directory, error) from error
-
-    @contextlib.contextmanager
-    def locked(self, sandbox: str | None = None) -> Iterator[None]:
-        """Hold the lock on all records of fences during the ``with`` block.
-
-        With ``sandbox``, also hold the lock of its fence, to change the fence. Blocks until no
-        other process holds the locks. Raises DeliveryError if the lock file can't be created.
-        """
-        descriptor = self._lock_file("install")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with contextlib.nullcontext() if sandbox is None else self.fence_locked(sandbox):
-                yield
-        finally:
-            # Closing is not enough: a child process has a copy of the descriptor until it runs
-            # another program.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def fence_locked(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock of one sandbox's fence during the ``with`` block, to restore the fence.
-
-        A change of another fence may last as long as a process in that sandbox delays it, so a
-        restore must not wait for it. Blocks, and raises the errors of :meth:`locked`.
-        """
-        name = values.sandbox_name(sandbox)
-        descriptor = self._lock_file("install")
-        try:
-            run_locks.lock_byte(descriptor, name, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
-            try:
-                yield
-            finally:  # see above
-                run_locks.lock_byte(descriptor, name, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
-        finally:
-            os.close(descriptor)
+            raise unwritable(directory, error) from error
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the sandbox's monitoring lock during the ``with`` block.
-
-        Only one process at a time can hold this lock, and so monitor the sandbox. Raises
-        SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
-        DeliveryError if the lock file can't be created.
-        """
+        """Hold the sandbox's monitoring lock, see :meth:`StateLocks.run_lock`."""
         try:
-            with self._runs.hold(values.sandbox_name(sandbox)):
+            with super().run_lock(sandbox):
                 yield
         finally:
             self._read.pop(sandbox, None)
-
-    def is_watched(self, sandbox: str) -> bool:
-        """Return True if a process such as ``ocsf-nft run`` monitors the sandbox now.
-
-        Raises UsageError if ``sandbox`` is no valid sandbox name.
-        """
-        # The name may be from the comment of a table, which a sandboxed program can write.
-        return run_locks.is_held(self._lock_path(_RUNS), values.sandbox_name(sandbox))
-
-    def _lock_path(self, name: str) -> Path:
-        return self.path / f".{name}.lock"
-
-    def _lock_file(self, name: str) -> int:
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(self._lock_path(name), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._unwritable(self.path, error) from error
-
-    @staticmethod
-    def _unwritable(path: Path, error: OSError) -> DeliveryError:
-        remedy = "run as root" if isinstance(error, PermissionError) else "make room"
-        return DeliveryError(
-            f"{path} can't be written ({error.strerror}): {remedy} or name another --state-dir"
-        )
 
     def sandboxes(self) -> Iterator[str]:
         """Yield the sorted names of the sandboxes with a record of a fence.
@@ -320,7 +250,7 @@ class StateDirectory:
         except OSError as error:
             with contextlib.suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
-            raise self._unwritable(path.parent, error) from error
+            raise unwritable(path.parent, error) from error
         return written
 
     def added(self) -> dict[str, bytes]:
@@ -348,7 +278,7 @@ class StateDirectory:
         try:
             _delete(directory / _SANDBOX)
         except OSError as error:
-            raise self._unwritable(directory, error) from error
+            raise unwritable(directory, error) from error
 
     def remove_leftovers(self) -> None:
         """Remove files and folders that a process left when it was killed during a write.
