@@ -12,6 +12,7 @@ import duckdb
 import pytest
 from sigma.rule import SigmaStatus
 
+from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.ocsf.versions import STORED
 from tests.detections import conversion
 from tests.detections.samples import SAMPLES, code_of
@@ -128,6 +129,17 @@ def test_rule_has_what_an_analyst_needs(name: str) -> None:
     for tag in rule.tags:
         assert tag.namespace in {"attack", "detection"}
         assert tag.namespace == "detection" or _ATTACK.fullmatch(tag.name)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_names_the_pages_of_the_runbook_that_its_findings_name(name: str) -> None:
+    codes = _codes(_selection(RULES[name])["metadata.event_code"])
+    pages = {
+        f"docs/how-to/runbook/{kind.page}.md"
+        for kind in vars(finding_parts).values()
+        if isinstance(kind, finding_parts.FindingKind) and kind.code in codes
+    }
+    assert pages <= set(RULES[name].references)
 
 
 @pytest.mark.parametrize("name", RULES)
