@@ -1,5 +1,9 @@
 -- One view for each rule; made from detections/sigma by `make detections`.
 
+-- Attempts of Several Flows in One Event (low)
+CREATE OR REPLACE VIEW "aggregated_attempts" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND "metadata"."event_code"='aggregated' AND "severity_id" >= 2;
+
 -- Attempt to Bypass the Egress Proxy (low)
 CREATE OR REPLACE VIEW "bypass_attempt" AS
 SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='egress-blocked' OR "metadata"."event_code"='forward-blocked') AND "severity_id" >= 3;

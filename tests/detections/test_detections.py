@@ -13,6 +13,7 @@ import pytest
 from sigma.rule import SigmaStatus
 
 from ocsf_nft.ocsf import finding_parts
+from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.versions import STORED
 from tests.detections import conversion
 from tests.detections.samples import SAMPLES, code_of
@@ -105,6 +106,21 @@ def test_each_rule_has_samples_and_each_finding_a_rule() -> None:
         code for rule in RULES.values() for code in _codes(_selection(rule)["metadata.event_code"])
     }
     assert codes <= covered
+
+
+def test_each_refused_packet_of_a_fence_has_a_rule() -> None:
+    """The other codes of blocked packets are those of findings, or need no attention."""
+    blocked = {
+        code_of(event)
+        for event in EVENTS.values()
+        if event["class_uid"] == 4001
+        and event["activity_id"] == 5
+        and event["firewall_rule"].get("type") == "nftables"
+    }
+    covered = {
+        code for rule in RULES.values() for code in _codes(_selection(rule)["metadata.event_code"])
+    }
+    assert blocked - covered == {EventCode.CLOUD_METADATA_BLOCKED}
 
 
 def _codes(value: str | list[str]) -> list[str]:
