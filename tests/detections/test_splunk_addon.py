@@ -68,7 +68,8 @@ _TAGS: Final = {
 #: Words of searches and of eval expressions that are no fields.
 _WORDS: Final = frozenset({
     "AND", "OR", "IN", "AS", "BY", "true", "false", "null", "case", "coalesce", "if", "in", "match",
-    "mvindex", "count", "dc", "dedup", "sort", "stats", "sum", "table", "timechart",
+    "fillnull", "mvindex", "value", "count", "dc", "dedup", "sort", "stats", "sum", "table",
+    "timechart",
 })  # fmt: skip
 #: Fields that Splunk makes.
 _OF_SPLUNK: Final = frozenset({"_time", "sourcetype"})
@@ -284,6 +285,17 @@ def test_searches_have_fields_of_events_and_of_cim() -> None:
     for search in found:
         assert search.startswith(f'sourcetype="{_SOURCE_TYPE}" class_uid=')
         assert _unknown(search, _CIM) == set(), search
+
+
+def test_sums_of_packets_leave_no_packet_of_a_fence_out_and_count_no_other() -> None:
+    """The command stats leaves out an event without one of the fields after BY."""
+    sums = [each for each in _searches() if "sum(count)" in each]
+    assert len(sums) == 5
+    for search in sums:
+        assert 'firewall_rule.type="nftables"' in search or 'status_code="permissive"' in search
+        by = re.search(r"stats .* BY ([\w. ]+?) \|", search)
+        if by is not None:
+            assert f'| fillnull value="-" {by[1]} |' in search
 
 
 def test_searches_and_props_have_codes_of_events() -> None:
