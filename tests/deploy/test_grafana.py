@@ -70,11 +70,14 @@ def _promtool(*arguments: str | Path, stdin: str = "") -> str:
     return done.stdout
 
 
-def _tested(folder: Path, *tests: dict[str, Any]) -> None:
-    """Evaluate the tests with Prometheus' engine; fail if a result differs from a test."""
+def _tested(folder: Path, *tests: dict[str, Any], every: str = "30s") -> None:
+    """Evaluate the tests with Prometheus' engine; fail if a result differs from a test.
+
+    ``every`` is the interval of the alert rules.
+    """
     file = folder / "test.yaml"
     rules = [str(_FOLDER / "alerts.yaml")]
-    made = {"rule_files": rules, "evaluation_interval": "30s", "tests": tests}
+    made = {"rule_files": rules, "evaluation_interval": every, "tests": tests}
     file.write_text(yaml.safe_dump(made))
     _promtool("test", "rules", file)
 
@@ -156,6 +159,32 @@ def test_each_panel_shows_data_of_a_scraped_run(
     ]
     assert len(found) > 15
     _tested(tmp_path, {"interval": "30s", "input_series": series, "promql_expr_test": found})
+
+
+def test_number_of_a_period_has_the_first_sample_of_a_series_and_nothing_older(
+    metrics: dict[str, Exposed], tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    """A first gap or finding, and a sandbox that is new, have no series before."""
+    over_time = re.compile(r"(?:increase|max_over_time)\(ocsf_nft_(?!sink_)\w+_total")
+    expressions = [each for each in _shown() if over_time.search(each)]
+    assert len(expressions) == 10
+    for expression in expressions:
+        with subtests.test(expression):
+            (name,) = set(re.findall(r"ocsf_nft_\w+", expression))
+            labels = metrics[name].sample
+            series = [
+                _series(name, "100x1600", **labels | {"sandbox": "old"}),
+                _series(name, "_x1499 4x100", **labels | {"sandbox": "new"}),
+                # Its last sample is the first one of the last hour.
+                _series(name, "100x1441 stale", **labels | {"sandbox": "ended"}),
+            ]
+            found = {
+                "expr": f"sum({expression})",
+                "eval_time": "25h",
+                "exp_samples": [{"labels": "{}", "value": 4}],
+            }
+            test = {"interval": "1m", "input_series": series, "promql_expr_test": [found]}
+            _tested(tmp_path, test, every="1h")
 
 
 class _Case(NamedTuple):
