@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 
+from ocsf_nft.ocsf import finding_parts
 from ocsf_nft.ocsf.event_codes import EventCode
 from tests.deploy.exposed import Exposed, exposed, exposition
 from tests.deploy.manifests import ROOT
@@ -371,6 +372,17 @@ def test_each_alert_has_a_page_of_the_runbook_that_names_it() -> None:
         assert rule["alert"] in page.read_text()
         index = (page.parent / "index.md").read_text()
         assert re.search(rf"`{rule['alert']}`.*\({page.name}\)", index), rule["alert"]
+
+
+def test_alert_names_the_pages_of_all_its_findings() -> None:
+    kinds = [
+        kind for kind in vars(finding_parts).values() if isinstance(kind, finding_parts.FindingKind)
+    ]
+    for rule in _ALERTS:
+        codes = re.findall(r"[a-z-]+-finding", rule["expr"])
+        pages = {kind.page for kind in kinds if kind.code in codes}
+        text = " ".join(rule["annotations"].values())
+        assert {page for page in pages if f"runbook/{page}.md" not in text} == set(), rule["alert"]
 
 
 def test_alert_on_gaps_ends_after_their_report(tmp_path: Path) -> None:
