@@ -97,6 +97,15 @@ def test_table_of_metrics_matches_the_code(metrics: dict[str, Exposed]) -> None:
     ]
 
 
+def test_readme_has_the_number_of_alerts() -> None:
+    groups = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["groups"]
+    runs, findings = (len(group["rules"]) for group in groups)
+    words = {10: "ten", 11: "eleven", 12: "twelve"}
+    text = (_FOLDER / "README.md").read_text()
+    assert f"{words[runs]} alerts about the runs, and {words[findings]} about findings" in text
+    assert f"- The last {words[findings]} are about findings" in text
+
+
 def test_exposition_is_well_formed(tmp_path: Path) -> None:
     assert _promtool("check", "metrics", stdin=exposition(tmp_path)) == ""
 

@@ -139,6 +139,12 @@ def test_reference_of_the_configuration_has_each_key(
     assert keys - {name for pair in named for name in pair} == set()
 
 
+def test_page_about_the_rollout_has_the_severity_of_a_permissive_fence() -> None:
+    event = orjson.loads((_ROOT / "tests/golden/events/the-fence-is-permissive.json").read_bytes())
+    text = " ".join(_prose(_ROOT / "docs/how-to/permissive-rollout.md").split())
+    assert f"has the state *{event['state']}*, with severity {event['severity']}." in text
+
+
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", _ROOT / "docs", tmp_path],
