@@ -188,6 +188,8 @@ def _of_run(service: Service) -> Iterator[Metric]:
     yield _metric(
         Gauge, "store_bytes", "Size of the stored events in bytes.", _one(retention.used_bytes)
     )
+    text = "Number of the stored events."
+    yield _metric(Gauge, "store_events", text, _one(retention.stored_events))
     text = "Largest size of the stored events in bytes."
     yield _metric(Gauge, "store_max_bytes", text, _one(retention.max_bytes))
     text = "1 if the store can be written, else 0; no record is read meanwhile."

@@ -16,7 +16,7 @@ from ocsf_nft.state.dropped_events import DroppedEvents
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ocsf_nft.state.database import Database
 
@@ -75,6 +75,8 @@ class Retention:
         #: Size of the events in bytes. Counts of packets are not included: a sandboxed program that
         #: causes many of them must not remove events.
         self.used_bytes = 0
+        #: Number of the events in these bytes.
+        self.stored_events = 0
         #: Number of the last event that each sink has acknowledged. Events above the least of these
         #: numbers are removed only if they are too old, or if the store is full and ``drops`` is
         #: true. None if not known yet: no event is removed.
@@ -88,10 +90,11 @@ class Retention:
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Measure the stored events (``used_bytes``); this reads the whole database."""
+        """Measure the stored events, their number and size; this reads the whole database."""
         number, size = connection.execute(
             "SELECT COUNT(*), TOTAL(LENGTH(line)) FROM event"
         ).fetchone()
+        self.stored_events = number
         self.used_bytes = int(size) + number * _EVENT_BYTES
         self.measure_free(connection)
 
@@ -104,8 +107,14 @@ class Retention:
         self._free_bytes = free * size
 
     def add(self, lines: Iterable[bytes]) -> None:
-        """Add new events to ``used_bytes``."""
-        self.used_bytes += sum(len(line) + _EVENT_BYTES for line in lines)
+        """Add new events to their number and size."""
+        sizes = [len(line) + _EVENT_BYTES for line in lines]
+        self.stored_events += len(sizes)
+        self.used_bytes += sum(sizes)
+
+    def _subtract(self, sizes: Sequence[int]) -> None:
+        self.stored_events -= len(sizes)
+        self.used_bytes -= sum(sizes)
 
     def make_room(self) -> bool:
         """Remove some events if there is no room for new events.
@@ -146,7 +155,7 @@ class Retention:
             disk.free_bytes - disk.log_bytes + self._free_bytes + more_bytes < disk.reserve_bytes
         )
 
-    def _remove_some(self) -> int:
+    def _remove_some(self) -> bool:
         with self._database.transaction("NORMAL") as connection:
             until = _last_of_first(connection)
             removed = _remove(connection, min(until, self._needed_beyond()))
@@ -155,8 +164,8 @@ class Retention:
                 self._count_dropped(connection, until)
                 removed = _remove(connection, until)
             self.measure_free(connection)
-        self.used_bytes -= removed
-        return removed
+        self._subtract(removed)
+        return bool(removed)
 
     def _would_help(self) -> bool:
         return not self._is_short(self._disk(), self.used_bytes)
@@ -197,8 +206,8 @@ class Retention:
             self._count_dropped(connection, until)
             removed = _remove(connection, until)
             self.measure_free(connection)
-        self.used_bytes -= removed
-        return removed > 0
+        self._subtract(removed)
+        return bool(removed)
 
     def _needed_beyond(self) -> int:
         """Return the number of the last event that no sink needs any more."""
@@ -216,12 +225,12 @@ class Retention:
                 dropped_events.add(connection, DroppedEvents(name, number))
 
 
-def _remove(connection: sqlite3.Connection, until: int) -> int:
-    """Remove the events up to the number ``until``; return their size in bytes."""
+def _remove(connection: sqlite3.Connection, until: int) -> Sequence[int]:
+    """Remove the events up to the number ``until``; return the size of each in bytes."""
     sizes = connection.execute(
         "DELETE FROM event WHERE number <= ? RETURNING LENGTH(line)", (until,)
     ).fetchall()
-    return sum(size + _EVENT_BYTES for (size,) in sizes)
+    return [size + _EVENT_BYTES for (size,) in sizes]
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:

@@ -258,14 +258,18 @@ _CASES = {
         "11m",
     ),
     "OcsfNftStoreFilling": _Case(
+        # Events with captured processes have 5.5 kB: no more of them have room.
         [
-            _series("ocsf_nft_sink_waiting_events", "250000x20", sink="siem"),
+            _series("ocsf_nft_sink_waiting_events", "165000x20", sink="siem"),
             _series("ocsf_nft_sink_waiting_events", "0x20", sink="lake"),
+            _series("ocsf_nft_store_events", "195000x20"),
+            _series("ocsf_nft_store_bytes", f"{_GIB}x20"),
             _series("ocsf_nft_store_max_bytes", f"{_GIB}x20"),
         ],
         # Full of events that every sink has.
         [
             _series("ocsf_nft_sink_waiting_events", "1000x20", sink="siem"),
+            _series("ocsf_nft_store_events", "195000x20"),
             _series("ocsf_nft_store_bytes", f"{_GIB}x20"),
             _series("ocsf_nft_store_max_bytes", f"{_GIB}x20"),
         ],

@@ -51,6 +51,7 @@ async def test_events_that_every_sink_has_are_removed_for_new_ones(tmp_path: Pat
             await store.acknowledge("b", store.end)
             assert store.state.database.retention.used_bytes <= (1 << 20) + (1 << 16)
         left = await stored_uids(store)
+        assert store.state.database.retention.stored_events == len(left)
         assert left[-1] == "uid-5999"
         assert 0 < len(left) < 3000
         assert await store.dropped_after_sweep() == ()
@@ -263,6 +264,7 @@ def test_room_in_a_small_store_is_made_of_as_few_events_as_needed(tmp_path: Path
             put(database, [event(number, 20_000)])
         used = database.retention.used_bytes
     with closing(opened(tmp_path / FILE, used, acknowledged=9)) as database:
+        assert database.retention.stored_events == 10
         put(database, [event(10)])
         assert numbers(database) == [*range(2, 12)]
 
