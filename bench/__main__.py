@@ -14,7 +14,7 @@ fails. These are failures:
 - a fence that is not active again within 50 ms at the 99th percentile;
 - a call that takes 2 µs longer because of the capture;
 - an attempt that is attributed to another process;
-- a run that takes 60 MB or more while calm, or that keeps growing under load;
+- a run whose two processes take 70 MB or more while calm, or that keeps growing under load;
 - a sandbox more in a service that takes 0.05% of a core, 4 descriptors, 0.25 MB or 0.05 s more;
 - a program for a container engine that takes more than 80 ms without the work of others;
 - a --help or --version that takes 3 times the CPU time of Python's own start, or a conversion of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import orjson
 
-from bench import kernel_log, stage, ulogd, usual
+from bench import host, kernel_log, stage, ulogd, usual
 from bench.subject import Subject
 from ocsf_nft import lab
 
@@ -92,6 +92,7 @@ def run() -> Subject:
         "unreported: refused packets that are in no output afterwards; of all records, the",
         "kernel log, a ring, holds only the newest.",
         "CPU %: of one core, user and system time of the reader, while the flood lasts.",
+        "CPU and MB of ocsf-nft: both processes; memory that they share counts in each.",
     ]
     measured = [ours[0]]
     peer = ulogd.binary()
@@ -180,7 +181,7 @@ def _flood(
         stage.wait_until_idle(reader)
     targets = _APART if work == "scatter" else (lab.INTERNET4, lab.INTERNET4)
     refused, senders_s = stage.counted(namespace), _children_s()
-    reader_s = 0.0 if reader is None else stage.cpu_seconds(reader)
+    reader_s = 0.0 if reader is None else host.use(reader).cpu_s
     began = time.monotonic()
     senders = [stage.send(namespace, work, target, _PORT, _SECONDS) for target in targets]
     for sender in senders:
@@ -189,14 +190,14 @@ def _flood(
     refused = stage.counted(namespace) - refused
     if reader is None:
         return _Flood(refused=refused, seconds=seconds, senders_s=senders_s)
-    reader_s = stage.cpu_seconds(reader) - reader_s
+    reader_s = host.use(reader).cpu_s - reader_s
     stage.wait_until_idle(reader, seconds=30)
     return _Flood(
         refused=refused,
         seconds=seconds,
         senders_s=senders_s,
         reader_s=reader_s,
-        reader_bytes=stage.peak_bytes(reader),
+        reader_bytes=sum(map(stage.peak_bytes, host.processes(reader))),
     )
 
 

@@ -221,23 +221,23 @@ def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def peak_bytes(child: subprocess.Popen[bytes]) -> int:
-    """Return the maximum memory of a running child so far, in bytes."""
-    return _memory(child, "VmHWM")
+def peak_bytes(pid: int) -> int:
+    """Return the maximum memory of a running process so far, in bytes."""
+    return _memory(pid, "VmHWM")
 
 
 def resident_bytes(child: subprocess.Popen[bytes]) -> int:
     """Return the current memory of a running child, in bytes."""
-    return _memory(child, "VmRSS")
+    return _memory(child.pid, "VmRSS")
 
 
-def _memory(child: subprocess.Popen[bytes], field: str) -> int:
+def _memory(pid: int, field: str) -> int:
     """Return a line of proc_pid_status(5) in bytes."""
-    for line in Path(f"/proc/{child.pid}/status").read_text("ascii").splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text("ascii").splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024
-    raise BenchError(f"process {child.pid} has ended")
+    raise BenchError(f"process {pid} has ended")
 
 
 def group_is_held(namespace: Namespace) -> bool:
