@@ -4,6 +4,10 @@
 CREATE OR REPLACE VIEW "aggregated_attempts" AS
 SELECT * FROM "events" WHERE "class_uid"=4001 AND "metadata"."event_code"='aggregated' AND "severity_id" >= 2;
 
+-- Attempt That a Permissive Fence Allowed (low)
+CREATE OR REPLACE VIEW "allowed_attempt" AS
+SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='egress-allowed' OR "metadata"."event_code"='forward-allowed' OR "metadata"."event_code"='ingress-allowed' OR "metadata"."event_code"='link-allowed') AND "severity_id" >= 3;
+
 -- Attempt to Bypass the Egress Proxy (low)
 CREATE OR REPLACE VIEW "bypass_attempt" AS
 SELECT * FROM "events" WHERE "class_uid"=4001 AND ("metadata"."event_code"='egress-blocked' OR "metadata"."event_code"='forward-blocked') AND "severity_id" >= 3;

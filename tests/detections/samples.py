@@ -21,6 +21,7 @@ class Sample(NamedTuple):
 
 SAMPLES: Final = {
     "aggregated_attempts": Sample("a-scan-is-aggregated", "a-program-that-is-known"),
+    "allowed_attempt": Sample("a-permissive-fence-allows", "a-program-that-is-known"),
     "bypass_attempt": Sample("a-program-that-is-known", "a-permissive-fence-allows"),
     "bypass_finding": Sample("a-bypass-is-found", "ssh-again-and-again"),
     "cloud_metadata": Sample("cloud-credentials-are-asked-for", "a-vm-asks-for-credentials"),

@@ -108,19 +108,17 @@ def test_each_rule_has_samples_and_each_finding_a_rule() -> None:
     assert codes <= covered
 
 
-def test_each_refused_packet_of_a_fence_has_a_rule() -> None:
-    """The other codes of blocked packets are those of findings, or need no attention."""
-    blocked = {
-        code_of(event)
-        for event in EVENTS.values()
-        if event["class_uid"] == 4001
-        and event["activity_id"] == 5
-        and event["firewall_rule"].get("type") == "nftables"
+def test_each_attempt_has_a_rule() -> None:
+    """Each attempt to get credentials is a finding. Kernels send packets without a program."""
+    attempts = {
+        code
+        for code in EventCode
+        if code.class_uid == 4001 and not code.startswith(("firewall-", "cloud-metadata-"))
     }
     covered = {
         code for rule in RULES.values() for code in _codes(_selection(rule)["metadata.event_code"])
     }
-    assert blocked - covered == {EventCode.CLOUD_METADATA_BLOCKED}
+    assert attempts - covered == {EventCode.KERNEL_TRAFFIC}
 
 
 def _codes(value: str | list[str]) -> list[str]:
