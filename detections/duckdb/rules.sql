@@ -68,6 +68,10 @@ SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"
 CREATE OR REPLACE VIEW "permissive_leak" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='permissive-finding';
 
+-- Fence Without a Watch or Without Log Records (high)
+CREATE OR REPLACE VIEW "protection_fault" AS
+SELECT * FROM "events" WHERE ("class_uid"=5019 OR "class_uid"=6002) AND ("metadata"."event_code"='fence-degraded' OR "metadata"."event_code"='fault') AND "severity_id" >= 4;
+
 -- Collection of Log Records Was Stopped (high)
 CREATE OR REPLACE VIEW "reader_stopped" AS
 SELECT * FROM "events" WHERE "class_uid"=2004 AND "activity_id"=1 AND "metadata"."event_code"='collection-finding';

@@ -37,6 +37,7 @@ SAMPLES: Final = {
     "inbound_finding": Sample("an-inbound-attempt-is-found", "a-connection-from-outside"),
     "log_group_taken": Sample("log-group-taken-finding", "a-collection-gap"),
     "permissive_leak": Sample("a-permissive-fence-leaks", "ssh-has-ended"),
+    "protection_fault": Sample("the-fence-cannot-log", "a-sink-is-down"),
     "reader_stopped": Sample("collection-finding", "a-collection-gap"),
     "records_not_counted": Sample("records-not-counted-finding", "a-collection-gap"),
     "restores_stopped": Sample("restore-stopped-finding", "the-fence-is-removed"),

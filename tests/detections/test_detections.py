@@ -108,6 +108,27 @@ def test_each_rule_has_samples_and_each_finding_a_rule() -> None:
     assert codes <= covered
 
 
+def _covered() -> set[str]:
+    """Return the codes of the rules."""
+    return {
+        code for rule in RULES.values() for code in _codes(_selection(rule)["metadata.event_code"])
+    }
+
+
+def test_each_severe_event_about_the_protection_has_a_rule_or_a_finding() -> None:
+    severe = {
+        code_of(event)
+        for event in EVENTS.values()
+        if event["class_uid"] in {5019, 6002} and event["severity_id"] >= 4
+    }
+    # A fault of a sandbox is High, and one of a sink Medium.
+    assert {*severe, EventCode.FAULT} - _covered() == {
+        EventCode.FENCE_BYPASSED,
+        EventCode.FENCE_REMOVED_BY_OTHER,
+        EventCode.SURROUNDINGS_CHANGED,
+    }
+
+
 def test_each_attempt_has_a_rule() -> None:
     """Each attempt to get credentials is a finding. Kernels send packets without a program."""
     attempts = {
@@ -115,10 +136,7 @@ def test_each_attempt_has_a_rule() -> None:
         for code in EventCode
         if code.class_uid == 4001 and not code.startswith(("firewall-", "cloud-metadata-"))
     }
-    covered = {
-        code for rule in RULES.values() for code in _codes(_selection(rule)["metadata.event_code"])
-    }
-    assert attempts - covered == {EventCode.KERNEL_TRAFFIC}
+    assert attempts - _covered() == {EventCode.KERNEL_TRAFFIC}
 
 
 def _codes(value: str | list[str]) -> list[str]:
