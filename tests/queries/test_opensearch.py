@@ -103,3 +103,37 @@ def test_aggregation_refers_to_existing_ones(title: str) -> None:
         for order in inner.get("order", ()):
             below = [each["aggs"] for each in beside.values() if inner in each.values()]
             assert any(order in names for names in below)
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_query_that_shows_events_has_a_number_of_them(title: str) -> None:
+    """The default is ten."""
+    body = BODIES[title]
+    assert body["size"] == 0 or "aggs" not in body
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_terms_leave_no_event_out(title: str) -> None:
+    """An event without the field is in no group, if the query names no value for it."""
+    body = BODIES[title]
+    conditions: dict[str, set[Any]] = {}
+    for field, value in _conditions(body["query"]):
+        conditions.setdefault(_path(field), set()).add(value)
+    found = [
+        event
+        for event in EVENTS
+        if all(values([event], path) & expected for path, expected in conditions.items())
+    ]
+    assert found
+    for kind, inner, _ in _aggregations(body):
+        if kind == "terms" and "missing" not in inner:
+            assert all(values([event], _path(inner["field"])) for event in found), inner
+
+
+def test_fences_of_hosts_with_equal_sandboxes_are_apart() -> None:
+    grouped = [
+        inner["field"]
+        for kind, inner, _ in _aggregations(BODIES["Latest state of each fence"])
+        if kind == "terms"
+    ]
+    assert grouped == ["device.hostname.keyword", "unmapped.sandbox.keyword"]
