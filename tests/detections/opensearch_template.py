@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.parquet_columns import Column
 
 MAX_FIELDS: Final = 200
+#: A ``flat_object`` can't be aggregated, so the sandbox has a field of its own.
 PIPELINE: Final = {
-    "description": "Sets @timestamp of an event of ocsf-nft",
-    "processors": [{"date": {"field": "time", "formats": ["UNIX_MS"], "timezone": "UTC"}}],
+    "description": "Sets @timestamp and sandbox of an event of ocsf-nft",
+    "processors": [
+        {"date": {"field": "time", "formats": ["UNIX_MS"], "timezone": "UTC"}},
+        {
+            "set": {
+                "if": "ctx.unmapped?.sandbox != null",
+                "field": "sandbox",
+                "value": "{{{unmapped.sandbox}}}",
+            }
+        },
+    ],
 }
 _FLAT: Final = {"type": "flat_object"}
 _DATE: Final = {"type": "date", "format": "epoch_millis"}
@@ -52,7 +62,8 @@ _ALWAYS_FLAT: Final = frozenset({
 
 def template(columns: Struct) -> dict[str, Any]:
     """Return the body of ``PUT _index_template``; ``columns`` are those of all events."""
-    properties = {"@timestamp": {"type": "date"}, **_properties(columns, ())}
+    made = {"@timestamp": {"type": "date"}, "sandbox": _KEYWORD}
+    properties = {**made, **_properties(columns, ())}
     return {
         "index_patterns": ["ocsf-*"],
         "priority": 200,

@@ -11,6 +11,7 @@ import pytest
 from ocsf_nft.ocsf.versions import STORED, VERSIONS
 from tests.delivery import sample_events
 from tests.detections import conversion, opensearch_template
+from tests.queries.test_opensearch import BODIES, aggregations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,28 @@ def test_strict_mapping_refuses_an_unknown_attribute() -> None:
     assert list(_faults({"metadata": {"other": 1}}, _PROPERTIES)) == ["metadata.other has no field"]
 
 
-def test_pipeline_has_a_field_of_each_event() -> None:
+def test_pipeline_has_fields_of_events_and_makes_those_of_the_mapping() -> None:
     pipeline = json.loads((_FOLDER / "ingest-pipeline.json").read_text())
-    (processor,) = pipeline["processors"]
-    assert _PROPERTIES[processor["date"]["field"]]["type"] == "date"
+    dated, copied = pipeline["processors"]
+    assert _PROPERTIES[dated["date"]["field"]]["type"] == "date"
+    assert _PROPERTIES[copied["set"]["field"]]["type"] == "keyword"
+    assert copied["set"]["value"] == "{{{unmapped.sandbox}}}"
+    assert "ctx.unmapped?.sandbox" in copied["set"]["if"]
+    named = {
+        each.event().get("unmapped", {}).get("sandbox") for each in sample_events.messages(STORED)
+    }
+    assert {type(each) for each in named} == {str, type(None)}
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_queries_aggregate_fields_of_the_mapping(title: str) -> None:
+    """The README of detections replaces these names. A ``flat_object`` can't be aggregated."""
+    for kind, inner, _ in aggregations(BODIES[title]):
+        if "field" in inner:
+            path = inner["field"].removesuffix(".keyword").replace("unmapped.sandbox", "sandbox")
+            field: dict[str, Any] = {"properties": _PROPERTIES}
+            for name in path.split("."):
+                field = field["properties"][name]
+            assert field["type"] not in {"flat_object", "text"}, (kind, path)
+            if "missing" in inner and field["type"] == "ip":
+                ipaddress.ip_address(inner["missing"])

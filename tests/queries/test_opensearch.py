@@ -33,13 +33,13 @@ def _conditions(query: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield field, value
 
 
-def _aggregations(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def aggregations(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Yield kind, body and neighbours of each aggregation."""
     beside = body.get("aggs", {})
     for aggregation in beside.values():
         ((kind, inner),) = ((name, each) for name, each in aggregation.items() if name != "aggs")
         yield kind, inner, beside
-        yield from _aggregations(aggregation)
+        yield from aggregations(aggregation)
 
 
 def _compared_fields(body: dict[str, Any]) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _compared_fields(body: dict[str, Any]) -> Iterator[str]:
         yield from (field for field, _ in _conditions(body["query"]))
     for each in body.get("sort", ()):
         yield from each
-    for kind, inner, _ in _aggregations(body):
+    for kind, inner, _ in aggregations(body):
         if kind == "top_hits":
             yield from _compared_fields(inner)
         elif kind != "bucket_selector":
@@ -58,7 +58,7 @@ def _compared_fields(body: dict[str, Any]) -> Iterator[str]:
 def _shown(body: dict[str, Any]) -> Iterator[str]:
     """Yield the fields that hits are shown with."""
     yield from body.get("_source", ())
-    for _, inner, _ in _aggregations(body):
+    for _, inner, _ in aggregations(body):
         yield from inner.get("_source", ())
 
 
@@ -97,7 +97,7 @@ def test_each_compared_value_occurs_in_events(title: str) -> None:
 @pytest.mark.parametrize("title", BODIES)
 def test_aggregation_refers_to_existing_ones(title: str) -> None:
     body = BODIES[title]
-    for kind, inner, beside in _aggregations(body):
+    for kind, inner, beside in aggregations(body):
         if kind == "bucket_selector":
             assert set(inner["buckets_path"].values()) <= beside.keys()
         for order in inner.get("order", ()):
@@ -125,7 +125,7 @@ def test_terms_leave_no_event_out(title: str) -> None:
         if all(values([event], path) & expected for path, expected in conditions.items())
     ]
     assert found
-    for kind, inner, _ in _aggregations(body):
+    for kind, inner, _ in aggregations(body):
         if kind == "terms" and "missing" not in inner:
             assert all(values([event], _path(inner["field"])) for event in found), inner
 
@@ -133,7 +133,7 @@ def test_terms_leave_no_event_out(title: str) -> None:
 def test_fences_of_hosts_with_equal_sandboxes_are_apart() -> None:
     grouped = [
         inner["field"]
-        for kind, inner, _ in _aggregations(BODIES["Latest state of each fence"])
+        for kind, inner, _ in aggregations(BODIES["Latest state of each fence"])
         if kind == "terms"
     ]
     assert grouped == ["device.hostname.keyword", "unmapped.sandbox.keyword"]
