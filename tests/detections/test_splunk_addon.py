@@ -17,7 +17,7 @@ import pytest
 from ocsf_nft.ocsf.enums import Action, Direction, Disposition, Severity, Status
 from ocsf_nft.ocsf.event_codes import EventCode
 from ocsf_nft.ocsf.lean import lean
-from ocsf_nft.ocsf.versions import STORED
+from ocsf_nft.ocsf.versions import STORED, VERSIONS, at_version
 from tests.delivery import sample_events
 from tests.detections import conversion
 
@@ -67,9 +67,9 @@ _TAGS: Final = {
 }
 #: Words of searches and of eval expressions that are no fields.
 _WORDS: Final = frozenset({
-    "AND", "OR", "IN", "AS", "BY", "true", "false", "null", "case", "coalesce", "if", "in", "match",
-    "fillnull", "mvindex", "value", "count", "dc", "dedup", "sort", "stats", "sum", "table",
-    "timechart",
+    "AND", "OR", "NOT", "IN", "AS", "BY", "true", "false", "null", "case", "coalesce", "if", "in",
+    "match", "fillnull", "mvindex", "value", "count", "dc", "dedup", "sort", "stats", "sum",
+    "table", "timechart",
 })  # fmt: skip
 #: Fields that Splunk makes.
 _OF_SPLUNK: Final = frozenset({"_time", "sourcetype"})
@@ -296,6 +296,21 @@ def test_sums_of_packets_leave_no_packet_of_a_fence_out_and_count_no_other() -> 
         by = re.search(r"stats .* BY ([\w. ]+?) \|", search)
         if by is not None:
             assert f'| fillnull value="-" {by[1]} |' in search
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_searches_for_alerts_find_those_of_each_version(version: str) -> None:
+    """Before 1.4.0, ``is_alert`` is not an attribute."""
+    alerts = [each for each in _searches() if "is_alert" in each]
+    assert len(alerts) == 2
+    for search in alerts:
+        assert " class_uid=2004 (is_alert=true OR (NOT is_alert=* severity_id>=4))" in search
+    for message in sample_events.messages(STORED):
+        event = message.event()
+        if event["class_uid"] == 2004:
+            old = at_version(message.event(), version)
+            is_found = old.get("is_alert", old["severity_id"] >= Severity.HIGH)
+            assert is_found == event["is_alert"]
 
 
 def test_searches_and_props_have_codes_of_events() -> None:
