@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 #: Maximum number of addresses among the observables. The evidences have the whole sample.
 _OBSERVED: Final = 10
+#: Maximum number of bytes of all processes in evidences. A program chooses its path and arguments.
+#: The finding must not be too large for a receiver.
+_PROCESS_BYTES: Final = 40 << 10
+_LONG_ATTRIBUTES: Final = (
+    "path", "cmd_line", "working_directory", "file", "parent_process", "ancestry",
+)  # fmt: skip
 
 
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
@@ -168,15 +174,33 @@ def _message(found: FanOut, direction: Direction, answer: Answer | None) -> str:
 def _evidences(
     found: FanOut, direction: Direction, actor: objects.Actor | None
 ) -> Iterator[finding_objects.Evidences]:
-    """Yield an evidence for each known process, and then for each flow of the sample."""
+    """Yield an evidence for each known process, and then for each flow of the sample.
+
+    Processes that are too long together have no long attributes.
+    """
+    left = _PROCESS_BYTES
+    for one, flow in _senders(found, actor):
+        process = None if one is None else one.process
+        if one is not None and process is not None:
+            if (size := len(process.json())) > left:
+                short = process.model_copy(update=dict.fromkeys(_LONG_ATTRIBUTES))
+                one = one.model_copy(update={"process": short})  # noqa: PLW2901 - the same process
+            else:
+                left -= size
+        yield _evidence(found, direction, one, flow)
+
+
+def _senders(
+    found: FanOut, actor: objects.Actor | None
+) -> Iterator[tuple[objects.Actor | None, Flow]]:
     for each in found.senders:
-        yield _evidence(found, direction, _actor(found.uid, each.process), each.flow)
+        yield _actor(found.uid, each.process), each.flow
     known = {each.flow for each in found.senders}
     # Without a sample, the sandbox and the user are the only evidence.
     sample = found.sample or (() if found.senders else (Flow(uid=found.uid, protocol=None),))
     for flow in sample:
         if flow not in known:
-            yield _evidence(found, direction, actor, flow)
+            yield actor, flow
 
 
 def _evidence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,3 +126,27 @@ def test_hostile_names_in_a_description_are_visible_and_short() -> None:
     assert (info["title"] + info["desc"]).isprintable()
     assert len(info["title"]) < 200
     assert len(info["desc"]) < 3000
+
+
+@pytest.mark.parametrize("folders", [3, 15])
+@pytest.mark.parametrize("number", [1, 32])
+def test_long_texts_of_processes_do_not_make_a_scan_too_large(number: int, folders: int) -> None:
+    """A program chooses them. Receivers accept 200,000 bytes or more."""
+    long = ("/" + "\x01" * 255) * folders
+    processes = [
+        Process(pid=5000 + each, name="nc", path=long, working_directory=long, cmd_line=long)
+        for each in range(number)
+    ]
+    found = fan_out_of(
+        senders=tuple(
+            ScanSender(process=each, attempts=1, flow=replace(_FLOW, port=each.pid))
+            for each in processes
+        )
+    )
+    assert len(json.dumps(rendered(found))) < 200_000
+    evidences = rendered(found)["evidences"]
+    assert [each["process"]["pid"] for each in evidences[:number]] == [
+        each.pid for each in processes
+    ]
+    assert ("path" in evidences[0]["process"]) == (folders == 3)
+    assert "path" not in evidences[-1 if number == 1 else number - 1]["process"]

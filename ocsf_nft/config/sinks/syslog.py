@@ -45,9 +45,10 @@ class SyslogSink(SinkTable):
 
     If an event's message is longer than ``max_bytes``, the event becomes a dead letter. Receivers
     truncate longer messages, and truncated JSON is invalid. The default, 8096, is the limit of
-    rsyslog. An event about a process with long arguments can have 40,000 bytes. If your rsyslog has
-    a higher limit, increase ``max_bytes`` too. For example, set ``max_bytes`` to 64000 if rsyslog
-    has ``global(maxMessageSize="64k")``.
+    rsyslog. An event about a process with long arguments can have 40,000 bytes, and a finding about
+    a scan by many processes 65,000, or 200,000 if their arguments are long. If your rsyslog has a
+    higher limit, increase ``max_bytes`` too. For example, set ``max_bytes`` to 256000 if rsyslog
+    has ``global(maxMessageSize="256k")``.
 
     Syslog has no acknowledgement. With TCP and TLS, an event counts as delivered when the
     receiver's kernel has received it. If the receiver crashes, the events that it had not read or
