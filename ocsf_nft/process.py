@@ -68,21 +68,41 @@ class Process:
     ancestors: tuple[Process, ...] = ()
 
 
-#: Maximum length of a command line in the result of :func:`brief`, and number of its ancestors.
-_BRIEF_TEXT: Final = 400
+#: Maximum length of a text in the result of :func:`shortened`; ancestors in that of :func:`brief`.
+_SHORT_TEXT: Final = 400
 _BRIEF_ANCESTORS: Final = 4
 
 
 def brief(process: Process) -> Process:
-    """Return a process with short command lines and few ancestors, to be stored again and again."""
-    ancestors = (
-        replace(each, cmd_line=_cut(each.cmd_line)) for each in process.ancestors[:_BRIEF_ANCESTORS]
+    """Return a process with short texts and few ancestors, to be stored again and again."""
+    return shortened(process, ancestors=_BRIEF_ANCESTORS)
+
+
+def shortened(process: Process, *, ancestors: int) -> Process:
+    """Return a process with short texts, and with its nearest ``ancestors`` at most.
+
+    A sandboxed program can have paths and arguments of a kilobyte each.
+    """
+    above = tuple(shortened(each, ancestors=0) for each in process.ancestors[:ancestors])
+    texts = process.cmd_line, process.path, process.working_directory
+    if above == process.ancestors and all(len(each or "") <= _SHORT_TEXT for each in texts):
+        return process
+    return replace(
+        process,
+        cmd_line=_cut(process.cmd_line),
+        path=_cut_path(process.path),
+        working_directory=_cut_path(process.working_directory),
+        ancestors=above,
     )
-    return replace(process, cmd_line=_cut(process.cmd_line), ancestors=tuple(ancestors))
 
 
 def _cut(line: str | None) -> str | None:
-    return line if line is None or len(line) <= _BRIEF_TEXT else f"{line[: _BRIEF_TEXT - 1]}…"
+    return line if line is None or len(line) <= _SHORT_TEXT else f"{line[: _SHORT_TEXT - 1]}…"
+
+
+def _cut_path(path: str | None) -> str | None:
+    # The last part is the name of the program.
+    return path if path is None or len(path) <= _SHORT_TEXT else f"…{path[1 - _SHORT_TEXT :]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

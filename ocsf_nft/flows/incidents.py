@@ -10,7 +10,7 @@ from ocsf_nft.flow import Flow, flow
 from ocsf_nft.flows.dns_questions import MAX_OF_FLOW
 from ocsf_nft.flows.flow_counter import MAX_COUNT
 from ocsf_nft.flows.report_schedule import Schedule
-from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen, brief
+from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen, brief, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ SENDERS: Final = 32
 #: Maximum number of processes that a merged attribution names. The others are counted, as a lower
 #: bound.
 _MAX_NAMED: Final = 16
+#: Maximum number of ancestors of the process of an incident.
+_MAX_ANCESTORS: Final = 16
 _METHODS: Final[tuple[Method, ...]] = get_args(Method)
 _CONFIDENCES: Final[tuple[ConfidenceLevel | None, ...]] = (*get_args(ConfidenceLevel), None)
 #: Start times of a process differ if the clock is set between two reads of /proc. No other process
@@ -104,7 +106,7 @@ def extend_incident(
             # The clock may be set back.
             start_ns=min(incident.start_ns, attempt.start_ns),
             latest=(*incident.latest, identity)[-LATEST:],
-            attribution=(
+            attribution=_shortened(
                 attempt.attribution
                 if before is None
                 else merge(incident.attribution, attempt.attribution)
@@ -112,6 +114,25 @@ def extend_incident(
             questions=questions,
         ),
         end_ns=attempt.end_ns,
+    )
+
+
+def _shortened(by: Attribution | None) -> Attribution | None:
+    """Return an attribution of limited size: an incident is stored again with each attempt.
+
+    Of several possible senders, no event has the ancestors.
+    """
+    if by is None:
+        return None
+    seen = sorted(by.seen, key=_began)[-_MAX_NAMED:] if len(by.seen) > _MAX_NAMED else by.seen
+    ancestors = _MAX_ANCESTORS if len(by.seen) == 1 else 0
+    return replace(
+        by,
+        process=None if by.process is None else shortened(by.process, ancestors=_MAX_ANCESTORS),
+        seen=tuple(
+            replace(each, process=shortened(each.process, ancestors=ancestors)) for each in seen
+        ),
+        unnamed=by.unnamed + len(by.seen) - len(seen),
     )
 
 
@@ -222,12 +243,13 @@ class _UserActivity:
     stored: tuple[int, int, int] = (0, 0, 0)
 
     def add_sender(self, process: Process, flow: Flow) -> None:
+        process = brief(process)
         key = process.pid, process.path
         known = self.senders.get(key)
         if known is not None:
             self.senders[key] = replace(known, attempts=known.attempts + 1)
         elif len(self.senders) < SENDERS:
-            self.senders[key] = ScanSender(process=brief(process), attempts=1, flow=flow)
+            self.senders[key] = ScanSender(process=process, attempts=1, flow=flow)
             self.is_reported = False
         elif len(self.others) < _MAX_DISTINCT:
             self.others.add(hash(key))

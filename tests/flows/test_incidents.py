@@ -9,9 +9,10 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Key
-from ocsf_nft.flows.incidents import extend_incident
+from ocsf_nft.flows import codec
+from ocsf_nft.flows.incidents import OpenIncident, extend_incident
 from ocsf_nft.flows.sandbox_account import SandboxAccount
-from ocsf_nft.process import Process
+from ocsf_nft.process import Attribution, Process, Seen
 from tests.conformance.attributed import done_by
 from tests.flows.kernel_model import keys
 from tests.flows.reading import (
@@ -28,7 +29,6 @@ from tests.flows.reading import (
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
-    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 
@@ -243,3 +243,51 @@ def test_attribution_of_an_attempt_is_requested_once_and_is_in_its_incident() ->
     assert [each.process.pid for each in last.attribution.seen] == [
         number + 1 for number in range(len(found))
     ]
+
+
+def _with_long_texts(pid: int) -> Process:
+    """Return a process of a hostile program: with 16 ancestors, and a kilobyte in each text."""
+    found = Process(
+        pid=pid,
+        path=f"/{'p' * 1000}/tool",
+        cmd_line="c" * 1000,
+        working_directory="/" + "d" * 1000,
+        created_ns=NOW + pid,
+    )
+    return replace(found, ancestors=tuple(replace(found, pid=each) for each in range(16)))
+
+
+def _extended(*attributions: Attribution) -> IncidentEnd:
+    end: IncidentEnd | None = None
+    for each in attributions:
+        attempt = Attempt.of(record(tcp()), each)
+        end = extend_incident(end, key(tcp()), attempt, lambda *_: False)
+    assert end is not None
+    return end
+
+
+def test_stored_size_of_an_incident_is_limited() -> None:
+    """It is stored again with each attempt, and a user may have 1,000 incidents at once."""
+    seen = tuple(Seen(process=_with_long_texts(pid), calls=1) for pid in range(100, 132))
+    several = Attribution(method="capture", confidence="high", reason="", seen=seen)
+    one = replace(several, process=seen[0].process, seen=())
+    for attributions in ((one,), (several,), (one, several), (several, several)):
+        end = _extended(*attributions)
+        assert len(codec._json_of(OpenIncident(key(tcp()), end))) < 32 * 1024
+        by = end.incident.attribution
+        assert by is not None
+        if by.seen:
+            assert [each.process.pid for each in by.seen] == list(range(116, 132))
+            assert by.unnamed == 16
+            assert {str(each.process.path)[-5:] for each in by.seen} == {"/tool"}
+
+
+def test_incident_has_all_ancestors_of_its_only_process() -> None:
+    path = "/usr/bin/tool"
+    above = tuple(Process(pid=pid, path=path, working_directory="/") for pid in range(16))
+    one = Process(pid=100, path=path, cmd_line="x" * 400, created_ns=NOW, ancestors=above)
+    by = Attribution(method="capture", confidence="high", reason="", process=one)
+    assert _extended(by).incident.process == one
+    sole = replace(by, confidence="medium", seen=(Seen(process=one, calls=1),))
+    unknown = Attribution(method="user", confidence="high", reason="")
+    assert _extended(sole, unknown).incident.process == one
