@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from ocsf_nft.attempt import FanOut, Incident, IncidentEnd, ScanSender
 from ocsf_nft.flow import Flow, flow
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
     from ocsf_nft.record import DnsQuestion, Record
 
+T = TypeVar("T")
+
 #: Function that takes a flow's latest log record, and the number of packets and the DNS questions
 #: in its incident so far; it returns True if the incident becomes an OCSF finding.
 IsFinding: TypeAlias = "Callable[[Record, int, tuple[DnsQuestion, ...]], bool]"
 #: Maximum number of attempts that an incident or a scan lists.
 LATEST: Final = 10
-#: Maximum number of processes that a scan lists.
+#: Maximum number of processes that a scan lists, and that all scans of a rule list. A scan that
+#: grows is stored again and again. Each one lists one process at least.
 SENDERS: Final = 32
+_ALL_SENDERS: Final = 256
 
 #: Maximum number of processes that a merged attribution names. The others are counted, as a lower
 #: bound.
@@ -46,9 +50,10 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 FLOWS: Final = 20
 WITHIN_NS: Final = 60 * 1_000_000_000
 _MAX_SAMPLE: Final = 10
-#: Maximum number of distinct destinations and ports that are counted. A larger number is reported
-#: as "at least".
+#: Maximum number of distinct destinations and ports of a scan that are counted. The same for all
+#: scans of a rule, but for the first ones of each. A larger number is reported as "at least".
 _MAX_DISTINCT: Final = 4096
+_ALL_DISTINCT: Final = 1 << 16
 #: Maximum number of users with state. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 1024
 _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
@@ -214,10 +219,19 @@ def _named(by: Attribution) -> tuple[Seen, ...]:
     return (Seen(process=by.process, calls=1 if by.confidence == "high" else None), *by.seen)
 
 
+@dataclass(slots=True)
+class _Totals:
+    """Numbers of processes and distinct values that are in memory for all users of one rule."""
+
+    senders: int = 0
+    distinct: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _UserActivity:
     """Distinct flows of one user since ``since_ns``, counted to detect a scan."""
 
+    totals: _Totals
     identity: str
     since_ns: int
     last_ns: int
@@ -248,11 +262,26 @@ class _UserActivity:
         known = self.senders.get(key)
         if known is not None:
             self.senders[key] = replace(known, attempts=known.attempts + 1)
-        elif len(self.senders) < SENDERS:
+        elif len(self.senders) < SENDERS and (
+            not self.senders or self.totals.senders < _ALL_SENDERS
+        ):
             self.senders[key] = ScanSender(process=process, attempts=1, flow=flow)
+            self.totals.senders += 1
             self.is_reported = False
-        elif len(self.others) < _MAX_DISTINCT:
-            self.others.add(hash(key))
+        else:
+            self.add_distinct(self.others, hash(key))
+
+    def add_distinct(self, values: set[T], value: T) -> None:
+        """Add a value to one of the sets of distinct values, unless there are too many."""
+        has_room = len(values) < FLOWS or self.totals.distinct < _ALL_DISTINCT
+        if has_room and len(values) < _MAX_DISTINCT and value not in values:
+            values.add(value)
+            self.totals.distinct += 1
+
+    def release(self) -> None:
+        """Subtract what is in memory from the totals; call it when the activity is removed."""
+        self.totals.senders -= len(self.senders)
+        self.totals.distinct -= len(self.destinations) + len(self.ports) + len(self.others)
 
 
 class FanOuts:
@@ -263,6 +292,7 @@ class FanOuts:
         self._counter_id = counter_id
         self._opened = opened
         self._activities: dict[int | None, _UserActivity] = {}
+        self._totals = _Totals()
 
     def __bool__(self) -> bool:
         """Return True if there are flows of which a scan may consist."""
@@ -276,30 +306,30 @@ class FanOuts:
             if len(self._activities) >= _MAX_USERS and not self._evict_one():
                 return
             counter_id = self._counter_id
-            found = _UserActivity(
-                f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}", time_ns, time_ns
-            )
+            identity = f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}"
+            found = _UserActivity(self._totals, identity, time_ns, time_ns)
             self._activities[decoded.uid] = found
         found.flows += 1
         found.last_ns = max(time_ns, found.since_ns)
         found.grew_ns = None
         found.is_reported = False
-        if decoded.destination is not None and len(found.destinations) < _MAX_DISTINCT:
-            found.destinations.add(decoded.destination)
-        if decoded.port is not None and len(found.ports) < _MAX_DISTINCT:
-            found.ports.add(decoded.port)
+        if decoded.destination is not None:
+            found.add_distinct(found.destinations, decoded.destination)
+        if decoded.port is not None:
+            found.add_distinct(found.ports, decoded.port)
         if len(found.sample) < _MAX_SAMPLE:
             found.sample.append(decoded)
 
     def resume(self, before: FanOut) -> None:
         """Continue a scan that was open when the service stopped."""
-        found = _UserActivity(before.identity, before.start_ns, before.end_ns)
+        found = _UserActivity(self._totals, before.identity, before.start_ns, before.end_ns)
         self._activities[before.uid] = found
         found.flows, found.packets, found.windows = found.stored = (
             before.flows, before.packets, before.windows,
         )  # fmt: skip
         found.latest, found.unknown = before.latest, before.unknown
         found.senders = {(each.process.pid, each.process.path): each for each in before.senders}
+        self._totals.senders += len(found.senders)
         found.sample = list(before.sample)
         found.before = before
 
@@ -346,7 +376,7 @@ class FanOuts:
             stage = _stage(found, now_ns, is_over=is_over)
             if found.schedule is None:
                 if is_over or now_ns - found.begun_ns > WITHIN_NS:
-                    del self._activities[uid]
+                    self._remove(uid)
                 continue
             totals = found.flows, found.packets, found.windows
             if found.stored != totals:
@@ -356,7 +386,7 @@ class FanOuts:
                 found.is_reported = True
                 yield self._of(uid, found, stage)
             if is_over:
-                del self._activities[uid]
+                self._remove(uid)
                 self._opened[found.identity] = None
                 is_stopped = now_ns - found.grew_ns < WITHIN_NS
                 yield replace(self._of(uid, found, "ended"), is_stopped=is_stopped)
@@ -364,9 +394,12 @@ class FanOuts:
     def _evict_one(self) -> bool:
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
-                del self._activities[uid]
+                self._remove(uid)
                 return True
         return False
+
+    def _remove(self, uid: int | None) -> None:
+        self._activities.pop(uid).release()
 
     def _of(self, uid: int | None, found: _UserActivity, stage: _Stage) -> FanOut:
         before = found.before

@@ -81,6 +81,23 @@ def test_fan_out_counts_4096_destinations_and_ports_at_least() -> None:
     assert (found.flows, found.destinations, found.ports) == (4199, 4096, 4096)
 
 
+def test_destinations_and_ports_of_all_fan_outs_are_limited_but_for_the_first_of_each() -> None:
+    fan_outs = FanOuts(COUNTER_ID, {})
+    for uid in range(20):
+        for number in range(1, 4097):
+            packet = tcp(number, f"10.0.{number >> 8}.{number & 255}", uid=uid)
+            fan_outs.add_flow(key(packet), NOW)
+    found = list(fan_outs.due(0))
+    assert [each.flows for each in found] == [4096] * 20
+    assert sum(each.destinations + each.ports for each in found) == (1 << 16) + 2 * 12 * 20
+    assert (found[-1].destinations, found[-1].ports) == (20, 20)
+    assert [each.stage for each in fan_outs.due(MINUTE)] == ["ended"] * 20
+    for number in range(1, 101):
+        fan_outs.add_flow(key(tcp(number)), NOW)
+    (found_later,) = fan_outs.due(MINUTE)
+    assert (found_later.destinations, found_later.ports) == (1, 100)
+
+
 def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
     fan_outs = FanOuts(COUNTER_ID, {})
     for number in range(20):

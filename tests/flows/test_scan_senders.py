@@ -109,6 +109,24 @@ def test_stored_size_of_a_scan_is_limited() -> None:
     assert str(found.senders[0].process.cmd_line).endswith("x…")
 
 
+def test_processes_of_all_scans_are_limited_and_each_scan_has_one() -> None:
+    """All scans that grow are stored again each second, and a program may have 1,024 users."""
+    fan_outs = FanOuts(COUNTER_ID, {})
+    users, packets = range(2000, 2100), range(1, 21)
+    for uid in users:
+        for port in packets:
+            fan_outs.add_flow(key(tcp(port, uid=uid)), NOW)
+            fan_outs.add_attempt(_attempt(port, _by(1000 * uid + port), uid=uid))
+    found = list(fan_outs.due(0))
+    assert [len(each.senders) + each.unnamed for each in found] == [len(packets)] * len(users)
+    assert [len(each.senders) for each in found] == [20] * 12 + [16] + [1] * 87
+    list(fan_outs.due(MINUTE))
+    for port in packets:
+        fan_outs.add_flow(key(tcp(port)), NOW)
+        fan_outs.add_attempt(_attempt(port, _by(port)))
+    assert len(_scan(fan_outs, MINUTE).senders) == len(packets)
+
+
 def test_new_process_of_a_scan_is_reported_with_the_next_update() -> None:
     fan_outs = _scanned(_attempt(1, _by(7)))
     assert _scan(fan_outs).stage == "begun"
