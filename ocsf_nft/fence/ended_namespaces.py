@@ -31,6 +31,16 @@ def move_record(
     return moved
 
 
+def has_ended(
+    sandbox: str, state: StateDirectory, identity: str, *, abandons: bool = False
+) -> bool:
+    """Return True if :func:`remove_record` would remove the record now; raises its errors."""
+    seen = state.read(sandbox)
+    if seen is None or seen.identity != identity:
+        return False
+    return abandons or not seen.namespace.has_identity(identity)
+
+
 def remove_record(
     sandbox: str, state: StateDirectory, identity: str, *, abandons: bool = False
 ) -> bool:
@@ -43,9 +53,7 @@ def remove_record(
     """
     with state.locked(sandbox):
         seen = state.read(sandbox)
-        if seen is None or seen.identity != identity:
-            return False
-        if not abandons and seen.namespace.has_identity(identity):
+        if seen is None or not has_ended(sandbox, state, identity, abandons=abandons):
             return False
         table_query.refuse_exclusive(HOST, seen.spec.guard_tables, state)
         installer.remove_guard(seen.spec)

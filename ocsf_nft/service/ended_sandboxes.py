@@ -18,7 +18,7 @@ from ocsf_nft.flows.sandbox_account import SandboxAccount
 from ocsf_nft.ocsf.fence_state_events import FenceState, SandboxEnd
 from ocsf_nft.service import fence_facts, stored_account
 from ocsf_nft.service.shielded import run_shielded
-from ocsf_nft.state.change import Change
+from ocsf_nft.state.change import AccountChange, Change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,10 +90,15 @@ async def forget_ended(  # noqa: PLR0913 - the parts that have something of the 
     namespace exists. Raises the errors of :func:`ended_namespaces.remove_record`, and
     DeliveryError.
     """
+    ended = partial(ended_namespaces.has_ended, sandbox, state, seen.identity, abandons=is_certain)
+    if not await asyncio.to_thread(ended):
+        return False
+    # Before the record is removed: without it, no later run would report them.
+    account = await _report_account(sandbox, seen, state, reporter)
     remove = partial(ended_namespaces.remove_record, sandbox, state, seen.identity)
     if not await asyncio.to_thread(remove, abandons=is_certain):
         return False
-    await forget_account(sandbox, seen, state, store, reporter)
+    await _remove_account(account, seen, state, store, reporter)
     return True
 
 
@@ -105,11 +110,17 @@ async def forget_account(
     Before, emit the events about stored packets that no event has reported, and the last events of
     open findings. ``seen`` was the record of its fence. Raises DeliveryError.
     """
-    facts = fence_facts.context(seen, reporter.host)
-    with reporter.facts_of_ended(sandbox, facts):
-        # In a thread, since an account may have thousands of flows.
-        account = await asyncio.to_thread(_stored, sandbox, state, reporter)
-        await _report_rest(account, reporter)
+    account = await _report_account(sandbox, seen, state, reporter)
+    await _remove_account(account, seen, state, store, reporter)
+
+
+async def _remove_account(
+    account: SandboxAccount,
+    seen: InstalledFence,
+    state: StateDirectory,
+    store: StateStore,
+    reporter: Reporter,
+) -> None:
     event = fence_facts.state_event(
         seen,
         reporter.host,
@@ -118,19 +129,31 @@ async def forget_account(
         end=sandbox_end(account.balances()),
     )
     # The place first: rows without their place are an old copy, and the reverse is a fault.
-    state.delete_account_place(sandbox)
-    await run_shielded(store.retry(partial(store.database.remove_account, sandbox)))
+    state.delete_account_place(account.sandbox)
+    await run_shielded(store.retry(partial(store.database.remove_account, account.sandbox)))
     await reporter.emit(event)
 
 
+async def _report_account(
+    sandbox: str, seen: InstalledFence, state: StateDirectory, reporter: Reporter
+) -> SandboxAccount:
+    with reporter.facts_of_ended(sandbox, fence_facts.context(seen, reporter.host)):
+        # In a thread, since an account may have thousands of flows.
+        account = await asyncio.to_thread(_stored, sandbox, state, reporter)
+        await _report_rest(account, reporter)
+    return account
+
+
 async def _report_rest(account: SandboxAccount, reporter: Reporter) -> None:
-    # If this is interrupted, the next run with the account makes events with the same uids.
-    now_ns = time.monotonic_ns()
-    for _ in account.aggregate_overflow(now_ns):
-        await asyncio.sleep(0)
-    due = account.due(now_ns, closing=True)
-    while found := list(islice(due, _BATCH)):
-        await reporter.commit(Change(events=await reporter.lines(found)))
+    # If this is interrupted, the next run goes on. It makes events with the same uids if another
+    # database has the account.
+    due = account.due(time.monotonic_ns(), closing=True)
+    while found := await asyncio.to_thread(lambda: list(islice(due, _BATCH))):
+        lines = await reporter.lines(found)
+        change = AccountChange(account.sandbox)
+        for _ in codec.collect(account, change):
+            await asyncio.sleep(0)
+        await reporter.commit(Change(events=lines, account=change))
 
 
 def _stored(sandbox: str, state: StateDirectory, reporter: Reporter) -> SandboxAccount:
