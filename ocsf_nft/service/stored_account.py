@@ -52,8 +52,9 @@ async def find(store: StateStore, state: StateDirectory, sandbox: str) -> Stored
     """Return the stored account of a sandbox, for a run that stores accounts in ``store``.
 
     If it can't be read, the result is an empty account with a fault. Raises DeliveryError if the
-    store can't be read.
+    store can't be read or written.
     """
+    await store.flush()  # an earlier watch may have ended before its last counts were stored
     try:
         place = state.account_place(sandbox)
         if place is None:

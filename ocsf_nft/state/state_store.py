@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from ocsf_nft.errors import DeliveryError
+from ocsf_nft.state.change import Change
 from ocsf_nft.state.retry_until_writable import UnfinishedError
 from ocsf_nft.state.state_db import StateDatabase
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ocsf_nft.state.change import Change
     from ocsf_nft.state.dropped_events import DroppedEvents
     from ocsf_nft.state.retry_until_writable import StorageRetrier
 
@@ -113,6 +113,14 @@ class StateStore:
         self._pending.append(commit)
         self._submitted.set()
         await commit.done
+
+    async def flush(self) -> None:
+        """Return when all changes are stored that wait now; raises as :meth:`commit`.
+
+        The database has them then, also those of callers that were cancelled.
+        """
+        if self._pending:
+            await self.commit(Change())
 
     async def _write(self) -> None:
         try:

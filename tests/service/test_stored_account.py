@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
+from ocsf_nft.errors import DeliveryError
 from ocsf_nft.fence.state import AccountPlace, StateDirectory
 from ocsf_nft.flows import codec
 from ocsf_nft.service import stored_account
 from ocsf_nft.service.ended_sandboxes import forget_account
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.state import archive, state_db
+from ocsf_nft.state.archive import Archive
 from ocsf_nft.state.change import Change, DroppedRecords
 from ocsf_nft.state.state_db import FILE
 from tests.flows.reading import SECOND, key, tcp
@@ -24,7 +28,7 @@ from tests.service.test_account_loop import Given
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -216,3 +220,35 @@ def test_path_in_the_state_directory_moves_with_it(tmp_path: Path) -> None:
     moved.delete_account_place("sb")
     assert moved.account_place("sb") is None
     assert not moved.directory("sb").exists()
+
+
+async def test_account_is_read_after_its_last_counts_that_wait_for_the_disk_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox that could not be released is watched again, with the same store."""
+    first, second = tcp(port=1), tcp(port=2)
+    counters, sink = Given({key(first): 5, key(second): 3}), MemoryStore()
+    async with keeping.opened_store(tmp_path) as store:
+        commit = store.database.commit
+
+        def fail(_: Sequence[Change]) -> int:
+            raise DeliveryError("the disk is full")
+
+        async with keeping.running_account(counters, tmp_path, sink, store=store) as account:
+            monkeypatch.setattr(store.database, "commit", fail)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await account.close()
+        counters.counts[key(first)] = 8
+
+        async def watch_again() -> None:
+            async with keeping.running_account(counters, tmp_path, sink, store=store) as again:
+                await again.close()
+
+        watching = asyncio.create_task(watch_again())
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(store.database, "commit", commit)
+        await watching
+    with Archive(tmp_path / FILE) as archive:
+        events = [orjson.loads(each.line) for each in archive.read(0)]
+    assert sum(event["count"] for event in events if event["class_uid"] == 4001) == 8 + 3
