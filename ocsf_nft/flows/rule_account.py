@@ -34,6 +34,9 @@ AddAttribution: TypeAlias = "Callable[[Attempt], Attempt]"
 _SLICE: Final = 500
 #: Maximum delay of a record after its packet; a later record counts as dropped.
 _LATE_NS: Final = 60 * 1_000_000_000
+#: Maximum number of flows that are known from log records alone. If no counter can be read, the
+#: records of further flows wait for it: they may be forged.
+_MAX_UNREAD: Final = 1 << 15
 #: Rules with packets that come from a user of the sandbox.
 _OUTBOUND: Final = frozenset(
     {"egress", "forward", "link", "guard", "vm-forward", "vm-input", "vm-link"}
@@ -130,7 +133,8 @@ class RuleAccount:
         report = self._begin(key, FlowReport(key, now_ns, record, attribution))
         self._questions.add(key, record.question)
         if counter is None:
-            if now_ns < max(self.late_records_until_ns, self.doubted_until_ns):
+            is_doubted = now_ns < max(self.late_records_until_ns, self.doubted_until_ns)
+            if is_doubted or len(self.counters.unread) >= _MAX_UNREAD:
                 # The packet may be in a report without its flow, or the record may be forged.
                 self._waiting[key] = self.counters.readings
                 return None

@@ -8,12 +8,13 @@ import pytest
 
 from ocsf_nft.attempt import FanOut
 from ocsf_nft.flow import Count, CounterId, flow
+from ocsf_nft.flows import rule_account
 from ocsf_nft.flows.flow_counter import FlowCounter
 from ocsf_nft.flows.incidents import FanOuts
 from ocsf_nft.flows.overflow import Admission, Aggregates, Quota
-from ocsf_nft.flows.sandbox_account import Balance
+from ocsf_nft.flows.sandbox_account import Balance, SandboxAccount
 from tests.flows.kernel_model import Packet
-from tests.flows.reading import NOW, SECOND, key, tcp
+from tests.flows.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 
 if TYPE_CHECKING:
     from ocsf_nft.flows.incidents import Opened
@@ -96,6 +97,27 @@ def test_destinations_and_ports_of_all_fan_outs_are_limited_but_for_the_first_of
         fan_outs.add_flow(key(tcp(number)), NOW)
     (found_later,) = fan_outs.due(MINUTE)
     assert (found_later.destinations, found_later.ports) == (1, 100)
+
+
+def test_flows_known_from_records_alone_are_limited_and_reported_after_a_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that has removed the counters can make records without an end."""
+    monkeypatch.setattr(rule_account, "_MAX_UNREAD", 100)
+    account = SandboxAccount("sb", begun_ns=NOW)
+    observe(account, reading({}))
+    flows = [tcp(port) for port in range(1, 151)]
+    found = [
+        attempt
+        for number, each in enumerate(flows)
+        if (attempt := account.record(record(each, number, NOW + SECOND), SECOND)) is not None
+    ]
+    assert len(found) == len(account.rules["egress"].counters.unread) == 100
+    observe(account, reading({key(each): 1 for each in flows}, NOW + 2 * SECOND))
+    found += attempts(account.due(2 * SECOND))
+    assert [(each.packets, each.record.origin.transport) for each in found] == [(1, "nflog")] * 150
+    (balance,) = account.balances()
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (150, 0, 0)
 
 
 def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
