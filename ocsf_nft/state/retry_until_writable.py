@@ -65,7 +65,7 @@ class StorageRetrier:
                     is_waiting = True
                     if self.fault is None:
                         _log.error(
-                            f"the disk can't be written: {self._consequence}", reason=f"{error}"
+                            f"the state can't be stored: {self._consequence}", reason=f"{error}"
                         )
                     self.fault = str(error)
                     if self._is_past_deadline():
@@ -73,7 +73,7 @@ class StorageRetrier:
                     await self._wait()
                 else:
                     if self.fault is not None and is_waiting:
-                        _log.warning("the disk can be written again")
+                        _log.warning("the state can be stored again")
                         self.fault = None
                     return result
         finally:

@@ -166,7 +166,7 @@ def test_full_state_disk_pauses_reading_and_drops_no_count(
         wait_for(lambda: counted_so_far(output) == first)
         ballast = fill(disk)
         second = sweep(lab, 1002)
-        running.wait_for_message("the disk can't be written")
+        running.wait_for_message("the state can't be stored")
         time.sleep(0.5)
         assert running.process.poll() is None
         assert counted(output) == first
@@ -176,8 +176,8 @@ def test_full_state_disk_pauses_reading_and_drops_no_count(
     assert code == 0, messages
     # The delivery process has messages of its own, if its checkpoint came after the disk was full.
     own = [line for line in messages.splitlines() if "process=delivery" not in line]
-    assert sum("the disk can't be written" in line for line in own) == 1
-    assert sum("the disk can be written again" in line for line in own) == 1
+    assert sum("the state can't be stored" in line for line in own) == 1
+    assert sum("the state can be stored again" in line for line in own) == 1
     assert counted(output) == first + second
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.state import retry_until_writable
+from ocsf_nft.state.retention import FullError
 from ocsf_nft.state.retry_until_writable import StorageRetrier
 
 
@@ -50,9 +51,26 @@ async def test_retrier_has_a_grace_period_after_a_stop_is_requested(
     stop.set()
     with pytest.raises(DeliveryError, match="the disk is full"):
         await asyncio.wait_for(waiting, 60)
-    assert "the disk takes" not in capsys.readouterr().out, "it never accepted anything"
+    assert "again" not in capsys.readouterr().out, "it never accepted anything"
     with pytest.raises(DeliveryError):  # the grace period is not renewed
         await retrier(Disk(1 << 60).write)
+
+
+async def test_full_store_is_not_logged_as_a_fault_of_the_disk(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures = iter([FullError("the store holds 1000 bytes that sinks have not received yet")])
+
+    def write() -> None:
+        for error in failures:
+            raise error
+
+    await StorageRetrier(asyncio.Event())(write)
+    begun, ended = capsys.readouterr().out.splitlines()
+    assert "the state can't be stored: no records are read meanwhile" in begun
+    assert "the store holds 1000 bytes" in begun
+    assert "the state can be stored again" in ended
+    assert "disk" not in begun + ended
 
 
 async def test_retrier_passes_other_errors_on() -> None:
