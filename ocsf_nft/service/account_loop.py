@@ -358,7 +358,7 @@ class AccountLoop:
             finally:
                 self._before = None
             # In the transaction that stores the new counters in place of the old ones.
-            await self._report(list(self._account.due_of_ended(time.monotonic_ns())))
+            await self._report(await self._due_of_ended())
         if not self._source:  # records of a log with positions come late, and again
             async with self._lock:
                 lines = self._doubts.observe(received, reading, self._account.rules)
@@ -367,6 +367,15 @@ class AccountLoop:
                     await self._commit(lines)
         self.schedule.note_reading(time.monotonic() - began)
 
+    async def _due_of_ended(self) -> list[Attempt | FanOut | IncidentEnd]:
+        """Return all that is to be reported of counters that no longer exist."""
+        found: list[Attempt | FanOut | IncidentEnd] = []
+        for each in self._account.due_of_ended(time.monotonic_ns()):
+            found.append(each)
+            if len(found) % _BATCH == 0:  # there may be more than 10,000
+                await asyncio.sleep(0)
+        return found
+
     async def _report_due(self, *, closing: bool = False) -> None:
         async with self._lock:
             now_ns = time.monotonic_ns()
@@ -374,7 +383,7 @@ class AccountLoop:
                 await asyncio.sleep(0)
             await self._fallback_chain.read_events()
             # In one transaction: it deletes the parts of counters that no longer exist.
-            await self._report(list(self._account.due_of_ended(now_ns)))
+            await self._report(await self._due_of_ended())
             due = self._account.due(now_ns, closing=closing, record_wait_ns=self._record_wait_ns())
             while found := list(islice(due, _BATCH)):
                 await self._report(found)

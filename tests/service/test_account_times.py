@@ -15,10 +15,13 @@ from tests.conformance.corpus import as_allowed
 from tests.flows.reading import NOW, SECOND, key, reading, record, tcp
 from tests.service import keeping
 from tests.service.keeping import MemoryStore
+from tests.service.test_account_loop import Given
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.flow import Reading
 
 
@@ -128,3 +131,39 @@ async def test_position_stays_if_a_batch_has_none(tmp_path: Path) -> None:
         assert account.position == "7"
     async with keeping.running_account(Counters(), tmp_path, MemoryStore()) as account:
         assert account.position == "7"
+
+
+async def test_other_tasks_run_while_packets_of_removed_counters_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters, sink, turns = Given(), MemoryStore(), 0
+    seen: list[int] = []
+    flows = [key(tcp(port)) for port in range(1, 1001)]
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        counters.counts = dict.fromkeys(flows, 1)
+        await account._observe()
+        await account._report_due()
+        counters.counts = dict.fromkeys(flows, 3)
+        await account._observe()
+        due_of_ended = account._account.due_of_ended
+
+        def noted(now_ns: int) -> Iterator[Attempt | FanOut | IncidentEnd]:
+            for each in due_of_ended(now_ns):
+                seen.append(turns)
+                yield each
+
+        monkeypatch.setattr(account._account, "due_of_ended", noted)
+        monkeypatch.setattr(counters, "read", lambda _: reading({}, counters.at_ns, epoch="boot:2"))
+        other = asyncio.create_task(take_turns())
+        await account._observe()
+        other.cancel()
+    assert len(seen) > 1000
+    assert len(set(seen)) > 3
+    assert sum(event["count"] for event in sink.of_class(4001)) == 3000
