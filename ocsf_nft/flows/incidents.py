@@ -94,6 +94,7 @@ def extend_incident(
             start_ns=attempt.start_ns, latest=(),
         )  # fmt: skip
     packets = min(incident.packets + attempt.packets, MAX_COUNT)
+    latest = _shortened(attempt.attribution)  # as that of the incident, so that both can be equal
     questions = incident.questions
     if attempt.questions:
         questions = tuple(dict.fromkeys((*questions, *attempt.questions)))[:MAX_OF_FLOW]
@@ -111,10 +112,8 @@ def extend_incident(
             # The clock may be set back.
             start_ns=min(incident.start_ns, attempt.start_ns),
             latest=(*incident.latest, identity)[-LATEST:],
-            attribution=_shortened(
-                attempt.attribution
-                if before is None
-                else merge(incident.attribution, attempt.attribution)
+            attribution=(
+                latest if before is None else _shortened(merge(incident.attribution, latest))
             ),
             questions=questions,
         ),
@@ -192,7 +191,8 @@ def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     seen.sort(key=_began)
     # The numbers are not added: both attributions may have counted the same unnamed processes.
     dropped = max(0, len(seen) - _MAX_NAMED)
-    return seen[dropped:], max(unnamed + dropped, len(latest) + last.unnamed - len(seen))
+    named = seen[dropped:]
+    return named, max(unnamed + dropped, len(latest) + last.unnamed - len(named))
 
 
 def _began(seen: Seen) -> int:

@@ -282,6 +282,14 @@ def test_stored_size_of_an_incident_is_limited() -> None:
             assert {str(each.process.path)[-5:] for each in by.seen} == {"/tool"}
 
 
+def test_program_with_a_long_path_is_the_same_in_each_attempt() -> None:
+    one = Attribution(method="capture", confidence="high", reason="", process=_with_long_texts(100))
+    by = _extended(one, one, one).incident.attribution
+    assert by is not None
+    assert by.process is not None
+    assert (by.process.pid, by.confidence, by.seen) == (100, "high", ())
+
+
 def test_incident_has_all_ancestors_of_its_only_process() -> None:
     path = "/usr/bin/tool"
     above = tuple(Process(pid=pid, path=path, working_directory="/") for pid in range(16))
