@@ -180,8 +180,7 @@ class Capture:
         try:
             self._rings = [self._loaded.ring("calls")]
             if self.knows_types:
-                # Read the processes before the calls, so that each caller is known.
-                self._rings.insert(0, self._loaded.ring("processes"))
+                self._rings.append(self._loaded.ring("processes"))
             for name in _TYPES_PROGRAMS if self.knows_types else ():
                 self._loaded.attach(name)
             if not self.knows_types:
@@ -250,8 +249,10 @@ class Capture:
         The events with details of a process come before all other events. Raises ValueError or
         struct.error if an event is invalid.
         """
+        # The calls first: the BPF programs report a process before its call. A process that is
+        # reported between the two reads is no problem, but an unknown caller would be one.
         read = [ring.read(_MOST) for ring in self._rings]
-        events = [decode(sample) for samples in read for sample in samples]
+        events = [decode(sample) for samples in reversed(read) for sample in samples]
         return events, any(len(samples) >= _MOST for samples in read)
 
     def check(self) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution.bpf_capture import Call, Capture, cookie
+from ocsf_nft.attribution.bpf_capture import Call, Capture, ProcessSnapshot, cookie
+from ocsf_nft.libbpf import RingBuffer
 from tests.kernel import scripted, swarm
 from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
+    from ocsf_nft.attribution.bpf_capture import ProcessImage
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.process import Attribution
@@ -111,6 +113,33 @@ def test_many_events_are_read_in_parts(
         if isinstance(each, Call) and each.image.pid == pid
     ]
     assert sent == list(range(1, _AT_ONCE + 1))
+
+
+def test_details_of_a_caller_are_read_with_its_call(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that begins and sends between the reads of two rings is known, too."""
+    fence(lab, state, monkeypatch)
+    read = RingBuffer.read
+
+    def read_and_send(ring: RingBuffer, most: int) -> list[bytes]:
+        samples = read(ring, most)
+        scripted.run(lab, 'print_pid()\nwith refused: udp().sendto(b"x", TO4)')
+        return samples
+
+    with Capture() as capture:
+        capture.watch(cookie(lab.sandbox_namespace))
+        monkeypatch.setattr(RingBuffer, "read", read_and_send)
+        events = capture.read()[0] + capture.read()[0]
+    known: set[ProcessImage] = set()
+    callers: list[ProcessImage] = []
+    for each in events:
+        if isinstance(each, ProcessSnapshot):
+            known.add(each.image)
+        elif isinstance(each, Call):
+            callers.append(each.image)
+            assert each.image in known
+    assert callers
 
 
 @pytest.mark.alone  # it must be a flood
