@@ -57,6 +57,10 @@ class ProcessSnapshots:
     def add(self, snapshot: ProcessSnapshot) -> None:
         """Store the details of one process, as the BPF programs have reported them."""
         image = snapshot.image
+        before = self._known.get(image)
+        if before is not None and before.arguments:
+            # The process may have changed them since its exec.
+            snapshot = snapshot._replace(arguments=before.arguments)
         _store(self._known, image, snapshot)
         _store(self._latest, image.pid, image)
         self._made.clear()

@@ -106,6 +106,18 @@ def test_child_has_the_arguments_of_the_exec_of_its_ancestor() -> None:
     assert known(forged).process(call(8, 0)).cmd_line == "sshd"
 
 
+def test_process_that_is_reported_again_has_its_first_arguments() -> None:
+    """The kernel reports a process again if it has evicted it. It may call itself another by then.
+
+    It reports no arguments of the parent of a process.
+    """
+    as_parent = snapshot(7, arguments=b"", directory=(b"srv", b"/"))
+    begun, forged = snapshot(7, arguments=b"implant\0"), snapshot(7, arguments=b"sshd\0")
+    for each in ((begun, forged), (as_parent, begun, forged), (begun, as_parent, forged)):
+        assert known(*each).process(call(7, 0)).cmd_line == "implant"
+    assert known(begun, as_parent).process(call(7, 0)).working_directory == "/srv"
+
+
 def test_process_without_a_snapshot_has_the_details_of_the_call() -> None:
     found = known().process(call(7, 0))
     assert found.created_ns is not None
