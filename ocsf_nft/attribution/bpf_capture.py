@@ -207,6 +207,11 @@ class Capture:
         """Report no more senders in the network namespace with this :func:`cookie`."""
         self._loaded.delete_from_map("watched", struct.pack("=Q", netns))
 
+    def describe_again(self, pid: int) -> None:
+        """Report the details of a process again, with those of its next call or fork."""
+        if self.knows_types:
+            self._loaded.delete_from_map("described", struct.pack("=I", pid))
+
     def __enter__(self) -> Self:
         """Return the capture, which already runs."""
         return self

@@ -73,7 +73,7 @@ class CaptureMethod:
 
     def __init__(self, capture: Capture, names: UserNames) -> None:
         self.capture = capture
-        self.snapshots = ProcessSnapshots(names)
+        self.snapshots = ProcessSnapshots(names, capture.describe_again)
         self._watched: dict[int, _Namespace] = {}
         self.dropped: Dropped = capture.dropped()
         self._cleaned_ns = 0

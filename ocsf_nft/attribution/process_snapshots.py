@@ -17,7 +17,7 @@ from ocsf_nft.attribution import containers
 from ocsf_nft.process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ocsf_nft.attribution.bpf_capture import Call, ProcessImage, ProcessSnapshot
     from ocsf_nft.attribution.containers import Placement
@@ -43,8 +43,16 @@ _IN_MEMORY: Final = b"memfd:"
 class ProcessSnapshots:
     """Store of the process details that the BPF programs report."""
 
-    def __init__(self, names: UserNames) -> None:
+    def __init__(
+        self, names: UserNames, describe_again: Callable[[int], None] = lambda _pid: None
+    ) -> None:
+        """Create an empty store.
+
+        ``describe_again`` is called with the pid of each process whose details were evicted or may
+        be outdated: the BPF programs report a process only once.
+        """
         self._names = names
+        self._describe_again = describe_again
         #: Read once, so that the start time of a process is the same in all events.
         self._booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         #: Also the details of exited processes, until the store is full.
@@ -61,9 +69,21 @@ class ProcessSnapshots:
         if before is not None and before.arguments:
             # The process may have changed them since its exec.
             snapshot = snapshot._replace(arguments=before.arguments)
-        _store(self._known, image, snapshot)
+        self._known[image] = snapshot
+        self._move_to_end(image)
         _store(self._latest, image.pid, image)
         self._made.clear()
+        for pid in (*(each.pid for each in _evicted(self._known)), *_evicted(self._latest)):
+            self._describe_again(pid)
+
+    def _move_to_end(self, image: ProcessImage) -> None:
+        """Evict a process and its ancestors last, and an ancestor never before its descendants."""
+        # A process that is reported again is reported with its evicted ancestors.
+        for _ in range(_MOST_ANCESTORS + 1):
+            snapshot = self._look_up(image)
+            if snapshot is None:
+                return
+            image = snapshot.parent
 
     def note_dropped(self) -> None:
         """Mark all stored details as possibly outdated.
@@ -72,6 +92,7 @@ class ProcessSnapshots:
         process, until :meth:`add` stores new details of the process.
         """
         self._latest.clear()
+        self._made.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
         """Return True if ``image`` is certainly the latest image of its process."""
@@ -89,6 +110,7 @@ class ProcessSnapshots:
             found = self._process(call)
             if not self._names.missing:
                 _store(self._made, by, found)
+                _evicted(self._made)
         return found
 
     def described(self, process: Process, at_ns: int) -> Process:
@@ -114,6 +136,8 @@ class ProcessSnapshots:
         )
 
     def _process(self, call: Call) -> Process:
+        if not self.is_latest(call.image):
+            self._describe_again(call.image.pid)
         snapshot = self._look_up(call.image)
         found = self._facts(call.image, snapshot)
         if call.tid:
@@ -198,8 +222,11 @@ class ProcessSnapshots:
 def _store(table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
     table[key] = value
     table.move_to_end(key)
-    while len(table) > _MOST_IMAGES:
-        table.popitem(last=False)
+
+
+def _evicted(table: OrderedDict[_K, _V]) -> list[_K]:
+    """Remove the oldest entries if there are too many; return their keys."""
+    return [table.popitem(last=False)[0] for _ in range(len(table) - _MOST_IMAGES)]
 
 
 @lru_cache(maxsize=256)

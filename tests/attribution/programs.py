@@ -31,6 +31,7 @@ class Programs:
     #: Whether refused packets are reported, and not calls.
     reports_refused: bool = True
     watched: set[int] = field(default_factory=set)
+    described_again: list[int] = field(default_factory=list)
     is_closed: bool = False
     descriptor: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
 
@@ -44,6 +45,9 @@ class Programs:
 
     def unwatch(self, netns: int) -> None:
         self.watched.discard(netns)
+
+    def describe_again(self, pid: int) -> None:
+        self.described_again.append(pid)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
         self.check()

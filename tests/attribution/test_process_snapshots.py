@@ -271,6 +271,33 @@ def test_snapshots_evict_the_process_that_was_added_first(monkeypatch: pytest.Mo
     assert [found.is_latest(image(number)) for number in (7, 8, 9)] == [True, False, True]
 
 
+def test_evicted_process_is_described_again_and_its_ancestors_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_snapshots, "_MOST_IMAGES", 3)
+    again: list[int] = []
+    found = ProcessSnapshots(Names(), again.append)  # type: ignore[arg-type]
+    for each in (snapshot(6), snapshot(8), snapshot(7, 6), snapshot(9)):
+        found.add(each)
+    assert again == [8, 6]  # 6 is the parent of a stored process, and no more the latest itself
+    assert found.process(call(7, 0)).ancestors[0].path is not None
+    found.add(snapshot(10))
+    assert again[2:] == [9, 8]
+    assert found.process(call(8, 0)).path is None
+    assert again[4:] == [8]
+
+
+def test_process_is_described_again_after_drops() -> None:
+    again: list[int] = []
+    found = ProcessSnapshots(Names(), again.append)  # type: ignore[arg-type]
+    found.add(snapshot(7))
+    found.process(call(7, 0))
+    assert not again
+    found.note_dropped()
+    found.process(call(7, 0))
+    assert again == [7]
+
+
 def test_user_name_appears_once_it_is_known() -> None:
     names = Names(known=False)
     found = known(snapshot(7, uid=5, gid=6), names=names)

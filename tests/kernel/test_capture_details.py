@@ -1,0 +1,82 @@
+"""Details of a process that capture reported long before the process sends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import textwrap
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.attribution import process_snapshots
+from tests.kernel import scripted
+from tests.kernel.scripted import PYTHON
+from tests.kernel.watching import fence, watching
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.process import Process
+    from tests.kernel.watching import Watched
+
+pytestmark = pytest.mark.kernel
+
+#: A process that sends after each line that it reads.
+_SENDS = """
+    print_pid()
+    for _ in sys.stdin:
+        with refused: udp().sendto(b"x", TO4)
+"""
+#: Maximum number of processes in the store, and of other programs that are run.
+_STORED, _OTHERS = 8, 30
+
+
+class Sender:
+    """Running process in the sandbox."""
+
+    def __init__(self, pid: int, orders: IO[str]) -> None:
+        self.pid = pid
+        self._orders = orders
+
+    async def send(self, watched: Watched) -> Process:
+        """Send a packet; return the process that its event names."""
+        number = len(watched.of(17))
+        print(file=self._orders, flush=True)
+        process = (await watched.until(number + 1, protocol=17))[-1].process
+        assert process is not None
+        assert process.pid == self.pid
+        return process
+
+
+@contextlib.contextmanager
+def started(lab: Lab, program: str = _SENDS) -> Iterator[Sender]:
+    """Start a program in the sandbox that prints a pid and then reads lines."""
+    text = f"{scripted.START}\n{textwrap.dedent(program)}"
+    with lab.sandbox_namespace.call(
+        lambda: subprocess.Popen(
+            [*scripted.BY, text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield Sender(int(process.stdout.readline()), process.stdin)
+
+
+async def test_details_are_known_after_thousands_of_other_programs(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process that runs program after program must not hide the details of all others."""
+    monkeypatch.setattr(process_snapshots, "_MOST_IMAGES", _STORED)
+    fence(lab, state, monkeypatch)
+    others = f"for number in range({_OTHERS}): os.spawnv(os.P_WAIT, '/usr/bin/true', ['true'])"
+    async with watching(lab) as watched:
+        with started(lab) as sender:
+            await asyncio.to_thread(scripted.run, lab, others)
+            await watched.chain.read_events()
+            process = await sender.send(watched)
+    assert process.path == PYTHON
+    assert process.ancestors[0].path is not None
