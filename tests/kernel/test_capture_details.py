@@ -33,6 +33,8 @@ _SENDS = """
 """
 #: Maximum number of processes in the store, and of other programs that are run.
 _STORED, _OTHERS = 8, 30
+#: Number of programs with whose details the buffer is full.
+_FULL = 600
 
 
 class Sender:
@@ -77,6 +79,28 @@ async def test_details_are_known_after_thousands_of_other_programs(
         with started(lab) as sender:
             await asyncio.to_thread(scripted.run, lab, others)
             await watched.chain.read_events()
+            process = await sender.send(watched)
+    assert process.path == PYTHON
+    assert process.ancestors[0].path is not None
+
+
+async def test_details_are_known_after_there_was_no_room_for_them(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The buffer of the kernel is full of other programs when the sender begins."""
+    fence(lab, state, monkeypatch)
+    # The last ones are short: no room is left.
+    others = f"""
+        for number in range({_FULL}):
+            argument = "x" * 999 if number < {_FULL} - 50 else "x"
+            os.spawnv(os.P_WAIT, "/usr/bin/true", ["true", argument])
+    """
+    async with watching(lab) as watched:
+        # The event loop does not read meanwhile.
+        scripted.run(lab, others)
+        with started(lab) as sender:
+            await watched.chain.read_events()
+            assert watched.chain.dropped
             process = await sender.send(watched)
     assert process.path == PYTHON
     assert process.ancestors[0].path is not None

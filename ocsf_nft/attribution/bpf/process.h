@@ -228,7 +228,7 @@ __noinline __u32 take_draft(void)
 	return DRAFTS;
 }
 
-/* Report the details of a process. Not static, as above. */
+/* Report the details of a process; return 1 if there was room. Not static, as above. */
 __noinline int describe(__u64 address)
 {
 	struct task_struct *task = (void *)address;
@@ -239,6 +239,7 @@ __noinline int describe(__u64 address)
 	struct file *file;
 	struct dentry *dentry;
 	__u32 level, used, slot = take_draft();
+	long error;
 
 	draft = bpf_map_lookup_elem(&drafts, &slot);
 	if (!draft) {
@@ -284,28 +285,33 @@ __noinline int describe(__u64 address)
 	used = draft->used;
 	if (used > TEXT + ARGUMENTS)
 		used = TEXT + ARGUMENTS;
-	if (bpf_ringbuf_output(&processes, process,
-			       __builtin_offsetof(struct process, text) + used,
-			       wakeup_flag(&processes, 1 << 17)))
+	error = bpf_ringbuf_output(&processes, process,
+				   __builtin_offsetof(struct process, text) + used,
+				   wakeup_flag(&processes, 1 << 17));
+	if (error)
 		count_dropped(1);
 	draft->is_taken = 0;
-	return 0;
+	return error == 0;
 }
 
-/* Report the details of a process and of its ancestors, unless they were reported before. Not static, as
- * above. */
+/* Report the details of a process and of its ancestors, unless they were reported before. If there is no room
+ * for one of them, the process is reported again at its next call. Not static, as above. */
 __noinline int describe_with_ancestors(__u64 address)
 {
 	struct task_struct *task = (void *)address;
 	struct image image = image_of(task);
+	__u32 caller = image.tgid;
 
 	for (int generation = 0; generation < GENERATIONS && image.tgid; generation++) {
 		struct image *known = bpf_map_lookup_elem(&described, &image.tgid);
 
 		if (known && is_same(known, &image))
 			return 0;
+		if (!describe((__u64)task)) {
+			bpf_map_delete_elem(&described, &caller);
+			return 0;
+		}
 		bpf_map_update_elem(&described, &image.tgid, &image, BPF_ANY);
-		describe((__u64)task);
 		task = BPF_CORE_READ(task, group_leader, real_parent);
 		image = image_of(task);
 	}
