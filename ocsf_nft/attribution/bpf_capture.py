@@ -350,7 +350,7 @@ def _call(sample: bytes) -> Call:
     return Call(
         time_ns, socket, netns, family == _AF_PACKET, protocol,
         bool(flags & _CONNECT), bool(flags & _SYN), bool(flags & _ANY), bool(flags & _MORE),
-        source_port, _address(family, destination), destination_port,
+        source_port, _address(family, destination, is_packet=not socket), destination_port,
         _image(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
     )  # fmt: skip
 
@@ -374,12 +374,13 @@ def _snapshot(sample: bytes) -> ProcessSnapshot:
     )  # fmt: skip
 
 
-def _address(family: int, packed: bytes) -> bytes:
+def _address(family: int, packed: bytes, *, is_packet: bool) -> bytes:
     if family == _AF_INET:
         return packed[:4]
     if family != _AF_INET6:
         return b""
-    return packed[12:] if packed.startswith(_MAPPED) else packed
+    # A call with such an address sends a packet of IPv4. A raw socket can send one of IPv6.
+    return packed[12:] if packed.startswith(_MAPPED) and not is_packet else packed
 
 
 # Cached, because thousands of stored events share an image and a name.

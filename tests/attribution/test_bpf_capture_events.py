@@ -151,13 +151,16 @@ def test_call_is_decoded_as_it_was_written(
     )
 
 
+_MAPPED: Final = bytes(10) + b"\xff\xff\xc0\0\x02\x01"
+
+
 @pytest.mark.parametrize(
     ("family", "address", "read"),
     [
         (2, bytes((192, 0, 2, 1)) + bytes(12), bytes((192, 0, 2, 1))),
         (2, bytes(16), bytes(4)),
         (10, bytes(15) + b"\x01", bytes(15) + b"\x01"),
-        (10, bytes(10) + b"\xff\xff\xc0\0\x02\x01", bytes((192, 0, 2, 1))),
+        (10, _MAPPED, bytes((192, 0, 2, 1))),
         (10, bytes(9) + b"\x01\xff\xff\xc0\0\x02\x01", bytes(9) + b"\x01\xff\xff\xc0\0\x02\x01"),
         (17, bytes(range(16)), b""),
         (0, bytes(range(16)), b""),
@@ -166,10 +169,17 @@ def test_call_is_decoded_as_it_was_written(
 def test_decoded_address_has_the_length_of_its_protocol(
     family: int, address: bytes, read: bytes
 ) -> None:
-    """An IPv4-mapped address becomes IPv4: the packet has an IPv4 address."""
-    found = decode(call_sample(family=family, destination=address))
+    """An IPv4-mapped address of a call becomes IPv4: its packet has an IPv4 address."""
+    found = decode(call_sample(family=family, destination=address, socket=1))
     assert isinstance(found, Call)
     assert (found.destination, found.is_frame) == (read, family == 17)
+
+
+def test_ipv4_mapped_address_of_a_packet_stays_as_it_is() -> None:
+    """The event of a packet has no number of a socket."""
+    found = decode(call_sample(family=10, destination=_MAPPED, socket=0))
+    assert isinstance(found, Call)
+    assert found.destination == _MAPPED
 
 
 @given(time_ns=UINT64, socket=UINT64)
