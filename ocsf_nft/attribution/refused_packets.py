@@ -56,8 +56,8 @@ class _Query(NamedTuple):
 
     #: The packet may be stored under each of these keys. The first has only the user id, for
     #: packets of which the BPF program reported no details.
-    keys: tuple[_Key, _Key]
-    #: The user id in both keys.
+    keys: tuple[_Key, ...]
+    #: The user id in all keys.
     user: int
     #: Checksum of the packet's bytes in the record; None if the record has no bytes.
     sum: int | None
@@ -67,7 +67,9 @@ class _Query(NamedTuple):
     stamp_ns: int
 
     def may_match(self, packet: Call) -> bool:
-        is_alike = self.sum is None or packet.sum in {0, self.sum}
+        # Without a protocol in the record, only its bytes can show that it is the same packet.
+        has_packet_key = len(self.keys) > 1
+        is_alike = self.sum in {None, packet.sum} or (has_packet_key and packet.sum == 0)
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
@@ -276,7 +278,7 @@ class RefusedPackets:
 
     def _unreported(self, logged: Iterable[LoggedRecord]) -> Iterator[_Query | None]:
         """Yield the query for each log record that has no stored report of its own, else None."""
-        numbers: Counter[tuple[tuple[_Key, _Key], int | None]] = Counter()
+        numbers: Counter[tuple[tuple[_Key, ...], int | None]] = Counter()
         for each in logged:
             query = _query(each)
             if query is None:
@@ -348,7 +350,9 @@ def _key_of_call(call: Call) -> _Key:
 def _query(logged: LoggedRecord) -> _Query | None:
     record = logged.record
     packet = key_of_record(record)
-    if packet is None or record.uid is None:
+    if record.uid is None or (packet is None and record.captured_sum is None):
         return None
-    keys = _Key(record.uid, _ANY), _Key(record.uid, packet, begins_connection(record))
+    keys: tuple[_Key, ...] = (_Key(record.uid, _ANY),)
+    if packet is not None:  # else the BPF program could not read the protocol either
+        keys += (_Key(record.uid, packet, begins_connection(record)),)
     return _Query(keys, record.uid, record.captured_sum, logged.since_ns, logged.stamp_ns)

@@ -229,6 +229,15 @@ def test_pending_report_of_a_packet_is_detected() -> None:
         assert not stored().is_event_pending(logged(record(NOW, **facts), now_ns=NOW))
 
 
+def test_packet_without_a_known_protocol_has_the_sender_of_equal_bytes() -> None:
+    packet = record(NOW, protocol=None, captured_sum=3)
+    for other in ({"sum": 3}, {**ANY, "sum": 4}, {**ANY, "sum": 0}, {**ANY, "owner": 1, "sum": 3}):
+        assert senders(stored(call(7, NOW, **other)), packet) == [None]
+    refused = stored(call(7, NOW, **ANY, sum=3), call(8, NOW, **ANY, sum=4))
+    assert list(refused.are_awaited(logged(packet, packet, now_ns=NOW))) == [False, True]
+    assert senders(refused, packet, packet) == [({7}, True), None]
+
+
 def test_dropped_reports_make_candidates_uncertain_until_packets_are_later() -> None:
     refused = stored(call(7, NOW - 1000))
     refused.note_dropped(NOW)

@@ -105,18 +105,6 @@ async def test_user_of_a_passed_socket_is_named(
     assert process.pid == pid
 
 
-async def test_sender_of_an_ipv6_packet_to_an_ipv4_mapped_address_is_named(
-    lab: Lab, run: Callable[..., int]
-) -> None:
-    program = """
-        print_pid()
-        s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_UDP)
-        with refused: s.sendto(struct.pack("!HHHH", 5, 443, 8, 0), (MAPPED[0], 0))
-    """
-    process, pid = await _sender(lab, lambda: run(program), _UDP)
-    assert process.pid == pid
-
-
 async def test_process_with_a_later_exec_is_named_with_its_program_at_the_attempt(
     lab: Lab, run: Callable[..., int]
 ) -> None:

@@ -89,6 +89,14 @@ static __always_inline int read_ipv4(struct call *call, struct header *header)
 	return read_ports(call, header, (ip.length & 15) * 4);
 }
 
+static __always_inline int is_extension(__u8 protocol)
+{
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
+	       protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_FRAGMENT ||
+	       protocol == IPPROTO_AH;
+}
+
+/* A packet whose protocol its log record lacks (sources/packet.py: _extensions) is unreadable here, too. */
 static __always_inline int read_ipv6(struct call *call, struct header *header)
 {
 	struct {
@@ -107,19 +115,18 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 	__builtin_memcpy(call->destination, ip.destination, 16);
 	next = ip.next;
 	for (int number = 0; number < EXTENSIONS; number++) {
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH) {
+		if (!is_extension(next)) {
 			call->protocol = next;
 			return read_ports(call, header, at);
 		}
-		if (has_bytes(header, at, 8) != 1 ||
+		if (has_bytes(header, at, next == IPPROTO_AH ? 12 : 8) != 1 ||
 		    bpf_probe_read_kernel(extension, sizeof(extension), header->start + at))
 			return 0;
 		if (next == IPPROTO_FRAGMENT) {
-			/* The data of a later fragment is not a header (sources/packet.py). */
+			/* The data of a later fragment is not a header. */
 			if (extension[2] || extension[3] & 0xf8) {
 				call->protocol = extension[0];
-				return extension[0] != IPPROTO_FRAGMENT;
+				return !is_extension(extension[0]);
 			}
 			at += 8;
 		} else if (next == IPPROTO_AH) {
