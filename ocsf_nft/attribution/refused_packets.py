@@ -252,12 +252,13 @@ class RefusedPackets:
             self._by_user = OrderedDict()  # an empty one has the size of its largest content
 
     def note_dropped(self, now_ns: int) -> None:
-        """Mark the senders of packets before ``now_ns`` as uncertain.
+        """Mark the senders of packets until half a second after ``now_ns`` as uncertain.
 
         Call this if the kernel dropped reports of the BPF program. A dropped report may be about a
-        packet of another possible sender.
+        packet of another possible sender, or the last one before this sender's next packets are not
+        reported.
         """
-        self._dropped_ns = max(self._dropped_ns, now_ns)
+        self._dropped_ns = max(self._dropped_ns, now_ns + SILENCE_NS)
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
         """Return True if the BPF program has probably not yet reported all logged packets.
@@ -332,7 +333,7 @@ class RefusedPackets:
             return
         self._evicted_ns[user] = self._by_user.pop(user).evicted_ns
         if len(self._evicted_ns) > _MOST_EVICTED:
-            self.note_dropped(self._evicted_ns.popitem(last=False)[1])
+            self._dropped_ns = max(self._dropped_ns, self._evicted_ns.popitem(last=False)[1])
 
 
 def _latest(calls: Sequence[Call]) -> Call:

@@ -242,8 +242,19 @@ def test_dropped_reports_make_candidates_uncertain_until_packets_are_later() -> 
     refused = stored(call(7, NOW - 1000))
     refused.note_dropped(NOW)
     assert senders(refused, record(NOW), since_ns=NOW - 2000) == [({7}, False)]
-    refused.add(call(7, NOW + 1000))
-    assert senders(refused, record(NOW), since_ns=NOW + 1) == [({7}, True)]
+    refused.add(call(7, NOW + SECOND))
+    assert senders(refused, record(NOW), since_ns=NOW + SILENCE_NS + 1) == [({7}, True)]
+
+
+def test_sender_is_uncertain_while_another_may_pause_after_a_dropped_report() -> None:
+    """The report of the eighth packet of process 8 is dropped. Its next ones are not reported."""
+    refused = stored(*(call(8, NOW + each) for each in range(7)))
+    refused.note_dropped(NOW + 8)
+    refused.add(call(7, NOW + 100))
+    late_ns = NOW + SILENCE_NS
+    assert senders(refused, record(NOW), since_ns=NOW + 9) == [({7}, False)]
+    refused.add(call(7, late_ns + 100))
+    assert senders(refused, record(NOW), since_ns=late_ns + 9) == [({7}, True)]
 
 
 def test_evicted_packets_make_later_candidates_uncertain(
