@@ -244,7 +244,7 @@ class SocketTables:
             found = [
                 message
                 for message in netlink.messages_with_headers(memoryview(datagram))
-                # Any process with CAP_NET_ADMIN can send to this socket; the kernel is 0.
+                # The kernel is 0: another process can send before the socket is connected.
                 if sender[0] == 0 and message.sequence == self._sequence
             ]
             if found:
@@ -344,7 +344,14 @@ def _pin() -> tuple[int, str]:
 
 def _open_diag() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-    sock.settimeout(_TIMEOUT_SECONDS)
+    try:
+        # To the kernel's port: a process with CAP_NET_ADMIN in the namespace could send without an
+        # end, and so stop all lookups.
+        sock.connect((0, 0))
+        sock.settimeout(_TIMEOUT_SECONDS)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

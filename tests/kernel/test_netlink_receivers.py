@@ -58,15 +58,37 @@ def _shrink_buffer(receiver: socket.socket) -> None:
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
+async def test_other_processes_cannot_fill_the_buffer_of_the_nflog_reader(
+    namespace: Namespace,
+) -> None:
+    fence(namespace, "sb1", nflog=True)
+    async with Nflog(namespace, GROUP) as source:
+        assert source._socket is not None
+        _shrink_buffer(source._socket)
+        forged = netlink.message(nflog_group.PACKET, 0, bytes(1000))
+        for _ in range(10):
+            with pytest.raises(ConnectionRefusedError):
+                _forge(namespace, source._socket, netlink.NETLINK_NETFILTER, forged)
+        attempt(namespace, 0, 1, "udp4")
+        read = await until(source.batches(), lambda batch: bool(batch.records))
+    assert (len(read.records), read.gaps, read.rejected) == (1, (), ())
+
+
 async def test_nflog_reader_does_not_accept_a_record_of_another_process(
     namespace: Namespace,
 ) -> None:
+    """Another process can send before the socket is connected."""
     async with Nflog(namespace, GROUP) as source:
-        assert source._socket is not None
+        connected = source._socket
+        assert connected is not None
+        source._socket = namespace.call(
+            lambda: netlink.subscribe(netlink.NETLINK_NETFILTER, groups=0)
+        )
         forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
         failure = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -1).ljust(20, b"\0"))
         _forge(namespace, source._socket, netlink.NETLINK_NETFILTER, forged, failure)
         read = await until(source.batches(), lambda batch: len(batch.rejected) == 2)
+        connected.close()
     assert {reject.kind for reject in read.rejected} == {"forged"}
     assert [bytes.fromhex(reject.line) for reject in read.rejected] == [forged, failure]
     assert not read.records

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -266,21 +265,6 @@ asyncio.run(main())
 async def test_nflog_source_raises_for_an_absent_namespace() -> None:
     with pytest.raises(AbsentError):
         await Nflog(named("no-such-namespace"), GROUP).__aenter__()
-
-
-async def test_nflog_message_of_another_process_is_forged(namespace: Namespace) -> None:
-    async with Nflog(namespace, GROUP) as source:
-        assert source._socket is not None
-        port = source._socket.getsockname()[0]
-        forger = namespace.call(
-            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
-        )
-        with forger:
-            forger.sendto(netlink.message(group_binding.PACKET, 0, bytes(64)), (port, 0))
-        attempt(namespace, 0, 1, "udp4")
-        read = await until(source.batches(), lambda batch: bool(batch.records))
-        assert len(read.records) == 1
-        assert [reject.kind for reject in read.rejected] == ["forged"]
 
 
 async def test_nflog_record_has_the_current_name_of_the_interface(

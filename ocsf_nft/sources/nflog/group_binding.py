@@ -154,7 +154,9 @@ def bind(group: int, batching: Batching) -> tuple[socket.socket, list[bytes]]:
     except OSError as error:
         raise _error_for(error, group) from error
     try:
-        sock.bind((0, 0))
+        # Connected to the kernel's port, so that no other process can send to this socket or fill
+        # its buffer. Otherwise a process with CAP_NET_ADMIN in the namespace could (af_netlink.c).
+        sock.connect((0, 0))
         netlink.set_buffer_size(sock, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         sock.settimeout(5.0)
         early = _configure(sock, group, batching)
