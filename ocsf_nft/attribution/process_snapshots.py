@@ -184,6 +184,7 @@ class ProcessSnapshots:
         """
         # After a fork without an exec, use the stored text of the parent. The kernel reported it at
         # the exec, before a process could overwrite it.
+        found = snapshot.arguments
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
             # A child has as many execs as its parent, until its own first exec.
@@ -191,7 +192,9 @@ class ProcessSnapshots:
             if above is None or above.inode != snapshot.inode:
                 break
             snapshot = above
-        return snapshot.arguments
+            # The kernel reports no arguments of a process that another one's packet describes.
+            found = snapshot.arguments or found
+        return found
 
     def _cmd_line(self, snapshot: ProcessSnapshot) -> str | None:
         return _command(self._arguments(snapshot), redaction.current())

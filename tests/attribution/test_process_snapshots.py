@@ -106,6 +106,14 @@ def test_child_has_the_arguments_of_the_exec_of_its_ancestor() -> None:
     assert known(forged).process(call(8, 0)).cmd_line == "sshd"
 
 
+def test_child_has_its_own_arguments_if_those_of_its_parent_are_unknown() -> None:
+    """The kernel reports a parent that began before the capture without its arguments."""
+    child, parent = snapshot(8, 7), snapshot(7, 6, arguments=b"")
+    assert known(child, parent).process(call(8, 0)).cmd_line == "curl -v"
+    above = snapshot(6, arguments=b"sh\0")
+    assert known(child, parent, above).process(call(8, 0)).cmd_line == "sh"
+
+
 def test_process_that_is_reported_again_has_its_first_arguments() -> None:
     """The kernel reports a process again if it has evicted it. It may call itself another by then.
 

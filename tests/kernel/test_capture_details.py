@@ -31,6 +31,8 @@ _SENDS = """
     for _ in sys.stdin:
         with refused: udp().sendto(b"x", TO4)
 """
+#: The same, by a child that runs the same program.
+_FORKED_SENDS = "if os.fork(): os.wait(); sys.exit()\n" + textwrap.dedent(_SENDS)
 #: Maximum number of processes in the store, and of other programs that are run.
 _STORED, _OTHERS = 8, 30
 #: Number of programs with whose details the buffer is full.
@@ -43,6 +45,9 @@ class Sender:
     def __init__(self, pid: int, orders: IO[str]) -> None:
         self.pid = pid
         self._orders = orders
+
+    def end(self) -> None:
+        self._orders.close()
 
     async def send(self, watched: Watched) -> Process:
         """Send a packet; return the process that its event names."""
@@ -104,3 +109,15 @@ async def test_details_are_known_after_there_was_no_room_for_them(
             process = await sender.send(watched)
     assert process.path == PYTHON
     assert process.ancestors[0].path is not None
+
+
+async def test_child_of_a_process_from_before_the_capture_has_arguments(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence(lab, state, monkeypatch)
+    with started(lab, _FORKED_SENDS) as sender:
+        async with watching(lab) as watched:
+            process = await sender.send(watched)
+        sender.end()
+    assert process.cmd_line is not None
+    assert process.cmd_line.startswith(f"{PYTHON} -I -c")
