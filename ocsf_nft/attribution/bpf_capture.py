@@ -48,7 +48,7 @@ _CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
 #: family, protocol, flags, ports; time, socket, netns; the caller; owner; destination; sum.
 _CALL_FORM: Final = struct.Struct("=xBBBHHQQQI4xQQIII4x16sI16x16sI")
 _CLOSED_FORM: Final = struct.Struct("=8xQQ")
-_PROCESS_FORM: Final = struct.Struct("=xB2xII4xQQI4xQQIIQ16sHHHH")
+_PROCESS_FORM: Final = struct.Struct("=xBBxII4xQQI4xQQIIQ16sHHHH")
 
 
 class ProcessImage(NamedTuple):
@@ -135,6 +135,8 @@ class ProcessSnapshot(NamedTuple):
     parent: ProcessImage
     namespace_pid: int
     is_deleted: bool
+    #: True if ``parent`` has certainly forked it. Otherwise ``parent`` may have adopted it.
+    is_child: bool
     uid: int
     gid: int
     inode: int
@@ -357,7 +359,7 @@ def _call(sample: bytes) -> Call:
 
 def _snapshot(sample: bytes) -> ProcessSnapshot:
     (
-        is_deleted, namespace_pid, *images, uid, gid, inode, comm,
+        is_deleted, is_child, namespace_pid, *images, uid, gid, inode, comm,
         path, directory, cgroup, arguments,
     ) = _PROCESS_FORM.unpack_from(sample)  # fmt: skip
     texts = []
@@ -369,7 +371,7 @@ def _snapshot(sample: bytes) -> ProcessSnapshot:
         raise ValueError("texts of a process that end too soon")
     return ProcessSnapshot(
         ProcessImage(*images[:3]), ProcessImage(*images[3:]), namespace_pid, bool(is_deleted),
-        uid, gid, inode, _text(comm),
+        bool(is_child), uid, gid, inode, _text(comm),
         _names(texts[0]), _names(texts[1]), _names(texts[2]), texts[3],
     )  # fmt: skip
 

@@ -188,7 +188,8 @@ class ProcessSnapshots:
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
             # A child has as many execs as its parent, until its own first exec.
-            above = self._known.get(parent) if parent.execs == snapshot.image.execs else None
+            is_copy = snapshot.is_child and parent.execs == snapshot.image.execs
+            above = self._known.get(parent) if is_copy else None
             if above is None or above.inode != snapshot.inode:
                 break
             snapshot = above

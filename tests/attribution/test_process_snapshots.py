@@ -39,6 +39,7 @@ def snapshot(
         parent=image(parent) if isinstance(parent, int) else parent,
         namespace_pid=number if isinstance(number, int) else number.pid,
         is_deleted=False,
+        is_child=True,
         uid=1000,
         gid=100,
         inode=1,
@@ -104,6 +105,8 @@ def test_child_has_the_arguments_of_the_exec_of_its_ancestor() -> None:
     assert known(snapshot(execs), snapshot(8, execs)).process(call(8, 0)).cmd_line == "curl -v"
     assert known(forged, begun._replace(inode=2)).process(call(8, 0)).cmd_line == "sshd"
     assert known(forged).process(call(8, 0)).cmd_line == "sshd"
+    adopted = snapshot(8, 7, arguments=b"sshd\0", is_child=False)
+    assert known(begun, adopted).process(call(8, 0)).cmd_line == "sshd"
 
 
 def test_child_has_its_own_arguments_if_those_of_its_parent_are_unknown() -> None:

@@ -33,6 +33,31 @@ _SENDS = """
 """
 #: The same, by a child that runs the same program.
 _FORKED_SENDS = "if os.fork(): os.wait(); sys.exit()\n" + textwrap.dedent(_SENDS)
+_ADOPTER = """
+signal.sigwait([signal.SIGUSR1])
+with refused: tcp().connect(TO4)
+os.wait()
+"""
+_ADOPTED = """
+print_pid()
+for _ in sys.stdin:
+    os.kill(os.getppid(), signal.SIGUSR1)
+    time.sleep(0.3)  # until the other one has connected
+    with refused: udp().sendto(b"x", TO4)
+"""
+#: A process is adopted by another one with as many execs and the same program.
+_ADOPTS = f"""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+    def run(program, name):
+        os.execv(sys.executable, [sys.executable, "-I", "-c", program, name])
+    if not os.fork():
+        if not os.fork():
+            run({scripted.START + _ADOPTED!r}, "adopted")
+        os._exit(0)
+    os.wait()
+    run({scripted.START + _ADOPTER!r}, "adopter")
+"""
 #: Maximum number of processes in the store, and of other programs that are run.
 _STORED, _OTHERS = 8, 30
 #: Number of programs with whose details the buffer is full.
@@ -121,3 +146,18 @@ async def test_child_of_a_process_from_before_the_capture_has_arguments(
         sender.end()
     assert process.cmd_line is not None
     assert process.cmd_line.startswith(f"{PYTHON} -I -c")
+
+
+async def test_adopted_process_has_its_own_arguments(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capture begins after both were started, so it has not seen the fork of the sender."""
+    fence(lab, state, monkeypatch)
+    with started(lab, _ADOPTS) as sender:
+        async with watching(lab) as watched:
+            process = await sender.send(watched)
+            (adopter,) = watched.of(6)
+        sender.end()
+    assert adopter.process is not None
+    assert (adopter.process.cmd_line or "").endswith("adopter")
+    assert (process.cmd_line or "").endswith("adopted")

@@ -15,7 +15,8 @@
 struct process {
 	__u8 kind;
 	__u8 is_deleted;
-	__u8 reserved[2];
+	__u8 is_child; /* the parent has forked it; else the parent may have adopted it */
+	__u8 reserved;
 	__u32 namespace_pid;
 	struct image image;
 	struct image parent;
@@ -201,18 +202,20 @@ static __always_inline void add_arguments(struct draft *draft, struct mm_struct 
 		draft->used = used + size;
 }
 
-static __always_inline void read_parent(struct task_struct *task, struct image *parent)
+static __always_inline void read_parent(struct task_struct *task, struct process *process)
 {
 	__u32 tgid = BPF_CORE_READ(task, tgid);
 	struct descent *descent = bpf_map_lookup_elem(&descents, &tgid);
 	struct task_struct *now;
 
-	if (descent && descent->started_ns == BPF_CORE_READ(task, group_leader, start_boottime)) {
-		*parent = descent->parent;
+	process->is_child =
+		descent && descent->started_ns == BPF_CORE_READ(task, group_leader, start_boottime);
+	if (process->is_child) {
+		process->parent = descent->parent;
 		return;
 	}
 	now = BPF_CORE_READ(task, group_leader, real_parent);
-	*parent = image_of(now);
+	process->parent = image_of(now);
 }
 
 /* Take a draft of this CPU; return its number, or DRAFTS if there is none. Not static, as above. */
@@ -249,7 +252,7 @@ __noinline int describe(__u64 address)
 	process = &draft->process;
 	process->kind = PROCESS;
 	process->image = image_of(task);
-	read_parent(task, &process->parent);
+	read_parent(task, process);
 	process->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	process->gid = BPF_CORE_READ(task, real_cred, gid.val);
 	BPF_CORE_READ_STR_INTO(&process->comm, task, group_leader, comm);
