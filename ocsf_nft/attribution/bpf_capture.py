@@ -210,8 +210,8 @@ class Capture:
         self._loaded.delete_from_map("watched", struct.pack("=Q", netns))
 
     def describe_again(self, pid: int) -> None:
-        """Report the details of a process again, with those of its next call or fork."""
-        if self.knows_types:
+        """Report the details of a process again, with its next call or fork, if not closed."""
+        if self.knows_types and self._rings:
             self._loaded.delete_from_map("described", struct.pack("=I", pid))
 
     def __enter__(self) -> Self:

@@ -59,6 +59,17 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
         LoadedPrograms(b"no object file")
 
 
+@pytest.mark.kernel
+def test_closed_capture_uses_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The details of a process may be asked for after the capture has failed."""
+    used: list[str] = []
+    with bpf_capture.Capture() as capture:
+        monkeypatch.setattr(capture._loaded, "delete_from_map", lambda name, _: used.append(name))
+        capture.describe_again(1)
+    capture.describe_again(1)  # libbpf has freed the map
+    assert used == ["described"]
+
+
 def test_capture_names_a_cgroup_that_cannot_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
