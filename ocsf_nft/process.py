@@ -152,12 +152,17 @@ def limit_to_one_packet(known: Attribution) -> Attribution:
     The result names the process of ``known`` only as a possible sender, with low confidence.
     If ``known`` names no process as the sender, it is returned unchanged.
     """
+    return as_candidate(known, _ONE_SENDER_SEEN)
+
+
+def as_candidate(known: Attribution, reason: str) -> Attribution:
+    """Name the process of an attribution only as a possible sender, with low confidence.
+
+    ``reason`` explains the result. If ``known`` names no process as the sender, it is returned
+    unchanged.
+    """
     if known.process is None:
         return known
     return replace(
-        known,
-        confidence="low",
-        reason=_ONE_SENDER_SEEN,
-        process=None,
-        seen=(Seen(process=known.process),),
+        known, confidence="low", reason=reason, process=None, seen=(Seen(process=known.process),)
     )

@@ -98,6 +98,11 @@ class CaptureMethod:
         """Return True if senders of packets in a namespace can be found."""
         return netns in self._watched
 
+    def reports_packets(self, netns: int) -> bool:
+        """Return True if the capture reports each refused packet in a namespace, if it has room."""
+        watched = self._watched.get(netns)
+        return watched is not None and watched.is_refused
+
     def read_events(self) -> bool:
         """Read some of the new capture events; return True if there may be more.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
@@ -26,6 +27,7 @@ from ocsf_nft.attribution.socket_lookups import (
 )
 from ocsf_nft.attribution.user_names import UserNames
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
+from ocsf_nft.process import as_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -49,6 +51,9 @@ _MOST_READS: Final = 32
 #: Number of records to process before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 16
 _NOT_SEEN: Final = "no process was seen to attempt this since the last report"
+_NOT_SEEN_SENDING: Final = (
+    "it has the packet's socket, but the kernel did not see it send the packet"
+)
 
 
 class LoadedCapture(NamedTuple):
@@ -231,17 +236,25 @@ class FallbackChain:
             attached, [records[each] for each in uncertain], deadline
         )
         for number, result in zip(uncertain, looked_up, strict=True):
-            known = found[number]
+            known, record = found[number], records[number]
             if isinstance(result, str):
-                found[number] = known or user_method.user_attribution(records[number], result)
-            elif known is None or result.process is not None:
-                found[number] = result
+                found[number] = known or user_method.user_attribution(record, result)
+                continue
+            # A raw socket can send from any port, and the capture has seen no sender.
+            is_candidate = record.protocol != socket.IPPROTO_TCP and self._reports_packets(attached)
+            by_socket = as_candidate(result, _NOT_SEEN_SENDING) if is_candidate else result
+            if known is None or by_socket.process is not None:
+                found[number] = by_socket
         attributions = [each or user_method.NO_PROCESS for each in found]
         results = list(map(self._with_names, records, attributions))
         if self._names.missing:
             await self._resolve_names(deadline)
             results = list(map(self._with_names, records, attributions))
         return results
+
+    def _reports_packets(self, attached: AttachedNamespace) -> bool:
+        captured, netns = self._capture, attached.cookie
+        return captured is not None and netns is not None and captured.reports_packets(netns)
 
     def since_last(
         self, attached: AttachedNamespace | None, record: Record, packets: int, began_ns: int

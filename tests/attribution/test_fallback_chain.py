@@ -133,6 +133,7 @@ async def test_chain_asks_the_sockets_for_packets_without_a_captured_sender(
     async with host.chain() as chain:
         records = [record_now(source_port=port) for port in (1, 2, 3, 4)]
         records[1] = replace(records[1], destination="203.0.113.9")
+        records[2] = replace(records[2], protocol=TCP, tcp_flags=SYN)
         captured, by_user, had, closed = await chain.attributions("sb", records, 0)
     assert (captured.method, captured.process and captured.process.pid) == ("capture", 7)
     assert (by_user.method, by_user.reason) == ("user", "no process has it")
@@ -140,6 +141,24 @@ async def test_chain_asks_the_sockets_for_packets_without_a_captured_sender(
     # A process was seen to send such a packet, and no process has its socket.
     assert (closed.method, closed.confidence, closed.process) == ("capture", "low", None)
     assert host.sockets.asked == [2, 3, 4]
+
+
+async def test_holder_of_a_udp_socket_is_a_candidate_if_capture_saw_no_sender(
+    host: Host,
+) -> None:
+    """A raw socket can send from any port, and capture reports each refused packet."""
+    host.sockets.results = {1: by_socket(9)}
+    async with host.chain() as chain:
+        (found,) = await chain.attributions("sb", [record_now()], 0)
+    assert (found.method, found.confidence, found.process) == ("socket", "low", None)
+    assert [each.process for each in found.seen] == [Process(pid=9)]
+    assert found.reason == (
+        "it has the packet's socket, but the kernel did not see it send the packet"
+    )
+    host.is_permissive = True
+    async with host.chain() as chain:
+        (found,) = await chain.attributions("sb", [record_now()], 0)
+    assert (found.method, found.process) == ("socket", Process(pid=9))
 
 
 async def test_names_answered_in_time_are_in_the_first_attribution(host: Host) -> None:
@@ -153,14 +172,16 @@ async def test_names_answered_in_time_are_in_the_first_attribution(host: Host) -
 async def test_socket_result_replaces_an_uncertain_capture_only_if_it_is_certain(
     host: Host,
 ) -> None:
-    uncertain = [call_now(7), call_now(0, image=UNKNOWN_IMAGE)]
+    syn = {"protocol": TCP, "is_syn": True}
+    uncertain = [call_now(7, **syn), call_now(0, image=UNKNOWN_IMAGE, **syn)]
     several = replace(by_socket(9), confidence="low", process=None, seen=())
     results = ((by_socket(9), "socket"), (several, "capture"), ("closed", "capture"))
     for result, method in results:
         host.programs.readings = [list(uncertain)]
         host.sockets.results = {1: result}
         async with host.chain() as chain:
-            assert (await chain.attributions("sb", [record_now()], 0))[0].method == method
+            packet = record_now(protocol=TCP, tcp_flags=SYN)
+            assert (await chain.attributions("sb", [packet], 0))[0].method == method
 
 
 @pytest.mark.parametrize("facts", [{"rule": "forward"}, {"rule": "ingress"}, {"uid": None}])

@@ -12,6 +12,7 @@ import pytest
 
 from ocsf_nft.attribution import fallback_chain, socket_method
 from ocsf_nft.process import Process
+from tests.attribution.calling import SYN, TCP
 from tests.attribution.fallback_host import Host, Reasons, by_socket
 from tests.attribution.programs import call_now, record_now
 
@@ -47,7 +48,7 @@ async def test_chain_leaves_half_of_the_time_to_the_lookups(host: Host) -> None:
     loop = asyncio.get_running_loop()
     async with host.chain(wait_seconds=2.0) as chain:
         began = loop.time()
-        (found,) = await chain.attributions("sb", [record_now()], 0)
+        (found,) = await chain.attributions("sb", [record_now(protocol=TCP, tcp_flags=SYN)], 0)
         assert loop.time() - began < 1.5
     assert found.process == Process(pid=9)
 
