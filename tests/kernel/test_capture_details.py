@@ -58,8 +58,9 @@ _ADOPTS = f"""
     os.wait()
     run({scripted.START + _ADOPTER!r}, "adopter")
 """
-#: Maximum number of processes in the store, and of other programs that are run.
-_STORED, _OTHERS = 8, 30
+#: Maximum number of processes in the store, and of other programs that are run. The sender and all
+#: its ancestors fit into the store.
+_STORED, _OTHERS = 20, 60
 #: Number of programs with whose details the buffer is full.
 _FULL = 600
 
