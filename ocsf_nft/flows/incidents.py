@@ -262,14 +262,18 @@ class _UserActivity:
         known = self.senders.get(key)
         if known is not None:
             self.senders[key] = replace(known, attempts=known.attempts + 1)
-        elif len(self.senders) < SENDERS and (
-            not self.senders or self.totals.senders < _ALL_SENDERS
-        ):
+        elif self._has_room_for_sender():
             self.senders[key] = ScanSender(process=process, attempts=1, flow=flow)
             self.totals.senders += 1
             self.is_reported = False
         else:
             self.add_distinct(self.others, hash(key))
+
+    def _has_room_for_sender(self) -> bool:
+        if self.others:  # the process may be one of them
+            return False
+        has_room = not self.senders or self.totals.senders < _ALL_SENDERS
+        return has_room and len(self.senders) < SENDERS
 
     def add_distinct(self, values: set[T], value: T) -> None:
         """Add a value to one of the sets of distinct values, unless there are too many."""

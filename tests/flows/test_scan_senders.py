@@ -127,6 +127,24 @@ def test_processes_of_all_scans_are_limited_and_each_scan_has_one() -> None:
     assert len(_scan(fan_outs, MINUTE).senders) == len(packets)
 
 
+def test_process_that_was_only_counted_is_not_listed_later() -> None:
+    fan_outs = FanOuts(COUNTER_ID, {})
+    for uid in range(2000, 2009):
+        for pid in range(1, SENDERS + 1):
+            fan_outs.add_flow(key(tcp(pid, uid=uid)), NOW)
+            fan_outs.add_attempt(_attempt(pid, _by(pid), uid=uid))
+    *_, last = fan_outs.due(0)
+    assert (len(last.senders), last.unnamed) == (1, SENDERS - 1)
+    fan_outs.add_flow(key(tcp(1, uid=2008)), NOW)  # the other scans are over first
+    list(fan_outs.due(30 * SECOND))
+    list(fan_outs.due(MINUTE))
+    for pid in range(1, SENDERS + 1):
+        fan_outs.add_attempt(_attempt(pid, _by(pid), uid=2008))
+    fan_outs.add_flow(key(tcp(2, uid=2008)), NOW)
+    last = _scan(fan_outs, 80 * SECOND)
+    assert (len(last.senders), last.unnamed) == (1, SENDERS - 1)
+
+
 def test_new_process_of_a_scan_is_reported_with_the_next_update() -> None:
     fan_outs = _scanned(_attempt(1, _by(7)))
     assert _scan(fan_outs).stage == "begun"
