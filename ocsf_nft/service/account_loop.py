@@ -125,6 +125,8 @@ class AccountLoop:
         #: Set by log records: the counters must be read soon.
         self._has_records = asyncio.Event()
         self._lock = asyncio.Lock()
+        #: Storage of the latest change.
+        self._committing: asyncio.Task[None]
         #: Number of batches of log records that are being processed, and when the last one ended.
         self._running, self._taken_at = 0, -math.inf
         self._has_taken = asyncio.Event()  # set while none is being processed
@@ -398,7 +400,7 @@ class AccountLoop:
 
     async def _report(self, found: Sequence[Attempt | FanOut | IncidentEnd]) -> None:
         if found:
-            await self._commit(await self._reporter.lines(found))
+            await self._commit([], found)
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
         known = attempt.attribution
@@ -419,8 +421,30 @@ class AccountLoop:
             attempt, attribution=known or self._fallback_chain.user_attribution(attempt.record)
         )
 
-    async def _commit(self, lines: Sequence[bytes], *, is_final: bool = False) -> None:
-        """Store the new events (``lines``) and the changed counts in one transaction."""
+    async def _commit(
+        self,
+        lines: Sequence[bytes],
+        found: Sequence[Attempt | FanOut | IncidentEnd] = (),
+        *,
+        is_final: bool = False,
+    ) -> None:
+        """Store new events and the changed counts in one transaction.
+
+        The events are ``lines``, and those about ``found``. After a cancellation, they are stored
+        too, since the account has them as reported. But nothing waits for a full disk then.
+        """
+        committing = await run_shielded(self._begin_commit(lines, found, is_final=is_final))
+        await asyncio.wait([committing])
+        committing.result()
+
+    async def _begin_commit(
+        self,
+        lines: Sequence[bytes],
+        found: Sequence[Attempt | FanOut | IncidentEnd],
+        *,
+        is_final: bool,
+    ) -> asyncio.Task[None]:
+        lines = [*lines, *await self._reporter.lines(found)]
         change = AccountChange(self.sandbox)
         for _ in codec.collect(self._account, change, is_final=is_final):
             await asyncio.sleep(0)
@@ -428,9 +452,13 @@ class AccountLoop:
         if self.position is not None and self.position != self._stored_position:
             position = Position(self.sandbox, self._source, self.position)
             self._stored_position = self.position
-        if lines or change or position:
-            whole = Change(events=lines, account=change or None, position=position)
-            await self._reporter.commit(whole)
+        whole = Change(events=lines, account=change or None, position=position)
+        is_empty = not (lines or change or position)
+        committing = asyncio.sleep(0) if is_empty else self._reporter.commit(whole)
+        self._committing = asyncio.create_task(committing)
+        # After a cancellation, nothing waits for an error.
+        self._committing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._committing
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:

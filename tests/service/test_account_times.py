@@ -18,7 +18,7 @@ from tests.service.keeping import MemoryStore
 from tests.service.test_account_loop import Given
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
@@ -167,3 +167,28 @@ async def test_other_tasks_run_while_packets_of_removed_counters_are_reported(
     assert len(seen) > 1000
     assert len(set(seen)) > 3
     assert sum(event["count"] for event in sink.of_class(4001)) == 3000
+
+
+async def test_cancelled_close_reports_what_it_has_begun_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release has a time limit, and may be repeated after it."""
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp(port)): 3 for port in range(1, 601)}
+        rendering, lines = asyncio.Event(), account._reporter.lines
+
+        async def slow_lines(found: Sequence[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
+            rendering.set()
+            await asyncio.sleep(0.05)
+            return await lines(found)
+
+        monkeypatch.setattr(account._reporter, "lines", slow_lines)
+        closing = asyncio.create_task(account.close())
+        await rendering.wait()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        (balance,) = await account.close()
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1800, 0, 0)
+    assert sum(event["count"] for event in sink.of_class(4001)) == 1800
