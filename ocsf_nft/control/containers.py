@@ -93,7 +93,9 @@ class Containers:
         if decision is None:
             return Attached(covering)
         # Its process may exit, and one of the host may get the id of it.
-        done = await self._sandboxes.put(decision.sandbox, caller, no_condition, identity)
+        done = await self._sandboxes.put(
+            decision.sandbox, caller, no_condition, namespace_id=identity
+        )
         view = self._sandboxes.view(decision.sandbox.name)
         if view.state not in _ACTIVE:
             reason = "" if view.fault is None else f": {view.fault}"

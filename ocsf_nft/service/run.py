@@ -193,13 +193,14 @@ class Service:
         sandbox: SandboxConfig,
         caller: Process | None = None,
         require: Condition = no_condition,
+        *,
         namespace_id: str | None = None,
     ) -> PutResult:
         """Add a sandbox, or change its policy; see :meth:`Sandboxes.put`.
 
         The sandbox is stored, and comes back after a restart of the service.
         """
-        return await self._sandboxes.put(sandbox, caller, require, namespace_id)
+        return await self._sandboxes.put(sandbox, caller, require, namespace_id=namespace_id)
 
     async def add(self, sandbox: SandboxConfig) -> None:
         """Add a sandbox, as :meth:`put` does; raises ConflictError if there is one of its name."""

@@ -99,7 +99,7 @@ class Sandbox:
         self._waits = origin == "file" and comes_again
         #: Identity of the only namespace to fence: a later process may have the id of its process,
         #: and is maybe one of the host. None if each next one is fenced, or if none was present.
-        self._namespace_id = namespace_id
+        self.namespace_id = namespace_id
         self._parts: WatchParts
         self._stop = asyncio.Event()
         #: Set to end the pause before the next attempt to watch the sandbox.
@@ -152,8 +152,8 @@ class Sandbox:
         Raises the errors of :func:`sandbox_start.activate`.
         """
         self._previous = parts.state.read_or_none(self.name)
-        if not self._waits and self._namespace_id is None and self.config.namespace is not None:
-            self._namespace_id = self.config.namespace.identity()
+        if not self._waits and self.namespace_id is None and self.config.namespace is not None:
+            self.namespace_id = self.config.namespace.identity()
         try:
             self._fenced = await self._activated(parts)
         except AbsentError:
@@ -163,9 +163,7 @@ class Sandbox:
             _log.info("waiting for a network namespace", sandbox=self.name)
 
     async def _activated(self, parts: FenceParts) -> FencedSandbox:
-        return await sandbox_start.activate(
-            parts, self.config, self._note_fence, self._namespace_id
-        )
+        return await sandbox_start.activate(parts, self.config, self._note_fence, self.namespace_id)
 
     def _note_fence(self, fence: Fence) -> None:
         self.has_installed |= fence.is_ours
@@ -247,12 +245,14 @@ class Sandbox:
             with contextlib.suppress(OcsfNftError):  # the first error is raised
                 await self._remove_record(state)
 
-    def successor(self, config: SandboxConfig, *, has_fence: bool) -> Sandbox:
+    def successor(
+        self, config: SandboxConfig, *, has_fence: bool, namespace_id: str | None
+    ) -> Sandbox:
         """Return a sandbox with another configuration, in place of this one, which has stopped.
 
-        ``has_fence`` is true if it has the fence of this one.
+        ``has_fence`` is true if it has the fence of this one. ``namespace_id`` is the identity of
+        the only namespace to fence; None for the one that is found first.
         """
-        namespace_id = self._namespace_id if has_fence else None
         found = Sandbox(
             config, self.origin, self._on_failure, must_exist=False, namespace_id=namespace_id
         )
@@ -397,7 +397,7 @@ class Sandbox:
             if not await until_stop(self._stop, present):
                 return False
             tried = present.result()  # it may have ended meanwhile
-            if self._namespace_id not in {None, tried}:
+            if self.namespace_id not in {None, tried}:
                 return False
             if await self._try(self._activate_and_begin()):
                 return True
@@ -448,4 +448,4 @@ class Sandbox:
 
     def _is_absent(self) -> bool:
         present = present_identity(self.config.namespace or HOST)
-        return present is None or self._namespace_id not in {None, present}
+        return present is None or self.namespace_id not in {None, present}

@@ -267,13 +267,20 @@ class Sandboxes:
     async def _guard(self, sandbox: Sandbox) -> None:
         if self._sandboxes.get(sandbox.name) is sandbox and sandbox.lacks_guard:
             config = sandbox.config
-            await self._renew(sandbox, config, change_of_all(config, config))
+            change = change_of_all(config, config)
+            await self._renew(sandbox, config, change, sandbox.namespace_id)
 
     async def _halt(self, sandbox: Sandbox) -> None:
         sandbox.stop()
         await asyncio.wait([self._tasks[sandbox.name]])
 
-    async def _renew(self, found: Sandbox, config: SandboxConfig, change: PolicyChange) -> None:
+    async def _renew(
+        self,
+        found: Sandbox,
+        config: SandboxConfig,
+        change: PolicyChange,
+        namespace_id: str | None = None,
+    ) -> None:
         """Watch a sandbox again, with another configuration; its fence stays until it is replaced.
 
         After an error, it has its configuration of before.
@@ -284,14 +291,18 @@ class Sandboxes:
         stays, renewed = is_same_namespace(found.config, config), found
         try:
             await found.finish(None, removes=found.has_installed and not stays)
-            self._sandboxes[found.name] = renewed = found.successor(config, has_fence=stays)
+            self._sandboxes[found.name] = renewed = found.successor(
+                config, has_fence=stays, namespace_id=namespace_id
+            )
             await renewed.activate(self._fence_parts)
             await renewed.begin(self._parts, change if change.changes else None)
         except OcsfNftError:
             # After an error of the end, the fence is that of before, also for another namespace.
             stays |= renewed is found
             await (renewed.close() if stays else renewed.undo(self._state))
-            self._sandboxes[found.name] = renewed = renewed.successor(found.config, has_fence=stays)
+            self._sandboxes[found.name] = renewed = renewed.successor(
+                found.config, has_fence=stays, namespace_id=found.namespace_id
+            )
             await renewed.try_activate(self._fence_parts)
             await renewed.try_begin(self._parts)
             raise
@@ -303,6 +314,7 @@ class Sandboxes:
         config: SandboxConfig,
         caller: Process | None = None,
         require: Condition = no_condition,
+        *,
         namespace_id: str | None = None,
     ) -> PutResult:
         """Add a sandbox, or change its policy; return when the fence is active and watched.
@@ -365,12 +377,18 @@ class Sandboxes:
             await self._halt(found)
             if config.name not in self._sandboxes:  # its namespace has ended
                 return await self._add(config, caller, namespace_id)
-        await self._change(found, config, change, renews=not is_watched)
+        await self._change(found, config, change, namespace_id, renews=not is_watched)
         await self._settle(config.name)
         return PutResult(is_new=False, changes=change.changes)
 
     async def _change(
-        self, found: Sandbox, config: SandboxConfig, change: PolicyChange, *, renews: bool
+        self,
+        found: Sandbox,
+        config: SandboxConfig,
+        change: PolicyChange,
+        namespace_id: str | None,
+        *,
+        renews: bool,
     ) -> None:
         """Change a sandbox that was added by a call, also in the store; with ``renews``, watch it.
 
@@ -379,7 +397,7 @@ class Sandboxes:
         await self._store(config)
         try:
             if renews:
-                await self._renew(found, config, change)
+                await self._renew(found, config, change, namespace_id)
             else:
                 await found.change(config, change)
         except BaseException:

@@ -86,7 +86,12 @@ class Sandboxes:
         self.completed += 1
 
     async def put(
-        self, sandbox: SandboxConfig, caller: Process | None, require: Condition
+        self,
+        sandbox: SandboxConfig,
+        caller: Process | None,
+        require: Condition,
+        *,
+        namespace_id: str | None = None,  # noqa: ARG002 - nothing is fenced
     ) -> PutResult:
         before = self.found.get(sandbox.name)
         require(before)

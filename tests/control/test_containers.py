@@ -53,7 +53,12 @@ class _Sandboxes:
         self.namespace_ids: list[str] = []
 
     async def put(
-        self, sandbox: SandboxConfig, caller: Process | None, require: Condition, namespace_id: str
+        self,
+        sandbox: SandboxConfig,
+        caller: Process | None,
+        require: Condition,
+        *,
+        namespace_id: str,
     ) -> PutResult:
         assert (caller, require) == (None, no_condition)
         self.namespace_ids.append(namespace_id)

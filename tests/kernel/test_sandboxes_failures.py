@@ -204,7 +204,9 @@ async def test_process_that_gets_the_id_of_another_one_is_not_fenced_for_a_later
             change = change_of_all(found.config, found.config)
             move()
             with pytest.raises(AbsentError, match="was replaced by another"):
-                await served.service._sandboxes._renew(found, found.config, change)
+                await served.service._sandboxes._renew(
+                    found, found.config, change, found.namespace_id
+                )
             await until(lambda: served.service.views() == ())
         assert nft(named(other), "list", "ruleset") == ""
 
