@@ -67,6 +67,7 @@ _MATCHES: Final[dict[str, set[str | None]]] = {
     "fence_tampering": {"altered", "flushed"},
     "fence_removed": {"removed"},
     "bypass_attempt": {"scanner", "flood", "worker", *_SHORT},
+    "allowed_attempt": {"leak"},
     "dns_in_the_open": {"tunnel", "worker"},
     # Of the counters that were removed with the fence; the text names the sandbox.
     "collection_gap": {None},
