@@ -1,6 +1,6 @@
 """``python -m bench``: all benchmarks, one table per subject.
 
-Run as root; takes seven or eight minutes. Exits with 3 if the system can't, and with 1 if a check
+Run as root; takes about twenty minutes. Exits with 3 if the system can't, and with 1 if a check
 fails. These are failures:
 - a TCP connect() that is refused in 1 ms or more at the 99th percentile;
 - an allowed packet that takes 2.5 µs more to the proxy, or 1.5 µs more from it;
@@ -14,7 +14,7 @@ fails. These are failures:
 - a fence that is not active again within 50 ms at the 99th percentile;
 - a call that takes 2 µs longer because of the capture;
 - an attempt that is attributed to another process;
-- a run whose two processes take 70 MB or more while calm, or that keeps growing under load;
+- a run with two processes that take 70 MB or more while calm, or that keeps growing under load;
 - a sandbox more in a service that takes 0.05% of a core, 4 descriptors, 0.25 MB or 0.05 s more;
 - a program for a container engine that takes more than 80 ms without the work of others;
 - a --help or --version that takes 3 times the CPU time of Python's own start, or a conversion of

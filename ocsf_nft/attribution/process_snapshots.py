@@ -48,8 +48,8 @@ class ProcessSnapshots:
     ) -> None:
         """Create an empty store.
 
-        ``describe_again`` is called with the pid of each process whose details were evicted or may
-        be outdated: the BPF programs report a process only once.
+        ``describe_again`` is called with the pid of each process with evicted or possibly outdated
+        details: the BPF programs report a process only once.
         """
         self._names = names
         self._describe_again = describe_again

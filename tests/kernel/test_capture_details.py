@@ -34,15 +34,16 @@ _SENDS = """
 #: The same, by a child that runs the same program.
 _FORKED_SENDS = "if os.fork(): os.wait(); sys.exit()\n" + textwrap.dedent(_SENDS)
 _ADOPTER = """
-signal.sigwait([signal.SIGUSR1])
+adopted = signal.sigwaitinfo([signal.SIGUSR1]).si_pid
 with refused: tcp().connect(TO4)
+os.kill(adopted, signal.SIGUSR1)
 os.wait()
 """
 _ADOPTED = """
 print_pid()
 for _ in sys.stdin:
     os.kill(os.getppid(), signal.SIGUSR1)
-    time.sleep(0.3)  # until the other one has connected
+    signal.sigwait([signal.SIGUSR1])  # the other one has connected
     with refused: udp().sendto(b"x", TO4)
 """
 #: A process is adopted by another one with as many execs and the same program.
@@ -61,7 +62,7 @@ _ADOPTS = f"""
 #: Maximum number of processes in the store, and of other programs that are run. The sender and all
 #: its ancestors fit into the store.
 _STORED, _OTHERS = 20, 60
-#: Number of programs with whose details the buffer is full.
+#: Number of programs that fill the buffer with their details.
 _FULL = 600
 
 

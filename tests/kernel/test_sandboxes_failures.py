@@ -123,7 +123,7 @@ def _moving_process(
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
     """Run a process in a namespace, and yield what moves it to another one.
 
-    It is like the exit of the process, whose id another one gets then.
+    It is as if the process had exited, and another one had got its id.
     """
     code = f"""
         import os

@@ -197,9 +197,10 @@ def _other_process(turns: Turns, *requests: bytes) -> Iterator[None]:
 
 
 def _wait_until_ready(device: str) -> None:
-    """Wait until the kernel has told of a device that is ready.
+    """Wait until the kernel has sent its notice that a device is ready.
 
-    It does so at most once a second for all devices of the machine: ``net/core/link_watch.c``.
+    It sends such notices at most once a second for all devices of the machine
+    (``net/core/link_watch.c``).
     """
     deadline = time.monotonic() + 30
     while b" state UP " not in subprocess.check_output(["ip", "-o", "link", "show", device]):
