@@ -12,10 +12,11 @@ from ocsf_nft.flow import Flow, flow, key_of, lacks_port, user_of, without_port
 from ocsf_nft.flows import incidents
 from ocsf_nft.flows.counter_record import counter_record
 from ocsf_nft.flows.dns_questions import DnsQuestions
-from ocsf_nft.flows.incidents import FanOuts, OpenIncident
+from ocsf_nft.flows.incidents import OpenIncident
 from ocsf_nft.flows.overflow import Admission, Aggregates
 from ocsf_nft.flows.reconciler import LAST_READINGS, Reconciler
 from ocsf_nft.flows.report_schedule import AttributedRecord, FlowReport
+from ocsf_nft.flows.scans import FanOuts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ocsf_nft.errors import UsageError
-from ocsf_nft.flows import incidents, report_schedule
+from ocsf_nft.flows import incidents, report_schedule, scans
 from ocsf_nft.ocsf import enums, versions
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.finding_settings import FindingSettings
@@ -107,8 +107,8 @@ def test_introduction_has_the_current_numbers() -> None:
     assert f"of severity {threshold.min_severity.caption} or more" in head
     assert threshold.packets == 10
     assert "at the tenth packet of severity Medium" in head
-    within_s = incidents.WITHIN_NS // 1_000_000_000
-    assert f"tries {incidents.FLOWS} flows within {within_s} s" in head
+    within_s = scans.WITHIN_NS // 1_000_000_000
+    assert f"tries {scans.FLOWS} flows within {within_s} s" in head
     assert f"{report_schedule.OVER_NS // 1_000_000_000} s without a packet" in head
     assert incidents.LATEST == 10
     assert "at\n  most ten." in head

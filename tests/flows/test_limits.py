@@ -10,9 +10,9 @@ from ocsf_nft.attempt import FanOut
 from ocsf_nft.flow import Count, CounterId, flow
 from ocsf_nft.flows import rule_account
 from ocsf_nft.flows.flow_counter import FlowCounter
-from ocsf_nft.flows.incidents import FanOuts
 from ocsf_nft.flows.overflow import Admission, Aggregates, Quota
 from ocsf_nft.flows.sandbox_account import Balance, SandboxAccount
+from ocsf_nft.flows.scans import FanOuts
 from tests.flows.kernel_model import Packet
 from tests.flows.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt, FanOut, Incident, IncidentEnd
 from ocsf_nft.flows import codec
-from ocsf_nft.flows.incidents import FLOWS, WITHIN_NS, OpenIncident
+from ocsf_nft.flows.incidents import OpenIncident
 from ocsf_nft.flows.sandbox_account import SandboxAccount
+from ocsf_nft.flows.scans import FLOWS, WITHIN_NS
 from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import RECORDS
 from tests.flows.reading import (

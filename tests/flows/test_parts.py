@@ -6,9 +6,9 @@ import dataclasses
 
 from ocsf_nft.flow import CounterId, Element
 from ocsf_nft.flows.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
-from ocsf_nft.flows.incidents import FLOWS, WITHIN_NS, FanOuts
 from ocsf_nft.flows.overflow import Quota
 from ocsf_nft.flows.report_schedule import OVER_NS, FlowReport, Schedule
+from ocsf_nft.flows.scans import FLOWS, WITHIN_NS, FanOuts
 from ocsf_nft.flows.unlogged_flows import UnloggedFlows
 from tests.flows.reading import NOW, SECOND, key, reading, tcp
 

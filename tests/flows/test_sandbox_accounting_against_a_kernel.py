@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ocsf_nft.attempt import Attempt, IncidentEnd
-from ocsf_nft.flows import incidents
+from ocsf_nft.flows import scans
 from ocsf_nft.flows.sandbox_account import SandboxAccount
 from tests.flows.kernel_model import START_NS, Kernel, Packet, stamped
 from tests.flows.reading import changes, on_demand
@@ -66,7 +66,7 @@ class Reported(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         # Few flows make a fan-out here, because the test has few.
-        self.few = mock.patch.object(incidents, "FLOWS", 3)
+        self.few = mock.patch.object(scans, "FLOWS", 3)
         self.few.start()
         self.kernel = Kernel()
         self.database = AccountFile(Path(self.folder.name) / FILE).opened()

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ocsf_nft.attempt import Aggregation, Attempt, FanOut, ScanSender
 from ocsf_nft.flow import CounterId, Flow
 from ocsf_nft.flows import codec
-from ocsf_nft.flows.incidents import LATEST, SENDERS, FanOuts
+from ocsf_nft.flows.incidents import LATEST
+from ocsf_nft.flows.scans import SENDERS, FanOuts
 from ocsf_nft.process import Attribution, Process, Seen
 from tests.flows.reading import NOW, SECOND, key, record, tcp
 

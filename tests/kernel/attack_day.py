@@ -110,7 +110,7 @@ def lived(patch: pytest.MonkeyPatch) -> Iterator[Day]:
     """Run the service for a day, and yield what happened."""
     for name, value in command.LONG_STOP.items():
         patch.setattr(name, value)
-    patch.setattr("ocsf_nft.flows.incidents.WITHIN_NS", _SCAN_SECONDS * 10**9)
+    patch.setattr("ocsf_nft.flows.scans.WITHIN_NS", _SCAN_SECONDS * 10**9)
     # A busy machine is no fault of the service.
     patch.setattr("ocsf_nft.service.gap_reports._LATE_NS", 60 * 10**9)
     with tempfile.TemporaryDirectory(prefix="day") as folder:
